@@ -1,0 +1,22 @@
+"""Shared fixtures: golden values, and the real faces where they are present."""
+
+from pathlib import Path
+
+import pytest
+
+GOLDEN = Path(__file__).parent / "golden"
+LFW112 = Path(__file__).resolve().parents[2] / "shared" / "data" / "lfw112"
+
+
+@pytest.fixture
+def golden() -> Path:
+    """Folder of the golden values (numbers of the official implementation)."""
+    return GOLDEN
+
+
+@pytest.fixture
+def lfw112() -> Path:
+    """Folder of real faces in the InsightFace layout; the test skips where it is absent."""
+    if not (LFW112 / "train.rec").is_file():
+        pytest.skip(f"the real faces are not on this machine (expected in {LFW112})")
+    return LFW112
