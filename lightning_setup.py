@@ -11,35 +11,45 @@ project whose import has an effect:
   read.
 """
 
+import importlib
 import logging
+import re
 import warnings
 
 import torch
 
-_MISSING_OPERATORS = ("nms", "qnms")
+_MISSING_OPERATOR = re.compile(r"operator (torchvision::\w+) does not exist")
 _SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+_MOST_OPERATORS = 50
 
 
-def _declare_missing_torchvision_operators() -> None:
-    """Declare the operators that torchvision expects when its compiled library cannot be loaded."""
-    if torch.version.cuda is not None:
-        return  # a CUDA build of torch loads torchvision's library, which defines them itself
-    for name in _MISSING_OPERATORS:
+def _make_torchvision_importable() -> None:
+    """Import torchvision, declaring the operators whose compiled library cannot be loaded."""
+    for _ in range(_MOST_OPERATORS):
         try:
-            torch.library.define(f"torchvision::{name}", _SCHEMA)
-        except RuntimeError:
-            return  # already defined: torchvision was imported before us
+            importlib.import_module("torchvision")
+        except ImportError:
+            return  # not installed: then nothing imports it either
+        except RuntimeError as error:
+            missing = _MISSING_OPERATOR.search(str(error))
+            if missing is None:
+                raise
+            torch.library.define(missing.group(1), _SCHEMA)
+        else:
+            return
 
 
 def _silence() -> None:
     """Keep framework tips and deprecation notes off the screen."""
     warnings.filterwarnings("ignore", category=DeprecationWarning)
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(torch|pytorch_lightning|lightning_fabric).*")
+    warnings.filterwarnings(
+        "ignore", category=FutureWarning, module=r"(torch|pytorch_lightning|lightning_fabric).*"
+    )
     for name in ("pytorch_lightning", "lightning_fabric", "pytorch_lightning.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-_declare_missing_torchvision_operators()
+_make_torchvision_importable()
 _silence()
 
 import pytorch_lightning as pl  # noqa: E402
