@@ -1,0 +1,381 @@
+"""Every option of a training run: name, type, default and help. The only home of a default.
+
+Values come from the defaults below, then from a recipe (``--config recipe.yaml``, the same keys), then from
+the command line; what comes later wins. Unknown keys, abbreviations and bad values are refused in both, with
+the nearest match. Names and meanings are those of the official AdaFace repository; what it lacks
+(``accelerator``, ``devices``, ``precision``, ...) is marked "(ours)" below.
+
+Differs from the official code: ``--weight_decay`` is used (there it is ignored, and 5e-4 is what is used in
+its place, so 5e-4 is the default here), and a misspelt option is an error (there it reads as None).
+"""
+
+import argparse
+import dataclasses
+import difflib
+import sys
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+
+_TRUE = ("true", "yes", "on", "1")
+_FALSE = ("false", "no", "off", "0")
+
+
+def _option(default: Any, text: str, choices: Sequence[str] = ()) -> Any:
+    return field(default=default, metadata={"help": text, "choices": tuple(choices)})
+
+
+@dataclass(frozen=True)
+class Config:
+    """The resolved options of one run; ``given`` names those set by the recipe or the command line."""
+
+    # data
+    data_root: str = _option("", "folder that the two data paths are relative to")
+    train_data_path: str = _option(
+        "faces_emore/imgs", "training images: image folder, or folder with train.rec"
+    )
+    val_data_path: str = _option("faces_emore", "folder of the validation sets (converted, or .bin)")
+    use_mxrecord: bool = _option(False, "train straight from train.rec even where an image folder exists")
+    train_data_subset: bool = _option(
+        False, "train on the paper's subset list (ms1mv2_train_subset_index.txt)"
+    )
+    swap_color_channel: bool = _option(False, "the training images on disk have red and blue swapped")
+    custom_num_class: int = _option(
+        -1, "number of classes of the head, at least that of the data; -1: that of the data"
+    )
+    skip_bad_images: bool = _option(False, "count and replace training images that cannot be decoded (ours)")
+    num_workers: int = _option(16, "data loading processes per device, at most the processor cores")
+    # run
+    prefix: str = _option("default", "first part of the run folder's name")
+    output_dir: str = _option("experiments", "folder of the run folders (ours)")
+    seed: int = _option(42, "seed of weights, shuffling, augmentation and dropout")
+    deterministic: bool = _option(False, "deterministic kernels: the same bits on the same hardware (ours)")
+    fast_dev_run: bool = _option(False, "one batch of training and validation, to see that everything works")
+    test_run: bool = _option(False, "50 training batches per epoch, for a trial")
+    evaluate: bool = _option(
+        False, "no training: evaluate --start_from_model_statedict on the validation sets"
+    )
+    resume_from_checkpoint: str = _option(
+        "", "checkpoint (.ckpt) of an interrupted run to go on from, in its folder"
+    )
+    start_from_model_statedict: str = _option("", "checkpoint (.ckpt) whose backbone weights to start from")
+    save_all_models: bool = _option(False, "keep the checkpoint of every validation, not only best and last")
+    use_wandb: bool = _option(False, "log to Weights & Biases too (pip install wandb)")
+    # devices
+    gpus: int = _option(1, "number of GPUs per node; 0 trains on the CPU")
+    accelerator: str = _option(
+        "auto", "device type; auto follows --gpus (ours)", ("auto", "cpu", "gpu", "mps")
+    )
+    devices: int = _option(0, "number of processes per node, one a device; 0 follows --gpus (ours)")
+    num_nodes: int = _option(1, "number of machines (ours)")
+    distributed_backend: str = _option("ddp", "how several devices work together", ("ddp",))
+    use_16bit: bool = _option(False, "16-bit mixed precision (float16 on a GPU, bfloat16 on a CPU)")
+    precision: str = _option(
+        "auto",
+        "arithmetic; auto follows --use_16bit (ours)",
+        ("auto", "32", "16-mixed", "bf16-mixed", "64"),
+    )
+    # optimisation
+    epochs: int = _option(24, "passes over the training data")
+    batch_size: int = _option(256, "images per step, over all devices of a node")
+    accumulate_grad_batches: int = _option(1, "steps whose gradients are summed before the weights change")
+    lr: float = _option(0.1, "learning rate of SGD")
+    lr_milestones: tuple[int, ...] = _option(
+        (8, 12, 14), "epochs after which the learning rate drops, as 12,20,24"
+    )
+    lr_gamma: float = _option(0.1, "factor of the learning rate at each milestone")
+    momentum: float = _option(0.9, "momentum of SGD")
+    weight_decay: float = _option(5e-4, "weight decay of all but the batch-norm parameters")
+    # model
+    arch: str = _option("ir_18", "backbone, a name of net.py")
+    head: str = _option("adaface", "margin", ("adaface", "arcface", "cosface"))
+    m: float = _option(0.5, "margin; the paper's AdaFace uses 0.4")
+    h: float = _option(0.0, "AdaFace: concentration; the paper uses 0.333 (0 makes it CosFace)")
+    s: float = _option(64.0, "scale of the logits")
+    t_alpha: float = _option(0.01, "AdaFace: weight of the newest batch in the running norm statistics")
+    # augmentation
+    low_res_augmentation_prob: float = _option(
+        0.0, "probability of the low-resolution augmentation, in [0, 1]"
+    )
+    crop_augmentation_prob: float = _option(0.0, "probability of the crop augmentation, in [0, 1]")
+    photometric_augmentation_prob: float = _option(
+        0.0, "probability of the photometric augmentation, in [0, 1]"
+    )
+
+    given: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        """Refuse values that no run can use."""
+        _check_ranges(self)
+        _check_combinations(self)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the options as plain values (lists for tuples), in declaration order."""
+        values = {name: getattr(self, name) for name in OPTIONS}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+    def as_yaml(self) -> str:
+        """Return the options as a recipe that ``--config`` takes."""
+        return yaml.safe_dump(self.as_dict(), sort_keys=False)
+
+
+# the first option of each group of --help
+_GROUPS = {
+    "data_root": "data",
+    "prefix": "run",
+    "gpus": "devices",
+    "epochs": "optimisation",
+    "arch": "model",
+    "low_res_augmentation_prob": "augmentation",
+}
+OPTIONS: dict[str, dataclasses.Field[Any]] = {
+    f.name: f for f in dataclasses.fields(Config) if f.name != "given"
+}
+_TYPES = typing.get_type_hints(Config)
+
+
+def _check_ranges(config: Config) -> None:
+    """Raise ValueError for a value outside its range or choices."""
+    for name, option in OPTIONS.items():
+        choices = option.metadata["choices"]
+        if choices and getattr(config, name) not in choices:
+            raise ValueError(_bad_choice(name, getattr(config, name), choices))
+    for name in (n for n in OPTIONS if n.endswith("_prob")):
+        if not 0.0 <= getattr(config, name) <= 1.0:
+            raise ValueError(f"--{name} is a probability in [0, 1], got {getattr(config, name)}")
+    lowest = {
+        "epochs": 1, "batch_size": 1, "accumulate_grad_batches": 1, "num_nodes": 1,
+        "num_workers": 0, "gpus": 0, "devices": 0, "seed": 0, "custom_num_class": -1,
+        "lr": 0.0, "momentum": 0.0, "weight_decay": 0.0, "m": 0.0, "h": 0.0,
+    }  # fmt: skip
+    for name, bound in lowest.items():
+        if not getattr(config, name) >= bound:
+            raise ValueError(f"--{name} must be at least {bound}, got {getattr(config, name)}")
+    if not config.s > 0:
+        raise ValueError(f"--s must be above 0, got {config.s}")
+    if not 0.0 <= config.t_alpha <= 1.0:
+        raise ValueError(f"--t_alpha is a weight in [0, 1], got {config.t_alpha}")
+    if (
+        list(config.lr_milestones) != sorted(set(config.lr_milestones))
+        or min(config.lr_milestones, default=1) < 1
+    ):
+        raise ValueError(f"--lr_milestones must be increasing epochs from 1 on, got {config.lr_milestones}")
+
+
+def _check_combinations(config: Config) -> None:
+    """Raise ValueError for options that contradict each other."""
+    if config.use_16bit and config.precision not in ("auto", "16-mixed", "bf16-mixed"):
+        raise ValueError(f"--use_16bit contradicts --precision {config.precision}: give one of them")
+    if config.accelerator == "cpu" and "gpus" in config.given and config.gpus > 0:
+        raise ValueError(
+            f"--accelerator cpu contradicts --gpus {config.gpus}: give --devices for CPU processes"
+        )
+    if config.accelerator in ("gpu", "mps") and "gpus" in config.given and config.gpus == 0:
+        raise ValueError(f"--accelerator {config.accelerator} contradicts --gpus 0")
+    if "gpus" in config.given and config.gpus > 0 and config.devices not in (0, config.gpus):
+        raise ValueError(f"--gpus {config.gpus} contradicts --devices {config.devices}: give one of them")
+    if config.evaluate and not config.start_from_model_statedict:
+        raise ValueError("--evaluate needs --start_from_model_statedict CHECKPOINT: the model to evaluate")
+    if config.evaluate and config.resume_from_checkpoint:
+        raise ValueError(
+            "--evaluate contradicts --resume_from_checkpoint: name the model by --start_from_model_statedict"
+        )
+    if config.resume_from_checkpoint and config.start_from_model_statedict:
+        raise ValueError(
+            "--resume_from_checkpoint restores all weights, --start_from_model_statedict the backbone only: "
+            "give one of them"
+        )
+    for name in ("resume_from_checkpoint", "start_from_model_statedict"):
+        path = getattr(config, name)
+        if path and not Path(path).is_file():
+            raise FileNotFoundError(f"--{name}: there is no file {path}")
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """Return a hint with the known name nearest to ``name``, or all of them when none is near.
+
+    Args:
+        name: what was typed.
+        known: the names that exist.
+    """
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean {close[0]}?" if close else f"known are: {', '.join(known)}"
+
+
+def _bad_choice(name: str, got: Any, choices: Sequence[str]) -> str:
+    if name == "distributed_backend" and got in ("dp", "ddp2"):
+        return f"--distributed_backend {got} no longer exists in PyTorch Lightning: use ddp"
+    return f"--{name} takes one of {', '.join(choices)}, got {got!r}; {nearest(str(got), choices)}"
+
+
+def _to_bool(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    text = str(value).lower()
+    if text in _TRUE or text in _FALSE:
+        return text in _TRUE
+    raise ValueError("expected true or false")
+
+
+def _to_int(value: Any) -> int:
+    if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
+        raise ValueError("expected a whole number")
+    return int(value)
+
+
+def _to_float(value: Any) -> float:
+    # PyYAML reads 5e-4 as a string: YAML 1.1 wants 5.0e-4
+    if isinstance(value, bool):
+        raise ValueError("expected a number")
+    return float(value)
+
+
+def _to_ints(value: Any) -> tuple[int, ...]:
+    parts = [value] if isinstance(value, int) else value
+    if isinstance(value, str):
+        parts = [part for part in value.replace(" ", "").strip("[]()").split(",") if part]
+    return tuple(_to_int(part) for part in parts or ())
+
+
+def _to_str(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, (list, dict)):
+        raise ValueError("expected a text")
+    return str(value)
+
+
+_CONVERTERS: dict[Any, Any] = {bool: _to_bool, int: _to_int, float: _to_float, str: _to_str}
+
+
+def convert_value(name: str, value: Any) -> Any:
+    """Convert a value from the command line or a recipe to the type of its option.
+
+    Args:
+        name: option name, without dashes.
+        value: text, or a YAML value.
+
+    Raises:
+        ValueError: the value does not fit the option's type.
+    """
+    kind = _TYPES[name]
+    converter = _to_ints if isinstance(kind, types.GenericAlias) else _CONVERTERS[kind]
+    try:
+        return converter(value)
+    except (TypeError, ValueError) as error:
+        expected = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}.get(
+            kind, "whole numbers such as 12,20,24"
+        )
+        raise ValueError(f"--{name} takes {expected}, got {value!r}") from error
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line, with the nearest option."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        prog="main.py",
+        usage="main.py [--config RECIPE] [--option value ...]",
+        description="Train and evaluate a face recognition model with AdaFace (or ArcFace, CosFace).",
+        epilog="Every option is also a key of a recipe (YAML); the command line wins over the recipe.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--config", metavar="RECIPE", default="", help="YAML file with any of the options below"
+    )
+    parser.add_argument(
+        "--print_config", action="store_true", help="print the resolved options as YAML and stop"
+    )
+    group: argparse._ActionsContainer = parser
+    for name, option in OPTIONS.items():
+        group = parser.add_argument_group(_GROUPS[name]) if name in _GROUPS else group
+        default, choices = option.default, option.metadata["choices"]
+        shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
+        text = (
+            f"{option.metadata['help']} (default: {shown!r})"
+            if shown == ""
+            else f"{option.metadata['help']} (default: {shown})"
+        )
+        flag: dict[str, Any] = {"default": None, "help": text.replace("%", "%%")}
+        if _TYPES[name] is bool:
+            group.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, **flag)
+        else:
+            metavar = (
+                "{" + ",".join(choices) + "}" if choices else getattr(_TYPES[name], "__name__", "int").upper()
+            )
+            parser.add_argument(f"--{name}", metavar=metavar, **flag)
+    return parser
+
+
+def read_recipe(path: str | Path) -> dict[str, Any]:
+    """Read a recipe and return its options, converted.
+
+    Args:
+        path: YAML file with option names as keys.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: not YAML, not a mapping, an unknown key, or a value of the wrong type.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"--config: there is no recipe {path}")
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a YAML file: {error}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold `option: value` lines, got a {type(values).__name__}")
+    for key in values:
+        if key not in OPTIONS:
+            raise ValueError(f"{path}: unknown option {key!r}; {nearest(str(key), list(OPTIONS))}")
+    try:
+        return {key: convert_value(key, value) for key, value in values.items()}
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def parse(arguments: Sequence[str]) -> tuple[Config, bool]:
+    """Parse a command line into a checked configuration.
+
+    Args:
+        arguments: the words after the program's name.
+
+    Returns:
+        The configuration, and whether ``--print_config`` was given.
+
+    Raises:
+        ValueError: an unknown option, a bad value, or options that contradict each other.
+        FileNotFoundError: a recipe or checkpoint that does not exist.
+    """
+    parsed, unknown = _parser().parse_known_args(list(arguments))
+    if unknown:
+        word = unknown[0].split("=")[0]
+        known = [f"--{name}" for name in ("config", "print_config", *OPTIONS)]
+        raise ValueError(
+            f"unknown option {word}; {nearest(word, known)}"
+            if word.startswith("-")
+            else f"stray word {word!r}"
+        )
+    values = read_recipe(parsed.config) if parsed.config else {}
+    for name in OPTIONS:
+        if (value := getattr(parsed, name)) is not None:
+            values[name] = convert_value(name, value)
+    return Config(**values, given=frozenset(values)), parsed.print_config
+
+
+def exit_with_error(error: Exception) -> NoReturn:
+    """Print one line that says what is wrong, and leave with status 2 (a wrong call)."""
+    print(f"main.py: error: {error}", file=sys.stderr)
+    raise SystemExit(2)
