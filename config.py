@@ -36,14 +36,10 @@ class Config:
 
     # data
     data_root: str = _option("", "folder that the two data paths are relative to")
-    train_data_path: str = _option(
-        "faces_emore/imgs", "training images: image folder, or folder with train.rec"
-    )
+    train_data_path: str = _option("faces_emore/imgs", "training images: image folder, or folder with train.rec")
     val_data_path: str = _option("faces_emore", "folder of the validation sets (converted, or .bin)")
     use_mxrecord: bool = _option(False, "train straight from train.rec even where an image folder exists")
-    train_data_subset: bool = _option(
-        False, "train on the paper's subset list (ms1mv2_train_subset_index.txt)"
-    )
+    train_data_subset: bool = _option(False, "train on the paper's subset list (ms1mv2_train_subset_index.txt)")
     swap_color_channel: bool = _option(False, "the training images on disk have red and blue swapped")
     custom_num_class: int = _option(
         -1, "number of classes of the head, at least that of the data; -1: that of the data"
@@ -57,20 +53,14 @@ class Config:
     deterministic: bool = _option(False, "deterministic kernels: the same bits on the same hardware (ours)")
     fast_dev_run: bool = _option(False, "one batch of training and validation, to see that everything works")
     test_run: bool = _option(False, "50 training batches per epoch, for a trial")
-    evaluate: bool = _option(
-        False, "no training: evaluate --start_from_model_statedict on the validation sets"
-    )
-    resume_from_checkpoint: str = _option(
-        "", "checkpoint (.ckpt) of an interrupted run to go on from, in its folder"
-    )
+    evaluate: bool = _option(False, "no training: evaluate --start_from_model_statedict on the validation sets")
+    resume_from_checkpoint: str = _option("", "checkpoint (.ckpt) of an interrupted run to go on from, in its folder")
     start_from_model_statedict: str = _option("", "checkpoint (.ckpt) whose backbone weights to start from")
     save_all_models: bool = _option(False, "keep the checkpoint of every validation, not only best and last")
     use_wandb: bool = _option(False, "log to Weights & Biases too (pip install wandb)")
     # devices
     gpus: int = _option(1, "number of GPUs per node; 0 trains on the CPU")
-    accelerator: str = _option(
-        "auto", "device type; auto follows --gpus (ours)", ("auto", "cpu", "gpu", "mps")
-    )
+    accelerator: str = _option("auto", "device type; auto follows --gpus (ours)", ("auto", "cpu", "gpu", "mps"))
     devices: int = _option(0, "number of processes per node, one a device; 0 follows --gpus (ours)")
     num_nodes: int = _option(1, "number of machines (ours)")
     distributed_backend: str = _option("ddp", "how several devices work together", ("ddp",))
@@ -85,9 +75,7 @@ class Config:
     batch_size: int = _option(256, "images per step, over all devices of a node")
     accumulate_grad_batches: int = _option(1, "steps whose gradients are summed before the weights change")
     lr: float = _option(0.1, "learning rate of SGD")
-    lr_milestones: tuple[int, ...] = _option(
-        (8, 12, 14), "epochs after which the learning rate drops, as 12,20,24"
-    )
+    lr_milestones: tuple[int, ...] = _option((8, 12, 14), "epochs after which the learning rate drops, as 12,20,24")
     lr_gamma: float = _option(0.1, "factor of the learning rate at each milestone")
     momentum: float = _option(0.9, "momentum of SGD")
     weight_decay: float = _option(5e-4, "weight decay of all but the batch-norm parameters")
@@ -99,13 +87,9 @@ class Config:
     s: float = _option(64.0, "scale of the logits")
     t_alpha: float = _option(0.01, "AdaFace: weight of the newest batch in the running norm statistics")
     # augmentation
-    low_res_augmentation_prob: float = _option(
-        0.0, "probability of the low-resolution augmentation, in [0, 1]"
-    )
+    low_res_augmentation_prob: float = _option(0.0, "probability of the low-resolution augmentation, in [0, 1]")
     crop_augmentation_prob: float = _option(0.0, "probability of the crop augmentation, in [0, 1]")
-    photometric_augmentation_prob: float = _option(
-        0.0, "probability of the photometric augmentation, in [0, 1]"
-    )
+    photometric_augmentation_prob: float = _option(0.0, "probability of the photometric augmentation, in [0, 1]")
 
     given: frozenset[str] = frozenset()
 
@@ -133,9 +117,7 @@ _GROUPS = {
     "arch": "model",
     "low_res_augmentation_prob": "augmentation",
 }
-OPTIONS: dict[str, dataclasses.Field[Any]] = {
-    f.name: f for f in dataclasses.fields(Config) if f.name != "given"
-}
+OPTIONS: dict[str, dataclasses.Field[Any]] = {f.name: f for f in dataclasses.fields(Config) if f.name != "given"}
 _TYPES = typing.get_type_hints(Config)
 
 
@@ -160,10 +142,7 @@ def _check_ranges(config: Config) -> None:
         raise ValueError(f"--s must be above 0, got {config.s}")
     if not 0.0 <= config.t_alpha <= 1.0:
         raise ValueError(f"--t_alpha is a weight in [0, 1], got {config.t_alpha}")
-    if (
-        list(config.lr_milestones) != sorted(set(config.lr_milestones))
-        or min(config.lr_milestones, default=1) < 1
-    ):
+    if list(config.lr_milestones) != sorted(set(config.lr_milestones)) or min(config.lr_milestones, default=1) < 1:
         raise ValueError(f"--lr_milestones must be increasing epochs from 1 on, got {config.lr_milestones}")
 
 
@@ -172,9 +151,7 @@ def _check_combinations(config: Config) -> None:
     if config.use_16bit and config.precision not in ("auto", "16-mixed", "bf16-mixed"):
         raise ValueError(f"--use_16bit contradicts --precision {config.precision}: give one of them")
     if config.accelerator == "cpu" and "gpus" in config.given and config.gpus > 0:
-        raise ValueError(
-            f"--accelerator cpu contradicts --gpus {config.gpus}: give --devices for CPU processes"
-        )
+        raise ValueError(f"--accelerator cpu contradicts --gpus {config.gpus}: give --devices for CPU processes")
     if config.accelerator in ("gpu", "mps") and "gpus" in config.given and config.gpus == 0:
         raise ValueError(f"--accelerator {config.accelerator} contradicts --gpus 0")
     if "gpus" in config.given and config.gpus > 0 and config.devices not in (0, config.gpus):
@@ -290,12 +267,8 @@ def _parser() -> _Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument(
-        "--config", metavar="RECIPE", default="", help="YAML file with any of the options below"
-    )
-    parser.add_argument(
-        "--print_config", action="store_true", help="print the resolved options as YAML and stop"
-    )
+    parser.add_argument("--config", metavar="RECIPE", default="", help="YAML file with any of the options below")
+    parser.add_argument("--print_config", action="store_true", help="print the resolved options as YAML and stop")
     group: argparse._ActionsContainer = parser
     for name, option in OPTIONS.items():
         group = parser.add_argument_group(_GROUPS[name]) if name in _GROUPS else group
@@ -310,9 +283,7 @@ def _parser() -> _Parser:
         if _TYPES[name] is bool:
             group.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, **flag)
         else:
-            metavar = (
-                "{" + ",".join(choices) + "}" if choices else getattr(_TYPES[name], "__name__", "int").upper()
-            )
+            metavar = "{" + ",".join(choices) + "}" if choices else getattr(_TYPES[name], "__name__", "int").upper()
             parser.add_argument(f"--{name}", metavar=metavar, **flag)
     return parser
 
@@ -364,9 +335,7 @@ def parse(arguments: Sequence[str]) -> tuple[Config, bool]:
         word = unknown[0].split("=")[0]
         known = [f"--{name}" for name in ("config", "print_config", *OPTIONS)]
         raise ValueError(
-            f"unknown option {word}; {nearest(word, known)}"
-            if word.startswith("-")
-            else f"stray word {word!r}"
+            f"unknown option {word}; {nearest(word, known)}" if word.startswith("-") else f"stray word {word!r}"
         )
     values = read_recipe(parsed.config) if parsed.config else {}
     for name in OPTIONS:

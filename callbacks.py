@@ -1,0 +1,230 @@
+"""What happens around the training steps: checkpoints, interruptions, the guard against a non-finite loss.
+
+Each class is one Lightning callback; none of them changes the numbers of a run.
+"""
+
+import os
+import shutil
+import signal
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_setup import pl
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_GUARD_EVERY_STEPS_GPU = 50
+_STOP_EVERY_STEPS_GPU = 20
+
+
+class InterruptedTrainingError(Exception):
+    """Training stopped on request after saving ``checkpoint``."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        super().__init__(f"stopped on request; everything up to here is in {checkpoint}")
+        self.checkpoint = checkpoint
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss became infinite or not a number."""
+
+
+def in_the_middle_of_an_epoch(trainer: "pl.Trainer") -> bool:
+    """Whether batches of the current epoch are still to come."""
+    return trainer.fit_loop.epoch_loop.batch_progress.current.processed < trainer.num_training_batches
+
+
+class CheckpointKeeper(pl.Callback):
+    """Keep ``best.ckpt`` (highest ``val_acc``) and ``last.ckpt``, and with ``save_all`` one for each validation.
+
+    Differs from Lightning's ModelCheckpoint: nothing is saved between the last batch of an epoch and its end, so
+    that a checkpoint is either inside an epoch or between two, and each resumes exactly.
+
+    Args:
+        folder: run folder.
+        save_all: keep every checkpoint.
+    """
+
+    def __init__(self, folder: Path, *, save_all: bool = False) -> None:
+        self.folder = folder
+        self.save_all = save_all
+        self.best_val_acc: float | None = None
+        self._newest: float | None = None
+
+    @property
+    def last(self) -> Path:
+        """The newest checkpoint."""
+        return self.folder / "last.ckpt"
+
+    @property
+    def best(self) -> Path:
+        """The checkpoint with the best mean validation accuracy."""
+        return self.folder / "best.ckpt"
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run has to know: the best accuracy so far."""
+        return {"best_val_acc": self.best_val_acc}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the best accuracy so far."""
+        self.best_val_acc = state_dict["best_val_acc"]
+
+    def on_validation_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        """Note the accuracy; inside an epoch save at once, at its end leave that to the epoch's end."""
+        if trainer.sanity_checking or trainer.fast_dev_run or not trainer.state.fn == "fit":
+            return
+        metric = trainer.callback_metrics.get("val_acc")
+        self._newest = None if metric is None else float(metric)
+        if in_the_middle_of_an_epoch(trainer):
+            self.save(trainer)
+
+    def on_train_epoch_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        """Save between two epochs."""
+        if not trainer.fast_dev_run:
+            self.save(trainer)
+
+    def save(self, trainer: "pl.Trainer") -> None:
+        """Write ``last.ckpt``, and ``best.ckpt`` where the newest accuracy is the best.
+
+        Called on all ranks; the best is written first, so that a kill in between repeats the validation.
+        """
+        accuracy, self._newest = self._newest, None
+        improved = accuracy is not None and (self.best_val_acc is None or accuracy > self.best_val_acc)
+        if improved:
+            self.best_val_acc = accuracy
+        written = self.best if improved else self.last
+        trainer.save_checkpoint(written)
+        if trainer.is_global_zero:
+            if improved:
+                _link(self.best, self.last)
+            if self.save_all and accuracy is not None:
+                name = f"epoch={trainer.current_epoch:03d}-step={trainer.global_step:07d}-val_acc={accuracy:.2f}.ckpt"
+                _link(written, self.folder / name)
+        trainer.strategy.barrier("checkpoint")
+
+
+def _link(source: Path, target: Path) -> None:
+    """Make ``target`` the same file as ``source``: both are only ever replaced, never changed."""
+    partial = target.with_name(f".{target.name}.partial")
+    partial.unlink(missing_ok=True)
+    try:
+        os.link(source, partial)
+    except OSError:  # a file system without hard links
+        shutil.copy2(source, partial)
+    partial.replace(target)
+
+
+class StopOnSignal(pl.Callback):
+    """On Ctrl-C or SIGTERM finish the step, save ``last.ckpt``, and leave by ``InterruptedTrainingError``.
+
+    All processes stop at the same step, whichever of them got the signal. A second signal stops at once. During a
+    validation the validation is finished first.
+
+    Args:
+        keeper: writes the checkpoint.
+    """
+
+    def __init__(self, keeper: CheckpointKeeper) -> None:
+        self.keeper = keeper
+        self.requested = False
+        self._previous: dict[int, Any] = {}
+
+    def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        """Take over the signals from Lightning, whose own handler ends the process group inside a collective."""
+        self._children = list(getattr(trainer.strategy.launcher, "procs", []))
+        for number in _SIGNALS:
+            self._previous[number] = signal.signal(number, self._handle)
+
+    def teardown(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
+        """Give the signals back."""
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous.clear()
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+        if number == signal.SIGTERM:  # a terminal sends Ctrl-C to every process, `kill` to one
+            for child in self._children:
+                child.send_signal(number)
+
+    def on_train_batch_end(
+        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Stop between two steps of an epoch, unless a validation is due here."""
+        due = trainer.val_check_batch and (batch_idx + 1) % trainer.val_check_batch == 0
+        if in_the_middle_of_an_epoch(trainer) and not due and self._all_agree(trainer, batch_idx):
+            self.keeper.save(trainer)
+            raise InterruptedTrainingError(self.keeper.last)
+
+    def on_validation_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        """Stop after a validation inside an epoch; the keeper has saved already."""
+        if trainer.state.fn != "fit" or trainer.sanity_checking or not in_the_middle_of_an_epoch(trainer):
+            return
+        if self._all_agree(trainer, None):
+            raise InterruptedTrainingError(self.keeper.last)
+
+    def on_train_epoch_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        """Stop between two epochs; the keeper has saved already."""
+        if trainer.current_epoch + 1 < trainer.max_epochs and self._all_agree(trainer, None):
+            raise InterruptedTrainingError(self.keeper.last)
+
+    def _all_agree(self, trainer: "pl.Trainer", batch_idx: int | None) -> bool:
+        """Whether any process was asked to stop; asked rarely on GPUs, where the answer costs a synchronisation."""
+        if trainer.world_size == 1:
+            return self.requested
+        on_gpu = trainer.strategy.root_device.type == "cuda"
+        if batch_idx is not None and on_gpu and (batch_idx + 1) % _STOP_EVERY_STEPS_GPU:
+            return False
+        return trainer.strategy.reduce_boolean_decision(self.requested, all=False)
+
+
+class NonFiniteLossGuard(pl.Callback):
+    """Stop when the loss is infinite or not a number, naming the first such step.
+
+    The first bad step is kept on the device and looked at now and then, so that a GPU never waits for it; it is
+    always looked at before anything is saved.
+
+    Args:
+        folder: run folder, for the message.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._first_bad: Tensor | None = None
+
+    def on_train_batch_end(
+        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Note a bad loss; look at the note now and then."""
+        loss = outputs["loss"].detach()
+        if self._first_bad is None:
+            self._first_bad = torch.full((), -1, dtype=torch.long, device=loss.device)
+        step = torch.full_like(self._first_bad, trainer.fit_loop.total_batch_idx)
+        bad = ~torch.isfinite(loss) & (self._first_bad < 0)
+        self._first_bad = torch.where(bad, step, self._first_bad)
+        if loss.device.type == "cpu" or (batch_idx + 1) % _GUARD_EVERY_STEPS_GPU == 0:
+            self._check()
+
+    def on_validation_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        """Look before a checkpoint can be written."""
+        self._check()
+
+    def on_save_checkpoint(
+        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", checkpoint: dict[str, Any]
+    ) -> None:
+        """Refuse to write weights that are not finite over good ones."""
+        self._check()
+
+    def _check(self) -> None:
+        if self._first_bad is None or int(self._first_bad) < 0:
+            return
+        raise NonFiniteLossError(
+            f"the loss was not finite at step {int(self._first_bad)}. The last good checkpoint in {self.folder} is "
+            "untouched. Usual causes: a learning rate too high for the batch size (try --lr divided by 10), "
+            "--precision 16-mixed where bf16-mixed or 32 would do, damaged images"
+        )

@@ -1,0 +1,148 @@
+"""Checkpoint files: written whole or not at all, read without running anything that is in them.
+
+A checkpoint is a Lightning ``.ckpt``: a zip with a pickle inside. Files people download are untrusted, so every
+read is ``torch.load(weights_only=True)``. The files published with the paper were written by an old Lightning that
+pickled two of its own classes by name; those names are read as plain ``dict`` and nothing of Lightning runs.
+
+Format: ``state_dict`` holds ``model.<key of net.py>`` and ``head.<key of head.py>``, exactly the official keys, so
+that files go both ways. What is ours beside it is under ``adaface`` (plain dict, list, str, int, float, bool).
+"""
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import net
+from lightning_setup import pl
+
+# classes that old Lightning checkpoints name in their pickle; both are dictionaries
+_OLD_LIGHTNING_CLASSES = (
+    "pytorch_lightning.utilities.parsing.AttributeDict",
+    "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
+)
+_BACKBONE_PREFIX = "model."
+_SHOWN_KEYS = 5
+
+
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint to the CPU without executing anything it holds.
+
+    Args:
+        path: a ``.ckpt`` file, ours or the official code's.
+
+    Returns:
+        The checkpoint's dictionary.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: damaged, not a checkpoint, or it holds objects other than tensors and plain values.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no checkpoint {path}")
+    try:
+        with torch.serialization.safe_globals([(dict, name) for name in _OLD_LIGHTNING_CLASSES]):
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"{path} is refused: it holds more than tensors and plain values, or is damaged ({reason}). "
+            "Nothing in it was executed; export its state_dict with the program that wrote it"
+        ) from error
+    except (RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{path} is not a whole checkpoint file ({reason})") from error
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
+        raise ValueError(f"{path} is not a training checkpoint: it has no `state_dict`")
+    return checkpoint
+
+
+def backbone_state(checkpoint: dict[str, Any], path: str | Path) -> dict[str, Tensor]:
+    """Return the backbone's weights of a checkpoint, keys without ``model.``.
+
+    Args:
+        checkpoint: what ``load_checkpoint`` returned.
+        path: its file, for the message.
+
+    Raises:
+        ValueError: the checkpoint has no ``model.*`` entries.
+    """
+    state = checkpoint["state_dict"]
+    weights = {k.removeprefix(_BACKBONE_PREFIX): v for k, v in state.items() if k.startswith(_BACKBONE_PREFIX)}
+    if not weights:
+        raise ValueError(f"{path} has no `model.*` weights; its keys begin with {list(state)[:_SHOWN_KEYS]}")
+    return weights
+
+
+def identify_architecture(weights: dict[str, Tensor]) -> str | None:
+    """Return the name of the architecture whose keys and shapes these weights have, or None.
+
+    Args:
+        weights: backbone state dict.
+    """
+    shapes = {key: tuple(value.shape) for key, value in weights.items()}
+    for name in net.ARCHITECTURES:
+        with torch.device("meta"):
+            expected = net.build_model(name).state_dict()
+        if shapes == {key: tuple(value.shape) for key, value in expected.items()}:
+            return name
+    return None
+
+
+def load_backbone(model: nn.Module, path: str | Path, arch: str) -> None:
+    """Load the backbone weights of a checkpoint into ``model``.
+
+    Args:
+        model: a network of ``net.build_model(arch)``; changed in place.
+        path: checkpoint, ours or official.
+        arch: its architecture's name, for the message.
+
+    Raises:
+        ValueError: the checkpoint is of another architecture (named), or its keys do not fit.
+    """
+    weights = backbone_state(load_checkpoint(path), path)
+    expected = model.state_dict()
+    wrong = [k for k in expected if k not in weights or weights[k].shape != expected[k].shape]
+    extra = [k for k in weights if k not in expected]
+    if wrong or extra:
+        found = identify_architecture(weights)
+        if found is not None:
+            raise ValueError(f"{path} holds weights of {found}, the run uses --arch {arch}: give --arch {found}")
+        raise ValueError(
+            f"{path} does not hold weights of {arch}: {len(wrong)} entries missing or of another shape "
+            f"{wrong[:_SHOWN_KEYS]}, {len(extra)} entries too many {extra[:_SHOWN_KEYS]}"
+        )
+    model.load_state_dict(weights)
+
+
+class AtomicCheckpointIO(pl.plugins.io.TorchCheckpointIO):  # type: ignore[misc]
+    """Lightning's checkpoint files, renamed into place when whole, read with ``weights_only`` alone."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write ``checkpoint`` to a temporary name beside ``path``, then rename it.
+
+        Raises:
+            RuntimeError: the file cannot be written (no space left); what was there before is untouched.
+        """
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.partial")
+        try:
+            with partial.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        except (OSError, RuntimeError) as error:
+            partial.unlink(missing_ok=True)
+            raise RuntimeError(
+                f"the checkpoint {path} could not be written ({error}); checkpoints saved before it are whole. "
+                "Free some space and go on with --resume_from_checkpoint"
+            ) from error
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: Any = None) -> dict[str, Any]:
+        """Read a checkpoint by ``load_checkpoint`` of this module, whatever the caller asks for."""
+        return load_checkpoint(path)

@@ -1,0 +1,161 @@
+"""The line that a user watches during training."""
+
+import math
+import sys
+import time
+from typing import Any
+
+from tqdm import tqdm
+
+from lightning_setup import pl
+
+
+class ProgressLine(pl.callbacks.ProgressBar):
+    """One line: epoch, loss, learning rate, images/s and time to the end; one line more for each validation.
+
+    On a terminal it is redrawn in place; in a log file a plain line appears every ``log_every_sec`` seconds.
+
+    Args:
+        batch_size: images per step over all processes.
+        log_every_sec: seconds between two lines where the output is no terminal.
+    """
+
+    def __init__(self, batch_size: int, *, log_every_sec: float = 30.0) -> None:
+        super().__init__()
+        self.batch_size = batch_size
+        self.terminal = sys.stderr.isatty()
+        self.every_sec = 0.5 if self.terminal else log_every_sec
+        self._bar: tqdm[Any] | None = None
+        self._validation: tqdm[Any] | None = None
+
+    def disable(self) -> None:
+        """Lightning disables the bar on ranks other than 0."""
+        self._hidden = True
+
+    def enable(self) -> None:
+        """Show the bar."""
+        self._hidden = False
+
+    def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        """Begin to measure time over the whole training, validations included."""
+        self._started = self._shown = time.monotonic()
+        self._first_batch = self._steps_done(trainer)
+        self._steps_since, self._trained_sec = 0, 0.0
+
+    def on_train_epoch_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        """Open the epoch's line."""
+        if self._hidden:
+            return
+        self._shown, self._steps_since = time.monotonic(), 0
+        name = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+        done = trainer.fit_loop.epoch_loop.batch_progress.current.ready if trainer.fit_loop.restarting else 0
+        self._bar = tqdm(
+            total=trainer.num_training_batches,
+            initial=done,
+            desc=name,
+            leave=False,
+            disable=not self.terminal,
+            dynamic_ncols=True,
+            bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}",
+        )
+
+    def on_train_batch_end(
+        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Redraw, at most every ``every_sec``: reading the loss makes a GPU wait."""
+        if self._hidden or self._bar is None:
+            return
+        self._steps_since += 1
+        now = time.monotonic()
+        if now - self._shown < self.every_sec and batch_idx + 1 < trainer.num_training_batches:
+            return
+        rate = self._steps_since * self.batch_size / max(now - self._shown, 1e-9)
+        lr = trainer.optimizers[0].param_groups[0]["lr"]
+        line = (
+            f"loss {float(outputs['loss']) * trainer.accumulate_grad_batches:.3f}, lr {lr:g}, "
+            f"{rate:,.0f} images/s, {_duration(self._remaining_sec(trainer, now))} left"
+        )
+        self._bar.n = batch_idx + 1
+        self._bar.set_postfix_str(line)
+        if not self.terminal:
+            print(f"{self._bar.desc} batch {batch_idx + 1}/{trainer.num_training_batches}: {line}", flush=True)
+        self._shown, self._steps_since = now, 0
+
+    def _steps_done(self, trainer: "pl.Trainer") -> int:
+        progress = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        return trainer.current_epoch * int(trainer.num_training_batches) + progress
+
+    def _remaining_sec(self, trainer: "pl.Trainer", now: float) -> float:
+        done = self._steps_done(trainer) - self._first_batch
+        total = trainer.max_epochs * int(trainer.num_training_batches) - self._first_batch
+        return (now - self._started) * (total - done) / max(done, 1)
+
+    def on_train_epoch_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        """Close the epoch's line."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def on_validation_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        """Open a line for the validation."""
+        self._open_evaluation("validation", sum(trainer.num_val_batches))
+
+    def on_validation_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        """Move on by one batch."""
+        self._step_evaluation()
+
+    def on_validation_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        """Print the accuracies."""
+        self._close_evaluation()
+        if self._hidden or trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        sets = ", ".join(f"{r.name} {r.accuracy:.2f}" for r in pl_module.results)
+        metric = trainer.callback_metrics.get("val_acc", math.nan)
+        self._print(f"epoch {trainer.current_epoch + 1}: val_acc {float(metric):.2f} ({sets or 'no complete pairs'})")
+        self._shown, self._steps_since = time.monotonic(), 0
+
+    def on_test_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        """Open a line for the test."""
+        self._open_evaluation("test", sum(trainer.num_test_batches))
+
+    def on_test_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        """Move on by one batch."""
+        self._step_evaluation()
+
+    def on_test_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        """Close the test's line."""
+        self._close_evaluation()
+
+    def on_exception(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", exception: BaseException) -> None:
+        """Leave the terminal clean for the message."""
+        self._close_evaluation()
+        if self._bar is not None:
+            self._bar.close()
+
+    def _open_evaluation(self, name: str, total: float) -> None:
+        if not self._hidden:
+            self._validation = tqdm(
+                total=int(total), desc=name, leave=False, disable=not self.terminal, dynamic_ncols=True
+            )
+
+    def _step_evaluation(self) -> None:
+        if self._validation is not None:
+            self._validation.update()
+
+    def _close_evaluation(self) -> None:
+        if self._validation is not None:
+            self._validation.close()
+            self._validation = None
+
+    def _print(self, line: str) -> None:
+        if self.terminal:
+            tqdm.write(line)
+        else:
+            print(line, flush=True)
+
+
+def _duration(seconds: float) -> str:
+    """Return seconds as h:mm:ss, or m:ss below an hour."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
