@@ -1,9 +1,14 @@
 """From options to hardware: which accelerator, how many processes, which arithmetic, how many threads."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+import torch.distributed as dist
+
+_DECISION = "ADAFACE_RUN_FOLDER"
 
 
 @dataclass(frozen=True)
@@ -57,8 +62,8 @@ def plan_devices(
         devices = 1
     else:
         devices = devices or 1
-        if devices > (os.cpu_count() or 1):
-            notes.append(f"{devices} CPU processes share {os.cpu_count()} cores: expect no gain")
+        if devices > usable_cores():
+            notes.append(f"{devices} CPU processes share {usable_cores()} cores: expect no gain")
     precision, note = _choose_precision(accelerator, use_16bit, precision)
     return DevicePlan(accelerator, devices, precision, tuple(notes + note))
 
@@ -82,9 +87,40 @@ def _choose_precision(accelerator: str, use_16bit: bool, precision: str) -> tupl
 
 
 def divide_threads(processes: int) -> None:
-    """Give each of ``processes`` its share of the cores, where the user has not set OMP_NUM_THREADS."""
-    if "OMP_NUM_THREADS" not in os.environ or processes > 1:
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // processes) if _LINUX else 1)
+    """Give each of ``processes`` on this machine its share of the cores.
+
+    Args:
+        processes: number of training processes on this machine.
+    """
+    if processes > 1 or "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, usable_cores() // processes))
 
 
-_LINUX = hasattr(os, "sched_getaffinity")
+def usable_cores() -> int:
+    """Return the number of processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def decided_by_rank_0(decide: Callable[[], Path], accelerator: str) -> Path:
+    """Return a path that rank 0 decides on, in every process of the run.
+
+    Lightning starts the other processes of a machine from rank 0, so they inherit the decision in the environment;
+    torchrun starts all at once, so there it is broadcast.
+
+    Args:
+        decide: called on rank 0 alone, once.
+        accelerator: ``gpu`` or another; chooses the backend of the process group.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        if accelerator == "gpu":
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        if not dist.is_initialized():
+            dist.init_process_group("nccl" if accelerator == "gpu" else "gloo")
+        box = [str(decide()) if dist.get_rank() == 0 else None]
+        dist.broadcast_object_list(box)
+        return Path(str(box[0]))
+    if int(os.environ.get("LOCAL_RANK", "0")) == 0 or _DECISION not in os.environ:
+        os.environ[_DECISION] = str(decide())
+    return Path(os.environ[_DECISION])

@@ -1,0 +1,48 @@
+# One command each, from a fresh clone: every target sets up what it needs.
+PYTHON ?= python3
+MXNET_BASE_PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO := demo
+
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-dev demo test test-slow lint test-mxnet clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
+
+$(VENV)/.run-time: requirements.txt
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), f"Python 3.11 or newer is needed, this is {sys.version}"'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -r requirements.txt
+	touch $@
+
+$(VENV)/.dev: requirements-dev.txt $(VENV)/.run-time
+	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
+	touch $@
+
+.venv-mxnet/.done: requirements-mxnet.txt
+	$(MXNET_BASE_PYTHON) -m venv .venv-mxnet
+	.venv-mxnet/bin/python -m pip install --quiet -r requirements-mxnet.txt
+	touch $@
+
+setup: $(VENV)/.run-time  ## install what running needs into .venv
+
+setup-dev: $(VENV)/.dev  ## install what tests and lint need too
+
+test: $(VENV)/.dev  ## run the tests (two processes, no GPU, no network)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not mxnet"
+
+test-slow: $(VENV)/.dev  ## run the tests that take minutes each
+	$(BIN)/python -m pytest -m slow
+
+test-mxnet: $(VENV)/.dev .venv-mxnet/.done  ## let the real mxnet read what we write, and write what we read
+	MXNET_PYTHON=.venv-mxnet/bin/python $(BIN)/python -m pytest -m mxnet
+
+lint: $(VENV)/.dev  ## check format, style and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy .
+
+clean:  ## remove what `make` installed and the demo wrote
+	rm -rf $(VENV) .venv-mxnet $(DEMO) .pytest_cache .mypy_cache .ruff_cache .hypothesis
