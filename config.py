@@ -12,7 +12,6 @@ its place, so 5e-4 is the default here), and a misspelt option is an error (ther
 import argparse
 import dataclasses
 import difflib
-import sys
 import types
 import typing
 from collections.abc import Sequence
@@ -81,7 +80,7 @@ class Config:
     weight_decay: float = _option(5e-4, "weight decay of all but the batch-norm parameters")
     # model
     arch: str = _option("ir_18", "backbone, a name of net.py")
-    head: str = _option("adaface", "margin", ("adaface", "arcface", "cosface"))
+    head: str = _option("adaface", "margin of the loss", ("adaface", "arcface", "cosface"))
     m: float = _option(0.5, "margin; the paper's AdaFace uses 0.4")
     h: float = _option(0.0, "AdaFace: concentration; the paper uses 0.333 (0 makes it CosFace)")
     s: float = _option(64.0, "scale of the logits")
@@ -342,9 +341,3 @@ def parse(arguments: Sequence[str]) -> tuple[Config, bool]:
         if (value := getattr(parsed, name)) is not None:
             values[name] = convert_value(name, value)
     return Config(**values, given=frozenset(values)), parsed.print_config
-
-
-def exit_with_error(error: Exception) -> NoReturn:
-    """Print one line that says what is wrong, and leave with status 2 (a wrong call)."""
-    print(f"main.py: error: {error}", file=sys.stderr)
-    raise SystemExit(2)

@@ -1,0 +1,162 @@
+import ast
+from pathlib import Path
+
+import pytest
+import yaml
+
+import config
+from config import OPTIONS, Config, parse
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# names and defaults of the official options (weight_decay: the value that is really used there)
+OFFICIAL = {
+    "data_root": "", "train_data_path": "faces_emore/imgs", "val_data_path": "faces_emore", "use_mxrecord": False,
+    "train_data_subset": False, "swap_color_channel": False, "prefix": "default", "gpus": 1,
+    "distributed_backend": "ddp", "use_16bit": False, "epochs": 24, "seed": 42, "batch_size": 256, "lr": 0.1,
+    "lr_milestones": (8, 12, 14), "lr_gamma": 0.1, "num_workers": 16, "fast_dev_run": False, "evaluate": False,
+    "resume_from_checkpoint": "", "start_from_model_statedict": "", "use_wandb": False, "custom_num_class": -1,
+    "arch": "ir_18", "momentum": 0.9, "weight_decay": 5e-4, "head": "adaface", "m": 0.5, "h": 0.0, "s": 64,
+    "t_alpha": 0.01, "low_res_augmentation_prob": 0, "crop_augmentation_prob": 0, "photometric_augmentation_prob": 0,
+    "accumulate_grad_batches": 1, "test_run": False, "save_all_models": False,
+}  # fmt: skip
+
+
+def test_official_options_keep_their_names_and_defaults():
+    defaults = Config()
+    assert {name: getattr(defaults, name) for name in OFFICIAL} == OFFICIAL
+
+
+def test_the_papers_command_parses():
+    words = """--data_root /data --train_data_path faces_emore/imgs --val_data_path faces_emore --train_data_subset
+        --prefix run_ir18_ms1mv2_subset --gpus 2 --use_16bit --batch_size 512 --num_workers 16 --epochs 26
+        --lr_milestones 12,20,24 --head adaface --m 0.4 --h 0.333 --low_res_augmentation_prob 0.2
+        --crop_augmentation_prob 0.2 --photometric_augmentation_prob 0.2""".split()
+    parsed, print_only = parse(words)
+    assert not print_only
+    assert parsed.lr_milestones == (12, 20, 24)
+    assert (parsed.gpus, parsed.use_16bit, parsed.train_data_subset, parsed.h) == (2, True, True, 0.333)
+    assert "lr" not in parsed.given
+    assert "h" in parsed.given
+
+
+def test_recipe_and_command_line_agree_and_the_command_line_wins(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("lr: 5e-4\nlr_milestones: [12, 20, 24]\nuse_16bit: true\nprefix: 7\n")
+    from_recipe, _ = parse(["--config", str(recipe)])
+    from_words, _ = parse("--lr 5e-4 --lr_milestones 12,20,24 --use_16bit --prefix 7".split())
+    assert from_recipe == from_words
+    assert from_recipe.lr == 5e-4
+    assert parse(["--config", str(recipe), "--lr", "0.2", "--no-use_16bit"])[0].lr == 0.2
+    assert not parse(["--config", str(recipe), "--no-use_16bit"])[0].use_16bit
+
+
+def test_print_config_round_trips(tmp_path):
+    parsed, print_only = parse("--print_config --lr 5e-4 --lr_milestones 1,2 --m 0.4".split())
+    assert print_only
+    recipe = tmp_path / "printed.yaml"
+    recipe.write_text(parsed.as_yaml())
+    again, _ = parse(["--config", str(recipe)])
+    assert again.as_dict() == parsed.as_dict()
+    assert yaml.safe_load(parsed.as_yaml())["lr_milestones"] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--lr_milestone 3", "did you mean --lr_milestones"),  # an abbreviation is an unknown option
+        ("--bach_size 3", "did you mean --batch_size"),
+        ("--qqqqq 3", "known are: .*--data_root"),
+        ("stray", "stray word 'stray'"),
+        ("--lr", "expected one argument"),
+        ("--lr fast", "--lr takes a number, got 'fast'"),
+        ("--epochs 1.5", "--epochs takes a whole number"),
+        ("--lr_milestones a,b", "whole numbers such as 12,20,24"),
+        ("--lr_milestones 8,3", "increasing epochs"),
+        ("--head adafce", "did you mean adaface"),
+        ("--accelerator tpu", "takes one of auto, cpu, gpu, mps"),
+        ("--distributed_backend dp", "no longer exists"),
+        ("--epochs 0", "--epochs must be at least 1"),
+        ("--lr nan", "--lr must be at least 0"),
+        ("--s 0", "--s must be above 0"),
+        ("--t_alpha 2", r"--t_alpha is a weight in \[0, 1\]"),
+        ("--crop_augmentation_prob 1.5", r"a probability in \[0, 1\]"),
+        ("--use_16bit --precision 64", "contradicts --precision 64"),
+        ("--gpus 2 --accelerator cpu", "contradicts --gpus 2"),
+        ("--gpus 0 --accelerator gpu", "contradicts --gpus 0"),
+        ("--gpus 2 --devices 3", "contradicts --devices 3"),
+        ("--evaluate", "needs --start_from_model_statedict"),
+    ],
+)
+def test_wrong_options_are_refused_with_a_hint(words, message):
+    with pytest.raises(ValueError, match=message):
+        parse(words.split())
+
+
+def test_contradicting_checkpoints_are_refused(tmp_path):
+    file = tmp_path / "a.ckpt"
+    file.write_bytes(b"x")
+    both = ["--resume_from_checkpoint", str(file), "--start_from_model_statedict", str(file)]
+    with pytest.raises(ValueError, match="give one of them"):
+        parse(both)
+    with pytest.raises(ValueError, match="contradicts --resume_from_checkpoint"):
+        parse([*both, "--evaluate"])
+    with pytest.raises(FileNotFoundError, match=r"there is no file nowhere\.ckpt"):
+        parse(["--resume_from_checkpoint", "nowhere.ckpt"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("learning_rate: 1\n", "unknown option 'learning_rate'"),
+        ("lr_milestone: 1\n", "did you mean lr_milestones"),
+        ("use_16bit: maybe\n", "takes true or false"),
+        ("- lr\n", "must hold `option: value` lines"),
+        ("lr: [\n", "is not a YAML file"),
+        ("prefix: [a]\n", "takes a text"),
+        ("given: [lr]\n", "unknown option 'given'"),
+    ],
+)
+def test_wrong_recipes_are_refused_naming_the_file(tmp_path, text, message):
+    recipe = tmp_path / "wrong.yaml"
+    recipe.write_text(text)
+    with pytest.raises(ValueError, match=message) as caught:
+        parse(["--config", str(recipe)])
+    assert "wrong.yaml" in str(caught.value)
+
+
+def test_a_missing_or_empty_recipe(tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no recipe"):
+        parse(["--config", str(tmp_path / "none.yaml")])
+    empty = tmp_path / "empty.yaml"
+    empty.write_text("# nothing\n")
+    assert parse(["--config", str(empty)])[0].as_dict() == Config().as_dict()
+
+
+def test_help_explains_every_option(capsys):
+    with pytest.raises(SystemExit):
+        parse(["--help"])
+    text = capsys.readouterr().out
+    for name, option in OPTIONS.items():
+        assert f"--{name}" in text
+        assert len(option.metadata["help"]) > 10
+
+
+def test_every_option_is_read_by_main():
+    read = {
+        node.attr
+        for node in ast.walk(ast.parse((ROOT / "main.py").read_text()))
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "config"
+    }
+    assert set(OPTIONS) <= read, f"no one reads {set(OPTIONS) - read}"
+
+
+@pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.name)
+def test_every_recipe_parses(recipe):
+    parsed, _ = parse(["--config", str(recipe)])
+    assert parsed.given
+
+
+def test_nearest_names_the_closest_or_all():
+    assert config.nearest("ir_51", ["ir_50", "vit"]) == "did you mean ir_50?"
+    assert config.nearest("zzz", ["ir_50", "vit"]) == "known are: ir_50, vit"
