@@ -1,0 +1,694 @@
+"""Verification pairs on disk: InsightFace `.bin`, memory-mapped `.npy`, and the official bcolz folders.
+
+A set of P pairs holds 2P face images (images 2k and 2k+1 are pair k) and P booleans (same person or not).
+Whatever the form on disk, an opened set yields uint8 (112, 112, 3) BGR images.
+
+Source: the `.bin` files of InsightFace (a pickle of encoded images), the bcolz folders of the official AdaFace
+converter (float32 BGR in [-1, 1]).
+Differences: a `.bin` is read by an unpickler that can build nothing but lists, bytes, booleans, integers and
+uint8/bool arrays (an ordinary unpickler would run any code that the file names); the form written by default
+is uint8, a quarter of the size of the official one and read without decompression.
+"""
+
+import importlib
+import itertools
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, overload
+
+import cv2
+import numpy as np
+
+PAPER_SETS = ("agedb_30", "cfp_fp", "lfw", "cplfw", "calfw")
+IMAGE_SHAPE = (112, 112, 3)
+_IMAGES_SUFFIX = "_images.npy"
+_LIST_SUFFIX = "_list.npy"
+# ToTensor, then Normalize(0.5, 0.5), in float32: the values that the official converter stores.
+_OFFICIAL_FLOAT = (np.arange(256, dtype=np.float32) / np.float32(255) - np.float32(0.5)) / np.float32(0.5)
+_FLOAT_SLACK = 0.01
+# A chunk of bcolz; even, because bcolz cannot append a single row and 2P images leave an even rest.
+_BCOLZ_CHUNK_IMAGES = 4
+_NOT_A_SET = "is not a verification .bin (a pickle of (images, issame) as InsightFace writes it)"
+
+EncodedImage = bytes | np.ndarray
+
+
+@contextmanager
+def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Open a file for writing that gets its name only when it is complete.
+
+    Args:
+        path: final path; the folder must exist. An existing file is replaced at the end, or kept when the block
+            raises.
+
+    Yields:
+        The open binary file, `.<name>.part` in the same folder.
+    """
+    final = Path(path)
+    part = final.with_name(f".{final.name}.part")
+    try:
+        with part.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(final)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+# --- images ---------------------------------------------------------------------------------------------------
+
+
+def decode_image(encoded: EncodedImage, what: str) -> np.ndarray:
+    """Decode one aligned face.
+
+    Args:
+        encoded: JPEG or PNG (any form OpenCV reads) as bytes or as a one-dimensional uint8 array; or the pixels
+            themselves, a (112, 112, 3) uint8 array in RGB order as old `.bin` files hold them.
+        what: name of the image for the error message, such as `train.rec, key 17`.
+
+    Returns:
+        (112, 112, 3) uint8 BGR.
+
+    Raises:
+        ValueError: not an image, damaged, not colour, or not 112x112.
+    """
+    if isinstance(encoded, np.ndarray):
+        if encoded.ndim != 1:
+            return _pixels_to_bgr(encoded, what)
+        data = encoded
+    else:
+        data = np.frombuffer(encoded, np.uint8)
+    try:
+        # ANYCOLOR leaves a grey source with one channel, so that it is found without a second look at the file.
+        image = cv2.imdecode(data, cv2.IMREAD_ANYCOLOR)
+    except cv2.error:
+        image = None
+    if image is None:
+        raise ValueError(f"{what}: not a readable image ({len(data)} bytes); the data is damaged")
+    if image.shape != IMAGE_SHAPE:
+        raise ValueError(_wrong_shape(image, what))
+    return image
+
+
+def _wrong_shape(image: np.ndarray, what: str) -> str:
+    """Say what is wrong with an image that is not (112, 112, 3)."""
+    if image.ndim == 2 or image.shape[2] != 3:
+        return f"{what}: a greyscale image, not colour; expected 112x112 colour faces (remove it or convert it)"
+    height, width = image.shape[:2]
+    return f"{what}: {width}x{height} px, expected 112x112: align the faces, or resize them, first"
+
+
+def _pixels_to_bgr(pixels: np.ndarray, what: str) -> np.ndarray:
+    """Check RGB pixels of an old `.bin` and turn them into BGR."""
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape != IMAGE_SHAPE:
+        raise ValueError(
+            f"{what}: an array of shape {pixels.shape} and type {pixels.dtype}, expected encoded bytes or "
+            f"(112, 112, 3) uint8 RGB pixels"
+        )
+    return np.ascontiguousarray(pixels[:, :, ::-1])
+
+
+# --- the restricted unpickler ---------------------------------------------------------------------------------
+
+
+class _Refused(pickle.UnpicklingError):
+    """The pickle asks for something that a verification set never holds."""
+
+
+class _Builder:
+    """What a pickle gets in place of a global: callable, and nothing about it can be changed by the pickle."""
+
+    __slots__ = ()
+
+    def __setstate__(self, state: object) -> None:
+        raise _Refused("the pickle tries to change a function")
+
+
+class _Encode(_Builder):
+    """In place of `_codecs.encode`: protocol 2 stores bytes as text in latin-1."""
+
+    __slots__ = ()
+
+    def __call__(self, text: object, codec: object = None) -> bytes:
+        """Encode latin-1 text."""
+        if not isinstance(text, str) or codec not in ("latin1", b"latin1", "latin-1", b"latin-1"):
+            raise _Refused(f"the pickle calls _codecs.encode with {codec!r}, expected latin1 text")
+        return text.encode("latin-1")
+
+
+class _Bytes(_Builder):
+    """In place of `bytes` and `bytearray`, which from a number would fill the memory."""
+
+    __slots__ = ()
+
+    def __call__(self, *arguments: object) -> bytes:
+        """Build bytes from nothing, from bytes, or from latin-1 text."""
+        match arguments:
+            case ():
+                return b""
+            case (bytes() | bytearray() as data,):
+                return bytes(data)
+            case (str() as text, "latin-1" | "latin1" | b"latin-1" | b"latin1"):
+                return text.encode("latin-1")
+        raise _Refused("the pickle builds bytes from something other than bytes or latin-1 text")
+
+
+_DTYPES = {"u1": np.uint8, "uint8": np.uint8, "b1": np.bool_, "bool": np.bool_}
+
+
+class _Dtype(_Builder):
+    """In place of one numpy dtype; only uint8 and bool exist."""
+
+    __slots__ = ("dtype",)
+
+    def __init__(self, name: object) -> None:
+        text = name.decode("latin-1") if isinstance(name, bytes) else name
+        if not isinstance(text, str) or text.lstrip("|") not in _DTYPES:
+            raise _Refused(f"the pickle holds an array of type {text!r}, expected uint8 or bool")
+        self.dtype = np.dtype(_DTYPES[text.lstrip("|")])
+
+    def __setstate__(self, state: object) -> None:
+        # numpy's state of a dtype: version, byte order, nothing special. One byte has no byte order.
+        if not isinstance(state, tuple) or len(state) < 5 or any(part is not None for part in state[2:5]):
+            raise _Refused("the pickle holds a structured array, expected uint8 or bool")
+
+
+class _DtypeBuilder(_Builder):
+    """In place of the class `numpy.dtype`."""
+
+    __slots__ = ()
+
+    def __call__(self, name: object, *flags: object) -> _Dtype:
+        """Make the stand-in of a dtype; the flags (align, copy) mean nothing for one byte."""
+        return _Dtype(name)
+
+
+class _ArrayClass(_Builder):
+    """In place of the class `numpy.ndarray`: a mark for `_reconstruct`, never called by a file numpy wrote."""
+
+    __slots__ = ()
+
+    def __call__(self, *arguments: object) -> None:
+        """Refuse: an array made this way would hold memory that nobody wrote."""
+        raise _Refused("the pickle calls numpy.ndarray")
+
+
+class _Array(_Builder):
+    """In place of an array while the pickle is read; `value` is the checked array."""
+
+    __slots__ = ("value",)
+
+    def __init__(self) -> None:
+        self.value: np.ndarray | None = None
+
+    def __setstate__(self, state: object) -> None:
+        match state:
+            case (int(), tuple() as shape, _Dtype() as dtype, bool() | int() as fortran, bytes() as data):
+                pass
+            case (int(), _, _Dtype(), _, _):
+                raise _Refused("the pickle holds an array that is not stored as bytes")
+            case _:
+                raise _Refused("the pickle holds an array in an unknown form")
+        if not all(type(side) is int and side >= 0 for side in shape):
+            raise _Refused(f"the pickle holds an array of shape {shape!r}")
+        flat = np.frombuffer(data, np.uint8)
+        if dtype.dtype == np.bool_:
+            flat = flat != 0
+        try:
+            self.value = flat.reshape(shape, order="F" if fortran else "C")
+        except ValueError:
+            raise _Refused(f"an array of shape {shape!r} is stored in {len(data)} bytes") from None
+
+
+class _Reconstruct(_Builder):
+    """In place of numpy's `_reconstruct`: an empty array that the pickle then fills."""
+
+    __slots__ = ()
+
+    def __call__(self, array_class: object, *shape_and_type: object) -> _Array:
+        """Start an array."""
+        if not isinstance(array_class, _ArrayClass):
+            raise _Refused("the pickle builds an array of a class other than numpy.ndarray")
+        return _Array()
+
+
+class _Scalar(_Builder):
+    """In place of numpy's `scalar`: one bool or one uint8."""
+
+    __slots__ = ()
+
+    def __call__(self, dtype: object, data: object = b"") -> bool | int:
+        """Read one value."""
+        if not isinstance(dtype, _Dtype) or not isinstance(data, bytes) or len(data) != 1:
+            raise _Refused("the pickle holds a number other than a uint8 or a bool")
+        return data[0] != 0 if dtype.dtype == np.bool_ else data[0]
+
+
+_ALLOWED: dict[tuple[str, str], _Builder] = {
+    ("_codecs", "encode"): _Encode(),
+    **{(module, name): _Bytes() for module in ("builtins", "__builtin__") for name in ("bytes", "bytearray")},
+    **{
+        (module, name): builder
+        for module in ("numpy", "numpy.core.multiarray", "numpy._core.multiarray")
+        for name, builder in (
+            ("_reconstruct", _Reconstruct()),
+            ("scalar", _Scalar()),
+            ("ndarray", _ArrayClass()),
+            ("dtype", _DtypeBuilder()),
+        )
+    },
+}
+
+
+class _PairsUnpickler(pickle.Unpickler):
+    """An unpickler whose every global is one of the stand-ins above: no name in the file reaches real code."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Return the stand-in of an allowed global."""
+        try:
+            return _ALLOWED[module, name]
+        except KeyError:
+            raise _Refused(
+                f"the pickle asks for {module}.{name}, which a verification set never needs; nothing was run. "
+                f"Do not trust this file"
+            ) from None
+
+
+def read_bin(path: str | os.PathLike[str]) -> tuple[list[EncodedImage], np.ndarray]:
+    """Read a verification set in InsightFace's `.bin` form without trusting it.
+
+    Args:
+        path: the `.bin`, a pickle (any protocol, Python 2 or 3) of `(images, issame)`.
+
+    Returns:
+        The 2P images, each encoded bytes or a uint8 array (one dimension: encoded bytes, three: RGB pixels),
+        and issame, bool (P,).
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not such a pickle, truncated, wrong counts, or a pickle that asks for any other global.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; expected a verification set (.bin)")
+    try:
+        with path.open("rb") as file:
+            loaded = _PairsUnpickler(file, encoding="bytes").load()
+    except _Refused as error:
+        raise ValueError(f"{path} was refused: {error}") from None
+    except OSError:
+        raise
+    except Exception as error:  # a damaged pickle can raise anything; nothing but stand-ins ran
+        raise ValueError(f"{path} {_NOT_A_SET}, or is truncated: {type(error).__name__}: {error}") from None
+    if not isinstance(loaded, (tuple, list)) or len(loaded) != 2:
+        raise ValueError(f"{path} {_NOT_A_SET}: it holds {_describe(loaded)}")
+    images = _plain_images(loaded[0], path)
+    issame = _plain_booleans(loaded[1], path)
+    _check_counts(len(images), len(issame), path)
+    return images, issame
+
+
+def _describe(value: object) -> str:
+    """Name a loaded object for an error message."""
+    kind = "array" if isinstance(value, _Array) else type(value).__name__
+    return f"a {kind} of {len(value)} parts" if isinstance(value, (list, tuple)) else f"one {kind}"
+
+
+def _plain_images(stored: object, path: Path) -> list[EncodedImage]:
+    """Turn the first half of the pickle into bytes and uint8 arrays."""
+    if isinstance(stored, _Array) and stored.value is not None and stored.value.ndim == 4:
+        stored = list(stored.value)
+    if not isinstance(stored, (list, tuple)):
+        raise ValueError(f"{path} {_NOT_A_SET}: its images are {_describe(stored)}, expected a list")
+    images: list[EncodedImage] = []
+    for index, image in enumerate(stored):
+        plain = image.value if isinstance(image, _Array) else image
+        if isinstance(plain, bytearray):
+            plain = bytes(plain)
+        if isinstance(plain, bytes):
+            images.append(plain)
+        elif isinstance(plain, np.ndarray) and plain.dtype == np.uint8 and plain.ndim in (1, 3):
+            images.append(plain)
+        else:
+            raise ValueError(f"{path}: image {index} is {_describe(image)}, expected encoded bytes")
+    return images
+
+
+def _plain_booleans(stored: object, path: Path) -> np.ndarray:
+    """Turn the second half of the pickle into bool (P,)."""
+    values = stored.value if isinstance(stored, _Array) else stored
+    if isinstance(values, np.ndarray):
+        values = values.tolist() if values.ndim == 1 else None
+    if not isinstance(values, (list, tuple)):
+        raise ValueError(f"{path} {_NOT_A_SET}: issame is {_describe(stored)}, expected a list of booleans")
+    for index, value in enumerate(values):
+        if type(value) not in (bool, int) or value not in (0, 1):
+            raise ValueError(f"{path}: issame[{index}] is {_describe(value)}, expected True or False")
+    return np.array(values, dtype=bool)
+
+
+def _check_counts(image_count: int, pair_count: int, where: str | os.PathLike[str]) -> None:
+    """Refuse a set whose images and booleans do not belong together."""
+    if image_count % 2:
+        raise ValueError(f"{where}: {image_count} images, an odd number; images 2k and 2k+1 must be pair k")
+    if image_count != 2 * pair_count:
+        raise ValueError(f"{where}: {image_count} images for {pair_count} pairs, expected {2 * pair_count}")
+    if not pair_count:
+        raise ValueError(f"{where}: an empty verification set")
+
+
+def write_bin(path: str | os.PathLike[str], images: Sequence[bytes], issame: Iterable[bool]) -> None:
+    """Write a verification set the way InsightFace does: a pickle of (list of encoded images, list of bool).
+
+    Args:
+        path: the `.bin` to write; replaced only when complete.
+        images: 2P encoded images (JPEG or PNG).
+        issame: P booleans.
+
+    Raises:
+        ValueError: counts that do not belong together, or an image that is not bytes.
+    """
+    pairs = [bool(value) for value in issame]
+    _check_counts(len(images), len(pairs), path)
+    for index, image in enumerate(images):
+        if not isinstance(image, bytes):
+            raise ValueError(f"{path}: image {index} is a {type(image).__name__}, expected encoded bytes")
+    with atomic_file(path) as file:
+        pickle.dump((list(images), pairs), file, protocol=4)
+
+
+# --- sets on disk ---------------------------------------------------------------------------------------------
+
+
+class PairImages(Sequence[np.ndarray]):
+    """The 2P images of a set, each (112, 112, 3) uint8 BGR, read when asked for.
+
+    A copy in another process reopens the file instead of carrying the images along.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._store: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_store": None}
+
+    def _open(self) -> Any:
+        """Open the file; what is returned is kept."""
+        raise NotImplementedError
+
+    def _read(self, index: int) -> np.ndarray:
+        """Read one image from the open store."""
+        raise NotImplementedError
+
+    @property
+    def store(self) -> Any:
+        """What is behind the images, opened at the first use in this process."""
+        if self._store is None:
+            self._store = self._open()
+        return self._store
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    @overload
+    def __getitem__(self, index: int) -> np.ndarray: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[np.ndarray]: ...
+    def __getitem__(self, index: int | slice) -> np.ndarray | list[np.ndarray]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        count = len(self)
+        position = int(index) + count if index < 0 else int(index)
+        if not 0 <= position < count:
+            raise IndexError(f"{self.path} holds {count} images, image {index} was asked for")
+        return self._read(position)
+
+
+class _BinImages(PairImages):
+    """Images of a `.bin`, decoded when asked for."""
+
+    def _open(self) -> list[EncodedImage]:
+        return read_bin(self.path)[0]
+
+    def _read(self, index: int) -> np.ndarray:
+        return decode_image(self.store[index], f"{self.path}, image {index}")
+
+
+class _MemfileImages(PairImages):
+    """Images of a memory-mapped `.npy`."""
+
+    def _open(self) -> np.ndarray:
+        images = _load_npy(self.path, memory_map=True)
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != IMAGE_SHAPE:
+            raise ValueError(
+                f"{self.path}: array of shape {images.shape} and type {images.dtype}, expected uint8 "
+                f"(2P, 112, 112, 3); run convert.py --make_validation_memfiles --overwrite"
+            )
+        return images
+
+    def _read(self, index: int) -> np.ndarray:
+        return np.array(self.store[index])
+
+
+class _BcolzImages(PairImages):
+    """Images of an official bcolz folder, rounded back to the uint8 values that they were made from."""
+
+    def _open(self) -> Any:
+        _check_bcolz(self.path)
+        try:
+            return _bcolz().open(str(self.path), mode="r")
+        except Exception as error:  # bcolz raises many kinds
+            raise ValueError(f"{self.path}: damaged bcolz folder ({error}); convert the set again") from error
+
+    def _read(self, index: int) -> np.ndarray:
+        try:
+            planes = self.store[index]
+        except Exception as error:
+            raise ValueError(f"{self.path}, image {index}: damaged bcolz chunk ({error})") from error
+        # Written so that NaN fails too.
+        if not (planes.min() >= -1 - _FLOAT_SLACK and planes.max() <= 1 + _FLOAT_SLACK):
+            raise ValueError(f"{self.path}, image {index}: values outside [-1, 1]; the folder is damaged")
+        pixels = np.rint((planes + np.float32(1)) * np.float32(127.5)).clip(0, 255).astype(np.uint8)
+        return np.ascontiguousarray(pixels.transpose(1, 2, 0))  # (112, 112, 3)
+
+
+@dataclass
+class PairSet:
+    """A verification set.
+
+    Attributes:
+        name: such as `lfw`.
+        images: 2P images, each (112, 112, 3) uint8 BGR; images 2k and 2k+1 are pair k.
+        issame: bool (P,).
+    """
+
+    name: str
+    images: Sequence[np.ndarray]
+    issame: np.ndarray
+
+
+def find_pair_sets(folder: str | os.PathLike[str]) -> dict[str, Path]:
+    """Find every verification set of a folder, in any form.
+
+    Args:
+        folder: where the sets lie; converted sets are preferred to the `.bin` that they come from.
+
+    Returns:
+        Name -> `<name>_images.npy`, bcolz folder `<name>`, or `<name>.bin`; the sets of the paper first, in
+        its order, then the others alphabetically. Empty where the folder holds none.
+
+    Raises:
+        FileNotFoundError: no such folder.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is not a folder; expected the folder of the verification sets")
+    entries = {entry.name for entry in folder.iterdir() if not entry.name.startswith(".")}
+    found = {name.removesuffix(".bin"): folder / name for name in entries if name.endswith(".bin")}
+    for name in entries:
+        stem = name.removesuffix(_LIST_SUFFIX)
+        if not name.endswith(_LIST_SUFFIX) or not stem:
+            continue
+        if stem + _IMAGES_SUFFIX in entries:
+            found[stem] = folder / (stem + _IMAGES_SUFFIX)
+        elif stem in entries and (folder / stem / "meta" / "sizes").is_file():
+            found[stem] = folder / stem
+    order = {name: rank for rank, name in enumerate(PAPER_SETS)}
+    return {name: found[name] for name in sorted(found, key=lambda name: (order.get(name, len(order)), name))}
+
+
+def open_pair_set(folder: str | os.PathLike[str], name: str) -> PairSet:
+    """Open a verification set in whichever form it is present.
+
+    Args:
+        folder: where the sets lie.
+        name: such as `lfw`.
+
+    Returns:
+        The set; images are read when they are asked for.
+
+    Raises:
+        FileNotFoundError: no set of that name.
+        ValueError: the files are damaged or do not belong together.
+    """
+    _check_name(name)
+    found = find_pair_sets(folder)
+    if name not in found:
+        raise FileNotFoundError(f"no verification set {name!r} in {folder}; found: {', '.join(found) or 'none'}")
+    path = found[name]
+    images: PairImages
+    if path.suffix == ".bin" and path.is_file():
+        images = _BinImages(path)
+        # Read once: the list of images is kept, and is the big part.
+        images._store, issame = read_bin(path)
+        return PairSet(name, images, issame)
+    images = _MemfileImages(path) if path.name.endswith(_IMAGES_SUFFIX) else _BcolzImages(path)
+    issame = _load_npy(Path(folder) / (name + _LIST_SUFFIX))
+    if issame.ndim != 1 or not np.isin(issame, (0, 1)).all():
+        raise ValueError(f"{folder}/{name}{_LIST_SUFFIX}: expected P booleans, got shape {issame.shape}")
+    _check_counts(len(images), len(issame), path)
+    return PairSet(name, images, issame.astype(bool))
+
+
+def _check_name(name: str) -> None:
+    """Refuse a set name that is not a plain file stem."""
+    if not name or name.startswith(".") or name != Path(name).name or "\\" in name:
+        raise ValueError(f"{name!r} cannot be the name of a verification set; expected a plain name like 'lfw'")
+
+
+def _load_npy(path: Path, memory_map: bool = False) -> np.ndarray:
+    """Load a `.npy` without pickles, naming the file when it is damaged."""
+    try:
+        return np.load(path, mmap_mode="r" if memory_map else None, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{path}: damaged or not a .npy file ({error}); convert the set again") from None
+
+
+def _bcolz() -> Any:
+    """Import bcolz when a bcolz folder is really met."""
+    try:
+        bcolz = importlib.import_module("bcolz")
+    except ImportError as error:
+        raise RuntimeError(f"bcolz folders need the package bcolz-zipline ({error}): pip install it") from error
+    bcolz.set_nthreads(1)  # its threads would not survive the fork of a data worker
+    return bcolz
+
+
+def _check_bcolz(path: Path) -> None:
+    """Check the description of a bcolz folder before bcolz touches it (object arrays there are pickles)."""
+    try:
+        shape = json.loads((path / "meta" / "sizes").read_text())["shape"]
+        dtype = json.loads((path / "meta" / "storage").read_text())["dtype"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: damaged bcolz folder ({error}); convert the set again") from None
+    if dtype != "float32" or not isinstance(shape, list) or len(shape) != 4 or shape[1:] != [3, 112, 112]:
+        raise ValueError(f"{path}: bcolz array {shape} of {dtype}, expected float32 [2P, 3, 112, 112]")
+
+
+def write_memfile(
+    folder: str | os.PathLike[str], name: str, images: Iterable[np.ndarray], issame: Iterable[bool]
+) -> None:
+    """Write a verification set as uint8 arrays that can be memory-mapped.
+
+    The list is written last, and nothing has its name before it is complete: a set that can be seen is whole.
+
+    Args:
+        folder: where to write `<name>_images.npy`, uint8 (2P, 112, 112, 3) BGR, and `<name>_list.npy`, bool (P,).
+        name: such as `lfw`.
+        images: 2P images, each (112, 112, 3) uint8 BGR; consumed one at a time.
+        issame: P booleans.
+
+    Raises:
+        ValueError: a wrong image, or counts that do not belong together; nothing is written then.
+        OSError: no space left; nothing is written then.
+    """
+    _check_name(name)
+    pairs = np.array([bool(value) for value in issame])
+    header = {"descr": "|u1", "fortran_order": False, "shape": (2 * len(pairs), *IMAGE_SHAPE)}
+    # Plain writes, because a full disk turns a write through a memory map into a crash.
+    with atomic_file(Path(folder) / (name + _IMAGES_SUFFIX)) as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for image in _checked(images, len(pairs), name):
+            file.write(image.tobytes())
+        _forget_list(folder, name)
+    _write_list(folder, name, pairs)
+
+
+def write_bcolz(
+    folder: str | os.PathLike[str], name: str, images: Iterable[np.ndarray], issame: Iterable[bool]
+) -> None:
+    """Write a verification set as the official converter does.
+
+    Args:
+        folder: where to write the bcolz folder `<name>`, float32 (2P, 3, 112, 112) BGR in [-1, 1], and
+            `<name>_list.npy`, bool (P,).
+        name: such as `lfw`.
+        images: 2P images, each (112, 112, 3) uint8 BGR; consumed one at a time.
+        issame: P booleans.
+
+    Raises:
+        ValueError: a wrong image, or counts that do not belong together; nothing is written then.
+        RuntimeError: bcolz is not installed.
+        OSError: no space left; nothing is written then.
+    """
+    _check_name(name)
+    pairs = np.array([bool(value) for value in issame])
+    final, part = Path(folder) / name, Path(folder) / f".{name}.part"
+    shutil.rmtree(part, ignore_errors=True)  # left by a killed run
+    bcolz = _bcolz()
+    try:
+        array = bcolz.carray(
+            np.empty((0, 3, 112, 112), np.float32),
+            rootdir=str(part),
+            mode="w",
+            chunklen=_BCOLZ_CHUNK_IMAGES,
+        )
+        for chunk in _bcolz_chunks(_checked(images, len(pairs), name)):
+            array.append(chunk)
+        array.flush()
+        _forget_list(folder, name)
+        shutil.rmtree(final, ignore_errors=True)
+        part.rename(final)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    _write_list(folder, name, pairs)
+
+
+def _bcolz_chunks(images: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """Group images into chunks of official floats, (n, 3, 112, 112)."""
+    stream = iter(images)
+    while chunk := list(itertools.islice(stream, _BCOLZ_CHUNK_IMAGES)):
+        yield _OFFICIAL_FLOAT[np.stack(chunk).transpose(0, 3, 1, 2)]
+
+
+def _checked(images: Iterable[np.ndarray], pair_count: int, name: str) -> Iterator[np.ndarray]:
+    """Pass images on, checking each and, at the end, their number."""
+    count = 0
+    for image in images:
+        if image.shape != IMAGE_SHAPE or image.dtype != np.uint8:
+            raise ValueError(f"{name}, image {count}: {image.dtype} {image.shape}, expected uint8 (112, 112, 3)")
+        count += 1
+        yield image
+    _check_counts(count, pair_count, name)
+
+
+def _forget_list(folder: str | os.PathLike[str], name: str) -> None:
+    """Remove the list of an older version of the set, so that new images never meet the old list."""
+    with suppress(FileNotFoundError):
+        (Path(folder) / (name + _LIST_SUFFIX)).unlink()
+
+
+def _write_list(folder: str | os.PathLike[str], name: str, pairs: np.ndarray) -> None:
+    """Write `<name>_list.npy`."""
+    with atomic_file(Path(folder) / (name + _LIST_SUFFIX)) as file:
+        np.save(file, pairs)
