@@ -1,0 +1,379 @@
+"""Write a small face data set that needs no download: drawn people, in the InsightFace layout.
+
+    python demo_data.py --output demo/faces
+    python demo_data.py --baseline demo/faces
+
+The folder then holds what the folder of a real data set holds, so that the very same commands convert it, train
+on it and evaluate with it:
+
+    train.rec, train.idx, property      record 0 the header, images 1..n, then one record per identity
+    lfw.bin                             everyday pictures
+    cfp_fp.bin                          frontal against strong pose
+    agedb_30.bin, calfw.bin             old and faded prints of any age; young against old
+    cplfw.bin                           strong pose, hats, glasses, objects in front of the face
+    demo.json                           the parameters, so that a finished folder is recognised and kept
+
+How a person and a scene are drawn is in `demo_head` and `demo_faces`, light and lens in `demo_camera`; here
+is who is drawn under which conditions. The people of a verification set are in no other set and not in the
+training data. Every image is a function of (seed, person, number of the picture) alone: a larger training set
+contains the smaller one, and the verification sets do not change with it.
+
+`--baseline` prints what the cosine of the raw pixels reaches on the five sets, with the same 10-fold protocol.
+That is the number a network has to beat.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from demo_camera import draw_camera, photograph
+from demo_faces import draw_face
+from demo_head import SIDE_PX, Identity, draw_identity, draw_scene
+from evaluate_utils import evaluate
+from pairs import PAPER_SETS, open_pair_set, write_bin
+from recordio import ImageHeader, RecordWriter, pack
+
+_DRAWING_VERSION = 1  # raise it when the drawing changes: an older folder is then not taken for a new one
+_JPEG_QUALITY = 95
+_PARAMETERS_FILE = "demo.json"
+_PICTURE_BITS = 20  # a person's picture number, in the random stream's key
+_PERSON_BITS = 32  # people of one set; the training set and every verification set have their own range
+_CHUNK_PICTURES = 32
+_FEWEST_PICTURES_PER_PROCESS = 500  # below, starting a process takes longer than drawing
+
+
+@dataclass(frozen=True)
+class DemoSize:
+    """How much is drawn; the only home of these defaults."""
+
+    identities: int = 250
+    images_per_identity: int = 24
+    pairs: int = 300  # of each verification set
+    seed: int = 42
+
+    def __post_init__(self) -> None:
+        for name, least in (("identities", 2), ("images_per_identity", 1), ("pairs", 10), ("seed", 0)):
+            value = getattr(self, name)
+            if value < least:
+                raise ValueError(f"{name} is {value}, expected at least {least}")
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """From which ranges a scene and a camera are drawn. Ranges are (low, high)."""
+
+    yaw_deg: tuple[float, float] = (0.0, 20.0)  # to either side
+    pitch_deg: float = 10.0
+    age: tuple[float, float] = (0.0, 0.3)
+    faded: tuple[float, float] = (0.0, 0.1)
+    hidden_prob: float = 0.06  # each of glasses, hat, object
+    wear: float = 0.4  # 0 a clean picture to 1 dark, blurred, noisy, compressed
+
+
+CONDITIONS = {
+    "mild": Conditions(),
+    "frontal": Conditions(yaw_deg=(0.0, 10.0), pitch_deg=6.0),
+    "profile": Conditions(yaw_deg=(30.0, 52.0), pitch_deg=14.0, wear=0.5),
+    "young": Conditions(age=(0.0, 0.15), wear=0.5),
+    "aged": Conditions(age=(0.5, 1.0), faded=(0.0, 0.3), wear=0.5),
+    "print": Conditions(age=(0.0, 0.9), faded=(0.1, 0.6), wear=0.7),
+    "hidden": Conditions(yaw_deg=(10.0, 42.0), pitch_deg=14.0, hidden_prob=0.4, wear=0.6),
+}
+# First and second image of a pair. Pairs of the same and of different people are taken alike, or the conditions
+# would give the answer away.
+SET_CONDITIONS = {
+    "agedb_30": ("print", "print"),
+    "cfp_fp": ("frontal", "profile"),
+    "lfw": ("mild", "mild"),
+    "cplfw": ("hidden", "hidden"),
+    "calfw": ("young", "aged"),
+}
+TRAINING_CONDITIONS = ("mild", "frontal", "profile", "young", "aged", "print", "hidden", "hidden")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture to draw: whose, which one, how."""
+
+    seed: int
+    person: int
+    number: int
+    conditions: str
+
+
+def _stream(seed: int, person: int, number: int) -> np.random.Generator:
+    """Return the random stream of a picture; number 0 is the person."""
+    return np.random.Generator(np.random.Philox(key=np.array([seed, person << _PICTURE_BITS | number], np.uint64)))
+
+
+@lru_cache(maxsize=4)
+def _draw_person(seed: int, person: int) -> Identity:
+    return draw_identity(_stream(seed, person, 0))
+
+
+def draw_picture(picture: Picture) -> np.ndarray:
+    """Draw one picture.
+
+    Args:
+        picture: whose, which one, how.
+
+    Returns:
+        (112, 112, 3) uint8 BGR.
+    """
+    person = _draw_person(picture.seed, picture.person)
+    rng = _stream(picture.seed, picture.person, picture.number + 1)
+    conditions = CONDITIONS[picture.conditions]
+    scene = draw_scene(conditions.yaw_deg, conditions.pitch_deg, conditions.age, conditions.hidden_prob, rng)
+    camera = draw_camera(conditions.wear, conditions.faded, rng)
+    return photograph(draw_face(person, scene, rng), camera, rng)
+
+
+def _encode(picture: Picture) -> bytes:
+    ok, encoded = cv2.imencode(".jpg", draw_picture(picture), [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
+    if not ok:
+        raise RuntimeError(f"OpenCV could not encode {picture}; is it built with JPEG?")
+    return encoded.tobytes()
+
+
+def training_pictures(size: DemoSize) -> list[Picture]:
+    """List the training pictures, person after person.
+
+    Args:
+        size: how many.
+
+    Returns:
+        identities * images_per_identity pictures.
+    """
+    pictures = []
+    for person in range(size.identities):
+        for number in range(size.images_per_identity):
+            # The conditions come from the picture's own key: a larger set keeps the pictures of a smaller one.
+            choice = (person + number) % len(TRAINING_CONDITIONS)
+            pictures.append(Picture(size.seed, person, number, TRAINING_CONDITIONS[choice]))
+    return pictures
+
+
+def pair_pictures(size: DemoSize, name: str) -> tuple[list[Picture], np.ndarray]:
+    """List the pictures of a verification set.
+
+    Pairs of the same and of different people alternate: every tenth of the file holds as many of both (one more
+    of one kind where a tenth is odd). No picture occurs twice.
+
+    Args:
+        size: how many pairs.
+        name: one of the five sets.
+
+    Returns:
+        2P pictures, and `issame` (P,) bool.
+    """
+    first_person = (1 + PAPER_SETS.index(name)) << _PERSON_BITS
+    people = max(2, size.pairs // 2)
+    pictures, issame = [], np.arange(size.pairs) % 2 == 0
+    for pair in range(size.pairs):
+        person, other = (pair // 2) % people, (pair // 2) % people
+        if not issame[pair]:
+            other = (person + 1 + pair // 2 % (people - 1)) % people
+        for member, who in enumerate((person, other)):
+            pictures.append(Picture(size.seed, first_person + who, 2 * pair + member, SET_CONDITIONS[name][member]))
+    return pictures, issame
+
+
+def _encode_all(pictures: list[Picture], processes: int, bar: tqdm) -> Iterator[bytes]:
+    """Draw and encode in order, in several processes where that pays."""
+    processes = min(processes, len(pictures) // _FEWEST_PICTURES_PER_PROCESS)
+    if processes < 2:
+        for picture in pictures:
+            bar.update()
+            yield _encode(picture)
+        return
+    # Forked children of a process that has used OpenCV's threads can hang: start fresh ones.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, mp_context=context, initializer=cv2.setNumThreads, initargs=(0,)) as pool:
+        for encoded in pool.map(_encode, pictures, chunksize=_CHUNK_PICTURES):
+            bar.update()
+            yield encoded
+
+
+def _write_training_records(folder: Path, size: DemoSize, images: Iterator[bytes]) -> None:
+    """Write train.rec, train.idx and property."""
+    count, identities = size.identities * size.images_per_identity, size.identities
+
+    def labels(first: int, last: int) -> ImageHeader:
+        return ImageHeader(label=np.array([first, last], np.float32))
+
+    with RecordWriter(folder / "train.rec") as writer:
+        writer.write(0, pack(labels(count + 1, count + 1 + identities), b""))
+        for key in range(1, count + 1):
+            label = float((key - 1) // size.images_per_identity)
+            writer.write(key, pack(ImageHeader(label=label, id=key), next(images)))
+        for person in range(identities):
+            first = 1 + person * size.images_per_identity
+            header = labels(first, first + size.images_per_identity)
+            writer.write(count + 1 + person, pack(header, b""))
+    (folder / "property").write_text(f"{identities},{SIDE_PX},{SIDE_PX}\n", encoding="utf-8")
+
+
+def write_demo_data(
+    output: str | os.PathLike[str],
+    identities: int = DemoSize.identities,
+    images_per_identity: int = DemoSize.images_per_identity,
+    pairs: int = DemoSize.pairs,
+    seed: int = DemoSize.seed,
+    processes: int | None = None,
+) -> Path:
+    """Draw a data set: train.rec, train.idx, property and the five verification sets.
+
+    The folder appears only when it is complete. A finished folder of the same parameters is kept as it is.
+
+    Args:
+        output: folder to create.
+        identities: people in the training set.
+        images_per_identity: training pictures of each.
+        pairs: pairs of each verification set, at least 10; a multiple of 20 balances every tenth.
+        seed: everything follows from it, 0 and above.
+        processes: that draw; None takes one for each usable core. The result does not depend on it.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: a size out of range, or `output` holds something else.
+    """
+    size, folder = DemoSize(identities, images_per_identity, pairs, seed), Path(output)
+    parameters = {"drawing_version": _DRAWING_VERSION, **asdict(size)}
+    if folder.exists() and any(folder.iterdir()):
+        _check_finished(folder, parameters)
+        print(f"{folder}: finished before with the same parameters, kept")
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    part = folder.parent / f".{folder.name}.part"
+    if part.exists():
+        shutil.rmtree(part)  # what a killed run left; drawing is quicker than checking it
+    part.mkdir()
+    sets = {name: pair_pictures(size, name) for name in PAPER_SETS}
+    pictures = training_pictures(size) + [picture for chosen, _ in sets.values() for picture in chosen]
+    with tqdm(total=len(pictures), desc="drawing faces", unit="image", disable=None) as bar:
+        images = _encode_all(pictures, processes or _usable_cores(), bar)
+        _write_training_records(part, size, images)
+        for name, (chosen, issame) in sets.items():
+            write_bin(part / f"{name}.bin", [next(images) for _ in chosen], issame)
+    (part / _PARAMETERS_FILE).write_text(json.dumps(parameters, indent=2) + "\n", encoding="utf-8")
+    if folder.exists():
+        folder.rmdir()  # empty, see above
+    part.rename(folder)
+    return folder
+
+
+def _usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _check_finished(folder: Path, parameters: dict[str, int]) -> None:
+    """Raise where a folder is not the finished data set of these parameters."""
+    try:
+        found = json.loads((folder / _PARAMETERS_FILE).read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        raise ValueError(
+            f"{folder} is not empty and not a finished demo data set (no readable {_PARAMETERS_FILE}): "
+            "choose another --output or remove the folder"
+        ) from None
+    if found != parameters:
+        raise ValueError(
+            f"{folder} holds demo data of other parameters ({found}), expected {parameters}: "
+            "choose another --output or remove the folder"
+        )
+
+
+def raw_pixel_baseline(folder: str | os.PathLike[str]) -> tuple[dict[str, float], str]:
+    """Verify pairs by the cosine similarity of their pixels, without any learning.
+
+    Tried with the pixels as they are and with each image's mean removed; the stronger of the two (mean over the
+    sets) is the baseline.
+
+    Args:
+        folder: holds one or more of the five verification sets, in any form.
+
+    Returns:
+        10-fold accuracy, 0 to 1, by set, and which of the two it is: "plain" or "mean-removed".
+
+    Raises:
+        FileNotFoundError: none of the five sets is there.
+    """
+    results: dict[str, dict[str, float]] = {"plain": {}, "mean-removed": {}}
+    for name in PAPER_SETS:
+        try:
+            pair_set = open_pair_set(folder, name)
+        except FileNotFoundError:
+            continue
+        pixels = np.stack([pair_set.images[i] for i in range(2 * len(pair_set.issame))])
+        vectors = pixels.reshape(len(pixels), -1).astype(np.float32)
+        for kind, shift in (("plain", 0.0), ("mean-removed", vectors.mean(axis=1, keepdims=True))):
+            shifted = vectors - shift
+            lengths = np.maximum(np.linalg.norm(shifted, axis=1, keepdims=True), 1e-6)
+            accuracy = evaluate(shifted / lengths, pair_set.issame)[2]
+            results[kind][name] = float(np.mean(accuracy))
+    if not results["plain"]:
+        raise FileNotFoundError(f"{folder}: none of {', '.join(PAPER_SETS)} found; write them with --output")
+    kind = max(results, key=lambda kind: np.mean(list(results[kind].values())))
+    return results[kind], kind
+
+
+def format_baseline(accuracy: dict[str, float], kind: str) -> str:
+    """Lay out the baseline as a table.
+
+    Args:
+        accuracy: 0 to 1, by set.
+        kind: which of the two baselines it is.
+
+    Returns:
+        Lines of text.
+    """
+    lines = [f"Raw-pixel cosine ({kind}), 10-fold accuracy"]
+    lines += [f"  {name:<10}{100 * value:6.2f} %" for name, value in accuracy.items()]
+    lines.append(f"  {'mean':<10}{100 * np.mean(list(accuracy.values())):6.2f} %")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run the command line."""
+    defaults = DemoSize()
+    parser = argparse.ArgumentParser(
+        description="Draw a small face data set in the InsightFace layout.", allow_abbrev=False
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--output", type=Path, help="folder to write")
+    what.add_argument("--baseline", type=Path, help="folder to measure: raw-pixel cosine on its sets")
+    helps = {
+        "identities": "people in the training set",
+        "images_per_identity": "training pictures of each",
+        "pairs": "pairs of each verification set; a multiple of 20",
+        "seed": "everything follows from it",
+    }
+    for name, text in helps.items():
+        default = getattr(defaults, name)
+        parser.add_argument(f"--{name}", type=int, default=default, help=f"{text} (default {default})")
+    parser.add_argument("--processes", type=int, help="that draw (default: one for each core)")
+    options = vars(parser.parse_args())
+    baseline = options.pop("baseline")
+    try:
+        if baseline is not None:
+            print(format_baseline(*raw_pixel_baseline(baseline)))
+        else:
+            print(f"demo data in {write_demo_data(**options)}")
+    except (ValueError, FileNotFoundError) as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
+
+
+if __name__ == "__main__":
+    main()
