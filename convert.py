@@ -1,0 +1,291 @@
+r"""Convert face data sets: `.rec` to image folders, `.bin` to memory-mapped sets, and the way back.
+
+    python convert.py --rec_path <ROOT>/faces_emore                    # everything that is there
+    python convert.py --rec_path <ROOT>/faces_emore --make_image_files # only the training images
+    python convert.py --pack <IMAGE_FOLDER> --output <DIR>             # image folder -> train.rec
+    python convert.py --pairs pairs.txt --images_root <DIR>            # pairs file -> .bin
+
+Source: the data layout of InsightFace and the official AdaFace converter (`imgs/<label>/<key>.jpg`).
+Differences: encoded images are copied byte for byte (the official converter decodes and encodes them again,
+and loses quality); validation sets become uint8 `.npy` files (the official float32 bcolz folders are written
+with --validation_format bcolz); a stopped conversion goes on where it was. What is promised about stopping
+holds for a killed program, not for a power cut.
+"""
+
+import argparse
+import contextlib
+import difflib
+import errno
+import fcntl
+import os
+import shlex
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import pairs
+from pack import pack_folder, pack_pairs
+from unpack import convert_images, convert_set
+
+_EXPECTED_ERRORS = (ValueError, FileNotFoundError, RuntimeError, OSError)
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+_LISTED = 10
+
+
+# --- command line ---------------------------------------------------------------------------------------------
+
+
+class _Parser(argparse.ArgumentParser):
+    """Takes no abbreviations, and names the nearest option to a misspelt one."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of leaving the program, so that there is one way to report errors."""
+        raise ValueError(f"{message} (python convert.py --help lists the options)")
+
+    def parse(self, words: list[str]) -> argparse.Namespace:
+        """Parse all words; unknown ones are an error."""
+        options, unknown = self.parse_known_args(words)
+        if unknown:
+            names = [name for action in self._actions for name in action.option_strings]
+            near = difflib.get_close_matches(unknown[0].split("=")[0], names, n=1)
+            self.error(f"unknown option {unknown[0]}" + (f"; did you mean {near[0]}?" if near else ""))
+        return options
+
+
+def build_parser() -> _Parser:
+    """Build the command line's parser."""
+    parser = _Parser(
+        prog="convert.py",
+        description="Convert face data sets: train.rec -> imgs/<label>/<key>.jpg, *.bin -> validation sets, "
+        "and the way back (--pack, --pairs). A stopped conversion goes on when it is started again.",
+        allow_abbrev=False,
+    )
+    forward = parser.add_argument_group("from InsightFace files")
+    forward.add_argument("--rec_path", metavar="DIR", help="folder with train.rec, train.idx and the .bin files")
+    forward.add_argument(
+        "--make_image_files", action="store_true", help="only the training images: train.rec -> DIR/imgs"
+    )
+    forward.add_argument("--make_validation_memfiles", action="store_true", help="only the validation sets: DIR/*.bin")
+    forward.add_argument(
+        "--validation_format",
+        choices=("memfile", "bcolz"),
+        default="memfile",
+        help="memfile: uint8 .npy, read without decompression (default); bcolz: the official float32 folders, "
+        "for use with the official code",
+    )
+    forward.add_argument(
+        "--swap_color_channel",
+        action="store_true",
+        help="the stored images have red and blue swapped: put them right. JPEG images are then decoded and "
+        "encoded again at quality 95, 4:4:4, which is lossy; PNG images stay exact. Without this option the bytes "
+        "are copied",
+    )
+    forward.add_argument(
+        "--skip_bad_images",
+        action="store_true",
+        help="count and report records (with --pack: files) that hold no usable image instead of stopping. "
+        "Validation sets are never shortened",
+    )
+    back = parser.add_argument_group("to InsightFace files")
+    back.add_argument(
+        "--pack",
+        metavar="IMAGE_FOLDER",
+        help="write train.rec, train.idx and property from IMAGE_FOLDER/<class>/<image>: 112x112 colour images; "
+        "labels follow the sorted class names; JPEG and PNG bytes are copied, other formats become PNG",
+    )
+    back.add_argument(
+        "--pairs",
+        metavar="PAIRS_FILE",
+        help="write a .bin from LFW's pairs.txt (images <name>/<name>_0001.jpg or .png) or from a CSV file with the "
+        "columns path1,path2,same. The 10-fold protocol takes consecutive tenths of the pairs: mix same and "
+        "different ones",
+    )
+    back.add_argument("--images_root", metavar="DIR", help="folder that the paths of --pairs start from")
+    back.add_argument(
+        "--output",
+        metavar="PATH",
+        help="--pack: folder to write to (default IMAGE_FOLDER_rec); --pairs: the .bin (default: beside PAIRS_FILE)",
+    )
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="delete what an earlier conversion left, and convert again; without it finished work is kept",
+    )
+    return parser
+
+
+def parse(words: list[str]) -> argparse.Namespace:
+    """Parse and cross-check the command line.
+
+    Args:
+        words: what follows the program's name.
+
+    Returns:
+        The options.
+
+    Raises:
+        ValueError: unknown option, or options that do not belong together.
+    """
+    parser = build_parser()
+    options = parser.parse(words)
+    jobs = [name for name in ("rec_path", "pack", "pairs") if getattr(options, name)]
+    if len(jobs) != 1:
+        parser.error(f"give one of --rec_path, --pack, --pairs; got {', '.join('--' + job for job in jobs) or 'none'}")
+    allowed = {
+        "rec_path": {
+            "make_image_files",
+            "make_validation_memfiles",
+            "validation_format",
+            "swap_color_channel",
+            "skip_bad_images",
+        },
+        "pack": {"output", "swap_color_channel", "skip_bad_images"},
+        "pairs": {"images_root", "output", "swap_color_channel"},
+    }[jobs[0]] | {jobs[0], "overwrite"}
+    for name, value in vars(options).items():
+        if name not in allowed and value != parser.get_default(name):
+            parser.error(f"--{name} has no meaning with --{jobs[0]}")
+    if options.pairs and not options.images_root:
+        parser.error("--pairs needs --images_root, the folder that its paths start from")
+    return options
+
+
+def main(words: list[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        words: what follows the program's name; those of the process when None.
+
+    Returns:
+        Exit status: 0 done, 1 error (one line on stderr), 130 stopped with Ctrl-C.
+    """
+    try:
+        options = parse(sys.argv[1:] if words is None else words)
+        if options.pack:
+            _run_pack(options)
+        elif options.pairs:
+            _run_pairs(options)
+        else:
+            _run_conversion(options)
+    except KeyboardInterrupt:
+        print("\nconvert.py: stopped; nothing is half written, the same command goes on", file=sys.stderr)
+        return 130
+    except _EXPECTED_ERRORS as error:
+        print(f"convert.py: error: {_one_line(error)}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _one_line(error: Exception) -> str:
+    """Put an expected error in one line that says what to do."""
+    if isinstance(error, OSError) and error.errno in _NO_SPACE:
+        place = f" for {error.filename}" if error.filename else ""
+        return f"no space left on the disk{place}; free some, then run the same command: it goes on where it was"
+    return " ".join(str(error).split())
+
+
+# --- .rec and .bin of one folder --------------------------------------------------------------------------------
+
+
+def _run_conversion(options: argparse.Namespace) -> None:
+    """Convert what is asked for, or everything, of one InsightFace folder."""
+    folder = Path(options.rec_path)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"--rec_path {folder} is not a folder; give the one that holds train.rec")
+    everything = options.make_image_files == options.make_validation_memfiles
+    rec = folder / "train.rec"
+    bins = _bin_files(folder)
+    want_images = everything or options.make_image_files
+    want_sets = everything or options.make_validation_memfiles
+    if (want_images and not rec.is_file() and not (everything and bins)) or (want_sets and not everything and not bins):
+        wanted = "train.rec or *.bin" if everything else "train.rec" if want_images else "*.bin"
+        raise FileNotFoundError(f"{folder} holds no {wanted}; found: {_listing(folder)}")
+    with _only_one(folder):
+        if want_images and rec.is_file():
+            convert_images(rec, folder / "imgs", options.swap_color_channel, options.skip_bad_images, options.overwrite)
+        elif want_images:
+            print(f"no train.rec in {folder}: only its validation sets are converted")
+        if want_sets:
+            for path in bins:
+                convert_set(path, options.validation_format, options.swap_color_channel, options.overwrite)
+            if not bins:
+                print(f"no .bin in {folder}: no validation sets to convert")
+    _say_next(folder)
+
+
+def _bin_files(folder: Path) -> list[Path]:
+    """List the `.bin` files of a folder, the paper's sets first."""
+    order = {name: rank for rank, name in enumerate(pairs.PAPER_SETS)}
+    found = [path for path in folder.glob("*.bin") if path.is_file() and not path.name.startswith(".")]
+    return sorted(found, key=lambda path: (order.get(path.stem, len(order)), path.stem))
+
+
+def _listing(folder: Path, most: int = 8) -> str:
+    """Name the first entries of a folder."""
+    names = sorted(entry.name for entry in folder.iterdir())
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "") or "nothing"
+
+
+@contextlib.contextmanager
+def _only_one(folder: Path) -> Iterator[None]:
+    """Keep a second conversion of the same folder out; the lock goes away with the process."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RuntimeError(f"another conversion of {folder} is running; wait for it, or stop it") from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF):
+                raise
+            # A file system without locks (some network disks): go on without.
+        yield
+    finally:
+        os.close(handle)
+
+
+def _say_next(folder: Path) -> None:
+    """Say how to train on what was converted."""
+    root, name = folder.resolve().parent, folder.resolve().name
+    train = f" --train_data_path {shlex.quote(name)}" + ("/imgs" if (folder / "imgs").is_dir() else "")
+    print(f"next: python main.py --data_root {shlex.quote(str(root))}{train} --val_data_path {shlex.quote(name)} ...")
+
+
+# --- the way back -----------------------------------------------------------------------------------------------
+
+
+def _run_pack(options: argparse.Namespace) -> None:
+    """Image folder -> train.rec, train.idx, property."""
+    source = Path(options.pack)
+    output = Path(options.output) if options.output else source.with_name(source.resolve().name + "_rec")
+    started = time.monotonic()
+    result = pack_folder(
+        source, output, swap=options.swap_color_channel, skip_bad=options.skip_bad_images, overwrite=options.overwrite
+    )
+    print(
+        f"{output / 'train.rec'}: {result.images:,} images, {result.identities:,} identities, "
+        f"{time.monotonic() - started:.1f} s, {len(result.skipped)} skipped"
+    )
+    for reason in result.skipped[:_LISTED]:
+        print(f"skipped: {reason}")
+    if len(result.skipped) > _LISTED:
+        print(f"skipped: {len(result.skipped) - _LISTED} more")
+    _say_next(output)
+
+
+def _run_pairs(options: argparse.Namespace) -> None:
+    """Pairs file -> `.bin`."""
+    source = Path(options.pairs)
+    output = Path(options.output) if options.output else source.with_suffix(".bin")
+    started = time.monotonic()
+    same, different = pack_pairs(
+        source, Path(options.images_root), output, swap=options.swap_color_channel, overwrite=options.overwrite
+    )
+    print(f"{output}: {same + different:,} pairs ({same:,} same), {time.monotonic() - started:.1f} s")
+    print(f"next: python convert.py --rec_path {shlex.quote(str(output.resolve().parent))} --make_validation_memfiles")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,343 @@
+"""From image files to InsightFace files: folders to `train.rec`, lists of pairs to `.bin`.
+
+Source: the layout of InsightFace's `train.rec` (record 0 counts, images are keys 1..n, then one record per
+identity) and LFW's `pairs.txt` (Huang et al. 2007).
+Differences: encoded images are copied, never encoded again unless their format is neither JPEG nor PNG.
+"""
+
+import csv
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+
+import cv2
+import numpy as np
+import recordio
+from tqdm import tqdm
+
+import pairs
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+_JPEG_START, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
+_PNG_START, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
+_SAMPLING_444 = 0x111111
+_JPEG_QUALITY = 95
+# The header record holds its counts as float32, exact up to here.
+_LARGEST_COUNT = 2**24
+_TRUE, _FALSE = ("1", "true", "yes"), ("0", "false", "no")
+_SAME_COLUMN = ("same", "issame", "is_same", "label")
+
+
+# --- encoded images -------------------------------------------------------------------------------------------
+
+
+def image_suffix(data: bytes, what: str) -> str:
+    """Recognise a whole JPEG or PNG by its first and last bytes, without decoding it.
+
+    Args:
+        data: encoded image.
+        what: name for the error message.
+
+    Returns:
+        `.jpg` or `.png`.
+
+    Raises:
+        ValueError: anything else, or an image whose end is missing.
+    """
+    for start, end, suffix in ((_JPEG_START, _JPEG_END, ".jpg"), (_PNG_START, _PNG_END, ".png")):
+        if data.startswith(start):
+            # Some writers pad the end; entropy-coded data never holds the end mark.
+            if data.endswith(end) or data.rfind(end) > 0:
+                return suffix
+            raise ValueError(f"{what} holds a {suffix[1:]} image without its end ({len(data)} bytes)")
+    if not data:
+        raise ValueError(f"{what} holds no image (0 bytes)")
+    raise ValueError(f"{what} holds no JPEG or PNG ({len(data)} bytes that start with {data[:4].hex(' ')})")
+
+
+def swap_red_blue(data: bytes, suffix: str, what: str) -> bytes:
+    """Swap red and blue of an encoded image; exact for PNG, lossy for JPEG.
+
+    Args:
+        data: encoded 112x112 colour image.
+        suffix: `.jpg` or `.png`, the form to write.
+        what: name for the error message.
+
+    Returns:
+        The encoded image, JPEG at quality 95 without colour subsampling.
+
+    Raises:
+        ValueError: not a 112x112 colour image.
+    """
+    return _encode(np.ascontiguousarray(pairs.decode_image(data, what)[:, :, ::-1]), suffix)
+
+
+def _encode(image: np.ndarray, suffix: str) -> bytes:
+    """Encode BGR pixels."""
+    options = [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, _SAMPLING_444]
+    done, encoded = cv2.imencode(suffix, image, options if suffix == ".jpg" else [])
+    if not done:
+        raise RuntimeError(f"OpenCV could not encode an image as {suffix}")
+    return encoded.tobytes()
+
+
+def _encoded_file(path: Path, swap: bool) -> bytes:
+    """Read a 112x112 colour image file as JPEG or PNG bytes: copied when it is one already."""
+    data = path.read_bytes()
+    image = pairs.decode_image(data, str(path))
+    try:
+        suffix = image_suffix(data, str(path))
+    except ValueError:
+        suffix = ""
+    if suffix and not swap:
+        return data
+    return _encode(np.ascontiguousarray(image[:, :, ::-1]) if swap else image, suffix or ".png")
+
+
+# --- image folder -> train.rec --------------------------------------------------------------------------------
+
+
+@dataclass
+class PackResult:
+    """What was packed.
+
+    Attributes:
+        images: images written.
+        identities: classes.
+        skipped: one line for every image left out.
+    """
+
+    images: int
+    identities: int
+    skipped: list[str] = field(default_factory=list)
+
+
+def pack_folder(
+    source: Path, output: Path, swap: bool = False, skip_bad: bool = False, overwrite: bool = False
+) -> PackResult:
+    """Write `train.rec`, `train.idx` and `property` from `<source>/<class>/<image>`.
+
+    Args:
+        source: image folder; classes and files are taken in `ImageFolder` order (lexicographic).
+        output: folder to write to, made when missing.
+        swap: swap red and blue.
+        skip_bad: leave unusable images out instead of stopping; costs a second reading.
+        overwrite: replace an existing `train.rec`.
+
+    Returns:
+        Counts and what was skipped.
+
+    Raises:
+        FileNotFoundError: no such folder, or no classes in it.
+        FileExistsError: `train.rec` is there already.
+        ValueError: a class without images, an image that is not 112x112 colour, too many images.
+    """
+    classes = _class_files(source)
+    rec = output / "train.rec"
+    if rec.exists() and not overwrite:
+        raise FileExistsError(f"{rec} exists; use --overwrite to replace it, or another --output")
+    skipped: list[str] = []
+    if skip_bad:
+        classes, skipped = _usable(classes)
+    bounds = np.cumsum([1, *(len(files) for files in classes)]).tolist()  # first key of each class, then one past all
+    count = bounds[-1] - 1
+    if count + len(classes) + 1 > _LARGEST_COUNT:
+        raise ValueError(
+            f"{count:,} images: the header record cannot count beyond {_LARGEST_COUNT:,}; split the folder"
+        )
+    output.mkdir(parents=True, exist_ok=True)
+    with recordio.RecordWriter(rec) as writer, tqdm(total=count, unit=" images", disable=None) as bar:
+        totals = np.array([count + 1, count + 1 + len(classes)], np.float32)
+        writer.write(0, recordio.pack(recordio.ImageHeader(totals), b""))
+        for label, (files, first) in enumerate(zip(classes, bounds, strict=False)):
+            for key, path in enumerate(files, first):
+                header = recordio.ImageHeader(float(label), key)
+                writer.write(key, recordio.pack(header, _encoded_file(path, swap)))
+                bar.update()
+        for label, (first, past) in enumerate(pairwise(bounds)):
+            header = recordio.ImageHeader(np.array([first, past], np.float32), count + 1 + label)
+            writer.write(count + 1 + label, recordio.pack(header, b""))
+    with pairs.atomic_file(output / "property") as file:
+        file.write(f"{len(classes)},112,112\n".encode())
+    return PackResult(count, len(classes), skipped)
+
+
+def _class_files(source: Path) -> list[list[Path]]:
+    """List the image files of every class, in `ImageFolder` order."""
+    if not source.is_dir():
+        raise FileNotFoundError(f"{source} is not a folder; give the one that holds a folder per identity")
+    folders = sorted(entry.name for entry in source.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    if not folders:
+        raise FileNotFoundError(f"{source} holds no class folders; expected {source}/<identity>/<image>")
+    classes = []
+    for name in folders:
+        walk = sorted(os.walk(source / name, followlinks=True))
+        files = [Path(root) / file for root, _, names in walk for file in sorted(names) if _is_image_name(file)]
+        if not files:
+            raise ValueError(f"{source / name} holds no images ({', '.join(IMAGE_SUFFIXES)}); remove the folder")
+        classes.append(files)
+    return classes
+
+
+def _is_image_name(name: str) -> bool:
+    """Whether `ImageFolder` would take the file."""
+    return name.lower().endswith(IMAGE_SUFFIXES)
+
+
+def _usable(classes: list[list[Path]]) -> tuple[list[list[Path]], list[str]]:
+    """Sort out the images that cannot be packed, and classes of which nothing is left."""
+    kept: list[list[Path]] = []
+    skipped: list[str] = []
+    with tqdm(total=sum(map(len, classes)), desc="checking", unit=" images", disable=None) as bar:
+        for files in classes:
+            good = []
+            for path in files:
+                bar.update()
+                try:
+                    pairs.decode_image(path.read_bytes(), str(path))
+                except ValueError as error:
+                    skipped.append(str(error))
+                else:
+                    good.append(path)
+            if good:
+                kept.append(good)
+    if not kept:
+        raise ValueError(f"none of the images can be used; the first: {skipped[0]}")
+    return kept, skipped
+
+
+# --- pairs file -> .bin ---------------------------------------------------------------------------------------
+
+
+def pack_pairs(
+    pairs_file: Path, images_root: Path, output: Path, swap: bool = False, overwrite: bool = False
+) -> tuple[int, int]:
+    """Write a `.bin` from a list of pairs.
+
+    Args:
+        pairs_file: LFW's `pairs.txt`, or a CSV file `path1,path2,same`.
+        images_root: folder that the paths start from; nothing outside it is read.
+        output: the `.bin`.
+        swap: swap red and blue.
+        overwrite: replace an existing file.
+
+    Returns:
+        Number of same pairs, number of different pairs.
+
+    Raises:
+        FileNotFoundError: a missing file or folder.
+        FileExistsError: the `.bin` is there already.
+        ValueError: a line that cannot be understood, a path outside the root, an image that is not 112x112 colour.
+    """
+    if not images_root.is_dir():
+        raise FileNotFoundError(f"--images_root {images_root} is not a folder")
+    if output.exists() and not overwrite:
+        raise FileExistsError(f"{output} exists; use --overwrite to replace it, or another --output")
+    listed = read_pairs(pairs_file, images_root)
+    cache: dict[Path, bytes] = {}  # LFW's 12,000 images are 7,700 files
+    images: list[bytes] = []
+    for first, second, _ in tqdm(listed, unit=" pairs", disable=None):
+        for path in (first, second):
+            if path not in cache:
+                cache[path] = _encoded_file(path, swap)
+            images.append(cache[path])
+    issame = [same for *_, same in listed]
+    pairs.write_bin(output, images, issame)
+    return sum(issame), len(issame) - sum(issame)
+
+
+def read_pairs(pairs_file: Path, images_root: Path) -> list[tuple[Path, Path, bool]]:
+    """Read a list of pairs.
+
+    Args:
+        pairs_file: LFW's `pairs.txt`, or a CSV file `path1,path2,same`; told apart by the first line.
+        images_root: folder that the paths start from.
+
+    Returns:
+        First path, second path, same, per pair; the files exist.
+
+    Raises:
+        FileNotFoundError: the list or an image is missing.
+        ValueError: a line that cannot be understood, or a path outside the root.
+    """
+    if not pairs_file.is_file():
+        raise FileNotFoundError(f"{pairs_file} does not exist; expected LFW's pairs.txt or a CSV path1,path2,same")
+    try:
+        text = pairs_file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{pairs_file} is not a text file ({error})") from None
+    lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    if not lines:
+        raise ValueError(f"{pairs_file} is empty")
+    reader = _csv_pairs if "," in lines[0][1] else _lfw_pairs
+    return list(reader(lines, pairs_file, images_root))
+
+
+def _csv_pairs(lines: list[tuple[int, str]], pairs_file: Path, root: Path) -> Iterator[tuple[Path, Path, bool]]:
+    """Read `path1,path2,same`, with or without a header line."""
+    found = False
+    for index, (number, line) in enumerate(lines):
+        where = f"{pairs_file}, line {number}"
+        fields = [part.strip() for part in next(csv.reader([line]))]
+        if len(fields) != 3:
+            raise ValueError(f"{where}: {len(fields)} fields, expected path1,path2,same")
+        answer = fields[2].lower()
+        if answer not in _TRUE + _FALSE:
+            if index == 0 and answer in _SAME_COLUMN:
+                continue  # the header
+            raise ValueError(f"{where}: same is {fields[2]!r}, expected 1 or 0, true or false")
+        found = True
+        first, second = (_inside(root, part, where) for part in fields[:2])
+        for path in (first, second):
+            if not path.is_file():
+                raise FileNotFoundError(f"{where}: {path} does not exist")
+        yield first, second, answer in _TRUE
+    if not found:
+        raise ValueError(f"{pairs_file} holds no pairs")
+
+
+def _lfw_pairs(lines: list[tuple[int, str]], pairs_file: Path, root: Path) -> Iterator[tuple[Path, Path, bool]]:
+    """Read `name i j` (same) and `name1 i name2 j` (different) below a header `folds pairs` or `pairs`."""
+    header = lines[0][1].split()
+    if len(header) not in (1, 2) or not all(part.isdigit() for part in header):
+        raise ValueError(
+            f"{pairs_file}, line {lines[0][0]}: {lines[0][1]!r}; expected LFW's header (such as `10 300`), or CSV "
+            f"path1,path2,same"
+        )
+    expected = 2 * int(np.prod([int(part) for part in header]))
+    if len(lines) - 1 != expected:
+        raise ValueError(f"{pairs_file}: {len(lines) - 1} pairs, its header announces {expected}")
+    for number, line in lines[1:]:
+        where = f"{pairs_file}, line {number}"
+        match line.split("\t") if "\t" in line else line.split():
+            case (name, i, j):
+                other, same = name, True
+            case (name, i, other, j):
+                same = False
+            case fields:
+                raise ValueError(f"{where}: {len(fields)} fields, expected `name i j` or `name1 i name2 j`")
+        yield _lfw_file(root, name, i, where), _lfw_file(root, other, j, where), same
+
+
+def _lfw_file(root: Path, name: str, number: str, where: str) -> Path:
+    """Find image `number` of a person."""
+    if not number.strip().isdigit():
+        raise ValueError(f"{where}: {number!r} is not the number of an image")
+    name = name.strip()
+    stem = _inside(root, f"{name}/{name}_{int(number):04d}", where)
+    for suffix in (".jpg", ".png", ".jpeg"):
+        path = stem.with_name(stem.name + suffix)
+        if path.is_file():
+            return path
+    raise FileNotFoundError(f"{where}: neither {stem}.jpg nor .png exists")
+
+
+def _inside(root: Path, path: str, where: str) -> Path:
+    """Join a path of a list to the root; refuse one that leads out of it."""
+    base = os.path.abspath(root)  # noqa: PTH100 - links inside the root may point anywhere
+    full = os.path.normpath(os.path.join(base, path))  # noqa: PTH118
+    if os.path.commonpath([base, full]) != base or full == base:
+        raise ValueError(f"{where}: {path!r} leads out of --images_root {root}")
+    return Path(full)

@@ -1,0 +1,362 @@
+"""From InsightFace files to image files: `.rec` to `<label>/<key>.jpg`, `.bin` to validation sets.
+
+Source: the layouts of InsightFace and of the official AdaFace converter (`imgs/<label>/<key>.jpg`).
+Differences: encoded images are copied byte for byte, where the official converter decodes and encodes them
+again; work that is done is known, and not done twice. What is promised about stopping holds for a killed
+program, not for a power cut.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import time
+import zlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import recordio
+from tqdm import tqdm
+
+import pairs
+from pack import image_suffix, swap_red_blue
+
+_JOURNAL = ".convert.json"
+_JOURNAL_EVERY = 2000
+_TICK_EVERY = 64
+_LISTED_KEYS = 10
+
+
+# --- train.rec -> imgs ------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Journal:
+    """How far the conversion of a `.rec` is; saved in the image folder.
+
+    Attributes:
+        rec_bytes: size of the .rec.
+        rec_mtime_ns: its time of modification.
+        index_crc: checksum over keys, offsets and labels (knows the .rec again after a copy changed its time).
+        swap_color_channel: whether red and blue were swapped.
+        images: image records in the .rec.
+        identities: different labels.
+        done: records done, in file order.
+        skipped: keys of records without a usable image.
+    """
+
+    rec_bytes: int
+    rec_mtime_ns: int
+    swap_color_channel: bool
+    index_crc: int = 0
+    images: int = -1
+    identities: int = 0
+    done: int = 0
+    skipped: list[int] = field(default_factory=list)
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.done == self.images
+
+    @classmethod
+    def load(cls, folder: Path) -> "_Journal | None":
+        """Read the journal of an image folder, or None where there is none."""
+        try:
+            return cls(**json.loads((folder / _JOURNAL).read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            return None
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{folder / _JOURNAL} is damaged ({error}); use --overwrite to convert again") from None
+
+    def save(self, folder: Path) -> None:
+        """Write the journal, all or nothing."""
+        part = folder / (_JOURNAL + ".part")
+        part.write_text(json.dumps(asdict(self)), encoding="utf-8")
+        part.replace(folder / _JOURNAL)
+
+
+def convert_images(
+    rec: Path, folder: Path, swap: bool = False, skip_bad: bool = False, overwrite: bool = False
+) -> None:
+    """Write the images of a `.rec` as `<folder>/<label>/<key>.jpg` (or `.png`), byte for byte.
+
+    Args:
+        rec: the `.rec`; its `.idx` lies beside it.
+        folder: image folder to write; a conversion that was stopped goes on, a finished one is left alone.
+        swap: swap red and blue (decodes and encodes again).
+        skip_bad: count records without a usable image instead of stopping at the first.
+        overwrite: delete what an earlier conversion left in `folder` and start again.
+
+    Raises:
+        ValueError: a damaged `.rec`, a label that is not a class number, a record without an image, or a folder
+            that something else has written.
+        OSError: such as no space left; what is written so far is kept, and known.
+    """
+    started = time.monotonic()
+    stat = rec.stat()
+    if overwrite:
+        _delete_images(folder)
+    journal = _Journal.load(folder)
+    now = (stat.st_size, stat.st_mtime_ns, swap)
+    if journal and journal.complete and now == (journal.rec_bytes, journal.rec_mtime_ns, journal.swap_color_channel):
+        print(f"{folder}: already converted ({_counts(journal)}); nothing to do")
+        return
+    records = recordio.RecordFile(rec)
+    positions, labels = _plan(records, rec)
+    crc = 0
+    for part in (records.keys[positions], records.offsets[positions], labels):
+        crc = zlib.crc32(np.ascontiguousarray(part).tobytes(), crc)
+    fresh = _Journal(stat.st_size, stat.st_mtime_ns, swap, crc, len(positions), len(np.unique(labels)))
+    journal, unsure = _resume(journal, fresh, folder)
+    already = journal.done
+    folder.mkdir(exist_ok=True)
+    journal.save(folder)
+    _write_images(records, positions, labels, journal, folder, unsure, skip_bad)
+    _report_images(journal, already, records.num_identities(), labels, folder, time.monotonic() - started)
+
+
+def _plan(records: recordio.RecordFile, rec: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Choose the image records in file order; check their labels.
+
+    Returns:
+        Positions in the index, int64 (N,), and labels, int64 (N,).
+    """
+    positions = records.image_positions()
+    if not len(positions):
+        raise ValueError(f"{rec} holds no images")
+    # File order, not key order: a shuffled .rec is then still read front to back.
+    positions = positions[np.argsort(records.offsets[positions], kind="stable")]
+    stored = records.labels[positions]
+    bad = np.flatnonzero(~((stored >= 0) & (stored == np.floor(stored)) & np.isfinite(stored)))
+    if len(bad):
+        key = records.keys[positions[bad[0]]]
+        raise ValueError(
+            f"{rec}, key {key}: label {stored[bad[0]]}, expected a class number 0, 1, 2, ... ({len(bad)} such records)"
+        )
+    return positions, stored.astype(np.int64)
+
+
+def _resume(journal: _Journal | None, fresh: _Journal, folder: Path) -> tuple[_Journal, int]:
+    """Decide where to start.
+
+    Returns:
+        The journal to go on with, and how many records after its `done` may be on disk already.
+    """
+    if journal is None:
+        if folder.is_dir() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
+            raise ValueError(
+                f"{folder} holds files that no conversion of this program has written; move it away "
+                f"to convert train.rec, or give --make_validation_memfiles for the validation sets alone"
+            )
+        return fresh, 0
+    same = (journal.rec_bytes, journal.index_crc, journal.images) == (fresh.rec_bytes, fresh.index_crc, fresh.images)
+    if not same or journal.swap_color_channel != fresh.swap_color_channel:
+        what = "with another --swap_color_channel" if same else "from another train.rec"
+        raise ValueError(f"{folder} was converted {what}; use --overwrite to convert it again")
+    journal.rec_mtime_ns = fresh.rec_mtime_ns
+    return journal, _JOURNAL_EVERY
+
+
+def _write_images(
+    records: recordio.RecordFile,
+    positions: np.ndarray,
+    labels: np.ndarray,
+    journal: _Journal,
+    folder: Path,
+    unsure: int,
+    skip_bad: bool,
+) -> None:
+    """Write the images from `journal.done` on; the journal follows, and is right whatever stops this."""
+    root, part = str(folder), str(folder / ".image.part")
+    made: set[int] = set()
+    start = journal.done
+    keys = records.keys[positions].tolist()
+    sources, names = positions.tolist(), labels.tolist()
+    with _saved(journal, folder), tqdm(total=len(keys), initial=start, unit=" images", disable=None) as bar:
+        for i in range(start, len(keys)):
+            label, key = names[i], keys[i]
+            try:
+                data = records.read_image(sources[i])
+                suffix = image_suffix(data, "the record")
+                if journal.swap_color_channel:
+                    data = swap_red_blue(data, suffix, "the record")
+            except ValueError as error:
+                if not skip_bad:
+                    raise ValueError(f"key {key} (label {label}): {error}; --skip_bad_images goes on") from None
+                journal.skipped.append(key)
+            else:
+                directory = f"{root}/{label}"
+                if label not in made:
+                    os.makedirs(directory, exist_ok=True)  # noqa: PTH103 - no Path objects in this loop
+                    made.add(label)
+                path = f"{directory}/{key}{suffix}"
+                if i - start >= unsure or not _has_size(path, len(data)):
+                    _write_whole(path, data, part)
+            journal.done = i + 1
+            if journal.done % _TICK_EVERY == 0 or journal.done == len(keys):
+                bar.update(journal.done - bar.n)
+            if journal.done % _JOURNAL_EVERY == 0:
+                journal.save(folder)
+
+
+@contextlib.contextmanager
+def _saved(journal: _Journal, folder: Path) -> Iterator[None]:
+    """Save the journal at the end, also when something stops the work."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):  # a full disk: the last journal that was saved is still good
+            journal.save(folder)
+        raise
+    journal.save(folder)
+
+
+def _has_size(path: str, size_bytes: int) -> bool:
+    """Whether a file is there with this size."""
+    try:
+        return os.stat(path).st_size == size_bytes  # noqa: PTH116
+    except FileNotFoundError:
+        return False
+
+
+def _write_whole(path: str, data: bytes, part: str) -> None:
+    """Write a file that has its name only when it is whole.
+
+    Args:
+        path: final path.
+        data: content.
+        part: temporary path on the same file system.
+    """
+    handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+    try:
+        written = os.write(handle, data)
+        while written < len(data):  # a nearly full disk takes a part, then refuses
+            written += os.write(handle, memoryview(data)[written:])
+    except OSError as error:
+        os.unlink(part)  # noqa: PTH108
+        raise OSError(error.errno, error.strerror, path) from None
+    finally:
+        os.close(handle)
+    os.rename(part, path)  # noqa: PTH104
+
+
+def _delete_images(folder: Path) -> None:
+    """Delete an image folder, provided that this program has written it."""
+    if not folder.exists():
+        return
+    strangers = [entry.name for entry in folder.iterdir() if not (entry.name.startswith(".") or entry.name.isdigit())]
+    if strangers or not (folder / _JOURNAL).is_file():
+        raise ValueError(f"--overwrite: {folder} was not written by this program; delete or move it yourself")
+    # The journal goes last: a deletion that is stopped can be taken up again.
+    for entry in folder.iterdir():
+        if entry.is_dir():
+            shutil.rmtree(entry)
+    shutil.rmtree(folder)
+
+
+def _counts(journal: _Journal) -> str:
+    """Say how much a conversion has written."""
+    return f"{journal.images - len(journal.skipped):,} images, {journal.identities:,} identities"
+
+
+def _report_images(
+    journal: _Journal, already: int, expected: int | None, labels: np.ndarray, folder: Path, seconds: float
+) -> None:
+    """Print the summary, and what is odd about the data."""
+    print(
+        f"{folder}: {_counts(journal)}, {seconds:.1f} s, {len(journal.skipped)} skipped"
+        + (f", {already:,} records were done before" if already else "")
+    )
+    if journal.skipped:
+        shown = ", ".join(map(str, journal.skipped[:_LISTED_KEYS]))
+        more = f" and {len(journal.skipped) - _LISTED_KEYS} more" if len(journal.skipped) > _LISTED_KEYS else ""
+        print(f"skipped, no usable image: keys {shown}{more} (all of them are listed in {folder / _JOURNAL})")
+    if expected is not None and expected != journal.identities:
+        print(f"note: the .rec announces {expected:,} identities, its images have {journal.identities:,}")
+    if int(labels.max()) + 1 != journal.identities:
+        print(
+            f"note: labels go up to {labels.max():,} with gaps; folders keep them, training renumbers the classes "
+            f"in the order of the folder names"
+        )
+
+
+# --- .bin -> validation set -------------------------------------------------------------------------------------
+
+
+def convert_set(path: Path, form: str = "memfile", swap: bool = False, overwrite: bool = False) -> None:
+    """Convert one `.bin` beside itself; a set that is done and whose `.bin` is the same is left alone.
+
+    Args:
+        path: the `.bin`.
+        form: `memfile` or `bcolz`.
+        swap: swap red and blue.
+        overwrite: convert again, and replace a set made by something else.
+
+    Raises:
+        ValueError: not a verification set, or an image that is not a 112x112 colour image.
+        OSError: such as no space left; the set is then absent, not half there.
+    """
+    started = time.monotonic()
+    name, folder = path.stem, path.parent
+    sidecar = folder / f".{name}{_JOURNAL}"
+    if not overwrite:
+        reason = _why_done(path, sidecar, form, swap)
+        if reason:
+            print(f"{path.name}: {reason}")
+            return
+    images, issame = pairs.read_bin(path)
+    if form == "bcolz":  # an older memory-mapped set would hide the new one
+        (folder / f"{name}_images.npy").unlink(missing_ok=True)
+    sidecar.unlink(missing_ok=True)
+    write = pairs.write_bcolz if form == "bcolz" else pairs.write_memfile
+    write(folder, name, _decoded(images, path, swap), issame)
+    record = {**_fingerprint(path, with_hash=True), "form": form, "swap_color_channel": swap}
+    with pairs.atomic_file(sidecar) as file:
+        file.write(json.dumps(record).encode())
+    same = int(issame.sum())
+    seconds = time.monotonic() - started
+    print(f"{path.name}: {len(issame):,} pairs ({same:,} same) as {form}, {len(images):,} images, {seconds:.1f} s")
+
+
+def _why_done(path: Path, sidecar: Path, form: str, swap: bool) -> str | None:
+    """Say why a set need not be converted, or None when it must be."""
+    folder, name = path.parent, path.stem
+    target = folder / (name if form == "bcolz" else f"{name}_images.npy")
+    if not target.exists() or not (folder / f"{name}_list.npy").is_file():
+        return None
+    try:
+        known: dict[str, Any] = json.loads(sidecar.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return f"{target.name} was made by another program and is kept; --overwrite converts it again"
+    except ValueError:
+        return None
+    if known.get("form") != form or known.get("swap_color_channel") != swap:
+        return None
+    quick = _fingerprint(path, with_hash=False)
+    same = all(known.get(part) == value for part, value in quick.items())
+    # A copy changes the time of modification, not the content.
+    if not same and known.get("sha256") != _fingerprint(path, with_hash=True)["sha256"]:
+        return None
+    return f"already converted ({target.name}); nothing to do"
+
+
+def _fingerprint(path: Path, with_hash: bool) -> dict[str, Any]:
+    """Describe a file so that it is known again."""
+    stat = path.stat()
+    known: dict[str, Any] = {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+    if with_hash:
+        with path.open("rb") as file:
+            known["sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
+    return known
+
+
+def _decoded(images: list[pairs.EncodedImage], path: Path, swap: bool) -> Iterator[np.ndarray]:
+    """Decode the images of a set behind a progress bar."""
+    for index, image in enumerate(tqdm(images, desc=path.stem, unit=" images", disable=None)):
+        pixels = pairs.decode_image(image, f"{path}, image {index} (pair {index // 2})")
+        yield np.ascontiguousarray(pixels[:, :, ::-1]) if swap else pixels
