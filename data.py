@@ -1,0 +1,314 @@
+"""Training and validation data as Lightning takes them: found, checked, loaded, and what a run has to know of them.
+
+Images stay uint8 (112, 112, 3) BGR until they are on the device; a batch is one array of them. Every batch is a
+function of (seed, epoch, place in the epoch): not of the number of data workers, nor of where a run was interrupted.
+
+Source: the data module of the official AdaFace code. Differences: its randomness repeats itself in every worker and
+its images become float32 in the workers; class count, validation sets and paths are found in the data, not told by
+the path's name; the five sets of the paper are not compulsory.
+"""
+
+import hashlib
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch.utils.data import DataLoader, Dataset
+
+from augmenter import Augmenter
+from face_datasets import TrainingDataset, ValidationDataset, as_it_is, start_worker
+from lightning_setup import pl
+from pairs import IMAGE_SHAPE, PAPER_SETS, PairSet, find_pair_sets, open_pair_set
+from sampler import EpochBatchSampler, RandomStreams, ShardedBatchSampler
+from training_source import TrainingSource, open_training_source
+from training_subset import read_subset_list, select_subset
+
+_SHOWN_BAD = 10
+_FINGERPRINT_IMAGES = 256
+_GRID_GAP_PX = 2
+
+
+class FaceDataModule(pl.LightningDataModule):
+    """Training images, validation pairs and their loaders. Call ``open`` first.
+
+    Args:
+        data_root: folder that the two paths are relative to.
+        train_data_path: image folder, the folder above it or with `train.rec`, or a `.rec`.
+        val_data_path: folder of the verification sets.
+        use_mxrecord: train from `train.rec` even where there is an image folder.
+        train_data_subset: train on the paper's subset list.
+        swap_color_channel: the training images have red and blue swapped. Verification sets are read as they are,
+            like in the official code: they never passed through its swapped folders.
+        batch_size: images per step over all devices of a node.
+        devices: processes per node.
+        num_workers: data loading processes per device, at most this process's share of the cores.
+        seed: of shuffling and augmentation, in [0, 2**32).
+        low_res_augmentation_prob: in [0, 1].
+        crop_augmentation_prob: in [0, 1].
+        photometric_augmentation_prob: in [0, 1].
+        custom_num_class: classes of the head, at least those of the data; -1 for those.
+        skip_bad_images: count, report and replace training images that cannot be decoded.
+        evaluate_only: there is no training; its data need not be there.
+
+    Attributes:
+        pair_sets: name -> verification set, of those present, the paper's first.
+        missing_sets: those of the paper that are not there.
+        notes: what the user should know, one line each.
+        start_epoch: epoch in which an interrupted run goes on.
+        start_batch: number of batches of that epoch that it has done.
+    """
+
+    def __init__(
+        self,
+        *,
+        data_root: str,
+        train_data_path: str,
+        val_data_path: str,
+        batch_size: int,
+        use_mxrecord: bool = False,
+        train_data_subset: bool = False,
+        swap_color_channel: bool = False,
+        devices: int = 1,
+        num_workers: int = 0,
+        seed: int = 42,
+        low_res_augmentation_prob: float = 0.0,
+        crop_augmentation_prob: float = 0.0,
+        photometric_augmentation_prob: float = 0.0,
+        custom_num_class: int = -1,
+        skip_bad_images: bool = False,
+        evaluate_only: bool = False,
+    ) -> None:
+        super().__init__()
+        self.data_root, self.train_data_path, self.val_data_path = data_root, train_data_path, val_data_path
+        self.use_mxrecord, self.train_data_subset = use_mxrecord, train_data_subset
+        self.swap_color_channel, self.skip_bad_images = swap_color_channel, skip_bad_images
+        self.custom_num_class, self.evaluate_only = custom_num_class, evaluate_only
+        self.seed = seed
+        self.augmenter = Augmenter(crop_augmentation_prob, low_res_augmentation_prob, photometric_augmentation_prob)
+        self.notes: list[str] = []
+        self.batch_size_per_process = _divided(batch_size, devices)
+        self.num_workers = self._capped(num_workers, devices)
+        self.devices = devices
+        self.start_epoch = self.start_batch = 0
+        self.pair_sets: dict[str, PairSet] = {}
+        self.missing_sets: list[str] = []
+        self._dataset: TrainingDataset | None = None
+
+    def open(self) -> None:
+        """Find, open and check all data, before anything else is built.
+
+        Raises:
+            FileNotFoundError: data or the subset list are not there.
+            ValueError: what is there is damaged, or does not fit the options.
+        """
+        if not self.evaluate_only:
+            source = open_training_source(self.data_root, self.train_data_path, use_mxrecord=self.use_mxrecord)
+            if self.train_data_subset:
+                source = select_subset(source, read_subset_list(self.data_root, self.train_data_path))
+            self._dataset = TrainingDataset(
+                source,
+                self.augmenter,
+                seed=self.seed,
+                swap_color_channel=self.swap_color_channel,
+                skip_bad_images=self.skip_bad_images,
+            )
+            self._check_class_count()
+            self._batches(0, self.devices)  # refuses too few images
+        self._open_pair_sets()
+
+    @property
+    def dataset(self) -> TrainingDataset:
+        """The training data.
+
+        Raises:
+            RuntimeError: not opened, or opened for evaluation only.
+        """
+        if self._dataset is None:
+            raise RuntimeError("no training data: call open() first, without evaluate_only")
+        return self._dataset
+
+    @property
+    def class_names(self) -> list[str]:
+        """Folder name, or label in the `.rec`, of each class of the data; empty in evaluation."""
+        return [] if self._dataset is None else self._dataset.source.class_names
+
+    @property
+    def num_classes(self) -> int:
+        """Classes of the head: those of the data, or more where asked for; 0 in evaluation."""
+        return max(self.custom_num_class, len(self.class_names)) if self.class_names else 0
+
+    def summary(self) -> str:
+        """Return what was found, in a few lines for the screen."""
+        lines = []
+        if self._dataset is not None:
+            source = self._dataset.source
+            lines.append(
+                f"training data: {len(source):,} images of {len(self.class_names):,} identities, {source.location}"
+            )
+        if self.pair_sets:
+            sets = ", ".join(f"{name} ({len(pair_set.issame):,} pairs)" for name, pair_set in self.pair_sets.items())
+            missing = f"; not there: {', '.join(self.missing_sets)}" if self.missing_sets else ""
+            lines.append(f"validation sets: {sets}{missing}")
+        return "\n".join(lines + [f"note: {note}" for note in self.notes])
+
+    def fingerprint(self) -> str:
+        """Identify the training data: number of images, class names, labels, bytes of 256 images spread over it.
+
+        Returns:
+            SHA-256, 64 hexadecimal digits, the same for a `.rec` and the folder made of it; empty in evaluation.
+        """
+        return "" if self._dataset is None else _fingerprint(self._dataset.source)
+
+    def sample_grid(self, n: int = 64) -> np.ndarray:
+        """Return the first training samples of the run, augmented, in a grid.
+
+        Args:
+            n: number of samples, at most.
+
+        Returns:
+            (rows * 114, columns * 114, 3) uint8 BGR, to be written by ``cv2.imwrite``.
+        """
+        order = RandomStreams(self.seed).shuffled(len(self.dataset), 0)[:n].tolist()
+        columns = math.ceil(math.sqrt(len(order)))
+        cell = IMAGE_SHAPE[0] + _GRID_GAP_PX
+        grid = np.full((math.ceil(len(order) / columns) * cell, columns * cell, 3), 255, np.uint8)
+        for place, sample in enumerate(order):
+            top, left = cell * (place // columns), cell * (place % columns)
+            image = self.dataset[0, sample][0].numpy()
+            grid[top : top + IMAGE_SHAPE[0], left : left + IMAGE_SHAPE[1]] = image
+        return grid
+
+    # loaders
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Return the loader of training batches: images (B, 112, 112, 3) uint8 BGR, labels (B,) int64."""
+        rank, world_size = self._place()
+        return self._loader(self.dataset, self._batches(rank, world_size), persistent_workers=self.num_workers > 0)
+
+    def val_dataloader(self) -> Any:
+        """Return the loader of this process's share of all verification images; an empty list without sets.
+
+        Batches are images (B, 112, 112, 3) uint8 BGR, number of the set (B,), place in the set (B,). Every process
+        gets the same number of batches; the last image may come more than once.
+        """
+        if not self.pair_sets:
+            return []
+        dataset = ValidationDataset(self.pair_sets)
+        rank, world_size = self._place()
+        return self._loader(
+            dataset, ShardedBatchSampler(len(dataset), self.batch_size_per_process, rank=rank, world_size=world_size)
+        )
+
+    def test_dataloader(self) -> Any:
+        """Return the loader of the verification images, as for validation."""
+        return self.val_dataloader()
+
+    # bad images
+
+    def bad_images(self) -> list[str]:
+        """Return where the training images lie that this process had to replace (``skip_bad_images``)."""
+        if self._dataset is None:
+            return []
+        return [self._dataset.source.describe(sample) for sample in self._dataset.bad_samples()]
+
+    def teardown(self, stage: str) -> None:
+        """Report replaced training images at the end of the training."""
+        if stage == "fit":
+            self._report_bad_images()
+
+    def on_exception(self, exception: BaseException) -> None:
+        """Report replaced training images where a run ends early."""
+        self._report_bad_images()
+
+    def _report_bad_images(self) -> None:
+        bad = self.bad_images()
+        if bad:
+            rank, world_size = self._place()
+            which = f"process {rank}: " if world_size > 1 else ""
+            more = f"\n  ... and {len(bad) - _SHOWN_BAD} more" if len(bad) > _SHOWN_BAD else ""
+            listed = "".join(f"\n  {name}" for name in bad[:_SHOWN_BAD])
+            print(f"{which}{len(bad)} bad training image(s) replaced by the next good one:{listed}{more}", flush=True)
+
+    # parts
+
+    def _check_class_count(self) -> None:
+        found = len(self.class_names)
+        if self.custom_num_class != -1 and self.custom_num_class < found:
+            raise ValueError(
+                f"--custom_num_class {self.custom_num_class}, but the training data has {found} identities; "
+                f"give {found} or more, or leave the option out"
+            )
+
+    def _open_pair_sets(self) -> None:
+        folder = Path(self.data_root, self.val_data_path)
+        found = find_pair_sets(folder) if folder.is_dir() else {}
+        self.pair_sets = {name: open_pair_set(folder, name) for name in found}
+        self.missing_sets = [name for name in PAPER_SETS if name not in found]
+        if found:
+            return
+        why = "none there" if folder.is_dir() else "no such folder"
+        message = f"no validation sets in {folder.absolute()} ({why}; looked for .bin files and converted sets)"
+        if self.evaluate_only:
+            raise FileNotFoundError(f"{message}. Check --data_root and --val_data_path")
+        self.notes.append(f"{message}: training goes on without validation")
+
+    def _batches(self, rank: int, world_size: int) -> EpochBatchSampler:
+        return EpochBatchSampler(
+            len(self.dataset),
+            self.batch_size_per_process,
+            seed=self.seed,
+            rank=rank,
+            world_size=world_size,
+            start_epoch=self.start_epoch,
+            start_batch=self.start_batch,
+        )
+
+    def _place(self) -> tuple[int, int]:
+        """Return rank and number of processes."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+
+    def _loader(self, dataset: Dataset[Any], batches: Any, persistent_workers: bool = False) -> DataLoader[Any]:
+        on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        return DataLoader(
+            dataset,
+            batch_sampler=batches,
+            num_workers=self.num_workers,
+            collate_fn=as_it_is,
+            worker_init_fn=start_worker,
+            pin_memory=on_gpu,
+            persistent_workers=persistent_workers,
+        )
+
+    def _capped(self, num_workers: int, devices: int) -> int:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        most = max(1, cores // devices)
+        if num_workers > most:
+            self.notes.append(f"{most} data worker(s) per device instead of {num_workers}: there are {cores} cores")
+        return min(num_workers, most)
+
+
+def _divided(batch_size: int, devices: int) -> int:
+    """Return the batch size of one process, or refuse one that does not divide."""
+    rest = batch_size % devices
+    if rest:
+        nearest = [size for size in (batch_size - rest, batch_size - rest + devices) if size]
+        raise ValueError(
+            f"--batch_size {batch_size} is the total over all devices and does not divide by {devices}: "
+            f"use {' or '.join(map(str, nearest))}"
+        )
+    return batch_size // devices
+
+
+def _fingerprint(source: TrainingSource) -> str:
+    digest = hashlib.sha256(f"{len(source)}\n".encode())
+    digest.update("\n".join(source.class_names).encode("utf-8", "surrogateescape"))
+    digest.update(np.ascontiguousarray(source.labels, "<i4").data)
+    for index in np.unique(np.linspace(0, len(source) - 1, _FINGERPRINT_IMAGES).astype(int)).tolist():
+        try:
+            image = source.read(index)
+        except (OSError, ValueError):  # damaged: training will say so, or skip it
+            image = b""
+        digest.update(hashlib.sha256(image).digest())
+    return digest.hexdigest()

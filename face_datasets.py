@@ -1,0 +1,168 @@
+"""Training and verification images as PyTorch data sets: decode, augment, collate.
+
+Images stay uint8 (112, 112, 3) BGR; a batch is one array of them, filled in place. A training sample depends on
+(seed, epoch, sample) alone.
+
+Source: the data sets of the official AdaFace code. Differences: there the randomness repeats itself in every worker,
+and images become float32 (four times the bytes) before they leave it.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from augmenter import Augmenter
+from pairs import IMAGE_SHAPE, PairSet, decode_image
+from sampler import RandomStreams
+from training_source import TrainingSource
+
+_MOST_BAD_IN_A_ROW = 100
+
+
+class TrainingDataset(Dataset[tuple[Tensor, int]]):
+    """Decoded, augmented training images with labels, asked for by (epoch, sample).
+
+    Args:
+        source: encoded images and labels.
+        augmenter: applied to each image.
+        seed: of the augmentation, in [0, 2**32).
+        swap_color_channel: the stored images have red and blue swapped.
+        skip_bad_images: take the next good sample, with its own label, in place of one that cannot be decoded.
+    """
+
+    def __init__(
+        self,
+        source: TrainingSource,
+        augmenter: Augmenter,
+        *,
+        seed: int,
+        swap_color_channel: bool = False,
+        skip_bad_images: bool = False,
+    ) -> None:
+        self.source, self.augmenter = source, augmenter
+        self.swap_color_channel = swap_color_channel
+        self._streams = RandomStreams(seed)
+        # One flag per sample, in memory that all workers write to.
+        self._bad = torch.zeros(len(source), dtype=torch.bool).share_memory_() if skip_bad_images else None
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, position: tuple[int, int]) -> tuple[Tensor, int]:
+        """Return one sample.
+
+        Args:
+            position: epoch and sample.
+
+        Returns:
+            (112, 112, 3) uint8 BGR, and its label.
+
+        Raises:
+            ValueError: the image cannot be decoded, is not 112x112 or not colour.
+        """
+        image, label = self._load(*position)
+        return torch.from_numpy(image), label
+
+    def __getitems__(self, positions: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+        """Return a batch, collated already: use it with ``collate_fn=as_it_is``.
+
+        Args:
+            positions: B times epoch and sample.
+
+        Returns:
+            (B, 112, 112, 3) uint8 BGR, and labels (B,) int64.
+
+        Raises:
+            ValueError: as for one sample.
+        """
+        images = np.empty((len(positions), *IMAGE_SHAPE), np.uint8)
+        labels = np.empty(len(positions), np.int64)
+        for place, (epoch, sample) in enumerate(positions):
+            images[place], labels[place] = self._load(epoch, sample)
+        return torch.from_numpy(images), torch.from_numpy(labels)
+
+    def bad_samples(self) -> list[int]:
+        """Return the samples that could not be decoded so far, by all workers of this process."""
+        return [] if self._bad is None else torch.nonzero(self._bad).flatten().tolist()
+
+    def _load(self, epoch: int, sample: int) -> tuple[np.ndarray, int]:
+        image, taken = self._decode(sample) if self._bad is None else self._decode_next_good(sample, self._bad)
+        return self.augmenter(image, self._streams.at(epoch, sample)), int(self.source.labels[taken])
+
+    def _decode(self, sample: int) -> tuple[np.ndarray, int]:
+        """Return an image and its sample."""
+        encoded = self.source.read(sample)
+        try:
+            image = decode_image(encoded, "")
+        except ValueError:
+            image = decode_image(encoded, self.source.describe(sample))  # fails again, now with a name
+        if self.swap_color_channel:
+            image = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+        return image, sample
+
+    def _decode_next_good(self, sample: int, bad: Tensor) -> tuple[np.ndarray, int]:
+        """Return the first image that can be decoded, from ``sample`` on, and its sample."""
+        for candidate in range(sample, sample + _MOST_BAD_IN_A_ROW):
+            taken = candidate % len(self.source)
+            try:
+                return self._decode(taken)
+            except ValueError as error:
+                bad[taken] = True
+                reason = error
+        raise ValueError(f"{_MOST_BAD_IN_A_ROW} images in a row cannot be used; the last one: {reason}") from reason
+
+
+class ValidationDataset(Dataset[tuple[Tensor, int, int]]):
+    """The images of all verification sets, one set after the other, in file order.
+
+    Args:
+        pair_sets: name -> set; the order counts the sets from 0.
+    """
+
+    def __init__(self, pair_sets: Mapping[str, PairSet]) -> None:
+        self._sets = list(pair_sets.values())
+        self._ends = np.cumsum([len(pair_set.images) for pair_set in self._sets], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
+        """Return one image.
+
+        Args:
+            index: its place among the images of all sets.
+
+        Returns:
+            (112, 112, 3) uint8 BGR, number of its set, its place in that set.
+        """
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        images = self._sets[number].images
+        place = index - int(self._ends[number]) + len(images)
+        return torch.from_numpy(images[place]), number, place
+
+    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return a batch, collated already: use it with ``collate_fn=as_it_is``.
+
+        Args:
+            indices: B places among the images of all sets.
+
+        Returns:
+            (B, 112, 112, 3) uint8 BGR, set numbers (B,) int64, places (B,) int64.
+        """
+        images, numbers, places = zip(*(self[index] for index in indices), strict=True)
+        return torch.stack(images), torch.tensor(numbers), torch.tensor(places)
+
+
+def as_it_is(batch: Any) -> Any:
+    """Return a batch that its data set has collated already: the loaders' ``collate_fn``."""
+    return batch
+
+
+def start_worker(_: int) -> None:
+    """Give a data worker one thread: 0 to OpenCV, as 1 would touch its thread pool, which hangs after a fork."""
+    cv2.setNumThreads(0)

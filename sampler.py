@@ -1,0 +1,175 @@
+"""Which samples make which batch, and each sample's own randomness: functions of (seed, epoch, position) alone.
+
+Nothing here has a state to save: a run that stops and goes on, with another number of data workers or of processes
+(at the same total batch size), sees the same batches.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+from torch.utils.data import Sampler
+
+_WORD = 2**32
+_SHUFFLE = 2**64 - 1  # the place of the epoch's shuffle among the samples' keys
+
+
+class RandomStreams:
+    """Independent random generators, one for each (seed, epoch, sample).
+
+    Source: Philox 4x64 (Salmon et al., SC 2011), counter-based: its 128-bit key is (seed, epoch | sample).
+
+    Args:
+        seed: in [0, 2**32).
+
+    Raises:
+        ValueError: seed out of range.
+    """
+
+    def __init__(self, seed: int) -> None:
+        if not 0 <= seed < _WORD:
+            raise ValueError(f"the seed must be in [0, 2**32), got {seed}")
+        self.seed = seed
+        self._bits = np.random.Philox(key=0)
+        self._generator = np.random.Generator(self._bits)
+
+    def at(self, epoch: int, sample: int) -> np.random.Generator:
+        """Return the generator of one sample in one epoch, at its beginning.
+
+        Args:
+            epoch: in [0, 2**32).
+            sample: position in the training data.
+
+        Returns:
+            The generator ``Generator(Philox(key=[seed * 2**32 + epoch, sample]))``. It is one and the same object each
+            time, set to that state (a new one costs four times as much): use it before the next call.
+        """
+        self._bits.state = {
+            "bit_generator": "Philox",
+            "state": {
+                "counter": np.zeros(4, np.uint64),
+                "key": np.array([self.seed * _WORD + epoch, sample], np.uint64),
+            },
+            "buffer": np.zeros(4, np.uint64),
+            "buffer_pos": 4,
+            "has_uint32": 0,
+            "uinteger": 0,
+        }
+        return self._generator
+
+    def shuffled(self, count: int, epoch: int) -> np.ndarray:
+        """Return the samples of an epoch in random order.
+
+        Args:
+            count: number of samples N.
+            epoch: in [0, 2**32).
+
+        Returns:
+            (N,) permutation of 0..N-1, uint32: every process holds all of it for a moment.
+        """
+        order = np.arange(count, dtype=np.uint32)
+        self.at(epoch, _SHUFFLE).shuffle(order)
+        return order
+
+
+class EpochBatchSampler(Sampler[list[tuple[int, int]]]):
+    """Batches of (epoch, sample) for one process, shuffled anew every epoch.
+
+    The W processes take turns in the shuffled order, so that batch k holds the same samples for every W with the
+    same total batch size. The order is padded by its own first samples, at most W-1, so that all take the same number
+    of steps. The last, incomplete batch is kept, unless it is one sample, on which batch norm cannot train.
+
+    Args:
+        count: number of samples N in the training data.
+        batch_size: samples per batch of this process.
+        seed: of the shuffling.
+        rank: of this process.
+        world_size: number of processes W.
+        start_epoch: epoch to begin with.
+        start_batch: batches to leave out in ``start_epoch``, because the run saw them before it was interrupted. The
+            length stays that of a whole epoch, as Lightning's progress counts on it.
+
+    Raises:
+        ValueError: no batch of two samples or more for each process.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        batch_size: int,
+        *,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        start_epoch: int = 0,
+        start_batch: int = 0,
+    ) -> None:
+        self.count, self.batch_size = count, batch_size
+        self.rank, self.world_size = rank, world_size
+        self.samples_per_process = -(-count // world_size)
+        if min(batch_size, self.samples_per_process) < 2:
+            raise ValueError(
+                f"{count} training images in batches of {batch_size} for each of {world_size} process(es): every "
+                "process needs at least two images per batch, batch norm cannot train on one"
+            )
+        self.epoch = self.start_epoch = start_epoch
+        self.start_batch = start_batch
+        self._streams = RandomStreams(seed)
+
+    @property
+    def sampler(self) -> "EpochBatchSampler":
+        """This object: Lightning tells the epoch to the batch sampler's ``sampler``."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the next iteration.
+
+        Args:
+            epoch: 0, 1, ...
+        """
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        full, rest = divmod(self.samples_per_process, self.batch_size)
+        return full + (rest > 1)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        epoch = self.epoch
+        first = self.start_batch if epoch == self.start_epoch else 0
+        order = self._order(epoch)
+        for batch in range(first, len(self)):
+            samples = order[batch * self.batch_size : (batch + 1) * self.batch_size].tolist()
+            yield [(epoch, sample) for sample in samples]
+
+    def _order(self, epoch: int) -> np.ndarray:
+        """Return the samples of this process in one epoch, (samples_per_process,)."""
+        shuffled = self._streams.shuffled(self.count, epoch)
+        mine = shuffled[self.rank :: self.world_size]
+        if len(mine) == self.samples_per_process:
+            return mine.copy()  # so that the others' part is freed
+        last = self.rank + self.world_size * (self.samples_per_process - 1)
+        return np.append(mine, shuffled[last % self.count])
+
+
+class ShardedBatchSampler(Sampler[list[int]]):
+    """Batches of one process's consecutive share of N samples, in order.
+
+    All processes get the same number of batches of the same sizes: the last sample is repeated where shares differ.
+
+    Args:
+        count: number of samples N.
+        batch_size: samples per batch of this process.
+        rank: of this process.
+        world_size: number of processes W.
+    """
+
+    def __init__(self, count: int, batch_size: int, *, rank: int = 0, world_size: int = 1) -> None:
+        share = -(-count // world_size)
+        self.samples = [min(sample, count - 1) for sample in range(rank * share, (rank + 1) * share)]
+        self.batch_size = batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self.samples) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for first in range(0, len(self.samples), self.batch_size):
+            yield self.samples[first : first + self.batch_size]
