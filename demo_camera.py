@@ -42,17 +42,17 @@ def draw_camera(wear: float, faded: tuple[float, float], rng: np.random.Generato
     Returns:
         The camera.
     """
-    blue, green, red = np.exp(rng.normal(0, 0.04 + 0.06 * wear, 3))
+    blue, green, red = np.exp(rng.normal(0, 0.03 + 0.06 * wear, 3))
     return Camera(
         light_angle=rng.uniform(0, 2 * math.pi),
         light_strength=rng.uniform(0, 0.3 + 0.4 * wear),
-        exposure=math.exp(rng.uniform(-0.2 - 0.3 * wear, 0.15 + 0.1 * wear)),
-        contrast=rng.uniform(1 - 0.5 * wear, 1.1),
+        exposure=math.exp(rng.uniform(-0.15 - 0.25 * wear, 0.15 + 0.1 * wear)),
+        contrast=rng.uniform(1 - 0.4 * wear, 1.1),
         cast=(blue, green, red),
         faded=rng.uniform(*faded),
         blur_px=rng.uniform(0, 1.6 * wear) if rng.random() < 0.6 else 0.0,
-        low_res_share=rng.uniform(1 - 0.8 * wear, 1) if rng.random() < wear else 1.0,
-        noise=rng.uniform(0, 14 * wear),
+        low_res_share=rng.uniform(1 - 0.7 * wear, 1) if rng.random() < wear else 1.0,
+        noise=rng.uniform(0, 9 * wear),
         jpeg_quality=int(rng.uniform(25, 95)) if rng.random() < wear else 95,
     )
 

@@ -30,7 +30,7 @@ _SUBPIXEL_BITS = 4
 _CURVE = np.linspace(0.0, 1.0, 9)
 _BEZIER = np.stack([(1 - _CURVE) ** 2, 2 * _CURVE * (1 - _CURVE), _CURVE**2], axis=1)  # (9, 3)
 _PALETTES = {  # BGR anchors; a person's colour lies between two neighbours
-    "skin": [(205, 222, 250), (165, 195, 238), (130, 168, 218), (92, 132, 188), (62, 92, 146), (42, 60, 98)],
+    "skin": [(208, 224, 250), (176, 204, 244), (146, 182, 230), (110, 152, 204), (76, 112, 166), (48, 70, 112)],
     "hair": [(28, 24, 26), (34, 46, 70), (48, 78, 122), (36, 66, 166), (60, 130, 214), (128, 196, 238)],
     "iris": [(36, 52, 84), (44, 84, 128), (60, 128, 116), (96, 150, 70), (190, 142, 62), (186, 176, 152)],
     "lips": [(96, 104, 196), (120, 120, 214), (84, 76, 170), (110, 84, 208), (70, 62, 128)],
@@ -184,7 +184,7 @@ class Painter:
         self._similarity = np.eye(2)
         self._offset = np.zeros(2)
         self._align()
-        grey = 0.75 * np.clip(scene.age * 1.2 - 0.2, 0, 1)
+        grey = 0.65 * np.clip(scene.age * 1.2 - 0.2, 0, 1)
         self.hair = person.hair + grey * (_GREY - person.hair)
         self.brow = self.hair * person.brow_shade
 
