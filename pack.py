@@ -244,6 +244,7 @@ def pack_pairs(
                 cache[path] = _encoded_file(path, swap)
             images.append(cache[path])
     issame = [same for *_, same in listed]
+    output.parent.mkdir(parents=True, exist_ok=True)
     pairs.write_bin(output, images, issame)
     return sum(issame), len(issame) - sum(issame)
 
