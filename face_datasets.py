@@ -7,6 +7,7 @@ Source: the data sets of the official AdaFace code. Differences: there the rando
 and images become float32 (four times the bytes) before they leave it.
 """
 
+import signal
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -164,5 +165,9 @@ def as_it_is(batch: Any) -> Any:
 
 
 def start_worker(_: int) -> None:
-    """Give a data worker one thread: 0 to OpenCV, as 1 would touch its thread pool, which hangs after a fork."""
-    cv2.setNumThreads(0)
+    """Prepare a data worker: one thread, and Ctrl-C left to the main process.
+
+    A terminal sends Ctrl-C to the workers too; without them the main process could not finish its step.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    cv2.setNumThreads(0)  # not 1: that touches OpenCV's thread pool, which hangs after a fork

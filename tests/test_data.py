@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -410,6 +412,13 @@ def test_batches_do_not_depend_on_workers(small: Path, monkeypatch: pytest.Monke
     assert not equal(*epochs)
     images, labels = epochs[0][0]
     assert images.shape == (4, 112, 112, 3) and images.dtype == torch.uint8 and labels.dtype == torch.int64
+
+
+def test_ctrl_c_does_not_end_the_workers(small: Path) -> None:
+    loader = iter(module(small, num_workers=1).train_dataloader())
+    first = next(loader)
+    os.kill(loader._workers[0].pid, signal.SIGINT)
+    assert equal([first, *loader], training_batches(module(small), 0))
 
 
 def test_augmentation_differs_between_epochs_and_samples(small: Path) -> None:
