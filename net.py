@@ -1,0 +1,262 @@
+"""IR-ResNets: faces of 112x112 pixels to unit embeddings and their norms.
+
+Sources: He et al., "Deep Residual Learning" (CVPR 2016); Deng et al., "ArcFace" (CVPR 2019, section 3.2.2: the
+"improved residual" block, no activation after the sum, and the BN-dropout-linear-BN output); Hu et al.,
+"Squeeze-and-Excitation Networks" (CVPR 2018). State-dict keys are those of the official AdaFace code, so the
+published weights load. Input: BGR, ``x / 127.5 - 1``.
+
+Differs from the official code: the embedding is normalised in float32 under autocast; names, sizes and errors are
+checked. ``ir_mini`` is ours, for CPUs.
+"""
+
+import difflib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+EMBEDDING_SIZE = 512
+IMAGE_SIZE = 112
+_DROPOUT = 0.4
+_SE_REDUCTION = 16
+
+
+class SqueezeExcitation(nn.Module):
+    """Scale each channel by a gate computed from all channel means (Hu et al., CVPR 2018), without biases."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.avg_pool = nn.AdaptiveAvgPool2d(1)
+        self.fc1 = nn.Conv2d(channels, channels // _SE_REDUCTION, 1, bias=False)
+        self.relu = nn.ReLU(inplace=True)
+        self.fc2 = nn.Conv2d(channels // _SE_REDUCTION, channels, 1, bias=False)
+        self.sigmoid = nn.Sigmoid()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scale (B, channels, H, W) by gates (B, channels, 1, 1)."""
+        return x * self.sigmoid(self.fc2(self.relu(self.fc1(self.avg_pool(x)))))
+
+
+class ImprovedResidualBlock(nn.Module):
+    """A residual block without activation after the sum.
+
+    Args:
+        channels_in: channels of the input.
+        width: channels of the output.
+        stride: of the last convolution and of the shortcut.
+        bottleneck: 1x1, 3x3, 1x1 convolutions in place of two 3x3.
+        squeeze_excite: append squeeze-excitation to the residual branch.
+    """
+
+    def __init__(
+        self, channels_in: int, width: int, stride: int, *, bottleneck: bool = False, squeeze_excite: bool = False
+    ) -> None:
+        super().__init__()
+        if channels_in == width:
+            self.shortcut_layer: nn.Module = nn.MaxPool2d(1, stride)
+        else:
+            self.shortcut_layer = nn.Sequential(
+                nn.Conv2d(channels_in, width, 1, stride, bias=False), nn.BatchNorm2d(width)
+            )
+        branch = _bottleneck_branch if bottleneck else _basic_branch
+        self.res_layer = nn.Sequential(*branch(channels_in, width, stride))
+        if squeeze_excite:
+            self.res_layer.add_module("se_block", SqueezeExcitation(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, channels_in, H, W) to (B, width, H / stride, W / stride)."""
+        return self.res_layer(x) + self.shortcut_layer(x)
+
+
+def _basic_branch(channels_in: int, width: int, stride: int) -> list[nn.Module]:
+    return [
+        nn.BatchNorm2d(channels_in),
+        nn.Conv2d(channels_in, width, 3, 1, 1, bias=False),
+        nn.BatchNorm2d(width),
+        nn.PReLU(width),
+        nn.Conv2d(width, width, 3, stride, 1, bias=False),
+        nn.BatchNorm2d(width),
+    ]
+
+
+def _bottleneck_branch(channels_in: int, width: int, stride: int) -> list[nn.Module]:
+    narrow = width // 4
+    return [
+        nn.BatchNorm2d(channels_in),
+        nn.Conv2d(channels_in, narrow, 1, bias=False),
+        nn.BatchNorm2d(narrow),
+        nn.PReLU(narrow),
+        nn.Conv2d(narrow, narrow, 3, 1, 1, bias=False),
+        nn.BatchNorm2d(narrow),
+        nn.PReLU(narrow),
+        nn.Conv2d(narrow, width, 1, stride, bias=False),
+        nn.BatchNorm2d(width),
+    ]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Sizes of one network.
+
+    Attributes:
+        units: blocks in each of the four stages; the first of a stage has its stride.
+        widths: channels of each stage.
+        stem_width: channels of the input layer.
+        stem_stride: stride of the input layer.
+        stage_strides: stride of each stage.
+        bottleneck: bottleneck blocks in place of basic ones.
+        squeeze_excite: blocks with squeeze-excitation.
+    """
+
+    units: tuple[int, int, int, int]
+    widths: tuple[int, int, int, int] = (64, 128, 256, 512)
+    stem_width: int = 64
+    stem_stride: int = 1
+    stage_strides: tuple[int, int, int, int] = (2, 2, 2, 2)
+    bottleneck: bool = False
+    squeeze_excite: bool = False
+
+
+_DEEP_WIDTHS = (256, 512, 1024, 2048)
+ARCHITECTURES: dict[str, Architecture] = {
+    "ir_18": Architecture((2, 2, 2, 2)),
+    "ir_34": Architecture((3, 4, 6, 3)),
+    "ir_50": Architecture((3, 4, 14, 3)),
+    "ir_101": Architecture((3, 13, 30, 3)),
+    "ir_152": Architecture((3, 8, 36, 3), _DEEP_WIDTHS, bottleneck=True),
+    "ir_200": Architecture((3, 24, 36, 3), _DEEP_WIDTHS, bottleneck=True),
+    "ir_se_50": Architecture((3, 4, 14, 3), squeeze_excite=True),
+    "ir_se_101": Architecture((3, 13, 30, 3), squeeze_excite=True),
+    "ir_se_152": Architecture((3, 8, 36, 3), _DEEP_WIDTHS, bottleneck=True, squeeze_excite=True),
+    "ir_se_200": Architecture((3, 24, 36, 3), _DEEP_WIDTHS, bottleneck=True, squeeze_excite=True),
+    # for CPUs: the input layer halves the resolution, where most of the time would go
+    "ir_mini": Architecture((1, 1, 1, 1), (16, 32, 64, 128), 16, stem_stride=2, stage_strides=(1, 2, 2, 2)),
+}
+
+
+class Backbone(nn.Module):
+    """Input layer, four stages of improved residual blocks, and the output layer.
+
+    Args:
+        architecture: its sizes.
+    """
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        a = architecture
+        self.input_layer = nn.Sequential(
+            nn.Conv2d(3, a.stem_width, 3, a.stem_stride, 1, bias=False),
+            nn.BatchNorm2d(a.stem_width),
+            nn.PReLU(a.stem_width),
+        )
+        # the official order of the state dict: input, output, body
+        side = IMAGE_SIZE // a.stem_stride
+        for stride in a.stage_strides:
+            side = -(-side // stride)
+        self.output_layer = nn.Sequential(
+            nn.BatchNorm2d(a.widths[-1]),
+            nn.Dropout(_DROPOUT),
+            nn.Flatten(),
+            nn.Linear(a.widths[-1] * side * side, EMBEDDING_SIZE),
+            nn.BatchNorm1d(EMBEDDING_SIZE, affine=False),
+        )
+        self.body = nn.Sequential(*_blocks(a))
+        self.apply(_initialise)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Embed faces.
+
+        Args:
+            images: (B, 3, 112, 112) BGR, ``x / 127.5 - 1`` (see ``normalize_images``).
+
+        Returns:
+            Unit embeddings (B, 512) and their L2 norms before normalisation (B, 1); float32 under autocast.
+
+        Raises:
+            ValueError: images of another shape.
+        """
+        if images.shape[1:] != (3, IMAGE_SIZE, IMAGE_SIZE):
+            raise ValueError(f"expected images (B, 3, {IMAGE_SIZE}, {IMAGE_SIZE}), got {tuple(images.shape)}")
+        x = self.input_layer(images)  # (B, stem, 112, 112)
+        x = self.body(x)  # (B, width, 7, 7)
+        x = self.output_layer(x)  # (B, 512)
+        if x.dtype in (torch.float16, torch.bfloat16):
+            x = x.float()
+        norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)  # (B, 1)
+        return x / norm, norm
+
+
+def _blocks(a: Architecture) -> list[nn.Module]:
+    blocks: list[nn.Module] = []
+    channels = a.stem_width
+    for width, units, stage_stride in zip(a.widths, a.units, a.stage_strides, strict=True):
+        for unit in range(units):
+            stride = stage_stride if unit == 0 else 1
+            blocks.append(
+                ImprovedResidualBlock(channels, width, stride, bottleneck=a.bottleneck, squeeze_excite=a.squeeze_excite)
+            )
+            channels = width
+    return blocks
+
+
+def _initialise(module: nn.Module) -> None:
+    """Kaiming-normal (fan out, ReLU) for convolutions and the linear layer; batch norms start at 1 and 0."""
+    if isinstance(module, (nn.Conv2d, nn.Linear)):
+        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def build_model(name: str) -> Backbone:
+    """Build a network with random weights.
+
+    Args:
+        name: a key of ``ARCHITECTURES``.
+
+    Raises:
+        ValueError: an unknown name; the message lists the names.
+    """
+    if name not in ARCHITECTURES:
+        close = difflib.get_close_matches(name, ARCHITECTURES, n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise ValueError(f"unknown architecture {name!r}; {hint}known are: {', '.join(ARCHITECTURES)}")
+    return Backbone(ARCHITECTURES[name])
+
+
+def normalize_images(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Turn uint8 images into the network's input, on whatever device they are.
+
+    Args:
+        images: (B, 112, 112, 3) uint8 BGR.
+        dtype: floating type of the result.
+
+    Returns:
+        (B, 3, 112, 112) in [-1, 1], channels last in memory.
+    """
+    # the arithmetic is float32 whatever the result's type, as in the official code
+    return images.permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0).to(dtype)
+
+
+def count_macs(model: nn.Module) -> int:
+    """Return the multiply-accumulates of convolutions and linear layers for one image.
+
+    Args:
+        model: a network of ``build_model``; not changed.
+    """
+    macs = 0
+
+    def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal macs
+        weight: Tensor = module.weight  # type: ignore[assignment]
+        macs += output[0].numel() * weight[0].numel()
+
+    layers = [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    hooks = [layer.register_forward_hook(add) for layer in layers]
+    training = model.training
+    with torch.inference_mode():
+        parameter = next(model.parameters())
+        model.eval()(torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE, device=parameter.device, dtype=parameter.dtype))
+    model.train(training)
+    for hook in hooks:
+        hook.remove()
+    return macs
