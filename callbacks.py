@@ -74,7 +74,7 @@ class CheckpointKeeper(pl.Callback):
 
     def on_validation_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Note the accuracy; inside an epoch save at once, at its end leave that to the epoch's end."""
-        if trainer.sanity_checking or trainer.fast_dev_run or not trainer.state.fn == "fit":
+        if trainer.sanity_checking or trainer.fast_dev_run or trainer.state.fn != "fit":
             return
         metric = trainer.callback_metrics.get("val_acc")
         self._newest = None if metric is None else float(metric)

@@ -1,0 +1,309 @@
+r"""Train and evaluate: parse -> Config -> seed -> build -> fit, test.
+
+    python main.py --data_root <ROOT> --train_data_path faces_emore/imgs --val_data_path faces_emore \
+        --gpus 2 --use_16bit --batch_size 512 --epochs 26 --lr_milestones 12,20,24 --arch ir_18 \
+        --head adaface --m 0.4 --h 0.333 --low_res_augmentation_prob 0.2 \
+        --crop_augmentation_prob 0.2 --photometric_augmentation_prob 0.2
+
+``python main.py --help`` explains every option. A run's files (checkpoints, tables, plots, manifest) are in
+``experiments/<prefix>_<MM-DD>_<n>``.
+"""
+
+import contextlib
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import torch
+
+import config as options
+from callbacks import CheckpointKeeper, InterruptedTrainingError, NonFiniteLossGuard, StopOnSignal
+from checkpoints import AtomicCheckpointIO, backbone_state, identify_architecture, load_backbone, load_checkpoint
+from config import Config
+from data import FaceDataModule
+from devices import DevicePlan, decided_by_rank_0, divide_threads, plan_devices
+from lightning_setup import pl
+from plots import plot_loss, plot_roc, plot_similarity_histograms
+from progress import ProgressLine
+from results import results_table, write_results
+from run_folder import choose_run_folder, describe_environment, write_config, write_manifest
+from train_val import FaceRecognitionModule
+
+_SAMPLES_IN_GRID = 64
+_TEST_RUN_BATCHES = 50
+_SHORT_RUN_EPOCHS = 4
+_EXPECTED_ERRORS = (ValueError, FileNotFoundError, RuntimeError, OSError)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line and return the exit status.
+
+    Args:
+        arguments: words after the program's name; those of the process when None.
+    """
+    try:
+        config, print_only = options.parse(sys.argv[1:] if arguments is None else arguments)
+        if print_only:
+            print(config.as_yaml(), end="")
+            return 0
+        config = _with_checkpoint_options(config)
+        return _run(config)
+    except InterruptedTrainingError as stop:
+        _say(f"{stop}\ngo on with: python main.py --resume_from_checkpoint {stop.checkpoint}")
+        return 130
+    except KeyboardInterrupt:
+        _say("stopped at once; the last saved checkpoint is in the run folder")
+        return 130
+    except _EXPECTED_ERRORS as error:
+        return _report(error)
+
+
+def _run(config: Config) -> int:
+    """Build everything, then train and test, or only test."""
+    plan = plan_devices(
+        config.accelerator,
+        config.gpus,
+        config.devices,
+        gpus_given="gpus" in config.given,
+        use_16bit=config.use_16bit,
+        precision=config.precision,
+    )
+    for note in (*plan.notes, *_advice(config)):
+        _say(f"note: {note}")
+    divide_threads(plan.devices)
+    pl.seed_everything(config.seed, verbose=False)
+    data = _open_data(config, plan)
+    folder = decided_by_rank_0(lambda: _run_folder(config), plan.accelerator)
+    module = _build_module(config, data)
+    keeper = CheckpointKeeper(folder, save_all=config.save_all_models)
+    trainer = _build_trainer(config, plan, folder, keeper)
+    if trainer.is_global_zero:
+        _describe(config, plan, data, module, folder)
+    with _errors_kept_in(folder):
+        if not config.evaluate:
+            trainer.fit(module, data, ckpt_path=config.resume_from_checkpoint or None, weights_only=True)
+        if data.pair_sets:
+            _test(trainer, module, data, keeper, config)
+    if trainer.is_global_zero:
+        _finish(module, folder, config)
+    return 0
+
+
+def _open_data(config: Config, plan: DevicePlan) -> FaceDataModule:
+    data = FaceDataModule(
+        data_root=config.data_root,
+        train_data_path=config.train_data_path,
+        val_data_path=config.val_data_path,
+        use_mxrecord=config.use_mxrecord,
+        train_data_subset=config.train_data_subset,
+        swap_color_channel=config.swap_color_channel,
+        batch_size=config.batch_size,
+        devices=plan.devices,
+        num_workers=config.num_workers,
+        seed=config.seed,
+        low_res_augmentation_prob=config.low_res_augmentation_prob,
+        crop_augmentation_prob=config.crop_augmentation_prob,
+        photometric_augmentation_prob=config.photometric_augmentation_prob,
+        custom_num_class=config.custom_num_class,
+        skip_bad_images=config.skip_bad_images,
+        evaluate_only=config.evaluate,
+    )
+    data.open()
+    return data
+
+
+def _build_module(config: Config, data: FaceDataModule) -> FaceRecognitionModule:
+    """Build backbone and head; load the backbone's start weights where asked for."""
+    module = FaceRecognitionModule(
+        arch=config.arch,
+        class_num=0 if config.evaluate else data.num_classes,
+        head_type=config.head,
+        m=config.m,
+        h=config.h,
+        s=config.s,
+        t_alpha=config.t_alpha,
+        lr=config.lr,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        lr_milestones=config.lr_milestones,
+        lr_gamma=config.lr_gamma,
+        seed=config.seed,
+        metadata={
+            "config": config.as_dict(),
+            "class_names": [] if config.evaluate else list(data.class_names),
+            "input": {"color": "BGR", "size": [112, 112], "mean": 127.5, "std": 127.5},
+            **describe_environment(),
+        },
+    )
+    if config.start_from_model_statedict:
+        load_backbone(module.model, config.start_from_model_statedict, config.arch)
+    return module
+
+
+def _build_trainer(config: Config, plan: DevicePlan, folder: Path, keeper: CheckpointKeeper) -> "pl.Trainer":
+    loggers: list[Any] = [
+        pl.loggers.CSVLogger(folder, name="metrics"),
+        pl.loggers.TensorBoardLogger(folder, name="tensorboard", version=""),
+    ]
+    if config.use_wandb:
+        loggers.append(_wandb_logger(folder))
+    distributed = plan.devices * config.num_nodes > 1
+    return pl.Trainer(
+        accelerator=plan.accelerator,
+        devices=plan.devices,
+        num_nodes=config.num_nodes,
+        strategy=config.distributed_backend if distributed else "auto",
+        precision=plan.precision,
+        max_epochs=config.epochs,
+        accumulate_grad_batches=config.accumulate_grad_batches,
+        val_check_interval=1.0 if config.epochs > _SHORT_RUN_EPOCHS else 0.1,
+        limit_train_batches=_TEST_RUN_BATCHES if config.test_run else 1.0,
+        fast_dev_run=config.fast_dev_run,
+        num_sanity_val_steps=0 if config.resume_from_checkpoint else 2,
+        deterministic=config.deterministic,
+        use_distributed_sampler=False,
+        logger=loggers,
+        log_every_n_steps=10,
+        callbacks=[
+            ProgressLine(config.batch_size * config.num_nodes),
+            NonFiniteLossGuard(folder),
+            keeper,
+            StopOnSignal(keeper),
+        ],
+        plugins=[AtomicCheckpointIO()],
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+    )
+
+
+def _test(
+    trainer: "pl.Trainer", module: FaceRecognitionModule, data: FaceDataModule, keeper: CheckpointKeeper, config: Config
+) -> None:
+    """Evaluate the best checkpoint of the run, or the given model, on all validation sets."""
+    best = keeper.best if keeper.best.is_file() else keeper.last
+    if not config.evaluate and not config.fast_dev_run:
+        module.load_state_dict(load_checkpoint(best)["state_dict"])
+        _say(f"testing {best}")
+    trainer.test(module, datamodule=data, verbose=False)
+
+
+def _finish(module: FaceRecognitionModule, folder: Path, config: Config) -> None:
+    """Print and write the results, draw the plots."""
+    if not config.evaluate:
+        plot_loss(folder / "metrics", folder / "loss.png")
+    if module.results:
+        print(results_table(module.results))
+        write_results(folder, module.results)
+        plot_roc(module.results, folder / "roc.png")
+        plot_similarity_histograms(module.results, folder / "similarity.png")
+    print(f"everything of this run is in {folder}")
+
+
+def _describe(
+    config: Config, plan: DevicePlan, data: FaceDataModule, module: FaceRecognitionModule, folder: Path
+) -> None:
+    """Print what is about to happen; write config, manifest and a picture of training samples."""
+    write_config(folder, config.as_dict())
+    write_manifest(folder, config.as_dict(), data.fingerprint(), data.num_classes)
+    parameters = sum(p.numel() for p in module.model.parameters()) / 1e6
+    print(f"run folder: {folder}")
+    print(
+        f"model: {config.arch}, {parameters:.1f} M parameters, on {plan.devices} x {plan.device_name} ({plan.precision})"
+    )
+    print(data.summary())
+    if not config.evaluate:
+        cv2.imwrite(str(folder / "train_samples.png"), data.sample_grid(_SAMPLES_IN_GRID))
+
+
+def _run_folder(config: Config) -> Path:
+    """A new run folder, or the one of the checkpoint to resume."""
+    if config.resume_from_checkpoint:
+        return Path(config.resume_from_checkpoint).resolve().parent
+    return choose_run_folder(config.output_dir, config.prefix)
+
+
+def _with_checkpoint_options(config: Config) -> Config:
+    """Take the options that were not given from the checkpoint to resume, or the architecture to evaluate."""
+    if config.resume_from_checkpoint:
+        saved = load_checkpoint(config.resume_from_checkpoint).get("adaface", {}).get("config")
+        if saved is None:
+            raise ValueError(
+                f"{config.resume_from_checkpoint} was not written by this program, so there is no run to go on with; "
+                "--start_from_model_statedict takes its backbone weights"
+            )
+        return _resumed(config, saved)
+    if config.evaluate and "arch" not in config.given:
+        path = config.start_from_model_statedict
+        arch = identify_architecture(backbone_state(load_checkpoint(path), path))
+        return replace(config, arch=arch or config.arch)
+    return config
+
+
+def _resumed(config: Config, saved: dict[str, Any]) -> Config:
+    fixed = ("arch", "head", "seed", "batch_size", "accumulate_grad_batches")
+    for name in fixed:
+        if name in config.given and saved.get(name) != config.as_dict()[name]:
+            _say(f"note: --{name} was {saved.get(name)} in the run that is resumed, now {getattr(config, name)}")
+    values = {
+        name: options.convert_value(name, value)
+        for name, value in saved.items()
+        if name in options.OPTIONS and name not in config.given
+    }
+    values |= {"resume_from_checkpoint": config.resume_from_checkpoint, "start_from_model_statedict": ""}
+    return replace(config, **values)
+
+
+def _advice(config: Config) -> list[str]:
+    """Notes on options that mean something else than they seem to."""
+    if config.head == "adaface" and config.h == 0 and not config.evaluate:
+        return ["--head adaface with --h 0 is CosFace: the paper uses --m 0.4 --h 0.333"]
+    return []
+
+
+@contextlib.contextmanager
+def _errors_kept_in(folder: Path) -> Iterator[None]:
+    """Write the traceback of what goes wrong to ``error.log`` of the run folder, and pass it on."""
+    try:
+        yield
+    except InterruptedTrainingError:
+        raise
+    except Exception as error:
+        log = folder / "error.log"
+        with contextlib.suppress(OSError):  # the disk may be what is full
+            log.write_text(traceback.format_exc(), encoding="utf-8")
+            error.add_note(f"details: {log}")
+        raise
+
+
+def _report(error: Exception) -> int:
+    """Print an error on one line; return the exit status."""
+    message = str(error).strip()
+    if "in DataLoader worker process" in message:  # a traceback of another process: its last line is the message
+        message = message.splitlines()[-1].partition(": ")[2]
+    if isinstance(error, torch.OutOfMemoryError):
+        message = f"the GPU's memory is full: give a smaller --batch_size, or --use_16bit ({message.splitlines()[0]})"
+    print(f"main.py: error: {message}", *getattr(error, "__notes__", []), sep="\n", file=sys.stderr, flush=True)
+    return 2
+
+
+def _say(text: str) -> None:
+    """Print for the user, once: from rank 0."""
+    if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0":
+        print(text, flush=True)
+
+
+def _wandb_logger(folder: Path) -> Any:
+    try:
+        return pl.loggers.WandbLogger(save_dir=folder, name=folder.name, project="adaface_face_recognition")
+    except ModuleNotFoundError as error:
+        raise RuntimeError("--use_wandb needs the package: pip install wandb") from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,261 @@
+"""The whole job through the command lines that users type, on synthetic faces."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import convert
+import main
+from demo_data import write_demo_data
+from net import build_model
+
+ROOT = Path(__file__).resolve().parents[1]
+ARCH = "ir_mini"
+SMALL = ["--gpus", "0", "--arch", ARCH, "--batch_size", "8", "--num_workers", "0", "--m", "0.4", "--h", "0.333"]
+
+
+@pytest.fixture(scope="session")
+def faces(tmp_path_factory) -> Path:
+    """Folder with train.rec, imgs/ and five converted sets, as a user has after `convert.py`."""
+    folder = tmp_path_factory.mktemp("data") / "faces"
+    write_demo_data(folder, identities=6, images_per_identity=5, pairs=20, seed=3)
+    assert convert.main(["--rec_path", str(folder)]) == 0
+    return folder
+
+
+def words(faces: Path, output: Path, *more: str) -> list[str]:
+    paths = ["--data_root", str(faces.parent), "--train_data_path", "faces/imgs", "--val_data_path", "faces"]
+    return [*paths, "--output_dir", str(output), *SMALL, *more]
+
+
+def run(faces: Path, output: Path, *more: str) -> Path:
+    """Run main.py in this process; return the run folder."""
+    before = set(output.glob("*"))
+    assert main.main(words(faces, output, *more)) == 0
+    (folder,) = set(output.glob("*")) - before
+    return folder
+
+
+def start(faces: Path, output: Path, *more: str) -> subprocess.Popen:
+    """Start main.py as a user does."""
+    return subprocess.Popen(
+        [sys.executable, "main.py", *words(faces, output, *more)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
+    return torch.load(checkpoint, weights_only=True)["state_dict"]
+
+
+def assert_equal_weights(left: Path, right: Path) -> None:
+    a, b = weights(left), weights(right)
+    assert list(a) == list(b)
+    different = [key for key in a if not torch.equal(a[key], b[key])]
+    assert not different
+
+
+def losses(folder: Path) -> list[float]:
+    parts = [pd.read_csv(file) for file in sorted((folder / "metrics").glob("version_*/metrics.csv"))]
+    return pd.concat(parts)["train_loss"].dropna().tolist()
+
+
+def wait_for(condition, process: subprocess.Popen, seconds: float = 120.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline, "nothing happened"
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="session")
+def whole_run(faces, tmp_path_factory) -> Path:
+    """Run folder of two uninterrupted epochs with every augmentation."""
+    return run(faces, tmp_path_factory.mktemp("whole"), *AUGMENTED)
+
+
+AUGMENTED = [
+    "--epochs", "6", "--lr", "0.01", "--lr_milestones", "3,5", "--crop_augmentation_prob", "0.5",
+    "--low_res_augmentation_prob", "0.5", "--photometric_augmentation_prob", "0.5", "--save_all_models",
+]  # fmt: skip
+
+
+def test_a_run_leaves_everything_a_user_looks_for(whole_run, faces, capsys):
+    for name in (
+        "best.ckpt", "last.ckpt", "config.yaml", "manifest.json", "results.csv", "results.json",
+        "train_samples.png", "loss.png", "roc.png", "similarity.png",
+    ):  # fmt: skip
+        assert (whole_run / name).stat().st_size > 0, name
+    assert not list(whole_run.glob(".*")), "temporary files are left"
+    assert len(list(whole_run.glob("epoch=*.ckpt"))) == 6
+    assert list((whole_run / "tensorboard").iterdir())
+    manifest = json.loads((whole_run / "manifest.json").read_text())
+    assert manifest["config"]["lr_milestones"] == [3, 5]
+    results = pd.read_csv(whole_run / "results.csv")
+    assert {"lfw", "cfp_fp", "agedb_30", "cplfw", "calfw"} <= set(results.iloc[:, 0])
+
+
+def test_checkpoints_hold_plain_values_and_the_official_keys(whole_run, faces):
+    checkpoint = torch.load(whole_run / "last.ckpt", weights_only=True)
+    expected = [f"model.{key}" for key in build_model(ARCH).state_dict()]
+    assert list(checkpoint["state_dict"]) == [*expected, "head.kernel", "head.t", "head.batch_mean", "head.batch_std"]
+    ours = checkpoint["adaface"]
+    assert ours["config"]["arch"] == ARCH
+    assert ours["class_names"] == [str(label) for label in range(6)]
+    assert ours["position"] == {"epoch": 6, "batch": 0}
+    assert ours["input"]["color"] == "BGR"
+
+
+def test_straight_from_the_records_the_losses_are_the_same(whole_run, faces, tmp_path):
+    folder = run(faces, tmp_path, *AUGMENTED, "--use_mxrecord")
+    assert losses(folder) == losses(whole_run)
+    assert_equal_weights(folder / "last.ckpt", whole_run / "last.ckpt")
+
+
+def test_the_number_of_workers_changes_nothing(whole_run, faces, tmp_path):
+    folder = run(faces, tmp_path, *AUGMENTED, "--num_workers", "2")
+    assert_equal_weights(folder / "last.ckpt", whole_run / "last.ckpt")
+
+
+def test_resumed_from_an_epochs_end_is_bit_identical(whole_run, faces, tmp_path):
+    (third,) = whole_run.glob("epoch=002-*.ckpt")
+    shutil.copy(third, tmp_path / "last.ckpt")
+    assert main.main(["--resume_from_checkpoint", str(tmp_path / "last.ckpt")]) == 0
+    assert_equal_weights(tmp_path / "last.ckpt", whole_run / "last.ckpt")
+    assert_equal_weights(tmp_path / "best.ckpt", whole_run / "best.ckpt")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_inside_an_epoch_and_resumed_is_bit_identical(whole_run, faces, tmp_path, number):
+    process = start(faces, tmp_path, *AUGMENTED)
+    wait_for(lambda: list(tmp_path.glob("*/epoch=000-*.ckpt")), process)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, output
+    (folder,) = tmp_path.glob("*")
+    assert f"go on with: python main.py --resume_from_checkpoint {folder / 'last.ckpt'}" in output
+    assert "Traceback" not in output
+    assert torch.load(folder / "last.ckpt", weights_only=True)["adaface"]["position"]["epoch"] < 6
+    assert main.main(["--resume_from_checkpoint", str(folder / "last.ckpt")]) == 0
+    assert_equal_weights(folder / "last.ckpt", whole_run / "last.ckpt")
+
+
+def test_killed_after_an_epoch_and_resumed_is_bit_identical(whole_run, faces, tmp_path):
+    process = start(faces, tmp_path, *AUGMENTED)
+    wait_for(lambda: list(tmp_path.glob("*/epoch=001-*.ckpt")), process)
+    process.kill()
+    process.wait()
+    (folder,) = tmp_path.glob("*")
+    assert main.main(["--resume_from_checkpoint", str(folder / "last.ckpt")]) == 0
+    assert_equal_weights(folder / "last.ckpt", whole_run / "last.ckpt")
+
+
+def test_two_processes_train_and_evaluate_as_one(faces, tmp_path):
+    process = start(faces, tmp_path, "--devices", "2", "--epochs", "1", "--accelerator", "cpu", "--use_16bit")
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    (folder,) = tmp_path.glob("*")
+    two = json.loads((folder / "results.json").read_text())
+    alone = run(
+        faces, tmp_path / "one", "--evaluate", "--start_from_model_statedict", str(folder / "best.ckpt"), "--use_16bit"
+    )
+    one = json.loads((alone / "results.json").read_text())
+    assert two == one
+
+
+def test_a_non_finite_loss_stops_and_keeps_the_good_checkpoint(faces, tmp_path, capsys):
+    folder = run(faces, tmp_path, "--epochs", "1")
+    before = weights(folder / "last.ckpt")
+    arguments = ["--resume_from_checkpoint", str(folder / "last.ckpt"), "--epochs", "6", "--lr", "1e30"]
+    # the schedule of a resumed run is the checkpoint's, so let the new rate in by starting from its weights
+    status = main.main(words(faces, tmp_path, "--lr", "1e30", "--epochs", "6"))
+    message = capsys.readouterr().err
+    assert status == 2
+    assert "the loss was not finite at step" in message
+    assert arguments
+    after = weights(folder / "last.ckpt")
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_official_checkpoints_start_a_run_and_are_evaluated(faces, tmp_path):
+    state = {f"model.{key}": value for key, value in build_model(ARCH).state_dict().items()}
+    file = tmp_path / "official.ckpt"
+    torch.save({"state_dict": {**state, "head.kernel": torch.zeros(512, 85742)}, "epoch": 25}, file)
+    run(faces, tmp_path / "a", "--start_from_model_statedict", str(file), "--epochs", "1")
+    folder = run(faces, tmp_path / "b", "--start_from_model_statedict", str(file), "--evaluate")
+    assert (folder / "results.csv").is_file()
+    assert not (folder / "last.ckpt").exists()
+
+
+def test_a_checkpoint_of_another_architecture_is_named(faces, tmp_path, capsys):
+    file = tmp_path / "other.ckpt"
+    torch.save({"state_dict": {f"model.{k}": v for k, v in build_model("ir_18").state_dict().items()}}, file)
+    assert main.main(words(faces, tmp_path, "--start_from_model_statedict", str(file))) == 2
+    assert f"holds weights of ir_18, the run uses --arch {ARCH}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--data_root", "/nowhere"], "/nowhere"),
+        (["--arch", "ir_minii"], f"did you mean {ARCH}"),
+        (["--arhc", "x"], "did you mean --arch"),
+        (["--devices", "3"], "--batch_size 8"),
+        (["--custom_num_class", "2"], "6"),
+        (["--prefix", "../x"], "--prefix"),
+    ],
+)
+def test_wrong_calls_end_in_one_clear_line(faces, tmp_path, capsys, more, message):
+    assert main.main(words(faces, tmp_path, *more)) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("main.py: error: ")
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_gpus_that_are_not_there(faces, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert main.main(["--data_root", str(faces.parent), "--gpus", "2"]) == 2
+    assert "2 GPU(s) asked for, PyTorch finds 0" in capsys.readouterr().err
+
+
+def test_trial_runs(faces, tmp_path, capsys):
+    folder = run(faces, tmp_path / "fast", "--fast_dev_run")
+    assert not (folder / "last.ckpt").exists()
+    run(faces, tmp_path / "test", "--test_run", "--epochs", "1", "--accumulate_grad_batches", "2", "--h", "0")
+    assert "--h 0 is CosFace" in capsys.readouterr().out
+
+
+def test_a_run_without_validation_sets(faces, tmp_path, capsys):
+    alone = tmp_path / "alone"
+    shutil.copytree(faces / "imgs", alone / "imgs")
+    status = main.main([*SMALL, "--data_root", str(alone), "--train_data_path", "imgs", "--val_data_path", ".",
+                        "--epochs", "1", "--output_dir", str(tmp_path / "runs")])  # fmt: skip
+    assert status == 0
+    (folder,) = (tmp_path / "runs").glob("*")
+    assert (folder / "last.ckpt").is_file()
+
+
+def test_print_config_prints_yaml_only(capsys):
+    assert main.main(["--print_config", "--lr", "5e-4"]) == 0
+    assert "lr: 0.0005" in capsys.readouterr().out
+
+
+def test_class_statistics_are_finite_after_training(whole_run):
+    state = weights(whole_run / "last.ckpt")
+    assert np.isfinite(state["head.batch_mean"].item())
+    assert state["head.batch_std"].item() != 100.0
