@@ -6,7 +6,7 @@ Both give the same samples in the same order with the same labels: that of torch
 
 Sources: torchvision's `ImageFolder`; the InsightFace data layout.
 Differences: hidden files are left out; there are no folders inside class folders; a listing of N files costs their
-names and eight bytes each, a `.rec` eight bytes a record beside its index.
+names and eight bytes each, a `.rec` 24 bytes a record, index included.
 """
 
 import json
@@ -168,7 +168,9 @@ class RecordSource:
         labels = class_of_label[labels]
         order = lexicographic_order(keys, labels)
         self.labels = labels[order]
-        self._positions = positions[order].astype(np.uint32 if len(keys) < 2**32 - 1 else np.uint64)
+        self._positions = positions[order].astype(np.uint32 if len(self._file) < 2**32 else np.uint64)
+        # 24 bytes a record in all, index included: to read an image takes neither of these.
+        self._file.labels, self._file.lengths = self._file.labels[:0].copy(), self._file.lengths[:0].copy()
 
     def __len__(self) -> int:
         return len(self.labels)
