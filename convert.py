@@ -21,6 +21,7 @@ import os
 import shlex
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
@@ -163,12 +164,9 @@ def main(words: list[str] | None = None) -> int:
     """
     try:
         options = parse(sys.argv[1:] if words is None else words)
-        if options.pack:
-            _run_pack(options)
-        elif options.pairs:
-            _run_pairs(options)
-        else:
-            _run_conversion(options)
+        job = _run_pack if options.pack else _run_pairs if options.pairs else _run_conversion
+        with _warnings_as_notes():
+            job(options)
     except KeyboardInterrupt:
         print("\nconvert.py: stopped; nothing is half written, the same command goes on", file=sys.stderr)
         return 130
@@ -176,6 +174,15 @@ def main(words: list[str] | None = None) -> int:
         print(f"convert.py: error: {_one_line(error)}", file=sys.stderr)
         return 1
     return 0
+
+
+@contextlib.contextmanager
+def _warnings_as_notes() -> Iterator[None]:
+    """Show warnings (such as a stale .idx) as one line each, without the source line that raised them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UserWarning)
+        warnings.showwarning = lambda message, *_, **__: print(f"note: {message}")
+        yield
 
 
 def _one_line(error: Exception) -> str:

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import recordio
 from tqdm import tqdm
 
 import pairs
+import recordio
 from pack import image_suffix, swap_red_blue
 
 _JOURNAL = ".convert.json"
@@ -99,15 +99,15 @@ def convert_images(
     """
     started = time.monotonic()
     stat = rec.stat()
-    if overwrite:
-        _delete_images(folder)
-    journal = _Journal.load(folder)
+    journal = None if overwrite else _Journal.load(folder)
     now = (stat.st_size, stat.st_mtime_ns, swap)
     if journal and journal.complete and now == (journal.rec_bytes, journal.rec_mtime_ns, journal.swap_color_channel):
         print(f"{folder}: already converted ({_counts(journal)}); nothing to do")
         return
     records = recordio.RecordFile(rec)
     positions, labels = _plan(records, rec)
+    if overwrite:  # not before the new .rec is known to be good
+        _delete_images(folder)
     crc = 0
     for part in (records.keys[positions], records.offsets[positions], labels):
         crc = zlib.crc32(np.ascontiguousarray(part).tobytes(), crc)
@@ -310,17 +310,21 @@ def convert_set(path: Path, form: str = "memfile", swap: bool = False, overwrite
             print(f"{path.name}: {reason}")
             return
     images, issame = pairs.read_bin(path)
-    if form == "bcolz":  # an older memory-mapped set would hide the new one
-        (folder / f"{name}_images.npy").unlink(missing_ok=True)
-    sidecar.unlink(missing_ok=True)
+    _save_sidecar(sidecar, {"form": "unfinished"})
     write = pairs.write_bcolz if form == "bcolz" else pairs.write_memfile
     write(folder, name, _decoded(images, path, swap), issame)
-    record = {**_fingerprint(path, with_hash=True), "form": form, "swap_color_channel": swap}
-    with pairs.atomic_file(sidecar) as file:
-        file.write(json.dumps(record).encode())
+    if form == "bcolz":  # an older memory-mapped set would hide the new one
+        (folder / f"{name}_images.npy").unlink(missing_ok=True)
+    _save_sidecar(sidecar, {**_fingerprint(path, with_hash=True), "form": form, "swap_color_channel": swap})
     same = int(issame.sum())
     seconds = time.monotonic() - started
     print(f"{path.name}: {len(issame):,} pairs ({same:,} same) as {form}, {len(images):,} images, {seconds:.1f} s")
+
+
+def _save_sidecar(sidecar: Path, content: dict[str, Any]) -> None:
+    """Write down what a set was made from."""
+    with pairs.atomic_file(sidecar) as file:
+        file.write(json.dumps(content).encode())
 
 
 def _why_done(path: Path, sidecar: Path, form: str, swap: bool) -> str | None:

@@ -5,18 +5,17 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import bcolz
 import cv2
 import numpy as np
 import pytest
-import recordio
 
 import convert
 import pack
 import pairs
+import recordio
 import unpack
 
 PROJECT = Path(convert.__file__).parent
@@ -163,33 +162,48 @@ def test_foreign_image_folders_are_not_touched(
     assert files_below(faces / "imgs") == {"0/1.jpg": b"mine"}
 
 
+KILLED_CONVERSION = """
+import os, signal, sys
+import convert, unpack
+
+unpack._JOURNAL_EVERY = 100
+rename, left = os.rename, int(sys.argv[2])
+
+def count_down(source, target):
+    global left
+    left -= 1
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    rename(source, target)
+
+unpack.os.rename = count_down
+sys.exit(convert.main(["--rec_path", sys.argv[1]]))
+"""
+
+
 def test_a_killed_conversion_goes_on(tmp_path: Path) -> None:
     """SIGKILL in the middle: no half file; the second run writes only what was missing."""
     rng = np.random.default_rng(0)
-    payloads = [b"\xff\xd8\xff" + rng.bytes(6000) + b"\xff\xd9" for _ in range(1200)]
-    labels = [key // 20 for key in range(1200)]
+    payloads = [b"\xff\xd8\xff" + rng.bytes(6000) + b"\xff\xd9" for _ in range(400)]
+    labels = [key // 20 for key in range(400)]
     folder = write_rec(tmp_path / "faces", payloads, labels)
     expected = {f"{label}/{key}.jpg": data for key, (label, data) in enumerate(zip(labels, payloads, strict=True), 1)}
-    code = "import sys, unpack, convert; unpack._JOURNAL_EVERY = 100; sys.exit(convert.main(sys.argv[1:]))"
-    command = [sys.executable, "-c", code, "--rec_path", str(folder)]
-    first = subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while not (folder / "imgs" / "8").is_dir() and time.monotonic() < deadline:
-        time.sleep(0.001)
-    first.send_signal(signal.SIGKILL)
-    first.wait()
+    command = [sys.executable, "-c", KILLED_CONVERSION, str(folder)]
+    first = subprocess.run([*command, "250"], cwd=PROJECT, stdout=subprocess.DEVNULL)
+    assert first.returncode == -signal.SIGKILL
     partly = files_below(folder / "imgs")
-    assert 150 < len(partly) < 1200
+    assert len(partly) == 249
     assert partly.items() <= expected.items()
-    images_before = times_below(folder / "imgs")
+    assert (folder / "imgs" / ".image.part").is_file()
+    times_before = times_below(folder / "imgs")
 
-    again = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True)
+    again = subprocess.run([*command, "0"], cwd=PROJECT, capture_output=True, text=True, check=True)
     assert files_below(folder / "imgs") == expected
-    images_after = times_below(folder / "imgs")
-    rewritten = {name for name, when in images_before.items() if images_after[name] != when}
-    assert {Path(name).name for name in rewritten} <= {".convert.json", ".image.part"}
-    assert "records were done before" in again.stdout
-    assert not list((folder / "imgs").glob("*.part"))
+    times_after = times_below(folder / "imgs")
+    rewritten = {Path(name).name for name, when in times_before.items() if times_after.get(name) != when}
+    assert rewritten == {".convert.json", ".image.part"}
+    assert "200 records were done before" in again.stdout
+    assert not list((folder / "imgs").glob(".*.part"))
 
 
 def test_a_full_disk_says_so_and_the_next_run_goes_on(
@@ -272,7 +286,31 @@ def test_another_number_of_identities_is_said(tmp_path: Path, capsys: pytest.Cap
 def test_a_truncated_rec(faces: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rec = faces / "train.rec"
     rec.write_bytes(rec.read_bytes()[:3000])
-    assert "train.rec" in error_of(capsys, "--rec_path", faces)
+    message = error_of(capsys, "--rec_path", faces)
+    assert "train.rec" in message
+    assert "truncated" in message
+    assert not (faces / "imgs").exists()
+
+
+def test_overwrite_keeps_the_old_images_when_the_new_rec_is_bad(
+    faces: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("--rec_path", faces)
+    before = files_below(faces / "imgs")
+    rec = faces / "train.rec"
+    rec.write_bytes(rec.read_bytes()[:3000])
+    assert "truncated" in error_of(capsys, "--rec_path", faces, "--overwrite")
+    assert files_below(faces / "imgs") == before
+
+
+def test_a_missing_idx_is_made_up_for(faces: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (faces / "train.idx").unlink()
+    assert run("--rec_path", faces) == 0
+    assert sorted(files_below(faces / "imgs").values()) == sorted(ENCODED)
+    captured = capsys.readouterr()
+    assert "note: " in captured.out
+    assert "train.idx" in captured.out
+    assert captured.err == ""
 
 
 def test_missing_data_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -345,9 +383,13 @@ def test_bad_images_of_a_set_are_named(
     faces: Path, capsys: pytest.CaptureFixture[str], image: bytes, message: str
 ) -> None:
     pairs.write_bin(faces / "lfw.bin", [*ENCODED[:3], image], [True, False])
-    assert message in error_of(capsys, "--rec_path", faces, "--make_validation_memfiles")
-    assert not (faces / "lfw_images.npy").exists()
-    assert not (faces / "lfw_list.npy").exists()
+    for form in ("memfile", "bcolz"):
+        command = ("--rec_path", faces, "--make_validation_memfiles", "--validation_format", form)
+        assert message in error_of(capsys, *command)
+    assert not any((faces / name).exists() for name in ("lfw_images.npy", "lfw_list.npy", "lfw"))
+    pairs.write_bin(faces / "lfw.bin", ENCODED, [True, False, True])
+    assert run(*command) == 0
+    assert len(pairs.open_pair_set(faces, "lfw").images) == 6
 
 
 # --- the way back -----------------------------------------------------------------------------------------------
