@@ -8,7 +8,6 @@ Format: ``state_dict`` holds ``model.<key of net.py>`` and ``head.<key of head.p
 that files go both ways. What is ours beside it is under ``adaface`` (plain dict, list, str, int, float, bool).
 """
 
-import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import net
+from atomic_files import atomic_file
 from lightning_setup import pl
 
 # classes that old Lightning checkpoints name in their pickle; both are dictionaries
@@ -129,15 +129,10 @@ class AtomicCheckpointIO(pl.plugins.io.TorchCheckpointIO):  # type: ignore[misc]
         """
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.partial")
         try:
-            with partial.open("wb") as file:
+            with atomic_file(path) as file:
                 torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
         except (OSError, RuntimeError) as error:
-            partial.unlink(missing_ok=True)
             raise RuntimeError(
                 f"the checkpoint {path} could not be written ({error}); checkpoints saved before it are whole. "
                 "Free some space and go on with --resume_from_checkpoint"
