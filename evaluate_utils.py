@@ -1,187 +1,266 @@
-"""Metrics of face verification, on numpy arrays: the 10-fold protocol, ROC, TAR at FAR, flip fusion.
+"""Verification metrics: pure functions on arrays, nothing of files, sets or networks.
 
-Sources: the LFW protocol (Huang et al. 2007) as the official AdaFace and InsightFace codes compute it; scikit-learn's
-``roc_curve``, ``KFold`` and ``PCA``. Pure functions; there is one implementation of each metric in the project.
+Sources: the 10-fold protocol of LFW as InsightFace and the official AdaFace code compute it; TAR at FAR as the IJB
+evaluation of InsightFace computes it (scikit-learn's ``roc_curve``, nearest point).
+Differs from them: pairs are counted into threshold bins once instead of once per threshold and fold, which gives
+the same numbers; input that would end in a meaningless number is refused.
 
-Differs from the official code: the search over 400 thresholds is one cumulative count instead of 400 passes; bad input
-is refused (there, a NaN distance counts as "different").
+``distance_sq`` is the squared Euclidean distance of two unit embeddings, in [0, 4]; ``similarity`` is their cosine,
+``1 - distance_sq / 2``; ``far`` and ``tar`` are fractions.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 from sklearn.decomposition import PCA
-from sklearn.metrics import auc as area_under_curve
 from sklearn.metrics import roc_curve
-from sklearn.model_selection import KFold
 
-THRESHOLDS = np.arange(0, 4, 0.01)  # on the squared distance of unit vectors
+# NumPy array or torch tensor: fusing needs only arithmetic that both have
+Vectors = TypeVar("Vectors")
+
+_THRESHOLDS = np.arange(0, 4, 0.01)
+_PCA_SEED = 0
 
 
 def fuse_flip(
-    embedding: "np.ndarray", norm: "np.ndarray", mirrored: "np.ndarray", mirrored_norm: "np.ndarray"
-) -> tuple["np.ndarray", "np.ndarray"]:
-    """Fuse the embeddings of images and of their mirrors, each weighted by its norm. Works on tensors too.
+    embeddings: Vectors, norms: Vectors, mirrored_embeddings: Vectors, mirrored_norms: Vectors
+) -> tuple[Vectors, Vectors]:
+    """Fuse the embeddings of images and of their mirrors: e1 * n1 + e2 * n2, split into direction and length.
 
     Args:
-        embedding: (N, D) unit vectors of the images.
-        norm: (N, 1) their norms.
-        mirrored: (N, D) unit vectors of the mirrored images.
-        mirrored_norm: (N, 1) their norms.
+        embeddings: (B, D) unit embeddings of the images, as an array or a tensor.
+        norms: (B, 1) their lengths before normalisation.
+        mirrored_embeddings: (B, D) of the mirrored images.
+        mirrored_norms: (B, 1) of the mirrored images.
 
     Returns:
-        Unit vectors (N, D) and the norms of the sums (N, 1).
+        Unit embeddings (B, D) and their norms (B, 1), of the type of the input. Where two vectors cancel, the norm is
+        0 and the embedding is 0, not NaN.
+
+    Source: the official code's ``l2_norm`` fusion of flip-test features.
     """
-    fused = embedding * norm + mirrored * mirrored_norm
-    fused_norm = (fused**2).sum(-1)[..., None] ** 0.5
-    return fused / fused_norm, fused_norm
-
-
-def pair_similarity(embeddings: np.ndarray) -> np.ndarray:
-    """Return the cosine similarity of each pair.
-
-    Args:
-        embeddings: (2P, D) unit vectors; rows 2k and 2k+1 are pair k.
-
-    Returns:
-        (P,) in [-1, 1].
-    """
-    return np.einsum("pd,pd->p", embeddings[0::2], embeddings[1::2], dtype=np.float64)
+    fused = embeddings * norms + mirrored_embeddings * mirrored_norms  # type: ignore[operator]
+    length = ((fused * fused).sum(-1) ** 0.5)[..., None]  # (B, 1)
+    return fused / (length + (length == 0)), length
 
 
 def evaluate(
     embeddings: np.ndarray, issame: np.ndarray, nrof_folds: int = 10, pca: int = 0
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Compute the 10-fold verification accuracy.
+    """Verify pairs by k-fold cross-validation of a distance threshold.
 
-    The pairs are cut into consecutive folds; the threshold of a fold is the first with the highest accuracy on the
-    other folds, of 0, 0.01, ..., 3.99 on the squared distance, where "same" means below.
+    The folds are consecutive pairs in file order. A pair is "same" when its squared distance is below the threshold;
+    on the other folds the first of the thresholds 0, 0.01, ..., 3.99 with the highest accuracy is chosen.
 
     Args:
-        embeddings: (2P, D) unit vectors; rows 2k and 2k+1 are pair k.
+        embeddings: (2P, D) unit vectors; rows 2k and 2k + 1 are pair k.
         issame: (P,) booleans.
-        nrof_folds: folds, at most P.
-        pca: dimensions of a PCA fitted, per fold, on the embeddings of the other folds; 0 for none.
+        nrof_folds: number of folds, 2 to P.
+        pca: number of principal components to project on, fitted for each fold on the other folds; 0 for none.
 
     Returns:
-        tpr (400,) and fpr (400,) at the thresholds, averaged over the folds; accuracy (folds,); best_thresholds
-        (folds,). A rate with nothing to count is 0.
+        ``tpr`` (400,) and ``fpr`` (400,) at each threshold, averaged over folds, where a rate with nothing to count
+        is 0; ``accuracy`` (nrof_folds,) in [0, 1]; ``best_thresholds`` (nrof_folds,) as squared distances.
 
     Raises:
-        ValueError: counts that do not fit, embeddings that are not finite, fewer pairs than folds.
+        ValueError: counts that do not fit, fewer pairs than folds, or embeddings that are not finite.
+
+    Source: LFW protocol; thresholds and folds of the official code (scikit-learn ``KFold`` without shuffling).
     """
-    embeddings, issame = _checked(embeddings, issame)
-    if not 2 <= nrof_folds <= len(issame):
-        raise ValueError(f"{len(issame)} pairs cannot be cut into {nrof_folds} folds: give 2 to {len(issame)} folds")
-    left, right = embeddings[0::2], embeddings[1::2]
-    distance_sq = np.sum(np.square(left - right), axis=1)
-    tpr, fpr, accuracy, best = [], [], [], []
-    for train, test in KFold(nrof_folds).split(issame):
-        if pca:
-            distance_sq = _distance_after_pca(left, right, train, pca)
-        train_counts, test_counts = (_counts(distance_sq[part], issame[part]) for part in (train, test))
-        chosen = int(np.argmax(_rates(*train_counts)[2]))
-        test_tpr, test_fpr, test_accuracy = _rates(*test_counts)
-        tpr.append(test_tpr)
-        fpr.append(test_fpr)
-        accuracy.append(test_accuracy[chosen])
-        best.append(THRESHOLDS[chosen])
-    return np.mean(tpr, 0), np.mean(fpr, 0), np.array(accuracy), np.array(best)
+    embeddings, issame = _checked_pairs(embeddings, issame)
+    pairs = len(issame)
+    if not 2 <= nrof_folds <= pairs:
+        raise ValueError(
+            f"cannot split {pairs} pairs into {nrof_folds} folds: at least two folds of at least one pair each are "
+            f"needed; give more pairs, or nrof_folds from 2 to {pairs}"
+        )
+    fold = np.repeat(np.arange(nrof_folds), [len(part) for part in np.array_split(np.arange(pairs), nrof_folds)])
+    if pca == 0:
+        tested = _accepted(_pair_distances_sq(embeddings), issame, fold, nrof_folds)  # (2, folds, 400)
+        chosen_on = tested.sum(axis=1, keepdims=True) - tested
+    else:
+        tested, chosen_on = _accepted_after_pca(embeddings, issame, fold, nrof_folds, pca)
+    sizes = np.stack([np.bincount(fold[issame == same], minlength=nrof_folds) for same in (False, True)])  # (2, folds)
+
+    best = _correct(chosen_on, sizes.sum(axis=1, keepdims=True) - sizes).argmax(axis=1)  # (folds,), the first of equals
+    accuracy = _correct(tested, sizes)[np.arange(nrof_folds), best] / sizes.sum(axis=0)
+    fpr, tpr = (tested / np.maximum(sizes, 1)[..., None]).mean(axis=1)
+    return tpr, fpr, accuracy, _THRESHOLDS[best]
+
+
+def pair_similarities(embeddings: np.ndarray, issame: np.ndarray) -> np.ndarray:
+    """Return the cosine similarity of each pair.
+
+    Args:
+        embeddings: (2P, D) unit vectors; rows 2k and 2k + 1 are pair k.
+        issame: (P,) booleans, to check the counts against.
+
+    Returns:
+        (P,) float64 in [-1, 1].
+
+    Raises:
+        ValueError: counts that do not fit, or embeddings that are not finite.
+    """
+    embeddings, _ = _checked_pairs(embeddings, issame)
+    return np.einsum("pd,pd->p", embeddings[0::2], embeddings[1::2], dtype=np.float64)
 
 
 def roc(similarity: np.ndarray, issame: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the ROC of similarities: scikit-learn's ``roc_curve`` with its defaults.
+    """Compute the ROC curve with scikit-learn's defaults.
 
     Args:
-        similarity: (P,) cosine similarities.
-        issame: (P,) booleans, both values present.
+        similarity: (P,) scores, higher for more alike.
+        issame: (P,) booleans, both kinds present.
 
     Returns:
-        false accept rates, true accept rates and thresholds, each (K,).
+        ``far`` and ``tar``, ascending from 0 to 1, and the descending thresholds that give them (the first is
+        infinite); a score at the threshold is accepted.
 
     Raises:
-        ValueError: only genuine or only impostor pairs, or similarities that are not finite.
+        ValueError: counts that do not match, scores that are not finite, or pairs of one kind only.
     """
-    issame = np.asarray(issame, bool)
-    if issame.all() or not issame.any():
-        kind = "genuine" if issame.any() else "impostor"
-        raise ValueError(f"a ROC needs genuine and impostor pairs, got {len(issame)} {kind} pairs only")
-    if not np.isfinite(similarity).all():
-        raise ValueError(f"{int((~np.isfinite(similarity)).sum())} of {len(similarity)} similarities are not finite")
-    far, tar, thresholds = roc_curve(issame, similarity)
-    return far, tar, thresholds
+    similarity, issame = np.asarray(similarity), _as_booleans(issame)
+    if similarity.shape != issame.shape or similarity.ndim != 1:
+        raise ValueError(
+            f"got scores of shape {similarity.shape} and issame of shape {issame.shape}, expected (P,) and (P,)"
+        )
+    _check_finite(similarity, "similarity scores")
+    genuine = int(issame.sum())
+    if not 0 < genuine < len(issame):
+        raise ValueError(
+            f"got {genuine} genuine and {len(issame) - genuine} impostor pairs: error rates need both kinds"
+        )
+    return roc_curve(issame, similarity)
 
 
-def tar_at_far(similarity: np.ndarray, issame: np.ndarray, fars: Iterable[float]) -> dict[float, float]:
-    """Return the true accept rate at each false accept rate.
-
-    Of the points of the ROC, that whose FAR is nearest to the target; of equal ones the one with the largest TAR.
+def tar_at_far(similarity: np.ndarray, issame: np.ndarray, fars: Sequence[float]) -> dict[float, float]:
+    """Return the true accept rate at given false accept rates.
 
     Args:
-        similarity: (P,) cosine similarities.
-        issame: (P,) booleans, both values present.
-        fars: targets, fractions.
+        similarity: (P,) scores, higher for more alike.
+        issame: (P,) booleans, both kinds present.
+        fars: false accept rates, in [0, 1].
+
+    Returns:
+        For each rate, the TAR of the curve's point whose FAR is nearest to it; of equally near ones the largest.
 
     Raises:
-        ValueError: as ``roc``.
+        ValueError: a rate outside [0, 1], or scores that ``roc`` refuses.
+
+    Source: IJB 1:1 evaluation of InsightFace.
     """
+    outside = [far for far in fars if not 0 <= far <= 1]
+    if outside:
+        raise ValueError(f"false accept rates are fractions in [0, 1], got {outside}")
     far, tar, _ = roc(similarity, issame)
-    found = {}
-    for target in fars:
-        away = np.abs(far - target)
-        found[target] = float(tar[away == away.min()].max())
-    return found
+    # both ascend, so the last of equally near points has the largest TAR
+    return {target: float(tar[len(far) - 1 - np.abs(far - target)[::-1].argmin()]) for target in fars}
 
 
 def auc(similarity: np.ndarray, issame: np.ndarray) -> float:
-    """Return the area under the ROC.
+    """Return the area under the ROC curve, in [0, 1].
 
     Args:
-        similarity: (P,) cosine similarities.
-        issame: (P,) booleans, both values present.
+        similarity: (P,) scores, higher for more alike.
+        issame: (P,) booleans, both kinds present.
 
     Raises:
-        ValueError: as ``roc``.
+        ValueError: scores that ``roc`` refuses.
     """
     far, tar, _ = roc(similarity, issame)
-    return float(area_under_curve(far, tar))
+    return float(np.trapezoid(tar, far))
 
 
-def _checked(embeddings: np.ndarray, issame: Sequence[bool] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    embeddings, issame = np.asarray(embeddings), np.asarray(issame, bool)
-    if embeddings.ndim != 2 or issame.ndim != 1 or len(embeddings) != 2 * len(issame):
+def eer(similarity: np.ndarray, issame: np.ndarray) -> float:
+    """Return the equal error rate: the FAR at which as many genuine pairs are rejected, in [0, 1].
+
+    Args:
+        similarity: (P,) scores, higher for more alike.
+        issame: (P,) booleans, both kinds present.
+
+    Raises:
+        ValueError: scores that ``roc`` refuses.
+    """
+    far, tar, _ = roc(similarity, issame)
+    excess = far - (1 - tar)  # ascends from -1 to 1
+    after = int(np.argmax(excess >= 0))
+    share = -excess[after - 1] / (excess[after] - excess[after - 1])
+    return float(far[after - 1] + share * (far[after] - far[after - 1]))
+
+
+def _as_booleans(issame: np.ndarray) -> np.ndarray:
+    """Return ``issame`` as booleans, refusing values that are neither 0 nor 1."""
+    issame = np.asarray(issame)
+    if issame.dtype != bool and not np.isin(issame, (0, 1)).all():
+        raise ValueError(f"issame must hold booleans, or 0 and 1; got values such as {issame.ravel()[:5].tolist()}")
+    return issame.astype(bool)
+
+
+def _check_finite(values: np.ndarray, what: str) -> None:
+    bad = int((~np.isfinite(values.reshape(len(values), -1)).all(axis=1)).sum())
+    if bad:
         raise ValueError(
-            f"expected embeddings (2P, D) for issame (P,), got {embeddings.shape} and {issame.shape}: "
-            "two rows for each pair"
+            f"{bad} of {len(values)} {what} are not finite (NaN or infinite): the network that made them is broken, "
+            "for example by a training that diverged"
         )
-    bad = ~np.isfinite(embeddings).all(axis=1)
-    if bad.any():
-        raise ValueError(f"{int(bad.sum())} of {len(bad)} embeddings are not finite, the first is row {bad.argmax()}")
-    return embeddings, issame
 
 
-def _counts(distance_sq: np.ndarray, issame: np.ndarray) -> tuple[np.ndarray, np.ndarray, int, int]:
-    """Count, for each threshold, the genuine and the impostor pairs below it; and all of each."""
-    # a distance is below the thresholds from index `searchsorted(right)` on: THRESHOLDS[i] > distance
-    first = np.searchsorted(THRESHOLDS, distance_sq.astype(np.float64), side="right")
-    bins = len(THRESHOLDS) + 1
-    genuine = np.bincount(first[issame], minlength=bins)[:-1].cumsum()
-    impostor = np.bincount(first[~issame], minlength=bins)[:-1].cumsum()
-    return genuine, impostor, int(issame.sum()), int((~issame).sum())
+def _checked_pairs(embeddings: np.ndarray, issame: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return embeddings (2P, D), floating point of at least 32 bits, and booleans (P,), or raise ValueError."""
+    embeddings, issame = np.asarray(embeddings), _as_booleans(issame)
+    if embeddings.ndim != 2 or issame.ndim != 1:
+        raise ValueError(
+            f"got embeddings of shape {embeddings.shape} and issame of shape {issame.shape}, expected (2P, D) and (P,)"
+        )
+    if len(embeddings) % 2:
+        raise ValueError(f"got {len(embeddings)} embeddings: an even number is expected, rows 2k and 2k + 1 are pair k")
+    if len(embeddings) != 2 * len(issame):
+        raise ValueError(
+            f"got {len(embeddings)} embeddings and {len(issame)} issame flags: expected two embeddings for each flag"
+        )
+    _check_finite(embeddings, "embeddings")
+    return embeddings.astype(np.result_type(embeddings.dtype, np.float32), copy=False), issame
 
 
-def _rates(
-    genuine: np.ndarray, impostor: np.ndarray, all_genuine: int, all_impostor: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Turn counts of pairs called "same" into true positive rate, false positive rate and accuracy."""
-    tpr = genuine / all_genuine if all_genuine else np.zeros(len(genuine))
-    fpr = impostor / all_impostor if all_impostor else np.zeros(len(impostor))
-    return tpr, fpr, (genuine + (all_impostor - impostor)) / (all_genuine + all_impostor)
+def _pair_distances_sq(embeddings: np.ndarray) -> np.ndarray:
+    """Return the squared distances (P,), in the precision of the embeddings, as the official code does."""
+    difference = embeddings[0::2] - embeddings[1::2]
+    return np.square(difference, out=difference).sum(axis=1)
 
 
-def _distance_after_pca(left: np.ndarray, right: np.ndarray, train: np.ndarray, dimensions: int) -> np.ndarray:
-    """Return squared distances after a PCA fitted on the training folds and a new normalisation of the rows."""
-    model = PCA(n_components=dimensions).fit(np.concatenate([left[train], right[train]]))
-    projected = [model.transform(side) for side in (left, right)]
-    unit = [side / np.linalg.norm(side, axis=1, keepdims=True) for side in projected]
-    return np.sum(np.square(unit[0] - unit[1]), axis=1)
+def _accepted(distance_sq: np.ndarray, issame: np.ndarray, fold: np.ndarray, folds: int) -> np.ndarray:
+    """Count, for each kind (impostor, genuine), fold and threshold, the pairs below the threshold: (2, folds, 400)."""
+    # the first threshold above the distance; all later ones accept the pair too
+    first = np.searchsorted(_THRESHOLDS, distance_sq, side="right")
+    bins = len(_THRESHOLDS) + 1  # the last one: accepted by none
+    place = (issame * folds + fold) * bins + first
+    counts = np.bincount(place, minlength=2 * folds * bins).reshape(2, folds, bins)
+    return counts.cumsum(axis=2)[..., :-1]
+
+
+def _accepted_after_pca(
+    embeddings: np.ndarray, issame: np.ndarray, fold: np.ndarray, folds: int, components: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Count accepted pairs with a projection for each fold: in the fold, and in the others, each (2, folds, 400)."""
+    most = min(embeddings.shape[1], 2 * (len(issame) - int((fold == 0).sum())))
+    if not 0 < components <= most:
+        raise ValueError(
+            f"pca must be 0 (none) or from 1 to {most} components for embeddings of this size and number, "
+            f"got {components}"
+        )
+    of_fold = []
+    for number in range(folds):
+        others = np.repeat(fold != number, 2)  # (2P,)
+        # the seed matters only where scikit-learn chooses its randomised solver
+        projected = PCA(components, random_state=_PCA_SEED).fit(embeddings[others]).transform(embeddings)
+        length = np.linalg.norm(projected, axis=1, keepdims=True)
+        distance_sq = _pair_distances_sq(projected / np.where(length == 0, 1, length))
+        of_fold.append(_accepted(distance_sq, issame, (fold != number).astype(int), 2))  # (2, 2, 400)
+    tested, chosen_on = np.moveaxis(np.stack(of_fold), 2, 0)  # each (folds, 2, 400)
+    return tested.swapaxes(0, 1), chosen_on.swapaxes(0, 1)
+
+
+def _correct(accepted: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Count correct decisions (folds, 400) from accepted (2, folds, 400) and the number of pairs (2, folds)."""
+    return accepted[1] + sizes[0][:, None] - accepted[0]
