@@ -1,11 +1,38 @@
-"""Small files that are whole or absent: written under a temporary name, then renamed."""
+"""Files that are whole or absent: written under a temporary name in the same folder, then renamed."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
+
+
+@contextmanager
+def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Open a file for writing that gets its name only when it is complete.
+
+    Args:
+        path: final path; the folder must exist. An existing file is replaced at the end, or kept when the block
+            raises.
+
+    Yields:
+        The open binary file, `.<name>.partial` in the same folder.
+    """
+    final = Path(path)
+    partial = final.with_name(f".{final.name}.partial")
+    try:
+        with partial.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(final)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None:
-    """Write a file so that nobody ever sees a part of it, not even after a kill or a full disk.
+    """Write a file so that nobody ever sees a part of it, not even after a kill or on a full disk.
 
     Args:
         path: the file; what was there before is replaced.
@@ -14,14 +41,5 @@ def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None
     Raises:
         OSError: the file cannot be written; what was there before is untouched.
     """
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(content.encode("utf-8") if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    with atomic_file(path) as file:
+        file.write(content.encode("utf-8") if isinstance(content, str) else content)

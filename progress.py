@@ -25,6 +25,7 @@ class ProgressLine(pl.callbacks.ProgressBar):
         self.batch_size = batch_size
         self.terminal = sys.stderr.isatty()
         self.every_sec = 0.5 if self.terminal else log_every_sec
+        self._hidden = False
         self._bar: tqdm[Any] | None = None
         self._validation: tqdm[Any] | None = None
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from atomic_files import write_text
-from evaluate_utils import auc, evaluate, pair_similarity, tar_at_far
+from atomic_files import write_atomically
+from evaluate_utils import auc, evaluate, pair_similarities, tar_at_far
 
 FARS = (1e-1, 1e-2, 1e-3, 1e-4)
 _FOLDS = 10
@@ -76,7 +76,7 @@ def evaluate_set(name: str, embeddings: np.ndarray, issame: np.ndarray) -> SetRe
         _, _, accuracy, thresholds = evaluate(embeddings, issame, folds)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
-    similarity = pair_similarity(embeddings)
+    similarity = pair_similarities(embeddings, issame)
     impostors = int((~issame).sum())
     both = bool(issame.any()) and impostors > 0
     # a rate below one in the number of impostor pairs cannot be measured
@@ -134,5 +134,5 @@ def write_results(folder: Path, results: Sequence[SetResult]) -> None:
     """
     rows = [result.as_dict() for result in results]
     mean = float(np.mean([result.accuracy for result in results]))
-    write_text(folder / "results.csv", pd.DataFrame(rows).to_csv(index=False))
-    write_text(folder / "results.json", json.dumps({"mean_accuracy": mean, "sets": rows}, indent=2) + "\n")
+    write_atomically(folder / "results.csv", pd.DataFrame(rows).to_csv(index=False))
+    write_atomically(folder / "results.json", json.dumps({"mean_accuracy": mean, "sets": rows}, indent=2) + "\n")

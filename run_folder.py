@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import yaml
 
-from atomic_files import write_text
+from atomic_files import write_atomically
 from lightning_setup import pl
 
 _MOST_RUNS = 100_000
@@ -79,7 +79,7 @@ def write_config(folder: Path, config: dict[str, Any]) -> None:
         folder: run folder.
         config: resolved options.
     """
-    write_text(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+    write_atomically(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
 
 
 def write_manifest(folder: Path, config: dict[str, Any], fingerprint: str, class_count: int, device: str = "") -> None:
@@ -110,4 +110,4 @@ def write_manifest(folder: Path, config: dict[str, Any], fingerprint: str, class
         "config": config,
         "earlier": earlier,
     }
-    write_text(path, json.dumps(manifest, indent=2) + "\n")
+    write_atomically(path, json.dumps(manifest, indent=2) + "\n")
