@@ -139,6 +139,11 @@ class FaceDataModule(pl.LightningDataModule):
         """Classes of the head: those of the data, or more where asked for; 0 in evaluation."""
         return max(self.custom_num_class, len(self.class_names)) if self.class_names else 0
 
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches of one process in one epoch."""
+        return len(self._batches(0, self.devices))
+
     def summary(self) -> str:
         """Return what was found, in a few lines for the screen."""
         lines = []

@@ -1,7 +1,6 @@
 """Lightning, imported safely and quietly: `from lightning_setup import pl`.
 
-Two things must happen before the first import of ``pytorch_lightning``, so this is the one module of the
-project whose import has an effect:
+This is the one module of the project whose import has an effect:
 
 * torchmetrics, which Lightning imports, imports torchvision whenever it is installed. PyPI's torchvision is
   built for CUDA; beside a CPU build of torch its compiled operators do not load and its Python part then
@@ -42,16 +41,17 @@ def _make_torchvision_importable() -> None:
 def _silence() -> None:
     """Keep framework tips and deprecation notes off the screen."""
     warnings.filterwarnings("ignore", category=DeprecationWarning)
-    warnings.filterwarnings(
-        "ignore", category=FutureWarning, module=r"(torch|pytorch_lightning|lightning_fabric).*"
-    )
+    for package in ("pytorch_lightning", "lightning_fabric"):
+        warnings.filterwarnings("ignore", module=rf"{package}\..*")
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\..*")
     for name in ("pytorch_lightning", "lightning_fabric", "pytorch_lightning.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
 _make_torchvision_importable()
-_silence()
 
 import pytorch_lightning as pl  # noqa: E402
+
+_silence()  # afterwards: the import sets the level of its loggers
 
 __all__ = ["pl"]

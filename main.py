@@ -36,6 +36,7 @@ from train_val import FaceRecognitionModule
 
 _SAMPLES_IN_GRID = 64
 _TEST_RUN_BATCHES = 50
+_LOG_EVERY_STEPS = 10
 _SHORT_RUN_EPOCHS = 4
 _EXPECTED_ERRORS = (ValueError, FileNotFoundError, RuntimeError, OSError)
 
@@ -81,7 +82,7 @@ def _run(config: Config) -> int:
     folder = decided_by_rank_0(lambda: _run_folder(config), plan.accelerator)
     module = _build_module(config, data)
     keeper = CheckpointKeeper(folder, save_all=config.save_all_models)
-    trainer = _build_trainer(config, plan, folder, keeper)
+    trainer = _build_trainer(config, plan, data, folder, keeper)
     if trainer.is_global_zero:
         _describe(config, plan, data, module, folder)
     with _errors_kept_in(folder):
@@ -145,13 +146,16 @@ def _build_module(config: Config, data: FaceDataModule) -> FaceRecognitionModule
     return module
 
 
-def _build_trainer(config: Config, plan: DevicePlan, folder: Path, keeper: CheckpointKeeper) -> "pl.Trainer":
+def _build_trainer(
+    config: Config, plan: DevicePlan, data: FaceDataModule, folder: Path, keeper: CheckpointKeeper
+) -> "pl.Trainer":
     loggers: list[Any] = [
         pl.loggers.CSVLogger(folder, name="metrics"),
         pl.loggers.TensorBoardLogger(folder, name="tensorboard", version=""),
     ]
     if config.use_wandb:
         loggers.append(_wandb_logger(folder))
+    log_every = 1 if config.evaluate else min(_LOG_EVERY_STEPS, data.steps_per_epoch)
     distributed = plan.devices * config.num_nodes > 1
     return pl.Trainer(
         accelerator=plan.accelerator,
@@ -168,7 +172,7 @@ def _build_trainer(config: Config, plan: DevicePlan, folder: Path, keeper: Check
         deterministic=config.deterministic,
         use_distributed_sampler=False,
         logger=loggers,
-        log_every_n_steps=10,
+        log_every_n_steps=log_every,
         callbacks=[
             ProgressLine(config.batch_size * config.num_nodes),
             NonFiniteLossGuard(folder),
@@ -213,9 +217,8 @@ def _describe(
     write_manifest(folder, config.as_dict(), data.fingerprint(), data.num_classes)
     parameters = sum(p.numel() for p in module.model.parameters()) / 1e6
     print(f"run folder: {folder}")
-    print(
-        f"model: {config.arch}, {parameters:.1f} M parameters, on {plan.devices} x {plan.device_name} ({plan.precision})"
-    )
+    hardware = f"{plan.devices} x {plan.device_name} ({plan.precision})"
+    print(f"model: {config.arch}, {parameters:.1f} M parameters, on {hardware}")
     print(data.summary())
     if not config.evaluate:
         cv2.imwrite(str(folder / "train_samples.png"), data.sample_grid(_SAMPLES_IN_GRID))

@@ -26,6 +26,7 @@ class ProgressLine(pl.callbacks.ProgressBar):
         self.terminal = sys.stderr.isatty()
         self.every_sec = 0.5 if self.terminal else log_every_sec
         self._hidden = False
+        self._name = ""
         self._bar: tqdm[Any] | None = None
         self._validation: tqdm[Any] | None = None
 
@@ -48,12 +49,12 @@ class ProgressLine(pl.callbacks.ProgressBar):
         if self._hidden:
             return
         self._shown, self._steps_since = time.monotonic(), 0
-        name = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+        self._name = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
         done = trainer.fit_loop.epoch_loop.batch_progress.current.ready if trainer.fit_loop.restarting else 0
         self._bar = tqdm(
             total=trainer.num_training_batches,
             initial=done,
-            desc=name,
+            desc=self._name,
             leave=False,
             disable=not self.terminal,
             dynamic_ncols=True,
@@ -76,10 +77,11 @@ class ProgressLine(pl.callbacks.ProgressBar):
             f"loss {float(outputs['loss']) * trainer.accumulate_grad_batches:.3f}, lr {lr:g}, "
             f"{rate:,.0f} images/s, {_duration(self._remaining_sec(trainer, now))} left"
         )
-        self._bar.n = batch_idx + 1
-        self._bar.set_postfix_str(line)
-        if not self.terminal:
-            print(f"{self._bar.desc} batch {batch_idx + 1}/{trainer.num_training_batches}: {line}", flush=True)
+        if self.terminal:
+            self._bar.n = batch_idx + 1
+            self._bar.set_postfix_str(line)
+        else:
+            print(f"{self._name} batch {batch_idx + 1}/{trainer.num_training_batches}: {line}", flush=True)
         self._shown, self._steps_since = now, 0
 
     def _steps_done(self, trainer: "pl.Trainer") -> int:
@@ -136,7 +138,7 @@ class ProgressLine(pl.callbacks.ProgressBar):
     def _open_evaluation(self, name: str, total: float) -> None:
         if not self._hidden:
             self._validation = tqdm(
-                total=int(total), desc=name, leave=False, disable=not self.terminal, dynamic_ncols=True
+                total=int(total), desc=self._name, leave=False, disable=not self.terminal, dynamic_ncols=True
             )
 
     def _step_evaluation(self) -> None:
