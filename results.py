@@ -1,5 +1,11 @@
-"""Results of an evaluation: computed from embeddings, shown as a table, kept as CSV and JSON."""
+"""What a run reports of each verification set: numbers, the table on the screen, ``results.csv``, ``results.json``.
 
+Source: the tables of the AdaFace paper (mean 10-fold accuracy), with the spread over folds, the threshold and the
+error rates that the official code leaves out. Rates are in percent here, fractions in ``evaluate_utils``.
+"""
+
+import csv
+import io
 import json
 import math
 from collections.abc import Sequence
@@ -8,131 +14,237 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from atomic_files import write_atomically
-from evaluate_utils import auc, evaluate, pair_similarities, tar_at_far
+from evaluate_utils import auc, eer, evaluate, pair_similarities, tar_at_far
 
 FARS = (1e-1, 1e-2, 1e-3, 1e-4)
 _FOLDS = 10
+_DECIMALS = 6
+_ROUNDING = 1e-9
+_MEAN = "mean"
+_CAPTION = "verification: rates in percent, TAR at FAR, mean cosine threshold"
 
 
 @dataclass(frozen=True)
 class SetResult:
-    """What was measured on one set of pairs.
+    """Results on one verification set.
 
-    Attributes:
-        name: of the set.
-        pairs: number of pairs P.
-        folds: number of folds of the protocol: 10, or P where there are fewer.
-        accuracy: mean accuracy over the folds, %.
-        accuracy_std: its standard deviation over the folds, %.
-        threshold: mean of the folds' thresholds, as cosine similarity.
-        tar: false accept rate -> true accept rate, %, as far as the impostor pairs allow.
-        auc: area under the ROC, %; NaN without genuine or impostor pairs.
-        similarity: (P,) cosine similarities.
+    Rates are in percent. NaN stands for a number that the pairs do not give: accuracy of a single pair, error rates
+    without genuine or without impostor pairs, TAR at a FAR below one impostor pair.
+
+    Args:
+        name: name of the set.
+        genuine: number of pairs of one person.
+        impostors: number of pairs of two people.
+        folds: folds of the cross-validation; 10 unless there are fewer pairs.
+        accuracy: mean accuracy over the folds.
+        accuracy_std: standard deviation of the folds' accuracies (of the population, as officially).
+        threshold: mean of the folds' best thresholds, as squared distance in [0, 4].
+        tar_at_far: TAR by FAR, the FAR as a fraction.
+        auc: area under the ROC curve.
+        eer: equal error rate.
+        notes: what is unusual about these numbers.
+        similarity: (P,) cosine of each pair, for plots; not written to files.
         issame: (P,) booleans.
     """
 
     name: str
-    pairs: int
+    genuine: int
+    impostors: int
     folds: int
     accuracy: float
     accuracy_std: float
     threshold: float
-    tar: dict[float, float]
+    tar_at_far: dict[float, float]
     auc: float
-    similarity: np.ndarray = field(repr=False)
-    issame: np.ndarray = field(repr=False)
+    eer: float
+    notes: tuple[str, ...] = ()
+    similarity: np.ndarray = field(default_factory=lambda: np.empty(0), repr=False, compare=False)
+    issame: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=bool), repr=False, compare=False)
+
+    @property
+    def pairs(self) -> int:
+        """Number of pairs."""
+        return self.genuine + self.impostors
+
+    @property
+    def cosine_threshold(self) -> float:
+        """The threshold as a cosine: pairs above it are "same"."""
+        return 1 - self.threshold / 2
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the figures as one flat row."""
-        row: dict[str, Any] = {
+        """Return the numbers as plain values for JSON, None for NaN."""
+        names = ("accuracy", "accuracy_std", "threshold", "cosine_threshold", "auc", "eer")
+        return {
             "set": self.name,
             "pairs": self.pairs,
+            "genuine": self.genuine,
+            "impostors": self.impostors,
             "folds": self.folds,
-            "accuracy": self.accuracy,
-            "accuracy_std": self.accuracy_std,
-            "threshold": self.threshold,
-            "auc": None if math.isnan(self.auc) else self.auc,
+            **{name: _number_or_none(getattr(self, name)) for name in names},
+            "tar_at_far": {f"{far:g}": _number_or_none(tar) for far, tar in self.tar_at_far.items()},
+            "notes": list(self.notes),
         }
-        return row | {f"tar_at_far_{far:g}": self.tar.get(far) for far in FARS}
 
 
 def evaluate_set(name: str, embeddings: np.ndarray, issame: np.ndarray) -> SetResult:
-    """Evaluate one set of pairs.
+    """Compute all results of one verification set.
 
     Args:
-        name: of the set.
-        embeddings: (2P, D) unit vectors; rows 2k and 2k+1 are pair k.
-        issame: (P,) booleans.
+        name: name of the set.
+        embeddings: (2P, D) unit vectors; rows 2k and 2k + 1 are pair k.
+        issame: (P,) booleans, P at least 1.
 
     Raises:
-        ValueError: fewer than two pairs, or embeddings that are not finite (the set is named).
+        ValueError: counts that do not fit, no pair at all, or embeddings that are not finite; the set is named.
     """
-    issame = np.asarray(issame, bool)
-    folds = min(_FOLDS, len(issame))
     try:
-        _, _, accuracy, thresholds = evaluate(embeddings, issame, folds)
+        return _evaluate_set(name, np.asarray(embeddings), np.asarray(issame))
     except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
-    similarity = pair_similarities(embeddings, issame)
-    impostors = int((~issame).sum())
-    both = bool(issame.any()) and impostors > 0
-    # a rate below one in the number of impostor pairs cannot be measured
-    fars = [far for far in FARS if far * impostors >= 1 - 1e-9] if both else []
+        raise ValueError(f"verification set {name}: {error}") from error
+
+
+def _evaluate_set(name: str, embeddings: np.ndarray, issame: np.ndarray) -> SetResult:
+    similarity, issame = pair_similarities(embeddings, issame), issame.astype(bool)
+    pairs, genuine = len(issame), int(issame.sum())
+    if pairs == 0:
+        raise ValueError("it has no pairs")
+    folds, notes = min(_FOLDS, pairs), []
+    accuracy, thresholds = np.array([math.nan]), np.array([math.nan])
+    if pairs == 1:
+        notes.append("1 pair is too few for an accuracy")
+    else:
+        _, _, accuracy, thresholds = evaluate(embeddings, issame, folds)
+        if folds < _FOLDS:
+            notes.append(f"{folds} folds instead of {_FOLDS}, for there are only {pairs} pairs")
+
+    tars, area, equal_error = dict.fromkeys(FARS, math.nan), math.nan, math.nan
+    if genuine in (0, pairs):
+        notes.append(f"no {'impostor' if genuine else 'genuine'} pairs: no error rates")
+    else:
+        reachable = [far for far in FARS if far * (pairs - genuine) >= 1 - _ROUNDING]
+        tars |= {far: 100 * tar for far, tar in tar_at_far(similarity, issame, reachable).items()}
+        area, equal_error = 100 * auc(similarity, issame), 100 * eer(similarity, issame)
     return SetResult(
         name=name,
-        pairs=len(issame),
+        genuine=genuine,
+        impostors=pairs - genuine,
         folds=folds,
         accuracy=100 * float(accuracy.mean()),
         accuracy_std=100 * float(accuracy.std()),
-        threshold=1 - float(thresholds.mean()) / 2,  # |a - b|^2 = 2 - 2 cos for unit vectors
-        tar={far: 100 * tar for far, tar in tar_at_far(similarity, issame, fars).items()} if fars else {},
-        auc=100 * auc(similarity, issame) if both else math.nan,
+        threshold=float(thresholds.mean()),
+        tar_at_far=tars,
+        auc=area,
+        eer=equal_error,
+        notes=tuple(notes),
         similarity=similarity,
         issame=issame,
     )
 
 
 def results_table(results: Sequence[SetResult]) -> str:
-    """Return a plain-text table with one line a set and a line of means.
+    """Lay out results as a plain-text table with a row of means, at most 80 columns wide for names up to 12 letters.
 
     Args:
-        results: of each set.
+        results: one for each set; the columns of FARs that no set reaches are left out.
+
+    Returns:
+        Lines of text without a newline at the end.
     """
-    header = ["set", "pairs", "accuracy %", "+-", "threshold", *(f"TAR@{far:g}" for far in FARS), "AUC"]
+    if not results:
+        return "no verification sets, no results"
+    fars = [far for far in FARS if any(not math.isnan(result.tar_at_far[far]) for result in results)]
+    heads = ["set", "pairs", "accuracy", "std", "cosine", *(f"TAR@{_short(far)}" for far in fars), "AUC"]
     rows = [
         [
-            r.name + (f" ({r.folds} folds)" if r.folds != _FOLDS else ""),
-            f"{r.pairs:,}",
-            f"{r.accuracy:.2f}",
-            f"{r.accuracy_std:.2f}",
-            f"{r.threshold:.3f}",
-            *(f"{r.tar[far]:.2f}" if far in r.tar else "-" for far in FARS),
-            "-" if math.isnan(r.auc) else f"{r.auc:.2f}",
+            result.name,
+            f"{result.pairs:,}",
+            _percent(result.accuracy),
+            _percent(result.accuracy_std),
+            _blank_or(result.cosine_threshold, ".3f"),
+            *(_percent(result.tar_at_far[far]) for far in fars),
+            _percent(result.auc),
         ]
-        for r in results
+        for result in results
     ]
-    mean = ["mean", "", f"{np.mean([r.accuracy for r in results]):.2f}", *[""] * (len(header) - 3)]
-    widths = [max(len(row[i]) for row in [header, *rows, mean]) for i in range(len(header))]
-    line = "-" * (sum(widths) + 2 * (len(widths) - 1))
-    shown = [_aligned(header, widths), line, *(_aligned(row, widths) for row in rows), line, _aligned(mean, widths)]
-    return "\n".join(text.rstrip() for text in shown)
+    mean = _means(results)
+    means = [_MEAN, "", _percent(mean["accuracy"]), "", "", *(_percent(mean["tar_at_far"][far]) for far in fars)]
+    rows.append([*means, _percent(mean["auc"])])
+    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
+    rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
+    lines = [_CAPTION, rule, _aligned(heads, widths), rule, *(_aligned(row, widths) for row in rows)]
+    lines.insert(-1, rule)
+    return "\n".join(lines + [f"{result.name}: {note}" for result in results for note in result.notes])
 
 
-def _aligned(row: list[str], widths: list[int]) -> str:
-    return "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
-
-
-def write_results(folder: Path, results: Sequence[SetResult]) -> None:
-    """Write ``results.csv`` and ``results.json``, each whole or not at all.
+def write_results(folder: str | Path, results: Sequence[SetResult]) -> None:
+    """Write ``results.csv`` (one row for each set) and ``results.json`` (the same and the means).
 
     Args:
-        folder: run folder.
-        results: of each set.
+        folder: run folder, which exists.
+        results: one for each set.
+
+    Raises:
+        OSError: a file cannot be written; what was there before is untouched.
     """
+    mean = _means(results)
+    summary = {
+        "accuracy": _number_or_none(mean["accuracy"]),
+        "auc": _number_or_none(mean["auc"]),
+        "tar_at_far": {f"{far:g}": _number_or_none(tar) for far, tar in mean["tar_at_far"].items()},
+    }
     rows = [result.as_dict() for result in results]
-    mean = float(np.mean([result.accuracy for result in results]))
-    write_atomically(folder / "results.csv", pd.DataFrame(rows).to_csv(index=False))
-    write_atomically(folder / "results.json", json.dumps({"mean_accuracy": mean, "sets": rows}, indent=2) + "\n")
+    content = {"unit": "percent; threshold: squared distance", "sets": rows, "mean": summary}
+    write_atomically(Path(folder) / "results.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
+    write_atomically(Path(folder) / "results.csv", _as_csv(rows))
+
+
+def _as_csv(rows: Sequence[dict[str, Any]]) -> str:
+    """Flatten rows of ``SetResult.as_dict`` into CSV; missing numbers are empty."""
+    names = ["set", "pairs", "genuine", "impostors", "folds", "accuracy", "accuracy_std", "threshold"]
+    names += ["cosine_threshold", *(f"tar_at_far_{far:g}" for far in FARS), "auc", "eer", "notes"]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        tars = {f"tar_at_far_{far}": tar for far, tar in row["tar_at_far"].items()}
+        writer.writerow({**row, **tars, "notes": "; ".join(row["notes"])})
+    return text.getvalue()
+
+
+def _means(results: Sequence[SetResult]) -> dict[str, Any]:
+    """Return the means over the sets that have the number: accuracy, auc and tar_at_far, NaN where none has it."""
+    return {
+        "accuracy": _mean([result.accuracy for result in results]),
+        "auc": _mean([result.auc for result in results]),
+        "tar_at_far": {far: _mean([result.tar_at_far[far] for result in results]) for far in FARS},
+    }
+
+
+def _mean(values: Sequence[float]) -> float:
+    present = [value for value in values if not math.isnan(value)]
+    return float(np.mean(present)) if present else math.nan
+
+
+def _number_or_none(value: float) -> float | None:
+    return None if math.isnan(value) else round(value, _DECIMALS)
+
+
+def _blank_or(value: float, form: str) -> str:
+    return "" if math.isnan(value) else format(value, form)
+
+
+def _percent(value: float) -> str:
+    return _blank_or(value, ".2f")
+
+
+def _short(far: float) -> str:
+    """Return a power of ten as 1e-3."""
+    return f"1e{round(math.log10(far))}"
+
+
+def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
+    """Join cells: the name to the left, the numbers to the right."""
+    first = cells[0].ljust(widths[0])
+    return "  ".join([first, *(cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True))]).rstrip()

@@ -1,113 +1,182 @@
-"""The folder of a run: its name, its configuration, and the manifest that says how it came to be."""
+"""The folder of a run: choosing it, and writing what has to be known to repeat the run.
 
+``experiments/<prefix>_<MM-DD>_<n>`` as in the official code, with ``config.yaml`` (the resolved options, a recipe for
+``--config``) and ``manifest.json`` (options, versions, commit, command, data).
+Differs from the official code: the folder is made in one step, so that runs started at once get different ones.
+"""
+
+import importlib.metadata
+import itertools
 import json
+import os
 import platform
+import shlex
 import subprocess
 import sys
-import time
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
 import torch
 import yaml
 
 from atomic_files import write_atomically
-from lightning_setup import pl
 
-_MOST_RUNS = 100_000
+MANIFEST = "manifest.json"
+CONFIG = "config.yaml"
+_LONGEST_PREFIX = 200
+_GIT_TIMEOUT_SEC = 10.0
+# the name in the manifest and the distributions that provide it, the first one installed counts
+_PACKAGES = {
+    "torch": ("torch",),
+    "torchvision": ("torchvision",),
+    "lightning": ("pytorch-lightning",),
+    "numpy": ("numpy",),
+    "opencv": ("opencv-python-headless", "opencv-python", "opencv-contrib-python-headless", "opencv-contrib-python"),
+    "scikit-learn": ("scikit-learn",),
+}
 
 
-def choose_run_folder(output_dir: str | Path, prefix: str) -> Path:
-    """Create the next free folder ``<output_dir>/<prefix>_<MM-DD>_<n>``.
-
-    Two jobs started at once get two folders: creating is what decides.
+def choose_run_folder(output_dir: str | os.PathLike[str], prefix: str, today: date | None = None) -> Path:
+    """Make a new run folder, ``<output_dir>/<prefix>_<MM-DD>_<n>`` with the first free n from 0 on.
 
     Args:
-        output_dir: parent, created where it is missing.
-        prefix: first part of the name; no path.
+        output_dir: made where it does not exist.
+        prefix: first part of the name.
+        today: the date in the name; the current one when None.
+
+    Returns:
+        The new, empty folder, as nobody else gets it.
 
     Raises:
-        ValueError: a prefix that is not a plain file name.
+        ValueError: a prefix that is no plain name, or ``output_dir`` is a file.
+        OSError: the folder cannot be made (no permission, no space).
     """
-    if not prefix or prefix in (".", "..") or "/" in prefix or "\\" in prefix or "\0" in prefix:
-        raise ValueError(f"--prefix is the first part of a folder's name, without separators, got {prefix!r}")
-    parent = Path(output_dir)
-    parent.mkdir(parents=True, exist_ok=True)
-    day = time.strftime("%m-%d")
-    for number in range(_MOST_RUNS):
-        folder = parent / f"{prefix}_{day}_{number}"
+    _check_prefix(prefix)
+    output_dir = Path(output_dir)
+    if output_dir.exists() and not output_dir.is_dir():
+        raise ValueError(f"the run folders go to {output_dir}, which is a file: give another --output_dir")
+    output_dir.mkdir(parents=True, exist_ok=True)
+    day = (today or datetime.now().astimezone().date()).strftime("%m-%d")
+    for number in itertools.count():
+        folder = output_dir / f"{prefix}_{day}_{number}"
         try:
             folder.mkdir()
-        except FileExistsError:
+        except FileExistsError:  # an older run, or one that was started at the same moment
             continue
         return folder
-    raise ValueError(f"{parent} holds {_MOST_RUNS} runs of {prefix} of today: choose another --prefix")
+    raise AssertionError("unreachable: the numbers do not end")
+
+
+def write_config(folder: str | os.PathLike[str], config: dict[str, Any]) -> None:
+    """Write the resolved options to ``config.yaml``, a recipe that ``--config`` takes.
+
+    Args:
+        folder: run folder.
+        config: plain values by option.
+    """
+    header = "# The resolved options of this run; run it again with: python main.py --config <this file>\n"
+    write_atomically(Path(folder) / CONFIG, header + yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+
+
+def write_manifest(
+    folder: str | os.PathLike[str], config: dict[str, Any], fingerprint: str, class_count: int
+) -> dict[str, Any]:
+    """Write ``manifest.json``: what has to be known to repeat the run.
+
+    Of a run that is resumed the manifests of the earlier starts are kept, oldest first, under ``earlier_starts``.
+
+    Args:
+        folder: run folder.
+        config: the resolved options, plain values.
+        fingerprint: identifies the training data.
+        class_count: number of identities.
+
+    Returns:
+        What was written.
+    """
+    target = Path(folder) / MANIFEST
+    manifest = {
+        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "command": shlex.join([Path(sys.executable).name, *sys.argv]),
+        "data": {"fingerprint": fingerprint, "classes": class_count},
+        **describe_environment(),
+        "config": config,
+        "earlier_starts": _earlier_starts(target),
+    }
+    write_atomically(target, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+    return manifest
 
 
 def describe_environment() -> dict[str, Any]:
-    """Return the versions and the commit that a run depends on, as plain values."""
+    """Return what the numbers of a run may depend on, as plain values.
+
+    Returns:
+        ``versions`` of Python, packages and CUDA, ``platform``, ``cpu_cores``, ``commit`` of this checkout and whether
+        its tracked files were ``changed`` since (None and None where it is not a git checkout).
+    """
+    commit, changed = _git_state(Path(__file__).resolve().parent)
+    versions = {name: _version(distributions) for name, distributions in _PACKAGES.items()}
     return {
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__.split("+")[0],
-            "torch_build": str(torch.__version__),
-            "pytorch_lightning": pl.__version__,
-            "numpy": np.__version__,
-            "opencv": cv2.__version__,
-        },
-        "commit": _git("rev-parse", "HEAD"),
-        "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
-    }
-
-
-def _git(*arguments: str) -> str:
-    """Return what git says of the code's folder; nothing where it is no checkout or git is absent."""
-    command = ["git", "-C", str(Path(__file__).parent), *arguments]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
-
-
-def write_config(folder: Path, config: dict[str, Any]) -> None:
-    """Write ``config.yaml``, a recipe that ``--config`` takes.
-
-    Args:
-        folder: run folder.
-        config: resolved options.
-    """
-    write_atomically(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
-
-
-def write_manifest(folder: Path, config: dict[str, Any], fingerprint: str, class_count: int, device: str = "") -> None:
-    """Write ``manifest.json``: command, options, versions, commit, machine and data.
-
-    A resumed run keeps the earlier manifests in ``earlier``.
-
-    Args:
-        folder: run folder.
-        config: resolved options.
-        fingerprint: of the data.
-        class_count: number of identities.
-        device: name of the hardware.
-    """
-    path = folder / "manifest.json"
-    earlier: list[Any] = []
-    if path.is_file():
-        before = json.loads(path.read_text(encoding="utf-8"))
-        earlier = [*before.pop("earlier", []), before]
-    manifest = {
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "command": sys.argv,
-        "data_fingerprint": fingerprint,
-        "identities": class_count,
+        "versions": {"python": platform.python_version(), **versions, "cuda": torch.version.cuda},
         "platform": platform.platform(),
-        "device": device,
-        **describe_environment(),
-        "config": config,
-        "earlier": earlier,
+        "cpu_cores": os.cpu_count(),
+        "commit": commit,
+        "changed": changed,
     }
-    write_atomically(path, json.dumps(manifest, indent=2) + "\n")
+
+
+def _check_prefix(prefix: str) -> None:
+    separators = {"/", "\\", os.sep}
+    plain = prefix.isprintable() and not separators & set(prefix) and ".." not in prefix and prefix == prefix.strip()
+    if not prefix or not plain or len(prefix.encode()) > _LONGEST_PREFIX:
+        raise ValueError(
+            f"--prefix is the first part of the run folder's name, got {prefix!r}: give a plain name without path "
+            "separators, '..' or outer spaces (--output_dir says where the run folders go)"
+        )
+
+
+def _earlier_starts(manifest: Path) -> list[dict[str, Any]]:
+    """Return the manifests of the run's earlier starts, oldest first; none where the file is missing or damaged."""
+    try:
+        previous = json.loads(manifest.read_text(encoding="utf-8"))
+        return [*previous.pop("earlier_starts", []), previous]
+    except (OSError, ValueError, AttributeError):
+        return []
+
+
+def _version(distributions: tuple[str, ...]) -> str | None:
+    """Return the version of the first of these distributions that is installed."""
+    for distribution in distributions:
+        try:
+            return importlib.metadata.version(distribution)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+def _git_state(folder: Path) -> tuple[str | None, bool | None]:
+    """Return commit and whether tracked files differ from it, (None, None) unless ``folder`` is a checkout's root."""
+    root, commit = _git(folder, "rev-parse", "--show-toplevel"), _git(folder, "rev-parse", "HEAD")
+    if root is None or commit is None or Path(root).resolve() != folder:  # a copy inside somebody else's checkout
+        return None, None
+    status = _git(folder, "status", "--porcelain", "--untracked-files=no")
+    return commit, None if status is None else bool(status)
+
+
+def _git(folder: Path, *words: str) -> str | None:
+    """Return what a git command prints, None where there is no git, no repository or no answer in time."""
+    # variables such as GIT_DIR, set inside hooks, would point it at another repository
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *words],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=_GIT_TIMEOUT_SEC,
+            env={**environment, "GIT_OPTIONAL_LOCKS": "0"},
+        )
+    except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
+        return None
+    return done.stdout.strip()
