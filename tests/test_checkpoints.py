@@ -1,0 +1,135 @@
+import errno
+import os
+import pickle
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+import checkpoints
+from checkpoints import AtomicCheckpointIO, backbone_state, identify_architecture, load_backbone, load_checkpoint
+from net import build_model
+
+SMALL = "ir_mini"
+
+
+def write(path: Path, content: object) -> Path:
+    torch.save(content, path)
+    return path
+
+
+def official(arch: str) -> dict[str, torch.Tensor]:
+    return {f"model.{key}": value for key, value in build_model(arch).state_dict().items()}
+
+
+class Payload:
+    """An object whose unpickling would run a command."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.file}",)
+
+
+def test_an_official_checkpoint_loads(tmp_path):
+    state = official(SMALL)
+    file = write(tmp_path / "a.ckpt", {"state_dict": {**state, "head.kernel": torch.zeros(512, 3)}})
+    model = build_model(SMALL)
+    load_backbone(model, file, SMALL)
+    assert all(torch.equal(value, state[f"model.{key}"]) for key, value in model.state_dict().items())
+
+
+def test_old_lightning_objects_are_read_as_plain_dictionaries(tmp_path):
+    import pytorch_lightning.utilities.parsing as parsing
+
+    values = parsing.AttributeDict(lr=0.1, arch="ir_101")
+    file = write(tmp_path / "old.ckpt", {"state_dict": official(SMALL), "hyper_parameters": values})
+    read = load_checkpoint(file)["hyper_parameters"]
+    assert type(read) is dict
+    assert read == {"lr": 0.1, "arch": "ir_101"}
+
+
+def test_a_tampered_checkpoint_is_refused_and_nothing_runs(tmp_path):
+    proof = tmp_path / "executed"
+    file = write(tmp_path / "evil.ckpt", {"state_dict": {}, "callbacks": Payload(proof)})
+    with pytest.raises(ValueError, match=r"evil\.ckpt is refused: it holds more than tensors"):
+        load_checkpoint(file)
+    assert not proof.exists()
+    pickle.loads(pickle.dumps(Payload(proof)))  # the payload does work where nothing protects
+    assert proof.exists()
+
+
+def test_files_that_are_no_checkpoints(tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no checkpoint"):
+        load_checkpoint(tmp_path / "none.ckpt")
+    (tmp_path / "text.ckpt").write_text("hello")
+    with pytest.raises(ValueError, match=r"text\.ckpt"):
+        load_checkpoint(tmp_path / "text.ckpt")
+    (tmp_path / "empty.ckpt").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"empty\.ckpt is not a whole checkpoint"):
+        load_checkpoint(tmp_path / "empty.ckpt")
+    whole = write(tmp_path / "whole.ckpt", {"state_dict": official(SMALL)}).read_bytes()
+    (tmp_path / "cut.ckpt").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"cut\.ckpt is not a whole checkpoint"):
+        load_checkpoint(tmp_path / "cut.ckpt")
+    with zipfile.ZipFile(tmp_path / "zip.ckpt", "w") as archive:
+        archive.writestr("readme", "hello")
+    with pytest.raises(ValueError, match=r"zip\.ckpt"):
+        load_checkpoint(tmp_path / "zip.ckpt")
+    with pytest.raises(ValueError, match="has no `state_dict`"):
+        load_checkpoint(write(tmp_path / "weights.ckpt", {"a": torch.zeros(1)}))
+    with pytest.raises(ValueError, match="has no `state_dict`"):
+        load_checkpoint(write(tmp_path / "tensor.ckpt", torch.zeros(1)))
+
+
+def test_a_checkpoint_without_a_backbone():
+    with pytest.raises(ValueError, match=r"has no `model\.\*` weights; its keys begin with \['backbone\.a'\]"):
+        backbone_state({"state_dict": {"backbone.a": torch.zeros(1)}}, "x.ckpt")
+
+
+@pytest.mark.parametrize("arch", ["ir_18", "ir_se_50", SMALL])
+def test_architectures_are_recognised(arch):
+    with torch.device("meta"):
+        weights = build_model(arch).state_dict()
+    assert identify_architecture(weights) == arch
+    weights.popitem()
+    assert identify_architecture(weights) is None
+
+
+def test_weights_of_another_architecture_are_named(tmp_path):
+    file = write(tmp_path / "a.ckpt", {"state_dict": official(SMALL)})
+    with pytest.raises(ValueError, match=f"holds weights of {SMALL}, the run uses --arch ir_18: give --arch {SMALL}"):
+        load_backbone(build_model("ir_18"), file, "ir_18")
+
+
+def test_missing_and_extra_weights_are_listed(tmp_path):
+    state = official(SMALL)
+    state.pop("model.input_layer.0.weight")
+    state["model.extra"] = torch.zeros(1)
+    file = write(tmp_path / "a.ckpt", {"state_dict": state})
+    with pytest.raises(ValueError, match=r"1 entries missing .*input_layer\.0\.weight.*1 entries too many.*extra"):
+        load_backbone(build_model(SMALL), file, SMALL)
+
+
+def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):
+    io = AtomicCheckpointIO()
+    target = tmp_path / "run" / "last.ckpt"
+    io.save_checkpoint({"state_dict": {"a": torch.ones(2)}}, target)
+
+    def full(*_args, **_kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoints.torch, "save", full)
+    with pytest.raises(RuntimeError, match=r"last\.ckpt could not be written.*No space left.*Free some space"):
+        io.save_checkpoint({"state_dict": {}}, target)
+    assert load_checkpoint(target)["state_dict"]["a"].tolist() == [1, 1]
+    assert [file.name for file in target.parent.iterdir()] == ["last.ckpt"]
+
+
+def test_lightning_cannot_talk_the_reader_into_unpickling(tmp_path):
+    file = write(tmp_path / "evil.ckpt", {"state_dict": {}, "x": Payload(tmp_path / "executed")})
+    with pytest.raises(ValueError, match="is refused"):
+        AtomicCheckpointIO().load_checkpoint(file, weights_only=False)
+    assert not (tmp_path / "executed").exists()
