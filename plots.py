@@ -1,161 +1,374 @@
-"""Pictures of a run: training curves, ROC, similarity histograms. matplotlib without a display and global state."""
+"""Pictures of a run: its loss, the ROC curves and the similarities of genuine and impostor pairs, as PNG files.
 
+Drawn with matplotlib's objects and its Agg renderer alone: no window system, no global state, so that nothing else
+in the process is changed. The colours are Okabe and Ito's, told apart with every kind of colour vision.
+"""
+
+import io
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import cycle
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from atomic_files import atomic_file
-from evaluate_utils import roc
-from results import SetResult
+from atomic_files import write_atomically
+from evaluate_utils import auc, roc, tar_at_far
 
-# Okabe and Ito's colours, told apart by colour-blind eyes too
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_GREY = "#777777"
+_BLUE, _VERMILION, _GREEN, _PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
+_ORANGE, _SKY, _BLACK, _GREY = "#E69F00", "#56B4E9", "#222222", "#8A8A8A"
+_PALETTE = (_BLUE, _VERMILION, _GREEN, _PURPLE, _ORANGE, _SKY, _BLACK)
+_LINE_STYLES = ("-", "--", ":", "-.")
 _DPI = 130
-_SMOOTH_SHARE = 0.03
-_HISTOGRAM_COLUMNS = 3
+_MOST_BINS = 60
+_FEWEST_BINS = 10
+_SMOOTHED_SHARE = 1 / 40
+_WIDEST_GRID = 4
+_LEGEND_FAR = 1e-3
+_MARGIN = 1.012
+_CHANCE_BELOW = 0.5
+_PERCENT = FuncFormatter(lambda share, _: f"{100 * share:g} %")
 
 
-def read_metrics(folder: Path) -> pd.DataFrame:
-    """Read the metrics of a run, of its resumed parts too.
+class ScoredPairs(Protocol):
+    """A verification set whose pairs have scores; ``results.SetResult`` is one."""
 
-    Where a resumed part repeats steps of an earlier one, the later counts.
+    @property
+    def name(self) -> str:
+        """Name of the set."""
+
+    @property
+    def accuracy(self) -> float:
+        """Mean accuracy, percent; NaN where there is none."""
+
+    @property
+    def cosine_threshold(self) -> float:
+        """Similarity above which pairs are called the same; NaN where there is none."""
+
+    @property
+    def similarity(self) -> np.ndarray:
+        """Cosine of each pair, (P,)."""
+
+    @property
+    def issame(self) -> np.ndarray:
+        """Whether each pair shows one person, (P,) booleans."""
+
+
+def plot_loss(metrics: str | Path | pd.DataFrame, path: str | Path) -> bool:
+    """Draw training loss and learning rate by step, and validation accuracy by epoch.
 
     Args:
-        folder: holds ``version_<n>/metrics.csv`` as Lightning's CSVLogger writes them.
+        metrics: what ``read_metrics`` takes or returns.
+        path: PNG to write.
 
     Returns:
-        All rows in order of their step; empty where nothing was logged.
+        Whether there was anything to draw; if not, no file is written.
     """
-    files = sorted(folder.glob("version_*/metrics.csv"), key=lambda file: int(file.parent.name.split("_")[1]))
-    parts: list[pd.DataFrame] = []
+    table = metrics if isinstance(metrics, pd.DataFrame) else read_metrics(metrics)
+    training, validation = _training_rows(table), _validation_rows(table)
+    if training.empty and validation.empty:
+        return False
+    # the step that ends the first epoch: validations are at epochs' ends or evenly inside them
+    epoch_steps = max((validation["step"] + 1) / (validation["epoch"] + 1), default=0.0)
+    last_step = (
+        max(training["step"].max(), validation["step"].max()) if not training.empty else validation["step"].max()
+    )
+    heights = [3.2] * (not training.empty) + [1.1] * (not training.empty) + [3.0] * (not validation.empty)
+    figure = Figure(figsize=(9, 1.2 + sum(heights)), dpi=_DPI, layout="constrained")
+    axes = iter(figure.subplots(len(heights), height_ratios=heights, squeeze=False)[:, 0])
+    if not training.empty:
+        _draw_loss(next(axes), training, last_step)
+        _draw_learning_rate(next(axes), training, last_step)
+    if not validation.empty:
+        _draw_accuracy(next(axes), validation, epoch_steps, last_step)
+    _save(figure, path)
+    return True
+
+
+def read_metrics(source: str | Path) -> pd.DataFrame:
+    """Read the metrics that Lightning's CSV logger wrote, over all starts of a resumed run.
+
+    Args:
+        source: a ``metrics.csv``, or the folder of its ``version_<n>`` folders.
+
+    Returns:
+        One row for each logged step: ``step``, ``epoch``, and such of ``train_loss``, ``lr``, ``val_acc`` and
+        ``<set>_acc`` (percent) as were logged, NaN elsewhere. Where a resumed run repeated steps, the later rows count.
+        Empty where nothing was logged. The row that the test after the training adds is left out.
+
+    Raises:
+        ValueError: the file is no metrics table.
+    """
+    source = Path(source)
+    files = [source] if source.is_file() else sorted(source.glob("version_*/metrics.csv"), key=_version_number)
+    table = pd.DataFrame({"step": [], "epoch": []})
     for file in files:
-        part = pd.read_csv(file)
-        if len(part):
-            parts = [earlier[earlier["step"] < part["step"].min()] for earlier in parts] + [part]
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame({"step": []})
+        try:
+            newer = pd.read_csv(file)
+        except pd.errors.EmptyDataError:
+            continue
+        if not {"step", "epoch"} <= set(newer.columns):
+            raise ValueError(f"{file} has the columns {list(newer.columns)}, expected `step` and `epoch` among them")
+        newer = newer.dropna(subset=["step", "epoch"])
+        if not newer.empty:
+            table = pd.concat([table[table["step"] < newer["step"].min()], newer], ignore_index=True)
+            table = _without_test_row(table)
+    return table
 
 
-def plot_loss(metrics: Path, path: Path) -> None:
-    """Draw the training loss with the learning rate's drops, and below it the validation accuracies.
-
-    Args:
-        metrics: folder of the run's metrics, see ``read_metrics``.
-        path: PNG to write.
-    """
-    rows = read_metrics(metrics)
-    accuracies = [c for c in rows.columns if c.endswith("_acc") and rows[c].notna().any()]
-    figure, axes = _figure(1 + bool(accuracies), 1, width=9.0, height=3.4)
-    _draw_loss(axes[0], rows)
-    if accuracies:
-        _draw_accuracies(axes[1], rows, accuracies)
-    axes[-1].set_xlabel("training step")
-    _save(figure, path)
-
-
-def plot_roc(results: Sequence[SetResult], path: Path) -> None:
-    """Draw the ROC of each set over a logarithmic false accept rate.
+def plot_roc(sets: Sequence[ScoredPairs], path: str | Path) -> bool:
+    """Draw the ROC curve of each set over a logarithmic FAR axis.
 
     Args:
-        results: of each set; those without both kinds of pairs are left out.
+        sets: scored pairs; sets with genuine or impostor pairs alone have no curve and are named below the picture.
         path: PNG to write.
+
+    Returns:
+        Whether any set has a curve; if not, no file is written.
     """
-    figure, (ax,) = _figure(1, 1, width=7.5, height=5.2)
-    lowest = 1.0
-    for color, result in zip(_cycle(len(results)), results, strict=True):
-        if not math.isnan(result.auc):
-            far, tar, _ = roc(result.similarity, result.issame)
-            step = 1 / int((~result.issame).sum())
-            lowest = min(lowest, step)
-            label = f"{result.name} (AUC {result.auc:.2f} %)"
-            ax.plot(np.maximum(far, step), 100 * tar, color=color, label=label, lw=1.8, drawstyle="steps-post")
-    ax.set(xscale="log", xlim=(lowest, 1), ylim=(0, 101))
-    ax.set(xlabel="false accept rate", ylabel="true accept rate, %", title="Verification: ROC of each set")
-    if ax.lines:
-        ax.legend(loc="lower right", frameon=False)
+    drawn, left_out = _with_both_kinds(sets)
+    if not drawn:
+        return False
+    figure = Figure(figsize=(8, 6), dpi=_DPI, layout="constrained")
+    axes = figure.subplots()
+    lowest_far, lowest_tar = 0.1, 1.0
+    for scored, (color, style) in zip(drawn, _line_looks(), strict=False):
+        far, tar, _ = roc(scored.similarity, scored.issame)
+        resolution = 1 / int((~scored.issame).sum())  # what one impostor pair makes
+        first = np.searchsorted(far, resolution, side="right") - 1
+        axes.plot(
+            np.maximum(far[first:], resolution), tar[first:], color=color, linestyle=style, linewidth=2,
+            drawstyle="steps-post", label=_roc_label(scored),
+        )  # fmt: skip
+        lowest_far, lowest_tar = min(lowest_far, resolution), min(lowest_tar, float(tar[first]))
+    if lowest_tar < _CHANCE_BELOW:
+        chance = np.geomspace(lowest_far, 1, 200)
+        axes.plot(chance, chance, color=_GREY, linewidth=1.2, linestyle=(0, (2, 3)), label="chance")
+    axes.set_xscale("log")
+    axes.set_xlim(lowest_far, 1)
+    bottom = max(0.0, math.floor(lowest_tar * 10 - 0.5) / 10)
+    axes.set_ylim(bottom, 1 + 0.02 * (1 - bottom))
+    axes.yaxis.set_major_formatter(_PERCENT)
+    _dress(axes, "ROC by verification set", "false accept rate (FAR)", "true accept rate (TAR)")
+    axes.legend(loc="lower right", fontsize=10, framealpha=0.95)
+    _footnote(figure, left_out)
     _save(figure, path)
+    return True
 
 
-def plot_similarity_histograms(results: Sequence[SetResult], path: Path) -> None:
-    """Draw how the similarities of genuine and of impostor pairs are spread, with each set's threshold.
+def plot_similarity_histograms(sets: Sequence[ScoredPairs], path: str | Path) -> bool:
+    """Draw, for each set, how similar genuine and impostor pairs are, and the threshold between them.
 
     Args:
-        results: of each set.
+        sets: scored pairs.
         path: PNG to write.
+
+    Returns:
+        Whether there was anything to draw; if not, no file is written.
     """
-    columns = min(_HISTOGRAM_COLUMNS, max(1, len(results)))
-    rows = max(1, math.ceil(len(results) / columns))
-    figure, axes = _figure(rows, columns, width=4.4 * columns, height=3.2)
-    bins = np.linspace(-0.5, 1.0, 61)
-    for ax, result in zip(axes, results, strict=False):
-        kinds = (("impostor", result.similarity[~result.issame], _COLORS[1]),
-                 ("genuine", result.similarity[result.issame], _COLORS[0]))  # fmt: skip
-        for label, values, color in kinds:
-            if len(values):
-                ax.hist(np.clip(values, bins[0], bins[-1]), bins, color=color, alpha=0.65, label=label)
-        ax.axvline(result.threshold, color=_GREY, ls="--", lw=1.2, label=f"threshold {result.threshold:.2f}")
-        ax.set(title=f"{result.name}: {result.accuracy:.2f} %", xlabel="cosine similarity", ylabel="pairs")
-        ax.legend(frameon=False, fontsize=8)
-    for ax in axes[len(results) :]:
-        ax.set_axis_off()
+    drawn = [scored for scored in sets if len(scored.similarity)]
+    if not drawn:
+        return False
+    columns = _grid_columns(len(drawn))
+    rows = math.ceil(len(drawn) / columns)
+    size = (max(6.5, 3.9 * columns), 1.4 + 3.1 * rows)
+    figure = Figure(figsize=size, dpi=_DPI, layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False, sharex=True)
+    low = min(float(scored.similarity.min()) for scored in drawn)
+    high = max(float(scored.similarity.max()) for scored in drawn)
+    for place, axes in enumerate(grid.flat):
+        if place >= len(drawn):
+            axes.remove()
+            continue
+        _draw_histogram(axes, drawn[place], low, high)
+        is_lowest = place + columns >= len(drawn)
+        axes.tick_params(labelbottom=is_lowest)
+        title = drawn[place].name
+        if not math.isnan(drawn[place].accuracy):
+            title += f" · {drawn[place].accuracy:.2f} %"
+        _dress(
+            axes, title, "cosine similarity" if is_lowest else "", "" if place % columns else "share of pairs per bin"
+        )
+    figure.suptitle("Similarity of pairs, by verification set and its accuracy", fontsize=14, fontweight="bold")
+    legends = (axes.get_legend_handles_labels() for axes in figure.axes)
+    entries = {label: handle for handles, labels in legends for handle, label in zip(handles, labels, strict=True)}
+    figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=3, fontsize=11, frameon=False)
     _save(figure, path)
+    return True
 
 
-def _draw_loss(ax: Axes, rows: pd.DataFrame) -> None:
-    ax.set(title="Training loss", ylabel="loss")
-    if "train_loss" not in rows or not rows["train_loss"].notna().any():
-        ax.text(0.5, 0.5, "nothing was logged yet", ha="center", va="center", transform=ax.transAxes, color=_GREY)
-        return
-    logged = rows[rows["train_loss"].notna()]
-    window = max(1, int(len(logged) * _SMOOTH_SHARE))
-    ax.plot(logged["step"], logged["train_loss"], color=_COLORS[0], alpha=0.3 if window > 1 else 1.0, lw=1)
-    if window > 1:
-        smooth = logged["train_loss"].rolling(window, center=True, min_periods=1).mean()
-        ax.plot(logged["step"], smooth, color=_COLORS[0], lw=2)
-    if "lr" in logged:
-        lr = logged["lr"].ffill()
-        for place in np.flatnonzero(np.diff(lr) != 0):
-            ax.axvline(logged["step"].iloc[place + 1], color=_GREY, ls=":", lw=1)
-            top = ax.get_xaxis_transform()
-            ax.text(logged["step"].iloc[place + 1], 0.98, f" lr {lr.iloc[place + 1]:g}", color=_GREY, fontsize=8,
-                    va="top", transform=top)  # fmt: skip
+# the panels of plot_loss
 
 
-def _draw_accuracies(ax: Axes, rows: pd.DataFrame, accuracies: list[str]) -> None:
-    sets = [name for name in accuracies if name != "val_acc"]
-    for color, name in zip(_cycle(len(sets)), sets, strict=True):
-        points = rows[rows[name].notna()]
+def _draw_loss(axes: Axes, training: pd.DataFrame, last_step: float) -> None:
+    steps, loss = training["step"] + 1, training["train_loss"]
+    if len(loss) > 1 / _SMOOTHED_SHARE:
+        window = 2 * int(len(loss) * _SMOOTHED_SHARE / 2) + 1
+        smoothed = loss.rolling(window, center=True, min_periods=1).mean()
+        axes.plot(steps, loss, color=_SKY, linewidth=0.8, alpha=0.55, label="logged")
+        axes.plot(steps, smoothed, color=_BLUE, linewidth=2, label="smoothed")
+        axes.legend(loc="upper right", fontsize=10, framealpha=0.95)
+        low, high = np.nanpercentile(loss, [0, 99.5])
+        axes.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low) + 1e-9)
+    else:
+        axes.plot(steps, loss, color=_BLUE, linewidth=2, marker="o", markersize=4)
+    axes.set_xlim(0, _MARGIN * (last_step + 1))
+    axes.tick_params(labelbottom=False)
+    _dress(axes, "Training", "", "cross-entropy loss")
+
+
+def _draw_learning_rate(axes: Axes, training: pd.DataFrame, last_step: float) -> None:
+    rates = training.dropna(subset=["lr"]) if "lr" in training else training.iloc[:0]
+    if rates.empty:
+        axes.text(0.5, 0.5, "not logged", transform=axes.transAxes, ha="center", va="center", color=_GREY)
+    else:
+        axes.plot(rates["step"] + 1, rates["lr"], color=_VERMILION, linewidth=2, drawstyle="steps-pre")
+        lowest, highest = rates["lr"].min(), rates["lr"].max()
+        if lowest > 0:
+            axes.set_yscale("log")
+            axes.set_ylim(lowest / 2, highest * 2)
+            axes.set_yticks(sorted(set(rates["lr"].round(12)))[-_WIDEST_GRID:], minor=False)
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.minorticks_off()
+    axes.set_xlim(0, _MARGIN * (last_step + 1))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    _dress(axes, "", "training step", "learning rate")
+
+
+def _draw_accuracy(axes: Axes, validation: pd.DataFrame, epoch_steps: float, last_step: float) -> None:
+    epochs = (validation["step"] + 1) / epoch_steps
+    marker = "o" if len(validation) <= 1 / _SMOOTHED_SHARE else None
+    best = int(np.argmax(validation["val_acc"]))
+    best_accuracy = validation["val_acc"].iloc[best]
+    axes.plot(epochs, validation["val_acc"], color=_BLACK, linewidth=3.2, marker=marker, label="mean")
+    axes.plot(
+        epochs.iloc[best], best_accuracy, marker="*", markersize=17, color=_BLACK, markeredgecolor="white",
+        linestyle="none", zorder=5, label=f"best mean: {best_accuracy:.2f} %",
+    )  # fmt: skip
+    columns = [str(column) for column in validation if validation[column].notna().any()]
+    names = [name for name in columns if name.endswith("_acc") and name != "val_acc"]
+    for name, (color, style) in zip(names if len(names) > 1 else [], _line_looks(), strict=False):
         label = name.removesuffix("_acc")
-        ax.plot(points["step"], points[name], color=color, lw=1.2, marker="o", ms=3, label=label)
-    points = rows[rows["val_acc"].notna()]
-    ax.plot(points["step"], points["val_acc"], color="black", lw=2.2, marker="o", ms=4, label="mean")
-    ax.set(title="Validation accuracy", ylabel="accuracy, %")
-    ax.legend(frameon=False, ncols=3, fontsize=8, loc="lower right")
+        axes.plot(epochs, validation[name], color=color, linestyle=style, linewidth=1.5, label=label)
+    axes.set_xlim(0, _MARGIN * (last_step + 1) / epoch_steps)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=13, steps=[1, 2, 5, 10]))
+    _dress(axes, "Validation", "epoch", "accuracy (%)")
+    axes.figure.legend(
+        *axes.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=10, frameon=False
+    )
 
 
-def _cycle(count: int) -> list[str]:
-    return [_COLORS[i % len(_COLORS)] for i in range(count)]
+def _training_rows(table: pd.DataFrame) -> pd.DataFrame:
+    if "train_loss" not in table:
+        return table.iloc[:0]
+    return table[np.isfinite(table["train_loss"])].drop_duplicates("step", keep="last")
 
 
-def _figure(rows: int, columns: int, *, width: float, height: float) -> tuple[Figure, list[Axes]]:
-    """Return a figure and its axes, row by row; ``height`` is that of one row, in inches."""
-    figure = Figure(figsize=(width, height * rows), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes: Any = figure.subplots(rows, columns, squeeze=False)
-    flat: list[Axes] = list(axes.ravel())
-    for ax in flat:
-        ax.grid(alpha=0.25)
-        ax.spines[["top", "right"]].set_visible(False)
-    return figure, flat
+def _validation_rows(table: pd.DataFrame) -> pd.DataFrame:
+    if "val_acc" not in table:
+        return table.iloc[:0]
+    return table[np.isfinite(table["val_acc"])].drop_duplicates("step", keep="last")
 
 
-def _save(figure: Figure, path: Path) -> None:
-    with atomic_file(path) as file:
-        figure.savefig(file, format="png", dpi=_DPI)
+def _without_test_row(table: pd.DataFrame) -> pd.DataFrame:
+    """Drop a last row that tells of an epoch which has not begun: the test's.
+
+    Lightning numbers it one epoch and one step beyond the training.
+    """
+    if len(table) < 2 or "val_acc" not in table:
+        return table
+    last, before = table.iloc[-1], table.iloc[:-1]
+    of_test = np.isfinite(last["val_acc"]) and last["epoch"] > before["epoch"].max()
+    return before if of_test and last["step"] == before["step"].max() + 1 else table
+
+
+def _version_number(file: Path) -> int:
+    found = re.fullmatch(r"version_(\d+)", file.parent.name)
+    return int(found.group(1)) if found else -1
+
+
+# the pictures of scores
+
+
+def _draw_histogram(axes: Axes, scored: ScoredPairs, low: float, high: float) -> None:
+    bins = int(np.clip(2 * math.sqrt(len(scored.similarity)), _FEWEST_BINS, _MOST_BINS))
+    edges = np.linspace(low, high, bins + 1) if high > low else np.array([low - 0.05, low + 0.05])
+    for same, color, label in ((False, _VERMILION, "impostor pairs"), (True, _BLUE, "genuine pairs")):
+        chosen = scored.similarity[scored.issame == same]
+        if len(chosen):
+            counts, _ = np.histogram(chosen, edges)
+            axes.stairs(counts / len(chosen), edges, fill=True, color=color, alpha=0.35)
+            axes.stairs(counts / len(chosen), edges, color=color, linewidth=1.6, label=label)
+    if not math.isnan(scored.cosine_threshold):
+        axes.axvline(scored.cosine_threshold, color=_BLACK, linewidth=1.4, linestyle="--", label="threshold")
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
+    axes.yaxis.set_major_formatter(_PERCENT)
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
+    axes.set_ylim(bottom=0)
+
+
+def _roc_label(scored: ScoredPairs) -> str:
+    """Return the name with AUC, and with the TAR at the lowest of the usual FARs that the impostor pairs give."""
+    impostors = int((~scored.issame).sum())
+    far = max(_LEGEND_FAR, 10.0 ** math.ceil(-math.log10(impostors)))
+    tar = tar_at_far(scored.similarity, scored.issame, [far])[far]
+    area = auc(scored.similarity, scored.issame)
+    return f"{scored.name}: AUC {100 * area:.2f} %, TAR {100 * tar:.2f} % at FAR {far:g}"
+
+
+def _with_both_kinds(sets: Iterable[ScoredPairs]) -> tuple[list[ScoredPairs], list[str]]:
+    """Return the sets that have genuine and impostor pairs, and the names of the others."""
+    both, others = [], []
+    for scored in sets:
+        if len(scored.issame) and 0 < int(scored.issame.sum()) < len(scored.issame):
+            both.append(scored)
+        else:
+            others.append(scored.name)
+    return both, others
+
+
+def _line_looks() -> Iterator[tuple[str, str]]:
+    """Yield colours, and with each round through them another line style."""
+    for style in cycle(_LINE_STYLES):
+        for color in _PALETTE:
+            yield color, style
+
+
+def _grid_columns(count: int) -> int:
+    """Return a number of columns that leaves few places empty: 1, 2, 3, 2 for 4, 3 up to 9, then 4."""
+    if count <= 3:
+        return count
+    if count == 4:
+        return 2
+    return 3 if count <= 9 else _WIDEST_GRID
+
+
+def _dress(axes: Axes, title: str, x_label: str, y_label: str) -> None:
+    """Give the axes their texts, a light grid behind the data, and no box."""
+    axes.set_title(title, fontsize=13, fontweight="bold", loc="left")
+    axes.set_xlabel(x_label, fontsize=11)
+    axes.set_ylabel(y_label, fontsize=11)
+    axes.tick_params(labelsize=10)
+    axes.grid(True, color="#DDDDDD", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _footnote(figure: Figure, left_out: Sequence[str]) -> None:
+    if left_out:
+        text = f"no curve, for want of genuine or impostor pairs: {', '.join(left_out)}"
+        figure.supxlabel(text, fontsize=9, color=_GREY, x=0.01, ha="left")
+
+
+def _save(figure: Figure, path: str | Path) -> None:
+    """Write the figure as a whole PNG file or not at all."""
+    content = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(content)
+    write_atomically(path, content.getvalue())
