@@ -118,7 +118,7 @@ def load_backbone(model: nn.Module, path: str | Path, arch: str) -> None:
     model.load_state_dict(weights)
 
 
-class AtomicCheckpointIO(pl.plugins.io.TorchCheckpointIO):  # type: ignore[misc]
+class AtomicCheckpointIO(pl.plugins.io.TorchCheckpointIO):
     """Lightning's checkpoint files, renamed into place when whole, read with ``weights_only`` alone."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:

@@ -10,10 +10,16 @@ from progress import ProgressLine
 
 def fake_trainer(batches=4, epochs=2):
     trainer = SimpleNamespace(
-        current_epoch=0, max_epochs=epochs, num_training_batches=batches, num_val_batches=[2],
-        accumulate_grad_batches=1, sanity_checking=False, callback_metrics={"val_acc": torch.tensor(81.5)}, state=SimpleNamespace(fn="fit"),
+        current_epoch=0,
+        max_epochs=epochs,
+        num_training_batches=batches,
+        num_val_batches=[2],
+        accumulate_grad_batches=1,
+        sanity_checking=False,
+        callback_metrics={"val_acc": torch.tensor(81.5)},
+        state=SimpleNamespace(fn="fit"),
         optimizers=[SimpleNamespace(param_groups=[{"lr": 0.1}])],
-    )  # fmt: skip
+    )
     trainer.fit_loop = SimpleNamespace(
         restarting=False, epoch_loop=SimpleNamespace(batch_progress=SimpleNamespace(current=SimpleNamespace(ready=0)))
     )
