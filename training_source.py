@@ -169,8 +169,10 @@ class RecordSource:
         order = lexicographic_order(keys, labels)
         self.labels = labels[order]
         self._positions = positions[order].astype(np.uint32 if len(self._file) < 2**32 else np.uint64)
-        # 24 bytes a record in all, index included: to read an image takes neither of these.
-        self._file.labels, self._file.lengths = self._file.labels[:0].copy(), self._file.lengths[:0].copy()
+        # 24 bytes a record in all, index included: its labels are needed no more, and its keys fit 4 bytes
+        self._file.labels = self._file.labels[:0].copy()
+        if self._file.keys[-1] < 2**32:
+            self._file.keys = self._file.keys.astype(np.uint32)
 
     def __len__(self) -> int:
         return len(self.labels)

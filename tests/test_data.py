@@ -49,7 +49,8 @@ def write_rec(folder: Path, labels_of_keys: dict[int, Any], images: dict[int, by
     folder.mkdir(parents=True, exist_ok=True)
     with RecordWriter(folder / "train.rec") as writer:
         for key, label in labels_of_keys.items():
-            payload = (images or {}).get(key) or jpeg(face(key))
+            holds_image = not isinstance(label, np.ndarray)
+            payload = (images or {}).get(key) or (jpeg(face(key)) if holds_image else b"")
             writer.write(key, pack(ImageHeader(label, key), payload))
     return folder / "train.rec"
 
