@@ -198,7 +198,7 @@ def _as_booleans(issame: np.ndarray) -> np.ndarray:
 
 
 def _check_finite(values: np.ndarray, what: str) -> None:
-    bad = int((~np.isfinite(values.reshape(len(values), -1)).all(axis=1)).sum())
+    bad = int((~np.isfinite(values).all(axis=tuple(range(1, values.ndim)))).sum())  # rows
     if bad:
         raise ValueError(
             f"{bad} of {len(values)} {what} are not finite (NaN or infinite): the network that made them is broken, "

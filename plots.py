@@ -6,7 +6,6 @@ in the process is changed. The colours are Okabe and Ito's, told apart with ever
 
 import io
 import math
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import cycle
 from pathlib import Path
@@ -21,6 +20,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from atomic_files import write_atomically
 from evaluate_utils import auc, roc, tar_at_far
+from training_metrics import read_metrics
 
 _BLUE, _VERMILION, _GREEN, _PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 _ORANGE, _SKY, _BLACK, _GREY = "#E69F00", "#56B4E9", "#222222", "#8A8A8A"
@@ -65,7 +65,7 @@ def plot_loss(metrics: str | Path | pd.DataFrame, path: str | Path) -> bool:
     """Draw training loss and learning rate by step, and validation accuracy by epoch.
 
     Args:
-        metrics: what ``read_metrics`` takes or returns.
+        metrics: what ``training_metrics.read_metrics`` takes or returns.
         path: PNG to write.
 
     Returns:
@@ -90,37 +90,6 @@ def plot_loss(metrics: str | Path | pd.DataFrame, path: str | Path) -> bool:
         _draw_accuracy(next(axes), validation, epoch_steps, last_step)
     _save(figure, path)
     return True
-
-
-def read_metrics(source: str | Path) -> pd.DataFrame:
-    """Read the metrics that Lightning's CSV logger wrote, over all starts of a resumed run.
-
-    Args:
-        source: a ``metrics.csv``, or the folder of its ``version_<n>`` folders.
-
-    Returns:
-        One row for each logged step: ``step``, ``epoch``, and such of ``train_loss``, ``lr``, ``val_acc`` and
-        ``<set>_acc`` (percent) as were logged, NaN elsewhere. Where a resumed run repeated steps, the later rows count.
-        Empty where nothing was logged. The row that the test after the training adds is left out.
-
-    Raises:
-        ValueError: the file is no metrics table.
-    """
-    source = Path(source)
-    files = [source] if source.is_file() else sorted(source.glob("version_*/metrics.csv"), key=_version_number)
-    table = pd.DataFrame({"step": [], "epoch": []})
-    for file in files:
-        try:
-            newer = pd.read_csv(file)
-        except pd.errors.EmptyDataError:
-            continue
-        if not {"step", "epoch"} <= set(newer.columns):
-            raise ValueError(f"{file} has the columns {list(newer.columns)}, expected `step` and `epoch` among them")
-        newer = newer.dropna(subset=["step", "epoch"])
-        if not newer.empty:
-            table = pd.concat([table[table["step"] < newer["step"].min()], newer], ignore_index=True)
-            table = _without_test_row(table)
-    return table
 
 
 def plot_roc(sets: Sequence[ScoredPairs], path: str | Path) -> bool:
@@ -275,23 +244,6 @@ def _validation_rows(table: pd.DataFrame) -> pd.DataFrame:
     if "val_acc" not in table:
         return table.iloc[:0]
     return table[np.isfinite(table["val_acc"])].drop_duplicates("step", keep="last")
-
-
-def _without_test_row(table: pd.DataFrame) -> pd.DataFrame:
-    """Drop a last row that tells of an epoch which has not begun: the test's.
-
-    Lightning numbers it one epoch and one step beyond the training.
-    """
-    if len(table) < 2 or "val_acc" not in table:
-        return table
-    last, before = table.iloc[-1], table.iloc[:-1]
-    of_test = np.isfinite(last["val_acc"]) and last["epoch"] > before["epoch"].max()
-    return before if of_test and last["step"] == before["step"].max() + 1 else table
-
-
-def _version_number(file: Path) -> int:
-    found = re.fullmatch(r"version_(\d+)", file.parent.name)
-    return int(found.group(1)) if found else -1
 
 
 # the pictures of scores

@@ -140,9 +140,9 @@ def _earlier_starts(manifest: Path) -> list[dict[str, Any]]:
     """Return the manifests of the run's earlier starts, oldest first; none where the file is missing or damaged."""
     try:
         previous = json.loads(manifest.read_text(encoding="utf-8"))
-        return [*previous.pop("earlier_starts", []), previous]
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError):
         return []
+    return [*previous.pop("earlier_starts", []), previous] if isinstance(previous, dict) else []
 
 
 def _version(distributions: tuple[str, ...]) -> str | None:
