@@ -1,0 +1,168 @@
+"""The rules of the house that a program can check: layers, docstrings, names, pins."""
+
+import ast
+import fnmatch
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# A module imports only modules of a lower level. The whole number is the level of the design (0: on its own, 1: data
+# and reports, 2: training, 3: command lines); decimals order the modules that make up one concept.
+LEVELS = {
+    "atomic_files": 0,
+    "augmenter": 0,
+    "config": 0,
+    "demo_camera": 0,
+    "demo_head": 0,
+    "devices": 0,
+    "evaluate_utils": 0,
+    "head": 0,
+    "lightning_setup": 0,
+    "net": 0,
+    "pair_pickle": 0,
+    "record_format": 0,
+    "sampler": 0,
+    "training_metrics": 0,
+    "demo_faces": 0.1,
+    "pairs": 0.1,
+    "record_index": 0.1,
+    "recordio": 0.2,
+    "checkpoints": 1,
+    "demo_data": 1,
+    "pack": 1,
+    "plots": 1,
+    "progress": 1,
+    "results": 1,
+    "training_source": 1,
+    "face_datasets": 1.1,
+    "training_subset": 1.1,
+    "unpack": 1.1,
+    "data": 1.2,
+    "callbacks": 2,
+    "run_folder": 2,
+    "train_val": 2,
+    "convert": 3,
+    "main": 3,
+}
+# what an import is called where the distribution that brings it has another name
+DISTRIBUTIONS = {
+    "bcolz": "bcolz-zipline",
+    "cv2": "opencv-python-headless",
+    "pytorch_lightning": "pytorch-lightning",
+    "skimage": "scikit-image",
+    "sklearn": "scikit-learn",
+    "yaml": "PyYAML",
+}
+VAGUE = {"utils", "util", "common", "misc", "helpers", "helper"}
+# "/" is apart so that this file does not contain what it looks for
+DEVELOPER_PATHS = re.compile(rb"(?<![\w.}$)-])/" + rb"(?:work|root|Users)/")
+
+MODULES = sorted(ROOT.glob("*.py"))
+
+
+def parse(module: Path) -> ast.Module:
+    return ast.parse(module.read_text(encoding="utf-8"), filename=module.name)
+
+
+def imported(module: Path) -> set[str]:
+    """Top-level names of everything a module imports, at its beginning or inside functions."""
+    names = set()
+    for node in ast.walk(parse(module)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module.name}, line {node.lineno}: relative import"
+            names.add((node.module or "").partition(".")[0])
+    return names
+
+
+def public_definitions(module: Path) -> Iterator[tuple[str, ast.AST]]:
+    """The module, its public functions and classes, and their public methods."""
+    tree = parse(module)
+    yield module.stem, tree
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            yield f"{module.stem}.{node.name}", node
+            if isinstance(node, ast.ClassDef):
+                methods = (n for n in node.body if isinstance(n, ast.FunctionDef) and not n.name.startswith("_"))
+                yield from ((f"{module.stem}.{node.name}.{method.name}", method) for method in methods)
+
+
+def requirements(file: Path) -> list[str]:
+    lines = (line.partition("#")[0].strip() for line in file.read_text(encoding="utf-8").splitlines())
+    return [line for line in lines if line and not line.startswith("-r ")]
+
+
+def repository_files() -> Iterator[Path]:
+    """Every file that is not ignored by git, tracked or not, where git is absent too."""
+    ignored = [line.rstrip("/") for line in (ROOT / ".gitignore").read_text().split() if not line.startswith("#")]
+    ignored.append(".git")
+    folders = [ROOT]
+    while folders:
+        for entry in folders.pop().iterdir():
+            if any(fnmatch.fnmatch(entry.name, pattern) for pattern in ignored) or entry.is_symlink():
+                continue
+            if entry.is_dir():
+                folders.append(entry)
+            else:
+                yield entry
+
+
+def test_every_module_has_a_level():
+    unknown = [module.stem for module in MODULES if module.stem not in LEVELS]
+    assert not unknown, f"add {unknown} to LEVELS in {Path(__file__).name}: which modules may import them, which not?"
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.stem)
+def test_imports_go_one_way(module):
+    level = LEVELS.get(module.stem, max(LEVELS.values()))
+    upward = {name: LEVELS[name] for name in imported(module) & set(LEVELS) if LEVELS[name] >= level}
+    assert not upward, f"{module.stem} is of level {level} and imports {upward}; only lower levels may be imported"
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.stem)
+def test_everything_public_has_a_docstring(module):
+    missing = [name for name, node in public_definitions(module) if not ast.get_docstring(node)]
+    assert not missing
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.stem)
+def test_what_is_imported_is_pinned_for_run_time(module):
+    pinned = {line.partition("==")[0].lower() for line in requirements(ROOT / "requirements.txt")}
+    foreign = imported(module) - set(sys.stdlib_module_names) - {file.stem for file in MODULES}
+    missing = {name for name in foreign if DISTRIBUTIONS.get(name, name).lower() not in pinned}
+    assert "mxnet" not in missing, f"{module.stem} imports mxnet, which only the interoperability tests may"
+    assert not missing, f"{module.stem} imports {missing}, which requirements.txt does not name"
+
+
+def test_names_say_what_a_module_is_about():
+    vague = [m.stem for m in MODULES if VAGUE & set(m.stem.split("_")) and m.stem != "evaluate_utils"]
+    assert not vague, f"name the concept instead: {vague}"
+
+
+@pytest.mark.parametrize("file", sorted(ROOT.glob("requirements*.txt")), ids=lambda file: file.name)
+def test_versions_are_pinned_exactly(file):
+    pins = requirements(file)
+    loose = [line for line in pins if not re.fullmatch(r"[A-Za-z0-9._-]+(\[[\w,-]+\])?==[A-Za-z0-9.!+]+", line)]
+    assert pins
+    assert not loose
+
+
+def test_no_file_names_a_folder_of_the_machine_it_was_written_on():
+    files = list(repository_files())
+    assert Path(__file__).resolve() in files
+    found = [str(file.relative_to(ROOT)) for file in files if DEVELOPER_PATHS.search(file.read_bytes())]
+    assert not found
+
+
+def test_the_search_for_folders_finds_them_and_nothing_else():
+    slash = b"/"
+    for text in (b"x = '%swork%sdata'", b"%sroot%sx", b"see %sUsers%sme"):
+        assert DEVELOPER_PATHS.search(text % (slash, slash))
+    for text in (b"demo%swork%sdata", b"$ROOT%swork%sx", b"network%swork %s", b"..%swork%sx"):
+        assert not DEVELOPER_PATHS.search(text % (slash, slash))
