@@ -32,7 +32,7 @@ PathLike = str | os.PathLike[str]
 
 # Words of 4 bytes from a record's start: magic, length, flag, label, id (2), id2 (2), further labels.
 _FLAG_WORD, _LABEL_WORD, _ID_WORD, _LABELS_WORD = 2, 3, 4, 8
-_RECORDS_AT_ONCE = 1 << 20
+_RECORDS_AT_ONCE = 1 << 16  # few enough that their pages stay in memory while all fields are gathered
 _IDX_BYTES_AT_ONCE = 1 << 26
 
 
@@ -71,39 +71,41 @@ def open_index(data: mmap.mmap, rec_path: Path, idx_path: Path) -> Index:
         ValueError: a damaged `.rec`; an `.idx` that is not one, or with a key twice.
     """
     if not idx_path.is_file():
-        return _scanned_index(data, rec_path, f"{idx_path} is missing", quiet=True)
+        return _scanned_index(data, rec_path, idx_path, stale=None)
     keys, offsets = _read_idx(idx_path)
     try:
-        return _by_key(_describe(data, keys, offsets), idx_path)
+        return _by_key(_describe(data, keys, offsets, rec_path), idx_path)
     except _StaleIndexError as stale:
-        return _scanned_index(data, rec_path, f"{idx_path} does not belong to {rec_path}: {stale}", quiet=False)
+        return _scanned_index(data, rec_path, idx_path, str(stale))
 
 
-def _scanned_index(data: mmap.mmap, rec_path: Path, reason: str, quiet: bool) -> Index:
-    """Make the index by a scan.
+def _scanned_index(data: mmap.mmap, rec_path: Path, idx_path: Path, stale: str | None) -> Index:
+    """Make the index by a scan; warn unless the `.idx` is just missing and the keys are sure.
 
     Args:
         data: the mapped `.rec`.
-        rec_path: its path, for messages.
-        reason: why the `.idx` is not used.
-        quiet: no warning where the keys are sure.
+        rec_path: its path.
+        idx_path: the `.idx`.
+        stale: what is wrong with the `.idx`; None where it is missing.
     """
     try:
         offsets = scan(rec_path)
     except ValueError as error:
-        raise ValueError(f"{error} ({reason})") from None
+        raise ValueError(f"{error}" if stale is None else f"{error} ({idx_path}: {stale})") from None
     keys = _keys_by_id(data, offsets)
-    numbered = keys is None
+    source = "the ids in the image headers"
     if keys is None:
         keys = np.arange(len(offsets), dtype=np.int64)
-    if numbered or not quiet:
-        source = "running numbers (the ids in the image headers cannot be keys)" if numbered else "ids of image headers"
+        source = "running numbers, as the ids in the image headers cannot be keys"
+        stale = stale or "it is missing"
+    if stale:
         warnings.warn(
-            f"{reason}. An index of {len(offsets):,} records was made by reading {rec_path}, in memory only; its keys "
-            f'are the {source}. To write it: python -c "import recordio; recordio.build_idx({str(rec_path)!r})"',
+            f"{idx_path} does not fit {rec_path}: {stale}. An index of {len(offsets):,} records was made by a scan, in "
+            f"memory only; its keys are {source}. To write it: "
+            f'python -c "import recordio; recordio.build_idx({str(rec_path)!r})"',
             stacklevel=4,
         )
-    return _by_key(_describe(data, keys, offsets), rec_path)
+    return _by_key(_describe(data, keys, offsets, rec_path), rec_path)
 
 
 def _by_key(index: Index, path: Path) -> Index:
@@ -119,19 +121,21 @@ def _by_key(index: Index, path: Path) -> Index:
     return index
 
 
-def _describe(data: mmap.mmap, keys: np.ndarray, offsets: np.ndarray) -> Index:
+def _describe(data: mmap.mmap, keys: np.ndarray, offsets: np.ndarray, rec_path: Path) -> Index:
     """Gather lengths and labels.
 
     Args:
         data: the mapped `.rec`.
         keys: int64 (N,).
         offsets: int64 (N,), in any order.
+        rec_path: path of the `.rec`, for messages.
 
     Returns:
         The index in the order of the file: the disk is read front to back.
 
     Raises:
         _StaleIndexError: an offset where no whole record lies, or the last record does not end the file.
+        ValueError: a record that reaches into the next one.
     """
     if not np.all(offsets[1:] > offsets[:-1]):
         order = np.argsort(offsets, kind="stable")
@@ -146,11 +150,18 @@ def _describe(data: mmap.mmap, keys: np.ndarray, offsets: np.ndarray) -> Index:
         chunk = slice(start, start + _RECORDS_AT_ONCE)
         starts = offsets[chunk]
         lengths[chunk], labels[chunk], ends, bad = _describe_chunk(data, starts)
-        bad[0] |= starts[0] < end
-        bad[1:] |= starts[1:] < ends[:-1]
+        bad[1:] |= starts[1:] == starts[:-1]
         if bad.any():
             first = int(np.argmax(bad))
             raise _StaleIndexError(f"no record starts at offset {starts[first]:,}, key {keys[start + first]}")
+        # A scan would take the next one for a part of it, and lose it.
+        reached = np.concatenate(([end], ends[:-1]))
+        if (starts < reached).any():
+            first = int(np.argmax(starts < reached))
+            raise ValueError(
+                f"{rec_path}: damaged: the record before offset {starts[first]:,} (key {keys[start + first]}) ends at "
+                f"{reached[first]:,}, expected at most {starts[first]:,}. Copy the file again, or pack it again"
+            )
         end = int(ends[-1])
     if end != len(data):
         raise _StaleIndexError(f"its last record ends at {end:,}, the .rec has {len(data):,} bytes")
@@ -212,7 +223,8 @@ def _keys_by_id(data: mmap.mmap, offsets: np.ndarray) -> np.ndarray | None:
     if short.any() or (ids >= np.uint64(2**63 - 1)).any():
         return None
     keys = ids.view(np.int64)
-    if len(np.unique(keys)) < len(keys) or keys.max(initial=0) > _largest_key(data, keys, offsets):
+    ascending = keys if np.all(keys[1:] > keys[:-1]) else np.sort(keys)
+    if np.any(ascending[1:] == ascending[:-1]) or keys.max(initial=0) > _largest_key(data, keys, offsets):
         return None
     return keys
 

@@ -34,7 +34,7 @@ from record_index import PathLike, build_idx, default_idx_path, open_index, part
 
 __all__ = ["MAGIC", "ImageHeader", "RecordFile", "RecordWriter", "build_idx", "pack", "scan", "unpack"]
 
-# The header record counts in float32, which holds every whole number only up to here.
+# The header record counts in float32; a number from here on may have been rounded.
 _EXACT_FLOAT32 = 1 << 24
 
 
@@ -156,7 +156,7 @@ class RecordFile:
         bound, totals = self._first_identity_key(), self._header_record()
         if bound is None or totals is None:
             return None
-        if totals[1] <= _EXACT_FLOAT32:
+        if totals[1] < _EXACT_FLOAT32:
             return int(totals[1]) - int(totals[0])
         return int(np.count_nonzero(self.lengths[np.searchsorted(self.keys, bound) :] == IDENTITY_BYTES)) or None
 
@@ -175,7 +175,7 @@ class RecordFile:
         if totals is None:
             return None
         bound = int(totals[0])
-        if bound <= _EXACT_FLOAT32:
+        if bound < _EXACT_FLOAT32:
             return bound
         # Float32 has rounded the number (42,474,558 is stored as 42,474,560): look at the records around it.
         slack = int(np.spacing(np.float32(bound)))
