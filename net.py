@@ -5,8 +5,12 @@ Sources: He et al., "Deep Residual Learning" (CVPR 2016); Deng et al., "ArcFace"
 "Squeeze-and-Excitation Networks" (CVPR 2018). State-dict keys are those of the official AdaFace code, so the
 published weights load. Input: BGR, ``x / 127.5 - 1``.
 
-Differs from the official code: the embedding is normalised in float32 under autocast; names, sizes and errors are
-checked. ``ir_mini`` is ours, for CPUs.
+Differs from the official code: the embedding is normalised in float32 under autocast; names and shapes are checked.
+
+``ir_mini`` is ours, for CPUs, demos and tests: the same blocks, one a stage, and an input layer of stride 2, since
+layers at 112x112 take more time than their arithmetic. 5.5 million parameters, 77 million multiply-accumulates an
+image (ir_18: 24 and 2,597). Forward and backward on one CPU core, channels last, take 1/20 of ir_18's time (11 against
+225 ms an image in batches of 8; medians of 5 interleaved repeats).
 """
 
 import difflib
@@ -129,8 +133,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     "ir_se_101": Architecture((3, 13, 30, 3), squeeze_excite=True),
     "ir_se_152": Architecture((3, 8, 36, 3), _DEEP_WIDTHS, bottleneck=True, squeeze_excite=True),
     "ir_se_200": Architecture((3, 24, 36, 3), _DEEP_WIDTHS, bottleneck=True, squeeze_excite=True),
-    # for CPUs: the input layer halves the resolution, where most of the time would go
-    "ir_mini": Architecture((1, 1, 1, 1), (16, 32, 64, 128), 16, stem_stride=2, stage_strides=(1, 2, 2, 2)),
+    # half the resolution from the first layer on, and 7x7 at the end as in the others
+    "ir_mini": Architecture((1, 1, 1, 1), (24, 48, 96, 192), 24, stem_stride=2, stage_strides=(2, 2, 2, 1)),
 }
 
 
@@ -176,12 +180,15 @@ class Backbone(nn.Module):
             ValueError: images of another shape.
         """
         if images.shape[1:] != (3, IMAGE_SIZE, IMAGE_SIZE):
-            raise ValueError(f"expected images (B, 3, {IMAGE_SIZE}, {IMAGE_SIZE}), got {tuple(images.shape)}")
-        x = self.input_layer(images)  # (B, stem, 112, 112)
-        x = self.body(x)  # (B, width, 7, 7)
+            raise ValueError(
+                f"expected images (B, 3, {IMAGE_SIZE}, {IMAGE_SIZE}), aligned faces channels first, "
+                f"got {tuple(images.shape)}; normalize_images turns (B, {IMAGE_SIZE}, {IMAGE_SIZE}, 3) uint8 into them"
+            )
+        x = self.input_layer(images)  # (B, stem width, 112, 112)
+        x = self.body(x)  # (B, last width, 7, 7)
         x = self.output_layer(x)  # (B, 512)
         if x.dtype in (torch.float16, torch.bfloat16):
-            x = x.float()
+            x = x.float()  # under autocast: squares of 512 numbers need more than 16 bits
         norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)  # (B, 1)
         return x / norm, norm
 
