@@ -69,8 +69,8 @@ class CheckpointKeeper(pl.Callback):
         return {"best_val_acc": self.best_val_acc}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the best accuracy so far."""
-        self.best_val_acc = state_dict["best_val_acc"]
+        """Restore the best accuracy so far, unless its checkpoint is not in this folder."""
+        self.best_val_acc = state_dict["best_val_acc"] if self.best.is_file() else None
 
     def on_validation_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Note the accuracy; inside an epoch save at once, at its end leave that to the epoch's end."""

@@ -136,6 +136,7 @@ def _build_module(config: Config, data: FaceDataModule) -> FaceRecognitionModule
         seed=config.seed,
         metadata={
             "config": config.as_dict(),
+            "given": sorted(config.given),
             "class_names": [] if config.evaluate else list(data.class_names),
             "input": {"color": "BGR", "size": [112, 112], "mean": 127.5, "std": 127.5},
             **describe_environment(),
@@ -234,13 +235,13 @@ def _run_folder(config: Config) -> Path:
 def _with_checkpoint_options(config: Config) -> Config:
     """Take the options that were not given from the checkpoint to resume, or the architecture to evaluate."""
     if config.resume_from_checkpoint:
-        saved = load_checkpoint(config.resume_from_checkpoint).get("adaface", {}).get("config")
+        saved = load_checkpoint(config.resume_from_checkpoint).get("adaface")
         if saved is None:
             raise ValueError(
                 f"{config.resume_from_checkpoint} was not written by this program, so there is no run to go on with; "
                 "--start_from_model_statedict takes its backbone weights"
             )
-        return _resumed(config, saved)
+        return _resumed(config, saved["config"], saved["given"])
     if config.evaluate and "arch" not in config.given:
         path = config.start_from_model_statedict
         arch = identify_architecture(backbone_state(load_checkpoint(path), path))
@@ -248,7 +249,8 @@ def _with_checkpoint_options(config: Config) -> Config:
     return config
 
 
-def _resumed(config: Config, saved: dict[str, Any]) -> Config:
+def _resumed(config: Config, saved: dict[str, Any], given: list[str]) -> Config:
+    """Return the options of the run to go on with; those of this command line win."""
     fixed = ("arch", "head", "seed", "batch_size", "accumulate_grad_batches")
     for name in fixed:
         if name in config.given and saved.get(name) != config.as_dict()[name]:
@@ -259,7 +261,7 @@ def _resumed(config: Config, saved: dict[str, Any]) -> Config:
         if name in options.OPTIONS and name not in config.given
     }
     values |= {"resume_from_checkpoint": config.resume_from_checkpoint, "start_from_model_statedict": ""}
-    return replace(config, **values)
+    return replace(config, **values, given=config.given | set(given) - {"start_from_model_statedict"})
 
 
 def _advice(config: Config) -> list[str]:
