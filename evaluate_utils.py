@@ -144,6 +144,7 @@ def tar_at_far(similarity: np.ndarray, issame: np.ndarray, fars: Sequence[float]
 
     Returns:
         For each rate, the TAR of the curve's point whose FAR is nearest to it; of equally near ones the largest.
+        That point may lie above the rate: with few impostor pairs the points are far apart.
 
     Raises:
         ValueError: a rate outside [0, 1], or scores that ``roc`` refuses.

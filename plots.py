@@ -6,10 +6,10 @@ in the process is changed. The colours are Okabe and Ito's, told apart with ever
 
 import io
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import cycle
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -34,6 +34,7 @@ _WIDEST_GRID = 4
 _LEGEND_FAR = 1e-3
 _MARGIN = 1.012
 _CHANCE_BELOW = 0.5
+_WHOLE_EPOCHS_FROM = 3
 _PERCENT = FuncFormatter(lambda share, _: f"{100 * share:g} %")
 
 
@@ -108,12 +109,13 @@ def plot_roc(sets: Sequence[ScoredPairs], path: str | Path) -> bool:
     figure = Figure(figsize=(8, 6), dpi=_DPI, layout="constrained")
     axes = figure.subplots()
     lowest_far, lowest_tar = 0.1, 1.0
-    for scored, (color, style) in zip(drawn, _line_looks(), strict=False):
+    looks = _line_looks([scored.name for scored in sets])
+    for scored in drawn:
         far, tar, _ = roc(scored.similarity, scored.issame)
         resolution = 1 / int((~scored.issame).sum())  # what one impostor pair makes
         first = np.searchsorted(far, resolution, side="right") - 1
         axes.plot(
-            np.maximum(far[first:], resolution), tar[first:], color=color, linestyle=style, linewidth=2,
+            np.maximum(far[first:], resolution), tar[first:], **looks[scored.name], linewidth=2,
             drawstyle="steps-post", label=_roc_label(scored),
         )  # fmt: skip
         lowest_far, lowest_tar = min(lowest_far, resolution), min(lowest_tar, float(tar[first]))
@@ -223,11 +225,11 @@ def _draw_accuracy(axes: Axes, validation: pd.DataFrame, epoch_steps: float, las
     )  # fmt: skip
     columns = [str(column) for column in validation if validation[column].notna().any()]
     names = [name for name in columns if name.endswith("_acc") and name != "val_acc"]
-    for name, (color, style) in zip(names if len(names) > 1 else [], _line_looks(), strict=False):
-        label = name.removesuffix("_acc")
-        axes.plot(epochs, validation[name], color=color, linestyle=style, linewidth=1.5, label=label)
+    if len(names) > 1:
+        for name, look in _line_looks([name.removesuffix("_acc") for name in names]).items():
+            axes.plot(epochs, validation[f"{name}_acc"], **look, linewidth=1.5, label=name)
     axes.set_xlim(0, _MARGIN * (last_step + 1) / epoch_steps)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=13, steps=[1, 2, 5, 10]))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=13, steps=[1, 2, 5, 10], integer=epochs.max() >= _WHOLE_EPOCHS_FROM))
     _dress(axes, "Validation", "epoch", "accuracy (%)")
     axes.figure.legend(
         *axes.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=10, frameon=False
@@ -286,11 +288,10 @@ def _with_both_kinds(sets: Iterable[ScoredPairs]) -> tuple[list[ScoredPairs], li
     return both, others
 
 
-def _line_looks() -> Iterator[tuple[str, str]]:
-    """Yield colours, and with each round through them another line style."""
-    for style in cycle(_LINE_STYLES):
-        for color in _PALETTE:
-            yield color, style
+def _line_looks(names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Return colour and line style by name, the same in each picture: they go by alphabet, not by order."""
+    looks = ({"color": color, "linestyle": style} for style in cycle(_LINE_STYLES) for color in _PALETTE)
+    return dict(zip(sorted(names), looks, strict=False))
 
 
 def _grid_columns(count: int) -> int:

@@ -74,13 +74,21 @@ def evaluate(embeddings: np.ndarray, issame: np.ndarray, nrof_folds: int = 10, p
 
 
 def tar_at_far(similarity: np.ndarray, issame: np.ndarray, target: float) -> float:
-    """TAR at the threshold whose FAR is nearest to the target, the largest TAR of equally near ones."""
-    candidates = []
-    for threshold in [float("inf"), *similarity.tolist()]:
+    """TAR at the point whose FAR is nearest to the target, the largest TAR of equally near ones.
+
+    As scikit-learn does by default, points that continue the step before them unchanged are no points of the curve.
+    """
+    counts = []
+    for threshold in [float("inf"), *sorted(set(similarity.tolist()), reverse=True)]:
         accepted = similarity >= threshold
-        far = accepted[~issame].sum() / (~issame).sum()
-        candidates.append((abs(far - target), -(accepted[issame].sum() / issame.sum())))
-    return -min(candidates)[1]
+        counts.append((int(accepted[~issame].sum()), int(accepted[issame].sum())))
+    points = [counts[0], counts[-1]]
+    for before, point, after in zip(counts, counts[1:], counts[2:], strict=False):
+        step, next_step = (point[0] - before[0], point[1] - before[1]), (after[0] - point[0], after[1] - point[1])
+        if step != next_step:
+            points.append(point)
+    impostors, genuine = counts[-1]
+    return -min((abs(accepted / impostors - target), -same / genuine) for accepted, same in points)[1]
 
 
 def auc(similarity: np.ndarray, issame: np.ndarray) -> float:

@@ -55,7 +55,7 @@ def texts(figure: Figure) -> str:
     return "\n".join(found)
 
 
-def metrics_file(path, epochs=range(6), steps=10, test=True, bonus=0.0):
+def metrics_file(path, epochs=range(6), steps=10, bonus=0.0):
     """What Lightning leaves of a training of ``steps`` steps an epoch, logged every 5."""
     rows = []
     for epoch in epochs:
@@ -65,8 +65,6 @@ def metrics_file(path, epochs=range(6), steps=10, test=True, bonus=0.0):
         accuracy = 60 + 5 * epoch + bonus
         validation = {"val_acc": accuracy, "lfw_acc": accuracy + 2, "calfw_acc": accuracy - 2}
         rows.append({"epoch": epoch, "step": (epoch + 1) * steps - 1, **validation})
-    if test:
-        rows.append({"epoch": epoch + 1, "step": (epoch + 1) * steps, "val_acc": 99, "lfw_acc": 99, "calfw_acc": 99})
     path.parent.mkdir(parents=True, exist_ok=True)
     pd.DataFrame(rows).to_csv(path, index=False)
     return path
@@ -75,31 +73,16 @@ def metrics_file(path, epochs=range(6), steps=10, test=True, bonus=0.0):
 def test_metrics_of_one_start(tmp_path):
     table = read_metrics(metrics_file(tmp_path / "metrics.csv"))
     assert table["train_loss"].count() == 12
-    assert table["val_acc"].dropna().tolist() == [60, 65, 70, 75, 80, 85]  # not the test's 99
+    assert table["val_acc"].dropna().tolist() == [60, 65, 70, 75, 80, 85]
     assert table["step"].max() == 59
 
 
 def test_metrics_of_a_resumed_run_continue_and_replace(tmp_path):
-    metrics_file(tmp_path / "version_2" / "metrics.csv", range(4), test=False)
+    metrics_file(tmp_path / "version_2" / "metrics.csv", range(4))
     metrics_file(tmp_path / "version_10" / "metrics.csv", range(2, 6), bonus=1.0)  # from the end of epoch 2
     table = read_metrics(tmp_path)
     assert table["val_acc"].dropna().tolist() == [60, 65, 71, 76, 81, 86]
     assert table["step"].is_monotonic_increasing
-
-
-def test_metrics_of_a_finished_run_that_was_resumed(tmp_path):
-    metrics_file(tmp_path / "version_0" / "metrics.csv")
-    rows = [{"epoch": 6, "step": 60, "val_acc": 99}]
-    (tmp_path / "version_1").mkdir()
-    pd.DataFrame(rows).to_csv(tmp_path / "version_1" / "metrics.csv", index=False)
-    assert read_metrics(tmp_path)["val_acc"].max() == 85
-
-
-def test_validations_inside_epochs_are_kept(tmp_path):
-    rows = [{"epoch": step // 4, "step": step, "val_acc": 50.0 + step} for step in range(8)]
-    rows.append({"epoch": 2, "step": 8, "val_acc": 99})
-    pd.DataFrame(rows).to_csv(tmp_path / "metrics.csv", index=False)
-    assert len(read_metrics(tmp_path / "metrics.csv")) == 8
 
 
 def test_another_table_is_refused(tmp_path):
@@ -169,6 +152,16 @@ def test_pictures_of_several_sets(tmp_path, drawn, count):
     for scored_set in sets:
         assert f"{scored_set.name}: AUC" in texts(roc)
         assert f"{scored_set.name} · 90.00 %" in texts(histograms)
+
+
+def test_a_set_looks_the_same_in_every_picture(tmp_path, drawn):
+    sets = [scored("lfw"), one_kind("cfp_fp"), scored("calfw", seed=1)]
+    assert plot_roc(sets, tmp_path / "roc.png")
+    table = pd.DataFrame({"step": [9], "epoch": [0], "val_acc": [70.0], "calfw_acc": [60.0], "lfw_acc": [80.0]})
+    assert plot_loss(table.assign(cfp_fp_acc=70.0), tmp_path / "loss.png")
+    colors = [{line.get_label().partition(":")[0]: line.get_color() for line in f.axes[-1].lines} for f in drawn]
+    assert colors[0]["lfw"] == colors[1]["lfw"]
+    assert colors[0]["calfw"] == colors[1]["calfw"] != colors[1]["lfw"]
 
 
 def test_roc_curve_is_the_share_of_genuine_pairs_accepted(tmp_path, drawn):
