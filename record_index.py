@@ -80,7 +80,7 @@ def open_index(data: mmap.mmap, rec_path: Path, idx_path: Path) -> Index:
 
 
 def _scanned_index(data: mmap.mmap, rec_path: Path, idx_path: Path, stale: str | None) -> Index:
-    """Make the index by a scan; warn unless the `.idx` is just missing and the keys are sure.
+    """Make the index by a scan, and warn.
 
     Args:
         data: the mapped `.rec`.
@@ -97,14 +97,13 @@ def _scanned_index(data: mmap.mmap, rec_path: Path, idx_path: Path, stale: str |
     if keys is None:
         keys = np.arange(len(offsets), dtype=np.int64)
         source = "running numbers, as the ids in the image headers cannot be keys"
-        stale = stale or "it is missing"
-    if stale:
-        warnings.warn(
-            f"{idx_path} does not fit {rec_path}: {stale}. An index of {len(offsets):,} records was made by a scan, in "
-            f"memory only; its keys are {source}. To write it: "
-            f'python -c "import recordio; recordio.build_idx({str(rec_path)!r})"',
-            stacklevel=4,
-        )
+    reason = f"{idx_path} is missing" if stale is None else f"{idx_path} does not fit {rec_path}: {stale}"
+    warnings.warn(
+        f"{reason}. An index of {len(offsets):,} records was made by a scan of {rec_path.name}, in memory only; its "
+        f"keys are {source}. To write it: "
+        f'python -c "import recordio; recordio.build_idx({str(rec_path)!r}, {str(idx_path)!r})"',
+        stacklevel=4,
+    )
     return _by_key(_describe(data, keys, offsets, rec_path), rec_path)
 
 
