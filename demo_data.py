@@ -1,7 +1,6 @@
 """Write a small face data set that needs no download: drawn people, in the InsightFace layout.
 
     python demo_data.py --output demo/faces
-    python demo_data.py --baseline demo/faces
 
 The folder then holds what the folder of a real data set holds, so that the very same commands convert it, train
 on it and evaluate with it:
@@ -17,9 +16,6 @@ How a person and a scene are drawn is in `demo_head` and `demo_faces`, light and
 is who is drawn under which conditions. The people of a verification set are in no other set and not in the
 training data. Every image is a function of (seed, person, number of the picture) alone: a larger training set
 contains the smaller one, and the verification sets do not change with it.
-
-`--baseline` prints what the cosine of the raw pixels reaches on the five sets, with the same 10-fold protocol.
-That is the number a network has to beat.
 """
 
 import argparse
@@ -40,8 +36,7 @@ from tqdm import tqdm
 from demo_camera import draw_camera, photograph
 from demo_faces import draw_face
 from demo_head import SIDE_PX, Identity, draw_identity, draw_scene
-from evaluate_utils import evaluate
-from pairs import PAPER_SETS, open_pair_set, write_bin
+from pairs import PAPER_SETS, write_bin
 from recordio import ImageHeader, RecordWriter, pack
 
 _DRAWING_VERSION = 1  # raise it when the drawing changes: an older folder is then not taken for a new one
@@ -295,65 +290,13 @@ def _check_finished(folder: Path, parameters: dict[str, int]) -> None:
         )
 
 
-def raw_pixel_baseline(folder: str | os.PathLike[str]) -> tuple[dict[str, float], str]:
-    """Verify pairs by the cosine similarity of their pixels, without any learning.
-
-    Tried with the pixels as they are and with each image's mean removed; the stronger of the two (mean over the
-    sets) is the baseline.
-
-    Args:
-        folder: holds one or more of the five verification sets, in any form.
-
-    Returns:
-        10-fold accuracy, 0 to 1, by set, and which of the two it is: "plain" or "mean-removed".
-
-    Raises:
-        FileNotFoundError: none of the five sets is there.
-    """
-    results: dict[str, dict[str, float]] = {"plain": {}, "mean-removed": {}}
-    for name in PAPER_SETS:
-        try:
-            pair_set = open_pair_set(folder, name)
-        except FileNotFoundError:
-            continue
-        pixels = np.stack([pair_set.images[i] for i in range(2 * len(pair_set.issame))])
-        vectors = pixels.reshape(len(pixels), -1).astype(np.float32)
-        for kind, shift in (("plain", 0.0), ("mean-removed", vectors.mean(axis=1, keepdims=True))):
-            shifted = vectors - shift
-            lengths = np.maximum(np.linalg.norm(shifted, axis=1, keepdims=True), 1e-6)
-            accuracy = evaluate(shifted / lengths, pair_set.issame)[2]
-            results[kind][name] = float(np.mean(accuracy))
-    if not results["plain"]:
-        raise FileNotFoundError(f"{folder}: none of {', '.join(PAPER_SETS)} found; write them with --output")
-    kind = max(results, key=lambda kind: np.mean(list(results[kind].values())))
-    return results[kind], kind
-
-
-def format_baseline(accuracy: dict[str, float], kind: str) -> str:
-    """Lay out the baseline as a table.
-
-    Args:
-        accuracy: 0 to 1, by set.
-        kind: which of the two baselines it is.
-
-    Returns:
-        Lines of text.
-    """
-    lines = [f"Raw-pixel cosine ({kind}), 10-fold accuracy"]
-    lines += [f"  {name:<10}{100 * value:6.2f} %" for name, value in accuracy.items()]
-    lines.append(f"  {'mean':<10}{100 * np.mean(list(accuracy.values())):6.2f} %")
-    return "\n".join(lines)
-
-
 def main() -> None:
     """Run the command line."""
     defaults = DemoSize()
     parser = argparse.ArgumentParser(
         description="Draw a small face data set in the InsightFace layout.", allow_abbrev=False
     )
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--output", type=Path, help="folder to write")
-    what.add_argument("--baseline", type=Path, help="folder to measure: raw-pixel cosine on its sets")
+    parser.add_argument("--output", type=Path, required=True, help="folder to write")
     helps = {
         "identities": "people in the training set",
         "images_per_identity": "training pictures of each",
@@ -364,13 +307,8 @@ def main() -> None:
         default = getattr(defaults, name)
         parser.add_argument(f"--{name}", type=int, default=default, help=f"{text} (default {default})")
     parser.add_argument("--processes", type=int, help="that draw (default: one for each core)")
-    options = vars(parser.parse_args())
-    baseline = options.pop("baseline")
     try:
-        if baseline is not None:
-            print(format_baseline(*raw_pixel_baseline(baseline)))
-        else:
-            print(f"demo data in {write_demo_data(**options)}")
+        print(f"demo data in {write_demo_data(**vars(parser.parse_args()))}")
     except (ValueError, FileNotFoundError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
 

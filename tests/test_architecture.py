@@ -33,6 +33,7 @@ LEVELS = {
     "record_index": 0.1,
     "recordio": 0.2,
     "checkpoints": 1,
+    "demo_baseline": 1,
     "demo_data": 1,
     "pack": 1,
     "plots": 1,

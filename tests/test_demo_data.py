@@ -18,15 +18,13 @@ from demo_data import (
     DemoSize,
     Picture,
     draw_picture,
-    format_baseline,
     pair_pictures,
-    raw_pixel_baseline,
     training_pictures,
     write_demo_data,
 )
 from demo_faces import draw_face
 from demo_head import LANDMARKS_PX, Identity, Painter, Scene, draw_identity
-from pairs import PAPER_SETS, decode_image, open_pair_set, read_bin, write_bin
+from pairs import PAPER_SETS, decode_image, open_pair_set, read_bin
 from recordio import RecordFile
 
 TINY = {"identities": 6, "images_per_identity": 4, "pairs": 10, "seed": 3}
@@ -254,31 +252,6 @@ def test_people_differ_more_than_pictures_of_one_person() -> None:
     assert all(np.abs(a - b).max() > 5 for a, b in pairwise(means))
 
 
-def test_the_baseline_is_that_of_the_pixels(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    patterns = rng.integers(0, 256, (20, 7, 7, 3), dtype=np.uint8)
-
-    def png(index: int, gain: float) -> bytes:
-        image = cv2.resize(patterns[index], (112, 112), interpolation=cv2.INTER_NEAREST)
-        return cv2.imencode(".png", (image * gain).astype(np.uint8))[1].tobytes()
-
-    issame = np.arange(20) % 2 == 0
-    images = [png((k // 2 + (k % 2 and not issame[k // 2])) % 20, 1.0 if k % 2 else 0.5) for k in range(40)]
-    write_bin(tmp_path / "lfw.bin", images, issame)
-    accuracy, kind = raw_pixel_baseline(tmp_path)
-    assert accuracy == {"lfw": 1.0}
-    assert kind in ("plain", "mean-removed")
-    assert format_baseline(accuracy, kind).splitlines()[1:] == ["  lfw       100.00 %", "  mean      100.00 %"]
-
-
-def test_the_baseline_covers_the_five_sets_and_says_what_is_missing(tiny: Path, tmp_path: Path) -> None:
-    accuracy, _ = raw_pixel_baseline(tiny)
-    assert tuple(accuracy) == PAPER_SETS
-    assert all(0 <= value <= 1 for value in accuracy.values())
-    with pytest.raises(FileNotFoundError, match="none of agedb_30, cfp_fp"):
-        raw_pixel_baseline(tmp_path)
-
-
 def run_script(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(REPOSITORY / "demo_data.py"), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False)
@@ -294,11 +267,3 @@ def test_the_command_line(tiny: Path, tmp_path: Path) -> None:
     assert refused.returncode == 2
     assert "other parameters" in refused.stderr
     assert "Traceback" not in refused.stderr
-
-
-def test_the_command_line_prints_the_baseline(
-    tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["demo_data.py", "--baseline", str(tiny)])
-    demo_data.main()
-    assert capsys.readouterr().out == format_baseline(*raw_pixel_baseline(tiny)) + "\n"

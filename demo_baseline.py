@@ -1,0 +1,115 @@
+"""What no learning reaches on verification sets, beside what a run reached.
+
+    python demo_baseline.py demo/faces --runs experiments
+
+The baseline is the cosine similarity of raw pixels with the same 10-fold protocol: the number a network has to beat.
+"""
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+
+from evaluate_utils import evaluate
+from pairs import PAPER_SETS, open_pair_set
+
+
+def raw_pixel_baseline(folder: str | os.PathLike[str]) -> tuple[dict[str, float], str]:
+    """Verify pairs by the cosine similarity of their pixels, without any learning.
+
+    Tried with the pixels as they are and with each image's mean removed; the stronger of the two (mean over the
+    sets) is the baseline.
+
+    Args:
+        folder: holds one or more of the five verification sets, in any form.
+
+    Returns:
+        10-fold accuracy, %, by set, and which of the two it is: "plain" or "mean-removed".
+
+    Raises:
+        FileNotFoundError: none of the five sets is there.
+    """
+    results: dict[str, dict[str, float]] = {"plain": {}, "mean-removed": {}}
+    for name in PAPER_SETS:
+        try:
+            pair_set = open_pair_set(folder, name)
+        except FileNotFoundError:
+            continue
+        pixels = np.stack([pair_set.images[i] for i in range(2 * len(pair_set.issame))])
+        vectors = pixels.reshape(len(pixels), -1).astype(np.float32)
+        for kind, shift in (("plain", 0.0), ("mean-removed", vectors.mean(axis=1, keepdims=True))):
+            shifted = vectors - shift
+            lengths = np.maximum(np.linalg.norm(shifted, axis=1, keepdims=True), 1e-6)
+            results[kind][name] = 100 * float(np.mean(evaluate(shifted / lengths, pair_set.issame)[2]))
+    if not results["plain"]:
+        raise FileNotFoundError(f"{folder}: none of {', '.join(PAPER_SETS)} found")
+    kind = max(results, key=lambda kind: np.mean(list(results[kind].values())))
+    return results[kind], kind
+
+
+def newest_run(runs: str | os.PathLike[str], prefix: str) -> Path:
+    """Return the folder of the run whose results are the newest.
+
+    Args:
+        runs: folder of the run folders.
+        prefix: first part of their names.
+
+    Raises:
+        FileNotFoundError: no run with results.
+    """
+    found = sorted(Path(runs).glob(f"{prefix}_*/results.json"), key=lambda file: file.stat().st_mtime_ns)
+    if not found:
+        raise FileNotFoundError(f"no finished run {prefix}_* in {runs}: train one first (make demo)")
+    return found[-1].parent
+
+
+def comparison_table(baseline: dict[str, float], kind: str, run: Path | None) -> str:
+    """Lay out the baseline, and beside it the accuracies of a run.
+
+    Args:
+        baseline: %, by set.
+        kind: which baseline it is.
+        run: run folder with ``results.json``; None for the baseline alone.
+
+    Returns:
+        Lines of text without a newline at the end.
+    """
+    heads = ["10-fold accuracy, %", f"raw pixels ({kind})"]
+    columns = [baseline]
+    if run is not None:
+        sets = json.loads((run / "results.json").read_text(encoding="utf-8"))["sets"]
+        heads.append("trained network")
+        columns.append({row["set"]: row["accuracy"] for row in sets})
+    names = [name for name in baseline if all(name in column for column in columns)]
+    rows = [[name, *(column[name] for column in columns)] for name in names]
+    rows.append(["mean", *(float(np.mean([column[name] for name in names])) for column in columns)])
+    lines = ["  ".join([heads[0], *heads[1:]])]
+    for name, *values in rows:
+        cells = [f"{value:.2f}".rjust(len(head)) for value, head in zip(values, heads[1:], strict=True)]
+        lines.append("  ".join([str(name).ljust(len(heads[0])), *cells]))
+    lines.insert(-1, "-" * len(lines[0]))
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(
+        description="Raw-pixel cosine on verification sets, beside the newest run's accuracies.", allow_abbrev=False
+    )
+    parser.add_argument("folder", type=Path, help="folder of the verification sets")
+    parser.add_argument("--runs", type=Path, help="folder of the run folders, such as experiments")
+    parser.add_argument("--prefix", default="demo", help="first part of the run folder's name (default demo)")
+    options = parser.parse_args()
+    try:
+        run = newest_run(options.runs, options.prefix) if options.runs else None
+        print(comparison_table(*raw_pixel_baseline(options.folder), run))
+    except (ValueError, FileNotFoundError) as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
+    if run is not None:
+        print(f"plots, tables and checkpoints: {run}")
+
+
+if __name__ == "__main__":
+    main()
