@@ -16,18 +16,18 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             raises.
 
     Yields:
-        The open binary file, `.<name>.partial` in the same folder.
+        The open binary file, `.<name>.part` in the same folder.
     """
     final = Path(path)
-    partial = final.with_name(f".{final.name}.partial")
+    part = final.with_name(f".{final.name}.part")
     try:
-        with partial.open("wb") as file:
+        with part.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        partial.replace(final)
+        part.replace(final)
     except BaseException:
-        partial.unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
         raise
 
 

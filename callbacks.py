@@ -108,13 +108,13 @@ class CheckpointKeeper(pl.Callback):
 
 def _link(source: Path, target: Path) -> None:
     """Make ``target`` the same file as ``source``: both are only ever replaced, never changed."""
-    partial = target.with_name(f".{target.name}.partial")
-    partial.unlink(missing_ok=True)
+    part = target.with_name(f".{target.name}.part")
+    part.unlink(missing_ok=True)
     try:
-        os.link(source, partial)
+        os.link(source, part)
     except OSError:  # a file system without hard links
-        shutil.copy2(source, partial)
-    partial.replace(target)
+        shutil.copy2(source, part)
+    part.replace(target)
 
 
 class StopOnSignal(pl.Callback):

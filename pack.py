@@ -14,10 +14,11 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import recordio
 from tqdm import tqdm
 
 import pairs
+import recordio
+from atomic_files import atomic_file
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 _JPEG_START, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
@@ -159,7 +160,7 @@ def pack_folder(
         for label, (first, past) in enumerate(pairwise(bounds)):
             header = recordio.ImageHeader(np.array([first, past], np.float32), count + 1 + label)
             writer.write(count + 1 + label, recordio.pack(header, b""))
-    with pairs.atomic_file(output / "property") as file:
+    with atomic_file(output / "property") as file:
         file.write(f"{len(classes)},112,112\n".encode())
     return PackResult(count, len(classes), skipped)
 

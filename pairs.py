@@ -17,14 +17,15 @@ import os
 import pickle
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, overload
+from typing import Any, overload
 
 import cv2
 import numpy as np
 
+from atomic_files import atomic_file
 from pair_pickle import EncodedImage, check_counts, read_bin
 
 PAPER_SETS = ("agedb_30", "cfp_fp", "lfw", "cplfw", "calfw")
@@ -36,30 +37,6 @@ _OFFICIAL_FLOAT = (np.arange(256, dtype=np.float32) / np.float32(255) - np.float
 _FLOAT_SLACK = 0.01
 # A chunk of bcolz; even, because bcolz cannot append a single row and 2P images leave an even rest.
 _BCOLZ_CHUNK_IMAGES = 4
-
-
-@contextmanager
-def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """Open a file for writing that gets its name only when it is complete.
-
-    Args:
-        path: final path; the folder must exist. An existing file is replaced at the end, or kept when the block
-            raises.
-
-    Yields:
-        The open binary file, `.<name>.part` in the same folder.
-    """
-    final = Path(path)
-    part = final.with_name(f".{final.name}.part")
-    try:
-        with part.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(final)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
 
 
 # --- images ---------------------------------------------------------------------------------------------------

@@ -155,10 +155,12 @@ class FaceRecognitionModule(pl.LightningModule):
                 self.results.append(evaluate_set(name, complete, issame))
         if self.trainer.testing:
             return  # a table of its own, not a point of the validation curves
-        for result in self.results:
-            self.log(f"{result.name}_acc", result.accuracy)
-        if self.results:
-            self.log("val_acc", float(np.mean([result.accuracy for result in self.results])))
+        # a single pair cannot be cut into folds: it has no accuracy
+        accuracies = {result.name: result.accuracy for result in self.results if np.isfinite(result.accuracy)}
+        for name, accuracy in accuracies.items():
+            self.log(f"{name}_acc", accuracy)
+        if accuracies:
+            self.log("val_acc", float(np.mean(list(accuracies.values()))))
 
     def on_test_epoch_start(self) -> None:
         """Begin a test as a validation."""

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 import pairs
 import recordio
+from atomic_files import atomic_file
 from pack import image_suffix, swap_red_blue
 
 _JOURNAL = ".convert.json"
@@ -323,7 +324,7 @@ def convert_set(path: Path, form: str = "memfile", swap: bool = False, overwrite
 
 def _save_sidecar(sidecar: Path, content: dict[str, Any]) -> None:
     """Write down what a set was made from."""
-    with pairs.atomic_file(sidecar) as file:
+    with atomic_file(sidecar) as file:
         file.write(json.dumps(content).encode())
 
 
