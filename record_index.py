@@ -9,10 +9,11 @@ import mmap
 import os
 import warnings
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from atomic_files import atomic_file
 from record_format import (
     FIRST,
     HEADER,
@@ -296,30 +297,12 @@ def build_idx(rec_path: PathLike, idx_path: PathLike | None = None) -> None:
     keys = _keys_by_id(map_file(rec_path), offsets)
     if keys is None:
         keys = np.arange(len(offsets), dtype=np.int64)
-    part = part_path(target)
-    try:
-        with part.open("wb") as file:
-            for start in range(0, len(keys), _RECORDS_AT_ONCE):
-                rows = np.stack((keys, offsets), 1)[start : start + _RECORDS_AT_ONCE]
-                file.write(b"%d\t%d\n" * len(rows) % tuple(rows.ravel().tolist()))
-            to_disk(file)
-        part.replace(target)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+    with atomic_file(target) as file:
+        for start in range(0, len(keys), _RECORDS_AT_ONCE):
+            rows = np.stack((keys[start : start + _RECORDS_AT_ONCE], offsets[start : start + _RECORDS_AT_ONCE]), 1)
+            file.write(b"%d\t%d\n" * len(rows) % tuple(rows.ravel().tolist()))
 
 
 def default_idx_path(rec_path: Path, idx_path: PathLike | None) -> Path:
     """Return the path of the `.idx`; None: beside the `.rec`, same name."""
     return rec_path.with_suffix(".idx") if idx_path is None else Path(idx_path)
-
-
-def part_path(path: Path) -> Path:
-    """Return the name of a file while it is not complete."""
-    return path.with_name(f".{path.name}.part")
-
-
-def to_disk(file: BinaryIO) -> None:
-    """Bring to the disk what was written, so that a rename cannot come before it."""
-    file.flush()
-    os.fsync(file.fileno())

@@ -30,7 +30,7 @@ from record_format import (
     scan,
     unpack,
 )
-from record_index import PathLike, build_idx, default_idx_path, open_index, part_path, to_disk
+from record_index import PathLike, build_idx, default_idx_path, open_index
 
 __all__ = ["MAGIC", "ImageHeader", "RecordFile", "RecordWriter", "build_idx", "pack", "scan", "unpack"]
 
@@ -224,8 +224,8 @@ class RecordWriter:
                 raise FileNotFoundError(f"no folder {path.parent} to write {path.name} to; make it first")
         self._offset = 0
         self._keys = array("q")
-        self._rec: BinaryIO = part_path(self.rec_path).open("wb")
-        self._idx: BinaryIO = part_path(self.idx_path).open("wb")
+        self._rec: BinaryIO = _part_path(self.rec_path).open("wb")
+        self._idx: BinaryIO = _part_path(self.idx_path).open("wb")
 
     def write(self, key: int, record: bytes) -> None:
         """Append a record.
@@ -268,22 +268,22 @@ class RecordWriter:
             if len(twice):
                 raise ValueError(f"{self.rec_path}: key {keys[twice[0]]} was written twice; expected each key once")
             for file in (self._rec, self._idx):
-                to_disk(file)
+                _to_disk(file)
                 file.close()
         except BaseException:
             self.abort()
             raise
         # At no time an old index beside a new file: one that is missing is rebuilt.
         self.idx_path.unlink(missing_ok=True)
-        part_path(self.rec_path).replace(self.rec_path)
-        part_path(self.idx_path).replace(self.idx_path)
+        _part_path(self.rec_path).replace(self.rec_path)
+        _part_path(self.idx_path).replace(self.idx_path)
 
     def abort(self) -> None:
         """Delete what was written; files that were there before stay."""
         for file, path in ((self._rec, self.rec_path), (self._idx, self.idx_path)):
             with contextlib.suppress(OSError):  # what the buffer holds may not fit on the disk either
                 file.close()
-            part_path(path).unlink(missing_ok=True)
+            _part_path(path).unlink(missing_ok=True)
 
     def __enter__(self) -> Self:
         return self
@@ -295,3 +295,12 @@ class RecordWriter:
             self.close()
         else:
             self.abort()
+
+
+def _part_path(path: Path) -> Path:
+    return path.with_name(f".{path.name}.part")
+
+
+def _to_disk(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())

@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import record_index
-import recordio
 from record_format import join
 from recordio import MAGIC, ImageHeader, RecordFile, RecordWriter, build_idx, pack, scan, unpack
 
@@ -58,6 +57,10 @@ def small(tmp_path: Path) -> Path:
             6: image(several(3, 5), 6, b""),
         },
     )
+
+
+def full_disk(_handle: int) -> None:
+    raise OSError(28, "No space left on device")
 
 
 def same_index(a: RecordFile, b: RecordFile) -> bool:
@@ -426,10 +429,7 @@ def test_build_idx_keeps_the_old_one_when_it_fails(small: Path, monkeypatch: pyt
     idx = small.with_suffix(".idx")
     before = idx.read_bytes()
 
-    def full(_file: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(record_index, "to_disk", full)
+    monkeypatch.setattr("os.fsync", full_disk)
     with pytest.raises(OSError, match="No space left"):
         build_idx(small)
     assert idx.read_bytes() == before
@@ -581,14 +581,13 @@ def test_nothing_is_lost_when_writing_fails(small: Path) -> None:
     assert {path: path.read_bytes() for path in small.parent.iterdir()} == before
 
 
-def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(_file: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(recordio, "to_disk", full)
-    with pytest.raises(OSError, match="No space left"):
-        write(tmp_path / "a.rec", {0: b"record"})
-    assert list(tmp_path.iterdir()) == []
+def test_full_disk(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {path: path.read_bytes() for path in small.parent.iterdir()}
+    monkeypatch.setattr("os.fsync", full_disk)
+    for name in ("train.rec", "new.rec"):
+        with pytest.raises(OSError, match="No space left"):
+            write(small.with_name(name), {0: b"record"})
+    assert {path: path.read_bytes() for path in small.parent.iterdir()} == before
 
 
 def test_nothing_is_there_before_the_end(tmp_path: Path) -> None:
