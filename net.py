@@ -240,8 +240,8 @@ def normalize_images(images: Tensor, dtype: torch.dtype = torch.float32) -> Tens
     Returns:
         (B, 3, 112, 112) in [-1, 1], channels last in memory.
     """
-    # the arithmetic is float32 whatever the result's type, as in the official code
-    return images.permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0).to(dtype)
+    exact = torch.promote_types(dtype, torch.float32)  # a 16-bit division would lose the last grey levels
+    return images.permute(0, 3, 1, 2).to(exact).div_(127.5).sub_(1.0).to(dtype)
 
 
 def count_macs(model: nn.Module) -> int:
