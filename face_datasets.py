@@ -165,9 +165,11 @@ def as_it_is(batch: Any) -> Any:
 
 
 def start_worker(_: int) -> None:
-    """Prepare a data worker: one thread, and Ctrl-C left to the main process.
+    """Prepare a data worker: one thread, and signals to stop left to the main process.
 
-    A terminal sends Ctrl-C to the workers too; without them the main process could not finish its step.
+    A terminal sends Ctrl-C, a batch system SIGTERM, to the workers too; without them the main process could not finish
+    its step. A worker whose main process is gone ends by itself.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     cv2.setNumThreads(0)  # not 1: that touches OpenCV's thread pool, which hangs after a fork

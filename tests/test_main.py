@@ -55,6 +55,7 @@ def start(faces: Path, output: Path, *more: str) -> subprocess.Popen:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        start_new_session=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
 
@@ -142,9 +143,9 @@ def test_resumed_from_an_epochs_end_is_bit_identical(whole_run, faces, tmp_path)
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_stopped_inside_an_epoch_and_resumed_is_bit_identical(whole_run, faces, tmp_path, number):
-    process = start(faces, tmp_path, *AUGMENTED)
+    process = start(faces, tmp_path, *AUGMENTED, "--num_workers", "1")
     wait_for(lambda: list(tmp_path.glob("*/epoch=000-*.ckpt")), process)
-    process.send_signal(number)
+    os.killpg(process.pid, number)  # as a terminal and a batch system do: the data workers get it too
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 130, output
     (folder,) = tmp_path.glob("*")
