@@ -4,8 +4,13 @@ Each class is one Lightning callback; none of them changes the numbers of a run.
 """
 
 import os
+import platform
 import shutil
 import signal
+import subprocess
+import sys
+import threading
+import time
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -18,6 +23,7 @@ from lightning_setup import pl
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _GUARD_EVERY_STEPS_GPU = 50
 _STOP_EVERY_STEPS_GPU = 20
+_WATCH_EVERY_SEC = 0.5
 
 
 class InterruptedTrainingError(Exception):
@@ -35,6 +41,13 @@ class NonFiniteLossError(RuntimeError):
 def in_the_middle_of_an_epoch(trainer: "pl.Trainer") -> bool:
     """Whether batches of the current epoch are still to come."""
     return trainer.fit_loop.epoch_loop.batch_progress.current.processed < trainer.num_training_batches
+
+
+def how_to_go_on(checkpoint: Path) -> str:
+    """Return the command that continues from a checkpoint, or what to do where there is none yet."""
+    if checkpoint.is_file():
+        return f"go on with: python main.py --resume_from_checkpoint {checkpoint}"
+    return "no checkpoint had been saved yet: start again"
 
 
 class CheckpointKeeper(pl.Callback):
@@ -120,8 +133,9 @@ def _link(source: Path, target: Path) -> None:
 class StopOnSignal(pl.Callback):
     """On Ctrl-C or SIGTERM finish the step, save ``last.ckpt``, and leave by ``InterruptedTrainingError``.
 
-    All processes stop at the same step, whichever of them got the signal. A second signal stops at once. During a
-    validation the validation is finished first.
+    All processes stop at the same step, whichever of them got the signal. A second Ctrl-C stops at once. During a
+    validation the validation is finished first, and inside a window of accumulated gradients the window: the sum of
+    the gradients is in no checkpoint.
 
     Args:
         keeper: writes the checkpoint.
@@ -146,7 +160,9 @@ class StopOnSignal(pl.Callback):
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.requested:
-            raise KeyboardInterrupt
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt
+            return  # a batch system sends SIGTERM to every process, and rank 0 has passed its own on
         self.requested = True
         if number == signal.SIGTERM:  # a terminal sends Ctrl-C to every process, `kill` to one
             for child in self._children:
@@ -157,7 +173,10 @@ class StopOnSignal(pl.Callback):
     ) -> None:
         """Stop between two steps of an epoch, unless a validation is due here."""
         due = trainer.val_check_batch and (batch_idx + 1) % trainer.val_check_batch == 0
-        if in_the_middle_of_an_epoch(trainer) and not due and self._all_agree(trainer, batch_idx):
+        whole_window = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if not whole_window or due or not in_the_middle_of_an_epoch(trainer):
+            return
+        if self._all_agree(trainer, batch_idx):
             self.keeper.save(trainer)
             raise InterruptedTrainingError(self.keeper.last)
 
@@ -181,6 +200,41 @@ class StopOnSignal(pl.Callback):
         if batch_idx is not None and on_gpu and (batch_idx + 1) % _STOP_EVERY_STEPS_GPU:
             return False
         return trainer.strategy.reduce_boolean_decision(self.requested, all=False)
+
+
+class ChildWatch(pl.Callback):
+    """Say which process died, before Lightning ends the others without a word.
+
+    Args:
+        keeper: knows the newest checkpoint.
+        stop: knows whether the end was asked for.
+    """
+
+    def __init__(self, keeper: CheckpointKeeper, stop: StopOnSignal) -> None:
+        self.keeper, self.stop = keeper, stop
+
+    def on_fit_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        """Watch the processes that this one has started."""
+        children = list(getattr(trainer.strategy.launcher, "procs", []))
+        if children:
+            threading.Thread(target=self._watch, args=(children,), daemon=True).start()
+
+    def _watch(self, children: list["subprocess.Popen[bytes]"]) -> None:
+        while True:
+            time.sleep(_WATCH_EVERY_SEC)
+            codes = [child.poll() for child in children]
+            if all(code == 0 for code in codes) or self.stop.requested:
+                return
+            for rank, (child, code) in enumerate(zip(children, codes, strict=True), start=1):
+                if code:
+                    how = f"signal {-code}" if code < 0 else f"exit status {code}"
+                    print(
+                        f"process {rank} (pid {child.pid}) on {platform.node()} died by {how}: the run is ended; "
+                        f"{how_to_go_on(self.keeper.last)}",
+                        file=sys.stderr,
+                        flush=True,
+                    )
+                    return
 
 
 class NonFiniteLossGuard(pl.Callback):
@@ -217,14 +271,20 @@ class NonFiniteLossGuard(pl.Callback):
     def on_save_checkpoint(
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", checkpoint: dict[str, Any]
     ) -> None:
-        """Refuse to write weights that are not finite over good ones."""
+        """Refuse to write weights that are not finite over good ones: a finite loss can be followed by a bad update."""
         self._check()
+        for key, value in checkpoint["state_dict"].items():
+            if value.is_floating_point() and not torch.isfinite(value).all():
+                step = trainer.fit_loop.total_batch_idx
+                raise self._error(f"the weights are not finite after step {step} ({key} is the first)")
 
     def _check(self) -> None:
-        if self._first_bad is None or int(self._first_bad) < 0:
-            return
-        raise NonFiniteLossError(
-            f"the loss was not finite at step {int(self._first_bad)}. The last good checkpoint in {self.folder} is "
-            "untouched. Usual causes: a learning rate too high for the batch size (try --lr divided by 10), "
-            "--precision 16-mixed where bf16-mixed or 32 would do, damaged images"
+        if self._first_bad is not None and int(self._first_bad) >= 0:
+            raise self._error(f"the loss was not finite at step {int(self._first_bad)}")
+
+    def _error(self, what: str) -> NonFiniteLossError:
+        return NonFiniteLossError(
+            f"{what}; run folder {self.folder}, {how_to_go_on(self.folder / 'last.ckpt')}. Usual causes: a learning "
+            "rate too high for the batch size (try --lr divided by 10), --precision 16-mixed where bf16-mixed or 32 "
+            "would do, damaged images"
         )

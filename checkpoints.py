@@ -9,6 +9,9 @@ that files go both ways. What is ours beside it is under ``adaface`` (plain dict
 """
 
 import pickle
+import re
+import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,7 @@ _OLD_LIGHTNING_CLASSES = (
     "pytorch_lightning.utilities.parsing.AttributeDict",
     "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
 )
+_REFUSED_GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
 _BACKBONE_PREFIX = "model."
 _SHOWN_KEYS = 5
 
@@ -44,14 +48,17 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no checkpoint {path}")
     try:
-        with torch.serialization.safe_globals([(dict, name) for name in _OLD_LIGHTNING_CLASSES]):
+        old: list[Any] = [(dict, name) for name in _OLD_LIGHTNING_CLASSES]
+        with torch.serialization.safe_globals(old), warnings.catch_warnings(action="ignore"):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
+        # torch's own text recommends to load without protection: not passed on
+        culprit = _REFUSED_GLOBAL.search(str(error))
+        reason = f"it names {culprit.group(1)}" if culprit else "or it is damaged"
         raise ValueError(
-            f"{path} is refused: it holds more than tensors and plain values, or is damaged ({reason}). "
-            "Nothing in it was executed; export its state_dict with the program that wrote it"
-        ) from error
+            f"{path} is refused: it holds more than tensors and plain values ({reason}). Nothing in it was executed; "
+            "export its state_dict with the program that wrote it"
+        ) from None
     except (RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{path} is not a whole checkpoint file ({reason})") from error
@@ -118,6 +125,30 @@ def load_backbone(model: nn.Module, path: str | Path, arch: str) -> None:
     model.load_state_dict(weights)
 
 
+def check_fits(checkpoint: dict[str, Any], module: nn.Module, path: str | Path) -> None:
+    """Raise ValueError where the weights of a run to resume do not fit the module built for it.
+
+    Args:
+        checkpoint: what ``load_checkpoint`` returned.
+        module: backbone and head.
+        path: the checkpoint's file, for the message.
+    """
+    expected = {key: tuple(value.shape) for key, value in module.state_dict().items()}
+    found = {key: tuple(value.shape) for key, value in checkpoint["state_dict"].items()}
+    wrong = [key for key in expected | found if expected.get(key) != found.get(key)]
+    if wrong == ["head.kernel"]:
+        raise ValueError(
+            f"{path} has a head of {found['head.kernel'][1]} classes, the training data has "
+            f"{expected['head.kernel'][1]}: resume on the data the run began with, or start a new run with "
+            "--start_from_model_statedict"
+        )
+    if wrong:
+        raise ValueError(
+            f"{path} does not fit this run: {len(wrong)} entries differ, the first are {wrong[:_SHOWN_KEYS]}; resume "
+            "with the --arch and --head it was trained with"
+        )
+
+
 class AtomicCheckpointIO(pl.plugins.io.TorchCheckpointIO):
     """Lightning's checkpoint files, renamed into place when whole, read with ``weights_only`` alone."""
 
@@ -132,10 +163,12 @@ class AtomicCheckpointIO(pl.plugins.io.TorchCheckpointIO):
         try:
             with atomic_file(path) as file:
                 torch.save(checkpoint, file)
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError) as error:  # torch's zip writer hides the reason of a failed write
+            free_mb = shutil.disk_usage(path.parent).free / 1e6
             raise RuntimeError(
-                f"the checkpoint {path} could not be written ({error}); checkpoints saved before it are whole. "
-                "Free some space and go on with --resume_from_checkpoint"
+                f"the checkpoint {path} could not be written: {error.__context__ or error}. {free_mb:.0f} MB are free "
+                "there; no space left, or a quota, is the usual cause. What was there before is whole: make room, then "
+                "go on with --resume_from_checkpoint where there is a checkpoint"
             ) from error
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: Any = None) -> dict[str, Any]:

@@ -137,6 +137,8 @@ def _check_ranges(config: Config) -> None:
     for name, bound in lowest.items():
         if not getattr(config, name) >= bound:
             raise ValueError(f"--{name} must be at least {bound}, got {getattr(config, name)}")
+    if config.seed >= 2**32:
+        raise ValueError(f"--seed must be below 2**32, got {config.seed}")
     if not config.s > 0:
         raise ValueError(f"--s must be above 0, got {config.s}")
     if not 0.0 <= config.t_alpha <= 1.0:
@@ -282,8 +284,9 @@ def _parser() -> _Parser:
         if _TYPES[name] is bool:
             group.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, **flag)
         else:
-            metavar = "{" + ",".join(choices) + "}" if choices else getattr(_TYPES[name], "__name__", "int").upper()
-            parser.add_argument(f"--{name}", metavar=metavar, **flag)
+            kind = _TYPES[name].__name__.upper()
+            metavar = "{" + ",".join(choices) + "}" if choices else kind.replace("TUPLE", "INT,INT,...")
+            group.add_argument(f"--{name}", metavar=metavar, **flag)
     return parser
 
 

@@ -43,6 +43,8 @@ def _silence() -> None:
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     for package in ("pytorch_lightning", "lightning_fabric"):
         warnings.filterwarnings("ignore", module=rf"{package}\..*")
+    # about speed alone, printed by every process
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\..*")
     for name in ("pytorch_lightning", "lightning_fabric", "pytorch_lightning.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.ERROR)

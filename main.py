@@ -11,23 +11,41 @@ r"""Train and evaluate: parse -> Config -> seed -> build -> fit, test.
 
 import contextlib
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import cv2
 import torch
 
 import config as options
-from callbacks import CheckpointKeeper, InterruptedTrainingError, NonFiniteLossGuard, StopOnSignal
-from checkpoints import AtomicCheckpointIO, backbone_state, identify_architecture, load_backbone, load_checkpoint
+from atomic_files import write_atomically
+from callbacks import (
+    CheckpointKeeper,
+    ChildWatch,
+    InterruptedTrainingError,
+    NonFiniteLossGuard,
+    StopOnSignal,
+    how_to_go_on,
+)
+from checkpoints import (
+    AtomicCheckpointIO,
+    backbone_state,
+    check_fits,
+    identify_architecture,
+    load_backbone,
+    load_checkpoint,
+)
 from config import Config
 from data import FaceDataModule
 from devices import DevicePlan, decided_by_rank_0, divide_threads, plan_devices
 from lightning_setup import pl
+from net import check_architecture
 from plots import plot_loss, plot_roc, plot_similarity_histograms
 from progress import ProgressLine
 from results import results_table, write_results
@@ -38,6 +56,9 @@ _SAMPLES_IN_GRID = 64
 _TEST_RUN_BATCHES = 50
 _LOG_EVERY_STEPS = 10
 _SHORT_RUN_EPOCHS = 4
+_INTERRUPTED = 130
+# of these one option overrides the others when a run goes on with other hardware
+_DECIDED_TOGETHER = ({"gpus", "accelerator", "devices"}, {"use_16bit", "precision"})
 _EXPECTED_ERRORS = (ValueError, FileNotFoundError, RuntimeError, OSError)
 
 
@@ -52,14 +73,14 @@ def main(arguments: list[str] | None = None) -> int:
         if print_only:
             print(config.as_yaml(), end="")
             return 0
-        config = _with_checkpoint_options(config)
-        return _run(config)
+        with _terminated_as_interrupted():
+            return _run(_with_checkpoint_options(config))
     except InterruptedTrainingError as stop:
-        _say(f"{stop}\ngo on with: python main.py --resume_from_checkpoint {stop.checkpoint}")
-        return 130
+        _say(f"{stop}\n{how_to_go_on(stop.checkpoint)}")
+        return _INTERRUPTED
     except KeyboardInterrupt:
-        _say("stopped at once; the last saved checkpoint is in the run folder")
-        return 130
+        _say("stopped at once; what had been saved is whole")
+        return _INTERRUPTED
     except _EXPECTED_ERRORS as error:
         return _report(error)
 
@@ -77,10 +98,13 @@ def _run(config: Config) -> int:
     for note in (*plan.notes, *_advice(config)):
         _say(f"note: {note}")
     divide_threads(plan.devices)
+    check_architecture(config.arch)
     pl.seed_everything(config.seed, verbose=False)
     data = _open_data(config, plan)
-    folder = decided_by_rank_0(lambda: _run_folder(config), plan.accelerator)
     module = _build_module(config, data)
+    if config.resume_from_checkpoint:
+        check_fits(load_checkpoint(config.resume_from_checkpoint), module, config.resume_from_checkpoint)
+    folder = decided_by_rank_0(lambda: _run_folder(config), plan.accelerator)
     keeper = CheckpointKeeper(folder, save_all=config.save_all_models)
     trainer = _build_trainer(config, plan, data, folder, keeper)
     if trainer.is_global_zero:
@@ -156,7 +180,8 @@ def _build_trainer(
     ]
     if config.use_wandb:
         loggers.append(_wandb_logger(folder))
-    log_every = 1 if config.evaluate else min(_LOG_EVERY_STEPS, data.steps_per_epoch)
+    updates = 1 if config.evaluate else data.steps_per_epoch // config.accumulate_grad_batches
+    stop = StopOnSignal(keeper)
     distributed = plan.devices * config.num_nodes > 1
     return pl.Trainer(
         accelerator=plan.accelerator,
@@ -166,25 +191,39 @@ def _build_trainer(
         precision=plan.precision,
         max_epochs=config.epochs,
         accumulate_grad_batches=config.accumulate_grad_batches,
-        val_check_interval=1.0 if config.epochs > _SHORT_RUN_EPOCHS else 0.1,
+        val_check_interval=_validation_interval(config, data),
         limit_train_batches=_TEST_RUN_BATCHES if config.test_run else 1.0,
         fast_dev_run=config.fast_dev_run,
         num_sanity_val_steps=0 if config.resume_from_checkpoint else 2,
         deterministic=config.deterministic,
         use_distributed_sampler=False,
         logger=loggers,
-        log_every_n_steps=log_every,
+        log_every_n_steps=min(_LOG_EVERY_STEPS, max(1, updates)),
         callbacks=[
             ProgressLine(config.batch_size * config.num_nodes),
             NonFiniteLossGuard(folder),
             keeper,
-            StopOnSignal(keeper),
+            stop,
+            ChildWatch(keeper, stop),
         ],
         plugins=[AtomicCheckpointIO()],
         enable_checkpointing=False,
         enable_model_summary=False,
         default_root_dir=folder,
     )
+
+
+def _validation_interval(config: Config, data: FaceDataModule) -> int | float:
+    """Return how often to validate: each epoch, or after each tenth of one in a short run.
+
+    In batches, and in whole windows of accumulated gradients: what is summed up inside one is in no checkpoint.
+    """
+    if config.epochs > _SHORT_RUN_EPOCHS or config.evaluate or config.fast_dev_run:
+        return 1.0
+    batches = min(data.steps_per_epoch, _TEST_RUN_BATCHES) if config.test_run else data.steps_per_epoch
+    window = config.accumulate_grad_batches
+    every = max(1, batches // 10 // window) * window
+    return every if every <= batches else 1.0
 
 
 def _test(
@@ -222,7 +261,8 @@ def _describe(
     print(f"model: {config.arch}, {parameters:.1f} M parameters, on {hardware}")
     print(data.summary())
     if not config.evaluate:
-        cv2.imwrite(str(folder / "train_samples.png"), data.sample_grid(_SAMPLES_IN_GRID))
+        encoded = cv2.imencode(".png", data.sample_grid(_SAMPLES_IN_GRID))[1]
+        write_atomically(folder / "train_samples.png", encoded.tobytes())
 
 
 def _run_folder(config: Config) -> Path:
@@ -251,17 +291,22 @@ def _with_checkpoint_options(config: Config) -> Config:
 
 def _resumed(config: Config, saved: dict[str, Any], given: list[str]) -> Config:
     """Return the options of the run to go on with; those of this command line win."""
-    fixed = ("arch", "head", "seed", "batch_size", "accumulate_grad_batches")
-    for name in fixed:
-        if name in config.given and saved.get(name) != config.as_dict()[name]:
-            _say(f"note: --{name} was {saved.get(name)} in the run that is resumed, now {getattr(config, name)}")
-    values = {
-        name: options.convert_value(name, value)
-        for name, value in saved.items()
-        if name in options.OPTIONS and name not in config.given
-    }
-    values |= {"resume_from_checkpoint": config.resume_from_checkpoint, "start_from_model_statedict": ""}
-    return replace(config, **values, given=config.given | set(given) - {"start_from_model_statedict"})
+    for name in ("arch", "head"):
+        if name in config.given and saved[name] != getattr(config, name):
+            raise ValueError(
+                f"--{name} {getattr(config, name)}, but {config.resume_from_checkpoint} is a run of {saved[name]}: "
+                f"leave --{name} out, or start a new run with --start_from_model_statedict"
+            )
+    for name in ("seed", "batch_size", "accumulate_grad_batches"):
+        if name in config.given and saved[name] != getattr(config, name):
+            _say(f"note: --{name} was {saved[name]} in the run that is resumed, now {getattr(config, name)}")
+    replaced = {*config.given, "start_from_model_statedict", "resume_from_checkpoint"}
+    for together in _DECIDED_TOGETHER:
+        if config.given & together:
+            replaced |= together
+    kept = {name for name in saved if name in options.OPTIONS and name not in replaced}
+    values = {name: options.convert_value(name, saved[name]) for name in kept}
+    return replace(config, **values, given=config.given | (set(given) & kept))
 
 
 def _advice(config: Config) -> list[str]:
@@ -269,6 +314,20 @@ def _advice(config: Config) -> list[str]:
     if config.head == "adaface" and config.h == 0 and not config.evaluate:
         return ["--head adaface with --h 0 is CosFace: the paper uses --m 0.4 --h 0.333"]
     return []
+
+
+@contextlib.contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Treat SIGTERM before the first step as Ctrl-C; from then on ``StopOnSignal`` has the signals."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 @contextlib.contextmanager

@@ -214,6 +214,18 @@ def _initialise(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
+def check_architecture(name: str) -> None:
+    """Raise ValueError for a name that is not a key of ``ARCHITECTURES``; the message lists the names.
+
+    Args:
+        name: what was asked for.
+    """
+    if name not in ARCHITECTURES:
+        close = difflib.get_close_matches(name, ARCHITECTURES, n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise ValueError(f"unknown architecture {name!r}; {hint}known are: {', '.join(ARCHITECTURES)}")
+
+
 def build_model(name: str) -> Backbone:
     """Build a network with random weights.
 
@@ -223,10 +235,7 @@ def build_model(name: str) -> Backbone:
     Raises:
         ValueError: an unknown name; the message lists the names.
     """
-    if name not in ARCHITECTURES:
-        close = difflib.get_close_matches(name, ARCHITECTURES, n=1)
-        hint = f"did you mean {close[0]}? " if close else ""
-        raise ValueError(f"unknown architecture {name!r}; {hint}known are: {', '.join(ARCHITECTURES)}")
+    check_architecture(name)
     return Backbone(ARCHITECTURES[name])
 
 

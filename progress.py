@@ -114,7 +114,11 @@ class ProgressLine(pl.callbacks.ProgressBar):
             return
         sets = ", ".join(f"{r.name} {r.accuracy:.2f}" for r in pl_module.results)
         metric = trainer.callback_metrics.get("val_acc", math.nan)
-        self._print(f"epoch {trainer.current_epoch + 1}: val_acc {float(metric):.2f} ({sets or 'no complete pairs'})")
+        loss = trainer.callback_metrics.get("train_loss")
+        shown = "" if loss is None else f"loss {float(loss):.3f}, "
+        self._print(
+            f"epoch {trainer.current_epoch + 1}: {shown}val_acc {float(metric):.2f} ({sets or 'no complete pairs'})"
+        )
         self._shown, self._steps_since = time.monotonic(), 0
 
     def on_test_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:

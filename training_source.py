@@ -207,7 +207,8 @@ def _whole_labels(labels: np.ndarray, keys: np.ndarray, rec_path: Path) -> np.nd
     if bad.any():
         first = int(np.argmax(bad))
         raise ValueError(
-            f"{rec_path}: the label of key {keys[first]} is {labels[first]:g}, expected a whole number from 0 on "
+            f"{rec_path}: the label of key {keys[first]} is {labels[first]:g}"
+            f"{' (a damaged image header)' if np.isnan(labels[first]) else ''}, expected a whole number from 0 on "
             f"({int(bad.sum())} such labels); the file is damaged or is no training set: pack it again"
         )
     return labels.astype(np.int32)

@@ -8,7 +8,14 @@ import pytest
 import torch
 
 import checkpoints
-from checkpoints import AtomicCheckpointIO, backbone_state, identify_architecture, load_backbone, load_checkpoint
+from checkpoints import (
+    AtomicCheckpointIO,
+    backbone_state,
+    check_fits,
+    identify_architecture,
+    load_backbone,
+    load_checkpoint,
+)
 from net import build_model
 
 SMALL = "ir_mini"
@@ -54,8 +61,10 @@ def test_old_lightning_objects_are_read_as_plain_dictionaries(tmp_path):
 def test_a_tampered_checkpoint_is_refused_and_nothing_runs(tmp_path):
     proof = tmp_path / "executed"
     file = write(tmp_path / "evil.ckpt", {"state_dict": {}, "callbacks": Payload(proof)})
-    with pytest.raises(ValueError, match=r"evil\.ckpt is refused: it holds more than tensors"):
+    with pytest.raises(ValueError, match=r"evil\.ckpt is refused: it holds more than tensors") as caught:
         load_checkpoint(file)
+    assert "it names posix.system" in str(caught.value)
+    assert "weights_only" not in str(caught.value), "torch's advice to load without protection is passed on"
     assert not proof.exists()
     pickle.loads(pickle.dumps(Payload(proof)))  # the payload does work where nothing protects
     assert proof.exists()
@@ -113,6 +122,16 @@ def test_missing_and_extra_weights_are_listed(tmp_path):
         load_backbone(build_model(SMALL), file, SMALL)
 
 
+def test_weights_of_a_run_that_is_resumed_are_checked_before_anything_is_written():
+    module = torch.nn.ModuleDict({"head": torch.nn.Module()})
+    module["head"].register_parameter("kernel", torch.nn.Parameter(torch.zeros(8, 3)))
+    check_fits({"state_dict": {"head.kernel": torch.zeros(8, 3)}}, module, "x.ckpt")
+    with pytest.raises(ValueError, match=r"x\.ckpt has a head of 5 classes, the training data has 3"):
+        check_fits({"state_dict": {"head.kernel": torch.zeros(8, 5)}}, module, "x.ckpt")
+    with pytest.raises(ValueError, match=r"does not fit this run: 1 entries differ, the first are \['head\.t'\]"):
+        check_fits({"state_dict": {"head.kernel": torch.zeros(8, 3), "head.t": torch.zeros(1)}}, module, "x.ckpt")
+
+
 def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     io = AtomicCheckpointIO()
     target = tmp_path / "run" / "last.ckpt"
@@ -122,7 +141,7 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(checkpoints.torch, "save", full)
-    with pytest.raises(RuntimeError, match=r"last\.ckpt could not be written.*No space left.*Free some space"):
+    with pytest.raises(RuntimeError, match=r"last\.ckpt could not be written.*No space left.* MB are free.*make room"):
         io.save_checkpoint({"state_dict": {}}, target)
     assert load_checkpoint(target)["state_dict"]["a"].tolist() == [1, 1]
     assert [file.name for file in target.parent.iterdir()] == ["last.ckpt"]

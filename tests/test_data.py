@@ -195,7 +195,10 @@ def test_a_huge_label_is_a_gap_not_a_crash(tmp_path: Path) -> None:
         RecordSource(write_rec(tmp_path, {1: 0.0, 2: 2e9}))
 
 
-@pytest.mark.parametrize(("label", "shown"), [(1.5, "1.5"), (-1.0, "-1"), (float("nan"), "nan"), (float("inf"), "inf")])
+@pytest.mark.parametrize(
+    ("label", "shown"),
+    [(1.5, "1.5"), (-1.0, "-1"), (float("nan"), r"nan \(a damaged image header\)"), (float("inf"), "inf")],
+)
 def test_labels_that_are_no_class_numbers_are_refused(tmp_path: Path, label: float, shown: str) -> None:
     with pytest.raises(ValueError, match=f"label of key 2 is {shown}, expected a whole number from 0 on"):
         RecordSource(write_rec(tmp_path, {1: 0.0, 2: label}))

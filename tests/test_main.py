@@ -14,11 +14,14 @@ import pandas as pd
 import pytest
 import torch
 
+import config as options
 import convert
 import main
+from config import Config
 from demo_data import write_demo_data
 from head import Head
 from net import build_model
+from train_val import FaceRecognitionModule
 
 ROOT = Path(__file__).resolve().parents[1]
 ARCH = "ir_mini"
@@ -164,6 +167,61 @@ def test_killed_after_an_epoch_and_resumed_is_bit_identical(whole_run, faces, tm
     (folder,) = tmp_path.glob("*")
     assert main.main(["--resume_from_checkpoint", str(folder / "last.ckpt")]) == 0
     assert_equal_weights(folder / "last.ckpt", whole_run / "last.ckpt")
+
+
+def test_accumulated_gradients_are_never_cut_by_a_checkpoint(faces, tmp_path):
+    accumulated = [
+        "--epochs", "2", "--batch_size", "4", "--accumulate_grad_batches", "3", "--lr", "0.01", "--save_all_models",
+    ]  # fmt: skip
+    whole = run(faces, tmp_path / "whole", *accumulated)
+    first, *_ = sorted(whole.glob("epoch=000-step=0000001-*.ckpt"))  # inside the first epoch of 8 batches
+    assert torch.load(first, weights_only=True)["adaface"]["position"] == {"epoch": 0, "batch": 3}
+    (tmp_path / "resumed").mkdir()
+    shutil.copy(first, tmp_path / "resumed" / "last.ckpt")
+    assert main.main(["--resume_from_checkpoint", str(tmp_path / "resumed" / "last.ckpt")]) == 0
+    assert_equal_weights(tmp_path / "resumed" / "last.ckpt", whole / "last.ckpt")
+
+
+def test_weights_that_are_not_finite_never_replace_good_ones(faces, tmp_path, capsys, monkeypatch):
+    def poison(self, batch, batch_idx):
+        if self.trainer.fit_loop.total_batch_idx == 7:  # the last batch of the second epoch
+            self.head.kernel.data[0, 0] = float("inf")
+
+    monkeypatch.setattr(FaceRecognitionModule, "on_train_batch_end", lambda s, o, b, i: poison(s, b, i))
+    assert main.main(words(faces, tmp_path, "--epochs", "6", "--lr", "0.01")) == 2
+    (folder,) = tmp_path.glob("*")
+    message = capsys.readouterr().err
+    assert "the weights are not finite after step 7 (head.kernel is the first)" in message
+    assert f"go on with: python main.py --resume_from_checkpoint {folder / 'last.ckpt'}" in message
+    assert torch.load(folder / "last.ckpt", weights_only=True)["adaface"]["position"] == {"epoch": 1, "batch": 0}
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--head", "arcface"], "is a run of adaface"),
+        (["--arch", "ir_18"], f"is a run of {ARCH}"),
+        (["--custom_num_class", "9"], "has a head of 6 classes, the training data has 9"),
+    ],
+)
+def test_a_resume_that_does_not_fit_changes_nothing(whole_run, capsys, more, message):
+    before = {file.name: file.read_bytes() for file in whole_run.iterdir() if file.is_file()}
+    assert main.main(["--resume_from_checkpoint", str(whole_run / "last.ckpt"), *more]) == 2
+    assert message in capsys.readouterr().err
+    assert {file.name: file.read_bytes() for file in whole_run.iterdir() if file.is_file()} == before
+
+
+def test_a_run_goes_on_with_other_hardware():
+    saved = {**Config().as_dict(), "gpus": 2, "use_16bit": True, "devices": 0, "arch": "ir_50"}
+    given = ["gpus", "use_16bit", "arch"]
+    on_cpu, _ = options.parse(["--accelerator", "cpu", "--devices", "2", "--precision", "32"])
+    resumed = main._resumed(on_cpu, saved, given)
+    assert (resumed.accelerator, resumed.devices, resumed.use_16bit, resumed.arch) == ("cpu", 2, False, "ir_50")
+    assert "gpus" not in resumed.given
+    same, _ = options.parse(["--epochs", "30"])
+    resumed = main._resumed(same, saved, given)
+    assert (resumed.gpus, resumed.use_16bit, resumed.epochs) == (2, True, 30)
+    assert {"gpus", "epochs"} <= resumed.given
 
 
 def test_two_processes_train_and_evaluate_as_one(faces, tmp_path):

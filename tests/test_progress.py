@@ -16,7 +16,7 @@ def fake_trainer(batches=4, epochs=2):
         num_val_batches=[2],
         accumulate_grad_batches=1,
         sanity_checking=False,
-        callback_metrics={"val_acc": torch.tensor(81.5)},
+        callback_metrics={"val_acc": torch.tensor(81.5), "train_loss": torch.tensor(7.25)},
         state=SimpleNamespace(fn="fit"),
         optimizers=[SimpleNamespace(param_groups=[{"lr": 0.1}])],
     )
@@ -44,7 +44,7 @@ def test_a_log_file_gets_plain_lines(capsys):
     assert lines[0].startswith("epoch 1/2 batch 4/4: loss 7.250, lr 0.1, ")
     assert "images/s, " in lines[0]
     assert lines[0].endswith("left")
-    assert lines[1:] == ["epoch 1: val_acc 81.50 (lfw 81.50)"]
+    assert lines[1:] == ["epoch 1: loss 7.250, val_acc 81.50 (lfw 81.50)"]
 
 
 def test_a_terminal_gets_a_bar(monkeypatch, capsys):
@@ -56,7 +56,7 @@ def test_a_terminal_gets_a_bar(monkeypatch, capsys):
     line = ProgressLine(8)
     assert line.terminal
     train_one_epoch(line, fake_trainer())
-    assert "epoch 1: val_acc 81.50" in capsys.readouterr().out
+    assert "val_acc 81.50" in capsys.readouterr().out
 
 
 def test_other_ranks_are_silent(capsys):
