@@ -139,13 +139,6 @@ def _plan(records: recordio.RecordFile, rec: Path) -> tuple[np.ndarray, np.ndarr
         raise ValueError(
             f"{rec}, key {key}: label {stored[bad[0]]}, expected a class number 0, 1, 2, ... ({len(bad)} such records)"
         )
-    declared = records.num_identities()
-    if declared is not None and stored.max() >= declared:
-        key = records.keys[positions[int(np.argmax(stored))]]
-        raise ValueError(
-            f"{rec}, key {key}: label {int(stored.max())}, but the header record declares {declared} identities "
-            f"(labels 0..{declared - 1}); the file is damaged or was packed wrongly: pack it again"
-        )
     return positions, stored.astype(np.int64)
 
 

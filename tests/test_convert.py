@@ -254,6 +254,7 @@ def test_two_conversions_at_once_are_refused(faces: Path, capsys: pytest.Capture
         (ENCODED[0][:-2], "holds a jpg image without its end"),
         (ENCODED[2][:-8], "holds a png image without its end"),
     ],
+    ids=["empty", "bmp", "cut-jpeg", "cut-png"],
 )
 def test_a_record_without_an_image(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], payload: bytes, message: str
