@@ -31,6 +31,8 @@ def train_one_epoch(line, trainer):
     line.on_train_epoch_start(trainer, None)
     for batch in range(trainer.num_training_batches):
         trainer.fit_loop.epoch_loop.batch_progress.current.ready = batch + 1
+        line.on_train_batch_start(trainer, None, None, batch)
+        trainer.optimizers[0].param_groups[0]["lr"] = 0.01 if batch + 1 == trainer.num_training_batches else 0.1
         line.on_train_batch_end(trainer, None, {"loss": torch.tensor(7.25)}, None, batch)
     line.on_validation_start(trainer, None)
     line.on_validation_batch_end()
