@@ -1,0 +1,64 @@
+"""The README's commands are ones that the programs take."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+import config
+import convert
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def commands(program: str) -> list[list[str]]:
+    """The words after the program's name, of each command in the README."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    indented = "\n".join(line.strip() for line in text.splitlines() if line.startswith("    "))
+    lines = indented.replace("\\\n", " ").splitlines()
+    inline = re.findall(r"`(python [^`]+)`", text)
+    found = [line for line in lines + inline if line.startswith(f"python {program}")]
+    filled = [re.sub(r"<([^>]*)>", lambda match: match.group(1).replace(" ", "_"), line) for line in found]
+    return [shlex.split(line)[2:] for line in filled]
+
+
+@pytest.mark.parametrize("words", commands("main.py"), ids=" ".join)
+def test_main_commands_parse(words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in words:
+        if name.endswith((".ckpt", ".yaml")):  # options check that such files exist
+            Path(name).parent.mkdir(parents=True, exist_ok=True)
+            Path(name).write_text("lr: 0.1\n")
+    if "--help" in words:
+        with pytest.raises(SystemExit) as stopped:
+            config.parse(words)
+        assert stopped.value.code == 0
+    else:
+        assert config.parse(words)[0].given
+
+
+@pytest.mark.parametrize("words", commands("convert.py"), ids=" ".join)
+def test_convert_commands_parse(words):
+    assert convert.parse(words) is not None
+
+
+def test_there_are_commands_to_check():
+    assert len(commands("main.py")) >= 4
+    assert len(commands("convert.py")) >= 3
+
+
+def test_every_file_the_readme_names_exists():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`([a-z_]+\.py|recipes/[a-z0-9_]+\.yaml)`", text))
+    assert len(named) > 20
+    missing = [name for name in named if not (ROOT / name).is_file()]
+    assert not missing
+
+
+def test_make_targets_of_the_readme_exist():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"make ([a-z-]+)\b", "\n".join(line for line in text.splitlines() if line[:4] == "    ")))
+    assert {"demo", "test", "lint", "test-mxnet"} <= targets
+    assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
