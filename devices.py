@@ -22,7 +22,7 @@ class DevicePlan:
 
     @property
     def device_name(self) -> str:
-        """Name of the hardware, for the manifest."""
+        """Name of the hardware, for the screen."""
         return torch.cuda.get_device_name() if self.accelerator == "gpu" else self.accelerator
 
 

@@ -15,6 +15,7 @@ labels out of range are refused.
 import difflib
 import math
 import struct
+from abc import ABC, abstractmethod
 from typing import ClassVar
 
 import torch
@@ -24,7 +25,7 @@ from torch.nn import functional as F
 _NORM_RANGE = (0.001, 100.0)
 
 
-class Head(nn.Module):
+class Head(nn.Module, ABC):
     """Class weights and a margin.
 
     Args:
@@ -46,6 +47,7 @@ class Head(nn.Module):
         kernel = torch.empty(embedding_size, class_num).uniform_(-1, 1)
         self.kernel = nn.Parameter(kernel.renorm_(2, 1, 1e-5).mul_(1e5))  # (D, C)
 
+    @abstractmethod
     def margin(self, target_cosine: Tensor, norms: Tensor) -> Tensor:
         """Return the target logits before scaling; changes nothing.
 
@@ -56,7 +58,6 @@ class Head(nn.Module):
         Returns:
             (M,) target logits divided by s.
         """
-        raise NotImplementedError
 
     def update_statistics(self, norms: Tensor) -> None:
         """Take a training batch into the running statistics; called before ``margin``, in training mode only.

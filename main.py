@@ -15,7 +15,6 @@ import signal
 import sys
 import traceback
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -35,9 +34,7 @@ from callbacks import (
 )
 from checkpoints import (
     AtomicCheckpointIO,
-    backbone_state,
     check_fits,
-    identify_architecture,
     load_backbone,
     load_checkpoint,
 )
@@ -49,6 +46,7 @@ from net import check_architecture
 from plots import plot_loss, plot_roc, plot_similarity_histograms
 from progress import ProgressLine
 from results import results_table, write_results
+from resume import with_checkpoint_options
 from run_folder import choose_run_folder, describe_environment, write_config, write_manifest
 from train_val import FaceRecognitionModule
 
@@ -57,8 +55,6 @@ _TEST_RUN_BATCHES = 50
 _LOG_EVERY_STEPS = 10
 _SHORT_RUN_EPOCHS = 4
 _INTERRUPTED = 130
-# of these one option overrides the others when a run goes on with other hardware
-_DECIDED_TOGETHER = ({"gpus", "accelerator", "devices"}, {"use_16bit", "precision"})
 _EXPECTED_ERRORS = (ValueError, FileNotFoundError, RuntimeError, OSError)
 
 
@@ -74,7 +70,8 @@ def main(arguments: list[str] | None = None) -> int:
             print(config.as_yaml(), end="")
             return 0
         with _terminated_as_interrupted():
-            return _run(_with_checkpoint_options(config))
+            config, notes = with_checkpoint_options(config)
+            return _run(config, notes)
     except InterruptedTrainingError as stop:
         _say(f"{stop}\n{how_to_go_on(stop.checkpoint)}")
         return _INTERRUPTED
@@ -85,8 +82,8 @@ def main(arguments: list[str] | None = None) -> int:
         return _report(error)
 
 
-def _run(config: Config) -> int:
-    """Build everything, then train and test, or only test."""
+def _run(config: Config, notes: list[str]) -> int:
+    """Build everything, then train and test, or only test; ``notes`` are shown first."""
     plan = plan_devices(
         config.accelerator,
         config.gpus,
@@ -95,7 +92,7 @@ def _run(config: Config) -> int:
         use_16bit=config.use_16bit,
         precision=config.precision,
     )
-    for note in (*plan.notes, *_advice(config)):
+    for note in (*notes, *plan.notes, *_advice(config)):
         _say(f"note: {note}")
     divide_threads(plan.devices)
     check_architecture(config.arch)
@@ -270,43 +267,6 @@ def _run_folder(config: Config) -> Path:
     if config.resume_from_checkpoint:
         return Path(config.resume_from_checkpoint).resolve().parent
     return choose_run_folder(config.output_dir, config.prefix)
-
-
-def _with_checkpoint_options(config: Config) -> Config:
-    """Take the options that were not given from the checkpoint to resume, or the architecture to evaluate."""
-    if config.resume_from_checkpoint:
-        saved = load_checkpoint(config.resume_from_checkpoint).get("adaface")
-        if saved is None:
-            raise ValueError(
-                f"{config.resume_from_checkpoint} was not written by this program, so there is no run to go on with; "
-                "--start_from_model_statedict takes its backbone weights"
-            )
-        return _resumed(config, saved["config"], saved["given"])
-    if config.evaluate and "arch" not in config.given:
-        path = config.start_from_model_statedict
-        arch = identify_architecture(backbone_state(load_checkpoint(path), path))
-        return replace(config, arch=arch or config.arch)
-    return config
-
-
-def _resumed(config: Config, saved: dict[str, Any], given: list[str]) -> Config:
-    """Return the options of the run to go on with; those of this command line win."""
-    for name in ("arch", "head"):
-        if name in config.given and saved[name] != getattr(config, name):
-            raise ValueError(
-                f"--{name} {getattr(config, name)}, but {config.resume_from_checkpoint} is a run of {saved[name]}: "
-                f"leave --{name} out, or start a new run with --start_from_model_statedict"
-            )
-    for name in ("seed", "batch_size", "accumulate_grad_batches"):
-        if name in config.given and saved[name] != getattr(config, name):
-            _say(f"note: --{name} was {saved[name]} in the run that is resumed, now {getattr(config, name)}")
-    replaced = {*config.given, "start_from_model_statedict", "resume_from_checkpoint"}
-    for together in _DECIDED_TOGETHER:
-        if config.given & together:
-            replaced |= together
-    kept = {name for name in saved if name in options.OPTIONS and name not in replaced}
-    values = {name: options.convert_value(name, saved[name]) for name in kept}
-    return replace(config, **values, given=config.given | (set(given) & kept))
 
 
 def _advice(config: Config) -> list[str]:

@@ -16,6 +16,7 @@ import json
 import os
 import pickle
 import shutil
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -131,13 +132,13 @@ class PairImages(Sequence[np.ndarray]):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_store": None}
 
+    @abstractmethod
     def _open(self) -> Any:
         """Open the file; what is returned is kept."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _read(self, index: int) -> np.ndarray:
         """Read one image from the open store."""
-        raise NotImplementedError
 
     @property
     def store(self) -> Any:

@@ -42,7 +42,7 @@ class ProgressLine(pl.callbacks.ProgressBar):
         """Begin to measure time over the whole training, validations included."""
         self._started = self._shown = time.monotonic()
         self._first_batch = self._steps_done(trainer)
-        self._steps_since, self._trained_sec = 0, 0.0
+        self._steps_since = 0
 
     def on_train_epoch_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Open the epoch's line."""

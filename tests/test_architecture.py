@@ -45,6 +45,7 @@ LEVELS = {
     "unpack": 1.1,
     "data": 1.2,
     "callbacks": 2,
+    "resume": 2,
     "run_folder": 2,
     "train_val": 2,
     "convert": 3,

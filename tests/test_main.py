@@ -14,10 +14,8 @@ import pandas as pd
 import pytest
 import torch
 
-import config as options
 import convert
 import main
-from config import Config
 from demo_data import write_demo_data
 from head import Head
 from net import build_model
@@ -209,19 +207,6 @@ def test_a_resume_that_does_not_fit_changes_nothing(whole_run, capsys, more, mes
     assert main.main(["--resume_from_checkpoint", str(whole_run / "last.ckpt"), *more]) == 2
     assert message in capsys.readouterr().err
     assert {file.name: file.read_bytes() for file in whole_run.iterdir() if file.is_file()} == before
-
-
-def test_a_run_goes_on_with_other_hardware():
-    saved = {**Config().as_dict(), "gpus": 2, "use_16bit": True, "devices": 0, "arch": "ir_50"}
-    given = ["gpus", "use_16bit", "arch"]
-    on_cpu, _ = options.parse(["--accelerator", "cpu", "--devices", "2", "--precision", "32"])
-    resumed = main._resumed(on_cpu, saved, given)
-    assert (resumed.accelerator, resumed.devices, resumed.use_16bit, resumed.arch) == ("cpu", 2, False, "ir_50")
-    assert "gpus" not in resumed.given
-    same, _ = options.parse(["--epochs", "30"])
-    resumed = main._resumed(same, saved, given)
-    assert (resumed.gpus, resumed.use_16bit, resumed.epochs) == (2, True, 30)
-    assert {"gpus", "epochs"} <= resumed.given
 
 
 def test_two_processes_train_and_evaluate_as_one(faces, tmp_path):
