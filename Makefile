@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 DEMO := demo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo test test-slow lint test-mxnet clean
+.PHONY: help setup setup-dev demo test test-slow lint test-mxnet bench clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -49,6 +49,9 @@ lint: $(VENV)/.dev  ## check format, style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy .
+
+bench: $(VENV)/.dev  ## measure every claim about speed against a plain implementation (an idle machine, please)
+	$(BIN)/python -m bench
 
 clean:  ## remove what `make` installed and the demo wrote
 	rm -rf $(VENV) .venv-mxnet $(DEMO) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,208 @@
+"""One timer for every benchmark: baseline and candidate in turns, medians, spread, peak memory, one JSON line.
+
+A script describes its row by two ``Side``s and calls ``compare``; the ratio of the medians is what a claim rests on,
+since both sides saw the same machine in the same minutes. The line goes to ``bench/results/<script>.jsonl``; the last
+line of a file is its newest measurement.
+"""
+
+import argparse
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+_PACKAGES = ("torch", "numpy", "opencv-python-headless")
+_CLEAR_PEAK = "5"  # proc(5): resets the peak of the resident memory
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two things that are compared.
+
+    Attributes:
+        name: a few words, for the table.
+        run: the work; returns what ``compare`` hands to its ``check``.
+        before: done before each run, outside the clock (deleting what the last run wrote).
+    """
+
+    name: str
+    run: Callable[[], Any]
+    before: Callable[[], None] | None = None
+
+
+def options(description: str | None) -> argparse.Namespace:
+    """Parse the command line that all scripts share.
+
+    Args:
+        description: the script's docstring.
+
+    Returns:
+        ``repeats`` (int), ``quick`` (bool: a small problem, to see that the script works) and ``output`` (the folder
+        of the results).
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=5, help="timed runs of each side (default 5)")
+    parser.add_argument("--quick", action="store_true", help="a small problem: does it run? no figure of it is a claim")
+    parser.add_argument("--output", type=Path, default=RESULTS, help=f"folder of the JSON lines (default {RESULTS})")
+    return parser.parse_args()
+
+
+def compare(
+    row: str,
+    baseline: Side,
+    candidate: Side,
+    *,
+    count: int,
+    unit: str,
+    target: float,
+    check: Callable[[Any, Any], dict[str, Any]],
+    repeats: int = 5,
+) -> dict[str, Any]:
+    """Time two sides in turns, after one run of each to warm up, whose results are compared.
+
+    Args:
+        row: the work, as in the table.
+        baseline: what is compared with.
+        candidate: what is claimed to be faster.
+        count: units of work in one run, such as images.
+        unit: their name.
+        target: the ratio that the candidate should reach.
+        check: takes the results of the baseline and of the candidate, raises where they are not the same work, and
+            returns figures for the JSON line (such as the largest difference).
+        repeats: timed runs of each side.
+
+    Returns:
+        Everything that the JSON line holds.
+    """
+    sides = (baseline, candidate)
+    details = check(*(_once(side)[2] for side in sides))
+    runs: dict[str, list[tuple[float, int | None]]] = {side.name: [] for side in sides}
+    for number in range(repeats):
+        for side in sides if number % 2 == 0 else sides[::-1]:
+            runs[side.name].append(_once(side)[:2])
+    described = [_describe(side.name, runs[side.name], count) for side in sides]
+    ratios = [slow[0] / fast[0] for slow, fast in zip(runs[baseline.name], runs[candidate.name], strict=True)]
+    return {
+        "row": row,
+        "unit": unit,
+        "count": count,
+        "baseline": described[0],
+        "candidate": described[1],
+        "ratio": described[0]["median_sec"] / described[1]["median_sec"],
+        "ratio_range": [min(ratios), max(ratios)],
+        "target": target,
+        "repeats": repeats,
+        "details": details,
+        "machine": _machine(),
+    }
+
+
+def report(result: dict[str, Any], script: str, output: Path) -> None:
+    """Append the JSON line to the script's results and print what it says.
+
+    Args:
+        result: of ``compare``; ``details`` may have been added to.
+        script: the script's ``__file__``.
+        output: folder of the results.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    with (output / f"{Path(script).stem}.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(result) + "\n")
+    for side in (result["baseline"], result["candidate"]):
+        low, high = side["range_sec"]
+        memory = "" if side["peak_mb"] is None else f", {side['peak_mb']:,.0f} MB more at the peak"
+        print(
+            f"  {side['name']}: {side['median_sec']:.4g} s ({low:.4g} to {high:.4g}), "
+            f"{side['per_sec']:,.0f} {result['unit']}/s{memory}"
+        )
+    print(f"{result['row']}: {result['ratio']:.2f}x (target {result['target']:g}x)", flush=True)
+    for name, value in result["details"].items():
+        print(f"  {name}: {value}")
+
+
+def _once(side: Side) -> tuple[float, int | None, Any]:
+    """Run one side once; return its seconds, the bytes by which the resident memory rose at most, and its result."""
+    if side.before is not None:
+        side.before()
+    at_start = _reset_peak()
+    started = time.perf_counter()
+    outcome = side.run()
+    seconds = time.perf_counter() - started
+    peak = None if at_start is None else max(0, _memory("VmHWM") - at_start)
+    return seconds, peak, outcome
+
+
+def _describe(name: str, runs: list[tuple[float, int | None]], count: int) -> dict[str, Any]:
+    seconds = [second for second, _ in runs]
+    peaks = [peak for _, peak in runs if peak is not None]
+    median = statistics.median(seconds)
+    return {
+        "name": name,
+        "median_sec": median,
+        "range_sec": [min(seconds), max(seconds)],
+        "per_sec": count / median,
+        "peak_mb": statistics.median(peaks) / 1e6 if peaks else None,
+    }
+
+
+def _reset_peak() -> int | None:
+    """Begin to measure this process's peak memory anew; return the memory now, None where Linux is not."""
+    try:
+        Path("/proc/self/clear_refs").write_text(_CLEAR_PEAK)
+        return _memory("VmRSS")
+    except OSError:
+        return None
+
+
+def _memory(field: str) -> int:
+    """Return a size in bytes that the kernel keeps of this process."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return int(status.partition(f"{field}:")[2].split()[0]) * 1024
+
+
+def _machine() -> dict[str, Any]:
+    """Say what was measured where: versions, command, commit, processor."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "commit": _git("rev-parse", "--short", "HEAD") + ("+" if _git("status", "--porcelain", "-uno") else ""),
+        "command": " ".join([Path(sys.executable).name, "-m", _module(), *sys.argv[1:]]),
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in _PACKAGES},
+        "processor": _processor(),
+        "cores": cores,
+    }
+
+
+def _module() -> str:
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return spec.name if spec is not None else Path(sys.argv[0]).name
+
+
+def _git(*words: str) -> str:
+    try:
+        return subprocess.run(
+            ["git", *words], capture_output=True, text=True, cwd=RESULTS.parent, check=True
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def _processor() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return platform.processor()
+    name = text.partition("model name")[2].partition("\n")[0].strip(" \t:")
+    widths = [flag for flag in ("avx2", "avx512f", "avx512_vnni", "amx_bf16") if flag in text]
+    return f"{name} ({', '.join(widths)})"

@@ -1,0 +1,80 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench import timing
+from bench.__main__ import scripts
+from bench.timing import Side, compare
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.mark.parametrize("name", scripts([]))
+def test_every_benchmark_runs_on_a_small_problem(name, tmp_path):
+    words = [sys.executable, "-m", f"bench.{name}", "--quick", "--repeats", "1", "--output", str(tmp_path)]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = (tmp_path / f"{name}.jsonl").read_text().splitlines()
+    for result in map(json.loads, lines):
+        assert result["ratio"] > 0
+        assert result["machine"]["command"].startswith("python")
+        assert result["machine"]["command"].endswith(f"-m bench.{name} --quick --repeats 1 --output {tmp_path}")
+        assert result["row"] in done.stdout
+
+
+def test_sides_take_turns_after_one_warm_up_and_their_results_are_compared():
+    calls = []
+    sides = [
+        Side(
+            name, lambda name=name: calls.append(name) or name, before=lambda name=name: calls.append(f"before {name}")
+        )
+        for name in ("slow", "fast")
+    ]
+    compared = []
+    result = compare(
+        "work", *sides, count=3, unit="things", target=2, repeats=2,
+        check=lambda a, b: compared.append((a, b)) or {"difference": 0},
+    )  # fmt: skip
+    order = [name for name in calls if not name.startswith("before")]
+    assert order == ["slow", "fast", "slow", "fast", "fast", "slow"]
+    assert calls[::2] == [f"before {name}" for name in order]
+    assert compared == [("slow", "fast")]
+    assert result["details"] == {"difference": 0}
+    assert (result["unit"], result["target"], result["repeats"]) == ("things", 2, 2)
+
+
+def test_medians_and_ratio_are_those_of_the_clock(monkeypatch):
+    ticks = iter([0, 1, 0, 1, 0, 4, 0, 1, 0, 2, 0, 8, 0, 6, 0, 2])  # two to warm up, then three of each in turns
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: float(next(ticks)))
+    result = compare(
+        "work", Side("slow", lambda: None), Side("fast", lambda: None), count=12, unit="things", target=1, repeats=3,
+        check=lambda a, b: {},
+    )  # fmt: skip
+    assert result["baseline"]["range_sec"] == [4, 8]  # 4, 8, 6
+    assert result["baseline"]["median_sec"] == 6
+    assert result["candidate"]["median_sec"] == 2  # 1, 2, 2
+    assert result["candidate"]["per_sec"] == 6
+    assert result["ratio"] == 3
+    assert result["ratio_range"] == [3, 4]
+
+
+def test_the_peak_of_the_memory_is_that_of_one_run():
+    if timing._reset_peak() is None:
+        pytest.skip("this system does not tell a process its peak memory")
+    big = Side("big", lambda: b"x" * 200_000_000 and None)
+    result = compare(
+        "work", big, Side("small", lambda: None), count=1, unit="x", target=1, repeats=1, check=lambda a, b: {}
+    )
+    assert result["baseline"]["peak_mb"] == pytest.approx(200, abs=30)
+    assert result["candidate"]["peak_mb"] < 30
+
+
+def test_work_that_is_not_the_same_is_not_timed():
+    def differ(a, b):
+        raise AssertionError("not the same work")
+
+    with pytest.raises(AssertionError, match="not the same"):
+        compare("work", Side("a", lambda: 1), Side("b", lambda: 2), count=1, unit="x", target=1, check=differ)
