@@ -36,8 +36,11 @@ def batch(seed: int = 0, dtype: torch.dtype = torch.float64, size: int = B) -> t
 # golden values of the official code
 
 
+@pytest.mark.parametrize("path", ["logits", "loss"])
 @pytest.mark.parametrize("name", NAMES)
-def test_four_steps_give_the_official_logits_losses_gradients_and_statistics(name: str, golden: Path) -> None:
+def test_four_steps_give_the_official_logits_losses_gradients_and_statistics(
+    name: str, path: str, golden: Path
+) -> None:
     values = np.load(golden / "head.npz")
     head = build_head(name, 64, 50, MARGINS[name], 0.01, 0.333, 64.0)
     head.load_state_dict({**head.state_dict(), "kernel": torch.from_numpy(values["kernel"])})
@@ -45,14 +48,15 @@ def test_four_steps_give_the_official_logits_losses_gradients_and_statistics(nam
         features = torch.from_numpy(values["features"][step]).requires_grad_()
         labels = torch.from_numpy(values["labels"][step])
         norms = features.norm(dim=1, keepdim=True)
-        before = copy.deepcopy(head)
-        logits = head(features / norms, norms, labels)
-        loss = F.cross_entropy(logits, labels)
-        assert torch.equal(before.loss(features / norms, norms, labels), loss)
+        if path == "logits":
+            logits = head(features / norms, norms, labels)
+            loss = F.cross_entropy(logits, labels)
+            np.testing.assert_allclose(logits.detach(), values[f"{name}.{step}.logits"], rtol=1e-4, atol=1e-5)
+        else:
+            loss = head.loss(features / norms, norms, labels)
         head.kernel.grad = None
         loss.backward()
         for key, value in {
-            "logits": logits,
             "loss": loss,
             "grad_features": features.grad,
             "grad_kernel": head.kernel.grad,
@@ -90,6 +94,8 @@ def test_at_and_beyond_every_clamp_values_and_gradients_are_the_official_ones(ca
     head.load_state_dict(state)
     embeddings = torch.from_numpy(values["embeddings"]).requires_grad_()
     labels = torch.from_numpy(values["labels"])
+    fused = copy.deepcopy(head).loss(embeddings, torch.from_numpy(values["norms"]), labels)
+    np.testing.assert_allclose(fused.detach(), values[f"{case}.loss"], rtol=1e-8, atol=1e-8)
     logits = head(embeddings, torch.from_numpy(values["norms"]), labels)
     weights = torch.cos(torch.arange(logits.numel(), dtype=torch.float64)).view_as(logits)
     (logits * weights).sum().backward()
@@ -136,7 +142,9 @@ def test_logits_and_loss_equal_the_slow_computation(name: str, seed: int, m: flo
     expected = oracles.logits(name, *arrays, m=m, s=64.0, mean=mean, std=std)
     np.testing.assert_allclose(logits.detach().numpy(), expected, rtol=1e-9, atol=1e-9)
     loss = F.cross_entropy(logits, labels).item()
-    assert loss == pytest.approx(oracles.mean_cross_entropy(expected, labels.numpy()), rel=1e-9)
+    mean_loss = oracles.mean_cross_entropy(expected, labels.numpy())
+    assert loss == pytest.approx(mean_loss, rel=1e-9)
+    assert head.eval().loss(embeddings, norms, labels).item() == pytest.approx(mean_loss, rel=1e-9, abs=1e-12)
 
 
 def test_adaface_by_hand() -> None:
@@ -247,7 +255,7 @@ def test_margin_and_softmax_are_float32_under_autocast(name: str, dtype: torch.d
     with torch.autocast("cpu", dtype=dtype):
         logits = head(embeddings, norms, labels)
         loss = head.loss(embeddings, norms, labels)
-    assert seen[0] == (torch.float32, torch.float32)
+    assert seen == [(torch.float32, torch.float32)] * 2
     assert logits.dtype == loss.dtype == torch.float32
     # the matrix product alone is in 16 bits
     assert (logits - exact).abs().max() < 64 * 0.02
@@ -258,8 +266,9 @@ def test_labels_out_of_range_are_refused(wrong: int) -> None:
     embeddings, norms, labels = batch()
     labels[3] = wrong
     head = make("adaface").double()
-    with pytest.raises(ValueError, match=rf"labels must be in \[0, {C}\), got .*{wrong}"):
-        head(embeddings, norms, labels)
+    for path in (head, head.loss):
+        with pytest.raises(ValueError, match=rf"labels must be in \[0, {C}\), got .*{wrong}"):
+            path(embeddings, norms, labels)
     assert head.batch_mean.item() == 20.0  # refused before anything changed
 
 
