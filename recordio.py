@@ -30,12 +30,14 @@ from record_format import (
     scan,
     unpack,
 )
-from record_index import PathLike, build_idx, default_idx_path, open_index
+from record_heads import read_heads
+from record_index import PathLike, build_idx, default_idx_path, map_index, open_index
 
 __all__ = ["MAGIC", "ImageHeader", "RecordFile", "RecordWriter", "build_idx", "pack", "scan", "unpack"]
 
 # The header record counts in float32; a number from here on may have been rounded.
 _EXACT_FLOAT32 = 1 << 24
+_USUAL_READ, _LARGE_READ = 1 << 15, 1 << 20  # bytes that are read where the size is not known; that are believed
 
 
 # --- reading ----------------------------------------------------------------------------------------------------
@@ -44,9 +46,9 @@ _EXACT_FLOAT32 = 1 << 24
 class RecordFile:
     """Random access to the records of a `.rec`.
 
-    Processes share the index after a fork, and reopen the file after pickling. Reads keep no position in the file, so
-    processes and threads do not disturb each other; they are plain reads, since a file that becomes shorter while it
-    is mapped would kill the process without a message.
+    Processes share the index after a fork; after pickling too where it lies in a sidecar (`record_sidecar.py`), which
+    the copy maps again. Reads keep no position in the file, so processes and threads do not disturb each other; they
+    are plain reads, since a file that becomes shorter while it is mapped would kill the process without a message.
 
     Args:
         rec_path: the `.rec`.
@@ -54,23 +56,23 @@ class RecordFile:
             keys are then the ids in the image headers where these can be keys, else the records' running numbers.
 
     Attributes:
-        keys: int64 (N,), ascending.
+        keys: uint32 (N,), ascending; int64 where one is too large.
         offsets: int64 (N,), bytes.
-        lengths: uint32 (N,), bytes of the record, image header included.
         labels: float32 (N,), the first label; NaN for a record without a valid image header.
+        stamp: what the index was made of, where it lies in a sidecar that all processes map; else None.
 
     Raises:
         FileNotFoundError: no such `.rec`.
-        ValueError: an empty, truncated or damaged `.rec`; an `.idx` that is not one, or with a key twice.
+        ValueError: an empty, truncated or damaged `.rec`; an `.idx` that is not one, or with a key twice. In a large
+            file with identity records not every record is looked at (`record_labels.py`): damage between those of the
+            sample is reported when that record is read.
     """
 
     def __init__(self, rec_path: PathLike, idx_path: PathLike | None = None) -> None:
         self.rec_path = Path(rec_path)
         self.idx_path = default_idx_path(self.rec_path, idx_path)
-        data = map_file(self.rec_path)
-        self.keys, self.offsets, self.lengths, self.labels = open_index(data, self.rec_path, self.idx_path)
+        (self.keys, self.offsets, self.labels), self._size, self.stamp = open_index(self.rec_path, self.idx_path)
         self._handle = -1
-        self._size = len(data)
         self._open()
 
     def _open(self) -> None:
@@ -86,11 +88,19 @@ class RecordFile:
             os.close(self._handle)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_handle": -1}
+        state = {**self.__dict__, "_handle": -1}
+        if self.stamp is not None:
+            del state["keys"], state["offsets"], state["labels"]
+        return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._open()
+        if self.stamp is not None:
+            index = map_index(self.stamp, checked=True)
+            if index is None:  # deleted meanwhile
+                index, _, self.stamp = open_index(self.rec_path, self.idx_path)
+            self.keys, self.offsets, self.labels = index
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -146,7 +156,7 @@ class RecordFile:
         bound = self._first_identity_key()
         if bound is None:
             return np.arange(len(self.keys))
-        return np.arange(*np.searchsorted(self.keys, (1, bound)))
+        return np.arange(self._position(1), self._position(bound))
 
     def num_identities(self) -> int | None:
         """Return the number of identities that the header record announces; None without one.
@@ -158,7 +168,7 @@ class RecordFile:
             return None
         if totals[1] < _EXACT_FLOAT32:
             return int(totals[1]) - int(totals[0])
-        return int(np.count_nonzero(self.lengths[np.searchsorted(self.keys, bound) :] == IDENTITY_BYTES)) or None
+        return int(np.count_nonzero(self._without_image(bound, None))) or None
 
     def _header_record(self) -> tuple[float, float] | None:
         """Return the two numbers of the header record; None where record 0 is not one."""
@@ -179,24 +189,44 @@ class RecordFile:
             return bound
         # Float32 has rounded the number (42,474,558 is stored as 42,474,560): look at the records around it.
         slack = int(np.spacing(np.float32(bound)))
-        low, high = np.searchsorted(self.keys, (bound - slack, bound + slack + 1))
-        identities = np.flatnonzero(self.lengths[low:high] == IDENTITY_BYTES)
+        identities = np.flatnonzero(self._without_image(bound - slack, bound + slack + 1))
+        low = self._position(bound - slack)
         return int(self.keys[low + identities[0]]) if len(identities) else bound + slack + 1
+
+    def _without_image(self, first: int, past: int | None) -> np.ndarray:
+        """Whether the records of some keys are as long as identity records, bool (M,)."""
+        places = slice(self._position(first), None if past is None else self._position(past))
+        return read_heads(map_file(self.rec_path), self.offsets[places]).lengths == IDENTITY_BYTES
+
+    def _position(self, key: int) -> int:
+        """Return the position of a key, or of the next one."""
+        return int(np.searchsorted(self.keys, self.keys.dtype.type(key)))
 
     def _where(self, position: int) -> str:
         return f"{self.rec_path}, key {self.keys[position]}, offset {self.offsets[position]:,}"
 
     def _raw(self, position: int) -> bytes:
         """Return 8 bytes of any content, then the record."""
-        offset, length = int(self.offsets[position]), int(self.lengths[position])
-        raw = os.pread(self._handle, PART.size + length, offset)
-        # A split record, or damage, does not start with the length of the whole.
-        if len(raw) == PART.size + length and PART.unpack_from(raw) == (MAGIC, length):
-            return raw
+        offset = int(self.offsets[position])
+        following = int(self.offsets[position + 1]) if 0 <= position < len(self.offsets) - 1 else self._size
+        room = following - offset
+        # Where records lie in another order than their keys, or are left out, the next one is no hint.
+        raw = os.pread(self._handle, room if 0 < room <= _LARGE_READ else _USUAL_READ, offset) if offset >= 0 else b""
+        if len(raw) >= PART.size:
+            magic, length = PART.unpack_from(raw)
+            # Of a split record or damage, this is not the length of the whole.
+            if magic == MAGIC and PART.size + length <= len(raw):
+                return raw[: PART.size + length]
         try:
-            return bytes(PART.size) + join(map_file(self.rec_path), offset)[0]
+            record, end = join(map_file(self.rec_path), offset)
         except ValueError as error:
             raise ValueError(f"{self._where(position)}: {error}") from None
+        if offset < following < end:
+            raise ValueError(
+                f"{self._where(position)}: damaged: the record ends at {end:,}, expected at most {following:,}, where "
+                f"the next one starts. Copy the file again, or pack it again"
+            )
+        return bytes(PART.size) + record
 
 
 # --- writing ----------------------------------------------------------------------------------------------------

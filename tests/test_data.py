@@ -18,18 +18,14 @@ from torch.utils.data import DataLoader
 
 import training_subset
 from augmenter import Augmenter
+from class_order import lexicographic_order
 from data import FaceDataModule
 from face_datasets import TrainingDataset, ValidationDataset, as_it_is
 from lightning_setup import pl
 from pairs import PairSet, write_memfile
 from recordio import ImageHeader, RecordWriter, pack
 from sampler import EpochBatchSampler, RandomStreams, ShardedBatchSampler
-from training_source import (
-    FolderSource,
-    RecordSource,
-    lexicographic_order,
-    open_training_source,
-)
+from training_source import FolderSource, RecordSource, open_training_source
 from training_subset import SUBSET_LIST, read_subset_list, select_subset
 
 CLASSES = 105
