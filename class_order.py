@@ -20,14 +20,15 @@ def order_by_class(keys: np.ndarray, classes: np.ndarray) -> np.ndarray:
     Returns:
         (N,) positions in sorted order.
     """
-    starts = np.flatnonzero(np.diff(classes, prepend=-1))
-    if len(starts) == 0 or len(starts) != int(classes.max()) + 1:  # not every class is one piece
+    starts = np.append(0, np.flatnonzero(classes[1:] != classes[:-1]) + 1)
+    if len(starts) != int(classes.max(initial=-1)) + 1:  # not every class is one piece
         return lexicographic_order(keys, classes)
     sizes = np.diff(starts, append=len(keys))
     pieces = np.argsort(classes[starts])
     begins = np.cumsum(sizes[pieces]) - sizes[pieces]  # in the order to make
-    order = np.repeat(starts[pieces] - begins, sizes[pieces])
-    order += np.arange(len(keys))
+    small = np.int32 if len(keys) < 2**31 else np.int64  # fresh memory is what takes the time here
+    order = np.repeat((starts[pieces] - begins).astype(small), sizes[pieces])
+    order += np.arange(len(keys), dtype=small)
     # Keys with as many digits ascend as text too.
     lasts = starts + sizes - 1
     for piece in np.flatnonzero((_digits(keys[starts]) != _digits(keys[lasts]))[pieces]).tolist():

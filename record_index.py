@@ -90,9 +90,11 @@ def map_index(stamp: Stamp, *, checked: bool = False) -> Index | None:
         The index, in memory that all processes share; None where there is none of this stamp.
     """
     columns = record_sidecar.load(stamp, _SIDECAR, checked=checked)
-    if columns is None or set(columns) != set(Index._fields) or len({len(column) for column in columns.values()}) != 1:
+    if columns is None or set(columns) != set(Index._fields):
         return None
-    return Index(**columns)
+    index = Index(**columns)
+    types = (index.keys.dtype.kind in "ui", index.offsets.dtype == np.int64, index.labels.dtype == np.float32)
+    return index if all(types) and len(index.keys) == len(index.offsets) == len(index.labels) > 0 else None
 
 
 def _from_idx(data: mmap.mmap, rec_path: Path, idx_path: Path) -> Index:

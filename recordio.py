@@ -149,14 +149,16 @@ class RecordFile:
             raise ValueError(f"{self._where(position)}: {error}") from None
 
     def image_positions(self) -> np.ndarray:
-        """Return the positions of the records that hold images, int64 (M,), ascending by key.
+        """Return the positions of the records that hold images, int64 (M,), ascending by key."""
+        return np.arange(*self.image_range())
+
+    def image_range(self) -> tuple[int, int]:
+        """Return the position of the first record that holds an image, and the one past the last.
 
         With a header record these are the keys from 1 to the one it announces; otherwise all of them.
         """
         bound = self._first_identity_key()
-        if bound is None:
-            return np.arange(len(self.keys))
-        return np.arange(self._position(1), self._position(bound))
+        return (0, len(self.keys)) if bound is None else (self._position(1), self._position(bound))
 
     def num_identities(self) -> int | None:
         """Return the number of identities that the header record announces; None without one.

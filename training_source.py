@@ -182,25 +182,28 @@ class RecordSource:
         if columns is None or set(columns) != {"labels", "positions"}:
             return None
         labels, positions = columns["labels"], columns["positions"]
+        if not 0 < len(labels) == len(positions):
+            return None
         declared = self._declared_identities()
-        if not 0 < len(labels) == len(positions) or (declared is not None and labels.max() >= declared[0]):
+        most = len(labels) if declared is None else min(len(labels), declared[0])
+        if not (0 <= labels.min() <= labels.max() < most and 0 <= positions.min() <= positions.max() < len(self._file)):
             return None
         self._shared = True
         return labels, positions
 
     def _order(self) -> tuple[np.ndarray, np.ndarray]:
         """Make classes and positions of the samples, (N,) each, and leave them to other processes."""
-        positions = self._file.image_positions()
-        if len(positions) == 0:
+        first, past = self._file.image_range()
+        if first == past:
             raise ValueError(f"{self.rec_path} holds no images; expected the training records of a data set")
-        keys = self._file.keys[positions]
-        labels = _whole_labels(self._file.labels[positions], keys, self.rec_path)
+        keys = self._file.keys[first:past]
+        labels = _whole_labels(self._file.labels[first:past], keys, self.rec_path)
         class_count = _checked_class_count(labels, keys, self.rec_path, self._declared_identities())
         class_of_label = np.empty(class_count, np.int32)
         class_of_label[lexicographic_order(np.arange(class_count))] = np.arange(class_count, dtype=np.int32)
         labels = class_of_label[labels]
         order = order_by_class(keys, labels)
-        positions = positions[order].astype(np.uint32 if len(self._file) < 2**32 else np.int64)
+        positions = order.astype(np.uint32 if len(self._file) < 2**32 else np.int64) + first
         columns = {"labels": labels[order], "positions": positions}
         shared = None if self._file.stamp is None else record_sidecar.store(self._file.stamp, _SIDECAR, columns)
         self._shared = shared is not None
