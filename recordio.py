@@ -3,26 +3,21 @@
 Sources: dmlc-core's RecordIO (`recordio.h`), mxnet's `recordio.pack` and `MXIndexedRecordIO`, the InsightFace layout
 of `train.rec` (record 0 announces how many images follow, then come identity records without images).
 Differences: the index is numpy arrays (`record_index.py`), damage is an error that names file, key and offset
-(`record_format.py`), files get their names only when they are complete.
+(`record_format.py`).
 """
 
-import contextlib
 import os
-from array import array
 from pathlib import Path
-from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any
 
 import numpy as np
 
 from record_format import (
     IDENTITY_BYTES,
-    LENGTH_MASK,
     MAGIC,
     PART,
     ImageHeader,
     announced,
-    frame,
     join,
     map_file,
     pack,
@@ -32,15 +27,13 @@ from record_format import (
 )
 from record_heads import read_heads
 from record_index import PathLike, build_idx, default_idx_path, map_index, open_index
+from record_writer import RecordWriter
 
 __all__ = ["MAGIC", "ImageHeader", "RecordFile", "RecordWriter", "build_idx", "pack", "scan", "unpack"]
 
 # The header record counts in float32; a number from here on may have been rounded.
 _EXACT_FLOAT32 = 1 << 24
 _USUAL_READ, _LARGE_READ = 1 << 15, 1 << 20  # bytes that are read where the size is not known; that are believed
-
-
-# --- reading ----------------------------------------------------------------------------------------------------
 
 
 class RecordFile:
@@ -229,110 +222,3 @@ class RecordFile:
                 f"the next one starts. Copy the file again, or pack it again"
             )
         return bytes(PART.size) + record
-
-
-# --- writing ----------------------------------------------------------------------------------------------------
-
-
-class RecordWriter:
-    """Write a `.rec` and its `.idx`, byte for byte as mxnet does.
-
-    Both have temporary names (`.<name>.part`, same folder) until `close`; leaving a `with` block by an exception
-    deletes them and keeps what was there before.
-
-    Args:
-        rec_path: the `.rec` to write; its folder must exist.
-        idx_path: its `.idx`; None: beside it, same name.
-
-    Raises:
-        FileNotFoundError: no such folder.
-    """
-
-    def __init__(self, rec_path: PathLike, idx_path: PathLike | None = None) -> None:
-        self.rec_path = Path(rec_path)
-        self.idx_path = default_idx_path(self.rec_path, idx_path)
-        for path in (self.rec_path, self.idx_path):
-            if not path.parent.is_dir():
-                raise FileNotFoundError(f"no folder {path.parent} to write {path.name} to; make it first")
-        self._offset = 0
-        self._keys = array("q")
-        self._rec: BinaryIO = _part_path(self.rec_path).open("wb")
-        self._idx: BinaryIO = _part_path(self.idx_path).open("wb")
-
-    def write(self, key: int, record: bytes) -> None:
-        """Append a record.
-
-        Args:
-            key: its name in the `.idx`, 0 to 2^63 - 2; each only once.
-            record: image header and payload, see `pack`; below 2^29 bytes.
-
-        Raises:
-            ValueError: a key or a record out of range, or the writer is closed.
-            OSError: such as no space left.
-        """
-        if self._rec.closed:
-            raise ValueError(f"{self.rec_path}: the writer is closed")
-        if not 0 <= key < 2**63 - 1:
-            raise ValueError(f"{self.rec_path}: key {key}, expected 0 to 2^63 - 2")
-        if len(record) > LENGTH_MASK:
-            raise ValueError(
-                f"{self.rec_path}, key {key}: a record of {len(record):,} bytes; the format takes at most "
-                f"{LENGTH_MASK:,}"
-            )
-        framed = frame(record)
-        self._rec.write(framed)
-        self._idx.write(b"%d\t%d\n" % (key, self._offset))
-        self._keys.append(key)
-        self._offset += len(framed)
-
-    def close(self) -> None:
-        """Finish both files and give them their names; a second call does nothing.
-
-        Raises:
-            ValueError: a key was written twice; nothing is kept.
-            OSError: such as no space left; nothing is kept.
-        """
-        if self._rec.closed:
-            return
-        try:
-            keys = np.sort(np.frombuffer(self._keys, np.int64)) if self._keys else np.empty(0, np.int64)
-            twice = np.flatnonzero(keys[1:] == keys[:-1])
-            if len(twice):
-                raise ValueError(f"{self.rec_path}: key {keys[twice[0]]} was written twice; expected each key once")
-            for file in (self._rec, self._idx):
-                _to_disk(file)
-                file.close()
-        except BaseException:
-            self.abort()
-            raise
-        # At no time an old index beside a new file: one that is missing is rebuilt.
-        self.idx_path.unlink(missing_ok=True)
-        _part_path(self.rec_path).replace(self.rec_path)
-        _part_path(self.idx_path).replace(self.idx_path)
-
-    def abort(self) -> None:
-        """Delete what was written; files that were there before stay."""
-        for file, path in ((self._rec, self.rec_path), (self._idx, self.idx_path)):
-            with contextlib.suppress(OSError):  # what the buffer holds may not fit on the disk either
-                file.close()
-            _part_path(path).unlink(missing_ok=True)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if kind is None:
-            self.close()
-        else:
-            self.abort()
-
-
-def _part_path(path: Path) -> Path:
-    return path.with_name(f".{path.name}.part")
-
-
-def _to_disk(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())
