@@ -167,7 +167,7 @@ def read_part(data: mmap.mmap | bytes, offset: int) -> tuple[int, int, int]:
     Raises:
         ValueError: no magic number there, or fewer bytes than the part needs.
     """
-    present = len(data) - offset
+    present = len(data) - offset if offset >= 0 else 0
     if present < PART.size:
         raise ValueError(f"truncated at offset {offset:,}: expected {PART.size} bytes, present are {max(present, 0)}")
     magic, lrec = PART.unpack_from(data, offset)

@@ -1,8 +1,11 @@
-"""The index of a `.rec`: keys, offsets, lengths and labels as numpy arrays, from the `.idx` or from a scan.
+"""The index of a `.rec`: keys, offsets and labels as numpy arrays, 16 bytes a record in all.
+
+A large file is opened by its `.idx` and its identity records (`record_labels.py`), and what was found is kept in a
+sidecar (`record_sidecar.py`). Where that is not possible every header is read; small files are always read so.
 
 Source: mxnet's `MXIndexedRecordIO` (the `.idx`: key, tab, offset, newline), the InsightFace layout of `train.rec`.
-Differences: mxnet keeps a dictionary and knows no labels; here four arrays of 24 bytes a record in all are gathered
-from the memory-mapped file, and an `.idx` that is missing or belongs to another file is replaced by a scan.
+Differences: mxnet keeps a dictionary and knows no labels; an `.idx` that is missing or belongs to another file is
+replaced by a scan.
 """
 
 import mmap
@@ -13,43 +16,32 @@ from typing import NamedTuple
 
 import numpy as np
 
+import record_sidecar
 from atomic_files import atomic_file
-from record_format import (
-    FIRST,
-    HEADER,
-    LENGTH_BITS,
-    LENGTH_MASK,
-    MAGIC,
-    PART,
-    announced,
-    join,
-    map_file,
-    padded,
-    scan,
-    unpack,
-)
+from idx_text import read_idx
+from record_format import PART, announced, join, map_file, scan
+from record_heads import read_heads, read_ids
+from record_labels import labels_by_identity
+from record_sidecar import Stamp
 
 PathLike = str | os.PathLike[str]
 
-# Words of 4 bytes from a record's start: magic, length, flag, label, id (2), id2 (2), further labels.
-_FLAG_WORD, _LABEL_WORD, _ID_WORD, _LABELS_WORD = 2, 3, 4, 8
+_LARGE = 10_000  # records; fewer are read one and all: that takes no time, and finds any damage
 _RECORDS_AT_ONCE = 1 << 16  # few enough that their pages stay in memory while all fields are gathered
-_IDX_BYTES_AT_ONCE = 1 << 26
+_SIDECAR = "index"
 
 
 class Index(NamedTuple):
     """One entry for each record.
 
     Attributes:
-        keys: int64 (N,).
+        keys: uint32 (N,), int64 where one is too large.
         offsets: int64 (N,), bytes.
-        lengths: uint32 (N,), bytes.
         labels: float32 (N,), the first label; NaN without a valid image header.
     """
 
     keys: np.ndarray
     offsets: np.ndarray
-    lengths: np.ndarray
     labels: np.ndarray
 
 
@@ -57,27 +49,61 @@ class _StaleIndexError(Exception):
     """The `.idx` does not belong to the `.rec`; the message says why."""
 
 
-def open_index(data: mmap.mmap, rec_path: Path, idx_path: Path) -> Index:
-    """Make the index from the `.idx`, or from a scan where that is missing or stale.
+def open_index(rec_path: Path, idx_path: Path) -> tuple[Index, int, Stamp | None]:
+    """Load the index from the sidecar, or make it from the `.idx`, or from a scan where that is missing or stale.
 
     Args:
-        data: the mapped `.rec`.
-        rec_path: its path.
+        rec_path: the `.rec`.
         idx_path: the `.idx`, which may be missing.
 
     Returns:
-        The index, ascending by key.
+        The index, ascending by key; the size of the `.rec` in bytes; and the stamp with which `map_index` finds the
+        index again, None where it is in the memory of this process alone.
 
     Raises:
-        ValueError: a damaged `.rec`; an `.idx` that is not one, or with a key twice.
+        FileNotFoundError: no such `.rec`.
+        ValueError: an empty or damaged `.rec`; an `.idx` that is not one, or with a key twice.
     """
+    data = map_file(rec_path)
     if not idx_path.is_file():
-        return _scanned_index(data, rec_path, idx_path, stale=None)
-    keys, offsets = _read_idx(idx_path)
+        return _scanned_index(data, rec_path, idx_path, stale=None), len(data), None
+    stamp = record_sidecar.take_stamp(rec_path, idx_path)
+    index = map_index(stamp)
+    if index is not None:
+        return index, len(data), stamp
     try:
-        return _by_key(_describe(data, keys, offsets, rec_path), idx_path)
+        index = _from_idx(data, rec_path, idx_path)
     except _StaleIndexError as stale:
-        return _scanned_index(data, rec_path, idx_path, str(stale))
+        return _scanned_index(data, rec_path, idx_path, str(stale)), len(data), None
+    columns = record_sidecar.store(stamp, _SIDECAR, index._asdict()) if len(index.keys) >= _LARGE else None
+    return (index, len(data), None) if columns is None else (Index(**columns), len(data), stamp)
+
+
+def map_index(stamp: Stamp, *, checked: bool = False) -> Index | None:
+    """Load the index from the sidecar.
+
+    Args:
+        stamp: what it must have been made of.
+        checked: another process has compared its checksum.
+
+    Returns:
+        The index, in memory that all processes share; None where there is none of this stamp.
+    """
+    columns = record_sidecar.load(stamp, _SIDECAR, checked=checked)
+    if columns is None or set(columns) != set(Index._fields):
+        return None
+    index = Index(**columns)
+    types = (index.keys.dtype.kind in "ui", index.offsets.dtype == np.int64, index.labels.dtype == np.float32)
+    return index if all(types) and len(index.keys) == len(index.offsets) == len(index.labels) > 0 else None
+
+
+def _from_idx(data: mmap.mmap, rec_path: Path, idx_path: Path) -> Index:
+    """Make the index from the `.idx`."""
+    keys, offsets = read_idx(idx_path)
+    labels = labels_by_identity(data, keys, offsets) if len(keys) >= _LARGE else None
+    if labels is not None:
+        return Index(_compact(keys), offsets, labels)
+    return _by_key(_describe(data, keys, offsets, rec_path), idx_path)
 
 
 def _scanned_index(data: mmap.mmap, rec_path: Path, idx_path: Path, stale: str | None) -> Index:
@@ -118,11 +144,16 @@ def _by_key(index: Index, path: Path) -> Index:
             f"{path}: key {index.keys[twice[0]]} comes twice ({len(twice)} such keys); expected one record for each. "
             f"Delete the .idx to have it made again"
         )
-    return index
+    return index._replace(keys=_compact(index.keys))
+
+
+def _compact(keys: np.ndarray) -> np.ndarray:
+    """Return ascending keys as uint32 where they fit."""
+    return keys.astype(np.uint32) if len(keys) == 0 or (keys[0] >= 0 and keys[-1] < 2**32) else keys
 
 
 def _describe(data: mmap.mmap, keys: np.ndarray, offsets: np.ndarray, rec_path: Path) -> Index:
-    """Gather lengths and labels.
+    """Read every head.
 
     Args:
         data: the mapped `.rec`.
@@ -144,12 +175,12 @@ def _describe(data: mmap.mmap, keys: np.ndarray, offsets: np.ndarray, rec_path: 
     if outside.any():
         first = int(np.argmax(outside))
         raise _StaleIndexError(f"offset {offsets[first]:,} of key {keys[first]} (the .rec has {len(data):,} bytes)")
-    lengths, labels = np.empty(len(keys), np.uint32), np.empty(len(keys), np.float32)
+    labels = np.empty(len(keys), np.float32)
     end = 0
     for start in range(0, len(keys), _RECORDS_AT_ONCE):
         chunk = slice(start, start + _RECORDS_AT_ONCE)
         starts = offsets[chunk]
-        lengths[chunk], labels[chunk], ends, bad = _describe_chunk(data, starts)
+        _, labels[chunk], ends, bad = read_heads(data, starts)
         bad[1:] |= starts[1:] == starts[:-1]
         if bad.any():
             first = int(np.argmax(bad))
@@ -165,46 +196,7 @@ def _describe(data: mmap.mmap, keys: np.ndarray, offsets: np.ndarray, rec_path: 
         end = int(ends[-1])
     if end != len(data):
         raise _StaleIndexError(f"its last record ends at {end:,}, the .rec has {len(data):,} bytes")
-    return Index(keys, offsets, lengths, labels)
-
-
-def _describe_chunk(data: mmap.mmap, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Gather lengths (N,), first labels (N,), ends in the file (N,) and where no record starts, bool (N,)."""
-    lrec = _word(data, offsets, 1)
-    cflag = lrec >> LENGTH_BITS
-    bad = (_word(data, offsets, 0) != MAGIC) | (cflag > FIRST)
-    lengths = lrec & LENGTH_MASK
-    ends = offsets + PART.size + padded(lengths.astype(np.int64))
-    flags = _word(data, offsets, _FLAG_WORD)
-    labels = _word(data, offsets, _LABEL_WORD).view(np.float32)
-    several = np.flatnonzero(flags)
-    labels[several] = _word(data, offsets[several], _LABELS_WORD).view(np.float32)
-    # These have read beyond the record.
-    labels[lengths < HEADER.size + 4 * flags.astype(np.int64)] = np.nan
-    for i in np.flatnonzero((cflag == FIRST) & ~bad).tolist():
-        try:
-            record, ends[i] = join(data, int(offsets[i]))
-        except ValueError:
-            bad[i] = True
-            continue
-        lengths[i] = len(record)
-        labels[i] = _first_label(record)
-    return lengths, labels, ends, bad
-
-
-def _word(data: mmap.mmap, offsets: np.ndarray, index: int) -> np.ndarray:
-    """Gather one word of each record, uint32 (N,); beyond the end of the file, any word."""
-    words = np.frombuffer(data, "<u4", len(data) // 4)
-    return words[np.minimum((offsets >> 2) + index, len(words) - 1)]
-
-
-def _first_label(record: bytes) -> float:
-    """Return the first label of a record, NaN where it has no valid image header."""
-    try:
-        label = unpack(record)[0].label
-    except ValueError:
-        return float("nan")
-    return float(label[0]) if isinstance(label, np.ndarray) else label
+    return Index(keys, offsets, labels)
 
 
 def _keys_by_id(data: mmap.mmap, offsets: np.ndarray) -> np.ndarray | None:
@@ -213,14 +205,8 @@ def _keys_by_id(data: mmap.mmap, offsets: np.ndarray) -> np.ndarray | None:
     None where they cannot be the keys: some record has no image header, two ids are the same or one does not fit, or
     one lies beyond what a header record announces.
     """
-    lrec = _word(data, offsets, 1)
-    ids = _word(data, offsets, _ID_WORD + 1).astype(np.uint64) << np.uint64(32) | _word(data, offsets, _ID_WORD)
-    short = lrec < HEADER.size
-    for i in np.flatnonzero(lrec > LENGTH_MASK).tolist():
-        record = join(data, int(offsets[i]))[0]
-        short[i] = len(record) < HEADER.size
-        ids[i] = 0 if short[i] else HEADER.unpack_from(record)[2]
-    if short.any() or (ids >= np.uint64(2**63 - 1)).any():
+    ids = read_ids(data, offsets)
+    if ids is None or (ids >= np.uint64(2**63 - 1)).any():
         return None
     keys = ids.view(np.int64)
     ascending = keys if np.all(keys[1:] > keys[:-1]) else np.sort(keys)
@@ -236,47 +222,6 @@ def _largest_key(data: mmap.mmap, keys: np.ndarray, offsets: np.ndarray) -> int:
         return 2**63 - 1
     totals = announced(join(data, int(offsets[first]))[0])
     return 2**63 - 1 if totals is None else int(totals[1] + np.spacing(np.float32(totals[1])))
-
-
-def _read_idx(idx_path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Read the keys and offsets of an `.idx`, int64 (N,) each, in the order of the file."""
-    rows = [np.empty((0, 2), np.int64)]
-    line = 1
-    with idx_path.open("rb") as file:
-        while text := file.read(_IDX_BYTES_AT_ONCE):
-            text += file.readline()
-            rows.append(_parse_lines(text.replace(b"\r\n", b"\n"), line, idx_path))
-            line += len(rows[-1])
-    table = np.concatenate(rows) if len(rows) != 2 else rows[1]
-    return np.ascontiguousarray(table[:, 0]), np.ascontiguousarray(table[:, 1])
-
-
-def _parse_lines(text: bytes, first_line: int, idx_path: Path) -> np.ndarray:
-    """Parse lines of key, tab, offset; int64 (N, 2)."""
-    if not text.endswith(b"\n"):
-        text += b"\n"
-    separators = np.frombuffer(text.translate(None, b"0123456789"), np.uint8)
-    alternate = np.array_equal(separators[0::2], np.full((len(separators) + 1) // 2, ord("\t"), np.uint8))
-    alternate &= np.array_equal(separators[1::2], np.full(len(separators) // 2, ord("\n"), np.uint8))
-    if alternate:
-        # Two separators in a row count as one here, so that an empty field is noticed too.
-        numbers = np.fromstring(text, np.int64, sep=" ")
-        # A number that does not fit comes out as the largest one.
-        if len(numbers) == len(separators) and not (numbers == np.iinfo(np.int64).max).any():
-            return numbers.reshape(-1, 2)
-    lines = enumerate(text.split(b"\n"), first_line)
-    number, line = next((number, line) for number, line in lines if not _is_entry(line))
-    raise ValueError(
-        f"{idx_path}, line {number}: expected `key<TAB>offset`, two whole numbers from 0 on, got {line[:60]!r}. "
-        f"Delete the file to have the index made again from the .rec"
-    )
-
-
-def _is_entry(line: bytes) -> bool:
-    """Whether this is key, tab, offset, both whole numbers from 0 to 2^63 - 2."""
-    fields = line.split(b"\t")
-    fits = (field.isdigit() and len(field.lstrip(b"0")) < 20 and int(field) < 2**63 - 1 for field in fields)
-    return len(fields) == 2 and all(fits)
 
 
 def build_idx(rec_path: PathLike, idx_path: PathLike | None = None) -> None:

@@ -3,26 +3,21 @@
 Sources: dmlc-core's RecordIO (`recordio.h`), mxnet's `recordio.pack` and `MXIndexedRecordIO`, the InsightFace layout
 of `train.rec` (record 0 announces how many images follow, then come identity records without images).
 Differences: the index is numpy arrays (`record_index.py`), damage is an error that names file, key and offset
-(`record_format.py`), files get their names only when they are complete.
+(`record_format.py`).
 """
 
-import contextlib
 import os
-from array import array
 from pathlib import Path
-from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any
 
 import numpy as np
 
 from record_format import (
     IDENTITY_BYTES,
-    LENGTH_MASK,
     MAGIC,
     PART,
     ImageHeader,
     announced,
-    frame,
     join,
     map_file,
     pack,
@@ -30,23 +25,23 @@ from record_format import (
     scan,
     unpack,
 )
-from record_index import PathLike, build_idx, default_idx_path, open_index
+from record_heads import read_heads
+from record_index import PathLike, build_idx, default_idx_path, map_index, open_index
+from record_writer import RecordWriter
 
 __all__ = ["MAGIC", "ImageHeader", "RecordFile", "RecordWriter", "build_idx", "pack", "scan", "unpack"]
 
 # The header record counts in float32; a number from here on may have been rounded.
 _EXACT_FLOAT32 = 1 << 24
-
-
-# --- reading ----------------------------------------------------------------------------------------------------
+_USUAL_READ, _LARGE_READ = 1 << 15, 1 << 20  # bytes that are read where the size is not known; that are believed
 
 
 class RecordFile:
     """Random access to the records of a `.rec`.
 
-    Processes share the index after a fork, and reopen the file after pickling. Reads keep no position in the file, so
-    processes and threads do not disturb each other; they are plain reads, since a file that becomes shorter while it
-    is mapped would kill the process without a message.
+    Processes share the index after a fork; after pickling too where it lies in a sidecar (`record_sidecar.py`), which
+    the copy maps again. Reads keep no position in the file, so processes and threads do not disturb each other; they
+    are plain reads, since a file that becomes shorter while it is mapped would kill the process without a message.
 
     Args:
         rec_path: the `.rec`.
@@ -54,23 +49,23 @@ class RecordFile:
             keys are then the ids in the image headers where these can be keys, else the records' running numbers.
 
     Attributes:
-        keys: int64 (N,), ascending.
+        keys: uint32 (N,), ascending; int64 where one is too large.
         offsets: int64 (N,), bytes.
-        lengths: uint32 (N,), bytes of the record, image header included.
         labels: float32 (N,), the first label; NaN for a record without a valid image header.
+        stamp: what the index was made of, where it lies in a sidecar that all processes map; else None.
 
     Raises:
         FileNotFoundError: no such `.rec`.
-        ValueError: an empty, truncated or damaged `.rec`; an `.idx` that is not one, or with a key twice.
+        ValueError: an empty, truncated or damaged `.rec`; an `.idx` that is not one, or with a key twice. In a large
+            file with identity records not every record is looked at (`record_labels.py`): damage between those of the
+            sample is reported when that record is read.
     """
 
     def __init__(self, rec_path: PathLike, idx_path: PathLike | None = None) -> None:
         self.rec_path = Path(rec_path)
         self.idx_path = default_idx_path(self.rec_path, idx_path)
-        data = map_file(self.rec_path)
-        self.keys, self.offsets, self.lengths, self.labels = open_index(data, self.rec_path, self.idx_path)
+        (self.keys, self.offsets, self.labels), self._size, self.stamp = open_index(self.rec_path, self.idx_path)
         self._handle = -1
-        self._size = len(data)
         self._open()
 
     def _open(self) -> None:
@@ -86,11 +81,19 @@ class RecordFile:
             os.close(self._handle)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_handle": -1}
+        state = {**self.__dict__, "_handle": -1}
+        if self.stamp is not None:
+            del state["keys"], state["offsets"], state["labels"]
+        return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._open()
+        if self.stamp is not None:
+            index = map_index(self.stamp, checked=True)
+            if index is None:  # deleted meanwhile
+                index, _, self.stamp = open_index(self.rec_path, self.idx_path)
+            self.keys, self.offsets, self.labels = index
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -139,14 +142,16 @@ class RecordFile:
             raise ValueError(f"{self._where(position)}: {error}") from None
 
     def image_positions(self) -> np.ndarray:
-        """Return the positions of the records that hold images, int64 (M,), ascending by key.
+        """Return the positions of the records that hold images, int64 (M,), ascending by key."""
+        return np.arange(*self.image_range())
+
+    def image_range(self) -> tuple[int, int]:
+        """Return the position of the first record that holds an image, and the one past the last.
 
         With a header record these are the keys from 1 to the one it announces; otherwise all of them.
         """
         bound = self._first_identity_key()
-        if bound is None:
-            return np.arange(len(self.keys))
-        return np.arange(*np.searchsorted(self.keys, (1, bound)))
+        return (0, len(self.keys)) if bound is None else (self._position(1), self._position(bound))
 
     def num_identities(self) -> int | None:
         """Return the number of identities that the header record announces; None without one.
@@ -158,7 +163,7 @@ class RecordFile:
             return None
         if totals[1] < _EXACT_FLOAT32:
             return int(totals[1]) - int(totals[0])
-        return int(np.count_nonzero(self.lengths[np.searchsorted(self.keys, bound) :] == IDENTITY_BYTES)) or None
+        return int(np.count_nonzero(self._without_image(bound, None))) or None
 
     def _header_record(self) -> tuple[float, float] | None:
         """Return the two numbers of the header record; None where record 0 is not one."""
@@ -179,128 +184,41 @@ class RecordFile:
             return bound
         # Float32 has rounded the number (42,474,558 is stored as 42,474,560): look at the records around it.
         slack = int(np.spacing(np.float32(bound)))
-        low, high = np.searchsorted(self.keys, (bound - slack, bound + slack + 1))
-        identities = np.flatnonzero(self.lengths[low:high] == IDENTITY_BYTES)
+        identities = np.flatnonzero(self._without_image(bound - slack, bound + slack + 1))
+        low = self._position(bound - slack)
         return int(self.keys[low + identities[0]]) if len(identities) else bound + slack + 1
+
+    def _without_image(self, first: int, past: int | None) -> np.ndarray:
+        """Whether the records of some keys are as long as identity records, bool (M,)."""
+        places = slice(self._position(first), None if past is None else self._position(past))
+        return read_heads(map_file(self.rec_path), self.offsets[places]).lengths == IDENTITY_BYTES
+
+    def _position(self, key: int) -> int:
+        """Return the position of a key, or of the next one."""
+        return int(np.searchsorted(self.keys, self.keys.dtype.type(key)))
 
     def _where(self, position: int) -> str:
         return f"{self.rec_path}, key {self.keys[position]}, offset {self.offsets[position]:,}"
 
     def _raw(self, position: int) -> bytes:
         """Return 8 bytes of any content, then the record."""
-        offset, length = int(self.offsets[position]), int(self.lengths[position])
-        raw = os.pread(self._handle, PART.size + length, offset)
-        # A split record, or damage, does not start with the length of the whole.
-        if len(raw) == PART.size + length and PART.unpack_from(raw) == (MAGIC, length):
-            return raw
+        offset = int(self.offsets[position])
+        following = int(self.offsets[position + 1]) if 0 <= position < len(self.offsets) - 1 else self._size
+        room = following - offset
+        # Where records lie in another order than their keys, or are left out, the next one is no hint.
+        raw = os.pread(self._handle, room if 0 < room <= _LARGE_READ else _USUAL_READ, offset) if offset >= 0 else b""
+        if len(raw) >= PART.size:
+            magic, length = PART.unpack_from(raw)
+            # Of a split record or damage, this is not the length of the whole.
+            if magic == MAGIC and PART.size + length <= len(raw):
+                return raw[: PART.size + length]
         try:
-            return bytes(PART.size) + join(map_file(self.rec_path), offset)[0]
+            record, end = join(map_file(self.rec_path), offset)
         except ValueError as error:
             raise ValueError(f"{self._where(position)}: {error}") from None
-
-
-# --- writing ----------------------------------------------------------------------------------------------------
-
-
-class RecordWriter:
-    """Write a `.rec` and its `.idx`, byte for byte as mxnet does.
-
-    Both have temporary names (`.<name>.part`, same folder) until `close`; leaving a `with` block by an exception
-    deletes them and keeps what was there before.
-
-    Args:
-        rec_path: the `.rec` to write; its folder must exist.
-        idx_path: its `.idx`; None: beside it, same name.
-
-    Raises:
-        FileNotFoundError: no such folder.
-    """
-
-    def __init__(self, rec_path: PathLike, idx_path: PathLike | None = None) -> None:
-        self.rec_path = Path(rec_path)
-        self.idx_path = default_idx_path(self.rec_path, idx_path)
-        for path in (self.rec_path, self.idx_path):
-            if not path.parent.is_dir():
-                raise FileNotFoundError(f"no folder {path.parent} to write {path.name} to; make it first")
-        self._offset = 0
-        self._keys = array("q")
-        self._rec: BinaryIO = _part_path(self.rec_path).open("wb")
-        self._idx: BinaryIO = _part_path(self.idx_path).open("wb")
-
-    def write(self, key: int, record: bytes) -> None:
-        """Append a record.
-
-        Args:
-            key: its name in the `.idx`, 0 to 2^63 - 2; each only once.
-            record: image header and payload, see `pack`; below 2^29 bytes.
-
-        Raises:
-            ValueError: a key or a record out of range, or the writer is closed.
-            OSError: such as no space left.
-        """
-        if self._rec.closed:
-            raise ValueError(f"{self.rec_path}: the writer is closed")
-        if not 0 <= key < 2**63 - 1:
-            raise ValueError(f"{self.rec_path}: key {key}, expected 0 to 2^63 - 2")
-        if len(record) > LENGTH_MASK:
+        if offset < following < end:
             raise ValueError(
-                f"{self.rec_path}, key {key}: a record of {len(record):,} bytes; the format takes at most "
-                f"{LENGTH_MASK:,}"
+                f"{self._where(position)}: damaged: the record ends at {end:,}, expected at most {following:,}, where "
+                f"the next one starts. Copy the file again, or pack it again"
             )
-        framed = frame(record)
-        self._rec.write(framed)
-        self._idx.write(b"%d\t%d\n" % (key, self._offset))
-        self._keys.append(key)
-        self._offset += len(framed)
-
-    def close(self) -> None:
-        """Finish both files and give them their names; a second call does nothing.
-
-        Raises:
-            ValueError: a key was written twice; nothing is kept.
-            OSError: such as no space left; nothing is kept.
-        """
-        if self._rec.closed:
-            return
-        try:
-            keys = np.sort(np.frombuffer(self._keys, np.int64)) if self._keys else np.empty(0, np.int64)
-            twice = np.flatnonzero(keys[1:] == keys[:-1])
-            if len(twice):
-                raise ValueError(f"{self.rec_path}: key {keys[twice[0]]} was written twice; expected each key once")
-            for file in (self._rec, self._idx):
-                _to_disk(file)
-                file.close()
-        except BaseException:
-            self.abort()
-            raise
-        # At no time an old index beside a new file: one that is missing is rebuilt.
-        self.idx_path.unlink(missing_ok=True)
-        _part_path(self.rec_path).replace(self.rec_path)
-        _part_path(self.idx_path).replace(self.idx_path)
-
-    def abort(self) -> None:
-        """Delete what was written; files that were there before stay."""
-        for file, path in ((self._rec, self.rec_path), (self._idx, self.idx_path)):
-            with contextlib.suppress(OSError):  # what the buffer holds may not fit on the disk either
-                file.close()
-            _part_path(path).unlink(missing_ok=True)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if kind is None:
-            self.close()
-        else:
-            self.abort()
-
-
-def _part_path(path: Path) -> Path:
-    return path.with_name(f".{path.name}.part")
-
-
-def _to_disk(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())
+        return bytes(PART.size) + record

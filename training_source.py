@@ -6,24 +6,27 @@ Both give the same samples in the same order with the same labels: that of torch
 
 Sources: torchvision's `ImageFolder`; the InsightFace data layout.
 Differences: hidden files are left out; there are no folders inside class folders; a listing of N files costs their
-names and eight bytes each, a `.rec` 24 bytes a record, index included.
+names and eight bytes each, a `.rec` 24 bytes a record, index included, which all processes share where a sidecar of the
+`.rec` can be written.
 """
 
 import json
 import os
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
+import record_sidecar
+from class_order import lexicographic_order, order_by_class
 from recordio import RecordFile
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 RECORD_FILE = "train.rec"
 _CONVERSION_JOURNAL = ".convert.json"
 IMAGE_FOLDER = "imgs"
+_SIDECAR = "order"
 _SHOWN = 6
-_MOST_DIGITS = 19
 
 
 class TrainingSource(Protocol):
@@ -155,24 +158,57 @@ class RecordSource:
         self.rec_path = Path(rec_path)
         self.location = str(rec_path)
         self._file = RecordFile(self.rec_path)
-        positions = self._file.image_positions()
-        if len(positions) == 0:
+        self._shared = False
+        self.labels, self._positions = self._shared_order() or self._order()
+        self.class_names = list(map(str, lexicographic_order(np.arange(self.labels.max() + 1)).tolist()))
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(self.__dict__)
+        if self._shared:
+            del state["labels"], state["_positions"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self._shared:
+            self._shared = False
+            self.labels, self._positions = self._shared_order(checked=True) or self._order()
+
+    def _shared_order(self, *, checked: bool = False) -> tuple[np.ndarray, np.ndarray] | None:
+        """Map classes and positions of the samples, (N,) each, as an earlier `_order` has left them; None without."""
+        if self._file.stamp is None:
+            return None
+        columns = record_sidecar.load(self._file.stamp, _SIDECAR, checked=checked)
+        if columns is None or set(columns) != {"labels", "positions"}:
+            return None
+        labels, positions = columns["labels"], columns["positions"]
+        if not 0 < len(labels) == len(positions):
+            return None
+        declared = self._declared_identities()
+        most = len(labels) if declared is None else min(len(labels), declared[0])
+        if not (0 <= labels.min() <= labels.max() < most and 0 <= positions.min() <= positions.max() < len(self._file)):
+            return None
+        self._shared = True
+        return labels, positions
+
+    def _order(self) -> tuple[np.ndarray, np.ndarray]:
+        """Make classes and positions of the samples, (N,) each, and leave them to other processes."""
+        first, past = self._file.image_range()
+        if first == past:
             raise ValueError(f"{self.rec_path} holds no images; expected the training records of a data set")
-        keys = self._file.keys[positions]
-        labels = _whole_labels(self._file.labels[positions], keys, self.rec_path)
+        keys = self._file.keys[first:past]
+        labels = _whole_labels(self._file.labels[first:past], keys, self.rec_path)
         class_count = _checked_class_count(labels, keys, self.rec_path, self._declared_identities())
-        by_name = lexicographic_order(np.arange(class_count))
-        self.class_names = [str(label) for label in by_name.tolist()]
         class_of_label = np.empty(class_count, np.int32)
-        class_of_label[by_name] = np.arange(class_count, dtype=np.int32)
+        class_of_label[lexicographic_order(np.arange(class_count))] = np.arange(class_count, dtype=np.int32)
         labels = class_of_label[labels]
-        order = lexicographic_order(keys, labels)
-        self.labels = labels[order]
-        self._positions = positions[order].astype(np.uint32 if len(self._file) < 2**32 else np.uint64)
-        # 24 bytes a record in all, index included: its labels are needed no more, and its keys fit 4 bytes
-        self._file.labels = self._file.labels[:0].copy()
-        if self._file.keys[-1] < 2**32:
-            self._file.keys = self._file.keys.astype(np.uint32)
+        order = order_by_class(keys, labels)
+        positions = order.astype(np.uint32 if len(self._file) < 2**32 else np.int64) + first
+        columns = {"labels": labels[order], "positions": positions}
+        shared = None if self._file.stamp is None else record_sidecar.store(self._file.stamp, _SIDECAR, columns)
+        self._shared = shared is not None
+        columns = shared or columns
+        return columns["labels"], columns["positions"]
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -224,7 +260,12 @@ def _checked_class_count(labels: np.ndarray, keys: np.ndarray, rec_path: Path, d
             f"identities (labels 0..{declared[0] - 1}); correct the declaration, or pack the file again"
         )
     # Not bincount: one damaged label of two thousand millions would ask for 16 GB.
-    present = np.unique(labels)
+    if class_count <= len(labels):
+        is_present = np.zeros(class_count, np.bool_)
+        is_present[labels] = True
+        present = np.flatnonzero(is_present)
+    else:
+        present = np.unique(labels)
     if len(present) < class_count:
         after = np.flatnonzero(np.diff(present, prepend=-1) > 1)[:_SHOWN]
         missing = [str(present[i - 1] + 1 if i else 0) for i in after]
@@ -234,37 +275,6 @@ def _checked_class_count(labels: np.ndarray, keys: np.ndarray, rec_path: Path, d
             f"{rec_path.parent} --make_image_files, then train on {rec_path.parent / IMAGE_FOLDER}"
         )
     return class_count
-
-
-def lexicographic_order(numbers: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:
-    """Sort whole numbers as if they were text, without making text of them.
-
-    Args:
-        numbers: (N,) from 0 on; distinct within a group.
-        groups: (N,) from 0 on; sorted by these first, as numbers. None: one group.
-
-    Returns:
-        (N,) positions in sorted order: 0, 1, 10, 100, 11, 2. So too when an extension follows: "." is below "0".
-
-    Raises:
-        ValueError: a negative number.
-    """
-    numbers = np.asarray(numbers)
-    if len(numbers) and int(numbers.min()) < 0:
-        raise ValueError(f"negative key {int(numbers.min())}: expected keys from 0 on")
-    values = numbers.astype(np.uint64)
-    powers = np.uint64(10) ** np.arange(_MOST_DIGITS + 1, dtype=np.uint64)
-    digits = np.maximum(np.searchsorted(powers, values, side="right"), 1).astype(np.uint8)  # of 0: one
-    most = int(digits.max(initial=1))
-    # First digits under each other; the same digits followed by nothing come before those followed by zeros.
-    aligned = values * powers[most - digits]
-    group_count = 1 if groups is None or len(groups) == 0 else int(groups.max()) + 1
-    if group_count * 10**most * most < 2**64:  # all in one number: sorts many times faster
-        combined = aligned * np.uint64(most) + (digits - 1)
-        if groups is not None:
-            combined += groups.astype(np.uint64) * np.uint64(10**most * most)
-        return np.argsort(combined)
-    return np.lexsort((digits, aligned) if groups is None else (digits, aligned, groups))
 
 
 # --- finding it -----------------------------------------------------------------------------------------------

@@ -110,7 +110,7 @@ def convert_images(
     if overwrite:  # not before the new .rec is known to be good
         _delete_images(folder)
     crc = 0
-    for part in (records.keys[positions], records.offsets[positions], labels):
+    for part in (records.keys[positions].astype(np.int64), records.offsets[positions], labels):
         crc = zlib.crc32(np.ascontiguousarray(part).tobytes(), crc)
     fresh = _Journal(stat.st_size, stat.st_mtime_ns, swap, crc, len(positions), len(np.unique(labels)))
     journal, unsure = _resume(journal, fresh, folder)

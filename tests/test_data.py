@@ -24,12 +24,7 @@ from lightning_setup import pl
 from pairs import PairSet, write_memfile
 from recordio import ImageHeader, RecordWriter, pack
 from sampler import EpochBatchSampler, RandomStreams, ShardedBatchSampler
-from training_source import (
-    FolderSource,
-    RecordSource,
-    lexicographic_order,
-    open_training_source,
-)
+from training_source import FolderSource, RecordSource, open_training_source
 from training_subset import SUBSET_LIST, read_subset_list, select_subset
 
 CLASSES = 105
@@ -111,25 +106,6 @@ def test_folder_order_is_that_of_torchvision(both: Path) -> None:
     source = FolderSource(both / "imgs")
     assert source.class_names == expected.classes
     assert [(source.path(i), int(source.labels[i])) for i in range(len(source))] == expected.samples
-
-
-@settings(max_examples=80, deadline=None)
-@given(st.lists(st.integers(0, 2**63 - 1) | st.integers(0, 1200), unique=True, max_size=60), st.data())
-def test_lexicographic_order_is_that_of_text(numbers: list[int], data: st.DataObject) -> None:
-    groups = data.draw(st.lists(st.integers(0, 2), min_size=len(numbers), max_size=len(numbers)))
-    array = np.array(numbers, np.int64)
-    order = lexicographic_order(array)
-    assert [numbers[i] for i in order] == sorted(numbers, key=lambda n: f"{n}.jpg") == sorted(numbers, key=str)
-    order = lexicographic_order(array, np.array(groups, np.int32))
-    expected = sorted(zip(groups, map("{}.jpg".format, numbers), strict=True))
-    assert [(groups[i], f"{numbers[i]}.jpg") for i in order] == expected
-
-
-def test_lexicographic_order_by_hand() -> None:
-    numbers = np.array([0, 1, 2, 10, 11, 100, 20, 3])
-    assert numbers[lexicographic_order(numbers)].tolist() == [0, 1, 10, 100, 11, 2, 20, 3]
-    with pytest.raises(ValueError, match="negative key -4"):
-        lexicographic_order(np.array([3, -4]))
 
 
 def test_folder_leaves_out_what_is_no_image(small: Path) -> None:

@@ -11,12 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import idx_text
 import record_index
 from record_format import join
 from recordio import MAGIC, ImageHeader, RecordFile, RecordWriter, build_idx, pack, scan, unpack
 
 MAGIC_BYTES = struct.pack("<I", MAGIC)
-COLUMNS = ("keys", "offsets", "lengths", "labels")
+COLUMNS = ("keys", "offsets", "labels")
 
 # Bytes with the magic number at every alignment, whole, halved and repeated.
 PIECES = st.lists(
@@ -86,9 +87,7 @@ def test_reads_what_mxnet_wrote(golden: Path, expected: dict) -> None:
         assert (header.id, header.id2) == (record["id"], record["id2"])
         assert file.read_image(position).hex() == record["payload"]
         assert file.labels[position] == record["label"][0]
-        assert (
-            file.lengths[position] == len(file.read(position)) == 24 + 4 * record["flag"] + len(record["payload"]) // 2
-        )
+        assert len(file.read(position)) == 24 + 4 * record["flag"] + len(record["payload"]) // 2
     assert file.image_positions().tolist() == list(range(1, 9))
     assert file.num_identities() == 3
 
@@ -218,9 +217,7 @@ def test_file_round_trip(tmp_path_factory: pytest.TempPathFactory, records: list
     assert aligned_magics(content) == len(records) + sum(map(aligned_magics, records))
     file = RecordFile(rec)
     assert [file.read(int(p)) for p in np.searchsorted(file.keys, keys)] == records
-    assert np.array_equal(np.sort(file.offsets), scan(rec)) and file.lengths.tolist() == [
-        len(records[keys.index(key)]) for key in range(len(keys))
-    ]
+    assert np.array_equal(np.sort(file.offsets), scan(rec))
 
 
 @given(labels=st.lists(LABELS, min_size=1, max_size=6), payload=PIECES, identity=IDS)
@@ -295,17 +292,17 @@ def test_copies_in_other_processes(small: Path) -> None:
         pickle.loads(pickled)
 
 
-def test_index_costs_24_bytes_a_record(small: Path) -> None:
+def test_index_costs_16_bytes_a_record(small: Path) -> None:
     file = RecordFile(small)
-    assert sum(getattr(file, name).nbytes for name in COLUMNS) == 24 * len(file)
-    assert [getattr(file, name).dtype for name in COLUMNS] == [np.int64, np.int64, np.uint32, np.float32]
+    assert sum(getattr(file, name).nbytes for name in COLUMNS) == 16 * len(file)
+    assert [getattr(file, name).dtype for name in COLUMNS] == [np.uint32, np.int64, np.float32]
     assert all(getattr(file, name).base is None or getattr(file, name).base.nbytes <= 16 * 7 for name in COLUMNS)
 
 
 def test_pieces_of_the_index_make_the_whole(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = RecordFile(small)
     monkeypatch.setattr(record_index, "_RECORDS_AT_ONCE", 2)
-    monkeypatch.setattr(record_index, "_IDX_BYTES_AT_ONCE", 3)
+    monkeypatch.setattr(idx_text, "_BYTES_AT_ONCE", 3)
     assert same_index(whole, RecordFile(small))
     text = small.with_suffix(".idx").read_bytes()
     build_idx(small)

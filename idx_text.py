@@ -1,0 +1,143 @@
+"""The text of an `.idx`: one line of key, tab, offset for each record, parsed to arrays.
+
+Source: mxnet's `MXIndexedRecordIO`.
+Differences: lines of equal form (as many digits in the key and in the offset as in the line before) are parsed eight
+digits at a time, a column of lines at once; the numbers of a sorted file change their form a dozen times in all.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+_BYTES_AT_ONCE = 1 << 20  # what the columns of a block are cut from stays in the processor's cache
+_TAB, _NEWLINE = ord("\t"), ord("\n")
+_MOST_DIGITS = 16  # of a number that is parsed in two words of eight
+_WORD = 8
+_FEWEST_ROWS = 64  # blocks shorter than these on average are slower than one number after the other
+_ZEROS = np.uint64(0x3030303030303030)
+_UPPER_HALVES = np.uint64(0xF0F0F0F0F0F0F0F0)
+
+
+def read_idx(idx_path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Read an `.idx`.
+
+    Args:
+        idx_path: the file.
+
+    Returns:
+        Keys and offsets, int64 (N,) each, in the order of the file.
+
+    Raises:
+        ValueError: a line that is not key, tab, offset, both whole numbers from 0 to 2^63 - 2; names the line.
+    """
+    keys, offsets = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    line = 1
+    with idx_path.open("rb") as file:
+        while text := file.read(_BYTES_AT_ONCE):
+            text += file.readline()
+            parsed = _parse_blocks(text) or _parse_lines(text.replace(b"\r\n", b"\n"), line, idx_path)
+            keys.append(parsed[0])
+            offsets.append(parsed[1])
+            line += len(parsed[0])
+    return np.concatenate(keys), np.concatenate(offsets)
+
+
+# --- lines of equal form --------------------------------------------------------------------------------------
+
+
+def _parse_blocks(text: bytes) -> tuple[np.ndarray, np.ndarray] | None:
+    """Parse whole lines, block after block; None where their form changes too often, or one is not as usual."""
+    keys, offsets = [], []
+    padded = np.frombuffer(text + bytes(_WORD), np.uint8)
+    start = rows = 0
+    while start < len(text):
+        tab, end = text.find(b"\t", start), text.find(b"\n", start)
+        if not start < tab < end - 1 or max(tab - start, end - tab - 1) > _MOST_DIGITS:
+            return None
+        block = _parse_block(padded, start, tab - start, end - tab - 1)
+        keys.append(block[0])
+        offsets.append(block[1])
+        rows += len(block[0])
+        start += len(block[0]) * (end + 1 - start)
+        if not len(block[0]) or len(keys) * _FEWEST_ROWS > rows + 16 * _FEWEST_ROWS:
+            return None
+    return np.concatenate(keys), np.concatenate(offsets)
+
+
+def _parse_block(padded: np.ndarray, start: int, key_digits: int, offset_digits: int) -> tuple[np.ndarray, np.ndarray]:
+    """Parse the lines from ``start`` on that have so many digits each; keys and offsets, int64 (N,), N from 0 on."""
+    width = key_digits + offset_digits + 2
+    count = (len(padded) - _WORD - start) // width
+    rows = padded[start : start + count * width].reshape(count, width)
+    # By induction: a line that starts where one has ended and has its separators here and digits between is a line.
+    same = (rows[:, key_digits] == _TAB) & (rows[:, -1] == _NEWLINE)
+    count = count if same.all() else int(np.argmin(same))
+    key, good = _numbers(padded, start, width, count, key_digits)
+    offset, also_good = _numbers(padded, start + key_digits + 1, width, count, offset_digits)
+    good &= also_good
+    if not good.all():
+        count = int(np.argmin(good))
+    return key[:count], offset[:count]
+
+
+def _numbers(padded: np.ndarray, start: int, width: int, count: int, digits: int) -> tuple[np.ndarray, np.ndarray]:
+    """Parse a column of numbers, one each ``width`` bytes; int64 (N,), and where it was digits alone, bool (N,)."""
+    leading = digits - _WORD
+    if leading <= 0:
+        return _up_to_eight(padded, start, width, count, digits)
+    upper, good = _up_to_eight(padded, start, width, count, leading)
+    lower, also_good = _up_to_eight(padded, start + leading, width, count, _WORD)
+    return upper * 10**_WORD + lower, good & also_good
+
+
+def _up_to_eight(padded: np.ndarray, start: int, width: int, count: int, digits: int) -> tuple[np.ndarray, np.ndarray]:
+    """Parse numbers of one to eight digits as `_numbers` does: pairs of digits, pairs of pairs, and again."""
+    words = np.ndarray((count,), "<u8", padded.data, start, (width,)).astype(np.uint64)
+    if digits < _WORD:  # what follows moves out above, zeros move in below, which is before the first digit
+        shift = np.uint64(8 * (_WORD - digits))
+        words <<= shift
+        words |= _ZEROS >> (np.uint64(64) - shift)
+    # A digit has the upper half 3, and still has it with 6 added.
+    good = (words & _UPPER_HALVES) == _ZEROS
+    good &= ((words + np.uint64(0x0606060606060606)) & _UPPER_HALVES) == _ZEROS
+    words &= ~_UPPER_HALVES
+    words *= np.uint64(10 << 8 | 1)
+    words >>= np.uint64(8)
+    words &= np.uint64(0x00FF00FF00FF00FF)
+    words *= np.uint64(100 << 16 | 1)
+    words >>= np.uint64(16)
+    words &= np.uint64(0x0000FFFF0000FFFF)
+    words *= np.uint64(10_000 << 32 | 1)
+    words >>= np.uint64(32)
+    return words.view(np.int64), good
+
+
+# --- lines of any form ----------------------------------------------------------------------------------------
+
+
+def _parse_lines(text: bytes, first_line: int, idx_path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Parse lines whatever their form, or say which one is none."""
+    if not text.endswith(b"\n"):
+        text += b"\n"
+    separators = np.frombuffer(text.translate(None, b"0123456789"), np.uint8)
+    alternate = np.array_equal(separators[0::2], np.full((len(separators) + 1) // 2, _TAB, np.uint8))
+    alternate &= np.array_equal(separators[1::2], np.full(len(separators) // 2, _NEWLINE, np.uint8))
+    if alternate:
+        # Two separators in a row count as one here, so that an empty field is noticed too.
+        numbers = np.fromstring(text, np.int64, sep=" ")
+        # A number that does not fit comes out as the largest one.
+        if len(numbers) == len(separators) and not (numbers == np.iinfo(np.int64).max).any():
+            return numbers[0::2], numbers[1::2]
+    lines = enumerate(text.split(b"\n"), first_line)
+    number, line = next((number, line) for number, line in lines if not _is_entry(line))
+    raise ValueError(
+        f"{idx_path}, line {number}: expected `key<TAB>offset`, two whole numbers from 0 on, got {line[:60]!r}. "
+        f"Delete the file to have the index made again from the .rec"
+    )
+
+
+def _is_entry(line: bytes) -> bool:
+    """Whether this is key, tab, offset, both whole numbers from 0 to 2^63 - 2."""
+    fields = line.split(b"\t")
+    fits = (field.isdigit() and len(field.lstrip(b"0")) < 20 and int(field) < 2**63 - 1 for field in fields)
+    return len(fields) == 2 and all(fits)

@@ -1,0 +1,184 @@
+"""What was found out about a `.rec`, kept in a file beside it: arrays that every process maps instead of making them.
+
+`.train.rec.index` holds keys, offsets and labels, `.train.rec.order` the order and the classes of training. Such a file
+is valid for a `.rec` and an `.idx` of one size and time stamp, and never trusted: a checksum over all of it is checked
+when it is opened. Where it is missing, of another time or damaged, it is made again; deleting it does no harm. Where
+the folder of the `.rec` is read-only it lies in `$XDG_CACHE_HOME/adaface` (default `~/.cache/adaface`) instead.
+
+Format: 4,096 bytes of JSON (stamp, columns, checksum), filled up with spaces; then the columns, each from a multiple of
+8 bytes on, little-endian.
+"""
+
+import contextlib
+import hashlib
+import json
+import mmap
+import os
+import secrets
+import warnings
+import zlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Columns = dict[str, np.ndarray]
+
+_VERSION = 1  # counts up when a column changes its meaning
+_HEADER_BYTES = 4096
+_TYPES = ("<u4", "<i4", "<f4", "<i8")
+_ALIGNMENT = 8
+_BLOCK_BYTES = 4096
+
+
+class Stamp(NamedTuple):
+    """What a `.rec` and its `.idx` were when something was found out about them.
+
+    Attributes:
+        rec_path: the `.rec`.
+        files: size in bytes and time of the last change in nanoseconds, of the `.rec`, then of the `.idx`.
+    """
+
+    rec_path: Path
+    files: tuple[int, int, int, int]
+
+
+def take_stamp(rec_path: Path, idx_path: Path) -> Stamp:
+    """Note size and time of both files; to be done before they are read.
+
+    Args:
+        rec_path: the `.rec`.
+        idx_path: the `.idx`.
+
+    Raises:
+        FileNotFoundError: one of them is missing.
+    """
+    rec, idx = rec_path.stat(), idx_path.stat()
+    return Stamp(rec_path, (rec.st_size, rec.st_mtime_ns, idx.st_size, idx.st_mtime_ns))
+
+
+def load(stamp: Stamp, kind: str, *, checked: bool = False) -> Columns | None:
+    """Map the columns of a sidecar.
+
+    Args:
+        stamp: what it must have been made of.
+        kind: such as "index".
+        checked: another process has compared the checksum.
+
+    Returns:
+        The columns by name, read-only; None where there is no sidecar of this stamp. A damaged one gives a warning.
+    """
+    for path in _places(stamp.rec_path, kind):
+        try:
+            columns = _mapped(path, stamp, checked)
+        except OSError:
+            continue
+        except ValueError as error:
+            warnings.warn(f"{path} is damaged ({error}); it is made again", stacklevel=3)
+            continue
+        if columns is not None:
+            return columns
+    return None
+
+
+def store(stamp: Stamp, kind: str, columns: Columns) -> Columns | None:
+    """Write a sidecar, and map it.
+
+    Args:
+        stamp: what the columns were made of.
+        kind: such as "index".
+        columns: arrays (N,) by name.
+
+    Returns:
+        The same columns, mapped; None where neither place can be written.
+    """
+    for path in _places(stamp.rec_path, kind):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _write(path, stamp, columns)
+            return _mapped(path, stamp, checked=True)
+        except (OSError, ValueError):
+            continue
+    return None
+
+
+def _places(rec_path: Path, kind: str) -> list[Path]:
+    """List where a sidecar may lie, the better one first."""
+    absolute = rec_path.resolve()
+    places = [absolute.with_name(f".{absolute.name}.{kind}")]
+    with contextlib.suppress(RuntimeError):  # a user without a home
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        name = hashlib.sha256(os.fsencode(absolute)).hexdigest()[:32]
+        places.append(cache / "adaface" / f"{name}.{kind}")
+    return places
+
+
+def _write(path: Path, stamp: Stamp, columns: Columns) -> None:
+    """Write a sidecar that is whole or absent, whatever other processes write at the same time."""
+    contents = {name: np.ascontiguousarray(column, column.dtype.newbyteorder("<")) for name, column in columns.items()}
+    described = {
+        "version": _VERSION,
+        "files": list(stamp.files),
+        "columns": [[name, content.dtype.str, len(content)] for name, content in contents.items()],
+    }
+    header = json.dumps({**described, "checksum": _checksum(described, contents)}).encode()
+    part = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}.part")
+    try:
+        # Not forced to the disk: what a power cut leaves has another checksum.
+        with part.open("xb") as file:
+            file.write(header.ljust(_HEADER_BYTES))
+            for content in contents.values():
+                file.write(content.data)
+                file.write(bytes(-content.nbytes % _ALIGNMENT))
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def _mapped(path: Path, stamp: Stamp, checked: bool) -> Columns | None:
+    """Map a sidecar; None where its stamp is another one.
+
+    Raises:
+        OSError: it cannot be opened.
+        ValueError: it is damaged; says how.
+    """
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size < _HEADER_BYTES:
+            raise ValueError(f"{size} bytes, expected at least {_HEADER_BYTES}")
+        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    try:
+        header = json.loads(data[:_HEADER_BYTES])
+        if header["version"] != _VERSION or header["files"] != list(stamp.files):
+            return None
+        declared = [(str(name), str(kind), int(count)) for name, kind, count in header["columns"]]
+        checksum = header.pop("checksum")
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise ValueError(f"its header is unreadable: {type(error).__name__}") from None
+    columns = {}
+    at = _HEADER_BYTES
+    for name, kind, count in declared:
+        if kind not in _TYPES or count < 0 or at + count * np.dtype(kind).itemsize > size:
+            raise ValueError(f"column {name[:20]!r} of {count} {kind[:20]!r} does not fit {size} bytes")
+        columns[name] = np.frombuffer(data, kind, count, at) if count else np.empty(0, kind)
+        at += columns[name].nbytes + -columns[name].nbytes % _ALIGNMENT
+    if at != size:
+        raise ValueError(f"{size} bytes, expected {at}")
+    if not checked and checksum != _checksum(header, columns):
+        raise ValueError("its checksum is not that of its content")
+    return columns
+
+
+def _checksum(described: dict[str, Any], columns: Columns) -> int:
+    """Return the CRC-32 of the sums of all blocks of the columns, then of what describes them.
+
+    A sum of 512 words of 64 bits notices what a CRC does, but for words that change places, in a quarter of the time.
+    """
+    checksum = 0
+    for column in columns.values():
+        content = column.view(np.uint8)
+        whole = len(content) // _BLOCK_BYTES * _BLOCK_BYTES
+        sums = content[:whole].view("<u8").reshape(-1, _BLOCK_BYTES // 8).sum(axis=1, dtype=np.uint64)
+        checksum = zlib.crc32(content[whole:].data, zlib.crc32(sums.data, checksum))
+    return zlib.crc32(json.dumps(described, sort_keys=True).encode(), checksum)

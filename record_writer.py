@@ -1,0 +1,121 @@
+"""Writing a `.rec` and its `.idx`, byte for byte as mxnet does.
+
+Sources: dmlc-core's RecordIO (`recordio.h`), mxnet's `MXIndexedRecordIO`.
+Differences: the files get their names only when they are complete.
+"""
+
+import contextlib
+import os
+from array import array
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Self
+
+import numpy as np
+
+from record_format import LENGTH_MASK, frame
+from record_index import PathLike, default_idx_path
+
+
+class RecordWriter:
+    """Write a `.rec` and its `.idx`, byte for byte as mxnet does.
+
+    Both have temporary names (`.<name>.part`, same folder) until `close`; leaving a `with` block by an exception
+    deletes them and keeps what was there before.
+
+    Args:
+        rec_path: the `.rec` to write; its folder must exist.
+        idx_path: its `.idx`; None: beside it, same name.
+
+    Raises:
+        FileNotFoundError: no such folder.
+    """
+
+    def __init__(self, rec_path: PathLike, idx_path: PathLike | None = None) -> None:
+        self.rec_path = Path(rec_path)
+        self.idx_path = default_idx_path(self.rec_path, idx_path)
+        for path in (self.rec_path, self.idx_path):
+            if not path.parent.is_dir():
+                raise FileNotFoundError(f"no folder {path.parent} to write {path.name} to; make it first")
+        self._offset = 0
+        self._keys = array("q")
+        self._rec: BinaryIO = _part_path(self.rec_path).open("wb")
+        self._idx: BinaryIO = _part_path(self.idx_path).open("wb")
+
+    def write(self, key: int, record: bytes) -> None:
+        """Append a record.
+
+        Args:
+            key: its name in the `.idx`, 0 to 2^63 - 2; each only once.
+            record: image header and payload, see `pack`; below 2^29 bytes.
+
+        Raises:
+            ValueError: a key or a record out of range, or the writer is closed.
+            OSError: such as no space left.
+        """
+        if self._rec.closed:
+            raise ValueError(f"{self.rec_path}: the writer is closed")
+        if not 0 <= key < 2**63 - 1:
+            raise ValueError(f"{self.rec_path}: key {key}, expected 0 to 2^63 - 2")
+        if len(record) > LENGTH_MASK:
+            raise ValueError(
+                f"{self.rec_path}, key {key}: a record of {len(record):,} bytes; the format takes at most "
+                f"{LENGTH_MASK:,}"
+            )
+        framed = frame(record)
+        self._rec.write(framed)
+        self._idx.write(b"%d\t%d\n" % (key, self._offset))
+        self._keys.append(key)
+        self._offset += len(framed)
+
+    def close(self) -> None:
+        """Finish both files and give them their names; a second call does nothing.
+
+        Raises:
+            ValueError: a key was written twice; nothing is kept.
+            OSError: such as no space left; nothing is kept.
+        """
+        if self._rec.closed:
+            return
+        try:
+            keys = np.sort(np.frombuffer(self._keys, np.int64)) if self._keys else np.empty(0, np.int64)
+            twice = np.flatnonzero(keys[1:] == keys[:-1])
+            if len(twice):
+                raise ValueError(f"{self.rec_path}: key {keys[twice[0]]} was written twice; expected each key once")
+            for file in (self._rec, self._idx):
+                _to_disk(file)
+                file.close()
+        except BaseException:
+            self.abort()
+            raise
+        # At no time an old index beside a new file: one that is missing is rebuilt.
+        self.idx_path.unlink(missing_ok=True)
+        _part_path(self.rec_path).replace(self.rec_path)
+        _part_path(self.idx_path).replace(self.idx_path)
+
+    def abort(self) -> None:
+        """Delete what was written; files that were there before stay."""
+        for file, path in ((self._rec, self.rec_path), (self._idx, self.idx_path)):
+            with contextlib.suppress(OSError):  # what the buffer holds may not fit on the disk either
+                file.close()
+            _part_path(path).unlink(missing_ok=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.abort()
+
+
+def _part_path(path: Path) -> Path:
+    return path.with_name(f".{path.name}.part")
+
+
+def _to_disk(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
