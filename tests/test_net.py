@@ -1,3 +1,4 @@
+import copy
 import functools
 import json
 import math
@@ -235,3 +236,54 @@ def test_stated_sizes_of_the_small_backbone() -> None:
     assert stated is not None
     assert float(stated[1]) == pytest.approx(million_parameters, abs=0.05)
     assert float(stated[2]) == pytest.approx(count_macs(model) / 1e6, abs=0.5)
+
+
+# what changes the speed and not the numbers
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("side", [6, 7])
+def test_subsampling_is_max_pooling_over_single_pixels(stride: int, side: int) -> None:
+    x = torch.randn(2, 3, side, side)
+    assert torch.equal(net_module.Subsample(stride)(x), F.max_pool2d(x, 1, stride))
+
+
+def training_step(model: Backbone) -> tuple[dict[str, Tensor], int]:
+    """Gradients and buffers after a forward and backward pass, and the bytes that were kept in between."""
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    torch.manual_seed(0)  # of dropout
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        embeddings, norms = model(faces(4))
+    (embeddings.sum() + norms.sum()).backward()
+    numbers = {name: parameter.grad for name, parameter in model.named_parameters()}
+    return numbers | {name: buffer.clone() for name, buffer in model.named_buffers()}, sum(kept.values())
+
+
+def test_gradient_checkpointing_gives_the_same_bits_from_less_memory() -> None:
+    plain, checkpointed = copy.deepcopy(small()).train(), copy.deepcopy(small()).train()
+    checkpointed.gradient_checkpointing = True
+    expected, memory = training_step(plain)
+    got, less_memory = training_step(checkpointed)
+    assert expected.keys() == got.keys()
+    different = [name for name, value in expected.items() if not torch.equal(value, got[name])]
+    assert not different
+    assert less_memory < 0.5 * memory
+    assert checkpointed.state_dict().keys() == plain.state_dict().keys()
+    norms = [module for module in checkpointed.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    assert {norm.momentum for norm in norms} == {0.1}
+
+
+def test_gradient_checkpointing_does_nothing_in_evaluation() -> None:
+    model = copy.deepcopy(small()).eval()
+    with torch.no_grad():
+        expected = model(faces(2))[0]
+        model.gradient_checkpointing = True
+        assert torch.equal(model(faces(2))[0], expected)
