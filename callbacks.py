@@ -149,6 +149,8 @@ class StopOnSignal(pl.Callback):
     def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Take over the signals from Lightning, whose own handler ends the process group inside a collective."""
         self._children = list(getattr(trainer.strategy.launcher, "procs", []))
+        # Lightning would broadcast the question at every step, and wait for the answer
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
         for number in _SIGNALS:
             self._previous[number] = signal.signal(number, self._handle)
 

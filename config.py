@@ -69,6 +69,18 @@ class Config:
         "arithmetic; auto follows --use_16bit (ours)",
         ("auto", "32", "16-mixed", "bf16-mixed", "64"),
     )
+    channels_last: str = _option(
+        "auto", "memory layout of the backbone; auto: on for GPUs, where it is faster (ours)", ("auto", "on", "off")
+    )
+    compile: bool = _option(False, "compile the backbone (torch.compile): a slow first step, then faster ones (ours)")
+    gradient_checkpointing: bool = _option(
+        False, "keep a fraction of the backbone's activations: less memory, a third more time, the same bits (ours)"
+    )
+    head_memory: str = _option(
+        "auto",
+        "fast keeps images x classes numbers for the backward pass, small computes them again: the same bits (ours)",
+        ("auto", "fast", "small"),
+    )
     # optimisation
     epochs: int = _option(24, "passes over the training data")
     batch_size: int = _option(256, "images per step, over all devices of a node")
@@ -157,6 +169,11 @@ def _check_combinations(config: Config) -> None:
         raise ValueError(f"--accelerator {config.accelerator} contradicts --gpus 0")
     if "gpus" in config.given and config.gpus > 0 and config.devices not in (0, config.gpus):
         raise ValueError(f"--gpus {config.gpus} contradicts --devices {config.devices}: give one of them")
+    if config.compile and config.gradient_checkpointing:
+        raise ValueError(
+            "--compile contradicts --gradient_checkpointing: the compiler decides itself what to compute again; "
+            "give one of them"
+        )
     if config.evaluate and not config.start_from_model_statedict:
         raise ValueError("--evaluate needs --start_from_model_statedict CHECKPOINT: the model to evaluate")
     if config.evaluate and config.resume_from_checkpoint:

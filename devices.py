@@ -1,5 +1,6 @@
 """From options to hardware: which accelerator, how many processes, which arithmetic, how many threads."""
 
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 _DECISION = "ADAFACE_RUN_FOLDER"
+_MEMORY_INFO = Path("/proc/meminfo")
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,22 @@ def usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def available_memory(accelerator: str, processes: int) -> float:
+    """Return the bytes that one training process may still take on its device; infinite where nobody knows.
+
+    Args:
+        accelerator: ``cpu``, ``gpu`` or ``mps``.
+        processes: training processes on this machine; those on the CPU share its memory.
+    """
+    if accelerator == "gpu":
+        return torch.cuda.mem_get_info()[0]
+    try:
+        fields = dict(line.split(":") for line in _MEMORY_INFO.read_text(encoding="utf-8").splitlines())
+        return int(fields["MemAvailable"].split()[0]) * 1024 / processes
+    except (OSError, KeyError):  # not Linux
+        return math.inf
 
 
 def decided_by_rank_0(decide: Callable[[], Path], accelerator: str) -> Path:

@@ -41,6 +41,7 @@ from checkpoints import (
 from config import Config
 from data import FaceDataModule
 from devices import DevicePlan, decided_by_rank_0, divide_threads, plan_devices
+from execution import prepare_step
 from lightning_setup import pl
 from net import check_architecture
 from plots import plot_loss, plot_roc, plot_similarity_histograms
@@ -99,6 +100,17 @@ def _run(config: Config, notes: list[str]) -> int:
     pl.seed_everything(config.seed, verbose=False)
     data = _open_data(config, plan)
     module = _build_module(config, data)
+    for note in prepare_step(
+        module,
+        accelerator=plan.accelerator,
+        processes=plan.devices,
+        batch_size=data.batch_size_per_process,
+        channels_last=config.channels_last,
+        compile_backbone=config.compile,
+        gradient_checkpointing=config.gradient_checkpointing,
+        head_memory=config.head_memory,
+    ):
+        _say(f"note: {note}")
     if config.resume_from_checkpoint:
         check_fits(load_checkpoint(config.resume_from_checkpoint), module, config.resume_from_checkpoint)
     folder = decided_by_rank_0(lambda: _run_folder(config), plan.accelerator)

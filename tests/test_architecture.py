@@ -57,6 +57,7 @@ LEVELS = {
     "resume": 2,
     "run_folder": 2,
     "train_val": 2,
+    "execution": 2.1,
     "convert": 3,
     "main": 3,
 }

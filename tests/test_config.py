@@ -82,6 +82,7 @@ def test_print_config_round_trips(tmp_path):
         ("--t_alpha 2", r"--t_alpha is a weight in \[0, 1\]"),
         ("--crop_augmentation_prob 1.5", r"a probability in \[0, 1\]"),
         ("--use_16bit --precision 64", "contradicts --precision 64"),
+        ("--compile --gradient_checkpointing", "contradicts --gradient_checkpointing"),
         ("--gpus 2 --accelerator cpu", "contradicts --gpus 2"),
         ("--gpus 0 --accelerator gpu", "contradicts --gpus 0"),
         ("--gpus 2 --devices 3", "contradicts --devices 3"),

@@ -1,0 +1,84 @@
+"""How the arithmetic of a training step is carried out: memory layout, compilation, what the backward pass keeps.
+
+None of it changes what is computed: gradient checkpointing and the head's memory change no bit, the layout and the
+compiler the rounding. What is on by default is what was measured to win (``bench/training_step.py``).
+"""
+
+import importlib.util
+import os
+import shutil
+
+import torch
+
+from devices import available_memory
+from train_val import FaceRecognitionModule
+
+_COMPILERS = ("g++", "clang++", "c++")
+_MOST_OF_FREE_MEMORY = 0.25  # for the head's (B, C) numbers; activations, gradients and momentum want the rest
+_FLOAT32_BYTES = 4
+
+
+def prepare_step(
+    module: FaceRecognitionModule,
+    *,
+    accelerator: str,
+    processes: int,
+    batch_size: int,
+    channels_last: str,
+    compile_backbone: bool,
+    gradient_checkpointing: bool,
+    head_memory: str,
+) -> list[str]:
+    """Set how a module computes its training steps.
+
+    Args:
+        module: changed in place; its state dict keeps its keys.
+        accelerator: ``cpu``, ``gpu`` or ``mps``.
+        processes: training processes on this machine.
+        batch_size: images per step of one process, B.
+        channels_last: ``on``, ``off`` or ``auto``: on for GPUs, whose tensor cores want it; off on CPUs, where the
+            backward convolutions are slower in it.
+        compile_backbone: compile the backbone by ``torch.compile`` at the first step.
+        gradient_checkpointing: keep the blocks' inputs only, and compute their insides again.
+        head_memory: ``fast`` keeps (B, C) numbers between the passes, ``small`` computes them again, ``auto`` keeps
+            them where they take at most a quarter of the free memory.
+
+    Returns:
+        What the user should know, one line each.
+
+    Raises:
+        RuntimeError: there is no compiler for ``compile_backbone``.
+    """
+    notes = []
+    module.channels_last = channels_last == "on" or (channels_last == "auto" and accelerator == "gpu")
+    if module.channels_last:
+        module.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    module.model.gradient_checkpointing = gradient_checkpointing
+    if compile_backbone:
+        _check_compiler(accelerator)
+        module.model.compile(dynamic=False)
+        notes.append("--compile: the first step takes a minute, or several for the deep networks")
+    if module.class_num:
+        wanted = batch_size * module.class_num * _FLOAT32_BYTES
+        fits = wanted <= _MOST_OF_FREE_MEMORY * available_memory(accelerator, processes)
+        module.head.keep_exponentials = head_memory == "fast" or (head_memory == "auto" and fits)
+        if head_memory == "auto" and not fits:
+            notes.append(
+                f"the head's {batch_size} x {module.class_num:,} numbers ({wanted / 1e9:.1f} GB) are computed twice "
+                "instead of kept (--head_memory fast keeps them)"
+            )
+    return notes
+
+
+def _check_compiler(accelerator: str) -> None:
+    """Raise RuntimeError where ``torch.compile`` would fail at the first step."""
+    if accelerator == "mps":
+        raise RuntimeError("--compile is for CPUs and CUDA GPUs: leave it out on an Apple GPU")
+    found = os.environ.get("CXX") or next((name for name in _COMPILERS if shutil.which(name)), None)
+    if found is None or shutil.which(found) is None:
+        raise RuntimeError(
+            f"--compile needs a C++ compiler, found none of {', '.join(_COMPILERS)} (nor the one that CXX names): "
+            "install one (on Debian: apt install g++), or leave --compile out"
+        )
+    if accelerator == "gpu" and importlib.util.find_spec("triton") is None:
+        raise RuntimeError("--compile on a GPU needs the package triton: pip install triton, or leave --compile out")
