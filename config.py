@@ -70,7 +70,7 @@ class Config:
         ("auto", "32", "16-mixed", "bf16-mixed", "64"),
     )
     channels_last: str = _option(
-        "auto", "memory layout of the backbone; auto: on for GPUs, where it is faster (ours)", ("auto", "on", "off")
+        "auto", "memory layout of the backbone; auto: on for GPUs and --compile (ours)", ("auto", "on", "off")
     )
     compile: bool = _option(False, "compile the backbone (torch.compile): a slow first step, then faster ones (ours)")
     gradient_checkpointing: bool = _option(

@@ -76,6 +76,11 @@ def test_channels_last_is_automatic_on_gpus(option, accelerator, expected, monke
     assert module.channels_last is expected
 
 
+def test_channels_last_is_automatic_for_the_compiler():
+    assert _module(compile_backbone=True, channels_last="auto")[0].channels_last
+    assert not _module(compile_backbone=True, channels_last="off")[0].channels_last
+
+
 def test_the_heads_numbers_are_kept_where_memory_allows(monkeypatch):
     module, notes = _module()
     assert (module.head.keep_exponentials, notes) == (True, [])

@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import prelu
 from prelu import PReLU
 
 
@@ -26,6 +27,16 @@ def test_values_and_gradients_are_those_of_pytorch(shape: tuple[int, ...], slope
     ours, theirs = pair(1 if slopes == "one" else 6)
     x, gradient = torch.randn(2, *shape, dtype=torch.float64)
     x.view(-1)[:3] = torch.tensor([0.0, -0.0, 1e-300])
+    for got, expected in zip(results(ours, x, gradient), results(theirs, x, gradient), strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("numbers", [1, 200, 10_000])
+def test_blocks_of_images_add_up(numbers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prelu, "_BLOCK_NUMBERS", numbers)
+    torch.manual_seed(0)
+    ours, theirs = pair(6)
+    x, gradient = torch.randn(2, 7, 6, 4, 4, dtype=torch.float64)
     for got, expected in zip(results(ours, x, gradient), results(theirs, x, gradient), strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-13, atol=1e-13)
 
