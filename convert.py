@@ -28,7 +28,8 @@ from typing import NoReturn
 
 import pairs
 from pack import pack_folder, pack_pairs
-from unpack import convert_images, convert_set
+from unpack_bin import convert_set
+from unpack_rec import convert_images
 
 _EXPECTED_ERRORS = (ValueError, FileNotFoundError, RuntimeError, OSError)
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)

@@ -10,7 +10,6 @@ the path's name; the five sets of the paper are not compulsory.
 
 import hashlib
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from face_datasets import TrainingDataset, ValidationDataset, as_it_is, start_wo
 from lightning_setup import pl
 from pairs import IMAGE_SHAPE, PAPER_SETS, PairSet, find_pair_sets, open_pair_set
 from sampler import EpochBatchSampler, RandomStreams, ShardedBatchSampler
+from threads import usable_cores
 from training_source import TrainingSource, open_training_source
 from training_subset import read_subset_list, select_subset
 
@@ -287,7 +287,7 @@ class FaceDataModule(pl.LightningDataModule):
         )
 
     def _capped(self, num_workers: int, devices: int) -> int:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        cores = usable_cores()
         most = max(1, cores // devices)
         if num_workers > most:
             self.notes.append(f"{most} data worker(s) per device instead of {num_workers}: there are {cores} cores")

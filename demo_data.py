@@ -38,6 +38,7 @@ from demo_faces import draw_face
 from demo_head import SIDE_PX, Identity, draw_identity, draw_scene
 from pairs import PAPER_SETS, write_bin
 from recordio import ImageHeader, RecordWriter, pack
+from threads import usable_cores
 
 _DRAWING_VERSION = 1  # raise it when the drawing changes: an older folder is then not taken for a new one
 _JPEG_QUALITY = 95
@@ -259,7 +260,7 @@ def write_demo_data(
     sets = {name: pair_pictures(size, name) for name in PAPER_SETS}
     pictures = training_pictures(size) + [picture for chosen, _ in sets.values() for picture in chosen]
     with tqdm(total=len(pictures), desc="drawing faces", unit="image", disable=None) as bar:
-        images = _encode_all(pictures, processes or _usable_cores(), bar)
+        images = _encode_all(pictures, processes or usable_cores(), bar)
         _write_training_records(part, size, images)
         for name, (chosen, issame) in sets.items():
             write_bin(part / f"{name}.bin", [next(images) for _ in chosen], issame)
@@ -268,10 +269,6 @@ def write_demo_data(
         folder.rmdir()  # empty, see above
     part.rename(folder)
     return folder
-
-
-def _usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _check_finished(folder: Path, parameters: dict[str, int]) -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from threads import usable_cores
+
 _DECISION = "ADAFACE_RUN_FOLDER"
 _MEMORY_INFO = Path("/proc/meminfo")
 
@@ -96,13 +98,6 @@ def divide_threads(processes: int) -> None:
     """
     if processes > 1 or "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, usable_cores() // processes))
-
-
-def usable_cores() -> int:
-    """Return the number of processor cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def available_memory(accelerator: str, processes: int) -> float:

@@ -1,4 +1,4 @@
-"""A verification set of 12,000 images (as LFW's) to its memory-mapped form, against rows of a compressed float array.
+"""A verification set of 2,000 images to its memory-mapped form, against rows of a compressed float array.
 
     python -m bench.convert_bin
 
@@ -22,7 +22,7 @@ from bench._drawn_faces import encoded_faces
 from bench._fresh_folders import scratch
 from bench.timing import Side, compare, options, report
 from pairs import open_pair_set, write_bin
-from unpack import convert_set
+from unpack_bin import convert_set
 
 _SHAPE = (3, 112, 112)
 _ROUNDING = 1e-4  # of a grey level, from the float32 arithmetic of the normalisation
@@ -76,14 +76,14 @@ def same_pixels(saved: list[np.ndarray], path: Path) -> dict[str, float]:
 def main() -> None:
     """Measure and report."""
     chosen = options(__doc__)
-    count = 300 if chosen.quick else 12_000
+    count = 300 if chosen.quick else 2_000
     with scratch() as root:
         path = root / "lfw.bin"
         write_bin(path, encoded_faces(count), [pair % 2 == 0 for pair in range(count // 2)])
         result = compare(
             f".bin to a verification set, {count:,} images",
             Side("decode, normalise, a bcolz row each", lambda: float_rows(path), partial(remove_sets, path)),
-            Side("unpack.convert_set", lambda: memory_mapped(path), partial(remove_sets, path)),
+            Side("unpack_bin.convert_set", lambda: memory_mapped(path), partial(remove_sets, path)),
             count=count,
             unit="images",
             target=15,

@@ -22,7 +22,7 @@ from bench._drawn_faces import encoded_faces
 from bench._fresh_folders import FreshFolders, scratch
 from bench.timing import Side, compare, options, report
 from recordio import ImageHeader, RecordFile, RecordWriter, pack
-from unpack import convert_images
+from unpack_rec import convert_images
 
 _IMAGES_PER_IDENTITY = 57  # 5.8 million images of 85 thousand people, as in MS1MV2
 _HEAD = struct.Struct("<IIIfQQ")  # magic number, length; flag, label, id, id2
@@ -111,7 +111,7 @@ def main() -> None:
         result = compare(
             f".rec to image files, {count:,} images",
             Side("decode, encode at quality 95", lambda: decode_and_encode(rec, folders.current), folders.renew),
-            Side("unpack.convert_images", lambda: copy_bytes(rec, folders.current), folders.renew),
+            Side("unpack_rec.convert_images", lambda: copy_bytes(rec, folders.current), folders.renew),
             count=count,
             unit="images",
             target=10,

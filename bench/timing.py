@@ -9,7 +9,6 @@ import argparse
 import datetime
 import importlib.metadata
 import json
-import os
 import platform
 import statistics
 import subprocess
@@ -19,6 +18,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from threads import usable_cores
 
 RESULTS = Path(__file__).parent / "results"
 _PACKAGES = ("torch", "numpy", "opencv-python-headless")
@@ -172,7 +173,6 @@ def _memory(field: str) -> int:
 
 def _machine() -> dict[str, Any]:
     """Say what was measured where: versions, command, commit, processor."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": _git("rev-parse", "--short", "HEAD") + ("+" if _git("status", "--porcelain", "-uno") else ""),
@@ -180,7 +180,7 @@ def _machine() -> dict[str, Any]:
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in _PACKAGES},
         "processor": _processor(),
-        "cores": cores,
+        "cores": usable_cores(),
     }
 
 

@@ -16,7 +16,7 @@ import record_index
 import record_sidecar
 from recordio import RecordFile
 from training_source import FolderSource, RecordSource
-from unpack import convert_images
+from unpack_rec import convert_images
 
 __all__ = ["large"]
 COLUMNS = ("keys", "offsets", "labels")
@@ -245,7 +245,7 @@ def test_declared_identities_are_compared_each_time(large: Path) -> None:
 
 
 def test_conversion_does_not_stumble_over_it(opened: RecordSource, large: Path, monkeypatch) -> None:
-    monkeypatch.setattr("unpack.image_suffix", lambda *_: ".jpg")
+    monkeypatch.setattr("unpack_rec.image_suffix", lambda *_: ".jpg")
     convert_images(large, large.parent / "imgs")
     folder = FolderSource(large.parent / "imgs")
     assert np.array_equal(folder.labels, opened.labels) and folder.class_names == opened.class_names

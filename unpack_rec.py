@@ -1,13 +1,14 @@
-"""From InsightFace files to image files: `.rec` to `<label>/<key>.jpg`, `.bin` to validation sets.
+"""From InsightFace's `.rec` to image files `<label>/<key>.jpg`.
 
 Source: the layouts of InsightFace and of the official AdaFace converter (`imgs/<label>/<key>.jpg`).
 Differences: encoded images are copied byte for byte, where the official converter decodes and encodes them
-again; work that is done is known, and not done twice. What is promised about stopping holds for a killed
-program, not for a power cut.
+again; work that is done is known, and not done twice. Images are written under their own names, since renaming
+takes as long as writing: the journal says up to where they are whole, a conversion that goes on looks at the
+others, and training refuses a folder whose journal is not at its end. What is promised about stopping holds for
+a killed program, not for a power cut.
 """
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -15,24 +16,23 @@ import time
 import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-import pairs
 import recordio
-from atomic_files import atomic_file
 from pack import image_suffix, swap_red_blue
+from threads import in_order, usable_cores
 
 _JOURNAL = ".convert.json"
-_JOURNAL_EVERY = 2000
-_TICK_EVERY = 64
+_IMAGES_AT_ONCE = 250
+_JOURNAL_EVERY = 2000  # images; a multiple of those at once
+_COPYING_THREADS = 2
+_MOST_AHEAD = 64  # parts of images
+_UNSURE = _JOURNAL_EVERY + (_MOST_AHEAD + 1) * _IMAGES_AT_ONCE  # that a killed conversion may have written unnoted
 _LISTED_KEYS = 10
-
-
-# --- train.rec -> imgs ------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -160,7 +160,7 @@ def _resume(journal: _Journal | None, fresh: _Journal, folder: Path) -> tuple[_J
         what = "with another --swap_color_channel" if same else "from another train.rec"
         raise ValueError(f"{folder} was converted {what}; use --overwrite to convert it again")
     journal.rec_mtime_ns = fresh.rec_mtime_ns
-    return journal, _JOURNAL_EVERY
+    return journal, _UNSURE
 
 
 def _write_images(
@@ -173,36 +173,56 @@ def _write_images(
     skip_bad: bool,
 ) -> None:
     """Write the images from `journal.done` on; the journal follows, and is right whatever stops this."""
-    root, part = str(folder), str(folder / ".image.part")
-    made: set[int] = set()
-    start = journal.done
-    keys = records.keys[positions].tolist()
-    sources, names = positions.tolist(), labels.tolist()
-    with _saved(journal, folder), tqdm(total=len(keys), initial=start, unit=" images", disable=None) as bar:
-        for i in range(start, len(keys)):
-            label, key = names[i], keys[i]
-            try:
-                data = records.read_image(sources[i])
-                suffix = image_suffix(data, "the record")
-                if journal.swap_color_channel:
-                    data = swap_red_blue(data, suffix, "the record")
-            except ValueError as error:
-                if not skip_bad:
-                    raise ValueError(f"key {key} (label {label}): {error}; --skip_bad_images goes on") from None
-                journal.skipped.append(key)
-            else:
-                directory = f"{root}/{label}"
-                if label not in made:
-                    os.makedirs(directory, exist_ok=True)  # noqa: PTH103 - no Path objects in this loop
-                    made.add(label)
-                path = f"{directory}/{key}{suffix}"
-                if i - start >= unsure or not _has_size(path, len(data)):
-                    _write_whole(path, data, part)
-            journal.done = i + 1
-            if journal.done % _TICK_EVERY == 0 or journal.done == len(keys):
-                bar.update(journal.done - bar.n)
-            if journal.done % _JOURNAL_EVERY == 0:
+    start, total = journal.done, len(positions)
+    unknown = range(start, min(start + unsure, total))
+    copy = partial(_copy_some, records, positions, labels, folder, unknown, journal.swap_color_channel, skip_bad)
+    starts = range(start, total, _IMAGES_AT_ONCE)
+    # encoding again is work for all cores; copying is the file system's, and Python's lock lets two threads do it
+    threads = usable_cores() if journal.swap_color_channel else min(usable_cores(), _COPYING_THREADS)
+    done_parts = in_order(copy, starts, threads=threads, ahead=min(2 * threads, _MOST_AHEAD))
+    with _saved(journal, folder), tqdm(total=total, initial=start, unit=" images", disable=None) as bar:
+        for first, skipped in zip(starts, done_parts, strict=True):
+            journal.skipped += skipped
+            journal.done = min(first + _IMAGES_AT_ONCE, total)
+            bar.update(journal.done - bar.n)
+            if (journal.done - start) % _JOURNAL_EVERY == 0:
                 journal.save(folder)
+
+
+def _copy_some(
+    records: recordio.RecordFile,
+    positions: np.ndarray,
+    labels: np.ndarray,
+    folder: Path,
+    unknown: range,
+    swap: bool,
+    skip_bad: bool,
+    first: int,
+) -> list[int]:
+    """Write some images, from one place in the file order on; return the keys of those that cannot be used.
+
+    Places in `unknown` may have been written before.
+    """
+    chosen = slice(first, first + _IMAGES_AT_ONCE)
+    keys, names = records.keys[positions[chosen]].tolist(), labels[chosen].tolist()
+    for label in set(names):
+        os.makedirs(f"{folder}/{label}", exist_ok=True)  # noqa: PTH103 - no Path objects here
+    skipped = []
+    for place, (position, key, label) in enumerate(zip(positions[chosen].tolist(), keys, names, strict=True), first):
+        try:
+            data = records.read_image(position)
+            suffix = image_suffix(data, "the record")
+            if swap:
+                data = swap_red_blue(data, suffix, "the record")
+        except ValueError as error:
+            if not skip_bad:
+                raise ValueError(f"key {key} (label {label}): {error}; --skip_bad_images goes on") from None
+            skipped.append(key)
+            continue
+        path = f"{folder}/{label}/{key}{suffix}"
+        if place not in unknown or not _has_size(path, len(data)):
+            _write(path, data)
+    return skipped
 
 
 @contextlib.contextmanager
@@ -225,25 +245,18 @@ def _has_size(path: str, size_bytes: int) -> bool:
         return False
 
 
-def _write_whole(path: str, data: bytes, part: str) -> None:
-    """Write a file that has its name only when it is whole.
-
-    Args:
-        path: final path.
-        data: content.
-        part: temporary path on the same file system.
-    """
-    handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+def _write(path: str, data: bytes) -> None:
+    """Write a file; remove it where it cannot be written whole."""
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
     try:
         written = os.write(handle, data)
         while written < len(data):  # a nearly full disk takes a part, then refuses
             written += os.write(handle, memoryview(data)[written:])
     except OSError as error:
-        os.unlink(part)  # noqa: PTH108
+        os.unlink(path)  # noqa: PTH108
         raise OSError(error.errno, error.strerror, path) from None
     finally:
         os.close(handle)
-    os.rename(part, path)  # noqa: PTH104
 
 
 def _delete_images(folder: Path) -> None:
@@ -284,84 +297,3 @@ def _report_images(
             f"note: labels go up to {labels.max():,} with gaps; folders keep them, training renumbers the classes "
             f"in the order of the folder names"
         )
-
-
-# --- .bin -> validation set -------------------------------------------------------------------------------------
-
-
-def convert_set(path: Path, form: str = "memfile", swap: bool = False, overwrite: bool = False) -> None:
-    """Convert one `.bin` beside itself; a set that is done and whose `.bin` is the same is left alone.
-
-    Args:
-        path: the `.bin`.
-        form: `memfile` or `bcolz`.
-        swap: swap red and blue.
-        overwrite: convert again, and replace a set made by something else.
-
-    Raises:
-        ValueError: not a verification set, or an image that is not a 112x112 colour image.
-        OSError: such as no space left; the set is then absent, not half there.
-    """
-    started = time.monotonic()
-    name, folder = path.stem, path.parent
-    sidecar = folder / f".{name}{_JOURNAL}"
-    if not overwrite:
-        reason = _why_done(path, sidecar, form, swap)
-        if reason:
-            print(f"{path.name}: {reason}")
-            return
-    images, issame = pairs.read_bin(path)
-    _save_sidecar(sidecar, {"form": "unfinished"})
-    write = pairs.write_bcolz if form == "bcolz" else pairs.write_memfile
-    write(folder, name, _decoded(images, path, swap), issame)
-    if form == "bcolz":  # an older memory-mapped set would hide the new one
-        (folder / f"{name}_images.npy").unlink(missing_ok=True)
-    _save_sidecar(sidecar, {**_fingerprint(path, with_hash=True), "form": form, "swap_color_channel": swap})
-    same = int(issame.sum())
-    seconds = time.monotonic() - started
-    print(f"{path.name}: {len(issame):,} pairs ({same:,} same) as {form}, {len(images):,} images, {seconds:.1f} s")
-
-
-def _save_sidecar(sidecar: Path, content: dict[str, Any]) -> None:
-    """Write down what a set was made from."""
-    with atomic_file(sidecar) as file:
-        file.write(json.dumps(content).encode())
-
-
-def _why_done(path: Path, sidecar: Path, form: str, swap: bool) -> str | None:
-    """Say why a set need not be converted, or None when it must be."""
-    folder, name = path.parent, path.stem
-    target = folder / (name if form == "bcolz" else f"{name}_images.npy")
-    if not target.exists() or not (folder / f"{name}_list.npy").is_file():
-        return None
-    try:
-        known: dict[str, Any] = json.loads(sidecar.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return f"{target.name} was made by another program and is kept; --overwrite converts it again"
-    except ValueError:
-        return None
-    if known.get("form") != form or known.get("swap_color_channel") != swap:
-        return None
-    quick = _fingerprint(path, with_hash=False)
-    same = all(known.get(part) == value for part, value in quick.items())
-    # A copy changes the time of modification, not the content.
-    if not same and known.get("sha256") != _fingerprint(path, with_hash=True)["sha256"]:
-        return None
-    return f"already converted ({target.name}); nothing to do"
-
-
-def _fingerprint(path: Path, with_hash: bool) -> dict[str, Any]:
-    """Describe a file so that it is known again."""
-    stat = path.stat()
-    known: dict[str, Any] = {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
-    if with_hash:
-        with path.open("rb") as file:
-            known["sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
-    return known
-
-
-def _decoded(images: list[pairs.EncodedImage], path: Path, swap: bool) -> Iterator[np.ndarray]:
-    """Decode the images of a set behind a progress bar."""
-    for index, image in enumerate(tqdm(images, desc=path.stem, unit=" images", disable=None)):
-        pixels = pairs.decode_image(image, f"{path}, image {index} (pair {index // 2})")
-        yield np.ascontiguousarray(pixels[:, :, ::-1]) if swap else pixels

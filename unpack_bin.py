@@ -1,0 +1,112 @@
+"""From InsightFace's `.bin` to validation sets.
+
+Source: the `.bin` files of InsightFace. Difference from the official converter: the set is uint8 in one file that is
+mapped, and work that is done is known and not done twice.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+import pairs
+from atomic_files import atomic_file
+from threads import in_order, usable_cores
+
+_SIDECAR = ".convert.json"
+_IMAGES_AT_ONCE = 64
+
+
+def convert_set(path: Path, form: str = "memfile", swap: bool = False, overwrite: bool = False) -> None:
+    """Convert one `.bin` beside itself; a set that is done and whose `.bin` is the same is left alone.
+
+    Args:
+        path: the `.bin`.
+        form: `memfile` or `bcolz`.
+        swap: swap red and blue.
+        overwrite: convert again, and replace a set made by something else.
+
+    Raises:
+        ValueError: not a verification set, or an image that is not a 112x112 colour image.
+        OSError: such as no space left; the set is then absent, not half there.
+    """
+    started = time.monotonic()
+    name, folder = path.stem, path.parent
+    sidecar = folder / f".{name}{_SIDECAR}"
+    if not overwrite:
+        reason = _why_done(path, sidecar, form, swap)
+        if reason:
+            print(f"{path.name}: {reason}")
+            return
+    images, issame = pairs.read_bin(path)
+    _save_sidecar(sidecar, {"form": "unfinished"})
+    write = pairs.write_bcolz if form == "bcolz" else pairs.write_memfile
+    write(folder, name, _decoded(images, path, swap), issame)
+    if form == "bcolz":  # an older memory-mapped set would hide the new one
+        (folder / f"{name}_images.npy").unlink(missing_ok=True)
+    _save_sidecar(sidecar, {**_fingerprint(path, with_hash=True), "form": form, "swap_color_channel": swap})
+    same = int(issame.sum())
+    seconds = time.monotonic() - started
+    print(f"{path.name}: {len(issame):,} pairs ({same:,} same) as {form}, {len(images):,} images, {seconds:.1f} s")
+
+
+def _save_sidecar(sidecar: Path, content: dict[str, Any]) -> None:
+    """Write down what a set was made from."""
+    with atomic_file(sidecar) as file:
+        file.write(json.dumps(content).encode())
+
+
+def _why_done(path: Path, sidecar: Path, form: str, swap: bool) -> str | None:
+    """Say why a set need not be converted, or None when it must be."""
+    folder, name = path.parent, path.stem
+    target = folder / (name if form == "bcolz" else f"{name}_images.npy")
+    if not target.exists() or not (folder / f"{name}_list.npy").is_file():
+        return None
+    try:
+        known: dict[str, Any] = json.loads(sidecar.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return f"{target.name} was made by another program and is kept; --overwrite converts it again"
+    except ValueError:
+        return None
+    if known.get("form") != form or known.get("swap_color_channel") != swap:
+        return None
+    quick = _fingerprint(path, with_hash=False)
+    same = all(known.get(part) == value for part, value in quick.items())
+    # A copy changes the time of modification, not the content.
+    if not same and known.get("sha256") != _fingerprint(path, with_hash=True)["sha256"]:
+        return None
+    return f"already converted ({target.name}); nothing to do"
+
+
+def _fingerprint(path: Path, with_hash: bool) -> dict[str, Any]:
+    """Describe a file so that it is known again."""
+    stat = path.stat()
+    known: dict[str, Any] = {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+    if with_hash:
+        with path.open("rb") as file:
+            known["sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
+    return known
+
+
+def _decoded(images: list[pairs.EncodedImage], path: Path, swap: bool) -> Iterator[np.ndarray]:
+    """Decode the images of a set, in their order, in as many threads as there are cores."""
+    cores = usable_cores()
+    decode = partial(_decode_some, images, path, swap)
+    parts = in_order(decode, range(0, len(images), _IMAGES_AT_ONCE), threads=cores, ahead=2 * cores)
+    return iter(tqdm(chain.from_iterable(parts), total=len(images), desc=path.stem, unit=" images", disable=None))
+
+
+def _decode_some(images: list[pairs.EncodedImage], path: Path, swap: bool, start: int) -> list[np.ndarray]:
+    """Decode the images from one place on."""
+    decoded = []
+    for index, image in enumerate(images[start : start + _IMAGES_AT_ONCE], start):
+        pixels = pairs.decode_image(image, f"{path}, image {index} (pair {index // 2})")
+        decoded.append(np.ascontiguousarray(pixels[:, :, ::-1]) if swap else pixels)
+    return decoded
