@@ -23,6 +23,7 @@ from sampler import RandomStreams
 from training_source import TrainingSource
 
 _MOST_BAD_IN_A_ROW = 100
+_AT_ONCE = 16
 
 
 class TrainingDataset(Dataset[tuple[Tensor, int]]):
@@ -66,8 +67,8 @@ class TrainingDataset(Dataset[tuple[Tensor, int]]):
         Raises:
             ValueError: the image cannot be decoded, is not 112x112 or not colour.
         """
-        image, label = self._load(*position)
-        return torch.from_numpy(image), label
+        images, labels = self.__getitems__([position])
+        return images[0], int(labels[0])
 
     def __getitems__(self, positions: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
         """Return a batch, collated already: use it with ``collate_fn=as_it_is``.
@@ -83,17 +84,22 @@ class TrainingDataset(Dataset[tuple[Tensor, int]]):
         """
         images = np.empty((len(positions), *IMAGE_SHAPE), np.uint8)
         labels = np.empty(len(positions), np.int64)
-        for place, (epoch, sample) in enumerate(positions):
-            images[place], labels[place] = self._load(epoch, sample)
+        # decode some, then augment them: a processor's caches hold the code and the tables of one work, not of both
+        for first in range(0, len(positions), _AT_ONCE):
+            some = positions[first : first + _AT_ONCE]
+            decoded = [self._image_of(sample) for _, sample in some]
+            for place, ((epoch, sample), (image, taken)) in enumerate(zip(some, decoded, strict=True), first):
+                self.augmenter(image, self._streams.at(epoch, sample), images[place])
+                labels[place] = self.source.labels[taken]
         return torch.from_numpy(images), torch.from_numpy(labels)
 
     def bad_samples(self) -> list[int]:
         """Return the samples that could not be decoded so far, by all workers of this process."""
         return [] if self._bad is None else torch.nonzero(self._bad).flatten().tolist()
 
-    def _load(self, epoch: int, sample: int) -> tuple[np.ndarray, int]:
-        image, taken = self._decode(sample) if self._bad is None else self._decode_next_good(sample, self._bad)
-        return self.augmenter(image, self._streams.at(epoch, sample)), int(self.source.labels[taken])
+    def _image_of(self, sample: int) -> tuple[np.ndarray, int]:
+        """Return the image of a sample, or the one that takes its place, and whose it is."""
+        return self._decode(sample) if self._bad is None else self._decode_next_good(sample, self._bad)
 
     def _decode(self, sample: int) -> tuple[np.ndarray, int]:
         """Return an image and its sample."""

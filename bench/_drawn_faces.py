@@ -1,4 +1,4 @@
-"""Encoded faces for benchmarks: a few hundred drawn ones, repeated, as many bytes as those of a real training set."""
+"""Encoded faces for benchmarks: a few hundred drawn ones, repeated, of about as many bytes as real ones."""
 
 import cv2
 import numpy as np
@@ -12,7 +12,9 @@ _NOISE = 2.5  # grey levels; drawings are smoother than photographs, and their f
 
 
 def encoded_faces(count: int) -> list[bytes]:
-    """Draw 112x112 faces and encode them as JPEG, 6 kB on average; after some hundred distinct ones they repeat.
+    """Draw 112x112 faces and encode them as JPEG; after some hundred distinct ones they repeat.
+
+    They have 5.0 kB on average; aligned faces of LFW, encoded alike, have 5.3.
 
     Args:
         count: how many.

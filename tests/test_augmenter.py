@@ -117,12 +117,13 @@ def test_drawn_crops_fit_and_cover_the_whole_range() -> None:
 
 def test_crop_falls_back_to_the_centre() -> None:
     class Largest(np.random.Generator):
-        def uniform(self, low: float = 0, high: float = 1, size: None = None) -> float:  # type: ignore[override]
-            return high
+        def random(self, size: int) -> np.ndarray:  # type: ignore[override]
+            return np.ones(size)
 
-    assert augmenter.draw_crop(112, 112, Largest(np.random.Philox(key=0))) == (0, 0, 112, 112)
-    assert augmenter.draw_crop(100, 200, Largest(np.random.Philox(key=0))) == (0, 33, 100, 133)
-    assert augmenter.draw_crop(100, 400, Largest(np.random.Philox(key=0))) == (0, 133, 100, 133)
+    largest = Largest(np.random.Philox(key=0))
+    assert augmenter.draw_crop(112, 112, largest) == (0, 0, 112, 112)
+    assert augmenter.draw_crop(100, 200, largest) == (0, 33, 100, 133)
+    assert augmenter.draw_crop(100, 400, largest) == (0, 133, 100, 133)
 
 
 def test_drawn_low_resolutions_and_factors_cover_their_ranges() -> None:
@@ -147,6 +148,13 @@ def test_each_augmentation_has_its_own_probability(image: np.ndarray) -> None:
     half = Augmenter(**{**only, "photometric_prob": 0.3})
     changed = sum(half(image, generator(seed)) is not image for seed in range(400))
     assert 90 < changed < 150
+
+
+def test_the_result_lies_where_it_is_asked_for(image: np.ndarray) -> None:
+    augment, batch = Augmenter(0.5, 0.5, 0.5), np.zeros((40, *image.shape), np.uint8)
+    for seed, out in enumerate(batch):
+        result = augment(image, generator(seed), out)
+        assert np.shares_memory(result, batch) and np.array_equal(out, augment(image, generator(seed)))
 
 
 def test_same_generator_same_result_and_the_argument_stays(image: np.ndarray) -> None:
