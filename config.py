@@ -21,6 +21,8 @@ from typing import Any, NoReturn
 
 import yaml
 
+Action = typing.Literal["run", "plan", "print_config"]
+
 _TRUE = ("true", "yes", "on", "1")
 _FALSE = ("false", "no", "off", "0")
 
@@ -70,7 +72,7 @@ class Config:
         ("auto", "32", "16-mixed", "bf16-mixed", "64"),
     )
     channels_last: str = _option(
-        "auto", "memory layout of the backbone; auto: on for GPUs and --compile (ours)", ("auto", "on", "off")
+        "auto", "memory layout of the backbone; auto: on but for Apple GPUs (ours)", ("auto", "on", "off")
     )
     compile: bool = _option(False, "compile the backbone (torch.compile): a slow first step, then faster ones (ours)")
     gradient_checkpointing: bool = _option(
@@ -287,6 +289,7 @@ def _parser() -> _Parser:
     )
     parser.add_argument("--config", metavar="RECIPE", default="", help="YAML file with any of the options below")
     parser.add_argument("--print_config", action="store_true", help="print the resolved options as YAML and stop")
+    parser.add_argument("--plan", action="store_true", help="print memory, steps and time of the training and stop")
     group: argparse._ActionsContainer = parser
     for name, option in OPTIONS.items():
         group = parser.add_argument_group(_GROUPS[name]) if name in _GROUPS else group
@@ -336,14 +339,14 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path}: {error}") from error
 
 
-def parse(arguments: Sequence[str]) -> tuple[Config, bool]:
+def parse(arguments: Sequence[str]) -> tuple[Config, Action]:
     """Parse a command line into a checked configuration.
 
     Args:
         arguments: the words after the program's name.
 
     Returns:
-        The configuration, and whether ``--print_config`` was given.
+        The configuration, and what to do with it.
 
     Raises:
         ValueError: an unknown option, a bad value, or options that contradict each other.
@@ -352,7 +355,7 @@ def parse(arguments: Sequence[str]) -> tuple[Config, bool]:
     parsed, unknown = _parser().parse_known_args(list(arguments))
     if unknown:
         word = unknown[0].split("=")[0]
-        known = [f"--{name}" for name in ("config", "print_config", *OPTIONS)]
+        known = [f"--{name}" for name in ("config", "print_config", "plan", *OPTIONS)]
         raise ValueError(
             f"unknown option {word}; {nearest(word, known)}" if word.startswith("-") else f"stray word {word!r}"
         )
@@ -360,4 +363,7 @@ def parse(arguments: Sequence[str]) -> tuple[Config, bool]:
     for name in OPTIONS:
         if (value := getattr(parsed, name)) is not None:
             values[name] = convert_value(name, value)
-    return Config(**values, given=frozenset(values)), parsed.print_config
+    config = Config(**values, given=frozenset(values))
+    if parsed.plan and config.evaluate:
+        raise ValueError("--plan is for a training, --evaluate does none: give one of them")
+    return config, "print_config" if parsed.print_config else "plan" if parsed.plan else "run"

@@ -2,6 +2,7 @@
 
 import math
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,12 @@ import torch.distributed as dist
 
 from threads import usable_cores
 
-_DECISION = "ADAFACE_RUN_FOLDER"
+try:
+    import resource
+except ImportError:  # not Unix
+    resource = None  # type: ignore[assignment]
+
+_DECISION = "ADAFACE_DECISION_"
 _MEMORY_INFO = Path("/proc/meminfo")
 
 
@@ -116,13 +122,28 @@ def available_memory(accelerator: str, processes: int) -> float:
         return math.inf
 
 
-def decided_by_rank_0(decide: Callable[[], Path], accelerator: str) -> Path:
-    """Return a path that rank 0 decides on, in every process of the run.
+def peak_memory(device_type: str) -> float:
+    """Return the most bytes that this process has held so far: on a GPU the tensors, else all of it; 0 if unknown.
+
+    Args:
+        device_type: of the device that trains, such as ``cuda`` or ``cpu``.
+    """
+    if device_type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    if resource is None:  # not Unix
+        return 0.0
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def decided_by_rank_0(name: str, decide: Callable[[], str], accelerator: str) -> str:
+    """Return what rank 0 decides on, in every process of the run.
 
     Lightning starts the other processes of a machine from rank 0, so they inherit the decision in the environment;
     torchrun starts all at once, so there it is broadcast.
 
     Args:
+        name: of the decision, in capital letters.
         decide: called on rank 0 alone, once.
         accelerator: ``gpu`` or another; chooses the backend of the process group.
     """
@@ -131,9 +152,10 @@ def decided_by_rank_0(decide: Callable[[], Path], accelerator: str) -> Path:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         if not dist.is_initialized():
             dist.init_process_group("nccl" if accelerator == "gpu" else "gloo")
-        box = [str(decide()) if dist.get_rank() == 0 else None]
+        box = [decide() if dist.get_rank() == 0 else None]
         dist.broadcast_object_list(box)
-        return Path(str(box[0]))
-    if int(os.environ.get("LOCAL_RANK", "0")) == 0 or _DECISION not in os.environ:
-        os.environ[_DECISION] = str(decide())
-    return Path(os.environ[_DECISION])
+        return str(box[0])
+    variable = _DECISION + name
+    if int(os.environ.get("LOCAL_RANK", "0")) == 0 or variable not in os.environ:
+        os.environ[variable] = decide()
+    return os.environ[variable]

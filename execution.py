@@ -36,8 +36,8 @@ def prepare_step(
         accelerator: ``cpu``, ``gpu`` or ``mps``.
         processes: training processes on this machine.
         batch_size: images per step of one process, B.
-        channels_last: ``on``, ``off`` or ``auto``: on for GPUs, whose tensor cores want it, and for the compiler; off
-            on CPUs, where the backward convolutions are no faster in it.
+        channels_last: ``on``, ``off`` or ``auto``: on for GPUs, whose tensor cores want it, for CPUs, whose narrow
+            convolutions take up to 40 % less time in it, and for the compiler; off for Apple GPUs.
         compile_backbone: compile the backbone by ``torch.compile`` at the first step.
         gradient_checkpointing: keep the blocks' inputs only, and compute their insides again.
         head_memory: ``fast`` keeps (B, C) numbers between the passes, ``small`` computes them again, ``auto`` keeps
@@ -50,7 +50,7 @@ def prepare_step(
         RuntimeError: there is no compiler for ``compile_backbone``.
     """
     notes = []
-    automatic = accelerator == "gpu" or compile_backbone
+    automatic = accelerator in ("cpu", "gpu") or compile_backbone
     module.channels_last = channels_last == "on" or (channels_last == "auto" and automatic)
     if module.channels_last:
         module.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -5,10 +5,15 @@ Differences: lines of equal form (as many digits in the key and in the offset as
 digits at a time, a column of lines at once; the numbers of a sorted file change their form a dozen times in all.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
+from threads import in_order
+
+_THREADS = 2
 _BYTES_AT_ONCE = 1 << 20  # what the columns of a block are cut from stays in the processor's cache
 _TAB, _NEWLINE = ord("\t"), ord("\n")
 _MOST_DIGITS = 16  # of a number that is parsed in two words of eight
@@ -33,13 +38,24 @@ def read_idx(idx_path: Path) -> tuple[np.ndarray, np.ndarray]:
     keys, offsets = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     line = 1
     with idx_path.open("rb") as file:
-        while text := file.read(_BYTES_AT_ONCE):
-            text += file.readline()
-            parsed = _parse_blocks(text) or _parse_lines(text.replace(b"\r\n", b"\n"), line, idx_path)
+        # numpy leaves Python's lock while it works on a column
+        for text, parsed in in_order(_try_blocks, _parts(file), threads=_THREADS, ahead=2 * _THREADS):
+            parsed = parsed or _parse_lines(text.replace(b"\r\n", b"\n"), line, idx_path)
             keys.append(parsed[0])
             offsets.append(parsed[1])
             line += len(parsed[0])
     return np.concatenate(keys), np.concatenate(offsets)
+
+
+def _parts(file: BinaryIO) -> Iterator[bytes]:
+    """Cut a file into parts of whole lines."""
+    while text := file.read(_BYTES_AT_ONCE):
+        yield text + file.readline()
+
+
+def _try_blocks(text: bytes) -> tuple[bytes, tuple[np.ndarray, np.ndarray] | None]:
+    """Return the text with what ``_parse_blocks`` makes of it."""
+    return text, _parse_blocks(text)
 
 
 # --- lines of equal form --------------------------------------------------------------------------------------

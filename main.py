@@ -23,6 +23,7 @@ import cv2
 import torch
 
 import config as options
+import plan
 from atomic_files import write_atomically
 from callbacks import (
     CheckpointKeeper,
@@ -40,9 +41,10 @@ from checkpoints import (
 )
 from config import Config
 from data import FaceDataModule
-from devices import DevicePlan, decided_by_rank_0, divide_threads, plan_devices
+from devices import DevicePlan, available_memory, decided_by_rank_0, divide_threads, plan_devices
 from execution import prepare_step
 from lightning_setup import pl
+from memory_plan import step_memory
 from net import check_architecture
 from plots import plot_loss, plot_roc, plot_similarity_histograms
 from progress import ProgressLine
@@ -66,13 +68,13 @@ def main(arguments: list[str] | None = None) -> int:
         arguments: words after the program's name; those of the process when None.
     """
     try:
-        config, print_only = options.parse(sys.argv[1:] if arguments is None else arguments)
-        if print_only:
+        config, action = options.parse(sys.argv[1:] if arguments is None else arguments)
+        if action == "print_config":
             print(config.as_yaml(), end="")
             return 0
         with _terminated_as_interrupted():
             config, notes = with_checkpoint_options(config)
-            return _run(config, notes)
+            return _run(config, notes, plan_only=action == "plan")
     except InterruptedTrainingError as stop:
         _say(f"{stop}\n{how_to_go_on(stop.checkpoint)}")
         return _INTERRUPTED
@@ -83,9 +85,9 @@ def main(arguments: list[str] | None = None) -> int:
         return _report(error)
 
 
-def _run(config: Config, notes: list[str]) -> int:
-    """Build everything, then train and test, or only test; ``notes`` are shown first."""
-    plan = plan_devices(
+def _run(config: Config, notes: list[str], *, plan_only: bool = False) -> int:
+    """Build everything, then train and test, or only test, or only plan; ``notes`` are shown first."""
+    devices = plan_devices(
         config.accelerator,
         config.gpus,
         config.devices,
@@ -93,17 +95,17 @@ def _run(config: Config, notes: list[str]) -> int:
         use_16bit=config.use_16bit,
         precision=config.precision,
     )
-    for note in (*notes, *plan.notes, *_advice(config)):
+    for note in (*notes, *devices.notes, *_advice(config)):
         _say(f"note: {note}")
-    divide_threads(plan.devices)
+    divide_threads(devices.devices)
     check_architecture(config.arch)
     pl.seed_everything(config.seed, verbose=False)
-    data = _open_data(config, plan)
+    data = _open_data(config, devices)
     module = _build_module(config, data)
     for note in prepare_step(
         module,
-        accelerator=plan.accelerator,
-        processes=plan.devices,
+        accelerator=devices.accelerator,
+        processes=devices.devices,
         batch_size=data.batch_size_per_process,
         channels_last=config.channels_last,
         compile_backbone=config.compile,
@@ -111,13 +113,15 @@ def _run(config: Config, notes: list[str]) -> int:
         head_memory=config.head_memory,
     ):
         _say(f"note: {note}")
+    if plan_only:
+        return _plan(config, devices, data, module)
     if config.resume_from_checkpoint:
         check_fits(load_checkpoint(config.resume_from_checkpoint), module, config.resume_from_checkpoint)
-    folder = decided_by_rank_0(lambda: _run_folder(config), plan.accelerator)
+    folder = Path(decided_by_rank_0("RUN_FOLDER", lambda: str(_run_folder(config)), devices.accelerator))
     keeper = CheckpointKeeper(folder, save_all=config.save_all_models)
-    trainer = _build_trainer(config, plan, data, folder, keeper)
+    trainer = _build_trainer(config, devices, data, folder, keeper)
     if trainer.is_global_zero:
-        _describe(config, plan, data, module, folder)
+        _describe(config, devices, data, module, folder)
     with _errors_kept_in(folder):
         if not config.evaluate:
             trainer.fit(module, data, ckpt_path=config.resume_from_checkpoint or None, weights_only=True)
@@ -128,7 +132,46 @@ def _run(config: Config, notes: list[str]) -> int:
     return 0
 
 
-def _open_data(config: Config, plan: DevicePlan) -> FaceDataModule:
+def _plan(config: Config, devices: DevicePlan, data: FaceDataModule, module: FaceRecognitionModule) -> int:
+    """Print what the training would take; where it fits in memory, measure a few steps."""
+    world_size = devices.devices * config.num_nodes
+    available = available_memory(devices.accelerator, devices.devices)
+    memory = step_memory(
+        module, processes=world_size, batch_size=data.batch_size_per_process, precision=devices.precision
+    )
+    verdict = decided_by_rank_0("FITS", lambda: str(memory.total_bytes <= available), devices.accelerator)
+    measured = None
+    if verdict == "True":
+        _say("measuring a few steps ...")
+        clock = plan.StepClock()
+        strategy = config.distributed_backend if world_size > 1 else "auto"
+        trainer = plan.build_trainer(devices, config.num_nodes, strategy, clock)
+        measured = plan.measure(trainer, module, data, clock)
+    _say(data.summary())
+    _say(plan.describe(module, memory, available, _schedule(config, data, world_size), measured))
+    for line in plan.does_not_fit(memory, available, batch_size=config.batch_size, devices=devices.devices):
+        _say(line)
+    return 0
+
+
+def _schedule(config: Config, data: FaceDataModule, world_size: int) -> plan.Schedule:
+    """How much the training does."""
+    every = _validation_interval(config, data)
+    steps = 1 if config.fast_dev_run else _batches_per_epoch(config, data)
+    per_epoch = 1 if isinstance(every, float) else steps // every
+    epochs = 1 if config.fast_dev_run else config.epochs
+    images = sum(len(pair_set.images) for pair_set in data.pair_sets.values())
+    return plan.Schedule(
+        epochs=epochs,
+        steps_per_epoch=steps,
+        evaluations=epochs * per_epoch + 1 if data.pair_sets else 0,
+        evaluation_batches=-(-images // (world_size * data.batch_size_per_process)),
+        batch_size=config.batch_size * config.num_nodes,
+        world_size=world_size,
+    )
+
+
+def _open_data(config: Config, devices: DevicePlan) -> FaceDataModule:
     data = FaceDataModule(
         data_root=config.data_root,
         train_data_path=config.train_data_path,
@@ -137,7 +180,7 @@ def _open_data(config: Config, plan: DevicePlan) -> FaceDataModule:
         train_data_subset=config.train_data_subset,
         swap_color_channel=config.swap_color_channel,
         batch_size=config.batch_size,
-        devices=plan.devices,
+        devices=devices.devices,
         num_workers=config.num_workers,
         seed=config.seed,
         low_res_augmentation_prob=config.low_res_augmentation_prob,
@@ -181,7 +224,7 @@ def _build_module(config: Config, data: FaceDataModule) -> FaceRecognitionModule
 
 
 def _build_trainer(
-    config: Config, plan: DevicePlan, data: FaceDataModule, folder: Path, keeper: CheckpointKeeper
+    config: Config, devices: DevicePlan, data: FaceDataModule, folder: Path, keeper: CheckpointKeeper
 ) -> "pl.Trainer":
     loggers: list[Any] = [
         pl.loggers.CSVLogger(folder, name="metrics"),
@@ -191,13 +234,13 @@ def _build_trainer(
         loggers.append(_wandb_logger(folder))
     updates = 1 if config.evaluate else data.steps_per_epoch // config.accumulate_grad_batches
     stop = StopOnSignal(keeper)
-    distributed = plan.devices * config.num_nodes > 1
+    distributed = devices.devices * config.num_nodes > 1
     return pl.Trainer(
-        accelerator=plan.accelerator,
-        devices=plan.devices,
+        accelerator=devices.accelerator,
+        devices=devices.devices,
         num_nodes=config.num_nodes,
         strategy=config.distributed_backend if distributed else "auto",
-        precision=plan.precision,
+        precision=devices.precision,
         max_epochs=config.epochs,
         accumulate_grad_batches=config.accumulate_grad_batches,
         val_check_interval=_validation_interval(config, data),
@@ -229,10 +272,14 @@ def _validation_interval(config: Config, data: FaceDataModule) -> int | float:
     """
     if config.epochs > _SHORT_RUN_EPOCHS or config.evaluate or config.fast_dev_run:
         return 1.0
-    batches = min(data.steps_per_epoch, _TEST_RUN_BATCHES) if config.test_run else data.steps_per_epoch
+    batches = _batches_per_epoch(config, data)
     window = config.accumulate_grad_batches
     every = max(1, batches // 10 // window) * window
     return every if every <= batches else 1.0
+
+
+def _batches_per_epoch(config: Config, data: FaceDataModule) -> int:
+    return min(data.steps_per_epoch, _TEST_RUN_BATCHES) if config.test_run else data.steps_per_epoch
 
 
 def _test(
@@ -259,14 +306,14 @@ def _finish(module: FaceRecognitionModule, folder: Path, config: Config) -> None
 
 
 def _describe(
-    config: Config, plan: DevicePlan, data: FaceDataModule, module: FaceRecognitionModule, folder: Path
+    config: Config, devices: DevicePlan, data: FaceDataModule, module: FaceRecognitionModule, folder: Path
 ) -> None:
     """Print what is about to happen; write config, manifest and a picture of training samples."""
     write_config(folder, config.as_dict())
     write_manifest(folder, config.as_dict(), data.fingerprint(), data.num_classes)
     parameters = sum(p.numel() for p in module.model.parameters()) / 1e6
     print(f"run folder: {folder}")
-    hardware = f"{plan.devices} x {plan.device_name} ({plan.precision})"
+    hardware = f"{devices.devices} x {devices.device_name} ({devices.precision})"
     print(f"model: {config.arch}, {parameters:.1f} M parameters, on {hardware}")
     print(data.summary())
     if not config.evaluate:

@@ -18,9 +18,11 @@ import contextlib
 import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
@@ -57,7 +59,29 @@ class Subsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, channels, H, W) to (B, channels, H / stride, W / stride)."""
-        return x if self.stride == 1 else x[:, :, :: self.stride, :: self.stride]
+        if self.stride == 1:
+            return x
+        if torch.compiler.is_compiling():
+            return x[:, :, :: self.stride, :: self.stride]
+        return _EveryNth.apply(x, self.stride)
+
+
+class _EveryNth(torch.autograd.Function):
+    """Slicing whose gradient has its input's memory layout; PyTorch's own is planar, and slows down what follows."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, stride: int) -> Tensor:
+        ctx.shape, ctx.stride = x.shape, stride
+        is_last = x.is_contiguous(memory_format=torch.channels_last)
+        ctx.layout = torch.channels_last if is_last else torch.contiguous_format
+        return x[:, :, ::stride, ::stride]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        whole = torch.empty(ctx.shape, dtype=gradient.dtype, device=gradient.device, memory_format=ctx.layout).zero_()
+        whole[:, :, :: ctx.stride, :: ctx.stride] = gradient
+        return whole, None
 
 
 class ImprovedResidualBlock(nn.Module):
@@ -88,7 +112,7 @@ class ImprovedResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, channels_in, H, W) to (B, width, H / stride, W / stride)."""
-        return self.res_layer(x) + self.shortcut_layer(x)
+        return self.res_layer(x).add_(self.shortcut_layer(x))
 
 
 def _basic_branch(channels_in: int, width: int, stride: int) -> list[nn.Module]:

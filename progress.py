@@ -7,13 +7,18 @@ from typing import Any
 
 from tqdm import tqdm
 
+from devices import peak_memory
 from lightning_setup import pl
+
+MUCH_WAITING = 0.2  # share of the time that steps wait for data, from which on it is worth a word
+_JUDGED_AFTER_STEPS = 50
 
 
 class ProgressLine(pl.callbacks.ProgressBar):
-    """One line: epoch, loss, learning rate, images/s and time to the end; one line more for each validation.
+    """One line: epoch, loss, learning rate, images/s, waiting for data, peak memory and time to the end.
 
-    On a terminal it is redrawn in place; in a log file a plain line appears every ``log_every_sec`` seconds.
+    One line more for each validation; and one, once, where the input is the bottleneck. On a terminal the line is
+    redrawn in place; in a log file a plain line appears every ``log_every_sec`` seconds.
 
     Args:
         batch_size: images per step over all processes.
@@ -40,15 +45,19 @@ class ProgressLine(pl.callbacks.ProgressBar):
 
     def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Begin to measure time over the whole training, validations included."""
-        self._started = self._shown = time.monotonic()
+        self._started = time.monotonic()
         self._first_batch = self._steps_done(trainer)
-        self._steps_since = 0
+        self._waited = self._worked = self._waited_since = 0.0
+        self._judged_steps = 0
+        self._warned = False
 
     def on_train_epoch_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Open the epoch's line."""
-        if self._hidden:
-            return
-        self._shown, self._steps_since = time.monotonic(), 0
+        if not self._hidden:
+            self._open_line(trainer)
+
+    def _open_line(self, trainer: "pl.Trainer") -> None:
+        self._begin_interval()
         self._name = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
         done = trainer.fit_loop.epoch_loop.batch_progress.current.ready if trainer.fit_loop.restarting else 0
         self._bar = tqdm(
@@ -64,7 +73,12 @@ class ProgressLine(pl.callbacks.ProgressBar):
     def on_train_batch_start(
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", batch: Any, batch_idx: int
     ) -> None:
-        """Note the step's learning rate: after an epoch's last step it is the next epoch's already."""
+        """Note how long the batch was waited for, and its learning rate: after an epoch it is the next one's."""
+        if self._hidden:
+            return
+        if self._bar is None:  # resumed inside an epoch, whose start Lightning does not announce again
+            self._open_line(trainer)
+        self._waited_since += time.monotonic() - self._free_since
         self._lr = trainer.optimizers[0].param_groups[0]["lr"]
 
     def on_train_batch_end(
@@ -74,20 +88,39 @@ class ProgressLine(pl.callbacks.ProgressBar):
         if self._hidden or self._bar is None:
             return
         self._steps_since += 1
-        now = time.monotonic()
+        now = self._free_since = time.monotonic()
         if now - self._shown < self.every_sec and batch_idx + 1 < trainer.num_training_batches:
             return
         rate = self._steps_since * self.batch_size / max(now - self._shown, 1e-9)
+        waiting = self._waited_since / max(now - self._shown, 1e-9)
+        peak = peak_memory(trainer.strategy.root_device.type)
         line = (
             f"loss {float(outputs['loss']) * trainer.accumulate_grad_batches:.3f}, lr {self._lr:g}, "
-            f"{rate:,.0f} images/s, {_duration(self._remaining_sec(trainer, now))} left"
+            f"{rate:,.0f} images/s, {waiting:.0%} waiting for data, {peak / 1e9:.1f} GB, "
+            f"{duration(self._remaining_sec(trainer, now))} left"
         )
         if self.terminal:
             self._bar.n = batch_idx + 1
             self._bar.set_postfix_str(line)
         else:
             print(f"{self._name} batch {batch_idx + 1}/{trainer.num_training_batches}: {line}", flush=True)
-        self._shown, self._steps_since = now, 0
+        self._judge_input(now)
+        self._begin_interval()
+
+    def _begin_interval(self) -> None:
+        """Begin to count what the next line shows."""
+        self._shown = self._free_since = time.monotonic()
+        self._steps_since, self._waited_since = 0, 0.0
+
+    def _judge_input(self, now: float) -> None:
+        """Say once, after enough steps, that the input is the bottleneck where it is."""
+        self._waited += self._waited_since
+        self._worked += now - self._shown
+        self._judged_steps += self._steps_since
+        waiting = self._waited / max(self._worked, 1e-9)
+        if self._judged_steps >= _JUDGED_AFTER_STEPS and waiting > MUCH_WAITING and not self._warned:
+            self._warned = True
+            self._print(f"warning: {input_bottleneck(waiting)}")
 
     def _steps_done(self, trainer: "pl.Trainer") -> int:
         progress = trainer.fit_loop.epoch_loop.batch_progress.current.ready
@@ -124,7 +157,7 @@ class ProgressLine(pl.callbacks.ProgressBar):
         self._print(
             f"epoch {trainer.current_epoch + 1}: {shown}val_acc {float(metric):.2f} ({sets or 'no complete pairs'})"
         )
-        self._shown, self._steps_since = time.monotonic(), 0
+        self._begin_interval()
 
     def on_test_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Open a line for the test."""
@@ -166,8 +199,24 @@ class ProgressLine(pl.callbacks.ProgressBar):
             print(line, flush=True)
 
 
-def _duration(seconds: float) -> str:
-    """Return seconds as h:mm:ss, or m:ss below an hour."""
+def input_bottleneck(waiting: float) -> str:
+    """Say that steps wait for their data, and what helps.
+
+    Args:
+        waiting: share of the time that they wait, in [0, 1].
+    """
+    return (
+        f"the input is the bottleneck: {waiting:.0%} of the time goes by waiting for data. Give more --num_workers "
+        "where there are cores, a faster disk (or --use_mxrecord on a slow one), or lower augmentation probabilities"
+    )
+
+
+def duration(seconds: float) -> str:
+    """Return a time as h:mm:ss, or m:ss below an hour.
+
+    Args:
+        seconds: from 0 on.
+    """
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -32,8 +32,8 @@ def test_the_papers_command_parses():
         --prefix run_ir18_ms1mv2_subset --gpus 2 --use_16bit --batch_size 512 --num_workers 16 --epochs 26
         --lr_milestones 12,20,24 --head adaface --m 0.4 --h 0.333 --low_res_augmentation_prob 0.2
         --crop_augmentation_prob 0.2 --photometric_augmentation_prob 0.2""".split()
-    parsed, print_only = parse(words)
-    assert not print_only
+    parsed, action = parse(words)
+    assert action == "run"
     assert parsed.lr_milestones == (12, 20, 24)
     assert (parsed.gpus, parsed.use_16bit, parsed.train_data_subset, parsed.h) == (2, True, True, 0.333)
     assert "lr" not in parsed.given
@@ -52,8 +52,9 @@ def test_recipe_and_command_line_agree_and_the_command_line_wins(tmp_path):
 
 
 def test_print_config_round_trips(tmp_path):
-    parsed, print_only = parse("--print_config --lr 5e-4 --lr_milestones 1,2 --m 0.4".split())
-    assert print_only
+    parsed, action = parse("--print_config --lr 5e-4 --lr_milestones 1,2 --m 0.4".split())
+    assert action == "print_config"
+    assert parse(["--plan"])[1] == "plan"
     recipe = tmp_path / "printed.yaml"
     recipe.write_text(parsed.as_yaml())
     again, _ = parse(["--config", str(recipe)])

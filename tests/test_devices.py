@@ -1,5 +1,4 @@
 import os
-from pathlib import Path
 
 import pytest
 import torch
@@ -93,8 +92,10 @@ def test_threads_are_divided(monkeypatch):
 def test_children_of_rank_0_use_its_decision(monkeypatch):
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
     monkeypatch.delenv("LOCAL_RANK", raising=False)
-    monkeypatch.setenv("ADAFACE_RUN_FOLDER", "stale")
-    assert decided_by_rank_0(lambda: Path("a"), "cpu") == Path("a")
-    assert os.environ["ADAFACE_RUN_FOLDER"] == "a"
+    monkeypatch.setenv("ADAFACE_DECISION_RUN_FOLDER", "stale")
+    assert decided_by_rank_0("RUN_FOLDER", lambda: "a", "cpu") == "a"
+    assert os.environ["ADAFACE_DECISION_RUN_FOLDER"] == "a"
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert decided_by_rank_0(lambda: Path("b"), "cpu") == Path("a")
+    assert decided_by_rank_0("RUN_FOLDER", lambda: "b", "cpu") == "a"
+    monkeypatch.delenv("ADAFACE_DECISION_FITS", raising=False)
+    assert decided_by_rank_0("FITS", lambda: "True", "cpu") == "True"

@@ -68,9 +68,9 @@ def test_channels_last_changes_the_rounding_alone():
 
 @pytest.mark.parametrize(
     ("option", "accelerator", "expected"),
-    [("auto", "cpu", False), ("auto", "gpu", True), ("on", "cpu", True), ("off", "gpu", False), ("auto", "mps", False)],
+    [("auto", "cpu", True), ("auto", "gpu", True), ("on", "mps", True), ("off", "cpu", False), ("auto", "mps", False)],
 )
-def test_channels_last_is_automatic_on_gpus(option, accelerator, expected, monkeypatch):
+def test_channels_last_is_automatic_but_on_apple_gpus(option, accelerator, expected, monkeypatch):
     monkeypatch.setattr(execution, "available_memory", lambda accelerator, processes: 1e12)
     module, _ = _module(channels_last=option, accelerator=accelerator)
     assert module.channels_last is expected

@@ -287,3 +287,16 @@ def test_gradient_checkpointing_does_nothing_in_evaluation() -> None:
         expected = model(faces(2))[0]
         model.gradient_checkpointing = True
         assert torch.equal(model(faces(2))[0], expected)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_subsampling_keeps_the_layout_and_the_gradient_of_slicing(layout):
+    x = torch.randn(2, 3, 7, 6).to(memory_format=layout).requires_grad_()
+    weight = torch.randn(2, 3, 4, 3)
+    out = net_module.Subsample(2)(x)
+    (gradient,) = torch.autograd.grad((out * weight).sum(), x)
+    sliced = x[:, :, ::2, ::2]
+    (expected,) = torch.autograd.grad((sliced * weight).sum(), x)
+    assert torch.equal(out, sliced)
+    assert torch.equal(gradient, expected)
+    assert gradient.is_contiguous(memory_format=layout)

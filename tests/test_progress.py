@@ -1,4 +1,5 @@
 import io
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -19,6 +20,7 @@ def fake_trainer(batches=4, epochs=2):
         callback_metrics={"val_acc": torch.tensor(81.5), "train_loss": torch.tensor(7.25)},
         state=SimpleNamespace(fn="fit"),
         optimizers=[SimpleNamespace(param_groups=[{"lr": 0.1}])],
+        strategy=SimpleNamespace(root_device=torch.device("cpu")),
     )
     trainer.fit_loop = SimpleNamespace(
         restarting=False, epoch_loop=SimpleNamespace(batch_progress=SimpleNamespace(current=SimpleNamespace(ready=0)))
@@ -44,7 +46,8 @@ def test_a_log_file_gets_plain_lines(capsys):
     train_one_epoch(ProgressLine(8, log_every_sec=1000), fake_trainer())
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("epoch 1/2 batch 4/4: loss 7.250, lr 0.1, ")
-    assert "images/s, " in lines[0]
+    assert re.search(r" images/s, \d+% waiting for data, ", lines[0])
+    assert " GB, " in lines[0]
     assert lines[0].endswith("left")
     assert lines[1:] == ["epoch 1: loss 7.250, val_acc 81.50 (lfw 81.50)"]
 
@@ -70,4 +73,53 @@ def test_other_ranks_are_silent(capsys):
 
 @pytest.mark.parametrize(("seconds", "shown"), [(0, "0:00"), (61.4, "1:01"), (3599.6, "1:00:00"), (90_000, "25:00:00")])
 def test_durations(seconds, shown):
-    assert progress._duration(seconds) == shown
+    assert progress.duration(seconds) == shown
+
+
+class Clock:
+    """Time that passes when it is told to."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def monotonic(self):
+        return self.now
+
+
+def train_with_a_slow_input(monkeypatch, capsys, load_sec, step_sec, steps):
+    clock = Clock()
+    monkeypatch.setattr(progress, "time", clock)
+    line, trainer = ProgressLine(8, log_every_sec=30), fake_trainer(batches=steps)
+    line.on_train_start(trainer, None)
+    line.on_train_epoch_start(trainer, None)
+    for batch in range(steps):
+        clock.now += load_sec
+        line.on_train_batch_start(trainer, None, None, batch)
+        clock.now += step_sec
+        line.on_train_batch_end(trainer, None, {"loss": torch.tensor(1.0)}, None, batch)
+    return capsys.readouterr().out.splitlines()
+
+
+def test_the_share_of_waiting_is_shown_and_warned_of_once(monkeypatch, capsys):
+    lines = train_with_a_slow_input(monkeypatch, capsys, load_sec=0.3, step_sec=0.7, steps=200)
+    warnings = [line for line in lines if line.startswith("warning")]
+    assert warnings == [f"warning: {progress.input_bottleneck(0.3)}"]
+    assert "30% of the time" in warnings[0]
+    shown = [line for line in lines if "images/s" in line]
+    assert len(shown) == 7
+    assert all("8 images/s, 30% waiting for data" in line for line in shown)
+    assert lines.index(warnings[0]) == 2  # after the 60th step: 50 are needed
+
+
+def test_little_waiting_is_not_warned_of(monkeypatch, capsys):
+    lines = train_with_a_slow_input(monkeypatch, capsys, load_sec=0.1, step_sec=0.9, steps=200)
+    assert not [line for line in lines if line.startswith("warning")]
+    assert all("10% waiting for data" in line for line in lines)
+
+
+def test_a_run_that_is_resumed_inside_an_epoch_shows_its_line(capsys):
+    line, trainer = ProgressLine(8), fake_trainer()
+    line.on_train_start(trainer, None)
+    line.on_train_batch_start(trainer, None, None, 3)  # Lightning does not start the epoch again
+    line.on_train_batch_end(trainer, None, {"loss": torch.tensor(7.25)}, None, 3)
+    assert capsys.readouterr().out.startswith("epoch 1/2 batch 4/4: loss 7.250")

@@ -1,0 +1,260 @@
+"""What a training will take, told before it is started: memory, steps, time (``python main.py ... --plan``).
+
+Memory is computed first (``memory_plan.py``); where it fits, a few real steps are taken, with the run's own devices,
+loader and arithmetic, and a few batches are embedded and loaded. Nothing is written.
+"""
+
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from data import FaceDataModule
+from devices import DevicePlan, peak_memory
+from lightning_setup import pl
+from memory_plan import StepMemory, what_takes_less
+from progress import MUCH_WAITING, duration, input_bottleneck
+from train_val import FaceRecognitionModule
+
+_WARM_UP_STEPS = 2
+_MOST_STEPS, _MOST_SEC = 12, 30.0
+_EVALUATED_BATCHES = 3
+_LOADING_SEC = 2.0
+_TIGHT = 0.75  # of the memory: measured peaks lie 15 to 30 % above what is counted
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a few steps have shown, on this process.
+
+    Attributes:
+        step_sec: one training step, without the time that it waited for data.
+        load_sec: one batch from the loader, while nothing is trained.
+        loads_in_turn: there are no data workers: each step waits for its batch.
+        embed_sec: one batch of an evaluation, both flips; 0 without verification sets.
+        peak_bytes: most memory that was in use.
+    """
+
+    step_sec: float
+    load_sec: float
+    loads_in_turn: bool
+    embed_sec: float
+    peak_bytes: float
+
+    @property
+    def batch_sec(self) -> float:
+        """One step with its wait for data."""
+        return self.step_sec + self.load_sec if self.loads_in_turn else max(self.step_sec, self.load_sec)
+
+
+class StepClock(pl.Callback):
+    """Time steps, the device's work included, and end the training after a few of them.
+
+    Attributes:
+        step_sec: of each training step after the first ones.
+        embed_sec: of each batch of an evaluation after the first one.
+    """
+
+    def __init__(self) -> None:
+        self.step_sec: list[float] = []
+        self.embed_sec: list[float] = []
+        self._began = self._first = 0.0
+
+    def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        """Begin the time that all steps may take."""
+        self._first = time.monotonic()
+
+    def on_train_batch_start(self, trainer: "pl.Trainer", *args: Any, **kwargs: Any) -> None:
+        """Start the clock."""
+        self._began = _now(trainer)
+
+    def on_train_batch_end(
+        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Stop the clock; stop the training where all processes have seen enough."""
+        ended = _now(trainer)
+        self.step_sec.append(ended - self._began)
+        enough = batch_idx + 1 >= _WARM_UP_STEPS + 1 and ended - self._first > _MOST_SEC
+        enough = enough or len(self.step_sec) >= _MOST_STEPS
+        if trainer.strategy.reduce_boolean_decision(enough, all=False):
+            trainer.should_stop = True
+
+    def on_validation_batch_start(self, trainer: "pl.Trainer", *args: Any, **kwargs: Any) -> None:
+        """Start the clock."""
+        self._began = _now(trainer)
+
+    def on_validation_batch_end(self, trainer: "pl.Trainer", *args: Any, **kwargs: Any) -> None:
+        """Stop the clock."""
+        self.embed_sec.append(_now(trainer) - self._began)
+
+
+def _now(trainer: "pl.Trainer") -> float:
+    """Return the time when the device has done all that it was told."""
+    if trainer.strategy.root_device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.monotonic()
+
+
+def measure(trainer: "pl.Trainer", module: FaceRecognitionModule, data: FaceDataModule, clock: StepClock) -> Measured:
+    """Take a few steps, embed and load a few batches; every process of the run calls this.
+
+    Args:
+        trainer: with ``clock`` among its callbacks, which validates a few batches and logs nothing.
+        module: trained for a few steps.
+        data: opened.
+        clock: of this trainer.
+    """
+    trainer.fit(module, data)
+    if data.pair_sets:
+        trainer.validate(module, datamodule=data, verbose=False)
+    steps = clock.step_sec[min(_WARM_UP_STEPS, len(clock.step_sec) - 1) :]
+    embedded = clock.embed_sec[min(1, len(clock.embed_sec) - 1) :]
+    return Measured(
+        step_sec=statistics.median(steps),
+        load_sec=_loading_sec(data.train_dataloader()),
+        loads_in_turn=data.num_workers == 0,
+        embed_sec=statistics.median(embedded) if embedded else 0.0,
+        peak_bytes=peak_memory(trainer.strategy.root_device.type),
+    )
+
+
+def _loading_sec(loader: DataLoader[Any]) -> float:
+    """Return the seconds for one batch of a loader that nobody else keeps waiting."""
+    batches: Iterator[Any] = iter(loader)
+    for _ in range(1 + loader.num_workers * (loader.prefetch_factor or 0)):  # those that were loaded at the start
+        next(batches, None)
+    started, loaded = time.monotonic(), 0
+    while time.monotonic() - started < _LOADING_SEC and next(batches, None) is not None:
+        loaded += 1
+    return (time.monotonic() - started) / max(loaded, 1)
+
+
+def build_trainer(devices: DevicePlan, num_nodes: int, strategy: str, clock: StepClock) -> "pl.Trainer":
+    """Build the trainer for ``measure``.
+
+    Args:
+        devices: of the run.
+        num_nodes: machines.
+        strategy: Lightning's name of how the processes work together.
+        clock: times the steps.
+    """
+    return pl.Trainer(
+        accelerator=devices.accelerator,
+        devices=devices.devices,
+        num_nodes=num_nodes,
+        strategy=strategy,
+        precision=devices.precision,
+        max_epochs=-1,
+        limit_val_batches=_EVALUATED_BATCHES,
+        check_val_every_n_epoch=None,
+        val_check_interval=_MOST_STEPS * 10,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        logger=False,
+        callbacks=[clock],
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=False,
+    )
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How much a training does.
+
+    Attributes:
+        epochs: of the run.
+        steps_per_epoch: batches of one process.
+        evaluations: of all verification sets, the final test included.
+        evaluation_batches: of one process, in one evaluation.
+        batch_size: images of one step, of all processes.
+        world_size: number of processes.
+    """
+
+    epochs: int
+    steps_per_epoch: int
+    evaluations: int
+    evaluation_batches: int
+    batch_size: int
+    world_size: int
+
+
+def describe(
+    module: FaceRecognitionModule,
+    memory: StepMemory,
+    available_bytes: float,
+    schedule: Schedule,
+    measured: Measured | None,
+) -> str:
+    """Return the plan as text.
+
+    Args:
+        module: what is trained.
+        memory: of one step of one process.
+        available_bytes: what a process may take on its device; infinite where nobody knows.
+        schedule: how much is to do.
+        measured: what a few steps have shown; None where none were taken.
+    """
+    lines = [
+        f"parameters: {memory.backbone_parameters / 1e6:,.1f} M in the backbone, "
+        f"{memory.head_parameters / 1e6:,.1f} M in the head ({module.class_num:,} classes)",
+        f"memory of a step, per process ({memory.batch_size} images):",
+        _row("weights, gradients, optimiser", memory.weights_bytes),
+        _row("activations of the backbone", memory.activations_bytes),
+        _row("images x classes of the head", memory.head_bytes),
+        _row("in all", memory.total_bytes, f", {_gb(available_bytes)} available"),
+    ]
+    if measured is not None and measured.peak_bytes:
+        lines.append(_row("measured peak, libraries included", measured.peak_bytes))
+    lines.append(
+        f"steps: {schedule.steps_per_epoch:,} per epoch, {schedule.epochs * schedule.steps_per_epoch:,} in "
+        f"{schedule.epochs} epochs, {schedule.batch_size} images each; {schedule.evaluations} evaluations"
+    )
+    return "\n".join(lines + ([] if measured is None else _times(schedule, measured)))
+
+
+def _times(schedule: Schedule, measured: Measured) -> list[str]:
+    """Say how long it will take, and what the steps wait for."""
+    steps = schedule.epochs * schedule.steps_per_epoch
+    evaluation_sec = schedule.evaluation_batches * measured.embed_sec
+    total = steps * measured.batch_sec + schedule.evaluations * evaluation_sec
+    lines = [
+        f"time: {measured.step_sec:.3g} s a step ({schedule.batch_size / measured.step_sec:,.0f} images/s), "
+        f"{duration(schedule.steps_per_epoch * measured.batch_sec)} an epoch, "
+        f"{duration(evaluation_sec)} an evaluation, {duration(total)} in all",
+        f"input: {schedule.batch_size / measured.load_sec:,.0f} images/s where nothing else is done",
+    ]
+    waiting = 1 - measured.step_sec / measured.batch_sec
+    return [*lines, *([f"warning: {input_bottleneck(waiting)}"] if waiting > MUCH_WAITING else [])]
+
+
+def does_not_fit(memory: StepMemory, available_bytes: float, *, batch_size: int, devices: int) -> list[str]:
+    """Return a warning, and what would take less memory; empty where the step fits with room to spare.
+
+    Args:
+        memory: of one step of one process.
+        available_bytes: what a process may take on its device.
+        batch_size: images of all devices of a node.
+        devices: of a node.
+    """
+    if memory.total_bytes <= _TIGHT * available_bytes:
+        return []
+    fits = memory.total_bytes <= available_bytes
+    head = "may not fit: libraries take some more than is counted" if fits else "does not fit, so no step was measured"
+    options = what_takes_less(memory, _TIGHT * available_bytes, batch_size=batch_size, devices=devices)
+    return [
+        f"warning: this {head}. Less memory take:",
+        *(f"  {option}" for option in options),
+    ]
+
+
+def _row(name: str, size_bytes: float, more: str = "") -> str:
+    return f"  {name:<34}{_gb(size_bytes):>10}{more}"
+
+
+def _gb(size_bytes: float) -> str:
+    return f"{size_bytes / 1e9:,.2f} GB"

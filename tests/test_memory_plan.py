@@ -1,0 +1,144 @@
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import memory_plan
+from execution import prepare_step
+from memory_plan import Activations, StepMemory, count_activations, step_memory, what_takes_less
+from net import build_model, normalize_images
+from train_val import FaceRecognitionModule
+
+ROOT = Path(__file__).resolve().parents[1]
+MEMORY = StepMemory(
+    backbone_parameters=1_000_000,
+    head_parameters=500_000,
+    optimizer_numbers=1,
+    bytes_per_number=4,
+    processes=1,
+    activations=Activations(kept=1e6, kept_checkpointing=4e5, largest=1e5, fixed=5e3),
+    gradient_checkpointing=False,
+    class_num=1000,
+    keep_exponentials=True,
+    batch_size=8,
+)
+
+
+def test_the_sums_by_hand():
+    assert MEMORY.weights_bytes == 1_500_000 * 3 * 4  # weights, gradients, momentum
+    assert replace(MEMORY, processes=2).weights_bytes == 1_500_000 * 4 * 4  # and DDP's buckets
+    assert MEMORY.activations_bytes == 5e3 + 8 * 1.2e6
+    assert replace(MEMORY, gradient_checkpointing=True).activations_bytes == pytest.approx(5e3 + 8 * 6e5)
+    assert MEMORY.head_bytes == 8 * 1000 * 4
+    assert replace(MEMORY, keep_exponentials=False).head_bytes == 0
+    assert MEMORY.total_bytes == 18_000_000 + 9_605_000 + 32_000 + 8 * 3 * 112 * 112
+
+
+def saved_by_the_graph(output: torch.Tensor, stay: set[int]) -> dict[int, int]:
+    """Address -> bytes of everything that the nodes of an autograd graph hold: another way to see the same."""
+    found, seen, todo = {}, set(), [output.grad_fn]
+    while todo:
+        node = todo.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        todo += [following for following, _ in node.next_functions]
+        held = [getattr(node, name) for name in dir(node) if name.startswith("_saved_")]
+        held += list(getattr(node, "saved_tensors", ()))
+        for tensor in held:
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage().data_ptr() not in {0, *stay}:
+                found[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+    return found
+
+
+def test_activations_are_what_the_autograd_graph_holds():
+    torch.manual_seed(0)
+    model = build_model("ir_mini")
+    counted = count_activations(model, "32-true")
+    images = normalize_images(torch.randint(0, 256, (2, 112, 112, 3), dtype=torch.uint8))
+    embeddings, norms = model(images)
+    stay = {p.untyped_storage().data_ptr() for p in (*model.parameters(), *model.buffers())}
+    held = saved_by_the_graph(embeddings.sum() + norms.sum(), stay)
+    assert counted.fixed + 2 * counted.kept == pytest.approx(sum(held.values()), rel=1e-3)
+    assert counted.largest == max(held.values()) / 2 == 24 * 56 * 56 * 4
+    assert counted.kept_checkpointing < counted.kept
+
+
+def test_counting_leaves_the_model_as_it_was():
+    model = build_model("ir_mini").eval()
+    model.gradient_checkpointing = True
+    with_checkpointing = count_activations(model, "32-true")
+    assert model.gradient_checkpointing
+    assert not model.training
+    model.gradient_checkpointing = False
+    assert count_activations(model, "32-true") == with_checkpointing
+    assert not any(model.body[0]._forward_pre_hooks.values())
+
+
+def test_16_bits_keep_less_and_64_bits_twice():
+    model = build_model("ir_mini")
+    plain = count_activations(model, "32-true")
+    halves = count_activations(model, "bf16-mixed")
+    assert halves.kept < 0.75 * plain.kept
+    weights = sum(p.numel() for p in model.parameters() if p.ndim > 1)
+    assert halves.fixed == pytest.approx(2 * weights, rel=0.01)
+    assert plain.fixed < 0.01 * weights
+    assert count_activations(model, "64-true").kept == 2 * plain.kept
+
+
+def test_a_step_is_described_by_its_module():
+    module = FaceRecognitionModule(arch="ir_mini", class_num=7, momentum=0.0)
+    words = {
+        "accelerator": "cpu", "processes": 1, "batch_size": 4, "channels_last": "auto", "compile_backbone": False,
+        "gradient_checkpointing": True, "head_memory": "small",
+    }  # fmt: skip
+    prepare_step(module, **words)
+    memory = step_memory(module, processes=2, batch_size=4, precision="32-true")
+    assert (memory.optimizer_numbers, memory.class_num, memory.head_parameters) == (0, 7, 7 * 512)
+    assert (memory.gradient_checkpointing, memory.keep_exponentials, memory.processes) == (True, False, 2)
+    assert memory.backbone_parameters == sum(p.numel() for p in module.model.parameters())
+
+
+def test_what_takes_less_is_told_with_its_size():
+    found = what_takes_less(MEMORY, 2.4e7, batch_size=16, devices=2)
+    assert found[0] == "--gradient_checkpointing: 0.02 GB"
+    assert found[1] == "--head_memory small: 0.03 GB, still too much"
+    assert found[2] == "--batch_size 8 --accumulate_grad_batches 2 (times what it was): 0.02 GB"
+    nothing = replace(MEMORY, gradient_checkpointing=True, keep_exponentials=False)
+    assert what_takes_less(nothing, 1.0, batch_size=16, devices=2) == []
+
+
+STEP = """
+import resource, sys, torch
+from memory_plan import step_memory
+from train_val import FaceRecognitionModule
+module = FaceRecognitionModule(arch="ir_mini", class_num=20_000)
+memory = step_memory(module, processes=1, batch_size=64, precision="32-true")
+images = torch.randint(0, 256, (64, 112, 112, 3), dtype=torch.uint8)
+optimizer = module.configure_optimizers()["optimizer"]
+before = int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
+for _ in range(2):
+    module.head.loss(*module(images), torch.zeros(64, dtype=torch.long)).backward()
+    optimizer.step()
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+weights = 4 * (memory.backbone_parameters + memory.head_parameters)
+print((peak - before) / (memory.total_bytes - weights))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the resident memory as Linux tells it")
+def test_the_prediction_is_near_the_resident_memory_of_real_steps():
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", STEP], cwd=ROOT, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert 0.8 < float(done.stdout) < 2
+
+
+def test_adam_keeps_two_numbers_for_each_weight():
+    weight = torch.nn.Parameter(torch.zeros(2))
+    assert memory_plan._numbers_per_weight(torch.optim.AdamW([weight])) == 2
+    assert memory_plan._numbers_per_weight(torch.optim.SGD([weight], momentum=0.9)) == 1

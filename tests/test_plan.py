@@ -1,0 +1,117 @@
+import math
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from test_memory_plan import MEMORY
+
+import convert
+import main
+import plan
+from demo_data import write_demo_data
+from plan import Measured, Schedule
+
+ROOT = Path(__file__).resolve().parents[1]
+MODULE = SimpleNamespace(class_num=1000)
+SCHEDULE = Schedule(epochs=3, steps_per_epoch=100, evaluations=4, evaluation_batches=10, batch_size=16, world_size=2)
+MEASURED = Measured(step_sec=0.5, load_sec=0.1, loads_in_turn=False, embed_sec=0.2, peak_bytes=2.5e9)
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory) -> list[str]:
+    folder = tmp_path_factory.mktemp("data") / "faces"
+    write_demo_data(folder, identities=6, images_per_identity=5, pairs=20, seed=3)
+    assert convert.main(["--rec_path", str(folder)]) == 0
+    return [
+        "--data_root", str(folder.parent), "--train_data_path", "faces/imgs", "--val_data_path", "faces", "--gpus", "0",
+        "--output_dir", str(folder.parent / "runs"), "--arch", "ir_mini", "--batch_size", "8", "--num_workers", "0",
+        "--m", "0.4", "--h", "0.333", "--plan",
+    ]  # fmt: skip
+
+
+def test_times_by_hand():
+    text = plan.describe(MODULE, MEMORY, 1e9, SCHEDULE, MEASURED)
+    # 100 steps of 0.5 s; 10 batches of 0.2 s; 300 steps and 4 evaluations
+    assert "time: 0.5 s a step (32 images/s), 0:50 an epoch, 0:02 an evaluation, 2:38 in all" in text
+    assert "steps: 100 per epoch, 300 in 3 epochs, 16 images each; 4 evaluations" in text
+    assert "input: 160 images/s" in text
+    assert "2.50 GB" in text
+    assert "1.00 GB available" in text
+    assert "warning" not in text
+
+
+def test_without_workers_each_step_waits_for_its_batch():
+    text = plan.describe(MODULE, MEMORY, 1e9, SCHEDULE, replace(MEASURED, loads_in_turn=True))
+    assert "1:00 an epoch" in text
+    assert "warning" not in text  # a sixth of the time
+
+
+def test_an_input_that_is_slower_than_the_steps_is_told():
+    text = plan.describe(MODULE, MEMORY, 1e9, SCHEDULE, replace(MEASURED, load_sec=1.0))
+    assert "1:40 an epoch" in text
+    assert "warning: the input is the bottleneck: 50% of the time" in text
+    assert "--num_workers" in text
+
+
+@pytest.mark.parametrize(
+    ("available", "warning"),
+    [
+        (math.inf, None),
+        (1e9, None),
+        (MEMORY.total_bytes * 1.1, "may not fit"),
+        (MEMORY.total_bytes * 0.9, "does not fit"),
+    ],
+)
+def test_what_does_not_fit_is_told_with_what_would(available, warning):
+    lines = plan.does_not_fit(MEMORY, available, batch_size=8, devices=1)
+    if warning is None:
+        assert lines == []
+    else:
+        assert warning in lines[0]
+        assert any("--gradient_checkpointing" in line for line in lines[1:])
+
+
+def test_a_plan_measures_and_writes_nothing(words, capsys):
+    assert main.main(words) == 0
+    out = capsys.readouterr().out
+    assert "30 images of 6 identities" in out
+    assert "steps: 4 per epoch, 96 in 24 epochs, 8 images each; 25 evaluations" in out
+    assert " s a step (" in out
+    assert "an evaluation" in out
+    assert not Path(words[7]).parent.joinpath("runs").exists()
+
+
+def test_a_short_run_is_planned_as_it_is_validated(words, capsys):
+    assert main.main([*words, "--epochs", "2", "--head_memory", "small", "--gradient_checkpointing"]) == 0
+    assert "8 in 2 epochs, 8 images each; 9 evaluations" in capsys.readouterr().out  # after each batch, and the test
+
+
+def test_where_it_does_not_fit_nothing_is_measured(words, capsys, monkeypatch):
+    monkeypatch.setattr(main, "available_memory", lambda accelerator, processes: 1e6)
+    assert main.main(words) == 0
+    out = capsys.readouterr().out
+    assert "does not fit, so no step was measured" in out
+    assert "--gradient_checkpointing" in out
+    assert "s a step" not in out
+
+
+def test_several_processes_plan_together(words):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    more = ["--accelerator", "cpu", "--devices", "2"]
+    plain = [word for pair in zip(words[::2], words[1::2], strict=False) for word in pair if "--gpus" not in pair]
+    done = subprocess.run(
+        [sys.executable, "main.py", *plain, "--plan", *more],
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("s a step") == 1
+    assert "per process (4 images)" in done.stdout
+
+
+def test_a_plan_of_an_evaluation_is_refused(words, capsys):
+    assert main.main([*words, "--evaluate", "--start_from_model_statedict", __file__]) == 2
+    assert "--plan is for a training" in capsys.readouterr().err
