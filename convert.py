@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import pairs
+from folder_source import listing
 from pack import pack_folder, pack_pairs
 from record_shards import find_records
 from unpack_bin import convert_set
@@ -216,7 +217,7 @@ def _run_conversion(options: argparse.Namespace) -> None:
     recs = find_records(folder) if want_images else []
     if (want_images and not recs and not (everything and bins)) or (want_sets and not everything and not bins):
         wanted = "train.rec or *.bin" if everything else "train.rec" if want_images else "*.bin"
-        raise FileNotFoundError(f"{folder} holds no {wanted}; found: {_listing(folder)}")
+        raise FileNotFoundError(f"{folder} holds no {wanted}; found: {listing(folder)}")
     with _only_one(folder):
         if recs:
             convert_images(
@@ -237,12 +238,6 @@ def _bin_files(folder: Path) -> list[Path]:
     order = {name: rank for rank, name in enumerate(pairs.PAPER_SETS)}
     found = [path for path in folder.glob("*.bin") if path.is_file() and not path.name.startswith(".")]
     return sorted(found, key=lambda path: (order.get(path.stem, len(order)), path.stem))
-
-
-def _listing(folder: Path, most: int = 8) -> str:
-    """Name the first entries of a folder."""
-    names = sorted(entry.name for entry in folder.iterdir())
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "") or "nothing"
 
 
 @contextlib.contextmanager
