@@ -15,13 +15,14 @@ def order_by_class(keys: np.ndarray, classes: np.ndarray) -> np.ndarray:
 
     Args:
         keys: (N,) from 0 on, ascending.
-        classes: int32 (N,), 0..C-1, each at least once.
+        classes: int32 (N,), 0..C-1, not necessarily all of them.
 
     Returns:
         (N,) positions in sorted order.
     """
     starts = np.append(0, np.flatnonzero(classes[1:] != classes[:-1]) + 1)
-    if len(starts) != int(classes.max(initial=-1)) + 1:  # not every class is one piece
+    pieces_fit = 0 < len(starts) <= int(classes.max(initial=-1)) + 1
+    if not pieces_fit or np.bincount(classes[starts]).max() > 1:  # some class is in several pieces
         return lexicographic_order(keys, classes)
     sizes = np.diff(starts, append=len(keys))
     pieces = np.argsort(classes[starts])

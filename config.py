@@ -37,7 +37,9 @@ class Config:
 
     # data
     data_root: str = _option("", "folder that the two data paths are relative to")
-    train_data_path: str = _option("faces_emore/imgs", "training images: image folder, or folder with train.rec")
+    train_data_path: str = _option(
+        "faces_emore/imgs", "training images: image folder, or folder with train.rec or train_0.rec, ...; several: a,b"
+    )
     val_data_path: str = _option("faces_emore", "folder of the validation sets (converted, or .bin)")
     use_mxrecord: bool = _option(False, "train straight from train.rec even where an image folder exists")
     train_data_subset: bool = _option(False, "train on the paper's subset list (ms1mv2_train_subset_index.txt)")

@@ -2,6 +2,7 @@ r"""Convert face data sets: `.rec` to image folders, `.bin` to memory-mapped set
 
     python convert.py --rec_path <ROOT>/faces_emore                    # everything that is there
     python convert.py --rec_path <ROOT>/faces_emore --make_image_files # only the training images
+    python convert.py --rec_path <ROOT>/webface42m                     # train_0.rec, train_1.rec, ... -> one folder
     python convert.py --pack <IMAGE_FOLDER> --output <DIR>             # image folder -> train.rec
     python convert.py --pairs pairs.txt --images_root <DIR>            # pairs file -> .bin
 
@@ -27,7 +28,9 @@ from pathlib import Path
 from typing import NoReturn
 
 import pairs
+from folder_source import listing
 from pack import pack_folder, pack_pairs
+from record_shards import find_records
 from unpack_bin import convert_set
 from unpack_rec import convert_images
 
@@ -60,12 +63,17 @@ def build_parser() -> _Parser:
     """Build the command line's parser."""
     parser = _Parser(
         prog="convert.py",
-        description="Convert face data sets: train.rec -> imgs/<label>/<key>.jpg, *.bin -> validation sets, "
+        description="Convert face data sets: train.rec -> imgs/<label>/<key>.jpg (train_0.rec, train_1.rec, ... -> "
+        "imgs/<label>/<shard>-<key>.jpg), *.bin -> validation sets, "
         "and the way back (--pack, --pairs). A stopped conversion goes on when it is started again.",
         allow_abbrev=False,
     )
     forward = parser.add_argument_group("from InsightFace files")
-    forward.add_argument("--rec_path", metavar="DIR", help="folder with train.rec, train.idx and the .bin files")
+    forward.add_argument(
+        "--rec_path",
+        metavar="DIR",
+        help="folder with train.rec (or train_0.rec, train_1.rec, ...), their .idx and the .bin files",
+    )
     forward.add_argument(
         "--make_image_files", action="store_true", help="only the training images: train.rec -> DIR/imgs"
     )
@@ -203,16 +211,18 @@ def _run_conversion(options: argparse.Namespace) -> None:
     if not folder.is_dir():
         raise FileNotFoundError(f"--rec_path {folder} is not a folder; give the one that holds train.rec")
     everything = options.make_image_files == options.make_validation_memfiles
-    rec = folder / "train.rec"
     bins = _bin_files(folder)
     want_images = everything or options.make_image_files
     want_sets = everything or options.make_validation_memfiles
-    if (want_images and not rec.is_file() and not (everything and bins)) or (want_sets and not everything and not bins):
+    recs = find_records(folder) if want_images else []
+    if (want_images and not recs and not (everything and bins)) or (want_sets and not everything and not bins):
         wanted = "train.rec or *.bin" if everything else "train.rec" if want_images else "*.bin"
-        raise FileNotFoundError(f"{folder} holds no {wanted}; found: {_listing(folder)}")
+        raise FileNotFoundError(f"{folder} holds no {wanted}; found: {listing(folder)}")
     with _only_one(folder):
-        if want_images and rec.is_file():
-            convert_images(rec, folder / "imgs", options.swap_color_channel, options.skip_bad_images, options.overwrite)
+        if recs:
+            convert_images(
+                recs, folder / "imgs", options.swap_color_channel, options.skip_bad_images, options.overwrite
+            )
         elif want_images:
             print(f"no train.rec in {folder}: only its validation sets are converted")
         if want_sets:
@@ -228,12 +238,6 @@ def _bin_files(folder: Path) -> list[Path]:
     order = {name: rank for rank, name in enumerate(pairs.PAPER_SETS)}
     found = [path for path in folder.glob("*.bin") if path.is_file() and not path.name.startswith(".")]
     return sorted(found, key=lambda path: (order.get(path.stem, len(order)), path.stem))
-
-
-def _listing(folder: Path, most: int = 8) -> str:
-    """Name the first entries of a folder."""
-    names = sorted(entry.name for entry in folder.iterdir())
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "") or "nothing"
 
 
 @contextlib.contextmanager

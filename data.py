@@ -8,8 +8,8 @@ its images become float32 in the workers; class count, validation sets and paths
 the path's name; the five sets of the paper are not compulsory.
 """
 
-import hashlib
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,12 @@ from face_datasets import TrainingDataset, ValidationDataset, as_it_is, start_wo
 from lightning_setup import pl
 from pairs import IMAGE_SHAPE, PAPER_SETS, PairSet, find_pair_sets, open_pair_set
 from sampler import EpochBatchSampler, RandomStreams, ShardedBatchSampler
+from source_finder import open_training_source, split_paths
 from threads import usable_cores
-from training_source import TrainingSource, open_training_source
-from training_subset import read_subset_list, select_subset
+from training_source import fingerprint_of
+from training_subset import SUBSET_LIST, read_subset_list, select_subset
 
 _SHOWN_BAD = 10
-_FINGERPRINT_IMAGES = 256
 _GRID_GAP_PX = 2
 
 
@@ -35,7 +35,8 @@ class FaceDataModule(pl.LightningDataModule):
 
     Args:
         data_root: folder that the two paths are relative to.
-        train_data_path: image folder, the folder above it or with `train.rec`, or a `.rec`.
+        train_data_path: image folder, the folder above it or with `train.rec` or `train_0.rec`, ..., or a `.rec`;
+            several with commas between them are trained together.
         val_data_path: folder of the verification sets.
         use_mxrecord: train from `train.rec` even where there is an image folder.
         train_data_subset: train on the paper's subset list.
@@ -104,6 +105,8 @@ class FaceDataModule(pl.LightningDataModule):
             ValueError: what is there is damaged, or does not fit the options.
         """
         if not self.evaluate_only:
+            if self.train_data_subset:
+                self._refuse_subset_of_several()
             source = open_training_source(self.data_root, self.train_data_path, use_mxrecord=self.use_mxrecord)
             if self.train_data_subset:
                 source = select_subset(source, read_subset_list(self.data_root, self.train_data_path))
@@ -130,8 +133,11 @@ class FaceDataModule(pl.LightningDataModule):
         return self._dataset
 
     @property
-    def class_names(self) -> list[str]:
-        """Folder name, or label in the `.rec`, of each class of the data; empty in evaluation."""
+    def class_names(self) -> Sequence[str]:
+        """Folder name, or label in the `.rec`, of each class of the data; of several sets as <set>/<name>.
+
+        Empty in evaluation.
+        """
         return [] if self._dataset is None else self._dataset.source.class_names
 
     @property
@@ -159,12 +165,8 @@ class FaceDataModule(pl.LightningDataModule):
         return "\n".join(lines + [f"note: {note}" for note in self.notes])
 
     def fingerprint(self) -> str:
-        """Identify the training data: number of images, class names, labels, bytes of 256 images spread over it.
-
-        Returns:
-            SHA-256, 64 hexadecimal digits, the same for a `.rec` and the folder made of it; empty in evaluation.
-        """
-        return "" if self._dataset is None else _fingerprint(self._dataset.source)
+        """Identify the training data, see ``training_source.fingerprint_of``; empty in evaluation."""
+        return "" if self._dataset is None else fingerprint_of(self._dataset.source)
 
     def sample_grid(self, n: int = 64) -> np.ndarray:
         """Return the first training samples of the run, augmented, in a grid.
@@ -238,6 +240,14 @@ class FaceDataModule(pl.LightningDataModule):
 
     # parts
 
+    def _refuse_subset_of_several(self) -> None:
+        paths = split_paths(self.data_root, self.train_data_path)
+        if len(paths) > 1:
+            raise ValueError(
+                f"--train_data_subset, but --train_data_path names {len(paths)} data sets ({', '.join(paths)}): the "
+                f"list {SUBSET_LIST} is of MS1MV2 alone; name that one only, or leave the option out"
+            )
+
     def _check_class_count(self) -> None:
         found = len(self.class_names)
         if self.custom_num_class != -1 and self.custom_num_class < found:
@@ -304,16 +314,3 @@ def _divided(batch_size: int, devices: int) -> int:
             f"use {' or '.join(map(str, nearest))}"
         )
     return batch_size // devices
-
-
-def _fingerprint(source: TrainingSource) -> str:
-    digest = hashlib.sha256(f"{len(source)}\n".encode())
-    digest.update("\n".join(source.class_names).encode("utf-8", "surrogateescape"))
-    digest.update(np.ascontiguousarray(source.labels, "<i4").data)
-    for index in np.unique(np.linspace(0, len(source) - 1, _FINGERPRINT_IMAGES).astype(int)).tolist():
-        try:
-            image = source.read(index)
-        except (OSError, ValueError):  # damaged: training will say so, or skip it
-            image = b""
-        digest.update(hashlib.sha256(image).digest())
-    return digest.hexdigest()

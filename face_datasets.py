@@ -90,7 +90,7 @@ class TrainingDataset(Dataset[tuple[Tensor, int]]):
             decoded = [self._image_of(sample) for _, sample in some]
             for place, ((epoch, sample), (image, taken)) in enumerate(zip(some, decoded, strict=True), first):
                 self.augmenter(image, self._streams.at(epoch, sample), images[place])
-                labels[place] = self.source.labels[taken]
+                labels[place] = self.source.label(taken)
         return torch.from_numpy(images), torch.from_numpy(labels)
 
     def bad_samples(self) -> list[int]:

@@ -17,6 +17,7 @@ import os
 import secrets
 import warnings
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,7 +37,8 @@ class Stamp(NamedTuple):
 
     Attributes:
         rec_path: the `.rec`.
-        files: size in bytes and time of the last change in nanoseconds, of the `.rec`, then of the `.idx`.
+        files: size in bytes and time of the last change in nanoseconds, of the `.rec`, then of the `.idx`; of several
+            files, 224 bits of a hash over theirs.
     """
 
     rec_path: Path
@@ -55,6 +57,18 @@ def take_stamp(rec_path: Path, idx_path: Path) -> Stamp:
     """
     rec, idx = rec_path.stat(), idx_path.stat()
     return Stamp(rec_path, (rec.st_size, rec.st_mtime_ns, idx.st_size, idx.st_mtime_ns))
+
+
+def join_stamps(rec_path: Path, stamps: Sequence[Stamp]) -> Stamp:
+    """Make the stamp of what was found out about several files together.
+
+    Args:
+        rec_path: names the sidecar; such a file need not exist.
+        stamps: of the files, in their order.
+    """
+    digest = hashlib.sha256(repr([(stamp.rec_path.name, *stamp.files) for stamp in stamps]).encode()).digest()
+    first, second, third, fourth = (int.from_bytes(digest[i : i + 7]) for i in range(0, 28, 7))
+    return Stamp(rec_path, (first, second, third, fourth))
 
 
 def load(stamp: Stamp, kind: str, *, checked: bool = False) -> Columns | None:

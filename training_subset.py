@@ -37,6 +37,10 @@ class SelectedSource:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def label(self, index: int) -> int:
+        """Return the class of one sample."""
+        return int(self.labels[index])
+
     def read(self, index: int) -> bytes:
         """Return the encoded image of one sample."""
         return self._source.read(int(self._indices[index]))
@@ -72,7 +76,7 @@ def select_subset(source: TrainingSource, positions: np.ndarray) -> SelectedSour
         )
     new_label = np.cumsum(kept) - 1
     chosen = kept[labels]
-    names = [source.class_names[label] for label in np.flatnonzero(kept)]
+    names = [source.class_names[label] for label in np.flatnonzero(kept).tolist()]
     return SelectedSource(source, positions[chosen].astype(np.uint32), new_label[labels[chosen]], names)
 
 

@@ -1,4 +1,4 @@
-"""From InsightFace's `.rec` to image files `<label>/<key>.jpg`.
+"""From InsightFace's `.rec` to image files `<label>/<key>.jpg`; from several to `<label>/<shard>-<key>.jpg`.
 
 Source: the layouts of InsightFace and of the official AdaFace converter (`imgs/<label>/<key>.jpg`).
 Differences: encoded images are copied byte for byte, where the official converter decodes and encodes them
@@ -9,24 +9,22 @@ a killed program, not for a power cut.
 """
 
 import contextlib
-import json
 import os
 import shutil
 import time
 import zlib
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-import recordio
+from conversion_journal import JOURNAL, Journal
 from pack import image_suffix, swap_red_blue
+from record_shards import RecordShards
 from threads import in_order, usable_cores
 
-_JOURNAL = ".convert.json"
 _IMAGES_AT_ONCE = 250
 _JOURNAL_EVERY = 2000  # images; a multiple of those at once
 _COPYING_THREADS = 2
@@ -35,114 +33,86 @@ _UNSURE = _JOURNAL_EVERY + (_MOST_AHEAD + 1) * _IMAGES_AT_ONCE  # that a killed 
 _LISTED_KEYS = 10
 
 
-@dataclass
-class _Journal:
-    """How far the conversion of a `.rec` is; saved in the image folder.
-
-    Attributes:
-        rec_bytes: size of the .rec.
-        rec_mtime_ns: its time of modification.
-        index_crc: checksum over keys, offsets and labels (knows the .rec again after a copy changed its time).
-        swap_color_channel: whether red and blue were swapped.
-        images: image records in the .rec.
-        identities: different labels.
-        done: records done, in file order.
-        skipped: keys of records without a usable image.
-    """
-
-    rec_bytes: int
-    rec_mtime_ns: int
-    swap_color_channel: bool
-    index_crc: int = 0
-    images: int = -1
-    identities: int = 0
-    done: int = 0
-    skipped: list[int] = field(default_factory=list)
-
-    @property
-    def complete(self) -> bool:
-        """Whether nothing is left to do."""
-        return self.done == self.images
-
-    @classmethod
-    def load(cls, folder: Path) -> "_Journal | None":
-        """Read the journal of an image folder, or None where there is none."""
-        try:
-            return cls(**json.loads((folder / _JOURNAL).read_text(encoding="utf-8")))
-        except FileNotFoundError:
-            return None
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{folder / _JOURNAL} is damaged ({error}); use --overwrite to convert again") from None
-
-    def save(self, folder: Path) -> None:
-        """Write the journal, all or nothing."""
-        part = folder / (_JOURNAL + ".part")
-        part.write_text(json.dumps(asdict(self)), encoding="utf-8")
-        part.replace(folder / _JOURNAL)
-
-
 def convert_images(
-    rec: Path, folder: Path, swap: bool = False, skip_bad: bool = False, overwrite: bool = False
+    recs: Sequence[Path], folder: Path, swap: bool = False, skip_bad: bool = False, overwrite: bool = False
 ) -> None:
-    """Write the images of a `.rec` as `<folder>/<label>/<key>.jpg` (or `.png`), byte for byte.
+    """Write the images of `.rec` files as `<folder>/<label>/<key>.jpg` (or `.png`), byte for byte.
+
+    Keys may come again in the next file: of several files, the names are `<shard>-<key>.jpg`.
 
     Args:
-        rec: the `.rec`; its `.idx` lies beside it.
+        recs: the `.rec`, or the several that make up one set; each `.idx` lies beside it.
         folder: image folder to write; a conversion that was stopped goes on, a finished one is left alone.
         swap: swap red and blue (decodes and encodes again).
         skip_bad: count records without a usable image instead of stopping at the first.
         overwrite: delete what an earlier conversion left in `folder` and start again.
 
     Raises:
-        ValueError: a damaged `.rec`, a label that is not a class number, a record without an image, or a folder
-            that something else has written.
+        ValueError: a damaged `.rec`, a label that is not a class number, several files that each number their own
+            identities, a record without an image, or a folder that something else has written.
         OSError: such as no space left; what is written so far is kept, and known.
     """
     started = time.monotonic()
-    stat = rec.stat()
-    journal = None if overwrite else _Journal.load(folder)
-    now = (stat.st_size, stat.st_mtime_ns, swap)
+    stats = [rec.stat() for rec in recs]
+    size_bytes, mtime_ns = sum(stat.st_size for stat in stats), sum(stat.st_mtime_ns for stat in stats)
+    journal = None if overwrite else Journal.load(folder)
+    now = (size_bytes, mtime_ns, swap)
     if journal and journal.complete and now == (journal.rec_bytes, journal.rec_mtime_ns, journal.swap_color_channel):
         print(f"{folder}: already converted ({_counts(journal)}); nothing to do")
         return
-    records = recordio.RecordFile(rec)
-    positions, labels = _plan(records, rec)
+    records = RecordShards(recs)
+    positions, labels = _plan(records)
     if overwrite:  # not before the new .rec is known to be good
         _delete_images(folder)
-    crc = 0
-    for part in (records.keys[positions].astype(np.int64), records.offsets[positions], labels):
-        crc = zlib.crc32(np.ascontiguousarray(part).tobytes(), crc)
-    fresh = _Journal(stat.st_size, stat.st_mtime_ns, swap, crc, len(positions), len(np.unique(labels)))
+    crc, identities = _checksum(records, positions, labels), len(np.unique(labels))
+    fresh = Journal(size_bytes, mtime_ns, swap, crc, len(positions), identities)
     journal, unsure = _resume(journal, fresh, folder)
     already = journal.done
     folder.mkdir(exist_ok=True)
     journal.save(folder)
     _write_images(records, positions, labels, journal, folder, unsure, skip_bad)
-    _report_images(journal, already, records.num_identities(), labels, folder, time.monotonic() - started)
+    _report_images(journal, already, records, labels, folder, time.monotonic() - started)
 
 
-def _plan(records: recordio.RecordFile, rec: Path) -> tuple[np.ndarray, np.ndarray]:
+def _plan(records: RecordShards) -> tuple[np.ndarray, np.ndarray]:
     """Choose the image records in file order; check their labels.
 
     Returns:
-        Positions in the index, int64 (N,), and labels, int64 (N,).
+        Positions and labels of the N images, int64 (N,) each.
     """
-    positions = records.image_positions()
-    if not len(positions):
-        raise ValueError(f"{rec} holds no images")
-    # File order, not key order: a shuffled .rec is then still read front to back.
-    positions = positions[np.argsort(records.offsets[positions], kind="stable")]
-    stored = records.labels[positions]
-    bad = np.flatnonzero(~((stored >= 0) & (stored == np.floor(stored)) & np.isfinite(stored)))
-    if len(bad):
-        key = records.keys[positions[bad[0]]]
-        raise ValueError(
-            f"{rec}, key {key}: label {stored[bad[0]]}, expected a class number 0, 1, 2, ... ({len(bad)} such records)"
-        )
-    return positions, stored.astype(np.int64)
+    positions, labels, in_order_of_keys = [], [], []
+    for file, start, (first, past) in records.shards():
+        stored = file.labels[first:past]
+        bad = np.flatnonzero(~((stored >= 0) & (stored == np.floor(stored)) & np.isfinite(stored)))
+        if len(bad):
+            raise ValueError(
+                f"{file.rec_path}, key {file.keys[first + bad[0]]}: label {stored[bad[0]]}, expected a class number "
+                f"0, 1, 2, ... ({len(bad)} such records)"
+            )
+        in_order_of_keys.append(stored.astype(np.int64))
+        # File order, not key order: a shuffled .rec is then still read front to back.
+        order = np.argsort(file.offsets[first:past], kind="stable")
+        positions.append(order + (start + first))
+        labels.append(in_order_of_keys[-1][order])
+    if not any(map(len, positions)):
+        raise ValueError(f"{records.location} holds no images")
+    records.refuse_separate_sets(in_order_of_keys)
+    return np.concatenate(positions), np.concatenate(labels)
 
 
-def _resume(journal: _Journal | None, fresh: _Journal, folder: Path) -> tuple[_Journal, int]:
+def _checksum(records: RecordShards, positions: np.ndarray, labels: np.ndarray) -> int:
+    """Return a checksum over keys, offsets and labels of the images, file after file."""
+    crc = 0
+    for column in ("keys", "offsets"):
+        done = 0
+        for file, start, (first, past) in records.shards():
+            chosen = positions[done : done + past - first] - start
+            crc = zlib.crc32(getattr(file, column)[chosen].astype(np.int64).data, crc)
+            done += past - first
+    return zlib.crc32(labels.data, crc)
+
+
+def _resume(journal: Journal | None, fresh: Journal, folder: Path) -> tuple[Journal, int]:
     """Decide where to start.
 
     Returns:
@@ -164,10 +134,10 @@ def _resume(journal: _Journal | None, fresh: _Journal, folder: Path) -> tuple[_J
 
 
 def _write_images(
-    records: recordio.RecordFile,
+    records: RecordShards,
     positions: np.ndarray,
     labels: np.ndarray,
-    journal: _Journal,
+    journal: Journal,
     folder: Path,
     unsure: int,
     skip_bad: bool,
@@ -190,7 +160,7 @@ def _write_images(
 
 
 def _copy_some(
-    records: recordio.RecordFile,
+    records: RecordShards,
     positions: np.ndarray,
     labels: np.ndarray,
     folder: Path,
@@ -198,17 +168,18 @@ def _copy_some(
     swap: bool,
     skip_bad: bool,
     first: int,
-) -> list[int]:
-    """Write some images, from one place in the file order on; return the keys of those that cannot be used.
+) -> list[int | str]:
+    """Write some images, from one place in the file order on; return the names of those that cannot be used.
 
     Places in `unknown` may have been written before.
     """
     chosen = slice(first, first + _IMAGES_AT_ONCE)
-    keys, names = records.keys[positions[chosen]].tolist(), labels[chosen].tolist()
-    for label in set(names):
+    classes = labels[chosen].tolist()
+    for label in set(classes):
         os.makedirs(f"{folder}/{label}", exist_ok=True)  # noqa: PTH103 - no Path objects here
-    skipped = []
-    for place, (position, key, label) in enumerate(zip(positions[chosen].tolist(), keys, names, strict=True), first):
+    skipped: list[int | str] = []
+    for place, (position, label) in enumerate(zip(positions[chosen].tolist(), classes, strict=True), first):
+        name = records.name(position)
         try:
             data = records.read_image(position)
             suffix = image_suffix(data, "the record")
@@ -216,17 +187,18 @@ def _copy_some(
                 data = swap_red_blue(data, suffix, "the record")
         except ValueError as error:
             if not skip_bad:
-                raise ValueError(f"key {key} (label {label}): {error}; --skip_bad_images goes on") from None
-            skipped.append(key)
+                where = records.describe(position)
+                raise ValueError(f"{where} (label {label}): {error}; --skip_bad_images goes on") from None
+            skipped.append(int(name) if name.isdecimal() else name)
             continue
-        path = f"{folder}/{label}/{key}{suffix}"
+        path = f"{folder}/{label}/{name}{suffix}"
         if place not in unknown or not _has_size(path, len(data)):
             _write(path, data)
     return skipped
 
 
 @contextlib.contextmanager
-def _saved(journal: _Journal, folder: Path) -> Iterator[None]:
+def _saved(journal: Journal, folder: Path) -> Iterator[None]:
     """Save the journal at the end, also when something stops the work."""
     try:
         yield
@@ -264,7 +236,7 @@ def _delete_images(folder: Path) -> None:
     if not folder.exists():
         return
     strangers = [entry.name for entry in folder.iterdir() if not (entry.name.startswith(".") or entry.name.isdigit())]
-    if strangers or not (folder / _JOURNAL).is_file():
+    if strangers or not (folder / JOURNAL).is_file():
         raise ValueError(f"--overwrite: {folder} was not written by this program; delete or move it yourself")
     # The journal goes last: a deletion that is stopped can be taken up again.
     for entry in folder.iterdir():
@@ -273,13 +245,13 @@ def _delete_images(folder: Path) -> None:
     shutil.rmtree(folder)
 
 
-def _counts(journal: _Journal) -> str:
+def _counts(journal: Journal) -> str:
     """Say how much a conversion has written."""
     return f"{journal.images - len(journal.skipped):,} images, {journal.identities:,} identities"
 
 
 def _report_images(
-    journal: _Journal, already: int, expected: int | None, labels: np.ndarray, folder: Path, seconds: float
+    journal: Journal, already: int, records: RecordShards, labels: np.ndarray, folder: Path, seconds: float
 ) -> None:
     """Print the summary, and what is odd about the data."""
     print(
@@ -289,9 +261,12 @@ def _report_images(
     if journal.skipped:
         shown = ", ".join(map(str, journal.skipped[:_LISTED_KEYS]))
         more = f" and {len(journal.skipped) - _LISTED_KEYS} more" if len(journal.skipped) > _LISTED_KEYS else ""
-        print(f"skipped, no usable image: keys {shown}{more} (all of them are listed in {folder / _JOURNAL})")
+        print(f"skipped, no usable image: keys {shown}{more} (all of them are listed in {folder / JOURNAL})")
+    expected, announced_by = records.files[0].num_identities(), "the .rec"
+    if len(records.files) > 1:
+        expected, announced_by = records.declared_identities() or (None, "")
     if expected is not None and expected != journal.identities:
-        print(f"note: the .rec announces {expected:,} identities, its images have {journal.identities:,}")
+        print(f"note: {announced_by} announces {expected:,} identities, its images have {journal.identities:,}")
     if int(labels.max()) + 1 != journal.identities:
         print(
             f"note: labels go up to {labels.max():,} with gaps; folders keep them, training renumbers the classes "

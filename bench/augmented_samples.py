@@ -44,6 +44,10 @@ class Encoded:
     def __len__(self) -> int:
         return len(self.images)
 
+    def label(self, index: int) -> int:
+        """Return the class of one of them."""
+        return int(self.labels[index])
+
     def read(self, index: int) -> bytes:
         """Return one of them."""
         return self.images[index]

@@ -62,7 +62,7 @@ def decode_and_encode(rec: Path, folder: Path) -> Path:
 def copy_bytes(rec: Path, folder: Path) -> Path:
     """Convert with this package; return the folder of the images."""
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        convert_images(rec, folder)
+        convert_images([rec], folder)
     return folder
 
 

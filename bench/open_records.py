@@ -11,13 +11,13 @@ import struct
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from bench.timing import Side, compare, options, report
 from record_format import HEADER, LENGTH_MASK, MAGIC, PART
-from training_source import RecordSource
+from record_source import RecordSource
 
 _PAYLOAD_BYTES = 90
 _RECORDS, _IDENTITIES = 5_000_000, 85_000
@@ -27,16 +27,18 @@ _ROWS_AT_ONCE = 1 << 16
 
 _HEAD = [("magic", "<u4"), ("length", "<u4"), ("flag", "<u4"), ("label", "<f4"), ("id", "<u8"), ("id2", "<u8")]
 _IMAGE = np.dtype([*_HEAD, ("payload", "u1", (_PAYLOAD_BYTES,)), ("padding", "u1", (-_PAYLOAD_BYTES % 4,))])
+IMAGE_BYTES = _IMAGE.itemsize
 _IDENTITY = np.dtype([*_HEAD, ("labels", "<f4", (2,))])
 
 
-def write_records(rec: Path, records: int, identities: int) -> np.ndarray:
+def write_records(rec: Path, records: int, identities: int, first_label: int = 0) -> np.ndarray:
     """Write a `.rec` and its `.idx`.
 
     Args:
         rec: the `.rec`.
         records: how many, header and identity records included.
         identities: how many.
+        first_label: label of the first identity.
 
     Returns:
         The label of each image, (records - 1 - identities,), in the order of the keys.
@@ -45,25 +47,35 @@ def write_records(rec: Path, records: int, identities: int) -> np.ndarray:
     rng = np.random.default_rng(0)
     bounds = np.sort(rng.choice(np.arange(1, images), identities - 1, replace=False))
     ranges = np.stack((np.append(0, bounds), np.append(bounds, images)), 1) + 1
-    labels = np.repeat(np.arange(identities), ranges[:, 1] - ranges[:, 0])
-    payload = rng.integers(0, 128, (_ROWS_AT_ONCE, _PAYLOAD_BYTES), np.uint8)  # below 128: never the magic number
+    labels = np.repeat(np.arange(first_label, first_label + identities), ranges[:, 1] - ranges[:, 0])
     with rec.open("wb") as file:
         file.write(_two_labels(np.array([[images + 1, records]]), 0))
-        for start in range(0, images, _ROWS_AT_ONCE):
-            chunk = labels[start : start + _ROWS_AT_ONCE]
-            rows = np.zeros(len(chunk), _IMAGE)
-            rows["magic"], rows["length"] = MAGIC, HEADER.size + _PAYLOAD_BYTES
-            rows["label"], rows["id"], rows["payload"] = chunk, 1 + start + np.arange(len(chunk)), payload[: len(chunk)]
-            file.write(rows)
+        write_images(file, labels, first_key=1)
         file.write(_two_labels(ranges, images + 1))
     sizes = np.full(records, _IMAGE.itemsize)
     sizes[0], sizes[images + 1 :] = _IDENTITY.itemsize, _IDENTITY.itemsize
-    keys, offsets = np.arange(records), np.cumsum(sizes) - sizes
+    write_idx(rec, np.arange(records), np.cumsum(sizes) - sizes)
+    return labels
+
+
+def write_images(file: BinaryIO, labels: np.ndarray, first_key: int) -> None:
+    """Write a record for each label (N,), keys counted from ``first_key`` on; all as long as IMAGE_BYTES says."""
+    payload = np.random.default_rng(1).integers(0, 128, (_ROWS_AT_ONCE, _PAYLOAD_BYTES), np.uint8)
+    for start in range(0, len(labels), _ROWS_AT_ONCE):
+        chunk = labels[start : start + _ROWS_AT_ONCE]
+        rows = np.zeros(len(chunk), _IMAGE)
+        rows["magic"], rows["length"] = MAGIC, HEADER.size + _PAYLOAD_BYTES
+        rows["label"], rows["payload"] = chunk, payload[: len(chunk)]  # below 128: never the magic number
+        rows["id"] = first_key + start + np.arange(len(chunk))
+        file.write(rows)
+
+
+def write_idx(rec: Path, keys: np.ndarray, offsets: np.ndarray) -> None:
+    """Write the `.idx` of a `.rec`: keys and offsets (N,)."""
     with rec.with_suffix(".idx").open("wb") as file:
-        for start in range(0, records, _ROWS_AT_ONCE):
+        for start in range(0, len(keys), _ROWS_AT_ONCE):
             lines = np.stack((keys[start : start + _ROWS_AT_ONCE], offsets[start : start + _ROWS_AT_ONCE]), 1)
             file.write(b"%d\t%d\n" * len(lines) % tuple(lines.ravel().tolist()))
-    return labels
 
 
 def _two_labels(labels: np.ndarray, first_key: int) -> np.ndarray:
@@ -103,11 +115,11 @@ def same_labels(rec: Path, expected: np.ndarray) -> Callable[[list[float], Recor
         keys = [int(source.describe(i).split("key ")[1].split(",")[0]) for i in range(0, images, images // 1000)]
         names = [source.class_names[label] for label in source.labels[:: images // 1000]]
         np.testing.assert_array_equal(expected[np.array(keys) - 1], np.array(names, int))
-        file = source._file
+        file = source._records.files[0]
         held = [source.labels, source._positions, file.keys, file.offsets, file.labels]
         return {
             "bytes a record, shared by all workers": round(sum(column.nbytes for column in held) / len(file), 2),
-            "bytes of a worker's pickled copy": len(pickle.dumps(source)) - len(pickle.dumps(source.class_names)),
+            "bytes of a worker's pickled copy": len(pickle.dumps(source)),
         }
 
     return check

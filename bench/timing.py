@@ -34,11 +34,13 @@ class Side:
         name: a few words, for the table.
         run: the work; returns what ``compare`` hands to its ``check``.
         before: done before each run, outside the clock (deleting what the last run wrote).
+        count: units of work in one run, where it is not that of the other side; the ratio stays one of times.
     """
 
     name: str
     run: Callable[[], Any]
     before: Callable[[], None] | None = None
+    count: int | None = None
 
 
 def options(description: str | None) -> argparse.Namespace:
@@ -91,7 +93,7 @@ def compare(
     for number in range(repeats):
         for side in sides if number % 2 == 0 else sides[::-1]:
             runs[side.name].append(_once(side)[:2])
-    described = [_describe(side.name, runs[side.name], count) for side in sides]
+    described = [_describe(side.name, runs[side.name], side.count or count) for side in sides]
     ratios = [slow[0] / fast[0] for slow, fast in zip(runs[baseline.name], runs[candidate.name], strict=True)]
     return {
         "row": row,

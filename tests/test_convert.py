@@ -17,7 +17,7 @@ import convert
 import pack
 import pairs
 import recordio
-import training_source
+import source_finder
 import unpack_rec
 
 PROJECT = Path(convert.__file__).parent
@@ -201,7 +201,7 @@ def test_a_killed_conversion_goes_on(tmp_path: Path) -> None:
     noted = json.loads((folder / "imgs" / ".convert.json").read_text())["done"]
     assert noted in (100, 200)
     with pytest.raises(ValueError, match="is not finished"):
-        training_source.open_training_source(str(folder), "imgs")
+        source_finder.open_training_source(str(folder), "imgs")
     times_before = times_below(folder / "imgs")
 
     again = subprocess.run([*command, "0"], cwd=PROJECT, capture_output=True, text=True, check=True)
@@ -271,7 +271,7 @@ def test_a_record_without_an_image(
 ) -> None:
     folder = write_rec(tmp_path / "faces", [*ENCODED[:3], payload, ENCODED[4]], LABELS[:5])
     with pytest.raises(ValueError, match=r"key 4 \(label 10\): the record " + message):
-        unpack_rec.convert_images(folder / "train.rec", folder / "imgs")
+        unpack_rec.convert_images([folder / "train.rec"], folder / "imgs")
     assert "--skip_bad_images" in error_of(capsys, "--rec_path", folder)
     assert run("--rec_path", folder, "--skip_bad_images") == 0
     out = capsys.readouterr().out

@@ -20,11 +20,13 @@ import training_subset
 from augmenter import Augmenter
 from data import FaceDataModule
 from face_datasets import TrainingDataset, ValidationDataset, as_it_is
+from folder_source import FolderSource
 from lightning_setup import pl
 from pairs import PairSet, write_memfile
+from record_source import RecordSource
 from recordio import ImageHeader, RecordWriter, pack
 from sampler import EpochBatchSampler, RandomStreams, ShardedBatchSampler
-from training_source import FolderSource, RecordSource, open_training_source
+from source_finder import open_training_source
 from training_subset import SUBSET_LIST, read_subset_list, select_subset
 
 CLASSES = 105
@@ -144,8 +146,8 @@ def test_unfinished_conversion_is_refused(small: Path) -> None:
 
 def test_sources_hold_few_bytes_per_sample(both: Path) -> None:
     record, folder = RecordSource(both / "train.rec"), FolderSource(both / "imgs")
-    arrays = [*vars(record).values(), *vars(record._file).values()]
-    assert sum(array.nbytes for array in arrays if isinstance(array, np.ndarray)) <= 24 * len(record._file)
+    arrays = [*vars(record).values(), *vars(record._records.files[0]).values()]
+    assert sum(array.nbytes for array in arrays if isinstance(array, np.ndarray)) <= 24 * len(record._records)
     assert folder.labels.nbytes + folder._ends.nbytes + len(folder._names) <= 24 * len(folder)
 
 

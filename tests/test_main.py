@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from sharded_records import write_chunks
 
 import convert
 import main
@@ -121,6 +122,15 @@ def test_checkpoints_hold_plain_values_and_the_official_keys(whole_run, faces):
     assert ours["class_names"] == [str(label) for label in range(6)]
     assert ours["position"] == {"epoch": 6, "batch": 0}
     assert ours["input"]["color"] == "BGR"
+
+
+def test_two_data_sets_are_trained_together_and_all_classes_are_in_the_checkpoint(faces, tmp_path):
+    other = write_chunks(tmp_path / "other", [[0] * 4 + [1], [1] * 3])
+    folder = run(faces, tmp_path, "--train_data_path", f"faces/imgs,{other}", "--epochs", "1", "--lr", "0.01")
+    checkpoint = torch.load(folder / "last.ckpt", weights_only=True)
+    assert checkpoint["adaface"]["class_names"] == [*(f"faces/{label}" for label in range(6)), "other/0", "other/1"]
+    assert checkpoint["state_dict"]["head.kernel"].shape == (512, 8)
+    assert json.loads((folder / "manifest.json").read_text())["data"]["classes"] == 8
 
 
 def test_straight_from_the_records_the_losses_are_the_same(whole_run, faces, tmp_path):

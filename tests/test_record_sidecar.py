@@ -14,8 +14,10 @@ from large_records import IDENTITIES, IMAGES, PAST, large, records, write
 
 import record_index
 import record_sidecar
+import record_source
+from folder_source import FolderSource
+from record_source import RecordSource
 from recordio import RecordFile
-from training_source import FolderSource, RecordSource
 from unpack_rec import convert_images
 
 __all__ = ["large"]
@@ -38,6 +40,10 @@ def same(a: RecordFile, b: RecordFile) -> bool:
     return all(np.array_equal(getattr(a, name), getattr(b, name)) for name in COLUMNS)
 
 
+def file_of(source: RecordSource) -> RecordFile:
+    return source._records.files[0]
+
+
 def labels_in(source: RecordSource) -> list[float]:
     """The labels of all samples by their class names, ordered by key."""
     keys = [int(source.describe(i).split("key ")[1].split(",")[0]) for i in range(len(source))]
@@ -46,7 +52,7 @@ def labels_in(source: RecordSource) -> list[float]:
 
 
 def in_child(source: RecordSource) -> tuple[bool, bytes, int]:
-    arrays = (source.labels, source._positions, source._file.offsets)
+    arrays = (source.labels, source._positions, file_of(source).offsets)
     return all(map(is_mapped, arrays)), source.read(70), int(source.labels[70])
 
 
@@ -60,13 +66,13 @@ def test_second_opening_maps_what_the_first_has_found(large: Path) -> None:
     assert names(large.parent) == [INDEX, ORDER, "train.idx", "train.rec"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(record_index, "_from_idx", None)
-        patch.setattr(RecordSource, "_order", None)
+        patch.setattr(record_source, "_ordered", None)
         second = RecordSource(large)
     for source in (first, second):
-        arrays = [source.labels, source._positions, *(getattr(source._file, name) for name in COLUMNS)]
+        arrays = [source.labels, source._positions, *(getattr(file_of(source), name) for name in COLUMNS)]
         assert all(map(is_mapped, arrays))
         assert not any(array.flags.writeable for array in arrays)
-        assert sum(array.nbytes for array in arrays) <= 24 * len(source._file)
+        assert sum(array.nbytes for array in arrays) <= 24 * len(file_of(source))
         assert labels_in(source) == [label for key, (label, _) in records().items() if 0 < key < PAST]
     assert np.array_equal(first.labels, second.labels) and first.class_names == second.class_names
     assert [first.read(i) for i in range(IMAGES)] == [second.read(i) for i in range(IMAGES)]
@@ -99,7 +105,7 @@ def test_copies_survive_the_loss_of_the_sidecar(opened: RecordSource, large: Pat
     for name in (INDEX, ORDER):
         (large.parent / name).unlink()
     copy = pickle.loads(pickled)
-    assert same(copy._file, opened._file) and np.array_equal(copy.labels, opened.labels)
+    assert same(file_of(copy), file_of(opened)) and np.array_equal(copy.labels, opened.labels)
     assert [copy.read(i) for i in range(IMAGES)] == [opened.read(i) for i in range(IMAGES)]
     assert INDEX in names(large.parent)
 
@@ -135,7 +141,7 @@ def test_damage_anywhere_is_noticed_and_mended(opened: RecordSource, large: Path
             source = RecordSource(large)
         # A stamp that is no longer ours is that of another file: replaced without a word.
         assert len(caught) <= 1 and all(f"{name} is damaged (" in str(w.message) for w in caught)
-        assert same(source._file, opened._file) and np.array_equal(source._positions, opened._positions)
+        assert same(file_of(source), file_of(opened)) and np.array_equal(source._positions, opened._positions)
         assert np.array_equal(source.labels, opened.labels)
         assert path.read_bytes() == content or wrong[4096:] == content[4096:]  # a space of the header
 
@@ -158,14 +164,14 @@ def test_headers_are_not_believed(opened: RecordSource, large: Path, changed: di
     header = json.loads(content[:4096])
     path.write_bytes(json.dumps({**header, **changed}).encode().ljust(4096) + content[4096:])
     with pytest.warns(UserWarning, match=r"\.train\.rec\.index is damaged \(.*; it is made again"):
-        assert same(RecordFile(large), opened._file)
+        assert same(RecordFile(large), file_of(opened))
     assert path.read_bytes() == content
 
 
 @pytest.mark.parametrize("offset", [-4, 2, 10**15, 2**62])
 def test_offsets_of_a_forged_sidecar_are_clean_errors(opened: RecordSource, large: Path, offset: int) -> None:
     """Its checksum is right: all that is left is what stands at the offset."""
-    file = opened._file
+    file = file_of(opened)
     offsets = np.full(len(file), offset, np.int64)
     columns = {"keys": file.keys.copy(), "offsets": offsets, "labels": file.labels.copy()}
     assert file.stamp is not None and record_sidecar.store(file.stamp, "index", columns)
@@ -187,18 +193,18 @@ def test_offsets_of_a_forged_sidecar_are_clean_errors(opened: RecordSource, larg
 )
 def test_a_forged_order_is_made_again(opened: RecordSource, large: Path, columns: dict) -> None:
     arrays = {name: np.array(values, np.int32) for name, values in columns.items()}
-    assert opened._file.stamp is not None and record_sidecar.store(opened._file.stamp, "order", arrays)
+    assert file_of(opened).stamp is not None and record_sidecar.store(file_of(opened).stamp, "order", arrays)
     assert np.array_equal(RecordSource(large).labels, opened.labels)
 
 
 def test_forged_columns_are_made_again(opened: RecordSource, large: Path) -> None:
-    stamp, count = opened._file.stamp, len(opened._file)
-    good = {name: getattr(opened._file, name).copy() for name in COLUMNS}
+    stamp, count = file_of(opened).stamp, len(file_of(opened))
+    good = {name: getattr(file_of(opened), name).copy() for name in COLUMNS}
     for changed in ({"keys": good["keys"][1:]}, {"offsets": good["labels"]}, {"labels": np.zeros(count, np.int32)}):
         assert record_sidecar.store(stamp, "index", good | changed)
-        assert same(RecordFile(large), opened._file)
+        assert same(RecordFile(large), file_of(opened))
     assert record_sidecar.store(stamp, "index", {"keys": good["keys"]})
-    assert same(RecordFile(large), opened._file)
+    assert same(RecordFile(large), file_of(opened))
 
 
 def test_read_only_folder(large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,12 +213,12 @@ def test_read_only_folder(large: Path, tmp_path: Path, monkeypatch: pytest.Monke
     first = RecordSource(large)
     cached = names(tmp_path / "cache" / "adaface")
     assert [Path(name).suffix for name in cached] == [".index", ".order"]
-    assert is_mapped(first.labels) and is_mapped(first._file.offsets)
+    assert is_mapped(first.labels) and is_mapped(file_of(first).offsets)
     write(tmp_path / "others")
     RecordSource(tmp_path / "others" / "train.rec")  # goes beside that one
     assert names(tmp_path / "cache" / "adaface") == cached
     monkeypatch.setattr(record_index, "_from_idx", None)
-    assert same(RecordSource(large)._file, first._file)
+    assert same(file_of(RecordSource(large)), file_of(first))
 
 
 def test_nowhere_to_write(large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,7 +227,7 @@ def test_nowhere_to_write(large: Path, tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(Path, "replace", full_disk)
     source = RecordSource(large)
-    assert not is_mapped(source.labels) and source._file.stamp is None
+    assert not is_mapped(source.labels) and file_of(source).stamp is None
     copy = pickle.loads(pickle.dumps(source))
     assert np.array_equal(copy.labels, source.labels) and copy.read(70) == source.read(70)
     assert names(large.parent) == ["train.idx", "train.rec"] and not names(tmp_path / "cache" / "adaface")
@@ -246,7 +252,7 @@ def test_declared_identities_are_compared_each_time(large: Path) -> None:
 
 def test_conversion_does_not_stumble_over_it(opened: RecordSource, large: Path, monkeypatch) -> None:
     monkeypatch.setattr("unpack_rec.image_suffix", lambda *_: ".jpg")
-    convert_images(large, large.parent / "imgs")
+    convert_images([large], large.parent / "imgs")
     folder = FolderSource(large.parent / "imgs")
     assert np.array_equal(folder.labels, opened.labels) and folder.class_names == opened.class_names
     assert [folder.read(i) for i in range(IMAGES)] == [opened.read(i) for i in range(IMAGES)]

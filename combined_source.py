@@ -1,0 +1,66 @@
+"""Several training sets as one: their samples and their classes one after the other.
+
+Every set keeps its own people: where two sets hold the same person, that person is two classes. Nothing is held but the
+sets.
+"""
+
+import bisect
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+
+from class_names import PrefixedNames
+from training_source import TrainingSource
+
+
+class CombinedSource:
+    """The samples of several sources.
+
+    Args:
+        parts: at least one name and source; no name twice.
+
+    Attributes:
+        class_names: `<name>/<name of the class>`.
+        location: names, sizes and places of all, for messages.
+    """
+
+    def __init__(self, parts: Sequence[tuple[str, TrainingSource]]) -> None:
+        self._names, self._parts = [name for name, _ in parts], [part for _, part in parts]
+        self._starts = [0, *itertools.accumulate(map(len, self._parts))]
+        self._first_classes = [0, *itertools.accumulate(len(part.class_names) for part in self._parts)]
+        self.class_names: Sequence[str] = PrefixedNames([(name, part.class_names) for name, part in parts])
+        described = (
+            f"{name} ({len(part):,} images of {len(part.class_names):,} identities, {part.location})"
+            for name, part in parts
+        )
+        self.location = " + ".join(described)
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Class of each sample, int32 (N,), made anew each time: 4 bytes a sample that nobody needs between."""
+        labels = np.empty(len(self), np.int32)
+        for part, start, first_class in zip(self._parts, self._starts, self._first_classes, strict=False):
+            np.add(part.labels, first_class, out=labels[start : start + len(part)], casting="unsafe")
+        return labels
+
+    def label(self, index: int) -> int:
+        """Return the class of one sample."""
+        number = self._part_of(index)
+        return self._parts[number].label(index - self._starts[number]) + self._first_classes[number]
+
+    def read(self, index: int) -> bytes:
+        """Return the encoded image of one sample."""
+        number = self._part_of(index)
+        return self._parts[number].read(index - self._starts[number])
+
+    def describe(self, index: int) -> str:
+        """Return the set of one sample and where it lies, for messages."""
+        number = self._part_of(index)
+        return f"data set {self._names[number]}: {self._parts[number].describe(index - self._starts[number])}"
+
+    def _part_of(self, index: int) -> int:
+        return bisect.bisect_right(self._starts, index) - 1

@@ -1,0 +1,216 @@
+"""A training set in one `.rec` or in several of one folder: `train.rec`, or `train_0.rec`, `train_1.rec`, ...
+
+A folder with both is refused, and so is one where a number is missing. Labels count the identities of the whole set:
+so mxnet's `im2rec --chunks` writes them (keys count over all shards too, and there are no header records), and so does
+who cuts a set into parts of InsightFace's layout (header record, keys from 1 on, identity records in each). Where every
+shard numbers its own identities from 0 on, nothing in it says whether they are the same people: `property` beside them
+says how many there are in all; without it the shards are refused, and named as data sets of their own they are taken.
+
+Source: mxnet's `im2rec`; the InsightFace data layout.
+"""
+
+import bisect
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+import record_sidecar
+from record_sidecar import Stamp
+from recordio import RecordFile
+
+RECORD_FILE = "train.rec"
+IMAGE_FOLDER = "imgs"  # beside it, what `convert.py` makes of it
+_SHARD = re.compile(r"train_(\d+)\.(rec|idx)")
+_STAMPED_AS = "train_shards.rec"  # what belongs to all shards is kept under this name
+_SHOWN = 6
+
+
+def find_records(folder: Path) -> list[Path]:
+    """Find the training records of a folder.
+
+    Args:
+        folder: any path.
+
+    Returns:
+        `train.rec`, or `train_0.rec`, `train_1.rec`, ... in the order of their names as text; nothing where there is
+        neither, or no such folder.
+
+    Raises:
+        ValueError: both are there, or some shard is missing.
+    """
+    shards = _shards(folder)
+    if not shards:
+        return [folder / RECORD_FILE] if (folder / RECORD_FILE).is_file() else []
+    if (folder / RECORD_FILE).is_file():
+        raise ValueError(
+            f"{folder} holds both {RECORD_FILE} and {shards[0].name}: which are the training images? Name "
+            f"{folder / RECORD_FILE} itself, or move it to another folder to have the shards"
+        )
+    # An index without its records is a shard that was not copied, the last one perhaps.
+    indexed = [path for path in _shards(folder, "idx") if not path.with_suffix(".rec").is_file()]
+    numbers = sorted(_number(path) for path in shards + indexed)
+    missing = sorted(set(range(numbers[-1])) - set(numbers)) + [_number(path) for path in indexed]
+    if missing or len(set(numbers)) < len(numbers):
+        what = f"train_{missing[0]}.rec is missing" if missing else "a number comes twice"
+        more = f" ({len(missing)} shards are missing)" if len(missing) > 1 else ""
+        names = ", ".join(path.name for path in shards[:_SHOWN]) + (", ..." if len(shards) > _SHOWN else "")
+        raise ValueError(
+            f"{folder} holds {names}, but {what}{more}; expected train_0.rec, train_1.rec, ... without a gap. Copy "
+            f"what is missing, or name one file"
+        )
+    return shards
+
+
+def holds_records(folder: Path) -> bool:
+    """Whether there is a `train.rec` or a shard in a folder."""
+    return (folder / RECORD_FILE).is_file() or bool(_shards(folder))
+
+
+def _shards(folder: Path, suffix: str = "rec") -> list[Path]:
+    found = folder.glob(f"train_*.{suffix}") if folder.is_dir() else ()
+    return sorted(path for path in found if _SHARD.fullmatch(path.name) and path.is_file())
+
+
+def _number(path: Path) -> int:
+    return int(path.stem.removeprefix("train_"))
+
+
+class Shard(NamedTuple):
+    """One file of a set.
+
+    Attributes:
+        file: the file.
+        start: position of its first record in the whole set.
+        images: positions in the file of its first image and of the one past the last.
+    """
+
+    file: RecordFile
+    start: int
+    images: tuple[int, int]
+
+
+class RecordShards:
+    """Several `.rec` as one: the positions of a file's records follow those of the file before.
+
+    Args:
+        rec_paths: at least one file, in the order of their names as text.
+
+    Attributes:
+        files: as given.
+        stamp: what the indexes of all files were made of, None where one of them is in no sidecar.
+        location: for messages.
+
+    Raises:
+        FileNotFoundError: a file that is not there.
+        ValueError: a damaged file; see `RecordFile`.
+    """
+
+    def __init__(self, rec_paths: Sequence[Path]) -> None:
+        self.files = [RecordFile(path) for path in rec_paths]
+        self._starts = [0, *itertools.accumulate(map(len, self.files))]
+        first, last = rec_paths[0], rec_paths[-1]
+        self.folder = first.parent
+        self.location = str(first) if first == last else f"{first}, ..., {last.name} ({len(rec_paths)} files)"
+        stamps = [file.stamp for file in self.files if file.stamp is not None]
+        self.stamp: Stamp | None = None
+        if len(stamps) == len(self.files):
+            one = len(stamps) == 1
+            self.stamp = stamps[0] if one else record_sidecar.join_stamps(self.folder / _STAMPED_AS, stamps)
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def shards(self) -> Iterator[Shard]:
+        """Yield the files with their places."""
+        for file, start in zip(self.files, self._starts, strict=False):
+            yield Shard(file, start, file.image_range())
+
+    def read_image(self, position: int) -> bytes:
+        """Return the encoded image of a record, see `RecordFile.read_image`.
+
+        Args:
+            position: 0 to N - 1 over all files.
+        """
+        number = bisect.bisect_right(self._starts, position) - 1
+        return self.files[number].read_image(position - self._starts[number])
+
+    def name(self, position: int) -> str:
+        """Return what a record's image file is called, without suffix: its key, or `<shard>-<key>` of several files.
+
+        Keys may come again in the next file. The names ascend as text with the files, then with the keys.
+
+        Args:
+            position: 0 to N - 1 over all files.
+        """
+        number = bisect.bisect_right(self._starts, position) - 1
+        file = self.files[number]
+        key = str(file.keys[position - self._starts[number]])
+        return key if len(self.files) == 1 else f"{file.rec_path.stem.removeprefix('train_')}-{key}"
+
+    def describe(self, position: int) -> str:
+        """Return file and key of a record, for messages.
+
+        Args:
+            position: 0 to N - 1 over all files.
+        """
+        number = bisect.bisect_right(self._starts, position) - 1
+        file = self.files[number]
+        return f"{file.rec_path}, key {file.keys[position - self._starts[number]]}"
+
+    def declared_identities(self) -> tuple[int, str] | None:
+        """Return how many identities the set says it has, and where it says so; None where it does not.
+
+        The header record of a single file is asked first, then the first number of `property`. The header records of
+        several files speak of their own images.
+
+        Raises:
+            ValueError: `property` begins with something else.
+        """
+        declared = self.files[0].num_identities() if len(self.files) == 1 else None
+        if declared is not None:
+            return declared, "its header record"
+        path = self.folder / "property"
+        if not path.is_file():
+            return None
+        text = path.read_text(encoding="utf-8", errors="replace").strip()
+        first = text.split(",")[0].strip()
+        if not first.isdecimal():
+            raise ValueError(f"{path}: expected `identities,height,width`, got {text[:40]!r}; correct or remove it")
+        return int(first), str(path)
+
+    def refuse_separate_sets(self, labels: Sequence[np.ndarray]) -> None:
+        """Raise where each of several files numbers its own identities, and `property` does not say they are the same.
+
+        Args:
+            labels: of the images of each file, whole numbers from 0 on, (N,) each, in the order of the keys.
+
+        Raises:
+            ValueError: so it is; says how to train on them.
+        """
+        counts = [int(part.max(initial=-1)) + 1 for part in labels]
+        declared = self.declared_identities()
+        if len(labels) == 1 or (declared is not None and declared[0] == max(counts)):
+            return
+        if all(map(_is_a_set, self.files, labels)):
+            paths = ",".join(str(file.rec_path) for file in self.files[:2]) + (",..." if len(labels) > 2 else "")
+            raise ValueError(
+                f"{self.location}: each file numbers its own identities from 0 on ({counts[0]} in the first, "
+                f"{counts[1]} in the second). If these are different people, they are several data sets: "
+                f"--train_data_path {paths}. If every file holds the same people, say so in "
+                f"{self.folder / 'property'}: {max(counts)},112,112"
+            )
+
+
+def _is_a_set(file: RecordFile, labels: np.ndarray) -> bool:
+    """Whether labels (N,) are 0, 1, ... without a gap, sorted or as many as a header record announces."""
+    count = int(labels.max(initial=-1)) + 1
+    if not 0 < count <= len(labels) or labels.min() != 0:
+        return False
+    steps = np.diff(labels)
+    if (steps >= 0).all():
+        return bool((steps <= 1).all())
+    return file.num_identities() == count == len(np.unique(labels))

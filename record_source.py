@@ -1,0 +1,206 @@
+"""Training images of `.rec` files, in the order and with the labels of the folder that `convert.py` makes of them.
+
+Class names are the labels, ordered as text (0, 1, 10, 100, ..., 2, ...), so are the names of the images inside a class,
+and classes count from 0 in that order: what torchvision's `ImageFolder` would see on `imgs/<label>/<key>.jpg`.
+
+Source: the InsightFace data layout.
+Differences: 24 bytes a record are held in all, index included, which all processes share where sidecars of the files
+can be written.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import record_sidecar
+from class_names import NumberedNames
+from class_order import order_by_class
+from record_shards import IMAGE_FOLDER, RecordShards
+from recordio import RecordFile
+
+_SIDECAR = "order"
+_SHOWN = 6
+_COUNTED_AT_ONCE = 1 << 22  # bincount copies what it counts to 8 bytes each
+
+
+class RecordSource:
+    """Images of one `.rec`, or of the several that make up one set.
+
+    Args:
+        rec_paths: the files; each `.idx` and, where present, `property` lie beside them.
+
+    Attributes:
+        labels: int32 (N,), class of each sample.
+        class_names: label of each class.
+        location: the files, for messages.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: no images, or labels that are not whole numbers 0..C-1 within the declared number of identities;
+            several files that each number their own identities.
+    """
+
+    def __init__(self, *rec_paths: str | os.PathLike[str]) -> None:
+        self._records = RecordShards(list(map(Path, rec_paths)))
+        self.location = self._records.location
+        self._shared = False
+        self.labels, self._positions = self._shared_order() or self._order()
+        self.class_names = NumberedNames(int(self.labels[-1]) + 1)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(self.__dict__)
+        if self._shared:
+            del state["labels"], state["_positions"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self._shared:
+            self._shared = False
+            self.labels, self._positions = self._shared_order(checked=True) or self._order()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def label(self, index: int) -> int:
+        """Return the class of one sample."""
+        return int(self.labels[index])
+
+    def read(self, index: int) -> bytes:
+        """Return the encoded image of one sample."""
+        return self._records.read_image(int(self._positions[index]))
+
+    def describe(self, index: int) -> str:
+        """Return file, key and class of one sample, for messages."""
+        where = self._records.describe(int(self._positions[index]))
+        return f"{where}, class {self.class_names[self.labels[index]]}"
+
+    def _shared_order(self, *, checked: bool = False) -> tuple[np.ndarray, np.ndarray] | None:
+        """Map classes and positions of the samples, (N,) each, as an earlier `_order` has left them; None without."""
+        records = self._records
+        if records.stamp is None:
+            return None
+        columns = record_sidecar.load(records.stamp, _SIDECAR, checked=checked)
+        if columns is None or set(columns) != {"labels", "positions"}:
+            return None
+        labels, positions = columns["labels"], columns["positions"]
+        if not 0 < len(labels) == len(positions) or not 0 <= positions.min() <= positions.max() < len(records):
+            return None
+        class_count = int(labels.max()) + 1
+        if not (labels.min() >= 0 and labels[-1] == class_count - 1 and class_count <= len(labels)):
+            return None
+        declared = records.declared_identities()
+        if declared is not None and not _fits(class_count, declared[0], len(records.files)):
+            return None
+        self._shared = True
+        return labels, positions
+
+    def _order(self) -> tuple[np.ndarray, np.ndarray]:
+        """Make classes and positions of the samples, (N,) each, and leave them to other processes."""
+        columns = dict(zip(("labels", "positions"), _ordered(self._records), strict=True))
+        stamp = self._records.stamp
+        shared = None if stamp is None else record_sidecar.store(stamp, _SIDECAR, columns)
+        self._shared = shared is not None
+        columns = shared or columns
+        return columns["labels"], columns["positions"]
+
+
+def _ordered(records: RecordShards) -> tuple[np.ndarray, np.ndarray]:
+    """Return class and position of each sample, (N,) each: sorted by class, then by file, then by key as text."""
+    parts = [_whole_labels(file, slice(*images)) for file, _, images in records.shards()]
+    total = sum(map(len, parts))
+    if not total:
+        raise ValueError(f"{records.location} holds no images; expected the training records of a data set")
+    records.refuse_separate_sets(parts)
+    counts = _images_of_labels(records, parts, total)
+    numbers = NumberedNames(len(counts)).numbers()
+    class_of_label = np.empty_like(numbers)
+    class_of_label[numbers] = np.arange(len(numbers), dtype=np.int32)
+    counts = counts[numbers]
+    begins = np.cumsum(counts) - counts  # where the next file's samples of each class go
+    positions = np.empty(total, np.uint32 if len(records) < 2**32 else np.int64)
+    for number, (file, start, (first, past)) in enumerate(records.shards()):
+        classes = class_of_label[parts[number]]
+        parts[number] = np.empty(0)  # no longer needed, and 170 MB in a file of 42 million images
+        order = order_by_class(file.keys[first:past], classes).astype(positions.dtype)
+        order += start + first
+        if total == len(order):
+            positions = order
+            break
+        own = _counted(classes, len(counts))
+        classes = classes[order - (start + first)]
+        places = (begins - (np.cumsum(own) - own))[classes]
+        places += np.arange(len(order))
+        positions[places] = order
+        begins += own
+    return np.repeat(np.arange(len(counts), dtype=np.int32), counts), positions
+
+
+def _whole_labels(file: RecordFile, images: slice) -> np.ndarray:
+    """Return the labels of a file's images as int32 (N,), or refuse one that is no whole number from 0 on."""
+    labels = file.labels[images]
+    bad = ~((labels >= 0) & (labels < 2**31) & (np.floor(labels) == labels))  # written so that NaN is bad too
+    if bad.any():
+        first = int(np.argmax(bad))
+        raise ValueError(
+            f"{file.rec_path}: the label of key {file.keys[images][first]} is {labels[first]:g}"
+            f"{' (a damaged image header)' if np.isnan(labels[first]) else ''}, expected a whole number from 0 on "
+            f"({int(bad.sum())} such labels); the file is damaged or is no training set: pack it again"
+        )
+    return labels.astype(np.int32)
+
+
+def _images_of_labels(records: RecordShards, parts: list[np.ndarray], total: int) -> np.ndarray:
+    """Count the images of each label, int64 (C,); refuse gaps, and another number than the declared one.
+
+    Args:
+        records: the files.
+        parts: labels of the images of each, int32.
+        total: how many in all.
+    """
+    most = [int(part.max(initial=-1)) for part in parts]
+    class_count = max(most) + 1
+    declared = records.declared_identities()
+    if declared is not None and class_count > declared[0]:
+        number = int(np.argmax(most))
+        file, _, (first, _) = list(records.shards())[number]
+        key = file.keys[first + np.argmax(parts[number])]
+        raise ValueError(
+            f"{file.rec_path}: the label of key {key} is {class_count - 1}, but {declared[1]} declares {declared[0]} "
+            f"identities (labels 0..{declared[0] - 1}); correct the declaration, or pack the file again"
+        )
+    # Not for one damaged label of two thousand millions: that would ask for 16 GB.
+    counts = np.zeros(class_count if class_count <= total else 0, np.int64)
+    for part in parts if len(counts) else ():
+        counts += _counted(part, class_count)
+    present = np.flatnonzero(counts) if len(counts) else np.unique(np.concatenate(parts))
+    if len(present) < class_count:
+        after = np.flatnonzero(np.diff(present, prepend=-1) > 1)[:_SHOWN]
+        missing = [str(present[i - 1] + 1 if i else 0) for i in after]
+        folder = records.folder
+        raise ValueError(
+            f"{records.location}: labels up to {class_count - 1} but only {len(present)} identities; without images "
+            f"are for example {', '.join(missing)}. Convert it to a folder, which renumbers: python convert.py "
+            f"--rec_path {folder} --make_image_files, then train on {folder / IMAGE_FOLDER}"
+        )
+    if declared is not None and not _fits(class_count, declared[0], len(records.files)):
+        raise ValueError(
+            f"{records.location}: {class_count} identities, but {declared[1]} declares {declared[0]}: is a file "
+            f"missing? Copy it, or correct the declaration"
+        )
+    return counts
+
+
+def _counted(labels: np.ndarray, class_count: int) -> np.ndarray:
+    """Count each of 0..C-1 among labels (N,), int64 (C,)."""
+    counts = np.zeros(class_count, np.int64)
+    for start in range(0, len(labels), _COUNTED_AT_ONCE):
+        counts += np.bincount(labels[start : start + _COUNTED_AT_ONCE], minlength=class_count)
+    return counts
+
+
+def _fits(class_count: int, declared: int, files: int) -> bool:
+    """Whether so many classes may be declared so: of several files exactly, as the last one may be missing."""
+    return class_count <= declared if files == 1 else class_count == declared

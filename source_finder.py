@@ -1,0 +1,182 @@
+"""Find the training data that `--train_data_path` names, one set or several with commas between them, and open it.
+
+    faces_emore/imgs, faces_emore, faces_emore/train.rec    one set
+    webface42m                                              one set in train_0.rec, train_1.rec, ...
+    faces_emore,webface42m                                  two sets; the classes of the second follow
+
+Source: the InsightFace data layout.
+Differences: the official code takes one set, and its class count from the path's name.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from combined_source import CombinedSource
+from folder_source import FolderSource, listing
+from record_shards import IMAGE_FOLDER, RECORD_FILE, find_records, holds_records
+from record_source import RecordSource
+from training_source import TrainingSource
+
+
+class _Found(NamedTuple):
+    """Where one set lies.
+
+    Attributes:
+        home: what it is named after: the folder that holds `imgs` or the `.rec`, the folder of its classes, or one of
+            several `.rec` in a folder, without suffix.
+        paths: the image folder, or the `.rec` files.
+        is_folder: which of them.
+    """
+
+    home: Path
+    paths: list[Path]
+    is_folder: bool
+
+    def folder(self) -> Path:
+        """Return the folder that holds `imgs` or the `.rec`."""
+        return (self.home if self.is_folder else self.paths[0].parent).resolve()
+
+    def open(self) -> TrainingSource:
+        """Open it."""
+        return FolderSource(self.paths[0]) if self.is_folder else RecordSource(*self.paths)
+
+
+def open_training_source(
+    data_root: str | os.PathLike[str], train_data_path: str | os.PathLike[str], *, use_mxrecord: bool = False
+) -> TrainingSource:
+    """Find and open the training data.
+
+    Args:
+        data_root: folder that ``train_data_path`` is relative to.
+        train_data_path: of each set the image folder, the folder above it or with `train.rec` or `train_0.rec`, ...,
+            or a `.rec`; several sets with commas between them.
+        use_mxrecord: take the `.rec` even where there is an image folder; look for it one folder above too.
+
+    Returns:
+        The image folder where there is one, else the `.rec`; several sets together as one.
+
+    Raises:
+        FileNotFoundError: none of them is there; the message says what is.
+        ValueError: what is there is damaged or ambiguous, or a set is named twice.
+    """
+    words = split_paths(data_root, train_data_path)
+    paths = [Path(data_root, word) for word in words]
+    if len(paths) == 1:
+        return _find(paths[0], use_mxrecord).open()
+    found, sources = [], []
+    for number, path in enumerate(paths):
+        with _naming(number, words):
+            found.append(_find(path, use_mxrecord))
+            _refuse_twice(found)
+    for number, one in enumerate(found):
+        with _naming(number, words):
+            sources.append(one.open())
+    return CombinedSource(list(zip(_names([one.home for one in found]), sources, strict=True)))
+
+
+@contextlib.contextmanager
+def _naming(number: int, words: list[str]) -> Iterator[None]:
+    """Say in an error which of several data sets it is of."""
+    try:
+        yield
+    except (FileNotFoundError, ValueError) as error:
+        kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+        which = f"data set {number + 1} of {len(words)} ({words[number]})"
+        raise kind(f"--train_data_path, {which}: {error}") from error
+
+
+def split_paths(data_root: str | os.PathLike[str], train_data_path: str | os.PathLike[str]) -> list[str]:
+    """Take the paths of several data sets apart, at the commas.
+
+    A comma that belongs to an existing path, alone or with more commas, does not separate.
+
+    Args:
+        data_root: folder that the paths are relative to.
+        train_data_path: one path, or several with commas between them.
+
+    Returns:
+        The paths, without blanks around them.
+
+    Raises:
+        ValueError: nothing between two commas, or at an end.
+    """
+    pieces = os.fspath(train_data_path).split(",")
+    words = []
+    while pieces:
+        taken = next((n for n in range(len(pieces), 1, -1) if _exists(Path(data_root, ",".join(pieces[:n])))), 1)
+        words.append(",".join(pieces[:taken]))
+        del pieces[:taken]
+    if len(words) > 1:
+        words = [word.strip() for word in words]
+    if len(words) > 1 and not all(words):
+        raise ValueError(
+            f"--train_data_path {train_data_path}: one of {len(words)} paths is empty; expected paths of data sets "
+            f"with single commas between them"
+        )
+    return words
+
+
+def _exists(path: Path) -> bool:
+    """Whether a path exists, or will when the data set is converted."""
+    return path.exists() or (path.name == IMAGE_FOLDER and path.parent.is_dir())
+
+
+def _refuse_twice(found: list[_Found]) -> None:
+    """Raise where the last set has been named before: every person would be two classes."""
+    last = found[-1]
+    for earlier in found[:-1]:
+        common = {path.resolve() for path in last.paths} & {path.resolve() for path in earlier.paths}
+        converted = last.is_folder != earlier.is_folder and last.folder() == earlier.folder()
+        if common or converted or last.home.resolve() == earlier.home.resolve():
+            raise ValueError(f"it is in {last.paths[0]}, a data set that is named before: name it once")
+
+
+def _names(homes: list[Path]) -> list[str]:
+    """Name data sets after their folders, with as many folders above as it takes to tell them apart."""
+    absolute = [Path(os.path.abspath(home)).parts for home in homes]  # noqa: PTH100 - links keep their names
+    for depth in range(1, max(map(len, absolute)) + 1):
+        names = ["/".join(parts[-depth:]).strip("/") for parts in absolute]
+        if len(set(names)) == len(names):
+            break
+    return names
+
+
+def _find(path: Path, use_mxrecord: bool) -> _Found:
+    """Find one data set."""
+    if path.suffix == ".rec" and path.is_file():
+        return _Found(path.parent if path.name == RECORD_FILE else path.with_suffix(""), [path], is_folder=False)
+    images = None if use_mxrecord else _image_folder(path)
+    if images is not None:
+        return _Found(images.parent if images.name == IMAGE_FOLDER else images, [images], is_folder=True)
+    # `faces_emore/imgs` before the conversion; but not any folder's parent: that could be another data set.
+    above = [path.parent] if use_mxrecord or path.name == IMAGE_FOLDER else []
+    for folder in (path, *above):
+        if records := find_records(folder):
+            return _Found(folder, records, is_folder=False)
+    wanted = f"{RECORD_FILE} in it or in the folder above (--use_mxrecord)"
+    if not use_mxrecord:
+        wanted = f"{IMAGE_FOLDER}/<class>/<image>, <class>/<image> or {RECORD_FILE} in it"
+    raise FileNotFoundError(
+        f"no training data in {path.absolute()}: looked for {wanted}; {_nearest_folder(path)}. "
+        "Check --data_root and --train_data_path"
+    )
+
+
+def _image_folder(path: Path) -> Path | None:
+    """Return the folder of class folders at ``path`` or in its `imgs`; None without."""
+    if (path / IMAGE_FOLDER).is_dir():
+        return path / IMAGE_FOLDER
+    if not path.is_dir() or holds_records(path):  # beside a `.rec` lie validation folders, no classes
+        return None
+    with os.scandir(path) as entries:
+        return path if any(e.is_dir() for e in entries if not e.name.startswith(".")) else None
+
+
+def _nearest_folder(path: Path) -> str:
+    """Say what is in the deepest folder of ``path`` that exists."""
+    path = path.absolute()
+    folder = next(p for p in (path, *path.parents) if p.is_dir())
+    return f"{'it' if folder == path else f'it does not exist; {folder}'} holds {listing(folder)}"
