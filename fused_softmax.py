@@ -82,8 +82,9 @@ class _TargetAndNegatives(torch.autograd.Function):
             sums.append(block.sum())
             ctx.kept.append(block if keep_exponentials else None)
         target = torch.where((labels >= 0) & (labels < kernel.shape[1]), target / scale, torch.nan)
-        all_maxima = torch.stack(maxima, 1)  # (B, blocks)
-        negatives = torch.logsumexp(all_maxima + torch.stack(sums, 1).log(), 1)  # (B,)
+        none = [embeddings.new_zeros(len(embeddings), 0)]  # of no classes at all there is no block
+        all_maxima = torch.stack(maxima, 1) if maxima else none[0]  # (B, blocks)
+        negatives = torch.logsumexp(all_maxima + (torch.stack(sums, 1).log() if sums else none[0]), 1)  # (B,)
         ctx.save_for_backward(embeddings, kernel, labels, lengths, all_maxima, negatives)
         return target, negatives
 
