@@ -105,7 +105,10 @@ class _TargetAndNegatives(torch.autograd.Function):
             grad_logits = block.gradient(weights[:, number], grad_target / ctx.scale).to(ctx.product_dtype)  # (B, c)
             grad_embeddings += grad_logits @ product_unit.T
             if grad_kernel is not None:
-                grad_unit = (scaled.T @ grad_logits).to(unit.dtype)  # (D, c)
+                # (D, c), in the kernel's layout: of rows of classes, as a sharded head has them, the other product
+                by_rows = kernel.stride(0) == 1
+                grad_unit = (grad_logits.T @ scaled).T if by_rows else scaled.T @ grad_logits
+                grad_unit = grad_unit.to(unit.dtype)
                 along = (unit * grad_unit).sum(0)  # (c,)
                 torch.div(grad_unit.addcmul_(unit, along, value=-1), lengths[columns], out=grad_kernel[:, columns])
         return grad_embeddings.mul_(ctx.scale), grad_kernel, None, None, None, None, None

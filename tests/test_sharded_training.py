@@ -4,12 +4,17 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning_worker as worker
 import pytest
 import torch
 
+import main
+from callbacks import NonFiniteLossError, NonFiniteLossGuard
 from checkpoints import load_checkpoint
+from config import parse
+from devices import DevicePlan
 from train_val import FaceRecognitionModule
 
 TESTS = Path(__file__).parent
@@ -69,6 +74,41 @@ def test_the_statistics_of_each_process_are_an_option(tmp_path):
     worker.train(1, tmp_path / "one", head_type="adaface", accumulate=1)
     of_all = load_checkpoint(tmp_path / "one" / "last.ckpt")["state_dict"]
     assert abs(state["head.batch_mean"] - of_all["head.batch_mean"]) > 1e-4
+
+
+def test_bad_weights_of_another_process_stop_this_one_too():
+    asked = []
+    strategy = SimpleNamespace(reduce_boolean_decision=lambda bad, all: asked.append((bad, all)) or True)
+    trainer = SimpleNamespace(strategy=strategy, fit_loop=SimpleNamespace(total_batch_idx=5))
+    guard = NonFiniteLossGuard(Path("run"))
+    with pytest.raises(NonFiniteLossError, match=r"not finite after step 5 \(in another process\)"):
+        guard.on_save_checkpoint(trainer, None, {"state_dict": {"head.kernel": torch.ones(2)}})
+    with pytest.raises(NonFiniteLossError, match=r"not finite after step 5 \(head\.kernel is the first\)"):
+        guard.on_save_checkpoint(trainer, None, {"state_dict": {"head.kernel": torch.tensor([torch.inf])}})
+    assert asked == [(False, False), (True, False)]
+
+
+@pytest.mark.parametrize(
+    ("words", "memory_bytes", "expected"),
+    [
+        ("", 1e6, True),
+        ("", 1e12, False),
+        ("--head_sharding on", 1e12, True),
+        ("--head_sharding off", 1e6, False),
+        ("--batch_statistics process", 1e6, False),
+        ("--sample_rate 0.5", 1e12, True),
+        ("--devices 1", 1e6, False),
+        ("--devices 1 --num_nodes 2", 1e6, True),
+    ],
+)
+def test_who_decides_on_sharding(words, memory_bytes, expected, monkeypatch):
+    monkeypatch.setattr(main, "device_memory", lambda accelerator, processes: memory_bytes)
+    config, _ = parse(["--accelerator", "cpu", "--devices", "2", *words.split()])
+    plan = DevicePlan("cpu", config.devices, "32-true")
+    sharded, notes = main._choose_sharding(config, plan, SimpleNamespace(num_classes=100))
+    assert sharded is expected
+    asked_for = any(word.startswith("--head_sharding") for word in words.split())
+    assert bool(notes) == (expected and not asked_for), "what nobody asked for is said"
 
 
 def test_a_sharded_head_is_the_dense_one_of_the_same_seed():
