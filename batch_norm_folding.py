@@ -4,6 +4,7 @@ import copy
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 
@@ -21,7 +22,7 @@ def fold_batch_norms(model: nn.Module) -> nn.Module:
     with torch.no_grad():
         for sequence in [module for module in folded.modules() if isinstance(module, nn.Sequential)]:
             for place, (layer, following) in enumerate(zip(list(sequence), list(sequence)[1:], strict=False)):
-                if isinstance(layer, nn.Conv2d) and isinstance(following, nn.BatchNorm2d):
+                if isinstance(layer, nn.Conv2d) and isinstance(following, _BatchNorm):
                     sequence[place] = fuse_conv_bn_eval(layer, following)
                     sequence[place + 1] = nn.Identity()
     return folded

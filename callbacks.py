@@ -275,10 +275,12 @@ class NonFiniteLossGuard(pl.Callback):
     ) -> None:
         """Refuse to write weights that are not finite over good ones: a finite loss can be followed by a bad update."""
         self._check()
-        for key, value in checkpoint["state_dict"].items():
-            if value.is_floating_point() and not torch.isfinite(value).all():
-                step = trainer.fit_loop.total_batch_idx
-                raise self._error(f"the weights are not finite after step {step} ({key} is the first)")
+        weights = checkpoint["state_dict"].items()
+        bad = next((k for k, v in weights if v.is_floating_point() and not torch.isfinite(v).all()), None)
+        # of a sharded head one process may have the bad part: all have to leave, or the others wait for it
+        if trainer.strategy.reduce_boolean_decision(bad is not None, all=False):
+            step, where = trainer.fit_loop.total_batch_idx, f"{bad} is the first" if bad else "in another process"
+            raise self._error(f"the weights are not finite after step {step} ({where})")
 
     def _check(self) -> None:
         if self._first_bad is not None and int(self._first_bad) >= 0:

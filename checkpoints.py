@@ -125,15 +125,14 @@ def load_backbone(model: nn.Module, path: str | Path, arch: str) -> None:
     model.load_state_dict(weights)
 
 
-def check_fits(checkpoint: dict[str, Any], module: nn.Module, path: str | Path) -> None:
+def check_fits(checkpoint: dict[str, Any], expected: dict[str, tuple[int, ...]], path: str | Path) -> None:
     """Raise ValueError where the weights of a run to resume do not fit the module built for it.
 
     Args:
         checkpoint: what ``load_checkpoint`` returned.
-        module: backbone and head.
+        expected: shapes of backbone and head, the head's with all classes.
         path: the checkpoint's file, for the message.
     """
-    expected = {key: tuple(value.shape) for key, value in module.state_dict().items()}
     found = {key: tuple(value.shape) for key, value in checkpoint["state_dict"].items()}
     wrong = [key for key in expected | found if expected.get(key) != found.get(key)]
     if wrong == ["head.kernel"]:

@@ -85,6 +85,12 @@ class Config:
         "fast keeps images x classes numbers for the backward pass, small computes them again: the same bits (ours)",
         ("auto", "fast", "small"),
     )
+    head_sharding: str = _option(
+        "auto",
+        "share the head's classes out over all processes; auto: where it would take over a quarter of memory (ours)",
+        ("auto", "on", "off"),
+    )
+    sync_batchnorm: bool = _option(False, "batch norm over the batches of all GPUs (ours)")
     # optimisation
     epochs: int = _option(24, "passes over the training data")
     batch_size: int = _option(256, "images per step, over all devices of a node")
@@ -94,6 +100,7 @@ class Config:
     lr_gamma: float = _option(0.1, "factor of the learning rate at each milestone")
     momentum: float = _option(0.9, "momentum of SGD")
     weight_decay: float = _option(5e-4, "weight decay of all but the batch-norm parameters")
+    gradient_clip_val: float = _option(0.0, "largest L2 norm of the gradient of backbone and head; 0: any (ours)")
     # model
     arch: str = _option("ir_18", "backbone, a name of net.py")
     head: str = _option("adaface", "margin of the loss", ("adaface", "arcface", "cosface"))
@@ -101,6 +108,15 @@ class Config:
     h: float = _option(0.0, "AdaFace: concentration; the paper uses 0.333 (0 makes it CosFace)")
     s: float = _option(64.0, "scale of the logits")
     t_alpha: float = _option(0.01, "AdaFace: weight of the newest batch in the running norm statistics")
+    batch_statistics: str = _option(
+        "global",
+        "AdaFace: norms of all processes, or of each process's own as officially (ours)",
+        ("global", "process"),
+    )
+    sample_rate: float = _option(
+        1.0,
+        "share of the classes in a step, in (0, 1]: those of the batch, random others; below 1: sharded head (ours)",
+    )
     # augmentation
     low_res_augmentation_prob: float = _option(0.0, "probability of the low-resolution augmentation, in [0, 1]")
     crop_augmentation_prob: float = _option(0.0, "probability of the crop augmentation, in [0, 1]")
@@ -148,7 +164,7 @@ def _check_ranges(config: Config) -> None:
     lowest = {
         "epochs": 1, "batch_size": 1, "accumulate_grad_batches": 1, "num_nodes": 1,
         "num_workers": 0, "gpus": 0, "devices": 0, "seed": 0, "custom_num_class": -1,
-        "lr": 0.0, "momentum": 0.0, "weight_decay": 0.0, "m": 0.0, "h": 0.0,
+        "lr": 0.0, "momentum": 0.0, "weight_decay": 0.0, "gradient_clip_val": 0.0, "m": 0.0, "h": 0.0,
     }  # fmt: skip
     for name, bound in lowest.items():
         if not getattr(config, name) >= bound:
@@ -157,6 +173,8 @@ def _check_ranges(config: Config) -> None:
         raise ValueError(f"--seed must be below 2**32, got {config.seed}")
     if not config.s > 0:
         raise ValueError(f"--s must be above 0, got {config.s}")
+    if not 0.0 < config.sample_rate <= 1.0:
+        raise ValueError(f"--sample_rate is a share of the classes in (0, 1], got {config.sample_rate}")
     if not 0.0 <= config.t_alpha <= 1.0:
         raise ValueError(f"--t_alpha is a weight in [0, 1], got {config.t_alpha}")
     if list(config.lr_milestones) != sorted(set(config.lr_milestones)) or min(config.lr_milestones, default=1) < 1:
@@ -177,6 +195,13 @@ def _check_combinations(config: Config) -> None:
         raise ValueError(
             "--compile contradicts --gradient_checkpointing: the compiler decides itself what to compute again; "
             "give one of them"
+        )
+    sharding = "--head_sharding on" if config.head_sharding == "on" else f"--sample_rate {config.sample_rate}"
+    if config.sample_rate < 1 and config.head_sharding == "off":
+        raise ValueError(f"{sharding} contradicts --head_sharding off: classes are sampled in a sharded head alone")
+    if config.batch_statistics == "process" and (config.sample_rate < 1 or config.head_sharding == "on"):
+        raise ValueError(
+            f"--batch_statistics process contradicts {sharding}: a sharded head sees the batch of all processes"
         )
     if config.evaluate and not config.start_from_model_statedict:
         raise ValueError("--evaluate needs --start_from_model_statedict CHECKPOINT: the model to evaluate")

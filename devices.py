@@ -115,9 +115,26 @@ def available_memory(accelerator: str, processes: int) -> float:
     """
     if accelerator == "gpu":
         return torch.cuda.mem_get_info()[0]
+    return _memory_field("MemAvailable", processes)
+
+
+def device_memory(accelerator: str, processes: int) -> float:
+    """Return the bytes of memory in all that one training process shares in; infinite where nobody knows.
+
+    Args:
+        accelerator: ``cpu``, ``gpu`` or ``mps``.
+        processes: training processes on this machine; those on the CPU share its memory.
+    """
+    if accelerator == "gpu":
+        return torch.cuda.mem_get_info()[1]
+    return _memory_field("MemTotal", processes)
+
+
+def _memory_field(name: str, processes: int) -> float:
+    """Return a process's share of a size that the kernel tells."""
     try:
         fields = dict(line.split(":") for line in _MEMORY_INFO.read_text(encoding="utf-8").splitlines())
-        return int(fields["MemAvailable"].split()[0]) * 1024 / processes
+        return int(fields[name].split()[0]) * 1024 / processes
     except (OSError, KeyError):  # not Linux
         return math.inf
 

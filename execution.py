@@ -60,9 +60,10 @@ def prepare_step(
         module.model.compile(dynamic=False)
         notes.append("--compile: the first step takes a minute, or several for the deep networks")
     if module.class_num:
-        wanted = batch_size * module.class_num * _FLOAT32_BYTES
+        # of a sharded head it is the batch of all processes with a part of the classes: as many numbers
+        wanted = batch_size * module.class_num * module.sample_rate * _FLOAT32_BYTES
         fits = wanted <= _MOST_OF_FREE_MEMORY * available_memory(accelerator, processes)
-        module.head.keep_exponentials = head_memory == "fast" or (head_memory == "auto" and fits)
+        module.keep_exponentials = head_memory == "fast" or (head_memory == "auto" and fits)
         if head_memory == "auto" and not fits:
             notes.append(
                 f"the head's {batch_size} x {module.class_num:,} numbers ({wanted / 1e9:.1f} GB) are computed twice "

@@ -82,8 +82,9 @@ class _TargetAndNegatives(torch.autograd.Function):
             sums.append(block.sum())
             ctx.kept.append(block if keep_exponentials else None)
         target = torch.where((labels >= 0) & (labels < kernel.shape[1]), target / scale, torch.nan)
-        all_maxima = torch.stack(maxima, 1)  # (B, blocks)
-        negatives = torch.logsumexp(all_maxima + torch.stack(sums, 1).log(), 1)  # (B,)
+        none = [embeddings.new_zeros(len(embeddings), 0)]  # of no classes at all there is no block
+        all_maxima = torch.stack(maxima, 1) if maxima else none[0]  # (B, blocks)
+        negatives = torch.logsumexp(all_maxima + (torch.stack(sums, 1).log() if sums else none[0]), 1)  # (B,)
         ctx.save_for_backward(embeddings, kernel, labels, lengths, all_maxima, negatives)
         return target, negatives
 
@@ -104,7 +105,10 @@ class _TargetAndNegatives(torch.autograd.Function):
             grad_logits = block.gradient(weights[:, number], grad_target / ctx.scale).to(ctx.product_dtype)  # (B, c)
             grad_embeddings += grad_logits @ product_unit.T
             if grad_kernel is not None:
-                grad_unit = (scaled.T @ grad_logits).to(unit.dtype)  # (D, c)
+                # (D, c), in the kernel's layout: of rows of classes, as a sharded head has them, the other product
+                by_rows = kernel.stride(0) == 1
+                grad_unit = (grad_logits.T @ scaled).T if by_rows else scaled.T @ grad_logits
+                grad_unit = grad_unit.to(unit.dtype)
                 along = (unit * grad_unit).sum(0)  # (c,)
                 torch.div(grad_unit.addcmul_(unit, along, value=-1), lengths[columns], out=grad_kernel[:, columns])
         return grad_embeddings.mul_(ctx.scale), grad_kernel, None, None, None, None, None

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from fused_softmax import target_and_negatives
 
 _NORM_RANGE = (0.001, 100.0)
-_SOFTPLUS_IS_LINEAR = 50.0  # log(1 + exp(x)) - x is below float64's precision from here on
+SOFTPLUS_IS_LINEAR = 50.0  # log(1 + exp(x)) - x is below float64's precision from here on
 
 
 class Head(nn.Module, ABC):
@@ -104,13 +104,14 @@ class Head(nn.Module, ABC):
             logits = cosine.clamp(low, high).mul_(self.s)  # (B, C)
             return logits.scatter_(1, columns, target.unsqueeze(1) * self.s)
 
-    def loss(self, embeddings: Tensor, norms: Tensor, labels: Tensor) -> Tensor:
+    def loss(self, embeddings: Tensor, norms: Tensor, labels: Tensor, batch_norms: Tensor | None = None) -> Tensor:
         """Compute the mean cross-entropy over the logits, without making them.
 
         Args:
             embeddings: (B, D) unit vectors.
             norms: (B, 1) their norms before normalisation.
             labels: (B,) classes in [0, C).
+            batch_norms: (N, 1) norms for the running statistics, such as those of all processes; ``norms`` when None.
 
         Returns:
             Scalar loss; float32 under autocast. Equal to ``cross_entropy(head(embeddings, norms, labels), labels)``, in
@@ -125,7 +126,7 @@ class Head(nn.Module, ABC):
         with torch.autocast(device, enabled=False):
             norms = norms.detach().to(embeddings.dtype)
             if self.training:
-                self.update_statistics(norms)
+                self.update_statistics(norms if batch_norms is None else batch_norms.detach().to(norms))
             target_cosine, negatives = target_and_negatives(
                 embeddings,
                 self.kernel,
@@ -136,7 +137,7 @@ class Head(nn.Module, ABC):
                 keep_exponentials=self.keep_exponentials,
             )
             target = self.margin(target_cosine.clamp(-1 + self.eps, 1 - self.eps), norms) * self.s  # (B,)
-            return F.softplus(negatives - target, threshold=_SOFTPLUS_IS_LINEAR).mean()
+            return F.softplus(negatives - target, threshold=SOFTPLUS_IS_LINEAR).mean()
 
     def _check_labels(self, labels: Tensor) -> None:
         if labels.device.type == "cpu" and len(labels) and not 0 <= labels.min() <= labels.max() < self.class_num:
@@ -175,9 +176,11 @@ class AdaFace(Head):
     """Quality adaptive margin: easy where the feature norm is low, hard where it is high. Paper: m 0.4, h 0.333, s 64.
 
     The norms of a batch are compared with their running mean and standard deviation (buffers ``batch_mean`` and
-    ``batch_std``), which move by ``t_alpha`` towards the batch's before use, in training mode. Across processes the
-    statistics are those of each process's own batch, and DistributedDataParallel's broadcast of buffers makes rank 0's
-    the running ones, as in the official code.
+    ``batch_std``), which move by ``t_alpha`` towards the batch's before use, in training mode: once for each batch that
+    ``loss`` is given, so with accumulated gradients once for each of the batches of a step. Across processes the
+    statistics are those of what the caller hands over: the training module gives the norms of all processes
+    (``batch_norms``), so that all have the same; with each process's own, DistributedDataParallel's broadcast of
+    buffers makes rank 0's the running ones, as in the official code.
     """
 
     eps: ClassVar[float] = 1e-3
@@ -226,10 +229,23 @@ def build_head(
     Raises:
         ValueError: an unknown type (the message lists the names) or no classes.
     """
+    return head_class(head_type, class_num)(embedding_size, class_num, m, t_alpha, h, s)
+
+
+def head_class(head_type: str, class_num: int) -> type[Head]:
+    """Return the class of a margin, where there is one and there are classes.
+
+    Args:
+        head_type: a key of ``HEADS``.
+        class_num: C.
+
+    Raises:
+        ValueError: an unknown type (the message lists the names) or no classes.
+    """
     if head_type not in HEADS:
         close = difflib.get_close_matches(head_type, HEADS, n=1)
         hint = f"did you mean {close[0]}? " if close else ""
         raise ValueError(f"unknown head {head_type!r}; {hint}known are: {', '.join(HEADS)}")
     if class_num < 1:
         raise ValueError(f"a head needs at least one class, got class_num {class_num}")
-    return HEADS[head_type](embedding_size, class_num, m, t_alpha, h, s)
+    return HEADS[head_type]

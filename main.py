@@ -41,17 +41,19 @@ from checkpoints import (
 )
 from config import Config
 from data import FaceDataModule
-from devices import DevicePlan, available_memory, decided_by_rank_0, divide_threads, plan_devices
+from devices import DevicePlan, available_memory, decided_by_rank_0, device_memory, divide_threads, plan_devices
 from execution import prepare_step
 from lightning_setup import pl
 from memory_plan import step_memory
 from net import check_architecture
+from partial_fc import choose_sharding
 from plots import plot_loss, plot_roc, plot_similarity_histograms
 from progress import ProgressLine
 from results import results_table, write_results
 from resume import with_checkpoint_options
 from run_folder import choose_run_folder, describe_environment, write_config, write_manifest
-from train_val import FaceRecognitionModule
+from sharded_gradients import AgreedGradScaler
+from train_val import EMBEDDING_SIZE, FaceRecognitionModule
 
 _SAMPLES_IN_GRID = 64
 _TEST_RUN_BATCHES = 50
@@ -97,12 +99,18 @@ def _run(config: Config, notes: list[str], *, plan_only: bool = False) -> int:
     )
     for note in (*notes, *devices.notes, *_advice(config)):
         _say(f"note: {note}")
+    if config.sync_batchnorm and devices.accelerator != "gpu":
+        raise ValueError(
+            f"--sync_batchnorm is for GPUs, this run is on {devices.accelerator}, where PyTorch has no synchronised "
+            "batch norm: leave it out"
+        )
     divide_threads(devices.devices)
     check_architecture(config.arch)
     pl.seed_everything(config.seed, verbose=False)
     data = _open_data(config, devices)
-    module = _build_module(config, data)
-    for note in prepare_step(
+    sharded, notes = _choose_sharding(config, devices, data)
+    module = _build_module(config, data, sharded)
+    for note in notes + prepare_step(
         module,
         accelerator=devices.accelerator,
         processes=devices.devices,
@@ -116,10 +124,11 @@ def _run(config: Config, notes: list[str], *, plan_only: bool = False) -> int:
     if plan_only:
         return _plan(config, devices, data, module)
     if config.resume_from_checkpoint:
-        check_fits(load_checkpoint(config.resume_from_checkpoint), module, config.resume_from_checkpoint)
+        checkpoint = load_checkpoint(config.resume_from_checkpoint)
+        check_fits(checkpoint, module.checkpoint_shapes(), config.resume_from_checkpoint)
     folder = Path(decided_by_rank_0("RUN_FOLDER", lambda: str(_run_folder(config)), devices.accelerator))
     keeper = CheckpointKeeper(folder, save_all=config.save_all_models)
-    trainer = _build_trainer(config, devices, data, folder, keeper)
+    trainer = _build_trainer(config, devices, data, folder, keeper, sharded)
     if trainer.is_global_zero:
         _describe(config, devices, data, module, folder)
     with _errors_kept_in(folder):
@@ -194,7 +203,28 @@ def _open_data(config: Config, devices: DevicePlan) -> FaceDataModule:
     return data
 
 
-def _build_module(config: Config, data: FaceDataModule) -> FaceRecognitionModule:
+def _choose_sharding(config: Config, devices: DevicePlan, data: FaceDataModule) -> tuple[bool, list[str]]:
+    """Decide whether the head is sharded; say so where nobody asked for it."""
+    if config.evaluate:
+        return False, []
+    option = config.head_sharding
+    if option == "auto" and config.sample_rate < 1:
+        return True, [f"--sample_rate {config.sample_rate} needs a sharded head: --head_sharding on"]
+    if option == "auto" and config.batch_statistics == "process":
+        return False, []
+    sharded = choose_sharding(
+        option,
+        class_num=data.num_classes,
+        embedding_size=EMBEDDING_SIZE,
+        processes=devices.devices * config.num_nodes,
+        memory_bytes=device_memory(devices.accelerator, devices.devices),
+    )
+    automatic = sharded and option == "auto"
+    note = f"the head's {data.num_classes:,} classes are shared out over the processes (--head_sharding off: not)"
+    return sharded, [note] if automatic else []
+
+
+def _build_module(config: Config, data: FaceDataModule, sharded: bool) -> FaceRecognitionModule:
     """Build backbone and head; load the backbone's start weights where asked for."""
     module = FaceRecognitionModule(
         arch=config.arch,
@@ -204,6 +234,10 @@ def _build_module(config: Config, data: FaceDataModule) -> FaceRecognitionModule
         h=config.h,
         s=config.s,
         t_alpha=config.t_alpha,
+        sharded=sharded,
+        sample_rate=config.sample_rate,
+        batch_statistics=config.batch_statistics,
+        gradient_clip_val=config.gradient_clip_val,
         lr=config.lr,
         momentum=config.momentum,
         weight_decay=config.weight_decay,
@@ -224,7 +258,7 @@ def _build_module(config: Config, data: FaceDataModule) -> FaceRecognitionModule
 
 
 def _build_trainer(
-    config: Config, devices: DevicePlan, data: FaceDataModule, folder: Path, keeper: CheckpointKeeper
+    config: Config, devices: DevicePlan, data: FaceDataModule, folder: Path, keeper: CheckpointKeeper, sharded: bool
 ) -> "pl.Trainer":
     loggers: list[Any] = [
         pl.loggers.CSVLogger(folder, name="metrics"),
@@ -235,12 +269,16 @@ def _build_trainer(
     updates = 1 if config.evaluate else data.steps_per_epoch // config.accumulate_grad_batches
     stop = StopOnSignal(keeper)
     distributed = devices.devices * config.num_nodes > 1
+    plugins: list[Any] = [AtomicCheckpointIO()]
+    scaled = sharded and distributed and devices.precision == "16-mixed"
+    if scaled:  # every process sees a part of the gradient: all have to skip the same steps
+        plugins.append(pl.plugins.precision.MixedPrecision("16-mixed", "cuda", scaler=AgreedGradScaler("cuda")))
     return pl.Trainer(
         accelerator=devices.accelerator,
         devices=devices.devices,
         num_nodes=config.num_nodes,
         strategy=config.distributed_backend if distributed else "auto",
-        precision=devices.precision,
+        precision=None if scaled else devices.precision,
         max_epochs=config.epochs,
         accumulate_grad_batches=config.accumulate_grad_batches,
         val_check_interval=_validation_interval(config, data),
@@ -258,7 +296,8 @@ def _build_trainer(
             stop,
             ChildWatch(keeper, stop),
         ],
-        plugins=[AtomicCheckpointIO()],
+        plugins=plugins,
+        sync_batchnorm=config.sync_batchnorm,
         enable_checkpointing=False,
         enable_model_summary=False,
         default_root_dir=folder,

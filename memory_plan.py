@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from net import IMAGE_SIZE, Backbone, normalize_images
+from net import EMBEDDING_SIZE, IMAGE_SIZE, Backbone, normalize_images
 from train_val import FaceRecognitionModule
 
 _COUNTED_IMAGES = (2, 4)  # batch norm cannot train on one
@@ -46,33 +46,49 @@ class StepMemory:
 
     Attributes:
         backbone_parameters: numbers in the backbone.
-        head_parameters: numbers in the head of this process.
+        embedding_size: D.
+        class_num: classes C of the whole head; 0 without one.
+        sharded: each process has ceil(C / W) of them, and the samples of all processes; else all, and its own samples.
+        sample_rate: share of its classes that a step uses, below 1 of a sharded head only.
         optimizer_numbers: numbers that the optimiser keeps for each weight.
         bytes_per_number: of the weights.
-        processes: more than one hold a second copy of the gradients, which they exchange.
+        processes: W; several hold a second copy of the gradients that they exchange.
         activations: of the backbone.
         gradient_checkpointing: whether they are computed again.
-        class_num: classes C of the head's matrix in this process.
-        keep_exponentials: whether the head keeps its (B, C) numbers.
+        keep_exponentials: whether the head keeps its samples x classes numbers.
         batch_size: images B of one process.
     """
 
     backbone_parameters: int
-    head_parameters: int
+    embedding_size: int
+    class_num: int
+    sharded: bool
+    sample_rate: float
     optimizer_numbers: int
     bytes_per_number: int
     processes: int
     activations: Activations
     gradient_checkpointing: bool
-    class_num: int
     keep_exponentials: bool
     batch_size: int
 
     @property
+    def head_parameters(self) -> int:
+        """Numbers in this process's part of the head."""
+        classes = -(-self.class_num // self.processes) if self.sharded else self.class_num
+        return self.embedding_size * classes
+
+    @property
     def weights_bytes(self) -> float:
         """Weights, gradients (twice where they are exchanged) and the optimiser's numbers."""
-        copies = 2 + self.optimizer_numbers + (self.processes > 1)
-        return (self.backbone_parameters + self.head_parameters) * copies * self.bytes_per_number
+        kept = 1 + self.optimizer_numbers
+        head: float = self.head_parameters * (kept + 1)
+        if self.sample_rate < 1:  # the gradient of the step's classes, and for a moment copies of all that is theirs
+            head = self.head_parameters * (kept + self.sample_rate * (kept + 1))
+        numbers: float = self.backbone_parameters * (kept + 1) + head
+        if self.processes > 1:
+            numbers += self.backbone_parameters + (0 if self.sharded else self.head_parameters)
+        return numbers * self.bytes_per_number
 
     @property
     def activations_bytes(self) -> float:
@@ -83,8 +99,10 @@ class StepMemory:
 
     @property
     def head_bytes(self) -> float:
-        """The images x classes numbers that the head keeps."""
-        return self.batch_size * self.class_num * _FLOAT32_BYTES if self.keep_exponentials else 0.0
+        """The samples x classes numbers that the head keeps."""
+        samples = self.batch_size * (self.processes if self.sharded else 1)
+        classes = self.head_parameters // self.embedding_size * self.sample_rate
+        return samples * classes * _FLOAT32_BYTES if self.keep_exponentials else 0.0
 
     @property
     def total_bytes(self) -> float:
@@ -98,21 +116,22 @@ def step_memory(module: FaceRecognitionModule, *, processes: int, batch_size: in
 
     Args:
         module: prepared for its steps (``execution.prepare_step``), on the CPU; its statistics move.
-        processes: training processes in all.
+        processes: training processes in all, W.
         batch_size: images of one process.
         precision: Lightning's name of the arithmetic.
     """
-    head = getattr(module, "head", None)
     return StepMemory(
         backbone_parameters=sum(p.numel() for p in module.model.parameters()),
-        head_parameters=0 if head is None else sum(p.numel() for p in head.parameters()),
+        embedding_size=EMBEDDING_SIZE,
+        class_num=module.class_num,
+        sharded=module.sharded,
+        sample_rate=module.sample_rate,
         optimizer_numbers=_numbers_per_weight(module.configure_optimizers()["optimizer"]),
         bytes_per_number=8 if precision.startswith("64") else _FLOAT32_BYTES,
         processes=processes,
         activations=count_activations(module.model, precision),
         gradient_checkpointing=module.model.gradient_checkpointing,
-        class_num=module.class_num,
-        keep_exponentials=head is not None and head.keep_exponentials,
+        keep_exponentials=module.class_num > 0 and module.keep_exponentials,
         batch_size=batch_size,
     )
 
@@ -206,6 +225,8 @@ def what_takes_less(memory: StepMemory, available_bytes: float, *, batch_size: i
         tried.append(("--gradient_checkpointing", {"gradient_checkpointing": True}))
     if memory.keep_exponentials:
         tried.append(("--head_memory small", {"keep_exponentials": False}))
+    if memory.processes > 1 and not memory.sharded:
+        tried.append(("--head_sharding on", {"sharded": True}))
     for parts in range(2, batch_size // devices // 2 + 1):
         part = replace(memory, batch_size=memory.batch_size // parts)
         if batch_size % (parts * devices) == 0 and part.total_bytes <= available_bytes:
@@ -213,8 +234,8 @@ def what_takes_less(memory: StepMemory, available_bytes: float, *, batch_size: i
             tried.append((words, {"batch_size": part.batch_size}))
             break
     if len(tried) > 1:
-        everything = {name: value for _, values in tried[:2] for name, value in values.items()}
-        tried.append((f"{tried[0][0]} with {tried[1][0]}", everything))
+        everything = {name: value for _, values in tried for name, value in values.items()}
+        tried.append(("all of these", everything))
     found = []
     for words, values in tried:
         total = replace(memory, **values).total_bytes

@@ -32,6 +32,8 @@ class ProgressLine(pl.callbacks.ProgressBar):
         self.every_sec = 0.5 if self.terminal else log_every_sec
         self._hidden = False
         self._name = ""
+        self._shown = self._free_since = self._waited_since = 0.0
+        self._steps_since = 0
         self._bar: tqdm[Any] | None = None
         self._validation: tqdm[Any] | None = None
 

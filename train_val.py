@@ -7,8 +7,9 @@ keys, ``model.*`` and ``head.*``.
 Sources: AdaFace (Kim, Jain, Liu, CVPR 2022); the official repository for schedule, weight decay and evaluation.
 Differs from the official code: weight decay is the option's value; several processes evaluate every pair exactly
 once, in order; dropout depends on (seed, epoch, batch, rank) alone, so that a resumed run goes on with the same
-numbers. AdaFace's running statistics are those of each process's own batch, and rank 0's are the ones kept, as
-officially.
+numbers; AdaFace's running statistics are those of the batch over all processes, once for each batch (with
+``batch_statistics="process"`` those of each process's own, of which rank 0's are kept, as officially). The head's
+classes may be shared out over the processes (``partial_fc.py``).
 """
 
 import math
@@ -19,14 +20,21 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
 
 from batch_norm_folding import fold_batch_norms
+from collectives import check_batch_sizes, gather_batch, gather_rows
 from evaluate_utils import fuse_flip
 from head import build_head
 from lightning_setup import pl
 from net import build_model, normalize_images
+from partial_fc import PartialFC, build_sharded_head
 from results import SetResult, evaluate_set
+from sharded_checkpoint import KERNEL, cut_head, gather_head
+from sharded_gradients import clip_gradient, start_momentum_at_zero
+from touched_rows import step_on_touched_rows
 
+EMBEDDING_SIZE = 512
 _FUSED_SGD = ("cpu", "cuda")
 
 Batch = tuple[Tensor, Tensor]
@@ -44,12 +52,17 @@ class FaceRecognitionModule(pl.LightningModule):
         h: concentration of AdaFace.
         s: scale of the logits.
         t_alpha: weight of the newest batch in AdaFace's statistics.
+        sharded: share the classes out over the processes; the head is then built when a trainer starts.
+        sample_rate: share of the classes that a step uses, in (0, 1]; below 1 of a sharded head only.
+        batch_statistics: ``global`` takes AdaFace's statistics from the batch over all processes, ``process`` from each
+            process's own; a sharded head has the former.
+        gradient_clip_val: largest L2 norm of the gradient of backbone and head; 0 clips nothing.
         lr: learning rate.
         momentum: momentum of SGD.
         weight_decay: weight decay of all but the batch-norm parameters.
         lr_milestones: epochs after which the learning rate is multiplied by ``lr_gamma``.
         lr_gamma: factor of the learning rate.
-        seed: seed of dropout.
+        seed: seed of dropout and of the sampled classes.
         metadata: plain values stored in each checkpoint under ``adaface`` (config, class names, versions).
 
     Attributes:
@@ -67,6 +80,10 @@ class FaceRecognitionModule(pl.LightningModule):
         h: float = 0.333,
         s: float = 64.0,
         t_alpha: float = 0.01,
+        sharded: bool = False,
+        sample_rate: float = 1.0,
+        batch_statistics: str = "global",
+        gradient_clip_val: float = 0.0,
         lr: float = 0.1,
         momentum: float = 0.9,
         weight_decay: float = 5e-4,
@@ -79,8 +96,13 @@ class FaceRecognitionModule(pl.LightningModule):
         self.arch, self.class_num = arch, class_num
         self.channels_last = False
         self.model = build_model(arch)
-        if class_num:
-            self.head = build_head(head_type, 512, class_num, m, t_alpha, h, s)
+        self._head_options = (head_type, EMBEDDING_SIZE, class_num, m, t_alpha, h, s)
+        self.sharded, self.sample_rate = sharded, sample_rate
+        self.batch_statistics, self.gradient_clip_val = batch_statistics, gradient_clip_val
+        self._keep_exponentials = True
+        self._head_random_state = torch.get_rng_state()  # a sharded head is drawn from it later, to the same weights
+        if class_num and not sharded:
+            self.head = build_head(*self._head_options)
         self.lr, self.momentum, self.weight_decay = lr, momentum, weight_decay
         self.lr_milestones, self.lr_gamma = lr_milestones, lr_gamma
         self.seed = seed
@@ -102,21 +124,91 @@ class FaceRecognitionModule(pl.LightningModule):
         dtype = next(self.model.parameters()).dtype
         return self.model(normalize_images(images, dtype, channels_last=self.channels_last))
 
+    # the head
+
+    def configure_model(self) -> None:
+        """Build a sharded head once the process group is there; DistributedDataParallel leaves its weights alone."""
+        if not self.sharded or not self.class_num or self.sharded_head:
+            return
+        self.head = build_sharded_head(
+            *self._head_options, sample_rate=self.sample_rate, random_state=self._head_random_state
+        )
+        self.head.keep_exponentials = self._keep_exponentials
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, [KERNEL])
+
+    @property
+    def sharded_head(self) -> PartialFC | None:
+        """The head, where its classes are shared out."""
+        head = getattr(self, "head", None)
+        return head if isinstance(head, PartialFC) else None
+
+    @property
+    def shards(self) -> list[nn.Parameter]:
+        """The parameters of which each process has another part."""
+        return [self.sharded_head.kernel] if self.sharded_head else []
+
+    @property
+    def keep_exponentials(self) -> bool:
+        """Whether the head keeps (B, C) numbers for its backward pass (``head.Head``), built or still to be."""
+        return self._keep_exponentials
+
+    @keep_exponentials.setter
+    def keep_exponentials(self, keep: bool) -> None:
+        """Set it, for the head that is there or comes."""
+        self._keep_exponentials = keep
+        if hasattr(self, "head"):
+            self.head.keep_exponentials = keep
+
+    def checkpoint_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of a checkpoint's state dict: with all classes, wherever they are."""
+        shapes = {key: tuple(value.shape) for key, value in self.state_dict().items() if not key.startswith("head.")}
+        if self.class_num:
+            with torch.device("meta"):
+                head = build_head(*self._head_options).state_dict()
+            shapes |= {f"head.{key}": tuple(value.shape) for key, value in head.items()}
+        return shapes
+
     # training
 
+    def on_fit_start(self) -> None:
+        """Let the optimiser step on the sampled classes alone."""
+        if self.sharded_head:
+            step_on_touched_rows(self.trainer.optimizers[0], self.shards)
+
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Seed dropout from (seed, epoch, batch, rank), so that nothing has to be restored on a resume."""
+        """Seed dropout and sampling from (seed, epoch, batch, rank), so that a resume has nothing to restore."""
         position = (self.seed, self.current_epoch, batch_idx, self.global_rank)
-        torch.manual_seed(int(np.random.SeedSequence(position).generate_state(1, np.uint64)[0]))
+        dropout, sampling = np.random.SeedSequence(position).generate_state(2, np.uint64)
+        torch.manual_seed(int(dropout))
+        if self.sharded_head:
+            self.sharded_head.sampling_seed = int(sampling)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the mean loss of one batch: images (B, 112, 112, 3) uint8 BGR, labels (B,)."""
         images, labels = batch
         embeddings, norms = self(images)
-        loss = self.head.loss(embeddings, norms, labels)
+        loss = self.head.loss(embeddings, norms, labels, self._batch_norms(norms))
         self.log("train_loss", loss, batch_size=len(labels))
         self.log("lr", self._lr_on(loss.device), batch_size=len(labels))
         return loss
+
+    def _batch_norms(self, norms: Tensor) -> Tensor | None:
+        """Return the norms for AdaFace's statistics: of all processes, or None for what the head takes by itself."""
+        if self.sharded or self.batch_statistics == "process":
+            return None
+        check_batch_sizes(len(norms), norms.device)
+        return gather_batch(norms.detach())
+
+    def configure_gradient_clipping(
+        self, optimizer: torch.optim.Optimizer, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
+    ) -> None:
+        """Clip by ``gradient_clip_val`` of this module, over all processes; the trainer's own is not looked at."""
+        if not self.gradient_clip_val:
+            return
+        scaler = self.trainer.scaler
+        if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
+            scaler.unscale_(optimizer)  # fused optimisers leave that to their step, which takes note that it is done
+        clip_gradient(self.parameters(), self.shards, self.gradient_clip_val)
 
     def _lr_on(self, device: torch.device) -> Tensor:
         """Return the learning rate as a tensor, made when it changes: copying it to a GPU makes the GPU's host wait."""
@@ -142,11 +234,12 @@ class FaceRecognitionModule(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "epoch"}}
 
     def on_train_start(self) -> None:
-        """Give a resumed momentum the layout of its weights, which fused SGD relies on."""
+        """Give momentum the layout of its weights, which fused SGD relies on, and a beginning that can be skipped."""
         for parameter, state in self.optimizers().state.items():
             momentum = state.get("momentum_buffer")
             if momentum is not None and momentum.stride() != parameter.stride():
                 state["momentum_buffer"] = torch.empty_like(parameter).copy_(momentum)
+        start_momentum_at_zero(self.optimizers())
 
     # evaluation, the same for validation and test
 
@@ -178,7 +271,7 @@ class FaceRecognitionModule(pl.LightningModule):
         if not self._embedded:
             return
         embeddings, sets, places = (
-            _gather_rows(torch.cat(parts)).cpu().numpy() for parts in zip(*self._embedded, strict=True)
+            gather_rows(torch.cat(parts)).cpu().numpy() for parts in zip(*self._embedded, strict=True)
         )
         self._embedded = []
         if self.trainer.sanity_checking:
@@ -219,13 +312,17 @@ class FaceRecognitionModule(pl.LightningModule):
         if fit.epoch_progress.current.processed > epoch:  # between two epochs
             epoch, batch = fit.epoch_progress.current.processed, 0
         checkpoint["adaface"] = {**self.metadata, "position": {"epoch": epoch, "batch": batch}}
+        if self.sharded_head:
+            gather_head(checkpoint, self.sharded_head, self.trainer.optimizers[0])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Tell the data module where in the epoch to go on."""
+        """Tell the data module where in the epoch to go on, and take this process's part of a sharded head."""
         position = checkpoint.get("adaface", {}).get("position")
         datamodule = getattr(self.trainer, "datamodule", None)
         if position is not None and datamodule is not None:
             datamodule.start_epoch, datamodule.start_batch = position["epoch"], position["batch"]
+        if self.sharded_head:
+            cut_head(checkpoint, self.sharded_head, self.configure_optimizers()["optimizer"])
 
 
 def split_for_weight_decay(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
@@ -238,19 +335,6 @@ def split_for_weight_decay(module: nn.Module) -> tuple[list[nn.Parameter], list[
     """
     norms = {p for m in module.modules() if isinstance(m, _BatchNorm) for p in m.parameters(recurse=False)}
     return [p for p in module.parameters() if p not in norms], [p for p in module.parameters() if p in norms]
-
-
-def _gather_rows(rows: Tensor) -> Tensor:
-    """Return the rows of all ranks, one after the other; ranks may hold different numbers of rows."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return rows
-    counts = [torch.zeros(1, dtype=torch.long, device=rows.device) for _ in range(dist.get_world_size())]
-    dist.all_gather(counts, torch.tensor([len(rows)], device=rows.device))
-    most = max(int(count) for count in counts)
-    padded = torch.cat([rows, rows.new_zeros((most - len(rows), *rows.shape[1:]))])
-    gathered = [torch.empty_like(padded) for _ in counts]
-    dist.all_gather(gathered, padded)
-    return torch.cat([part[: int(count)] for part, count in zip(gathered, counts, strict=True)])
 
 
 def _pairs_in_order(embeddings: np.ndarray, places: np.ndarray, issame: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

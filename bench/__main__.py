@@ -39,11 +39,16 @@ def table(names: list[str]) -> str:
             result = json.loads(line)
             newest[result["row"]] = result
         for result in newest.values():
-            slow, fast = (f"{result[side]['median_sec']:.3g} s" for side in ("baseline", "candidate"))
+            slow, fast = (_shown(result[side]) for side in ("baseline", "candidate"))
             low, high = result["ratio_range"]
             ratio = f"**{result['ratio']:.2f}x** ({low:.2f} to {high:.2f})"
             lines.append(f"| {result['row']} | {slow} | {fast} | {ratio} | {result['target']:g}x |")
     return "\n".join(lines)
+
+
+def _shown(side: dict) -> str:
+    """Return a side's time, or its memory where that was measured."""
+    return f"{side['peak_mb']:,.0f} MB" if side["median_sec"] is None else f"{side['median_sec']:.3g} s"
 
 
 def main() -> int:

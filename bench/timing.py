@@ -110,11 +110,45 @@ def compare(
     }
 
 
+def compare_memory(
+    row: str,
+    baseline: tuple[str, float],
+    candidate: tuple[str, float],
+    *,
+    target: float,
+    details: dict[str, Any],
+) -> dict[str, Any]:
+    """Compare the memory of two sides, measured elsewhere; the ratio is that of the bytes.
+
+    Args:
+        row: the work, as in the table.
+        baseline: name and bytes of what is compared with.
+        candidate: name and bytes of what is claimed.
+        target: the ratio that the candidate should reach.
+        details: figures for the JSON line.
+
+    Returns:
+        Everything that the JSON line holds; there are no times.
+    """
+    sides = [{"name": name, "median_sec": None, "peak_mb": size / 1e6} for name, size in (baseline, candidate)]
+    ratio = baseline[1] / candidate[1]
+    return {
+        "row": row,
+        "baseline": sides[0],
+        "candidate": sides[1],
+        "ratio": ratio,
+        "ratio_range": [ratio, ratio],
+        "target": target,
+        "details": details,
+        "machine": _machine(),
+    }
+
+
 def report(result: dict[str, Any], script: str, output: Path) -> None:
     """Append the JSON line to the script's results and print what it says.
 
     Args:
-        result: of ``compare``; ``details`` may have been added to.
+        result: of ``compare`` or ``compare_memory``; ``details`` may have been added to.
         script: the script's ``__file__``.
         output: folder of the results.
     """
@@ -122,6 +156,9 @@ def report(result: dict[str, Any], script: str, output: Path) -> None:
     with (output / f"{Path(script).stem}.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(result) + "\n")
     for side in (result["baseline"], result["candidate"]):
+        if side["median_sec"] is None:
+            print(f"  {side['name']}: {side['peak_mb']:,.0f} MB")
+            continue
         low, high = side["range_sec"]
         memory = "" if side["peak_mb"] is None else f", {side['peak_mb']:,.0f} MB more at the peak"
         print(

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import bench.__main__
 from bench import timing
 from bench.__main__ import scripts
 from bench.timing import Side, compare
@@ -70,6 +71,26 @@ def test_the_peak_of_the_memory_is_that_of_one_run():
     )
     assert result["baseline"]["peak_mb"] == pytest.approx(200, abs=30)
     assert result["candidate"]["peak_mb"] < 30
+
+
+def test_memory_is_compared_by_bytes(tmp_path, capsys):
+    result = timing.compare_memory("room", ("large", 3e6), ("small", 2e6), target=1.4, details={"why": "less"})
+    assert (result["ratio"], result["candidate"]["peak_mb"]) == (1.5, 2)
+    timing.report(result, "room.py", tmp_path)
+    printed = capsys.readouterr().out
+    assert "large: 3 MB" in printed
+    assert "room: 1.50x (target 1.4x)" in printed
+    assert json.loads((tmp_path / "room.jsonl").read_text())["row"] == "room"
+
+
+def test_the_table_has_times_and_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench.__main__, "RESULTS", tmp_path)
+    room = timing.compare_memory("room", ("large", 3e6), ("small", 2e6), target=1.4, details={})
+    timed = {side: {"median_sec": 0.5, "peak_mb": 1.0} for side in ("baseline", "candidate")}
+    (tmp_path / "both.jsonl").write_text(f"{json.dumps(room)}\n{json.dumps({**room, 'row': 'work', **timed})}\n")
+    table = bench.__main__.table(["both"])
+    assert "| room | 3 MB | 2 MB | **1.50x**" in table
+    assert "| work | 0.5 s | 0.5 s |" in table
 
 
 def test_work_that_is_not_the_same_is_not_timed():

@@ -98,8 +98,9 @@ def test_processes_share_the_memory(monkeypatch, tmp_path):
     info.write_text("MemTotal:       16000 kB\nMemAvailable:    8000 kB\n")
     monkeypatch.setattr(devices, "_MEMORY_INFO", info)
     assert devices.available_memory("cpu", 2) == 4000 * 1024
+    assert devices.device_memory("cpu", 2) == 8000 * 1024
     monkeypatch.setattr(devices, "_MEMORY_INFO", tmp_path / "absent")
-    assert devices.available_memory("cpu", 2) == float("inf")
+    assert devices.available_memory("cpu", 2) == devices.device_memory("cpu", 2) == float("inf")
 
 
 def test_without_a_compiler_compile_says_what_to_install(monkeypatch, tmp_path):

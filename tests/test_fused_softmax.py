@@ -171,3 +171,16 @@ def test_a_label_out_of_range_gives_nan_where_nobody_looks(wrong: int) -> None:
     )
     assert target.isnan().nonzero().flatten().tolist() == [3]
     assert negatives.isfinite().all()
+
+
+def test_of_no_classes_there_is_no_target_and_nothing_to_weigh():
+    embeddings = F.normalize(torch.randn(3, 4)).requires_grad_()
+    kernel = torch.empty(4, 0, requires_grad=True)
+    target, negatives = target_and_negatives(
+        embeddings, kernel, torch.tensor([-1, 0, 5]), scale=8.0, eps=1e-3, product_dtype=torch.float32
+    )
+    assert target.isnan().all()
+    assert negatives.tolist() == [-torch.inf] * 3
+    negatives.sum().backward()
+    assert not embeddings.grad.any()
+    assert kernel.grad.shape == (4, 0)

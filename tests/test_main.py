@@ -232,12 +232,40 @@ def test_two_processes_train_and_evaluate_as_one(faces, tmp_path):
     assert two == one
 
 
+def test_two_processes_train_a_sharded_head_that_one_process_goes_on_with(faces, tmp_path):
+    sampled = ["--sample_rate", "0.5", "--accumulate_grad_batches", "2", "--gradient_clip_val", "5", "--lr", "0.01"]
+    process = start(faces, tmp_path, "--devices", "2", "--accelerator", "cpu", "--epochs", "1", *sampled)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    assert "--sample_rate 0.5 needs a sharded head: --head_sharding on" in output
+    (folder,) = tmp_path.glob("*")
+    assert (folder / "results.csv").is_file()
+    checkpoint = torch.load(folder / "last.ckpt", weights_only=True)
+    kernel = checkpoint["state_dict"]["head.kernel"]
+    assert kernel.shape == (512, 6)
+    states = checkpoint["optimizer_states"][0]["state"].values()
+    assert [state["momentum_buffer"].shape for state in states].count(kernel.shape) == 1
+    words = ["--resume_from_checkpoint", str(folder / "last.ckpt"), "--devices", "1", "--epochs", "2"]
+    assert main.main([*words, "--sample_rate", "1"]) == 0
+    later = weights(folder / "last.ckpt")["head.kernel"]
+    assert 0 < (later - kernel).abs().max() < 0.1
+
+
+def test_a_sharded_head_resumes_as_a_dense_one_does(whole_run, faces, tmp_path):
+    (third,) = whole_run.glob("epoch=002-*.ckpt")
+    shutil.copy(third, tmp_path / "last.ckpt")
+    assert main.main(["--resume_from_checkpoint", str(tmp_path / "last.ckpt"), "--head_sharding", "on"]) == 0
+    sharded, dense = weights(tmp_path / "last.ckpt"), weights(whole_run / "last.ckpt")
+    assert list(sharded) == list(dense)
+    torch.testing.assert_close(sharded["head.kernel"], dense["head.kernel"], rtol=1e-3, atol=1e-3)
+
+
 def test_a_non_finite_loss_stops_and_keeps_the_good_checkpoint(faces, tmp_path, capsys, monkeypatch):
     calls = []
 
-    def poisoned(self, embeddings, norms, labels, honest=Head.loss):
+    def poisoned(self, embeddings, norms, labels, batch_norms=None, honest=Head.loss):
         calls.append(len(labels))
-        return honest(self, embeddings, norms, labels) * (float("nan") if len(calls) == 7 else 1.0)
+        return honest(self, embeddings, norms, labels, batch_norms) * (float("nan") if len(calls) == 7 else 1.0)
 
     monkeypatch.setattr(Head, "loss", poisoned)
     assert main.main(words(faces, tmp_path, "--epochs", "6", "--lr", "0.01")) == 2
@@ -277,6 +305,7 @@ def test_a_checkpoint_of_another_architecture_is_named(faces, tmp_path, capsys):
         (["--devices", "3"], "--batch_size 8"),
         (["--custom_num_class", "2"], "6"),
         (["--prefix", "../x"], "--prefix"),
+        (["--sync_batchnorm"], "--sync_batchnorm is for GPUs, this run is on cpu"),
     ],
 )
 def test_wrong_calls_end_in_one_clear_line(faces, tmp_path, capsys, more, message):

@@ -16,13 +16,15 @@ from train_val import FaceRecognitionModule
 ROOT = Path(__file__).resolve().parents[1]
 MEMORY = StepMemory(
     backbone_parameters=1_000_000,
-    head_parameters=500_000,
+    embedding_size=500,
+    class_num=1000,
+    sharded=False,
+    sample_rate=1.0,
     optimizer_numbers=1,
     bytes_per_number=4,
     processes=1,
     activations=Activations(kept=1e6, kept_checkpointing=4e5, largest=1e5, fixed=5e3),
     gradient_checkpointing=False,
-    class_num=1000,
     keep_exponentials=True,
     batch_size=8,
 )
@@ -35,6 +37,13 @@ def test_the_sums_by_hand():
     assert replace(MEMORY, gradient_checkpointing=True).activations_bytes == pytest.approx(5e3 + 8 * 6e5)
     assert MEMORY.head_bytes == 8 * 1000 * 4
     assert replace(MEMORY, keep_exponentials=False).head_bytes == 0
+    sharded = replace(MEMORY, processes=3, sharded=True)
+    assert sharded.head_parameters == 334 * 500
+    assert sharded.weights_bytes == (1_000_000 * 4 + 334 * 500 * 3) * 4  # DDP's buckets are the backbone's alone
+    assert sharded.head_bytes == 3 * 8 * 334 * 4
+    sampled = replace(MEMORY, sharded=True, sample_rate=0.1)
+    assert sampled.weights_bytes == pytest.approx((1_000_000 * 3 + 500_000 * (2 + 0.3)) * 4)
+    assert sampled.head_bytes == pytest.approx(8 * 100 * 4)
     assert MEMORY.total_bytes == 18_000_000 + 9_605_000 + 32_000 + 8 * 3 * 112 * 112
 
 
@@ -108,6 +117,9 @@ def test_what_takes_less_is_told_with_its_size():
     assert found[0] == "--gradient_checkpointing: 0.02 GB"
     assert found[1] == "--head_memory small: 0.03 GB, still too much"
     assert found[2] == "--batch_size 8 --accumulate_grad_batches 2 (times what it was): 0.02 GB"
+    assert found[3] == "all of these: 0.02 GB"
+    several = what_takes_less(replace(MEMORY, processes=2), 2.4e7, batch_size=16, devices=2)
+    assert several[2] == "--head_sharding on: 0.03 GB, still too much"
     nothing = replace(MEMORY, gradient_checkpointing=True, keep_exponentials=False)
     assert what_takes_less(nothing, 1.0, batch_size=16, devices=2) == []
 

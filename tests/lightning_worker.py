@@ -1,0 +1,94 @@
+"""A few steps of the training module under Lightning's trainer, for test_sharded_training.py.
+
+python lightning_worker.py PROCESSES FOLDER OPTIONS...
+
+Lightning starts the second process by this same command. Batch norm is frozen and there is no dropout, so that one
+process with batches of twice the size computes the same.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from lightning_setup import pl
+from train_val import FaceRecognitionModule
+
+CLASSES, BATCH, STEPS = 7, 2, 6  # BATCH samples of each of two processes
+NORM_DIVISOR = 5.0
+
+
+class Faces(Dataset):
+    """The batches of one of W processes, which share each global batch of 2 * BATCH."""
+
+    def __init__(self, rank: int, W: int) -> None:
+        generator = torch.Generator().manual_seed(1)
+        images = torch.randint(0, 256, (STEPS, W, 2 * BATCH // W, 112, 112, 3), generator=generator, dtype=torch.uint8)
+        labels = torch.randint(0, CLASSES, (STEPS, W, 2 * BATCH // W), generator=generator)
+        self.batches = list(zip(images[:, rank], labels[:, rank], strict=True))
+
+    def __len__(self) -> int:
+        return STEPS
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.batches[index]
+
+
+def frozen(module: FaceRecognitionModule) -> FaceRecognitionModule:
+    for layer in module.modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            layer.eval()
+            layer.train = lambda mode=True, layer=layer: layer
+        elif isinstance(layer, nn.Dropout):
+            layer.p = 0.0
+    module.model.output_layer[-1].running_var.fill_(NORM_DIVISOR**2)  # feature norms inside of AdaFace's limits
+    return module
+
+
+class Losses(pl.Callback):
+    def __init__(self) -> None:
+        self.values: list[float] = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        self.values.append(float(outputs["loss"]))
+
+
+def train(processes: int, folder: Path, *, accumulate: int, **options) -> dict:
+    """Train; return losses and the parts of the checkpoint, on rank 0."""
+    torch.manual_seed(4)
+    module = frozen(
+        FaceRecognitionModule(
+            arch="ir_mini", class_num=CLASSES, s=8.0, t_alpha=0.3, lr=0.05, lr_milestones=(9,), **options
+        )
+    )
+    losses = Losses()
+    trainer = pl.Trainer(
+        accelerator="cpu", devices=processes, strategy="ddp" if processes > 1 else "auto", max_epochs=1,
+        accumulate_grad_batches=accumulate, callbacks=[losses], logger=False, enable_checkpointing=False,
+        precision="64-true", enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
+        default_root_dir=folder,
+    )  # fmt: skip
+    trainer.fit(module, DataLoader(Faces(trainer.global_rank, processes), batch_size=None))
+    trainer.save_checkpoint(folder / "last.ckpt")
+    return {"losses": losses.values, "rank": trainer.global_rank}
+
+
+def options_of(words: list[str]) -> dict:
+    """head_type=arcface accumulate=3 ... as keyword arguments."""
+    values = dict(word.split("=") for word in words)
+    kinds = {
+        "accumulate": int,
+        "sample_rate": float,
+        "gradient_clip_val": float,
+        "sharded": lambda text: text == "True",
+    }
+    return {name: kinds.get(name, str)(value) for name, value in values.items()}
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    target = Path(sys.argv[2])
+    outcome = train(int(sys.argv[1]), target, **options_of(sys.argv[3:]))
+    torch.save(outcome, target / f"outcome_{outcome['rank']}.pt")

@@ -1,0 +1,125 @@
+"""The sharded head in training, under Lightning and DistributedDataParallel with two processes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import lightning_worker as worker
+import pytest
+import torch
+
+import main
+from callbacks import NonFiniteLossError, NonFiniteLossGuard
+from checkpoints import load_checkpoint
+from config import parse
+from devices import DevicePlan
+from train_val import FaceRecognitionModule
+
+TESTS = Path(__file__).parent
+
+
+def two_processes(folder: Path, **options) -> list[dict]:
+    words = [f"{name}={value}" for name, value in options.items()]
+    done = subprocess.run(
+        [sys.executable, str(TESTS / "lightning_worker.py"), "2", str(folder), *words],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)])},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return [torch.load(folder / f"outcome_{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+def momenta(checkpoint: dict) -> dict[int, torch.Tensor]:
+    return {number: state["momentum_buffer"] for number, state in checkpoint["optimizer_states"][0]["state"].items()}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"head_type": "adaface", "sharded": True, "accumulate": 1, "gradient_clip_val": 0.5},
+        {"head_type": "arcface", "sharded": True, "accumulate": 3},
+        {"head_type": "adaface", "sharded": False, "accumulate": 3, "gradient_clip_val": 0.5},
+    ],
+    ids=["sharded clipped", "sharded accumulated", "dense"],
+)
+def test_two_processes_train_as_one_with_twice_the_batch(tmp_path, options):
+    two, one = tmp_path / "two", tmp_path / "one"
+    two.mkdir()
+    one.mkdir()
+    outcomes = two_processes(two, **options)
+    expected = worker.train(1, one, **{**options, "sharded": False})
+    if options["sharded"]:
+        for outcome in outcomes:
+            assert outcome["losses"] == pytest.approx(expected["losses"], rel=1e-5)
+    else:  # each process has the loss of its own batch
+        means = [sum(pair) / 2 for pair in zip(*(outcome["losses"] for outcome in outcomes), strict=True)]
+        assert means == pytest.approx(expected["losses"], rel=1e-5)
+    got, wanted = load_checkpoint(two / "last.ckpt"), load_checkpoint(one / "last.ckpt")
+    assert list(got["state_dict"]) == list(wanted["state_dict"])
+    for key, value in wanted["state_dict"].items():
+        torch.testing.assert_close(got["state_dict"][key], value, rtol=1e-5, atol=1e-6, msg=key)
+    assert momenta(got).keys() == momenta(wanted).keys()
+    for number, value in momenta(wanted).items():
+        torch.testing.assert_close(momenta(got)[number], value, rtol=1e-5, atol=1e-5)
+
+
+def test_the_statistics_of_each_process_are_an_option(tmp_path):
+    two_processes(tmp_path, head_type="adaface", accumulate=1, batch_statistics="process")
+    state = load_checkpoint(tmp_path / "last.ckpt")["state_dict"]
+    (tmp_path / "one").mkdir()
+    worker.train(1, tmp_path / "one", head_type="adaface", accumulate=1)
+    of_all = load_checkpoint(tmp_path / "one" / "last.ckpt")["state_dict"]
+    assert abs(state["head.batch_mean"] - of_all["head.batch_mean"]) > 1e-4
+
+
+def test_bad_weights_of_another_process_stop_this_one_too():
+    asked = []
+    strategy = SimpleNamespace(reduce_boolean_decision=lambda bad, all: asked.append((bad, all)) or True)
+    trainer = SimpleNamespace(strategy=strategy, fit_loop=SimpleNamespace(total_batch_idx=5))
+    guard = NonFiniteLossGuard(Path("run"))
+    with pytest.raises(NonFiniteLossError, match=r"not finite after step 5 \(in another process\)"):
+        guard.on_save_checkpoint(trainer, None, {"state_dict": {"head.kernel": torch.ones(2)}})
+    with pytest.raises(NonFiniteLossError, match=r"not finite after step 5 \(head\.kernel is the first\)"):
+        guard.on_save_checkpoint(trainer, None, {"state_dict": {"head.kernel": torch.tensor([torch.inf])}})
+    assert asked == [(False, False), (True, False)]
+
+
+@pytest.mark.parametrize(
+    ("words", "memory_bytes", "expected"),
+    [
+        ("", 1e6, True),
+        ("", 1e12, False),
+        ("--head_sharding on", 1e12, True),
+        ("--head_sharding off", 1e6, False),
+        ("--batch_statistics process", 1e6, False),
+        ("--sample_rate 0.5", 1e12, True),
+        ("--devices 1", 1e6, False),
+        ("--devices 1 --num_nodes 2", 1e6, True),
+    ],
+)
+def test_who_decides_on_sharding(words, memory_bytes, expected, monkeypatch):
+    monkeypatch.setattr(main, "device_memory", lambda accelerator, processes: memory_bytes)
+    config, _ = parse(["--accelerator", "cpu", "--devices", "2", *words.split()])
+    plan = DevicePlan("cpu", config.devices, "32-true")
+    sharded, notes = main._choose_sharding(config, plan, SimpleNamespace(num_classes=100))
+    assert sharded is expected
+    asked_for = any(word.startswith("--head_sharding") for word in words.split())
+    assert bool(notes) == (expected and not asked_for), "what nobody asked for is said"
+
+
+def test_a_sharded_head_is_the_dense_one_of_the_same_seed():
+    heads = []
+    for sharded in (False, True):
+        torch.manual_seed(8)
+        module = FaceRecognitionModule(arch="ir_mini", class_num=5, sharded=sharded)
+        torch.rand(3)  # what happens in between does not matter
+        module.configure_model()
+        heads.append(module.head.state_dict()["kernel"])
+        shapes = module.checkpoint_shapes()
+        assert shapes["head.kernel"] == (512, 5)
+        assert list(shapes) == list(module.state_dict())
+    torch.testing.assert_close(heads[1], heads[0], rtol=1e-6, atol=0)
