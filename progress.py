@@ -61,12 +61,6 @@ class ProgressLine(pl.callbacks.ProgressBar):
             bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}",
         )
 
-    def on_train_batch_start(
-        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", batch: Any, batch_idx: int
-    ) -> None:
-        """Note the step's learning rate: after an epoch's last step it is the next epoch's already."""
-        self._lr = trainer.optimizers[0].param_groups[0]["lr"]
-
     def on_train_batch_end(
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -78,8 +72,9 @@ class ProgressLine(pl.callbacks.ProgressBar):
         if now - self._shown < self.every_sec and batch_idx + 1 < trainer.num_training_batches:
             return
         rate = self._steps_since * self.batch_size / max(now - self._shown, 1e-9)
+        lr = trainer.optimizers[0].param_groups[0]["lr"]
         line = (
-            f"loss {float(outputs['loss']) * trainer.accumulate_grad_batches:.3f}, lr {self._lr:g}, "
+            f"loss {float(outputs['loss']) * trainer.accumulate_grad_batches:.3f}, lr {lr:.4g}, "
             f"{rate:,.0f} images/s, {_duration(self._remaining_sec(trainer, now))} left"
         )
         if self.terminal:

@@ -1,4 +1,4 @@
-"""The training module: a backbone and a margin head, trained by SGD, evaluated on verification pairs.
+"""The training module: a backbone and a margin head, trained together, evaluated on verification pairs.
 
 One step of training is ``loss = head.loss(model(images), labels)``; one step of evaluation embeds images and
 their mirrors, and serves validation and test alike. The checkpoint's ``state_dict`` has exactly the official
@@ -11,23 +11,21 @@ numbers. AdaFace's running statistics are those of each process's own batch, and
 officially.
 """
 
-import math
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import Optimizer
 
 from batch_norm_folding import fold_batch_norms
 from evaluate_utils import fuse_flip
 from head import build_head
 from lightning_setup import pl
 from net import build_model, normalize_images
+from optimization import Schedule, build_optimizer, group_options, settle_loaded_state
 from results import SetResult, evaluate_set
-
-_FUSED_SGD = ("cpu", "cuda")
 
 Batch = tuple[Tensor, Tensor]
 EvaluationBatch = tuple[Tensor, Tensor, Tensor]
@@ -44,16 +42,22 @@ class FaceRecognitionModule(pl.LightningModule):
         h: concentration of AdaFace.
         s: scale of the logits.
         t_alpha: weight of the newest batch in AdaFace's statistics.
-        lr: learning rate.
+        optimizer: ``sgd`` or ``adamw``.
+        lr: highest learning rate.
         momentum: momentum of SGD.
         weight_decay: weight decay of all but the batch-norm parameters.
-        lr_milestones: epochs after which the learning rate is multiplied by ``lr_gamma``.
-        lr_gamma: factor of the learning rate.
+        lr_schedule: ``multistep``, ``cosine`` or ``poly`` (``optimization.Schedule``).
+        lr_milestones: multistep: epochs after which the learning rate is multiplied by ``lr_gamma``.
+        lr_gamma: multistep: factor of the learning rate.
+        lr_power: poly: its power.
+        warmup_epochs: epochs in which the learning rate rises to ``lr``.
         seed: seed of dropout.
         metadata: plain values stored in each checkpoint under ``adaface`` (config, class names, versions).
 
     Attributes:
         channels_last: memory layout of the backbone's weights, and so of its input (``execution.prepare_step``).
+        schedule: the learning rate of each step.
+        last_norms: (B, 1) feature norms of the newest training batch, without gradient.
         results: of the last evaluation, one for each set.
     """
 
@@ -67,11 +71,15 @@ class FaceRecognitionModule(pl.LightningModule):
         h: float = 0.333,
         s: float = 64.0,
         t_alpha: float = 0.01,
+        optimizer: str = "sgd",
         lr: float = 0.1,
         momentum: float = 0.9,
         weight_decay: float = 5e-4,
+        lr_schedule: str = "multistep",
         lr_milestones: tuple[int, ...] = (),
         lr_gamma: float = 0.1,
+        lr_power: float = 2.0,
+        warmup_epochs: float = 0.0,
         seed: int = 42,
         metadata: dict[str, Any] | None = None,
     ) -> None:
@@ -81,14 +89,14 @@ class FaceRecognitionModule(pl.LightningModule):
         self.model = build_model(arch)
         if class_num:
             self.head = build_head(head_type, 512, class_num, m, t_alpha, h, s)
-        self.lr, self.momentum, self.weight_decay = lr, momentum, weight_decay
-        self.lr_milestones, self.lr_gamma = lr_milestones, lr_gamma
+        self.optimizer_name, self.momentum, self.weight_decay = optimizer, momentum, weight_decay
+        self.schedule = Schedule(lr, lr_schedule, lr_milestones, lr_gamma, lr_power, warmup_epochs)
         self.seed = seed
         self.metadata = dict(metadata or {})
         self.results: list[SetResult] = []
         self._embedded: list[tuple[Tensor, Tensor, Tensor]] = []
         self._inference_model: tuple[nn.Module, ...] = ()  # in a tuple, so that it is no part of the state dict
-        self._lr, self._shown_lr = math.nan, torch.tensor(math.nan)
+        self.last_norms: Tensor | None = None
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Embed images, without labels.
@@ -105,7 +113,12 @@ class FaceRecognitionModule(pl.LightningModule):
     # training
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Seed dropout from (seed, epoch, batch, rank), so that nothing has to be restored on a resume."""
+        """Set the learning rate and seed dropout, both from the position, so that a resume has nothing to restore."""
+        window = self.trainer.accumulate_grad_batches
+        updates = -(-int(self.trainer.num_training_batches) // window)
+        update = self.current_epoch * updates + batch_idx // window
+        for group in self.optimizers().param_groups:
+            group["lr"] = self.schedule.learning_rate(update, updates, self.trainer.max_epochs)
         position = (self.seed, self.current_epoch, batch_idx, self.global_rank)
         torch.manual_seed(int(np.random.SeedSequence(position).generate_state(1, np.uint64)[0]))
 
@@ -114,39 +127,22 @@ class FaceRecognitionModule(pl.LightningModule):
         images, labels = batch
         embeddings, norms = self(images)
         loss = self.head.loss(embeddings, norms, labels)
+        self.last_norms = norms.detach()
         self.log("train_loss", loss, batch_size=len(labels))
-        self.log("lr", self._lr_on(loss.device), batch_size=len(labels))
+        # filled in on the device: a number copied to a GPU makes the GPU's host wait
+        lr = torch.full((), self.optimizers().param_groups[0]["lr"], device=loss.device)
+        self.log("lr", lr, batch_size=len(labels))
         return loss
 
-    def _lr_on(self, device: torch.device) -> Tensor:
-        """Return the learning rate as a tensor, made when it changes: copying it to a GPU makes the GPU's host wait."""
-        lr = self.optimizers().param_groups[0]["lr"]
-        if lr != self._lr:
-            self._lr, self._shown_lr = lr, torch.tensor(lr, device=device)
-        return self._shown_lr
-
-    def configure_optimizers(self) -> dict[str, Any]:
-        """Return SGD with weight decay on all but batch norm, and its schedule by epoch."""
-        decayed, not_decayed = split_for_weight_decay(self)
-        optimizer = torch.optim.SGD(
-            [
-                {"params": decayed, "weight_decay": self.weight_decay},
-                {"params": not_decayed, "weight_decay": 0.0},
-            ],
-            lr=self.lr,
-            momentum=self.momentum,
-            # one pass over the weights; with 16 bits the only form that does not wait for the loss scaler
-            fused=decayed[0].device.type in _FUSED_SGD,
-        )
-        scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, list(self.lr_milestones), self.lr_gamma)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "epoch"}}
+    def configure_optimizers(self) -> dict[str, Optimizer]:
+        """Return the optimiser; its learning rate is set before each step."""
+        optimizer = build_optimizer(self, self.optimizer_name, self.schedule.lr, self.momentum, self.weight_decay)
+        self._group_options = group_options(optimizer)
+        return {"optimizer": optimizer}
 
     def on_train_start(self) -> None:
-        """Give a resumed momentum the layout of its weights, which fused SGD relies on."""
-        for parameter, state in self.optimizers().state.items():
-            momentum = state.get("momentum_buffer")
-            if momentum is not None and momentum.stride() != parameter.stride():
-                state["momentum_buffer"] = torch.empty_like(parameter).copy_(momentum)
+        """Make the state of the optimiser that a resume has loaded fit this run."""
+        settle_loaded_state(self.optimizers(), self._group_options)
 
     # evaluation, the same for validation and test
 
@@ -226,18 +222,6 @@ class FaceRecognitionModule(pl.LightningModule):
         datamodule = getattr(self.trainer, "datamodule", None)
         if position is not None and datamodule is not None:
             datamodule.start_epoch, datamodule.start_batch = position["epoch"], position["batch"]
-
-
-def split_for_weight_decay(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Split the parameters into those with weight decay and those of batch norms, without.
-
-    PReLU slopes, the linear layer's bias and the head's kernel decay too, as in the official code.
-
-    Args:
-        module: backbone with or without a head.
-    """
-    norms = {p for m in module.modules() if isinstance(m, _BatchNorm) for p in m.parameters(recurse=False)}
-    return [p for p in module.parameters() if p not in norms], [p for p in module.parameters() if p in norms]
 
 
 def _gather_rows(rows: Tensor) -> Tensor:
