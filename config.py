@@ -25,6 +25,7 @@ Action = typing.Literal["run", "plan", "print_config"]
 
 _TRUE = ("true", "yes", "on", "1")
 _FALSE = ("false", "no", "off", "0")
+_FEWEST_STALLED_STEPS = 20  # four windows of five losses
 
 
 def _option(default: Any, text: str, choices: Sequence[str] = ()) -> Any:
@@ -95,12 +96,26 @@ class Config:
     epochs: int = _option(24, "passes over the training data")
     batch_size: int = _option(256, "images per step, over all devices of a node")
     accumulate_grad_batches: int = _option(1, "steps whose gradients are summed before the weights change")
-    lr: float = _option(0.1, "learning rate of SGD")
+    optimizer: str = _option("sgd", "what moves the weights; adamw wants its own --lr (ours)", ("sgd", "adamw"))
+    lr: float = _option(0.1, "learning rate, the highest of the schedule; 1e-3 is usual for adamw")
+    lr_base_batch_size: int = _option(
+        0, "linear scaling: --lr suits this many images per update, multiply it by those of this run; 0: off (ours)"
+    )
+    lr_schedule: str = _option(
+        "multistep",
+        "how the learning rate falls: at milestones, or at each step, to 0 at the end (ours)",
+        ("multistep", "cosine", "poly"),
+    )
     lr_milestones: tuple[int, ...] = _option((8, 12, 14), "epochs after which the learning rate drops, as 12,20,24")
     lr_gamma: float = _option(0.1, "factor of the learning rate at each milestone")
+    lr_power: float = _option(2.0, "power of --lr_schedule poly: lr * (1 - share of the training) ** power (ours)")
+    warmup_epochs: float = _option(0.0, "epochs in which the learning rate first rises, step by step (ours)")
     momentum: float = _option(0.9, "momentum of SGD")
-    weight_decay: float = _option(5e-4, "weight decay of all but the batch-norm parameters")
     gradient_clip_val: float = _option(0.0, "largest L2 norm of the gradient of backbone and head; 0: any (ours)")
+    weight_decay: float = _option(5e-4, "weight decay of all but the batch-norm parameters; adamw wants more, as 0.1")
+    stalled_after_steps: int = _option(
+        5000, "batches after which to warn, once, when the loss shows no learning; 0: never (ours)"
+    )
     # model
     arch: str = _option("ir_18", "backbone, a name of net.py")
     head: str = _option("adaface", "margin of the loss", ("adaface", "arcface", "cosface"))
@@ -128,6 +143,8 @@ class Config:
         """Refuse values that no run can use."""
         _check_ranges(self)
         _check_combinations(self)
+        if not self.resume_from_checkpoint:  # then the options of the checkpoint are still to come
+            check_optimisation(self)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the options as plain values (lists for tuples), in declaration order."""
@@ -163,18 +180,25 @@ def _check_ranges(config: Config) -> None:
             raise ValueError(f"--{name} is a probability in [0, 1], got {getattr(config, name)}")
     lowest = {
         "epochs": 1, "batch_size": 1, "accumulate_grad_batches": 1, "num_nodes": 1,
-        "num_workers": 0, "gpus": 0, "devices": 0, "seed": 0, "custom_num_class": -1,
-        "lr": 0.0, "momentum": 0.0, "weight_decay": 0.0, "gradient_clip_val": 0.0, "m": 0.0, "h": 0.0,
+        "num_workers": 0, "gpus": 0, "devices": 0, "seed": 0, "custom_num_class": -1, "lr_base_batch_size": 0,
+        "lr": 0.0, "momentum": 0.0, "weight_decay": 0.0, "gradient_clip_val": 0.0, "warmup_epochs": 0.0, "m": 0.0,
+        "h": 0.0,
     }  # fmt: skip
     for name, bound in lowest.items():
         if not getattr(config, name) >= bound:
             raise ValueError(f"--{name} must be at least {bound}, got {getattr(config, name)}")
     if config.seed >= 2**32:
         raise ValueError(f"--seed must be below 2**32, got {config.seed}")
-    if not config.s > 0:
-        raise ValueError(f"--s must be above 0, got {config.s}")
     if not 0.0 < config.sample_rate <= 1.0:
         raise ValueError(f"--sample_rate is a share of the classes in (0, 1], got {config.sample_rate}")
+    for name in ("s", "lr_power"):
+        if not getattr(config, name) > 0:
+            raise ValueError(f"--{name} must be above 0, got {getattr(config, name)}")
+    if config.stalled_after_steps and config.stalled_after_steps < _FEWEST_STALLED_STEPS:
+        raise ValueError(
+            f"--stalled_after_steps must be 0 (never) or at least {_FEWEST_STALLED_STEPS}, "
+            f"got {config.stalled_after_steps}"
+        )
     if not 0.0 <= config.t_alpha <= 1.0:
         raise ValueError(f"--t_alpha is a weight in [0, 1], got {config.t_alpha}")
     if list(config.lr_milestones) != sorted(set(config.lr_milestones)) or min(config.lr_milestones, default=1) < 1:
@@ -218,6 +242,37 @@ def _check_combinations(config: Config) -> None:
         path = getattr(config, name)
         if path and not Path(path).is_file():
             raise FileNotFoundError(f"--{name}: there is no file {path}")
+
+
+def check_optimisation(config: Config) -> None:
+    """Refuse optimiser and schedule options that contradict each other.
+
+    Args:
+        config: with the options of the checkpoint where a run is resumed.
+
+    Raises:
+        ValueError: an option that the chosen optimiser or schedule does not have, or a warm-up without an end.
+    """
+    owners = {
+        "lr_milestones": ("lr_schedule", "multistep"),
+        "lr_gamma": ("lr_schedule", "multistep"),
+        "lr_power": ("lr_schedule", "poly"),
+        "momentum": ("optimizer", "sgd"),
+    }
+    for name, (owner, needed) in owners.items():
+        # a whole config.yaml gives every option: its default says nothing
+        changed = name in config.given and getattr(config, name) != OPTIONS[name].default
+        if changed and getattr(config, owner) != needed:
+            raise ValueError(
+                f"--{name} is of --{owner} {needed}, got --{owner} {getattr(config, owner)}: give one of them"
+            )
+    if config.optimizer == "adamw" and "lr" not in config.given and not config.evaluate:
+        raise ValueError(f"--optimizer adamw needs its own --lr, as 1e-3: the default {config.lr} suits SGD alone")
+    if not config.warmup_epochs < config.epochs:
+        raise ValueError(
+            f"--warmup_epochs {config.warmup_epochs:g} must be below --epochs {config.epochs}: "
+            "the warm-up would last to the end of the training"
+        )
 
 
 def nearest(name: str, known: Sequence[str]) -> str:

@@ -43,10 +43,13 @@ class Head(nn.Module, ABC):
     Attributes:
         keep_exponentials: ``loss`` keeps (B, C) numbers from the forward to the backward pass. False computes them
             again there, for a quarter more time and the same bits: for class counts that would not fit.
+        last_target_cosine: of the newest ``loss``, (B,) cosines of the images' own classes before the margin, without
+            gradient.
     """
 
     eps: ClassVar[float] = 1e-4
     keep_exponentials = True
+    last_target_cosine: Tensor | None = None
 
     def __init__(self, embedding_size: int, class_num: int, m: float, t_alpha: float, h: float, s: float) -> None:
         super().__init__()
@@ -136,6 +139,7 @@ class Head(nn.Module, ABC):
                 product_dtype=product_dtype,
                 keep_exponentials=self.keep_exponentials,
             )
+            self.last_target_cosine = target_cosine.detach()
             target = self.margin(target_cosine.clamp(-1 + self.eps, 1 - self.eps), norms) * self.s  # (B,)
             return F.softplus(negatives - target, threshold=SOFTPLUS_IS_LINEAR).mean()
 

@@ -43,9 +43,12 @@ from config import Config
 from data import FaceDataModule
 from devices import DevicePlan, available_memory, decided_by_rank_0, device_memory, divide_threads, plan_devices
 from execution import prepare_step
+from health import HealthMonitor, StalledLossWarning
+from health_plot import plot_health
 from lightning_setup import pl
 from memory_plan import step_memory
-from net import check_architecture
+from net import EMBEDDING_SIZE, check_architecture
+from optimization import scaled_learning_rate
 from partial_fc import choose_sharding
 from plots import plot_loss, plot_roc, plot_similarity_histograms
 from progress import ProgressLine
@@ -53,7 +56,7 @@ from results import results_table, write_results
 from resume import with_checkpoint_options
 from run_folder import choose_run_folder, describe_environment, write_config, write_manifest
 from sharded_gradients import AgreedGradScaler
-from train_val import EMBEDDING_SIZE, FaceRecognitionModule
+from train_val import FaceRecognitionModule
 
 _SAMPLES_IN_GRID = 64
 _TEST_RUN_BATCHES = 50
@@ -238,11 +241,15 @@ def _build_module(config: Config, data: FaceDataModule, sharded: bool) -> FaceRe
         sample_rate=config.sample_rate,
         batch_statistics=config.batch_statistics,
         gradient_clip_val=config.gradient_clip_val,
-        lr=config.lr,
+        optimizer=config.optimizer,
+        lr=scaled_learning_rate(config.lr, _images_per_update(config), config.lr_base_batch_size),
         momentum=config.momentum,
         weight_decay=config.weight_decay,
+        lr_schedule=config.lr_schedule,
         lr_milestones=config.lr_milestones,
         lr_gamma=config.lr_gamma,
+        lr_power=config.lr_power,
+        warmup_epochs=config.warmup_epochs,
         seed=config.seed,
         metadata={
             "config": config.as_dict(),
@@ -255,6 +262,11 @@ def _build_module(config: Config, data: FaceDataModule, sharded: bool) -> FaceRe
     if config.start_from_model_statedict:
         load_backbone(module.model, config.start_from_model_statedict, config.arch)
     return module
+
+
+def _images_per_update(config: Config) -> int:
+    """Return the images, of all machines, whose gradients make one step of the optimiser."""
+    return config.batch_size * config.num_nodes * config.accumulate_grad_batches
 
 
 def _build_trainer(
@@ -292,6 +304,8 @@ def _build_trainer(
         callbacks=[
             ProgressLine(config.batch_size * config.num_nodes),
             NonFiniteLossGuard(folder),
+            HealthMonitor(),
+            *([StalledLossWarning(config.stalled_after_steps)] if config.stalled_after_steps else []),
             keeper,
             stop,
             ChildWatch(keeper, stop),
@@ -336,6 +350,7 @@ def _finish(module: FaceRecognitionModule, folder: Path, config: Config) -> None
     """Print and write the results, draw the plots."""
     if not config.evaluate:
         plot_loss(folder / "metrics", folder / "loss.png")
+        plot_health(folder / "metrics", folder / "health.png")
     if module.results:
         print(results_table(module.results))
         write_results(folder, module.results)
@@ -349,7 +364,8 @@ def _describe(
 ) -> None:
     """Print what is about to happen; write config, manifest and a picture of training samples."""
     write_config(folder, config.as_dict())
-    write_manifest(folder, config.as_dict(), data.fingerprint(), data.num_classes)
+    lr = None if config.evaluate else module.schedule.lr
+    write_manifest(folder, config.as_dict(), data.fingerprint(), data.num_classes, learning_rate=lr)
     parameters = sum(p.numel() for p in module.model.parameters()) / 1e6
     print(f"run folder: {folder}")
     hardware = f"{devices.devices} x {devices.device_name} ({devices.precision})"
@@ -369,9 +385,19 @@ def _run_folder(config: Config) -> Path:
 
 def _advice(config: Config) -> list[str]:
     """Notes on options that mean something else than they seem to."""
-    if config.head == "adaface" and config.h == 0 and not config.evaluate:
-        return ["--head adaface with --h 0 is CosFace: the paper uses --m 0.4 --h 0.333"]
-    return []
+    if config.evaluate:
+        return []
+    notes = []
+    if config.head == "adaface" and config.h == 0:
+        notes.append("--head adaface with --h 0 is CosFace: the paper uses --m 0.4 --h 0.333")
+    if config.lr_base_batch_size:
+        images = _images_per_update(config)
+        lr = scaled_learning_rate(config.lr, images, config.lr_base_batch_size)
+        notes.append(
+            f"learning rate {lr:g}: --lr {config.lr:g} x {images:,} images per update / --lr_base_batch_size "
+            f"{config.lr_base_batch_size:,}"
+        )
+    return notes
 
 
 @contextlib.contextmanager

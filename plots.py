@@ -1,10 +1,8 @@
 """Pictures of a run: its loss, the ROC curves and the similarities of genuine and impostor pairs, as PNG files.
 
-Drawn with matplotlib's objects and its Agg renderer alone: no window system, no global state, so that nothing else
-in the process is changed. The colours are Okabe and Ito's, told apart with every kind of colour vision.
+How they look is in ``plot_style.py``; the training's health has pictures of its own (``health_plot.py``).
 """
 
-import io
 import math
 from collections.abc import Iterable, Sequence
 from itertools import cycle
@@ -14,23 +12,20 @@ from typing import Any, Protocol
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from atomic_files import write_atomically
 from evaluate_utils import auc, roc, tar_at_far
+from plot_style import BLACK, BLUE, DPI, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, dress, save_figure
 from training_metrics import read_metrics
 
-_BLUE, _VERMILION, _GREEN, _PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
-_ORANGE, _SKY, _BLACK, _GREY = "#E69F00", "#56B4E9", "#222222", "#8A8A8A"
-_PALETTE = (_BLUE, _VERMILION, _GREEN, _PURPLE, _ORANGE, _SKY, _BLACK)
+_PALETTE = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK)
 _LINE_STYLES = ("-", "--", ":", "-.")
-_DPI = 130
 _MOST_BINS = 60
 _FEWEST_BINS = 10
 _SMOOTHED_SHARE = 1 / 40
 _WIDEST_GRID = 4
+_MOST_LEVELS = 6  # of a learning rate that falls in steps
 _LEGEND_FAR = 1e-3
 _MARGIN = 1.012
 _CHANCE_BELOW = 0.5
@@ -82,14 +77,14 @@ def plot_loss(metrics: str | Path | pd.DataFrame, path: str | Path) -> bool:
         max(training["step"].max(), validation["step"].max()) if not training.empty else validation["step"].max()
     )
     heights = [3.2] * (not training.empty) + [1.1] * (not training.empty) + [3.0] * (not validation.empty)
-    figure = Figure(figsize=(9, 1.2 + sum(heights)), dpi=_DPI, layout="constrained")
+    figure = Figure(figsize=(9, 1.2 + sum(heights)), dpi=DPI, layout="constrained")
     axes = iter(figure.subplots(len(heights), height_ratios=heights, squeeze=False)[:, 0])
     if not training.empty:
         _draw_loss(next(axes), training, last_step)
         _draw_learning_rate(next(axes), training, last_step)
     if not validation.empty:
         _draw_accuracy(next(axes), validation, epoch_steps, last_step)
-    _save(figure, path)
+    save_figure(figure, path)
     return True
 
 
@@ -106,7 +101,7 @@ def plot_roc(sets: Sequence[ScoredPairs], path: str | Path) -> bool:
     drawn, left_out = _with_both_kinds(sets)
     if not drawn:
         return False
-    figure = Figure(figsize=(8, 6), dpi=_DPI, layout="constrained")
+    figure = Figure(figsize=(8, 6), dpi=DPI, layout="constrained")
     axes = figure.subplots()
     lowest_far, lowest_tar = 0.1, 1.0
     looks = _line_looks([scored.name for scored in sets])
@@ -121,16 +116,16 @@ def plot_roc(sets: Sequence[ScoredPairs], path: str | Path) -> bool:
         lowest_far, lowest_tar = min(lowest_far, resolution), min(lowest_tar, float(tar[first]))
     if lowest_tar < _CHANCE_BELOW:
         chance = np.geomspace(lowest_far, 1, 200)
-        axes.plot(chance, chance, color=_GREY, linewidth=1.2, linestyle=(0, (2, 3)), label="chance")
+        axes.plot(chance, chance, color=GREY, linewidth=1.2, linestyle=(0, (2, 3)), label="chance")
     axes.set_xscale("log")
     axes.set_xlim(lowest_far, 1)
     bottom = max(0.0, math.floor(lowest_tar * 10 - 0.5) / 10)
     axes.set_ylim(bottom, 1 + 0.02 * (1 - bottom))
     axes.yaxis.set_major_formatter(_PERCENT)
-    _dress(axes, "ROC by verification set", "false accept rate (FAR)", "true accept rate (TAR)")
+    dress(axes, "ROC by verification set", "false accept rate (FAR)", "true accept rate (TAR)")
     axes.legend(loc="lower right", fontsize=10, framealpha=0.95)
     _footnote(figure, left_out)
-    _save(figure, path)
+    save_figure(figure, path)
     return True
 
 
@@ -150,7 +145,7 @@ def plot_similarity_histograms(sets: Sequence[ScoredPairs], path: str | Path) ->
     columns = _grid_columns(len(drawn))
     rows = math.ceil(len(drawn) / columns)
     size = (max(6.5, 3.9 * columns), 1.4 + 3.1 * rows)
-    figure = Figure(figsize=size, dpi=_DPI, layout="constrained")
+    figure = Figure(figsize=size, dpi=DPI, layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True)
     low = min(float(scored.similarity.min()) for scored in drawn)
     high = max(float(scored.similarity.max()) for scored in drawn)
@@ -164,14 +159,14 @@ def plot_similarity_histograms(sets: Sequence[ScoredPairs], path: str | Path) ->
         title = drawn[place].name
         if not math.isnan(drawn[place].accuracy):
             title += f" · {drawn[place].accuracy:.2f} %"
-        _dress(
+        dress(
             axes, title, "cosine similarity" if is_lowest else "", "" if place % columns else "share of pairs per bin"
         )
     figure.suptitle("Similarity of pairs, by verification set and its accuracy", fontsize=14, fontweight="bold")
     legends = (axes.get_legend_handles_labels() for axes in figure.axes)
     entries = {label: handle for handles, labels in legends for handle, label in zip(handles, labels, strict=True)}
     figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=3, fontsize=11, frameon=False)
-    _save(figure, path)
+    save_figure(figure, path)
     return True
 
 
@@ -183,34 +178,38 @@ def _draw_loss(axes: Axes, training: pd.DataFrame, last_step: float) -> None:
     if len(loss) > 1 / _SMOOTHED_SHARE:
         window = 2 * int(len(loss) * _SMOOTHED_SHARE / 2) + 1
         smoothed = loss.rolling(window, center=True, min_periods=1).mean()
-        axes.plot(steps, loss, color=_SKY, linewidth=0.8, alpha=0.55, label="logged")
-        axes.plot(steps, smoothed, color=_BLUE, linewidth=2, label="smoothed")
+        axes.plot(steps, loss, color=SKY, linewidth=0.8, alpha=0.55, label="logged")
+        axes.plot(steps, smoothed, color=BLUE, linewidth=2, label="smoothed")
         axes.legend(loc="upper right", fontsize=10, framealpha=0.95)
         low, high = np.nanpercentile(loss, [0, 99.5])
         axes.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low) + 1e-9)
     else:
-        axes.plot(steps, loss, color=_BLUE, linewidth=2, marker="o", markersize=4)
+        axes.plot(steps, loss, color=BLUE, linewidth=2, marker="o", markersize=4)
     axes.set_xlim(0, _MARGIN * (last_step + 1))
     axes.tick_params(labelbottom=False)
-    _dress(axes, "Training", "", "cross-entropy loss")
+    dress(axes, "Training", "", "cross-entropy loss")
 
 
 def _draw_learning_rate(axes: Axes, training: pd.DataFrame, last_step: float) -> None:
     rates = training.dropna(subset=["lr"]) if "lr" in training else training.iloc[:0]
     if rates.empty:
-        axes.text(0.5, 0.5, "not logged", transform=axes.transAxes, ha="center", va="center", color=_GREY)
+        axes.text(0.5, 0.5, "not logged", transform=axes.transAxes, ha="center", va="center", color=GREY)
     else:
-        axes.plot(rates["step"] + 1, rates["lr"], color=_VERMILION, linewidth=2, drawstyle="steps-pre")
+        axes.plot(rates["step"] + 1, rates["lr"], color=VERMILION, linewidth=2, drawstyle="steps-pre")
         lowest, highest = rates["lr"].min(), rates["lr"].max()
-        if lowest > 0:
+        levels = sorted(set(rates["lr"].round(12)))
+        if lowest > 0 and len(levels) <= _MOST_LEVELS:
             axes.set_yscale("log")
             axes.set_ylim(lowest / 2, highest * 2)
-            axes.set_yticks(sorted(set(rates["lr"].round(12)))[-_WIDEST_GRID:], minor=False)
+            axes.set_yticks(levels[-_WIDEST_GRID:], minor=False)
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axes.minorticks_off()
+        elif highest > 0:  # another rate at each step
+            axes.set_ylim(0, 1.08 * highest)
+            axes.yaxis.set_major_locator(MaxNLocator(nbins=3))
     axes.set_xlim(0, _MARGIN * (last_step + 1))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    _dress(axes, "", "training step", "learning rate")
+    dress(axes, "", "training step", "learning rate")
 
 
 def _draw_accuracy(axes: Axes, validation: pd.DataFrame, epoch_steps: float, last_step: float) -> None:
@@ -218,9 +217,9 @@ def _draw_accuracy(axes: Axes, validation: pd.DataFrame, epoch_steps: float, las
     marker = "o" if len(validation) <= 1 / _SMOOTHED_SHARE else None
     best = int(np.argmax(validation["val_acc"]))
     best_accuracy = validation["val_acc"].iloc[best]
-    axes.plot(epochs, validation["val_acc"], color=_BLACK, linewidth=3.2, marker=marker, label="mean")
+    axes.plot(epochs, validation["val_acc"], color=BLACK, linewidth=3.2, marker=marker, label="mean")
     axes.plot(
-        epochs.iloc[best], best_accuracy, marker="*", markersize=17, color=_BLACK, markeredgecolor="white",
+        epochs.iloc[best], best_accuracy, marker="*", markersize=17, color=BLACK, markeredgecolor="white",
         linestyle="none", zorder=5, label=f"best mean: {best_accuracy:.2f} %",
     )  # fmt: skip
     columns = [str(column) for column in validation if validation[column].notna().any()]
@@ -230,7 +229,7 @@ def _draw_accuracy(axes: Axes, validation: pd.DataFrame, epoch_steps: float, las
             axes.plot(epochs, validation[f"{name}_acc"], **look, linewidth=1.5, label=name)
     axes.set_xlim(0, _MARGIN * (last_step + 1) / epoch_steps)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=13, steps=[1, 2, 5, 10], integer=epochs.max() >= _WHOLE_EPOCHS_FROM))
-    _dress(axes, "Validation", "epoch", "accuracy (%)")
+    dress(axes, "Validation", "epoch", "accuracy (%)")
     axes.figure.legend(
         *axes.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=10, frameon=False
     )
@@ -254,14 +253,14 @@ def _validation_rows(table: pd.DataFrame) -> pd.DataFrame:
 def _draw_histogram(axes: Axes, scored: ScoredPairs, low: float, high: float) -> None:
     bins = int(np.clip(2 * math.sqrt(len(scored.similarity)), _FEWEST_BINS, _MOST_BINS))
     edges = np.linspace(low, high, bins + 1) if high > low else np.array([low - 0.05, low + 0.05])
-    for same, color, label in ((False, _VERMILION, "impostor pairs"), (True, _BLUE, "genuine pairs")):
+    for same, color, label in ((False, VERMILION, "impostor pairs"), (True, BLUE, "genuine pairs")):
         chosen = scored.similarity[scored.issame == same]
         if len(chosen):
             counts, _ = np.histogram(chosen, edges)
             axes.stairs(counts / len(chosen), edges, fill=True, color=color, alpha=0.35)
             axes.stairs(counts / len(chosen), edges, color=color, linewidth=1.6, label=label)
     if not math.isnan(scored.cosine_threshold):
-        axes.axvline(scored.cosine_threshold, color=_BLACK, linewidth=1.4, linestyle="--", label="threshold")
+        axes.axvline(scored.cosine_threshold, color=BLACK, linewidth=1.4, linestyle="--", label="threshold")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
     axes.yaxis.set_major_formatter(_PERCENT)
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
@@ -303,25 +302,7 @@ def _grid_columns(count: int) -> int:
     return 3 if count <= 9 else _WIDEST_GRID
 
 
-def _dress(axes: Axes, title: str, x_label: str, y_label: str) -> None:
-    """Give the axes their texts, a light grid behind the data, and no box."""
-    axes.set_title(title, fontsize=13, fontweight="bold", loc="left")
-    axes.set_xlabel(x_label, fontsize=11)
-    axes.set_ylabel(y_label, fontsize=11)
-    axes.tick_params(labelsize=10)
-    axes.grid(True, color="#DDDDDD", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
 def _footnote(figure: Figure, left_out: Sequence[str]) -> None:
     if left_out:
         text = f"no curve, for want of genuine or impostor pairs: {', '.join(left_out)}"
-        figure.supxlabel(text, fontsize=9, color=_GREY, x=0.01, ha="left")
-
-
-def _save(figure: Figure, path: str | Path) -> None:
-    """Write the figure as a whole PNG file or not at all."""
-    content = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(content)
-    write_atomically(path, content.getvalue())
+        figure.supxlabel(text, fontsize=9, color=GREY, x=0.01, ha="left")

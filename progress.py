@@ -75,13 +75,12 @@ class ProgressLine(pl.callbacks.ProgressBar):
     def on_train_batch_start(
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", batch: Any, batch_idx: int
     ) -> None:
-        """Note how long the batch was waited for, and its learning rate: after an epoch it is the next one's."""
+        """Note how long the batch was waited for."""
         if self._hidden:
             return
         if self._bar is None:  # resumed inside an epoch, whose start Lightning does not announce again
             self._open_line(trainer)
         self._waited_since += time.monotonic() - self._free_since
-        self._lr = trainer.optimizers[0].param_groups[0]["lr"]
 
     def on_train_batch_end(
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", outputs: Any, batch: Any, batch_idx: int
@@ -96,8 +95,9 @@ class ProgressLine(pl.callbacks.ProgressBar):
         rate = self._steps_since * self.batch_size / max(now - self._shown, 1e-9)
         waiting = self._waited_since / max(now - self._shown, 1e-9)
         peak = peak_memory(trainer.strategy.root_device.type)
+        lr = trainer.optimizers[0].param_groups[0]["lr"]
         line = (
-            f"loss {float(outputs['loss']) * trainer.accumulate_grad_batches:.3f}, lr {self._lr:g}, "
+            f"loss {float(outputs['loss']) * trainer.accumulate_grad_batches:.3f}, lr {lr:.4g}, "
             f"{rate:,.0f} images/s, {waiting:.0%} waiting for data, {peak / 1e9:.1f} GB, "
             f"{duration(self._remaining_sec(trainer, now))} left"
         )

@@ -4,10 +4,16 @@ from dataclasses import replace
 from typing import Any
 
 from checkpoints import backbone_state, identify_architecture, load_checkpoint
-from config import OPTIONS, Config, convert_value
+from config import OPTIONS, Config, check_optimisation, convert_value
 
 # of these one option overrides the others when a run goes on with other hardware
 _DECIDED_TOGETHER = ({"gpus", "accelerator", "devices"}, {"use_16bit", "precision"})
+_OF_ONE_SCHEDULE = {"lr_milestones", "lr_gamma", "lr_power"}
+# another value changes what the rest of the run computes
+_NOTED = (
+    "seed", "batch_size", "accumulate_grad_batches", "lr", "lr_base_batch_size", "lr_schedule", "lr_milestones",
+    "lr_gamma", "lr_power", "warmup_epochs", "momentum", "weight_decay",
+)  # fmt: skip
 
 
 def with_checkpoint_options(config: Config) -> tuple[Config, list[str]]:
@@ -40,21 +46,32 @@ def with_checkpoint_options(config: Config) -> tuple[Config, list[str]]:
 
 def _resumed(config: Config, saved: dict[str, Any], given: list[str]) -> tuple[Config, list[str]]:
     """Return the options of the run to go on with; those of this command line win."""
-    for name in ("arch", "head"):
+    saved = {**Config().as_dict(), **saved}  # an older run may lack the newest options
+    for name in ("arch", "head", "optimizer"):
         if name in config.given and saved[name] != getattr(config, name):
             raise ValueError(
                 f"--{name} {getattr(config, name)}, but {config.resume_from_checkpoint} is a run of {saved[name]}: "
                 f"leave --{name} out, or start a new run with --start_from_model_statedict"
             )
+    before = {name: convert_value(name, saved[name]) for name in OPTIONS}
+    changed = {name for name in config.given if before[name] != getattr(config, name)}
     notes = [
-        f"--{name} was {saved[name]} in the run that is resumed, now {getattr(config, name)}"
-        for name in ("seed", "batch_size", "accumulate_grad_batches")
-        if name in config.given and saved[name] != getattr(config, name)
+        f"--{name} was {before[name]} in the run that is resumed, now {getattr(config, name)}"
+        for name in _NOTED
+        if name in changed
     ]
     replaced = {*config.given, "start_from_model_statedict", "resume_from_checkpoint"}
     for together in _DECIDED_TOGETHER:
         if config.given & together:
             replaced |= together
-    kept = {name for name in saved if name in OPTIONS and name not in replaced}
-    values = {name: convert_value(name, saved[name]) for name in kept}
-    return replace(config, **values, given=config.given | (set(given) & kept)), notes
+    if "lr_schedule" in changed:
+        replaced |= _OF_ONE_SCHEDULE
+    kept = set(OPTIONS) - replaced
+    resumed = replace(config, **{name: before[name] for name in kept}, given=config.given | (set(given) & kept))
+    check_optimisation(resumed)
+    if "epochs" in changed and resumed.lr_schedule != "multistep":
+        notes.append(
+            f"--epochs was {before['epochs']} in the run that is resumed, now {resumed.epochs}: from here on the "
+            f"learning rate is that of a {resumed.lr_schedule} schedule over {resumed.epochs} epochs"
+        )
+    return resumed, notes

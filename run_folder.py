@@ -80,7 +80,12 @@ def write_config(folder: str | os.PathLike[str], config: dict[str, Any]) -> None
 
 
 def write_manifest(
-    folder: str | os.PathLike[str], config: dict[str, Any], fingerprint: str, class_count: int
+    folder: str | os.PathLike[str],
+    config: dict[str, Any],
+    fingerprint: str,
+    class_count: int,
+    *,
+    learning_rate: float | None = None,
 ) -> dict[str, Any]:
     """Write ``manifest.json``: what has to be known to repeat the run.
 
@@ -91,6 +96,7 @@ def write_manifest(
         config: the resolved options, plain values.
         fingerprint: identifies the training data.
         class_count: number of identities.
+        learning_rate: the highest of the schedule, after linear scaling; None in evaluation.
 
     Returns:
         What was written.
@@ -101,6 +107,7 @@ def write_manifest(
         "command": shlex.join([Path(sys.executable).name, *sys.argv]),
         "data": {"fingerprint": fingerprint, "classes": class_count},
         **describe_environment(),
+        "learning_rate": learning_rate,
         "config": config,
         "earlier_starts": _earlier_starts(target),
     }

@@ -15,6 +15,7 @@ from collectives import world_size
 from touched_rows import coalesce_gradient
 
 _SMALLEST_NORM = 1e-6  # of torch.nn.utils.clip_grad_norm_
+_PIECE = 1 << 18
 
 
 def gradient_norm(parameters: Iterable[nn.Parameter], shards: Iterable[nn.Parameter] = ()) -> Tensor:
@@ -34,11 +35,21 @@ def gradient_norm(parameters: Iterable[nn.Parameter], shards: Iterable[nn.Parame
         coalesce_gradient(parameter)
         if parameter.grad is not None:
             (own if id(parameter) in of_shards else shared).append(_numbers(parameter.grad))
-    square = torch.nn.utils.get_total_norm(own).square() if own else torch.zeros(())
-    square = square.to((own + shared)[0].device) if own or shared else square
+    square = _square(own).to((own + shared)[0].device) if own or shared else _square(own)
     if of_shards and world_size() > 1:
         dist.all_reduce(square)
-    return (square + torch.nn.utils.get_total_norm(shared).square()).sqrt() if shared else square.sqrt()
+    return (square + _square(shared).to(square)).sqrt()
+
+
+def _square(gradients: list[Tensor]) -> Tensor:
+    """Return the sum of the squares of all numbers."""
+    if not gradients:
+        return torch.zeros(())
+    if gradients[0].device.type != "cpu":
+        return torch.nn.utils.get_total_norm(gradients).square()
+    # PyTorch's norm adds a long vector up one by one on a CPU, and loses 3e-3 of 43 million numbers
+    pieces = [piece for gradient in gradients for piece in gradient.reshape(-1).split(_PIECE)]
+    return torch.stack([torch.dot(piece, piece) for piece in pieces]).double().sum().to(gradients[0].dtype)
 
 
 def clip_gradient(parameters: Iterable[nn.Parameter], shards: Iterable[nn.Parameter], largest: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""The training module: a backbone and a margin head, trained by SGD, evaluated on verification pairs.
+"""The training module: a backbone and a margin head, trained together, evaluated on verification pairs.
 
 One step of training is ``loss = head.loss(model(images), labels)``; one step of evaluation embeds images and
 their mirrors, and serves validation and test alike. The checkpoint's ``state_dict`` has exactly the official
@@ -12,30 +12,27 @@ numbers; AdaFace's running statistics are those of the batch over all processes,
 classes may be shared out over the processes (``partial_fc.py``).
 """
 
-import math
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
 
 from batch_norm_folding import fold_batch_norms
 from collectives import check_batch_sizes, gather_batch, gather_rows
 from evaluate_utils import fuse_flip
 from head import build_head
 from lightning_setup import pl
-from net import build_model, normalize_images
+from net import EMBEDDING_SIZE, build_model, normalize_images
+from optimization import Schedule, build_optimizer, group_options, settle_loaded_state
 from partial_fc import PartialFC, build_sharded_head
 from results import SetResult, evaluate_set
 from sharded_checkpoint import KERNEL, cut_head, gather_head
 from sharded_gradients import clip_gradient, start_momentum_at_zero
 from touched_rows import step_on_touched_rows
-
-EMBEDDING_SIZE = 512
-_FUSED_SGD = ("cpu", "cuda")
 
 Batch = tuple[Tensor, Tensor]
 EvaluationBatch = tuple[Tensor, Tensor, Tensor]
@@ -57,16 +54,22 @@ class FaceRecognitionModule(pl.LightningModule):
         batch_statistics: ``global`` takes AdaFace's statistics from the batch over all processes, ``process`` from each
             process's own; a sharded head has the former.
         gradient_clip_val: largest L2 norm of the gradient of backbone and head; 0 clips nothing.
-        lr: learning rate.
+        optimizer: ``sgd`` or ``adamw``.
+        lr: highest learning rate.
         momentum: momentum of SGD.
         weight_decay: weight decay of all but the batch-norm parameters.
-        lr_milestones: epochs after which the learning rate is multiplied by ``lr_gamma``.
-        lr_gamma: factor of the learning rate.
+        lr_schedule: ``multistep``, ``cosine`` or ``poly`` (``optimization.Schedule``).
+        lr_milestones: multistep: epochs after which the learning rate is multiplied by ``lr_gamma``.
+        lr_gamma: multistep: factor of the learning rate.
+        lr_power: poly: its power.
+        warmup_epochs: epochs in which the learning rate rises to ``lr``.
         seed: seed of dropout and of the sampled classes.
         metadata: plain values stored in each checkpoint under ``adaface`` (config, class names, versions).
 
     Attributes:
         channels_last: memory layout of the backbone's weights, and so of its input (``execution.prepare_step``).
+        schedule: the learning rate of each step.
+        last_norms: (B, 1) feature norms of the newest training batch, without gradient.
         results: of the last evaluation, one for each set.
     """
 
@@ -84,11 +87,15 @@ class FaceRecognitionModule(pl.LightningModule):
         sample_rate: float = 1.0,
         batch_statistics: str = "global",
         gradient_clip_val: float = 0.0,
+        optimizer: str = "sgd",
         lr: float = 0.1,
         momentum: float = 0.9,
         weight_decay: float = 5e-4,
+        lr_schedule: str = "multistep",
         lr_milestones: tuple[int, ...] = (),
         lr_gamma: float = 0.1,
+        lr_power: float = 2.0,
+        warmup_epochs: float = 0.0,
         seed: int = 42,
         metadata: dict[str, Any] | None = None,
     ) -> None:
@@ -103,14 +110,14 @@ class FaceRecognitionModule(pl.LightningModule):
         self._head_random_state = torch.get_rng_state()  # a sharded head is drawn from it later, to the same weights
         if class_num and not sharded:
             self.head = build_head(*self._head_options)
-        self.lr, self.momentum, self.weight_decay = lr, momentum, weight_decay
-        self.lr_milestones, self.lr_gamma = lr_milestones, lr_gamma
+        self.optimizer_name, self.momentum, self.weight_decay = optimizer, momentum, weight_decay
+        self.schedule = Schedule(lr, lr_schedule, lr_milestones, lr_gamma, lr_power, warmup_epochs)
         self.seed = seed
         self.metadata = dict(metadata or {})
         self.results: list[SetResult] = []
         self._embedded: list[tuple[Tensor, Tensor, Tensor]] = []
         self._inference_model: tuple[nn.Module, ...] = ()  # in a tuple, so that it is no part of the state dict
-        self._lr, self._shown_lr = math.nan, torch.tensor(math.nan)
+        self.last_norms: Tensor | None = None
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Embed images, without labels.
@@ -176,7 +183,12 @@ class FaceRecognitionModule(pl.LightningModule):
             step_on_touched_rows(self.trainer.optimizers[0], self.shards)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Seed dropout and sampling from (seed, epoch, batch, rank), so that a resume has nothing to restore."""
+        """Set learning rate and seeds of the position, so that a resume has nothing to restore."""
+        window = self.trainer.accumulate_grad_batches
+        updates = -(-int(self.trainer.num_training_batches) // window)
+        update = self.current_epoch * updates + batch_idx // window
+        for group in self.optimizers().param_groups:
+            group["lr"] = self.schedule.learning_rate(update, updates, self.trainer.max_epochs)
         position = (self.seed, self.current_epoch, batch_idx, self.global_rank)
         dropout, sampling = np.random.SeedSequence(position).generate_state(2, np.uint64)
         torch.manual_seed(int(dropout))
@@ -188,8 +200,11 @@ class FaceRecognitionModule(pl.LightningModule):
         images, labels = batch
         embeddings, norms = self(images)
         loss = self.head.loss(embeddings, norms, labels, self._batch_norms(norms))
+        self.last_norms = norms.detach()
         self.log("train_loss", loss, batch_size=len(labels))
-        self.log("lr", self._lr_on(loss.device), batch_size=len(labels))
+        # filled in on the device: a number copied to a GPU makes the GPU's host wait
+        lr = torch.full((), self.optimizers().param_groups[0]["lr"], device=loss.device)
+        self.log("lr", lr, batch_size=len(labels))
         return loss
 
     def _batch_norms(self, norms: Tensor) -> Tensor | None:
@@ -210,35 +225,15 @@ class FaceRecognitionModule(pl.LightningModule):
             scaler.unscale_(optimizer)  # fused optimisers leave that to their step, which takes note that it is done
         clip_gradient(self.parameters(), self.shards, self.gradient_clip_val)
 
-    def _lr_on(self, device: torch.device) -> Tensor:
-        """Return the learning rate as a tensor, made when it changes: copying it to a GPU makes the GPU's host wait."""
-        lr = self.optimizers().param_groups[0]["lr"]
-        if lr != self._lr:
-            self._lr, self._shown_lr = lr, torch.tensor(lr, device=device)
-        return self._shown_lr
-
-    def configure_optimizers(self) -> dict[str, Any]:
-        """Return SGD with weight decay on all but batch norm, and its schedule by epoch."""
-        decayed, not_decayed = split_for_weight_decay(self)
-        optimizer = torch.optim.SGD(
-            [
-                {"params": decayed, "weight_decay": self.weight_decay},
-                {"params": not_decayed, "weight_decay": 0.0},
-            ],
-            lr=self.lr,
-            momentum=self.momentum,
-            # one pass over the weights; with 16 bits the only form that does not wait for the loss scaler
-            fused=decayed[0].device.type in _FUSED_SGD,
-        )
-        scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, list(self.lr_milestones), self.lr_gamma)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "epoch"}}
+    def configure_optimizers(self) -> dict[str, Optimizer]:
+        """Return the optimiser; its learning rate is set before each step."""
+        optimizer = build_optimizer(self, self.optimizer_name, self.schedule.lr, self.momentum, self.weight_decay)
+        self._group_options = group_options(optimizer)
+        return {"optimizer": optimizer}
 
     def on_train_start(self) -> None:
-        """Give momentum the layout of its weights, which fused SGD relies on, and a beginning that can be skipped."""
-        for parameter, state in self.optimizers().state.items():
-            momentum = state.get("momentum_buffer")
-            if momentum is not None and momentum.stride() != parameter.stride():
-                state["momentum_buffer"] = torch.empty_like(parameter).copy_(momentum)
+        """Make the state of the optimiser that a resume has loaded fit this run."""
+        settle_loaded_state(self.optimizers(), self._group_options)
         start_momentum_at_zero(self.optimizers())
 
     # evaluation, the same for validation and test
@@ -323,18 +318,6 @@ class FaceRecognitionModule(pl.LightningModule):
             datamodule.start_epoch, datamodule.start_batch = position["epoch"], position["batch"]
         if self.sharded_head:
             cut_head(checkpoint, self.sharded_head, self.configure_optimizers()["optimizer"])
-
-
-def split_for_weight_decay(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Split the parameters into those with weight decay and those of batch norms, without.
-
-    PReLU slopes, the linear layer's bias and the head's kernel decay too, as in the official code.
-
-    Args:
-        module: backbone with or without a head.
-    """
-    norms = {p for m in module.modules() if isinstance(m, _BatchNorm) for p in m.parameters(recurse=False)}
-    return [p for p in module.parameters() if p not in norms], [p for p in module.parameters() if p in norms]
 
 
 def _pairs_in_order(embeddings: np.ndarray, places: np.ndarray, issame: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

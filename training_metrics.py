@@ -13,8 +13,9 @@ def read_metrics(source: str | Path) -> pd.DataFrame:
         source: a ``metrics.csv``, or the folder of its ``version_<n>`` folders.
 
     Returns:
-        One row for each logged step: ``step``, ``epoch``, and such of ``train_loss``, ``lr``, ``val_acc`` and
-        ``<set>_acc`` (percent) as were logged, NaN elsewhere. Where a resumed run repeated steps, the later rows count.
+        One row for each logged step: ``step``, ``epoch``, and such of ``train_loss``, ``lr``, ``val_acc``,
+        ``<set>_acc`` (percent) and the numbers of ``health.HealthMonitor`` as were logged, NaN elsewhere. Where a
+        resumed run repeated steps, the later rows count.
         Empty where nothing was logged.
 
     Raises:

@@ -96,6 +96,18 @@ def test_print_config_round_trips(tmp_path):
         ("--gpus 0 --accelerator gpu", "contradicts --gpus 0"),
         ("--gpus 2 --devices 3", "contradicts --devices 3"),
         ("--evaluate", "needs --start_from_model_statedict"),
+        ("--lr_schedule linear", "takes one of multistep, cosine, poly"),
+        ("--lr_schedule cosine --lr_milestones 3", "--lr_milestones is of --lr_schedule multistep, got .* cosine"),
+        ("--lr_schedule poly --lr_gamma 0.2", "--lr_gamma is of --lr_schedule multistep"),
+        ("--lr_power 1", "--lr_power is of --lr_schedule poly, got --lr_schedule multistep"),
+        ("--lr_schedule poly --lr_power 0", "--lr_power must be above 0"),
+        ("--optimizer adamw --lr 1e-3 --momentum 0.8", "--momentum is of --optimizer sgd"),
+        ("--optimizer adamw", "needs its own --lr, as 1e-3"),
+        ("--epochs 4 --warmup_epochs 4", "--warmup_epochs 4 must be below --epochs 4"),
+        ("--warmup_epochs -1", "--warmup_epochs must be at least 0"),
+        ("--warmup_epochs nan", "--warmup_epochs must be at least 0"),
+        ("--lr_base_batch_size -1", "--lr_base_batch_size must be at least 0"),
+        ("--stalled_after_steps 5", "--stalled_after_steps must be 0 .* or at least 20, got 5"),
     ],
 )
 def test_wrong_options_are_refused_with_a_hint(words, message):

@@ -15,6 +15,7 @@ import pytest
 import torch
 from sharded_records import write_chunks
 
+import config as options
 import convert
 import main
 from demo_data import write_demo_data
@@ -101,7 +102,7 @@ AUGMENTED = [
 def test_a_run_leaves_everything_a_user_looks_for(whole_run, faces, capsys):
     for name in (
         "best.ckpt", "last.ckpt", "config.yaml", "manifest.json", "results.csv", "results.json",
-        "train_samples.png", "loss.png", "roc.png", "similarity.png",
+        "train_samples.png", "loss.png", "health.png", "roc.png", "similarity.png",
     ):  # fmt: skip
         assert (whole_run / name).stat().st_size > 0, name
     assert not list(whole_run.glob(".*")), "temporary files are left"
@@ -188,6 +189,68 @@ def test_accumulated_gradients_are_never_cut_by_a_checkpoint(faces, tmp_path):
     shutil.copy(first, tmp_path / "resumed" / "last.ckpt")
     assert main.main(["--resume_from_checkpoint", str(tmp_path / "resumed" / "last.ckpt")]) == 0
     assert_equal_weights(tmp_path / "resumed" / "last.ckpt", whole / "last.ckpt")
+
+
+@pytest.mark.parametrize(
+    "words_",
+    [
+        ["--lr_schedule", "cosine", "--lr", "0.05", "--warmup_epochs", "0.5"],
+        ["--lr_schedule", "poly", "--optimizer", "adamw", "--lr", "1e-3", "--weight_decay", "0.1"],
+        ["--lr_milestones", "1", "--lr", "0.01", "--warmup_epochs", "1.5", "--lr_base_batch_size", "6"],
+    ],
+    ids=["cosine", "poly adamw", "multistep warm-up scaled"],
+)
+def test_every_schedule_resumes_inside_an_epoch_to_the_same_bits(faces, tmp_path, words_, capsys):
+    common = ["--epochs", "2", "--batch_size", "4", "--accumulate_grad_batches", "3", "--save_all_models"]
+    whole = run(faces, tmp_path / "whole", *common, *words_)
+    # 8 batches: two whole windows and one of two batches are the three steps of each epoch
+    schedule = FaceRecognitionModule(arch=ARCH, **_module_options(words_)).schedule
+    logged = pd.read_csv(whole / "metrics" / "version_0" / "metrics.csv").dropna(subset=["lr"])
+    assert logged["step"].nunique() >= 3
+    for step, lr in zip(logged["step"], logged["lr"], strict=True):
+        assert lr == pytest.approx(schedule.learning_rate(int(step), 3, 2), rel=1e-6)
+    manifest = json.loads((whole / "manifest.json").read_text())
+    assert manifest["learning_rate"] == pytest.approx(schedule.lr)
+    if "--lr_base_batch_size" in words_:
+        assert (
+            "learning rate 0.02: --lr 0.01 x 12 images per update / --lr_base_batch_size 6" in capsys.readouterr().out
+        )
+    assert (whole / "health.png").is_file()
+    (middle,) = whole.glob("epoch=000-step=0000001-*.ckpt")
+    (tmp_path / "resumed").mkdir()
+    shutil.copy(middle, tmp_path / "resumed" / "last.ckpt")
+    assert main.main(["--resume_from_checkpoint", str(tmp_path / "resumed" / "last.ckpt")]) == 0
+    assert_equal_weights(tmp_path / "resumed" / "last.ckpt", whole / "last.ckpt")
+    assert_equal_optimizers(tmp_path / "resumed" / "last.ckpt", whole / "last.ckpt")
+
+
+def _module_options(words_: list[str]) -> dict[str, object]:
+    """The module's options of a command line."""
+    given = dict(zip((word.removeprefix("--") for word in words_[::2]), words_[1::2], strict=True))
+    base = int(given.pop("lr_base_batch_size", 12))
+    options_ = {name: options.convert_value(name, value) for name, value in given.items()}
+    return {**options_, "lr": options_["lr"] * 12 / base}
+
+
+def assert_equal_optimizers(left: Path, right: Path) -> None:
+    a, b = (torch.load(file, weights_only=True)["optimizer_states"][0]["state"] for file in (left, right))
+    assert list(a) == list(b)
+    for number in a:
+        assert a[number].keys() == b[number].keys()
+        assert all(torch.equal(a[number][key], b[number][key]) for key in a[number])
+
+
+def test_a_learning_rate_given_at_a_resume_counts(whole_run, tmp_path, capsys):
+    (third,) = whole_run.glob("epoch=002-*.ckpt")
+    shutil.copy(third, tmp_path / "last.ckpt")
+    assert main.main(["--resume_from_checkpoint", str(tmp_path / "last.ckpt"), "--lr", "0", "--epochs", "4"]) == 0
+    assert "note: --lr was 0.01 in the run that is resumed, now 0.0" in capsys.readouterr().out
+    assert torch.equal(weights(tmp_path / "last.ckpt")["head.kernel"], weights(third)["head.kernel"])
+
+
+def test_a_run_that_learns_nothing_says_so_once(faces, tmp_path, capsys):
+    run(faces, tmp_path, "--epochs", "5", "--batch_size", "4", "--lr", "1e-9", "--stalled_after_steps", "20")
+    assert capsys.readouterr().out.count("warning: after 20 batches the loss shows no learning") == 1
 
 
 def test_weights_that_are_not_finite_never_replace_good_ones(faces, tmp_path, capsys, monkeypatch):

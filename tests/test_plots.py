@@ -38,8 +38,8 @@ def one_kind(name: str = "same") -> Scored:
 def drawn(monkeypatch) -> list[Figure]:
     """The figures as they are saved."""
     figures: list[Figure] = []
-    save = plots._save
-    monkeypatch.setattr(plots, "_save", lambda figure, path: (figures.append(figure), save(figure, path)))
+    save = plots.save_figure
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: (figures.append(figure), save(figure, path)))
     return figures
 
 

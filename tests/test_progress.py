@@ -33,6 +33,7 @@ def train_one_epoch(line, trainer):
     line.on_train_epoch_start(trainer, None)
     for batch in range(trainer.num_training_batches):
         trainer.fit_loop.epoch_loop.batch_progress.current.ready = batch + 1
+        # the module sets each step's own learning rate, after the callbacks' start of the batch
         line.on_train_batch_start(trainer, None, None, batch)
         trainer.optimizers[0].param_groups[0]["lr"] = 0.01 if batch + 1 == trainer.num_training_batches else 0.1
         line.on_train_batch_end(trainer, None, {"loss": torch.tensor(7.25)}, None, batch)
@@ -45,7 +46,7 @@ def train_one_epoch(line, trainer):
 def test_a_log_file_gets_plain_lines(capsys):
     train_one_epoch(ProgressLine(8, log_every_sec=1000), fake_trainer())
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("epoch 1/2 batch 4/4: loss 7.250, lr 0.1, ")
+    assert lines[0].startswith("epoch 1/2 batch 4/4: loss 7.250, lr 0.01, ")
     assert re.search(r" images/s, \d+% waiting for data, ", lines[0])
     assert " GB, " in lines[0]
     assert lines[0].endswith("left")

@@ -21,6 +21,59 @@ def test_a_run_goes_on_with_other_hardware():
     assert notes == ["--seed was 42 in the run that is resumed, now 7"]
 
 
+def test_another_optimiser_is_refused():
+    resumed, _ = parse(["--optimizer", "adamw", "--lr", "1e-3"])
+    with pytest.raises(ValueError, match="--optimizer adamw, but  is a run of sgd: leave --optimizer out"):
+        resume._resumed(resumed, Config().as_dict(), [])
+
+
+def test_another_length_of_a_schedule_is_said():
+    saved = {**Config().as_dict(), "lr_schedule": "poly", "lr_power": 3.0}
+    config, _ = parse(["--epochs", "30"])
+    resumed, notes = resume._resumed(config, saved, ["lr_schedule", "lr_power"])
+    assert (resumed.lr_schedule, resumed.lr_power) == ("poly", 3.0)
+    assert notes == [
+        "--epochs was 24 in the run that is resumed, now 30: from here on the learning rate is that of a poly schedule "
+        "over 30 epochs"
+    ]
+    assert resume._resumed(config, Config().as_dict(), [])[1] == [], "milestones stay where they are"
+
+
+def test_another_schedule_lets_go_of_the_first_ones_options():
+    saved = {**Config().as_dict(), "lr_milestones": [12, 20, 24], "lr_gamma": 0.2}
+    given = ["lr_milestones", "lr_gamma"]
+    resumed, notes = resume._resumed(parse(["--lr_schedule", "cosine"])[0], saved, given)
+    assert not {"lr_milestones", "lr_gamma"} & resumed.given
+    assert notes == ["--lr_schedule was multistep in the run that is resumed, now cosine"]
+    same, notes = resume._resumed(parse(["--lr_schedule", "multistep", "--lr_gamma", "0.3"])[0], saved, given)
+    assert (same.lr_milestones, same.lr_gamma) == ((12, 20, 24), 0.3)
+    assert notes == ["--lr_gamma was 0.2 in the run that is resumed, now 0.3"]
+
+
+def test_options_of_the_checkpoint_and_the_command_line_are_checked_together(tmp_path):
+    file = tmp_path / "last.ckpt"
+    saved = {**Config().as_dict(), "lr_schedule": "poly", "epochs": 40}
+    torch.save({"state_dict": {}, "adaface": {"config": saved, "given": ["lr_schedule", "epochs"]}}, file)
+    goes_on = ["--resume_from_checkpoint", str(file)]
+    resumed, _ = resume.with_checkpoint_options(parse([*goes_on, "--lr_power", "1", "--warmup_epochs", "30"])[0])
+    assert (resumed.lr_schedule, resumed.lr_power, resumed.warmup_epochs) == ("poly", 1.0, 30.0)
+    for words, message in (
+        (["--lr_gamma", "0.2"], "--lr_gamma is of --lr_schedule multistep"),
+        (["--warmup_epochs", "40"], "must be below --epochs 40"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            resume.with_checkpoint_options(parse([*goes_on, *words])[0])
+
+
+def test_a_run_that_lacks_the_newest_options_has_their_defaults():
+    saved = Config().as_dict()
+    for name in ("optimizer", "lr_schedule", "warmup_epochs"):
+        del saved[name]
+    resumed, notes = resume._resumed(parse(["--warmup_epochs", "1"])[0], saved, [])
+    assert (resumed.optimizer, resumed.lr_schedule) == ("sgd", "multistep")
+    assert notes == ["--warmup_epochs was 0.0 in the run that is resumed, now 1.0"]
+
+
 def test_a_checkpoint_that_no_run_wrote_cannot_be_resumed(tmp_path):
     file = tmp_path / "official.ckpt"
     torch.save({"state_dict": {"model.a": torch.zeros(1)}}, file)

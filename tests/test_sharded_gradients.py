@@ -1,5 +1,6 @@
 """Norm and clipping in one process; those over several processes are in test_partial_fc.py."""
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
@@ -60,3 +61,10 @@ def test_a_momentum_that_is_there_stays():
     adam = torch.optim.AdamW([weights])
     start_momentum_at_zero(adam)
     assert not adam.state
+
+
+def test_a_long_gradient_is_not_added_up_one_by_one():
+    long = torch.nn.Parameter(torch.zeros(3_000_001))
+    long.grad = torch.randn(3_000_001, generator=torch.Generator().manual_seed(0))
+    exact = np.linalg.norm(long.grad.double().numpy())
+    assert gradient_norm([long]).item() == pytest.approx(exact, rel=1e-6)

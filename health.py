@@ -1,0 +1,277 @@
+"""Is the training healthy: numbers of each epoch that show what goes wrong, and a warning when nothing is learnt.
+
+Both are Lightning callbacks that change no number of a run. What they note stays on the device and is read once an
+epoch, or once a window of steps, so that no step waits for them.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn import functional as F
+
+from head import AdaFace, Head
+from lightning_setup import pl
+from sharded_gradients import gradient_norm
+
+_FOLD_EVERY_STEPS = 64  # the noted tensors become six numbers
+_WINDOWS = 4  # of the stalled loss, before it is first judged
+_CLEAR_FALL = 3.0  # standard errors
+_CLEARLY_LEARNT = 0.05  # share of log(C) below what a head reaches that knows nothing
+
+
+class Distribution(NamedTuple):
+    """What is kept of many values; those that are not finite are counted apart.
+
+    Attributes:
+        number: of the finite values.
+        mean: of the finite values, as all below.
+        squares: sum of the squared deviations from the mean.
+        lowest: infinity where there is none.
+        highest: minus infinity where there is none.
+        not_finite: how many are infinite or not a number.
+    """
+
+    number: float
+    mean: float
+    squares: float
+    lowest: float
+    highest: float
+    not_finite: float
+
+    @property
+    def std(self) -> float:
+        """Standard deviation (of a whole population); NaN where there is no value."""
+        return math.sqrt(self.squares / self.number) if self.number else math.nan
+
+    @classmethod
+    def merged(cls, parts: Sequence[Sequence[float]]) -> "Distribution":
+        """Return the distribution of all values behind several distributions.
+
+        Args:
+            parts: at least one, each with the numbers of a ``Distribution``.
+
+        Source: Chan, Golub, LeVeque, Updating formulae and a pairwise algorithm for computing sample variances (1979).
+        """
+        table = np.asarray(parts, float)  # (P, 6)
+        counts, means, squares = table[:, 0], table[:, 1], table[:, 2]
+        count = counts.sum()
+        mean = (counts * means).sum() / count if count else math.nan
+        spread = squares.sum() + (counts * (means - mean) ** 2).sum() if count else 0.0
+        lowest, highest, not_finite = table[:, 3].min(), table[:, 4].max(), table[:, 5].sum()
+        return cls(*(float(number) for number in (count, mean, spread, lowest, highest, not_finite)))
+
+
+def summarise(values: Tensor) -> Tensor:
+    """Compute the numbers of a ``Distribution`` without waiting for the device.
+
+    Args:
+        values: (N,), N at least 1.
+
+    Returns:
+        (6,) float32 on the same device.
+    """
+    values = values.float()
+    finite = torch.isfinite(values)
+    count = finite.sum()
+    mean = torch.where(finite, values, 0.0).sum() / count.clamp_min(1)
+    squares = torch.where(finite, values - mean, 0.0).square().sum()
+    lowest, highest = torch.where(finite, values, math.inf).min(), torch.where(finite, values, -math.inf).max()
+    return torch.stack([count.float(), mean, squares, lowest, highest, (~finite).sum().float()])
+
+
+class HealthMonitor(pl.Callback):
+    """Log and print, after each epoch: gradient norm, target cosine, feature norms and AdaFace's statistics.
+
+    Metrics: ``gradient_norm`` and ``gradient_norm_max`` (mean and maximum over the steps of the optimiser, before any
+    clipping; steps that the 16-bit loss scaler skips because a gradient is not finite are left out, and counted on the
+    screen), ``target_cosine`` (mean, before the margin), ``feature_norm`` with ``_std``, ``_min`` and ``_max``, and
+    ``adaface_mean`` and ``adaface_std``, the running statistics at the end of the epoch. All are over all images of all
+    processes; after a resume inside an epoch over those that were left.
+    """
+
+    _names = ("gradient_norm", "target_cosine", "feature_norm")
+
+    def __init__(self) -> None:
+        self._begin()
+
+    def _begin(self) -> None:
+        self._noted: dict[str, list[Tensor]] = {name: [] for name in self._names}
+        self._folded: dict[str, list[Tensor]] = {name: [] for name in self._names}
+
+    def on_train_epoch_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        """Forget the epoch before."""
+        self._begin()
+
+    def on_before_optimizer_step(
+        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Note the norm of all gradients: one pass over them, 0.5 % of a small network's step on a CPU."""
+        norm = gradient_norm(pl_module.parameters(), pl_module.shards)
+        # a fused optimiser takes the scale off itself, inside its step
+        if trainer.scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
+            norm = norm / trainer.scaler.scale(torch.ones_like(norm))
+        self._noted["gradient_norm"].append(norm.reshape(1))
+
+    def on_train_batch_end(
+        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Note what the batch showed."""
+        self._noted["target_cosine"].append(pl_module.head.last_target_cosine)
+        self._noted["feature_norm"].append(pl_module.last_norms.squeeze(1))
+        if len(self._noted["feature_norm"]) >= _FOLD_EVERY_STEPS:
+            self._fold()
+
+    def _fold(self) -> None:
+        for name, values in self._noted.items():
+            if values:
+                self._folded[name].append(summarise(torch.cat(values)))
+                values.clear()
+
+    def on_train_epoch_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        """Log the epoch's numbers, and print them on one line."""
+        self._fold()
+        if not all(self._folded.values()):
+            return  # resumed at the epoch's end: nothing was left of it
+        own = [Distribution.merged(torch.stack(parts).tolist()) for parts in self._folded.values()]
+        distributions = dict(zip(self._names, _over_all_processes(own, pl_module.device), strict=True))
+        values = _metrics(distributions, pl_module.head)
+        # at once, not through the module: a stop between two epochs would lose them
+        for logger in trainer.loggers:
+            logger.log_metrics({**values, "epoch": trainer.current_epoch}, step=trainer.global_step - 1)
+        if trainer.is_global_zero:
+            skipped = int(distributions["gradient_norm"].not_finite) // trainer.world_size
+            print(f"epoch {trainer.current_epoch + 1}: {_line(values, skipped)}", flush=True)
+
+
+def _over_all_processes(own: list[Distribution], device: torch.device) -> list[Distribution]:
+    """Return each distribution over the values of all processes; to be called by all of them."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return own
+    numbers = torch.tensor(own, dtype=torch.float64, device=device)  # (Q, 6)
+    gathered = [torch.empty_like(numbers) for _ in range(dist.get_world_size())]
+    dist.all_gather(gathered, numbers)
+    parts = torch.stack(gathered, 1).tolist()  # (Q, W, 6)
+    return [Distribution.merged(part) for part in parts]
+
+
+def _metrics(distributions: dict[str, Distribution], head: Head) -> dict[str, float]:
+    gradient, cosine, norm = (distributions[name] for name in ("gradient_norm", "target_cosine", "feature_norm"))
+    values = {
+        "gradient_norm": gradient.mean,
+        "gradient_norm_max": gradient.highest if gradient.number else math.nan,
+        "target_cosine": cosine.mean,
+        "feature_norm": norm.mean,
+        "feature_norm_std": norm.std,
+        "feature_norm_min": norm.lowest,
+        "feature_norm_max": norm.highest,
+    }
+    if isinstance(head, AdaFace):
+        values |= {"adaface_mean": float(head.batch_mean), "adaface_std": float(head.batch_std)}
+    return values
+
+
+def _line(values: dict[str, float], skipped: int) -> str:
+    """Return the epoch's numbers as a user reads them."""
+    line = (
+        f"gradient norm {values['gradient_norm']:.3g} (highest {values['gradient_norm_max']:.3g}), "
+        f"target cosine {values['target_cosine']:.3f}, feature norm {values['feature_norm']:.1f} with deviation "
+        f"{values['feature_norm_std']:.1f} ({values['feature_norm_min']:.1f} to {values['feature_norm_max']:.1f})"
+    )
+    if "adaface_mean" in values:
+        line += f", AdaFace's {values['adaface_mean']:.1f} with {values['adaface_std']:.1f}"
+    return f"{line}; {skipped} steps skipped, their gradients not finite" if skipped else line
+
+
+def uninformed_loss(head: Head) -> float:
+    """Return the loss of a head that knows nothing: all cosines equal (0, where it depends on that), norms average.
+
+    Of C classes and for the cosine margin m it is log(C - 1 + exp(-s m)) + s m, some log(C) + s m.
+
+    Args:
+        head: with at least two classes.
+    """
+    mean_norm = head.batch_mean if isinstance(head, AdaFace) else torch.ones(1, device=head.kernel.device)
+    target = head.s * float(head.margin(torch.zeros_like(mean_norm), mean_norm.unsqueeze(1)))
+    return float(F.softplus(torch.tensor(math.log(head.class_num - 1) - target, dtype=torch.float64)))
+
+
+class StalledLossWarning(pl.Callback):
+    """Warn once when the loss shows no learning, with the usual causes.
+
+    After ``after_steps`` batches, and then after each quarter of them: the mean loss of the newest quarter is learning
+    when it is clearly below what a head reaches that knows nothing (``uninformed_loss``); from then on nothing is
+    watched. Otherwise, unless it is clearly below all quarters before, by the spread of the losses, the warning is
+    printed. An untrained network starts some units above that loss and comes down to it whatever the labels are: a
+    fall from the first quarter alone proves nothing.
+
+    Rank 0 watches its own losses. Checkpoints hold what it has seen.
+
+    Args:
+        after_steps: batches, at least four.
+    """
+
+    def __init__(self, after_steps: int) -> None:
+        self.after_steps = after_steps
+        self.decided = False
+        self._window = after_steps // _WINDOWS
+        self._losses: list[Tensor] = []
+        self._steps = 0
+        self._lowest: list[float] | None = None  # the Distribution of the window with the lowest mean
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was seen, as plain values."""
+        losses = torch.stack(self._losses).tolist() if self._losses else []
+        return {"decided": self.decided, "steps": self._steps, "lowest": self._lowest, "losses": losses}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with what was seen before the resume."""
+        self.decided, self._steps = state_dict["decided"], state_dict["steps"]
+        self._lowest = state_dict["lowest"]
+        self._losses = [torch.tensor(loss) for loss in state_dict["losses"]]
+
+    def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        """Bring the losses of a checkpoint to where the next ones are."""
+        self._losses = [loss.to(pl_module.device) for loss in self._losses]
+
+    def on_train_batch_end(
+        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Note the loss; judge at the end of a window."""
+        if self.decided or not trainer.is_global_zero or pl_module.head.class_num < 2:
+            return
+        self._losses.append(outputs["loss"].detach().float() * trainer.accumulate_grad_batches)  # Lightning divided it
+        if len(self._losses) < self._window:
+            return
+        newest = Distribution.merged([summarise(torch.stack(self._losses)).tolist()])
+        lowest = Distribution(*self._lowest) if self._lowest else newest
+        self._steps += len(self._losses)
+        self._losses.clear()
+        if self._steps >= self.after_steps:
+            images = len(batch[1]) * trainer.world_size * trainer.accumulate_grad_batches
+            lr = float(trainer.optimizers[0].param_groups[0]["lr"])
+            self._judge(pl_module.head, lowest, newest, f"{lr:.3g} for {images:,} images per update")
+        self._lowest = list(newest if newest.mean < lowest.mean else lowest)
+
+    def _judge(self, head: Head, lowest: Distribution, newest: Distribution, setting: str) -> None:
+        uninformed = uninformed_loss(head)
+        if newest.mean < uninformed - _CLEARLY_LEARNT * math.log(head.class_num):
+            self.decided = True
+            return
+        error = math.hypot(*(part.std / math.sqrt(max(part.number, 1)) for part in (lowest, newest)))
+        if lowest.mean - newest.mean > _CLEAR_FALL * error:
+            return  # not there yet, but on its way
+        self.decided = True
+        print(
+            f"warning: after {self._steps:,} batches the loss shows no learning: its mean is {newest.mean:.2f} over "
+            f"the newest {self._window:,}, was {lowest.mean:.2f} at its lowest before, and a head that knows nothing "
+            f"has {uninformed:.2f}. Usual causes: a learning rate too low or too high for the batch size ({setting}; "
+            "--lr, --lr_base_batch_size, --warmup_epochs), labels that do not belong to their images, too few of the "
+            "images or classes sampled, a margin too hard to start from (--m; --h 0 takes AdaFace's relief for poor "
+            "images away). --stalled_after_steps 0 turns this off",
+            flush=True,
+        )

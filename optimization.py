@@ -1,0 +1,147 @@
+"""What moves the weights: the optimisers, and the learning rate of each step.
+
+The learning rate is a pure function of the position in the training, so that no checkpoint has to hold a schedule's
+state: a resumed run, at whatever step, goes on with the same bits, and options that are given at a resume count from
+its first step on. Steps are optimiser steps: with accumulated gradients one for each window, the last and shorter
+window of an epoch included.
+
+Sources: multistep and SGD as in the official AdaFace code, bit for bit; cosine: Loshchilov and Hutter (ICLR 2017, arXiv
+1608.03983), without restarts; poly with power 2: InsightFace's recipes for many identities; warm-up and the linear
+scaling rule: Goyal et al. (arXiv 1706.02677); AdamW: Loshchilov and Hutter (ICLR 2019, arXiv 1711.05101).
+"""
+
+import math
+from bisect import bisect_right
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import Optimizer
+
+OPTIMIZERS = ("sgd", "adamw")
+_FUSED_DEVICES = ("cpu", "cuda")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The learning rate of each optimiser step t = 0, 1, ..., T - 1.
+
+    With n steps an epoch, T = epochs * n steps in all and W = warmup_epochs * n of warm-up (rounded, at least one):
+
+    * multistep: lr * gamma ** k, where k of the milestones are at or below the epoch t // n;
+    * cosine: lr * (1 + cos(pi p)) / 2 with p = max(0, t - W) / (T - W);
+    * poly: lr * (1 - p) ** power with the same p.
+
+    Cosine and poly would reach 0 at step T, one after the last. During the warm-up each is multiplied by (t + 1) / W,
+    so that the first step has lr / W and step W - 1 the whole lr.
+
+    Args:
+        lr: the highest learning rate.
+        kind: ``multistep``, ``cosine`` or ``poly``.
+        milestones: multistep: increasing epochs.
+        gamma: multistep: factor at each milestone.
+        power: poly: above 0.
+        warmup_epochs: from 0 on; may be a fraction.
+    """
+
+    lr: float
+    kind: str = "multistep"
+    milestones: tuple[int, ...] = ()
+    gamma: float = 0.1
+    power: float = 2.0
+    warmup_epochs: float = 0.0
+
+    def learning_rate(self, step: int, steps_per_epoch: int, epochs: int) -> float:
+        """Return the learning rate of one optimiser step.
+
+        Args:
+            step: t, counted from the beginning of the first epoch.
+            steps_per_epoch: n, optimiser steps in each epoch.
+            epochs: of the whole training.
+        """
+        warmup = max(1, round(self.warmup_epochs * steps_per_epoch)) if self.warmup_epochs else 0
+        if self.kind == "multistep":
+            rate = self.lr
+            for _ in range(bisect_right(self.milestones, step // steps_per_epoch)):
+                rate *= self.gamma  # one by one: rounded as PyTorch's scheduler rounds
+        else:
+            progress = min(1.0, max(0, step - warmup) / max(1, epochs * steps_per_epoch - warmup))
+            rest = (1 + math.cos(math.pi * progress)) / 2 if self.kind == "cosine" else (1 - progress) ** self.power
+            rate = self.lr * rest
+        return rate * min(1.0, (step + 1) / warmup) if warmup else rate
+
+
+def scaled_learning_rate(lr: float, images_per_update: int, base_batch_size: int) -> float:
+    """Return the learning rate by the linear scaling rule: lr * images_per_update / base_batch_size.
+
+    Args:
+        lr: learning rate that suits ``base_batch_size``.
+        images_per_update: images of all machines in the gradient of one optimiser step.
+        base_batch_size: 0 leaves ``lr`` as it is.
+    """
+    return lr * images_per_update / base_batch_size if base_batch_size else lr
+
+
+def build_optimizer(module: nn.Module, name: str, lr: float, momentum: float, weight_decay: float) -> Optimizer:
+    """Build the optimiser of all parameters of a module, with weight decay on all but batch norm.
+
+    Args:
+        module: backbone with or without a head.
+        name: ``sgd`` or ``adamw``; AdamW has PyTorch's betas (0.9, 0.999) and decoupled weight decay.
+        lr: learning rate of the first step.
+        momentum: of SGD.
+        weight_decay: factor.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if name not in OPTIMIZERS:
+        raise ValueError(f"unknown optimiser {name!r}; known are: {', '.join(OPTIMIZERS)}")
+    decayed, not_decayed = split_for_weight_decay(module)
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": not_decayed, "weight_decay": 0.0}]
+    # one pass over the weights; with 16 bits the only form that does not wait for the loss scaler
+    fused = decayed[0].device.type in _FUSED_DEVICES
+    if name == "adamw":
+        return torch.optim.AdamW(groups, lr=lr, fused=fused)
+    return torch.optim.SGD(groups, lr=lr, momentum=momentum, fused=fused)
+
+
+def split_for_weight_decay(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Split the parameters into those with weight decay and those of batch norms, without.
+
+    PReLU slopes, the linear layer's bias and the head's kernel decay too, as in the official code.
+
+    Args:
+        module: backbone with or without a head.
+    """
+    norms = {p for m in module.modules() if isinstance(m, _BatchNorm) for p in m.parameters(recurse=False)}
+    return [p for p in module.parameters() if p not in norms], [p for p in module.parameters() if p in norms]
+
+
+def group_options(optimizer: Optimizer) -> list[dict[str, Any]]:
+    """Return the options of each parameter group, for ``settle_loaded_state``.
+
+    Args:
+        optimizer: as it was built, before any state is loaded.
+    """
+    return [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+
+
+def settle_loaded_state(optimizer: Optimizer, options: list[dict[str, Any]]) -> None:
+    """Make a loaded state fit this run: its own options, and states in the memory layout of their weights.
+
+    Loading brings the options of the run that saved (weight decay, momentum, whether fused), which hide those given at
+    the resume, and the saved layout, while the fused optimisers rely on that of the weights.
+
+    Args:
+        optimizer: changed in place.
+        options: what ``group_options`` returned before the loading.
+    """
+    for group, own in zip(optimizer.param_groups, options, strict=True):
+        group.update(own)
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                state[name] = torch.empty_like(parameter).copy_(value)

@@ -1,0 +1,316 @@
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import oracles
+import pandas as pd
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.data import DataLoader
+
+import health
+from head import build_head
+from health import Distribution, HealthMonitor, StalledLossWarning, summarise, uninformed_loss
+from lightning_setup import pl
+from train_val import FaceRecognitionModule
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class NoLooking(TorchDispatchMode):
+    """Refuses what makes a device's host wait: reading a number."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        assert function not in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+        return function(*args, **(kwargs or {}))
+
+
+def test_parts_add_up_to_the_whole():
+    rng = np.random.default_rng(0)
+    values = rng.normal(20, 5, 1000).astype(np.float32)
+    values[[3, 500]] = np.inf, np.nan
+    pieces = np.split(values, [1, 70, 300])
+    whole = Distribution.merged([summarise(torch.from_numpy(piece)).tolist() for piece in pieces])
+    finite = values[np.isfinite(values)].astype(float)
+    assert (whole.number, whole.not_finite) == (998, 2)
+    expected = (finite.mean(), finite.std(), finite.min(), finite.max())
+    assert (whole.mean, whole.std, whole.lowest, whole.highest) == pytest.approx(expected, rel=1e-6)
+
+
+def test_nothing_finite():
+    none = Distribution.merged([summarise(torch.tensor([math.inf, math.nan])).tolist()])
+    assert (none.number, none.not_finite) == (0, 2)
+    assert math.isnan(none.mean)
+    assert math.isnan(none.std)
+
+
+class Watched(FaceRecognitionModule):
+    """Keeps what the health monitor should have seen."""
+
+    def on_fit_start(self) -> None:
+        self.seen: dict[str, list[np.ndarray]] = {"norms": [], "cosines": [], "gradients": [], "adaface": []}
+
+    def training_step(self, batch, batch_idx):
+        embeddings, norms = self(batch[0])
+        classes = torch.nn.functional.normalize(self.head.kernel.detach(), dim=0)
+        self.seen["norms"].append(norms.detach().flatten().double().numpy())
+        self.seen["cosines"].append((embeddings.detach() * classes[:, batch[1]].T).sum(1).double().numpy())
+        self.last_norms = norms.detach()
+        return self.head.loss(embeddings, norms, batch[1])
+
+    def on_before_optimizer_step(self, optimizer):
+        squares = [float((p.grad.double() ** 2).sum()) for p in self.parameters() if p.grad is not None]
+        self.seen["gradients"].append(np.array([math.sqrt(sum(squares))]))
+
+    def on_train_epoch_end(self):
+        self.seen["adaface"].append(np.array([self.head.batch_mean.item(), self.head.batch_std.item()]))
+
+
+def fit(module, batches, tmp_path, *callbacks, epochs=1, **options):
+    """Train on given batches; return the logged metrics."""
+    trainer = pl.Trainer(
+        accelerator="cpu", max_epochs=epochs, callbacks=list(callbacks), logger=pl.loggers.CSVLogger(tmp_path),
+        enable_checkpointing=False, enable_model_summary=False, enable_progress_bar=False, **options,
+    )  # fmt: skip
+    trainer.fit(module, DataLoader(batches, batch_size=None))
+    return pd.read_csv(trainer.logger.log_dir + "/metrics.csv")
+
+
+def image_batches(count, classes, size=4):
+    generator = torch.Generator().manual_seed(0)
+    return [
+        (
+            torch.randint(0, 256, (size, 112, 112, 3), dtype=torch.uint8, generator=generator),
+            torch.randint(0, classes, (size,), generator=generator),
+        )
+        for _ in range(count)
+    ]
+
+
+def test_an_epochs_numbers_are_those_of_its_steps(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(health, "_FOLD_EVERY_STEPS", 2)
+    torch.manual_seed(0)
+    module = Watched(arch="ir_mini", class_num=7, m=0.4, h=0.333, lr=0.01)
+    table = fit(module, image_batches(5, 7), tmp_path, HealthMonitor(), epochs=2, accumulate_grad_batches=2)
+    rows = table.dropna(subset=["feature_norm"]).reset_index()
+    assert rows["epoch"].tolist() == [0, 1]
+    assert rows["step"].tolist() == [2, 5], "of each epoch's last step"
+    parts = {name: [np.concatenate(seen) for seen in (module.seen[name][:n], module.seen[name][n:])]
+             for name, n in {"norms": 5, "cosines": 5, "gradients": 3, "adaface": 1}.items()}  # fmt: skip
+    for epoch in range(2):
+        norms, gradients = parts["norms"][epoch], parts["gradients"][epoch]
+        expected = {
+            "gradient_norm": gradients.mean(), "gradient_norm_max": gradients.max(),
+            "target_cosine": parts["cosines"][epoch].mean(), "feature_norm": norms.mean(),
+            "feature_norm_std": norms.std(), "feature_norm_min": norms.min(), "feature_norm_max": norms.max(),
+            "adaface_mean": parts["adaface"][epoch][0], "adaface_std": parts["adaface"][epoch][1],
+        }  # fmt: skip
+        assert rows.loc[epoch, list(expected)].to_dict() == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    shown = [line for line in capsys.readouterr().out.splitlines() if "gradient norm" in line]
+    assert [line.partition(":")[0] for line in shown] == ["epoch 1", "epoch 2"]
+    assert f"feature norm {parts['norms'][0].mean():.1f}" in shown[0]
+    assert "AdaFace's" in shown[0]
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_the_gradient_norm_is_without_the_loss_scale(fused):
+    parameter = torch.nn.Parameter(torch.zeros(2))
+    optimizer = torch.optim.SGD([parameter], lr=0.1, fused=fused)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    scaler.scale(torch.ones(()))
+    parameter.grad = torch.tensor([3.0, 4.0]) * (1024 if fused else 1)  # others are unscaled before the hook
+    monitor = HealthMonitor()
+    monitor.on_before_optimizer_step(
+        SimpleNamespace(scaler=scaler), SimpleNamespace(parameters=lambda: [parameter], shards=[]), optimizer
+    )
+    assert [norm.item() for norm in monitor._noted["gradient_norm"]] == [5.0]
+
+
+def test_nothing_waits_inside_an_epoch(monkeypatch):
+    monkeypatch.setattr(health, "_FOLD_EVERY_STEPS", 2)
+    parameter = torch.nn.Parameter(torch.zeros(2))
+    optimizer, monitor, stalled = torch.optim.SGD([parameter]), HealthMonitor(), StalledLossWarning(1000)
+    trainer = SimpleNamespace(scaler=None, is_global_zero=True, accumulate_grad_batches=1)
+    head = SimpleNamespace(last_target_cosine=torch.rand(4), class_num=9)
+    module = SimpleNamespace(parameters=lambda: [parameter], shards=[], head=head, last_norms=torch.rand(4, 1))
+    parameter.grad = torch.ones(2)
+    with NoLooking():
+        for _ in range(5):
+            monitor.on_before_optimizer_step(trainer, module, optimizer)
+            for callback in (monitor, stalled):
+                callback.on_train_batch_end(trainer, module, {"loss": torch.ones(())}, None, 0)
+    assert len(monitor._folded["feature_norm"]) == 2
+
+
+def test_skipped_steps_are_counted_on_the_line():
+    values = dict.fromkeys(
+        ("gradient_norm", "gradient_norm_max", "target_cosine", "feature_norm", "feature_norm_std", "feature_norm_min",
+         "feature_norm_max"), 1.0,
+    )  # fmt: skip
+    assert "skipped" not in health._line(values, 0)
+    assert health._line(values, 3).endswith("; 3 steps skipped, their gradients not finite")
+    assert "AdaFace" not in health._line(values, 0)
+
+
+@pytest.mark.parametrize(("name", "m"), [("adaface", 0.4), ("arcface", 0.5), ("cosface", 0.35)])
+def test_a_head_that_knows_nothing(name, m):
+    head = build_head(name, 512, 50, m, 0.01, 0.333, 64.0)
+    target = {
+        "adaface": oracles.adaface_target(0.0, 20.0, 20.0, 100.0, m, 0.333),
+        "arcface": oracles.arcface_target(0.0, m),
+        "cosface": oracles.cosface_target(0.0, m),
+    }[name]
+    logits = np.zeros((1, 50))
+    logits[0, 3] = 64.0 * target
+    assert uninformed_loss(head) == pytest.approx(oracles.mean_cross_entropy(logits, np.array([3])), rel=1e-6)
+
+
+# the warning, with losses as given
+
+
+def watch(losses, callback=None, after_steps=20, class_num=1000):
+    """Show the callback these losses; return it."""
+    callback = callback or StalledLossWarning(after_steps)
+    trainer = SimpleNamespace(
+        is_global_zero=True, accumulate_grad_batches=2, world_size=1,
+        optimizers=[SimpleNamespace(param_groups=[{"lr": 0.1}])],
+    )  # fmt: skip
+    module = SimpleNamespace(
+        head=build_head("cosface", 8, class_num, 0.4, 0.01, 0.333, 64.0), device=torch.device("cpu")
+    )
+    callback.on_train_start(trainer, module)
+    for loss in losses:
+        callback.on_train_batch_end(
+            trainer, module, {"loss": torch.tensor(float(loss)) / 2}, (None, torch.zeros(16)), 0
+        )
+    return callback
+
+
+START = uninformed_loss(build_head("cosface", 8, 1000, 0.4, 0.01, 0.333, 64.0))
+NOISE = np.random.default_rng(0).normal(0, 0.3, 1000)
+
+
+def test_a_loss_that_stands_still_is_warned_of_once(capsys):
+    watch(START + 4 + NOISE[:19])
+    assert not capsys.readouterr().out
+    watch(START + 4 + NOISE[:200])
+    message = capsys.readouterr().out
+    assert message.count("warning: ") == 1
+    assert "warning: after 20 batches the loss shows no learning" in message
+    assert f"a head that knows nothing has {START:.2f}" in message
+    assert "(0.1 for 32 images per update; --lr," in message
+    for cause in ("learning rate", "labels", "sampled", "--h 0"):
+        assert cause in message
+
+
+def test_a_fall_to_where_a_head_knows_nothing_is_no_learning(capsys):
+    watch(START + 0.2 + 4 * np.exp(-np.arange(400) / 10) + NOISE[:400])
+    assert "shows no learning" in capsys.readouterr().out
+
+
+def test_a_rise_and_the_fall_after_it_are_no_learning(capsys):
+    watch(np.concatenate([np.full(15, START + 4), np.linspace(START + 20, START + 10, 25)]) + NOISE[:40])
+    assert "warning: after 20 batches" in capsys.readouterr().out
+
+
+def test_a_loss_that_was_learnt_or_still_falls_is_not_warned_of(capsys):
+    assert watch(START - 2 + NOISE[:200]).decided
+    falling = watch(START + 40 - 0.4 * np.arange(80) + NOISE[:80])
+    assert not falling.decided
+    assert watch(np.full(80, START - 3) + NOISE[:80], falling).decided
+    watch(np.zeros(200), class_num=1)
+    assert not capsys.readouterr().out
+
+
+def test_what_a_checkpoint_holds_is_not_forgotten(capsys):
+    losses = START + 4 + NOISE[:30]
+    first = watch(losses[:13])
+    resumed = StalledLossWarning(20)
+    resumed.load_state_dict(first.state_dict())
+    watch(losses[13:20], resumed)
+    assert "warning: after 20 batches" in capsys.readouterr().out
+    again = StalledLossWarning(20)
+    again.load_state_dict(resumed.state_dict())
+    watch(START + NOISE, again)
+    assert not capsys.readouterr().out
+
+
+# the warning, in trainings
+
+
+class Embedded(FaceRecognitionModule):
+    """A head on a linear layer in place of the network: quick, with many classes."""
+
+    def __init__(self, **options):
+        super().__init__(arch="ir_mini", m=0.4, h=0.333, **options)
+        self.model = torch.nn.Sequential(torch.nn.Linear(32, 512), torch.nn.BatchNorm1d(512))
+
+    def forward(self, images):
+        features = self.model(images)
+        norms = features.norm(dim=1, keepdim=True)
+        return features / norms, norms
+
+
+def feature_batches(count, classes, *, shuffled, size=32):
+    """Noisy features of people; with ``shuffled`` their labels are anybody's."""
+    generator = torch.Generator().manual_seed(1)
+    people = torch.randn(classes, 32, generator=generator)
+    batches = []
+    for _ in range(count):
+        labels = torch.randint(0, classes, (size,), generator=generator)
+        features = people[labels] + 0.2 * torch.randn(size, 32, generator=generator)
+        batches.append((features, torch.randint(0, classes, (size,), generator=generator) if shuffled else labels))
+    return batches
+
+
+@pytest.mark.parametrize(
+    ("lr", "shuffled", "warned"), [(0.1, False, False), (1e-9, False, True), (0.1, True, True)],
+    ids=["learns", "no learning rate", "shuffled labels"],
+)  # fmt: skip
+def test_trainings_that_learn_and_that_do_not(tmp_path, capsys, lr, shuffled, warned):
+    torch.manual_seed(0)
+    classes = 2000
+    module = Embedded(class_num=classes, lr=lr)
+    batches = feature_batches(150, classes, shuffled=shuffled)
+    fit(module, batches, tmp_path, StalledLossWarning(80))
+    assert ("shows no learning" in capsys.readouterr().out) is warned
+
+
+SHARDS = """
+import sys, torch, torch.distributed as dist
+from health import Distribution, _over_all_processes
+from sharded_gradients import gradient_norm
+
+rank, world, store = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
+whole, part = torch.nn.Parameter(torch.zeros(2)), torch.nn.Parameter(torch.zeros(2))
+whole.grad, part.grad = torch.tensor([1.0, 2.0]), torch.tensor([3.0 + rank, 0.5])
+norm = gradient_norm([whole, part], [part]).item()
+own = Distribution.merged([(2.0, 10.0 * rank, 2.0, 10.0 * rank - 1, 10.0 * rank + 1, float(rank))])
+(shared,) = _over_all_processes([own], torch.device("cpu"))
+print(repr([norm, *shared]))
+dist.destroy_process_group()
+"""
+
+
+def test_shards_of_all_processes_count(tmp_path):
+    world = 3
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", SHARDS, str(rank), str(world), str(tmp_path / "store")], cwd=ROOT,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        for rank in range(world)
+    ]  # fmt: skip
+    for process in processes:
+        output, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+        norm, *shared = eval(output.splitlines()[-1])
+        assert norm == pytest.approx(math.sqrt(1 + 4 + (9 + 0.25) + (16 + 0.25) + (25 + 0.25)))
+        values = np.array([-1, 1, 9, 11, 19, 21])
+        assert shared == pytest.approx([6, values.mean(), 6 * values.var(), -1, 21, 3])
