@@ -18,7 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import checkpoint_folders
+from checkpoints import REST
 from lightning_setup import pl
+from sharded_checkpoint import write_head
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _GUARD_EVERY_STEPS_GPU = 50
@@ -43,9 +46,19 @@ def in_the_middle_of_an_epoch(trainer: "pl.Trainer") -> bool:
     return trainer.fit_loop.epoch_loop.batch_progress.current.processed < trainer.num_training_batches
 
 
+def validation_is_due(trainer: "pl.Trainer", batch_idx: int) -> bool:
+    """Whether a validation follows this batch.
+
+    Args:
+        trainer: in training.
+        batch_idx: of the batch in its epoch.
+    """
+    return bool(trainer.val_check_batch) and (batch_idx + 1) % trainer.val_check_batch == 0
+
+
 def how_to_go_on(checkpoint: Path) -> str:
     """Return the command that continues from a checkpoint, or what to do where there is none yet."""
-    if checkpoint.is_file():
+    if checkpoint.exists():
         return f"go on with: python main.py --resume_from_checkpoint {checkpoint}"
     return "no checkpoint had been saved yet: start again"
 
@@ -56,14 +69,18 @@ class CheckpointKeeper(pl.Callback):
     Differs from Lightning's ModelCheckpoint: nothing is saved between the last batch of an epoch and its end, so
     that a checkpoint is either inside an epoch or between two, and each resumes exactly.
 
+    Of a sharded head each of them is a link to a folder (``checkpoint_folders.py``).
+
     Args:
         folder: run folder.
         save_all: keep every checkpoint.
+        every_steps: steps of the optimiser after which ``last.ckpt`` is written inside an epoch too; 0: never.
     """
 
-    def __init__(self, folder: Path, *, save_all: bool = False) -> None:
+    def __init__(self, folder: Path, *, save_all: bool = False, every_steps: int = 0) -> None:
         self.folder = folder
         self.save_all = save_all
+        self.every_steps = every_steps
         self.best_val_acc: float | None = None
         self._newest: float | None = None
 
@@ -83,7 +100,17 @@ class CheckpointKeeper(pl.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the best accuracy so far, unless its checkpoint is not in this folder."""
-        self.best_val_acc = state_dict["best_val_acc"] if self.best.is_file() else None
+        self.best_val_acc = state_dict["best_val_acc"] if self.best.exists() else None
+
+    def on_train_batch_end(
+        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save every so many steps, unless a validation, which saves too, is due here."""
+        every = self.every_steps * trainer.accumulate_grad_batches
+        if not every or (batch_idx + 1) % every or trainer.fast_dev_run:
+            return
+        if not validation_is_due(trainer, batch_idx) and in_the_middle_of_an_epoch(trainer):
+            self.save(trainer)
 
     def on_validation_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Note the accuracy; inside an epoch save at once, at its end leave that to the epoch's end."""
@@ -108,15 +135,35 @@ class CheckpointKeeper(pl.Callback):
         improved = accuracy is not None and (self.best_val_acc is None or accuracy > self.best_val_acc)
         if improved:
             self.best_val_acc = accuracy
-        written = self.best if improved else self.last
+        kept = f"epoch={trainer.current_epoch:03d}-step={trainer.global_step:07d}-val_acc={accuracy or 0:.2f}.ckpt"
+        names = [
+            *([self.best.name] if improved else []),
+            self.last.name,
+            *([kept] if self.save_all and accuracy is not None else []),
+        ]
+        write = self._write_folder if trainer.lightning_module.sharded_head else self._write_file
+        write(trainer, names)
+        trainer.strategy.barrier("checkpoint")
+
+    def _write_file(self, trainer: "pl.Trainer", names: list[str]) -> None:
+        """Let rank 0 write one file, under several names."""
+        written = self.folder / names[0]
         trainer.save_checkpoint(written)
         if trainer.is_global_zero:
-            if improved:
-                _link(self.best, self.last)
-            if self.save_all and accuracy is not None:
-                name = f"epoch={trainer.current_epoch:03d}-step={trainer.global_step:07d}-val_acc={accuracy:.2f}.ckpt"
+            for name in names[1:]:
                 _link(written, self.folder / name)
-        trainer.strategy.barrier("checkpoint")
+
+    def _write_folder(self, trainer: "pl.Trainer", names: list[str]) -> None:
+        """Let each process write its part of the head, and rank 0 the rest."""
+        if trainer.is_global_zero:
+            checkpoint_folders.begin(self.folder)
+        trainer.strategy.barrier("checkpoint folder")
+        part = checkpoint_folders.part_of(self.folder)
+        trainer.save_checkpoint(part / REST)
+        write_head(part, trainer.lightning_module.sharded_head, trainer.optimizers[0])
+        trainer.strategy.barrier("checkpoint parts")
+        if trainer.is_global_zero:
+            checkpoint_folders.publish(self.folder, trainer.global_step, names)
 
 
 def _link(source: Path, target: Path) -> None:
@@ -174,8 +221,8 @@ class StopOnSignal(pl.Callback):
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Stop between two steps of an epoch, unless a validation is due here."""
-        due = trainer.val_check_batch and (batch_idx + 1) % trainer.val_check_batch == 0
         whole_window = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        due = validation_is_due(trainer, batch_idx)
         if not whole_window or due or not in_the_middle_of_an_epoch(trainer):
             return
         if self._all_agree(trainer, batch_idx):

@@ -29,6 +29,8 @@ _OLD_LIGHTNING_CLASSES = (
 )
 _REFUSED_GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
 _BACKBONE_PREFIX = "model."
+SHARDED_HEAD = "sharded_head"  # in the part that is ours: what the files of the head hold
+REST = "rest.ckpt"  # in the folder of a sharded head's checkpoint: all but the head's matrices
 _SHOWN_KEYS = 5
 
 
@@ -36,15 +38,19 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint to the CPU without executing anything it holds.
 
     Args:
-        path: a ``.ckpt`` file, ours or the official code's.
+        path: a ``.ckpt`` file, ours or the official code's; or the folder of a sharded head's checkpoint.
 
     Returns:
-        The checkpoint's dictionary.
+        The checkpoint's dictionary; of a folder without the head's matrices, and with its path as ``folder``.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: damaged, not a checkpoint, or it holds objects other than tensors and plain values.
     """
+    if Path(path).is_dir():
+        if not Path(path, REST).is_file():
+            raise FileNotFoundError(f"{path} is a folder without {REST}: no checkpoint; name last.ckpt of a run folder")
+        return {**load_checkpoint(Path(path, REST)), "folder": str(path)}
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no checkpoint {path}")
     try:
@@ -125,6 +131,16 @@ def load_backbone(model: nn.Module, path: str | Path, arch: str) -> None:
     model.load_state_dict(weights)
 
 
+def head_shape(checkpoint: dict[str, Any]) -> tuple[int, ...] | None:
+    """Return the shape (D, C) of the head in a checkpoint folder; None where the head is in the state dict.
+
+    Args:
+        checkpoint: what ``load_checkpoint`` returned.
+    """
+    sharded = checkpoint.get("adaface", {}).get(SHARDED_HEAD)
+    return None if sharded is None else tuple(sharded["shape"])
+
+
 def check_fits(checkpoint: dict[str, Any], expected: dict[str, tuple[int, ...]], path: str | Path) -> None:
     """Raise ValueError where the weights of a run to resume do not fit the module built for it.
 
@@ -134,6 +150,9 @@ def check_fits(checkpoint: dict[str, Any], expected: dict[str, tuple[int, ...]],
         path: the checkpoint's file, for the message.
     """
     found = {key: tuple(value.shape) for key, value in checkpoint["state_dict"].items()}
+    shape = head_shape(checkpoint)
+    if shape is not None:
+        found["head.kernel"] = shape
     wrong = [key for key in expected | found if expected.get(key) != found.get(key)]
     if wrong == ["head.kernel"]:
         raise ValueError(

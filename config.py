@@ -60,6 +60,9 @@ class Config:
     evaluate: bool = _option(False, "no training: evaluate --start_from_model_statedict on the validation sets")
     resume_from_checkpoint: str = _option("", "checkpoint (.ckpt) of an interrupted run to go on from, in its folder")
     start_from_model_statedict: str = _option("", "checkpoint (.ckpt) whose backbone weights to start from")
+    checkpoint_every_steps: int = _option(
+        0, "write last.ckpt after every so many steps of the optimiser too; 0: after validations and epochs (ours)"
+    )
     save_all_models: bool = _option(False, "keep the checkpoint of every validation, not only best and last")
     use_wandb: bool = _option(False, "log to Weights & Biases too (pip install wandb)")
     # devices
@@ -182,7 +185,7 @@ def _check_ranges(config: Config) -> None:
         "epochs": 1, "batch_size": 1, "accumulate_grad_batches": 1, "num_nodes": 1,
         "num_workers": 0, "gpus": 0, "devices": 0, "seed": 0, "custom_num_class": -1, "lr_base_batch_size": 0,
         "lr": 0.0, "momentum": 0.0, "weight_decay": 0.0, "gradient_clip_val": 0.0, "warmup_epochs": 0.0, "m": 0.0,
-        "h": 0.0,
+        "h": 0.0, "checkpoint_every_steps": 0,
     }  # fmt: skip
     for name, bound in lowest.items():
         if not getattr(config, name) >= bound:
@@ -240,7 +243,7 @@ def _check_combinations(config: Config) -> None:
         )
     for name in ("resume_from_checkpoint", "start_from_model_statedict"):
         path = getattr(config, name)
-        if path and not Path(path).is_file():
+        if path and not Path(path).exists():
             raise FileNotFoundError(f"--{name}: there is no file {path}")
 
 

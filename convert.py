@@ -1,10 +1,11 @@
-r"""Convert face data sets: `.rec` to image folders, `.bin` to memory-mapped sets, and the way back.
+r"""Convert face data sets: `.rec` to image folders, `.bin` to memory-mapped sets, and the way back; checkpoints too.
 
     python convert.py --rec_path <ROOT>/faces_emore                    # everything that is there
     python convert.py --rec_path <ROOT>/faces_emore --make_image_files # only the training images
     python convert.py --rec_path <ROOT>/webface42m                     # train_0.rec, train_1.rec, ... -> one folder
     python convert.py --pack <IMAGE_FOLDER> --output <DIR>             # image folder -> train.rec
     python convert.py --pairs pairs.txt --images_root <DIR>            # pairs file -> .bin
+    python convert.py --checkpoint <RUN>/last.ckpt --output one.ckpt   # of a sharded head -> single file
 
 Source: the data layout of InsightFace and the official AdaFace converter (`imgs/<label>/<key>.jpg`).
 Differences: encoded images are copied byte for byte (the official converter decodes and encodes them again,
@@ -116,7 +117,14 @@ def build_parser() -> _Parser:
     back.add_argument(
         "--output",
         metavar="PATH",
-        help="--pack: folder to write to (default IMAGE_FOLDER_rec); --pairs: the .bin (default: beside PAIRS_FILE)",
+        help="--pack: folder to write to (default IMAGE_FOLDER_rec); --pairs: the .bin (default: beside PAIRS_FILE); "
+        "--checkpoint: the file",
+    )
+    checkpoints = parser.add_argument_group("checkpoints")
+    checkpoints.add_argument(
+        "--checkpoint",
+        metavar="FOLDER",
+        help="write the checkpoint of a sharded head, a folder, as one file of all classes, for the official code too",
     )
     parser.add_argument(
         "--overwrite",
@@ -140,9 +148,10 @@ def parse(words: list[str]) -> argparse.Namespace:
     """
     parser = build_parser()
     options = parser.parse(words)
-    jobs = [name for name in ("rec_path", "pack", "pairs") if getattr(options, name)]
+    jobs = [name for name in ("rec_path", "pack", "pairs", "checkpoint") if getattr(options, name)]
     if len(jobs) != 1:
-        parser.error(f"give one of --rec_path, --pack, --pairs; got {', '.join('--' + job for job in jobs) or 'none'}")
+        got = ", ".join(f"--{job}" for job in jobs) or "none"
+        parser.error(f"give one of --rec_path, --pack, --pairs, --checkpoint; got {got}")
     allowed = {
         "rec_path": {
             "make_image_files",
@@ -153,12 +162,15 @@ def parse(words: list[str]) -> argparse.Namespace:
         },
         "pack": {"output", "swap_color_channel", "skip_bad_images"},
         "pairs": {"images_root", "output", "swap_color_channel"},
+        "checkpoint": {"output"},
     }[jobs[0]] | {jobs[0], "overwrite"}
     for name, value in vars(options).items():
         if name not in allowed and value != parser.get_default(name):
             parser.error(f"--{name} has no meaning with --{jobs[0]}")
     if options.pairs and not options.images_root:
         parser.error("--pairs needs --images_root, the folder that its paths start from")
+    if options.checkpoint and not options.output:
+        parser.error("--checkpoint needs --output, the file to write")
     return options
 
 
@@ -173,7 +185,8 @@ def main(words: list[str] | None = None) -> int:
     """
     try:
         options = parse(sys.argv[1:] if words is None else words)
-        job = _run_pack if options.pack else _run_pairs if options.pairs else _run_conversion
+        jobs = {"pack": _run_pack, "pairs": _run_pairs, "checkpoint": _run_checkpoint, "rec_path": _run_conversion}
+        job = next(job for name, job in jobs.items() if getattr(options, name))
         with _warnings_as_notes():
             job(options)
     except KeyboardInterrupt:
@@ -200,6 +213,16 @@ def _one_line(error: Exception) -> str:
         place = f" for {error.filename}" if error.filename else ""
         return f"no space left on the disk{place}; free some, then run the same command: it goes on where it was"
     return " ".join(str(error).split())
+
+
+def _run_checkpoint(options: argparse.Namespace) -> None:
+    """Write a checkpoint folder as a single file."""
+    if Path(options.output).exists() and not options.overwrite:
+        raise ValueError(f"{options.output} exists; give --overwrite to replace it, or another --output")
+    from sharded_checkpoint import export_single_file  # PyTorch takes seconds to import, and nothing else here needs it
+
+    export_single_file(options.checkpoint, options.output)
+    print(f"{options.output}: {Path(options.output).stat().st_size / 1e6:,.1f} MB")
 
 
 # --- .rec and .bin of one folder --------------------------------------------------------------------------------

@@ -59,6 +59,7 @@ class FaceDataModule(pl.LightningDataModule):
         notes: what the user should know, one line each.
         start_epoch: epoch in which an interrupted run goes on.
         start_batch: number of batches of that epoch that it has done.
+        start_sample: number of samples of that epoch, of all processes, that it has done.
     """
 
     def __init__(
@@ -92,7 +93,7 @@ class FaceDataModule(pl.LightningDataModule):
         self.batch_size_per_process = _divided(batch_size, devices)
         self.num_workers = self._capped(num_workers, devices)
         self.devices = devices
-        self.start_epoch = self.start_batch = 0
+        self.start_epoch = self.start_batch = self.start_sample = 0
         self.pair_sets: dict[str, PairSet] = {}
         self.missing_sets: list[str] = []
         self._dataset: TrainingDataset | None = None
@@ -149,6 +150,32 @@ class FaceDataModule(pl.LightningDataModule):
     def steps_per_epoch(self) -> int:
         """Batches of one process in one epoch."""
         return len(self._batches(0, self.devices))
+
+    def go_on_from(self, epoch: int, batch: int, samples: int | None = None) -> None:
+        """Begin in the middle of a run.
+
+        Args:
+            epoch: to begin with.
+            batch: batches of it that each process has done.
+            samples: samples of it that all processes have seen (``samples_seen``); None: as many as such batches have
+                now.
+        """
+        _, world_size = self._place()
+        self.start_epoch, self.start_batch = epoch, batch
+        self.start_sample = batch * self.batch_size_per_process * world_size if samples is None else samples
+
+    def samples_seen(self, epoch: int, batch: int) -> int:
+        """Return how many samples of an epoch all processes have seen after so many batches each.
+
+        Args:
+            epoch: 0, 1, ...
+            batch: batches of this epoch, those before a resume included.
+        """
+        _, world_size = self._place()
+        resumed = epoch == self.start_epoch
+        first_sample, first_batch = (self.start_sample, self.start_batch) if resumed else (0, 0)
+        seen = first_sample + (batch - first_batch) * self.batch_size_per_process * world_size
+        return min(seen, len(self.dataset))
 
     def summary(self) -> str:
         """Return what was found, in a few lines for the screen."""
@@ -278,6 +305,7 @@ class FaceDataModule(pl.LightningDataModule):
             world_size=world_size,
             start_epoch=self.start_epoch,
             start_batch=self.start_batch,
+            start_sample=self.start_sample,
         )
 
     def _place(self) -> tuple[int, int]:

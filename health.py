@@ -196,8 +196,9 @@ def uninformed_loss(head: Head) -> float:
         head: with at least two classes.
     """
     mean_norm = head.batch_mean if isinstance(head, AdaFace) else torch.ones(1, device=head.kernel.device)
+    classes = max(2.0, head.class_num * getattr(head, "sample_rate", 1.0))  # of a step
     target = head.s * float(head.margin(torch.zeros_like(mean_norm), mean_norm.unsqueeze(1)))
-    return float(F.softplus(torch.tensor(math.log(head.class_num - 1) - target, dtype=torch.float64)))
+    return float(F.softplus(torch.tensor(math.log(classes - 1) - target, dtype=torch.float64)))
 
 
 class StalledLossWarning(pl.Callback):

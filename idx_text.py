@@ -77,6 +77,8 @@ def _parse_blocks(text: bytes) -> tuple[np.ndarray, np.ndarray] | None:
         start += len(block[0]) * (end + 1 - start)
         if not len(block[0]) or len(keys) * _FEWEST_ROWS > rows + 16 * _FEWEST_ROWS:
             return None
+    if len(keys) == 1:
+        return keys[0], offsets[0]
     return np.concatenate(keys), np.concatenate(offsets)
 
 

@@ -33,8 +33,10 @@ from callbacks import (
     StopOnSignal,
     how_to_go_on,
 )
+from checkpoint_folders import run_folder_of
 from checkpoints import (
     AtomicCheckpointIO,
+    backbone_state,
     check_fits,
     load_backbone,
     load_checkpoint,
@@ -130,7 +132,7 @@ def _run(config: Config, notes: list[str], *, plan_only: bool = False) -> int:
         checkpoint = load_checkpoint(config.resume_from_checkpoint)
         check_fits(checkpoint, module.checkpoint_shapes(), config.resume_from_checkpoint)
     folder = Path(decided_by_rank_0("RUN_FOLDER", lambda: str(_run_folder(config)), devices.accelerator))
-    keeper = CheckpointKeeper(folder, save_all=config.save_all_models)
+    keeper = CheckpointKeeper(folder, save_all=config.save_all_models, every_steps=config.checkpoint_every_steps)
     trainer = _build_trainer(config, devices, data, folder, keeper, sharded)
     if trainer.is_global_zero:
         _describe(config, devices, data, module, folder)
@@ -254,7 +256,7 @@ def _build_module(config: Config, data: FaceDataModule, sharded: bool) -> FaceRe
         metadata={
             "config": config.as_dict(),
             "given": sorted(config.given),
-            "class_names": [] if config.evaluate else list(data.class_names),
+            "class_names": [] if config.evaluate else data.class_names,
             "input": {"color": "BGR", "size": [112, 112], "mean": 127.5, "std": 127.5},
             **describe_environment(),
         },
@@ -339,9 +341,9 @@ def _test(
     trainer: "pl.Trainer", module: FaceRecognitionModule, data: FaceDataModule, keeper: CheckpointKeeper, config: Config
 ) -> None:
     """Evaluate the best checkpoint of the run, or the given model, on all validation sets."""
-    best = keeper.best if keeper.best.is_file() else keeper.last
+    best = keeper.best if keeper.best.exists() else keeper.last
     if not config.evaluate and not config.fast_dev_run:
-        module.load_state_dict(load_checkpoint(best)["state_dict"])
+        module.model.load_state_dict(backbone_state(load_checkpoint(best), best))
         _say(f"testing {best}")
     trainer.test(module, datamodule=data, verbose=False)
 
@@ -379,7 +381,7 @@ def _describe(
 def _run_folder(config: Config) -> Path:
     """A new run folder, or the one of the checkpoint to resume."""
     if config.resume_from_checkpoint:
-        return Path(config.resume_from_checkpoint).resolve().parent
+        return run_folder_of(Path(config.resume_from_checkpoint)).resolve()
     return choose_run_folder(config.output_dir, config.prefix)
 
 

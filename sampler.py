@@ -1,7 +1,7 @@
 """Which samples make which batch, and each sample's own randomness: functions of (seed, epoch, position) alone.
 
-Nothing here has a state to save: a run that stops and goes on, with another number of data workers or of processes
-(at the same total batch size), sees the same batches.
+Nothing here has a state to save: a run that stops and goes on, with another number of data workers or of processes,
+sees the same batches where their total size is the same, and in any case each sample of the epoch once.
 """
 
 from collections.abc import Iterator
@@ -86,8 +86,10 @@ class EpochBatchSampler(Sampler[list[tuple[int, int]]]):
         rank: of this process.
         world_size: number of processes W.
         start_epoch: epoch to begin with.
-        start_batch: batches to leave out in ``start_epoch``, because the run saw them before it was interrupted. The
-            length stays that of a whole epoch, as Lightning's progress counts on it.
+        start_batch: batches of ``start_epoch`` that the run saw before it was interrupted. They count in the length,
+            as Lightning's progress counts them.
+        start_sample: samples of ``start_epoch`` that all processes together saw before, which are left out; None:
+            those of ``start_batch`` batches of the present size.
 
     Raises:
         ValueError: no batch of two samples or more for each process.
@@ -103,17 +105,18 @@ class EpochBatchSampler(Sampler[list[tuple[int, int]]]):
         world_size: int = 1,
         start_epoch: int = 0,
         start_batch: int = 0,
+        start_sample: int | None = None,
     ) -> None:
         self.count, self.batch_size = count, batch_size
         self.rank, self.world_size = rank, world_size
-        self.samples_per_process = -(-count // world_size)
-        if min(batch_size, self.samples_per_process) < 2:
+        if min(batch_size, -(-count // world_size)) < 2:
             raise ValueError(
                 f"{count} training images in batches of {batch_size} for each of {world_size} process(es): every "
                 "process needs at least two images per batch, batch norm cannot train on one"
             )
         self.epoch = self.start_epoch = start_epoch
         self.start_batch = start_batch
+        self.start_sample = start_batch * batch_size * world_size if start_sample is None else start_sample
         self._streams = RandomStreams(seed)
 
     @property
@@ -130,24 +133,35 @@ class EpochBatchSampler(Sampler[list[tuple[int, int]]]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        full, rest = divmod(self.samples_per_process, self.batch_size)
-        return full + (rest > 1)
+        first_batch, first_sample = self._done()
+        full, rest = divmod(self._share(first_sample), self.batch_size)
+        return first_batch + full + (rest > 1)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         epoch = self.epoch
-        first = self.start_batch if epoch == self.start_epoch else 0
-        order = self._order(epoch)
-        for batch in range(first, len(self)):
+        first_batch, first_sample = self._done()
+        batches = len(self) - first_batch
+        order = self._order(epoch, first_sample)
+        for batch in range(batches):
             samples = order[batch * self.batch_size : (batch + 1) * self.batch_size].tolist()
             yield [(epoch, sample) for sample in samples]
 
-    def _order(self, epoch: int) -> np.ndarray:
-        """Return the samples of this process in one epoch, (samples_per_process,)."""
+    def _done(self) -> tuple[int, int]:
+        """Return the batches, and the samples of all processes, that the run has done of this epoch."""
+        return (self.start_batch, self.start_sample) if self.epoch == self.start_epoch else (0, 0)
+
+    def _share(self, first: int) -> int:
+        """Return how many samples each process takes of those from ``first`` on."""
+        return -(-max(0, self.count - first) // self.world_size)
+
+    def _order(self, epoch: int, first: int) -> np.ndarray:
+        """Return the samples of this process in one epoch, from place ``first`` of the shuffled order on."""
         shuffled = self._streams.shuffled(self.count, epoch)
-        mine = shuffled[self.rank :: self.world_size]
-        if len(mine) == self.samples_per_process:
+        share = self._share(first)
+        mine = shuffled[first + self.rank :: self.world_size]
+        if len(mine) == share:
             return mine.copy()  # so that the others' part is freed
-        last = self.rank + self.world_size * (self.samples_per_process - 1)
+        last = first + self.rank + self.world_size * (share - 1)
         return np.append(mine, shuffled[last % self.count])
 
 

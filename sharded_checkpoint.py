@@ -1,79 +1,185 @@
-"""A sharded head in the official single-file checkpoint: gathered for writing, cut for reading.
+"""A sharded head in a checkpoint: every process writes its own classes, and reads those it needs.
 
-The file is that of a dense head, ``head.kernel`` and its momentum (D, C), so that it loads with any number of
-processes, sharded or not, here and in the official code. Rank 0 holds the whole head in its CPU's memory while it
-writes, each other process while it reads.
+Format: a folder with ``rest.ckpt`` (all of an ordinary checkpoint but the head's matrices, read with ``weights_only``)
+and one safetensors file of each process, written by torch.distributed.checkpoint: ``head.kernel`` and
+what the optimiser keeps of its shape, (D, C) each, cut by columns. There is no pickle but the restricted one, nobody
+holds more than it trains, and any number of processes, sharded or not, can read it. A single file of a dense head is
+read by a sharded one too, and ``export_single_file`` makes one, as the official code reads it.
 """
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from torch import Tensor
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Shard
 
-from collectives import rank, world_size
-from partial_fc import PartialFC, shard_range
+from checkpoints import SHARDED_HEAD, AtomicCheckpointIO, head_shape, load_checkpoint
+from collectives import world_size
+from partial_fc import PartialFC
 
 KERNEL = "head.kernel"
+_FILES = "*.safetensors"
 
 
-def gather_head(checkpoint: dict[str, Any], head: PartialFC, optimizer: torch.optim.Optimizer) -> None:
-    """Put the whole head and its optimiser states into the checkpoint of rank 0; called in all processes.
+def strip_head(checkpoint: dict[str, Any], head: PartialFC, optimizer: torch.optim.Optimizer) -> None:
+    """Take the head's matrices out of a checkpoint, and note there what ``write_head`` writes in their place.
 
     Args:
-        checkpoint: of Lightning, changed in place; that of the other ranks is not written and stays as it is.
+        checkpoint: of Lightning, with an ``adaface`` part; changed in place.
         head: this process's part.
         optimizer: the one whose states are the checkpoint's first.
     """
-    weights = head.kernel.detach()
-    whole = _gather(weights, head)
-    if whole is not None:
-        checkpoint["state_dict"][KERNEL] = whole
+    del checkpoint["state_dict"][KERNEL]
     saved = checkpoint["optimizer_states"][0]
-    number = _place_of(head, optimizer)
-    state = dict(saved["state"].get(number, {}))
-    for name, value in state.items():
-        if isinstance(value, Tensor) and value.shape == weights.shape:
-            whole = _gather(value, head)
-            state[name] = value if whole is None else whole
-    if state:  # a new dictionary: the saved one is the optimiser's own
-        checkpoint["optimizer_states"][0] = {**saved, "state": {**saved["state"], number: state}}
+    number = _place_of(head.kernel, optimizer)
+    matrices = _matrices(head, optimizer)
+    state = {name: value for name, value in saved["state"].get(number, {}).items() if name not in matrices}
+    # a new dictionary: the saved one is the optimiser's own
+    checkpoint["optimizer_states"][0] = {**saved, "state": {**saved["state"], number: state}}
+    checkpoint["adaface"][SHARDED_HEAD] = {
+        "shape": [head.kernel.shape[1], head.class_num],
+        "files": world_size(),
+        "dtype": str(head.kernel.dtype).removeprefix("torch."),
+        "states": sorted(matrices),
+        "parameter": number,
+    }
 
 
-def cut_head(checkpoint: dict[str, Any], head: PartialFC, optimizer: torch.optim.Optimizer) -> None:
-    """Cut this process's part out of the optimiser states of a checkpoint; the weights, ``load_state_dict`` cuts.
+def write_head(folder: Path, head: PartialFC, optimizer: torch.optim.Optimizer) -> None:
+    """Write the head's matrices; called by all processes at once.
 
     Args:
-        checkpoint: as read from a file, changed in place.
+        folder: of the checkpoint, seen by all processes.
         head: this process's part.
-        optimizer: one with the parameters in the order of the run's; its states are not looked at.
+        optimizer: of the head.
+
+    Raises:
+        RuntimeError: a file cannot be written.
     """
+    tensors = {KERNEL: head.kernel.detach(), **_matrices(head, optimizer)}
+    columns = {name: _global(value.t().contiguous(), head.class_num) for name, value in tensors.items()}
+    writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    try:
+        with _alone_is_meant():
+            dcp.save(columns, storage_writer=writer, no_dist=world_size() == 1)
+    except dcp.api.CheckpointException as error:
+        reasons = "; ".join(f"process {number}: {failure[0]}" for number, failure in error.failures.items())
+        raise RuntimeError(
+            f"the checkpoint {folder} could not be written: {reasons}. No space left, or a quota, is the usual cause. "
+            "What was there before is whole: make room, then go on with --resume_from_checkpoint"
+        ) from error
+
+
+def fill_in_head(checkpoint: dict[str, Any], head: PartialFC | None) -> None:
+    """Put the head's matrices into a checkpoint that was read: this process's classes, or all for a dense head.
+
+    Args:
+        checkpoint: of ``load_checkpoint``, changed in place; one of a dense head is cut where ``head`` is sharded.
+        head: this process's part, None where the head is dense.
+
+    Raises:
+        ValueError: a file of the checkpoint is missing, or damaged.
+    """
+    sharded = checkpoint["adaface"].pop(SHARDED_HEAD, None)
+    states = checkpoint["optimizer_states"][0]["state"]
+    if sharded is None:
+        if head is not None:
+            _cut_states(checkpoint, head)
+        return
+    folder = Path(checkpoint["folder"])
+    D, C = sharded["shape"]
+    _check_files(folder, sharded["files"])
+    width = C if head is None else head.end_class - head.first_class
+    dtype = getattr(torch, sharded["dtype"])
+    columns = {name: torch.empty(D, width, dtype=dtype) for name in (KERNEL, *sharded["states"])}
+    # a process without classes reads nothing, and still has to take part
+    wanted = {name: value if head is None else _global(value, C) for name, value in columns.items()}
+    try:
+        with _alone_is_meant():
+            dcp.load(wanted, storage_reader=dcp.HuggingFaceStorageReader(str(folder)), no_dist=world_size() == 1)
+    except (Exception, dcp.api.CheckpointException) as error:  # the latter is no Exception
+        reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+        raise ValueError(f"{folder} is not a whole checkpoint: {reason}; take another one") from error
+    # a dense head is (D, C); of a sharded one the optimiser has rows
+    checkpoint["state_dict"] = _with_kernel(checkpoint["state_dict"], columns.pop(KERNEL))
+    by_rows = {name: value if head is None else value.t().contiguous() for name, value in columns.items()}
+    states[sharded["parameter"]] = {**states.get(sharded["parameter"], {}), **by_rows}
+
+
+def export_single_file(source: str | Path, target: str | Path) -> None:
+    """Write a checkpoint folder as the single file of a dense head, which the official code reads.
+
+    Args:
+        source: checkpoint folder, or a link to one.
+        target: file to write; replaced when whole.
+
+    Raises:
+        FileNotFoundError: no such checkpoint.
+        ValueError: a damaged one, or one that is a single file already.
+    """
+    checkpoint = load_checkpoint(source)
+    if head_shape(checkpoint) is None:
+        raise ValueError(f"{source} is a single file already: copy it")
+    fill_in_head(checkpoint, None)
+    del checkpoint["folder"]
+    AtomicCheckpointIO().save_checkpoint(checkpoint, target)
+
+
+def _with_kernel(state: dict[str, Any], kernel: Tensor) -> dict[str, Any]:
+    """Return a state dict with the kernel in its official place, before the head's other entries."""
+    head = [key for key in state if key.startswith(KERNEL.partition(".")[0] + ".")]
+    rest = {key: value for key, value in state.items() if key not in head}
+    return {**rest, KERNEL: kernel, **{key: state[key] for key in head}}
+
+
+def _cut_states(checkpoint: dict[str, Any], head: PartialFC) -> None:
+    """Cut this process's rows out of the optimiser states of a dense head; the weights, ``load_state_dict`` cuts."""
     columns = checkpoint["state_dict"][KERNEL].shape  # (D, C)
-    state = checkpoint["optimizer_states"][0]["state"].get(_place_of(head, optimizer), {})
-    for name, value in state.items():
-        if isinstance(value, Tensor) and value.shape == columns:
-            state[name] = head.shard_of(value).contiguous()  # (K, D)
+    for state in checkpoint["optimizer_states"][0]["state"].values():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == columns:
+                state[name] = head.shard_of(value).contiguous()  # (K, D)
 
 
-def _place_of(head: PartialFC, optimizer: torch.optim.Optimizer) -> int:
-    """Return the number under which an optimiser's state dict keeps the head's weights."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    return next(number for number, parameter in enumerate(parameters) if parameter is head.kernel)
+def _matrices(head: PartialFC, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return what the optimiser keeps of the kernel's shape (K, D), by name."""
+    state = optimizer.state.get(head.kernel, {})
+    return {name: v for name, v in state.items() if isinstance(v, Tensor) and v.shape == head.kernel.shape}
 
 
-def _gather(rows: Tensor, head: PartialFC) -> Tensor | None:
-    """Return the columns (D, C) of all processes on rank 0's CPU, None in the others; one shard travels at a time."""
-    if rank() > 0:
-        if len(rows):
-            dist.send(rows.contiguous(), 0)
-        return None
-    whole = torch.empty(rows.shape[1], head.class_num, dtype=rows.dtype)  # (D, C)
-    for number in range(world_size()):
-        first, end = shard_range(head.class_num, number, world_size())
-        part = rows
-        if number and end > first:
-            part = rows.new_empty(end - first, rows.shape[1])
-            dist.recv(part, number)
-        if end > first:
-            whole[:, first:end] = part.t()
-    return whole
+def _place_of(parameter: nn.Parameter, optimizer: torch.optim.Optimizer) -> int:
+    """Return the number under which an optimiser's state dict keeps a parameter."""
+    parameters = [other for group in optimizer.param_groups for other in group["params"]]
+    return next(number for number, other in enumerate(parameters) if other is parameter)
+
+
+def _global(columns: Tensor, class_num: int) -> Tensor:
+    """Return this process's columns (D, K) as a part of (D, C), for torch.distributed.checkpoint."""
+    if world_size() == 1:
+        return columns
+    mesh = init_device_mesh(columns.device.type, (world_size(),))
+    shape = torch.Size((len(columns), class_num))
+    return DTensor.from_local(columns, mesh, [Shard(1)], run_check=False, shape=shape, stride=(class_num, 1))
+
+
+@contextmanager
+def _alone_is_meant() -> Iterator[None]:
+    """Keep PyTorch from warning that a single process saves or loads by itself."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield
+
+
+def _check_files(folder: Path, expected: int) -> None:
+    found = len(list(folder.glob(_FILES)))
+    if found != expected:
+        raise ValueError(
+            f"{folder} has {found} of the {expected} files of its head ({_FILES}): the folder was not copied whole; "
+            "take another checkpoint, or start a new run with --start_from_model_statedict, which needs no head"
+        )

@@ -30,7 +30,7 @@ from net import EMBEDDING_SIZE, build_model, normalize_images
 from optimization import Schedule, build_optimizer, group_options, settle_loaded_state
 from partial_fc import PartialFC, build_sharded_head
 from results import SetResult, evaluate_set
-from sharded_checkpoint import KERNEL, cut_head, gather_head
+from sharded_checkpoint import KERNEL, fill_in_head, strip_head
 from sharded_gradients import clip_gradient, start_momentum_at_zero
 from touched_rows import step_on_touched_rows
 
@@ -64,7 +64,8 @@ class FaceRecognitionModule(pl.LightningModule):
         lr_power: poly: its power.
         warmup_epochs: epochs in which the learning rate rises to ``lr``.
         seed: seed of dropout and of the sampled classes.
-        metadata: plain values stored in each checkpoint under ``adaface`` (config, class names, versions).
+        metadata: plain values stored in each checkpoint under ``adaface`` (config, versions); ``class_names`` may be
+            any sequence.
 
     Attributes:
         channels_last: memory layout of the backbone's weights, and so of its input (``execution.prepare_step``).
@@ -236,6 +237,14 @@ class FaceRecognitionModule(pl.LightningModule):
         settle_loaded_state(self.optimizers(), self._group_options)
         start_momentum_at_zero(self.optimizers())
 
+    def on_train_epoch_start(self) -> None:
+        """Let Lightning know this epoch's length: one resumed with other batches differs from those after it."""
+        loop, batches = self.trainer.fit_loop, len(self.trainer.train_dataloader)
+        if self.trainer.limit_train_batches == 1.0 and loop.max_batches != batches:
+            if self.trainer.val_check_batch == loop.max_batches:
+                self.trainer.val_check_batch = batches
+            loop.max_batches = batches
+
     # evaluation, the same for validation and test
 
     def on_validation_epoch_start(self) -> None:
@@ -306,18 +315,22 @@ class FaceRecognitionModule(pl.LightningModule):
         epoch, batch = fit.epoch_progress.current.completed, fit.epoch_loop.batch_progress.current.processed
         if fit.epoch_progress.current.processed > epoch:  # between two epochs
             epoch, batch = fit.epoch_progress.current.processed, 0
-        checkpoint["adaface"] = {**self.metadata, "position": {"epoch": epoch, "batch": batch}}
+        position = {"epoch": epoch, "batch": batch}
+        if self.trainer.datamodule is not None:
+            position["samples"] = self.trainer.datamodule.samples_seen(epoch, batch)
+        # names of millions of classes are made when they are asked for
+        names = list(self.metadata.get("class_names", ()))
+        checkpoint["adaface"] = {**self.metadata, "class_names": names, "position": position}
         if self.sharded_head:
-            gather_head(checkpoint, self.sharded_head, self.trainer.optimizers[0])
+            strip_head(checkpoint, self.sharded_head, self.trainer.optimizers[0])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Tell the data module where in the epoch to go on, and take this process's part of a sharded head."""
-        position = checkpoint.get("adaface", {}).get("position")
-        datamodule = getattr(self.trainer, "datamodule", None)
-        if position is not None and datamodule is not None:
-            datamodule.start_epoch, datamodule.start_batch = position["epoch"], position["batch"]
-        if self.sharded_head:
-            cut_head(checkpoint, self.sharded_head, self.configure_optimizers()["optimizer"])
+        """Tell the data module where in the epoch to go on, and take this process's part of the head."""
+        if "adaface" not in checkpoint:
+            return
+        if self.trainer.datamodule is not None:
+            self.trainer.datamodule.go_on_from(**checkpoint["adaface"]["position"])
+        fill_in_head(checkpoint, self.sharded_head)
 
 
 def _pairs_in_order(embeddings: np.ndarray, places: np.ndarray, issame: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from callbacks import CheckpointKeeper
 from lightning_setup import pl
 from train_val import FaceRecognitionModule
 
@@ -71,7 +72,7 @@ def train(processes: int, folder: Path, *, accumulate: int, **options) -> dict:
         default_root_dir=folder,
     )  # fmt: skip
     trainer.fit(module, DataLoader(Faces(trainer.global_rank, processes), batch_size=None))
-    trainer.save_checkpoint(folder / "last.ckpt")
+    CheckpointKeeper(folder).save(trainer)
     return {"losses": losses.values, "rank": trainer.global_rank}
 
 

@@ -580,7 +580,8 @@ def test_swap_is_lossless_for_png_and_close_for_jpeg(faces: Path, capsys: pytest
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "give one of --rec_path, --pack, --pairs; got none"),
+        (["--checkpoint", "a"], "--checkpoint needs --output"),
+        ([], "give one of --rec_path, --pack, --pairs, --checkpoint; got none"),
         (["--rec_path", "a", "--pack", "b"], "got --rec_path, --pack"),
         (
             ["--rec_path", "a", "--make_image_file"],

@@ -372,6 +372,34 @@ def test_start_batch_leaves_out_what_was_seen_in_its_epoch_alone() -> None:
     assert EpochBatchSampler(41, 4, seed=1, start_batch=3).epoch == 0
 
 
+@settings(max_examples=150, deadline=None)
+@given(
+    st.integers(8, 90), st.integers(2, 6), st.integers(1, 4), st.integers(0, 40), st.integers(2, 6), st.integers(1, 4)
+)
+def test_the_rest_of_an_epoch_comes_once_on_another_number_of_processes(
+    count: int, old_size: int, old_world: int, done: int, new_size: int, new_world: int
+) -> None:
+    before = [batches_of(count=count, batch_size=old_size, rank=r, world_size=old_world) for r in range(old_world)]
+    done = min(done, len(before[0]) - 1)
+    seen = [sample for batches in before for _, sample in itertools.chain(*batches[:done])]
+    start = {"start_batch": done, "start_sample": done * old_size * old_world}
+    after = [
+        batches_of(count=count, batch_size=new_size, rank=r, world_size=new_world, **start) for r in range(new_world)
+    ]
+    assert len({tuple(map(len, batches)) for batches in after}) == 1
+    rest = [sample for batches in after for _, sample in itertools.chain(*batches)]
+    share = -(-(count - len(seen)) // new_world)
+    dropped = new_world if share % new_size == 1 else 0
+    assert len(seen) == len(set(seen)), "nothing is padded before an epoch's end"
+    assert len(rest) == share * new_world - dropped
+    missing = set(range(count)) - set(seen) - set(rest)
+    assert len(missing) <= dropped
+    padding = len(seen) + len(rest) - len(set(seen) | set(rest))
+    assert padding <= new_world - 1
+    again = batches_of(count=count, batch_size=new_size, rank=0, world_size=new_world, epoch=1, **start)
+    assert again == batches_of(count=count, batch_size=new_size, rank=0, world_size=new_world, epoch=1)
+
+
 def training_batches(data: FaceDataModule, epoch: int, loader: DataLoader | None = None) -> list[tuple]:
     loader = loader or data.train_dataloader()
     loader.batch_sampler.sampler.set_epoch(epoch)  # as Lightning does
@@ -444,7 +472,7 @@ class Listener(pl.LightningModule):
             self.trainer.save_checkpoint(self.checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.trainer.datamodule.start_epoch, self.trainer.datamodule.start_batch = 1, 1
+        self.trainer.datamodule.go_on_from(1, 1)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None: ...
 

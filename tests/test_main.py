@@ -15,9 +15,11 @@ import pytest
 import torch
 from sharded_records import write_chunks
 
+import checkpoint_folders
 import config as options
 import convert
 import main
+from checkpoints import load_checkpoint
 from demo_data import write_demo_data
 from head import Head
 from net import build_model
@@ -121,7 +123,7 @@ def test_checkpoints_hold_plain_values_and_the_official_keys(whole_run, faces):
     ours = checkpoint["adaface"]
     assert ours["config"]["arch"] == ARCH
     assert ours["class_names"] == [str(label) for label in range(6)]
-    assert ours["position"] == {"epoch": 6, "batch": 0}
+    assert ours["position"] == {"epoch": 6, "batch": 0, "samples": 0}
     assert ours["input"]["color"] == "BGR"
 
 
@@ -184,7 +186,7 @@ def test_accumulated_gradients_are_never_cut_by_a_checkpoint(faces, tmp_path):
     ]  # fmt: skip
     whole = run(faces, tmp_path / "whole", *accumulated)
     first, *_ = sorted(whole.glob("epoch=000-step=0000001-*.ckpt"))  # inside the first epoch of 8 batches
-    assert torch.load(first, weights_only=True)["adaface"]["position"] == {"epoch": 0, "batch": 3}
+    assert torch.load(first, weights_only=True)["adaface"]["position"] == {"epoch": 0, "batch": 3, "samples": 12}
     (tmp_path / "resumed").mkdir()
     shutil.copy(first, tmp_path / "resumed" / "last.ckpt")
     assert main.main(["--resume_from_checkpoint", str(tmp_path / "resumed" / "last.ckpt")]) == 0
@@ -264,7 +266,9 @@ def test_weights_that_are_not_finite_never_replace_good_ones(faces, tmp_path, ca
     message = capsys.readouterr().err
     assert "the weights are not finite after step 7 (head.kernel is the first)" in message
     assert f"go on with: python main.py --resume_from_checkpoint {folder / 'last.ckpt'}" in message
-    assert torch.load(folder / "last.ckpt", weights_only=True)["adaface"]["position"] == {"epoch": 1, "batch": 0}
+    assert torch.load(folder / "last.ckpt", weights_only=True)["adaface"]["position"] == {
+        "epoch": 1, "batch": 0, "samples": 0,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -295,32 +299,96 @@ def test_two_processes_train_and_evaluate_as_one(faces, tmp_path):
     assert two == one
 
 
+SHARDED = ["--sample_rate", "0.5", "--accumulate_grad_batches", "2", "--gradient_clip_val", "5", "--lr", "0.01"]
+
+
+def start_sharded(faces: Path, output: Path, devices: int, *more: str) -> Path:
+    """Train a sharded head in several processes; return the run folder."""
+    words_ = ["--devices", str(devices), "--accelerator", "cpu", "--epochs", "1", "--batch_size", "4", *SHARDED, *more]
+    process = start(faces, output, *words_)
+    printed, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, printed
+    assert "--sample_rate 0.5 needs a sharded head: --head_sharding on" in printed
+    (folder,) = output.glob("*")
+    return folder
+
+
 def test_two_processes_train_a_sharded_head_that_one_process_goes_on_with(faces, tmp_path):
-    sampled = ["--sample_rate", "0.5", "--accumulate_grad_batches", "2", "--gradient_clip_val", "5", "--lr", "0.01"]
-    process = start(faces, tmp_path, "--devices", "2", "--accelerator", "cpu", "--epochs", "1", *sampled)
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
-    assert "--sample_rate 0.5 needs a sharded head: --head_sharding on" in output
-    (folder,) = tmp_path.glob("*")
+    folder = start_sharded(faces, tmp_path, 2)
     assert (folder / "results.csv").is_file()
-    checkpoint = torch.load(folder / "last.ckpt", weights_only=True)
+    assert (folder / "last.ckpt").is_symlink()
+    assert len(list((folder / "last.ckpt").glob("*.safetensors"))) == 2
+    assert not (folder / "checkpoints" / ".part").exists()
+    linked = {path.resolve() for path in folder.glob("*.ckpt")}
+    assert set((folder / "checkpoints").iterdir()) == linked
+    single = folder / "single.ckpt"
+    assert convert.main(["--checkpoint", str(folder / "last.ckpt"), "--output", str(single)]) == 0
+    checkpoint = torch.load(single, weights_only=True)
     kernel = checkpoint["state_dict"]["head.kernel"]
+    assert list(checkpoint["state_dict"])[-4:] == ["head.kernel", "head.t", "head.batch_mean", "head.batch_std"]
     assert kernel.shape == (512, 6)
     states = checkpoint["optimizer_states"][0]["state"].values()
     assert [state["momentum_buffer"].shape for state in states].count(kernel.shape) == 1
-    words = ["--resume_from_checkpoint", str(folder / "last.ckpt"), "--devices", "1", "--epochs", "2"]
-    assert main.main([*words, "--sample_rate", "1"]) == 0
+    words_ = ["--resume_from_checkpoint", str(folder / "last.ckpt"), "--devices", "1", "--epochs", "2"]
+    assert main.main([*words_, "--sample_rate", "1", "--head_sharding", "off"]) == 0
+    assert not (folder / "last.ckpt").is_symlink()
     later = weights(folder / "last.ckpt")["head.kernel"]
     assert 0 < (later - kernel).abs().max() < 0.1
+    best = ["--evaluate", "--start_from_model_statedict", str(folder / "best.ckpt")]
+    assert main.main(words(faces, tmp_path / "evaluated", *best)) == 0
 
 
 def test_a_sharded_head_resumes_as_a_dense_one_does(whole_run, faces, tmp_path):
     (third,) = whole_run.glob("epoch=002-*.ckpt")
     shutil.copy(third, tmp_path / "last.ckpt")
     assert main.main(["--resume_from_checkpoint", str(tmp_path / "last.ckpt"), "--head_sharding", "on"]) == 0
-    sharded, dense = weights(tmp_path / "last.ckpt"), weights(whole_run / "last.ckpt")
+    single = tmp_path / "single.ckpt"
+    assert convert.main(["--checkpoint", str(tmp_path / "last.ckpt"), "--output", str(single)]) == 0
+    sharded, dense = weights(single), weights(whole_run / "last.ckpt")
     assert list(sharded) == list(dense)
     torch.testing.assert_close(sharded["head.kernel"], dense["head.kernel"], rtol=1e-3, atol=1e-3)
+
+
+def test_a_checkpoint_every_few_steps_resumes_to_the_same_bits(faces, tmp_path, monkeypatch):
+    """Of a sharded head, in one process; the checkpoint of the third step is kept aside."""
+    common = ["--epochs", "5", "--batch_size", "4", "--lr", "0.01", "--checkpoint_every_steps", "3", *SHARDED[:2]]
+    publish, kept = checkpoint_folders.publish, tmp_path / "kept"
+
+    def keep_the_first(run_folder, step, names):
+        final = publish(run_folder, step, names)
+        if not kept.exists():
+            shutil.copytree(final, kept)
+        return final
+
+    monkeypatch.setattr(checkpoint_folders, "publish", keep_the_first)
+    whole = run(faces, tmp_path / "whole", *common)
+    checkpoint = load_checkpoint(kept)
+    assert checkpoint["adaface"]["position"] == {"epoch": 0, "batch": 3, "samples": 12}
+    resumed = tmp_path / "resumed"
+    shutil.copytree(kept, resumed / "checkpoints" / "step")
+    checkpoint_folders.link(resumed / "checkpoints" / "step", resumed / "last.ckpt")
+    assert main.main(["--resume_from_checkpoint", str(resumed / "last.ckpt")]) == 0
+    for folder in (whole, resumed):
+        words_ = ["--checkpoint", str(folder / "last.ckpt"), "--output", str(folder / "single.ckpt")]
+        assert convert.main(words_) == 0
+    assert_equal_weights(resumed / "single.ckpt", whole / "single.ckpt")
+    assert_equal_optimizers(resumed / "single.ckpt", whole / "single.ckpt")
+
+
+def test_an_epoch_is_finished_with_other_batches(faces, tmp_path, capsys):
+    """30 images: 12 in batches of 4, the other 18 in batches of 9, and the next epoch in batches of 9."""
+    common = ["--epochs", "2", "--batch_size", "4", "--accumulate_grad_batches", "3", "--save_all_models"]
+    whole = run(faces, tmp_path / "whole", *common, "--lr", "0.01")
+    (middle,) = whole.glob("epoch=000-step=0000001-*.ckpt")
+    (tmp_path / "resumed").mkdir()
+    shutil.copy(middle, tmp_path / "resumed" / "last.ckpt")
+    words_ = ["--resume_from_checkpoint", str(tmp_path / "resumed" / "last.ckpt"), "--batch_size", "9"]
+    assert main.main([*words_, "--accumulate_grad_batches", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert "epoch 1/2 batch 5/5" in printed  # 3 before, 2 after
+    assert "epoch 2/2 batch 4/4" in printed  # 30 in batches of 9
+    position = torch.load(tmp_path / "resumed" / "last.ckpt", weights_only=True)["adaface"]["position"]
+    assert position == {"epoch": 2, "batch": 0, "samples": 0}
 
 
 def test_a_non_finite_loss_stops_and_keeps_the_good_checkpoint(faces, tmp_path, capsys, monkeypatch):
@@ -338,7 +406,9 @@ def test_a_non_finite_loss_stops_and_keeps_the_good_checkpoint(faces, tmp_path, 
     assert str(folder) in message
     assert "NonFiniteLossError" in (folder / "error.log").read_text()
     kept = torch.load(folder / "last.ckpt", weights_only=True)
-    assert kept["adaface"]["position"] == {"epoch": 1, "batch": 0}
+    assert kept["adaface"]["position"] == {
+        "epoch": 1, "batch": 0, "samples": 0,
+    }  # fmt: skip
     assert all(torch.isfinite(value).all() for value in kept["state_dict"].values())
 
 

@@ -2,9 +2,11 @@
 
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from test_memory_plan import MEMORY
 
 import config
 import convert
@@ -54,6 +56,22 @@ def test_every_file_the_readme_names_exists():
     assert len(named) > 20
     missing = [name for name in named if not (ROOT / name).is_file()]
     assert not missing
+
+
+def test_the_table_of_identities_and_devices_is_what_a_plan_computes():
+    """Weights, gradient and momentum of the head: the numbers that bench/partial_fc.py measures at a million."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([\d,]+)(?: \(\w+\))? \| (\d+\.\d\d) \|(.*)\|$", text, re.MULTILINE)
+    assert len(rows) == 4
+    for identities, dense, more in rows:
+        head = replace(MEMORY, backbone_parameters=0, embedding_size=512, class_num=int(identities.replace(",", "")))
+        shared = [replace(head, sharded=True, processes=devices) for devices in (8, 16, 64)]
+        sampled = replace(shared[0], sample_rate=0.1)
+        computed = [memory.weights_bytes / 1e9 for memory in (head, *shared, sampled)]
+        assert [f"{number:.2f}" for number in computed] == [dense, *more.replace(" ", "").split("|")]
+    ideal = [replace(head, class_num=10**6, sharded=True, processes=W).weights_bytes / 1e9 for W in (1, 2, 4)]
+    told = re.search(r"the arithmetic gives ([\d.]+), ([\d.]+) and ([\d.]+)\.", text)
+    assert list(told.groups()) == [f"{number:.2f}" for number in ideal]
 
 
 def test_make_targets_of_the_readme_exist():

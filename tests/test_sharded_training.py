@@ -15,6 +15,7 @@ from callbacks import NonFiniteLossError, NonFiniteLossGuard
 from checkpoints import load_checkpoint
 from config import parse
 from devices import DevicePlan
+from sharded_checkpoint import fill_in_head
 from train_val import FaceRecognitionModule
 
 TESTS = Path(__file__).parent
@@ -59,6 +60,8 @@ def test_two_processes_train_as_one_with_twice_the_batch(tmp_path, options):
         means = [sum(pair) / 2 for pair in zip(*(outcome["losses"] for outcome in outcomes), strict=True)]
         assert means == pytest.approx(expected["losses"], rel=1e-5)
     got, wanted = load_checkpoint(two / "last.ckpt"), load_checkpoint(one / "last.ckpt")
+    assert (two / "last.ckpt").is_dir() == options["sharded"]
+    fill_in_head(got, None)
     assert list(got["state_dict"]) == list(wanted["state_dict"])
     for key, value in wanted["state_dict"].items():
         torch.testing.assert_close(got["state_dict"][key], value, rtol=1e-5, atol=1e-6, msg=key)

@@ -1,0 +1,73 @@
+"""One process that writes or reads the checkpoint of a sharded head, for test_sharded_checkpoint.py.
+
+python sharded_checkpoint_worker.py write|read RANK WORLD CLASSES FOLDER STORE
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.nn import functional as F
+
+from checkpoints import REST, load_checkpoint
+from partial_fc import build_sharded_head
+from sharded_checkpoint import KERNEL, fill_in_head, strip_head, write_head
+
+D, B = 8, 12
+
+
+def checkpoint_of(head: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """What Lightning would save of a model that is a head alone."""
+    state = {f"head.{key}": value for key, value in head.state_dict().items()}
+    return {"state_dict": state, "optimizer_states": [optimizer.state_dict()], "adaface": {}}
+
+
+def trained(classes: int, name: str = "sgd") -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+    """A head after two steps, the same whatever the number of processes."""
+    torch.manual_seed(3)
+    head = build_sharded_head("adaface", D, classes, 0.4, 0.01, 0.333, 64.0)
+    parameters = [torch.nn.Parameter(torch.zeros(2)), head.kernel]  # the backbone's come first
+    adam = torch.optim.AdamW(parameters, lr=0.1)
+    optimizer = torch.optim.SGD(parameters, lr=0.1, momentum=0.9) if name == "sgd" else adam
+    W, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
+    share = slice(rank * (B // W), (rank + 1) * (B // W))
+    for step in range(2):
+        generator = torch.Generator().manual_seed(step)
+        embeddings = F.normalize(torch.randn(B, D, generator=generator))[share]
+        norms, labels = torch.rand(B, 1, generator=generator)[share] * 20, (torch.arange(B) % classes)[share]
+        optimizer.zero_grad()
+        head.loss(embeddings, norms, labels).backward()
+        optimizer.step()
+    return head, optimizer
+
+
+def main() -> None:
+    action, rank, world, classes, folder, store = sys.argv[1:]
+    if int(world) > 1:
+        dist.init_process_group("gloo", init_method=f"file://{store}", rank=int(rank), world_size=int(world))
+    head, optimizer = trained(int(classes))
+    if action == "write":
+        checkpoint = checkpoint_of(head, optimizer)
+        strip_head(checkpoint, head, optimizer)
+        if rank == "0":
+            torch.save(checkpoint, Path(folder, REST))
+        write_head(Path(folder), head, optimizer)
+    else:
+        expected = checkpoint_of(head, optimizer)
+        read = load_checkpoint(folder)
+        fill_in_head(read, head)
+        # two trainings with other numbers of processes: equal to rounding
+        tolerance = {"rtol": 1e-3, "atol": 1e-4}
+        torch.testing.assert_close(read["state_dict"][KERNEL], expected["state_dict"][KERNEL], **tolerance)
+        mine, theirs = (c["optimizer_states"][0]["state"][1]["momentum_buffer"] for c in (expected, read))
+        torch.testing.assert_close(theirs, mine, **tolerance)
+        assert theirs.shape == head.kernel.shape
+        assert theirs.is_contiguous()
+    if int(world) > 1:
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""Checkpoints of a sharded head, with real processes over gloo (sharded_checkpoint_worker.py)."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from sharded_checkpoint_worker import D, checkpoint_of, trained
+
+from checkpoints import REST, check_fits, load_checkpoint
+from head import build_head
+from sharded_checkpoint import KERNEL, export_single_file, fill_in_head, strip_head, write_head
+
+TESTS = Path(__file__).parent
+ODD, FEW = 11, 5  # not divisible by 2, 3 or 4; and so few that the last of four processes has none
+
+
+def start(action: str, world: int, classes: int, folder: Path, store: Path) -> None:
+    path = os.pathsep.join([str(TESTS.parent), str(TESTS)])
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(TESTS / "sharded_checkpoint_worker.py"), action, str(rank), str(world), str(classes),
+             str(folder), str(store)],
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}, stderr=subprocess.PIPE, text=True,
+        )
+        for rank in range(world)
+    ]  # fmt: skip
+    try:
+        errors = [process.communicate(timeout=120)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0] * world, "\n".join(errors)
+
+
+@pytest.fixture(scope="module", params=[ODD, FEW])
+def of_four(request, tmp_path_factory) -> tuple[int, Path]:
+    """A checkpoint that four processes wrote."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    start("write", 4, request.param, folder, folder.parent / f"store{request.param}")
+    return request.param, folder
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_a_checkpoint_of_four_processes_is_read_by_fewer(of_four, world, tmp_path):
+    classes, folder = of_four
+    start("read", world, classes, folder, tmp_path / "store")
+
+
+def test_one_process_reads_it_sharded_or_not(of_four):
+    classes, folder = of_four
+    head, optimizer = trained(classes)
+    expected = checkpoint_of(head, optimizer)
+    for wanted in (head, None):
+        read = load_checkpoint(folder)
+        fill_in_head(read, wanted)
+        tolerance = {"rtol": 1e-3, "atol": 1e-4}  # two trainings with other numbers of processes
+        torch.testing.assert_close(read["state_dict"][KERNEL], expected["state_dict"][KERNEL], **tolerance)
+        momentum = read["optimizer_states"][0]["state"][1]["momentum_buffer"]
+        rows = expected["optimizer_states"][0]["state"][1]["momentum_buffer"]
+        torch.testing.assert_close(momentum, rows if wanted is head else rows.t(), **tolerance)
+
+
+def test_nothing_in_it_is_a_pickle_but_the_restricted_one(of_four):
+    _, folder = of_four
+    files = {path.name for path in folder.iterdir()}
+    assert {name for name in files if not name.endswith(".safetensors")} == {REST}
+    torch.load(folder / REST, weights_only=True)
+
+
+def test_the_single_file_is_that_of_a_dense_head(of_four, tmp_path):
+    classes, folder = of_four
+    export_single_file(folder, tmp_path / "single.ckpt")
+    saved = torch.load(tmp_path / "single.ckpt", weights_only=True)
+    assert "folder" not in saved
+    dense = build_head("adaface", D, classes, 0.4, 0.01, 0.333, 64.0)
+    dense.load_state_dict({key.removeprefix("head."): value for key, value in saved["state_dict"].items()})
+    with pytest.raises(ValueError, match="is a single file already"):
+        export_single_file(tmp_path / "single.ckpt", tmp_path / "other.ckpt")
+
+
+def test_a_missing_file_of_the_head_is_told(of_four, tmp_path):
+    _, folder = of_four
+    shutil.copytree(folder, tmp_path / "copy")
+    next((tmp_path / "copy").glob("*.safetensors")).unlink()
+    with pytest.raises(ValueError, match=r"has \d of the \d files of its head"):
+        fill_in_head(load_checkpoint(tmp_path / "copy"), None)
+
+
+def test_a_damaged_file_of_the_head_is_told(of_four, tmp_path):
+    _, folder = of_four
+    shutil.copytree(folder, tmp_path / "copy")
+    file = next((tmp_path / "copy").glob("*.safetensors"))
+    file.write_bytes(file.read_bytes()[:-40])
+    with pytest.raises(ValueError, match="is not a whole checkpoint"):
+        fill_in_head(load_checkpoint(tmp_path / "copy"), None)
+
+
+def test_a_folder_that_is_no_checkpoint_is_told(tmp_path):
+    with pytest.raises(FileNotFoundError, match=f"without {REST}"):
+        load_checkpoint(tmp_path)
+
+
+def test_another_class_count_is_refused(of_four):
+    classes, folder = of_four
+    shapes = {KERNEL: (D, 99), "head.t": (1,), "head.batch_mean": (1,), "head.batch_std": (1,)}
+    with pytest.raises(ValueError, match=f"has a head of {classes} classes, the training data has 99"):
+        check_fits(load_checkpoint(folder), shapes, folder)
+    check_fits(load_checkpoint(folder), {**shapes, KERNEL: (D, classes)}, folder)
+
+
+def test_all_that_adam_keeps_is_kept(tmp_path):
+    head, optimizer = trained(ODD, "adamw")
+    checkpoint = checkpoint_of(head, optimizer)
+    strip_head(checkpoint, head, optimizer)
+    torch.save(checkpoint, tmp_path / REST)
+    write_head(tmp_path, head, optimizer)
+    assert optimizer.state[head.kernel]["exp_avg"].shape == (ODD, D), "what runs on is not touched"
+    read = load_checkpoint(tmp_path)
+    fill_in_head(read, head)
+    saved = read["optimizer_states"][0]["state"][1]
+    for name in ("exp_avg", "exp_avg_sq", "step"):
+        assert torch.equal(saved[name], optimizer.state[head.kernel][name])
+
+
+def test_files_that_cannot_be_written_are_told(tmp_path):
+    head, optimizer = trained(ODD)
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(RuntimeError, match=r"could not be written: process 0: .*make room"):
+        write_head(tmp_path / "file" / "folder", head, optimizer)
