@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogFormatter, MaxNLocator
 
 from plot_style import BLUE, DPI, GREY, ORANGE, SKY, VERMILION, dress, save_figure
 from training_metrics import read_metrics
@@ -45,6 +45,8 @@ def _draw_gradient_norm(axes: Axes, rows: pd.DataFrame) -> None:
     _line(axes, rows, "gradient_norm_max", ORANGE, "highest")
     _line(axes, rows, "gradient_norm", BLUE, "mean")
     axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(LogFormatter())
+    axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
     axes.legend(loc="best", fontsize=10, framealpha=0.95)
     dress(axes, "Gradient norm", "", "all parameters")
 
