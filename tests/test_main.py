@@ -338,6 +338,31 @@ def test_two_processes_train_a_sharded_head_that_one_process_goes_on_with(faces,
     assert main.main(words(faces, tmp_path / "evaluated", *best)) == 0
 
 
+@pytest.mark.slow
+def test_a_checkpoint_of_four_processes_goes_on_with_one_two_and_three(faces, tmp_path):
+    """From inside the first epoch: after 2 of 4 batches of 8, the other 14 images are seen once, then all 30."""
+    more = ["--head_sharding", "on", "--lr", "0.01", "--checkpoint_every_steps", "2", "--epochs", "2"]
+    process = start(faces, tmp_path / "four", "--devices", "4", "--accelerator", "cpu", *more)
+    (tmp_path / "four").mkdir(exist_ok=True)
+    wait_for(lambda: list((tmp_path / "four").glob("*/last.ckpt")), process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    (folder,) = (tmp_path / "four").iterdir()
+    position = load_checkpoint(folder / "last.ckpt")["adaface"]["position"]
+    assert position["samples"] == 8 * position["batch"]
+    for processes, batch_size in ((1, 8), (2, 8), (3, 9)):
+        copy = tmp_path / f"on_{processes}"
+        shutil.copytree(folder, copy, symlinks=True)
+        words_ = ["--resume_from_checkpoint", str(copy / "last.ckpt"), "--devices", str(processes)]
+        done = subprocess.run(
+            [sys.executable, "main.py", *words_, "--batch_size", str(batch_size)], cwd=ROOT, capture_output=True,
+            text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert load_checkpoint(copy / "last.ckpt")["adaface"]["position"]["epoch"] == 2
+        assert len(list((copy / "last.ckpt").glob("*.safetensors"))) == processes
+
+
 def test_a_sharded_head_resumes_as_a_dense_one_does(whole_run, faces, tmp_path):
     (third,) = whole_run.glob("epoch=002-*.ckpt")
     shutil.copy(third, tmp_path / "last.ckpt")
