@@ -10,76 +10,76 @@ from pathlib import Path
 
 import launched
 import pytest
+from watch_worker import SCENARIOS
 
 TESTS = Path(__file__).parent
 HOST = re.escape(platform.node())
 
 
-def watched(ends: list[str]) -> tuple[list[int], list[str]]:
-    """Run one process for each way to end; return exit statuses and what they print."""
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory):
+    """Exit statuses and outputs of the processes of each scenario of watch_worker.py."""
+    folder = tmp_path_factory.mktemp("watched")
     path = os.pathsep.join([str(TESTS.parent), str(TESTS)])
-    port = str(launched.free_port())
-    started = [
-        subprocess.Popen(
-            [sys.executable, str(TESTS / "watch_worker.py"), str(rank), str(len(ends)), port, how],
-            env=launched.environment(PYTHONPATH=path),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
+    command = [sys.executable, str(TESTS / "watch_worker.py"), str(folder)]
+    # less than the 60 s for which a process waits that nobody ends
+    subprocess.run(command, env=launched.environment(PYTHONPATH=path), timeout=50, check=True)
+    return {
+        name: (
+            [int((folder / f"{name}_{rank}.status").read_text()) for rank in range(len(ends))],
+            [(folder / f"{name}_{rank}.txt").read_text() for rank in range(len(ends))],
         )
-        for rank, how in enumerate(ends)
-    ]
-    outputs = [process.communicate(timeout=50)[1] for process in started]  # less than the 60 s that one would wait
-    return [process.returncode for process in started], outputs
+        for name, ends in SCENARIOS.items()
+    }
 
 
 def lost(rank: int, how: str) -> str:
     return rf"main\.py: error: process {rank} on {HOST} \(pid \d+\) {how}: the run is ended; go on so\n"
 
 
-def test_a_killed_process_ends_those_that_wait_for_it():
-    statuses, outputs = watched(["waits", "waits", "killed"])
+def test_a_killed_process_ends_those_that_wait_for_it(watched):
+    statuses, outputs = watched["killed"]
     assert statuses == [2, 2, -signal.SIGKILL]
     assert re.fullmatch(lost(2, "died"), outputs[0])
     assert outputs[1] == "", "on one host it is said once"
 
 
-def test_the_loss_of_process_0_is_told_by_another():
-    statuses, outputs = watched(["killed", "waits", "waits"])
+def test_the_loss_of_process_0_is_told_by_another(watched):
+    statuses, outputs = watched["first killed"]
     assert statuses == [-signal.SIGKILL, 2, 2]
     assert re.fullmatch(lost(0, "died"), outputs[1])
     assert outputs[2] == ""
 
 
-def test_a_data_worker_that_lives_on_does_not_hide_the_death():
-    statuses, outputs = watched(["waits", "forked"])
+def test_a_data_worker_that_lives_on_does_not_hide_the_death(watched):
+    statuses, outputs = watched["data worker"]
     assert statuses == [2, -signal.SIGKILL]
     assert re.fullmatch(lost(1, "died"), outputs[0])
 
 
-def test_an_error_of_one_process_ends_the_others():
-    statuses, outputs = watched(["waits", "error"])
+def test_an_error_of_one_process_ends_the_others(watched):
+    statuses, outputs = watched["error"]
     assert statuses == [2, 1]
     assert re.fullmatch(lost(1, "stopped by an error, which it has printed"), outputs[0])
-    assert "its own error" in outputs[1]
+    assert outputs[1] == "ValueError: its own error\n"
 
 
-def test_the_broken_connection_of_a_collective_is_explained():
-    statuses, outputs = watched(["gloo", "killed"])
+def test_the_broken_connection_of_a_collective_is_explained(watched):
+    statuses, outputs = watched["gloo"]
     assert statuses == [12, -signal.SIGKILL], "the main thread ends by itself, quietly"
     assert re.fullmatch(lost(1, "died"), outputs[0])
 
 
-def test_an_answer_that_does_not_come_in_time_is_explained():
-    statuses, outputs = watched(["timeout", "timeout"])
+def test_an_answer_that_does_not_come_in_time_is_explained(watched):
+    statuses, outputs = watched["timeout"]
     assert statuses == [1, 1]
     assert "did not answer for 7 s (--collective_timeout_sec), though none is known to be lost" in outputs[0]
 
 
-@pytest.mark.parametrize("how", ["done", "interrupted"])
-def test_processes_that_end_as_they_should_are_not_missed(how):
-    statuses, outputs = watched([how, "done", how])
-    assert statuses == [0 if one == "done" else 1 for one in (how, "done", how)]
+def test_processes_that_end_as_they_should_are_not_missed(watched):
+    assert watched["done"] == ([0, 0, 0], ["", "", ""])
+    statuses, outputs = watched["interrupted"]
+    assert statuses == [1, 1, 1]
     assert not any("main.py: error" in output for output in outputs)
 
 
@@ -107,6 +107,7 @@ def test_a_run_that_loses_a_process_ends_and_says_how_to_go_on(data_root, tmp_pa
     assert "Traceback" not in file.read_text()
 
 
+@pytest.mark.slow
 def test_a_process_that_hangs_is_waited_for_as_long_as_is_asked_for(data_root, tmp_path):
     words = launched.words(data_root, "--run_folder", tmp_path / "run", "--devices", 2, "--epochs", 500)
     words += ["--collective_timeout_sec", "10"]
