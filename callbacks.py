@@ -4,13 +4,8 @@ Each class is one Lightning callback; none of them changes the numbers of a run.
 """
 
 import os
-import platform
 import shutil
 import signal
-import subprocess
-import sys
-import threading
-import time
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -26,7 +21,6 @@ from sharded_checkpoint import write_head
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _GUARD_EVERY_STEPS_GPU = 50
 _STOP_EVERY_STEPS_GPU = 20
-_WATCH_EVERY_SEC = 0.5
 
 
 class InterruptedTrainingError(Exception):
@@ -249,41 +243,6 @@ class StopOnSignal(pl.Callback):
         if batch_idx is not None and on_gpu and (batch_idx + 1) % _STOP_EVERY_STEPS_GPU:
             return False
         return trainer.strategy.reduce_boolean_decision(self.requested, all=False)
-
-
-class ChildWatch(pl.Callback):
-    """Say which process died, before Lightning ends the others without a word.
-
-    Args:
-        keeper: knows the newest checkpoint.
-        stop: knows whether the end was asked for.
-    """
-
-    def __init__(self, keeper: CheckpointKeeper, stop: StopOnSignal) -> None:
-        self.keeper, self.stop = keeper, stop
-
-    def on_fit_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        """Watch the processes that this one has started."""
-        children = list(getattr(trainer.strategy.launcher, "procs", []))
-        if children:
-            threading.Thread(target=self._watch, args=(children,), daemon=True).start()
-
-    def _watch(self, children: list["subprocess.Popen[bytes]"]) -> None:
-        while True:
-            time.sleep(_WATCH_EVERY_SEC)
-            codes = [child.poll() for child in children]
-            if all(code == 0 for code in codes) or self.stop.requested:
-                return
-            for rank, (child, code) in enumerate(zip(children, codes, strict=True), start=1):
-                if code:
-                    how = f"signal {-code}" if code < 0 else f"exit status {code}"
-                    print(
-                        f"process {rank} (pid {child.pid}) on {platform.node()} died by {how}: the run is ended; "
-                        f"{how_to_go_on(self.keeper.last)}",
-                        file=sys.stderr,
-                        flush=True,
-                    )
-                    return
 
 
 class NonFiniteLossGuard(pl.Callback):

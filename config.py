@@ -53,6 +53,9 @@ class Config:
     # run
     prefix: str = _option("default", "first part of the run folder's name")
     output_dir: str = _option("experiments", "folder of the run folders (ours)")
+    run_folder: str = _option(
+        "", "folder of this run, in place of a new one: begun there, or gone on with from its last.ckpt (ours)"
+    )
     seed: int = _option(42, "seed of weights, shuffling, augmentation and dropout")
     deterministic: bool = _option(False, "deterministic kernels: the same bits on the same hardware (ours)")
     fast_dev_run: bool = _option(False, "one batch of training and validation, to see that everything works")
@@ -71,6 +74,9 @@ class Config:
     devices: int = _option(0, "number of processes per node, one a device; 0 follows --gpus (ours)")
     num_nodes: int = _option(1, "number of machines (ours)")
     distributed_backend: str = _option("ddp", "how several devices work together", ("ddp",))
+    collective_timeout_sec: float = _option(
+        600.0, "seconds that a process waits for the others before it gives up (ours)"
+    )
     use_16bit: bool = _option(False, "16-bit mixed precision (float16 on a GPU, bfloat16 on a CPU)")
     precision: str = _option(
         "auto",
@@ -194,7 +200,7 @@ def _check_ranges(config: Config) -> None:
         raise ValueError(f"--seed must be below 2**32, got {config.seed}")
     if not 0.0 < config.sample_rate <= 1.0:
         raise ValueError(f"--sample_rate is a share of the classes in (0, 1], got {config.sample_rate}")
-    for name in ("s", "lr_power"):
+    for name in ("s", "lr_power", "collective_timeout_sec"):
         if not getattr(config, name) > 0:
             raise ValueError(f"--{name} must be above 0, got {getattr(config, name)}")
     if config.stalled_after_steps and config.stalled_after_steps < _FEWEST_STALLED_STEPS:
@@ -236,6 +242,13 @@ def _check_combinations(config: Config) -> None:
         raise ValueError(
             "--evaluate contradicts --resume_from_checkpoint: name the model by --start_from_model_statedict"
         )
+    if config.evaluate and config.run_folder:
+        raise ValueError(
+            "--evaluate contradicts --run_folder, which holds a training to go on with: --output_dir says where the "
+            "results of an evaluation go"
+        )
+    if config.resume_from_checkpoint and config.run_folder:
+        _check_same_folder(config)
     if config.resume_from_checkpoint and config.start_from_model_statedict:
         raise ValueError(
             "--resume_from_checkpoint restores all weights, --start_from_model_statedict the backbone only: "
@@ -245,6 +258,15 @@ def _check_combinations(config: Config) -> None:
         path = getattr(config, name)
         if path and not Path(path).exists():
             raise FileNotFoundError(f"--{name}: there is no file {path}")
+
+
+def _check_same_folder(config: Config) -> None:
+    folder = Path(config.resume_from_checkpoint).absolute().parent
+    if folder.resolve() != Path(config.run_folder).resolve():
+        raise ValueError(
+            f"--resume_from_checkpoint goes on in its own folder, {folder}, which is not --run_folder "
+            f"{config.run_folder}: leave one of them out"
+        )
 
 
 def check_optimisation(config: Config) -> None:

@@ -3,12 +3,10 @@
 import math
 import os
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 
 from threads import usable_cores
 
@@ -17,7 +15,6 @@ try:
 except ImportError:  # not Unix
     resource = None  # type: ignore[assignment]
 
-_DECISION = "ADAFACE_DECISION_"
 _MEMORY_INFO = Path("/proc/meminfo")
 
 
@@ -151,28 +148,3 @@ def peak_memory(device_type: str) -> float:
         return 0.0
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def decided_by_rank_0(name: str, decide: Callable[[], str], accelerator: str) -> str:
-    """Return what rank 0 decides on, in every process of the run.
-
-    Lightning starts the other processes of a machine from rank 0, so they inherit the decision in the environment;
-    torchrun starts all at once, so there it is broadcast.
-
-    Args:
-        name: of the decision, in capital letters.
-        decide: called on rank 0 alone, once.
-        accelerator: ``gpu`` or another; chooses the backend of the process group.
-    """
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        if accelerator == "gpu":
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        if not dist.is_initialized():
-            dist.init_process_group("nccl" if accelerator == "gpu" else "gloo")
-        box = [decide() if dist.get_rank() == 0 else None]
-        dist.broadcast_object_list(box)
-        return str(box[0])
-    variable = _DECISION + name
-    if int(os.environ.get("LOCAL_RANK", "0")) == 0 or variable not in os.environ:
-        os.environ[variable] = decide()
-    return os.environ[variable]

@@ -53,7 +53,8 @@ def _silence() -> None:
 _make_torchvision_importable()
 
 import pytorch_lightning as pl  # noqa: E402
+import pytorch_lightning.plugins.environments as environments  # noqa: E402
 
 _silence()  # afterwards: the import sets the level of its loggers
 
-__all__ = ["pl"]
+__all__ = ["environments", "pl"]

@@ -10,11 +10,11 @@ r"""Train and evaluate: parse -> Config -> seed -> build -> fit, test.
 """
 
 import contextlib
-import os
 import signal
 import sys
 import traceback
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -24,10 +24,10 @@ import torch
 
 import config as options
 import plan
+from agreement import ToldError, check_agreement, failure_told
 from atomic_files import write_atomically
 from callbacks import (
     CheckpointKeeper,
-    ChildWatch,
     InterruptedTrainingError,
     NonFiniteLossGuard,
     StopOnSignal,
@@ -43,7 +43,7 @@ from checkpoints import (
 )
 from config import Config
 from data import FaceDataModule
-from devices import DevicePlan, available_memory, decided_by_rank_0, device_memory, divide_threads, plan_devices
+from devices import DevicePlan, available_memory, device_memory, divide_threads, plan_devices
 from execution import prepare_step
 from health import HealthMonitor, StalledLossWarning
 from health_plot import plot_health
@@ -53,10 +53,20 @@ from net import EMBEDDING_SIZE, check_architecture
 from optimization import scaled_learning_rate
 from partial_fc import choose_sharding
 from plots import plot_loss, plot_roc, plot_similarity_histograms
+from process_watch import ProcessWatch
+from processes import (
+    Launch,
+    check_launch,
+    decided_by_rank_0,
+    end_with_parent,
+    find_launch,
+    join,
+    lightning_environment,
+)
 from progress import ProgressLine
 from results import results_table, write_results
-from resume import with_checkpoint_options
-from run_folder import choose_run_folder, describe_environment, write_config, write_manifest
+from resume import with_checkpoint_options, with_run_folder
+from run_folder import choose_run_folder, describe_environment, make_run_folder, write_config, write_manifest
 from sharded_gradients import AgreedGradScaler
 from train_val import FaceRecognitionModule
 
@@ -65,6 +75,8 @@ _TEST_RUN_BATCHES = 50
 _LOG_EVERY_STEPS = 10
 _SHORT_RUN_EPOCHS = 4
 _INTERRUPTED = 130
+_FAILED = 2
+_OF_ONE_HOST = {"data_root", "num_workers"}  # may differ between the machines of a run
 _EXPECTED_ERRORS = (ValueError, FileNotFoundError, RuntimeError, OSError)
 
 
@@ -80,7 +92,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(config.as_yaml(), end="")
             return 0
         with _terminated_as_interrupted():
-            config, notes = with_checkpoint_options(config)
+            config, notes = with_checkpoint_options(with_run_folder(config))
             return _run(config, notes, plan_only=action == "plan")
     except InterruptedTrainingError as stop:
         _say(f"{stop}\n{how_to_go_on(stop.checkpoint)}")
@@ -88,12 +100,15 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         _say("stopped at once; what had been saved is whole")
         return _INTERRUPTED
+    except ToldError:
+        return _FAILED
     except _EXPECTED_ERRORS as error:
         return _report(error)
 
 
 def _run(config: Config, notes: list[str], *, plan_only: bool = False) -> int:
     """Build everything, then train and test, or only test, or only plan; ``notes`` are shown first."""
+    launch = find_launch()
     devices = plan_devices(
         config.accelerator,
         config.gpus,
@@ -102,8 +117,36 @@ def _run(config: Config, notes: list[str], *, plan_only: bool = False) -> int:
         use_16bit=config.use_16bit,
         precision=config.precision,
     )
-    for note in (*notes, *devices.notes, *_advice(config)):
+    for note in (*notes, *devices.notes, *_advice(config, launch)):
         _say(f"note: {note}")
+    if launch.external or not plan_only:  # several machines can be planned for on one
+        check_launch(launch, devices.devices, config.num_nodes)
+    end_with_parent(launch)
+    join(launch, devices.accelerator, config.collective_timeout_sec)
+    with failure_told():
+        data, module, sharded = _build(config, devices)
+        facts = _facts(config, devices, data, module)
+    check_agreement(facts)
+    if plan_only:
+        return _plan(config, devices, launch, data, module)
+    folder = Path(decided_by_rank_0("RUN_FOLDER", lambda: str(_run_folder(config)), launch))
+    keeper = CheckpointKeeper(folder, save_all=config.save_all_models, every_steps=config.checkpoint_every_steps)
+    watch = ProcessWatch(facts, lambda: how_to_go_on(keeper.last), config.collective_timeout_sec)
+    trainer = _build_trainer(config, devices, launch, data, folder, keeper, watch, sharded)
+    if trainer.is_global_zero:
+        _describe(config, devices, data, module, folder)
+    with watch, _errors_kept_in(folder):
+        if not config.evaluate:
+            trainer.fit(module, data, ckpt_path=config.resume_from_checkpoint or None, weights_only=True)
+        if data.pair_sets:
+            _test(trainer, module, data, keeper, config)
+    if trainer.is_global_zero:
+        _finish(module, folder, config)
+    return 0
+
+
+def _build(config: Config, devices: DevicePlan) -> tuple[FaceDataModule, FaceRecognitionModule, bool]:
+    """Open the data and build the module, or say why this cannot be done; also, whether the head is sharded."""
     if config.sync_batchnorm and devices.accelerator != "gpu":
         raise ValueError(
             f"--sync_batchnorm is for GPUs, this run is on {devices.accelerator}, where PyTorch has no synchronised "
@@ -126,40 +169,42 @@ def _run(config: Config, notes: list[str], *, plan_only: bool = False) -> int:
         head_memory=config.head_memory,
     ):
         _say(f"note: {note}")
-    if plan_only:
-        return _plan(config, devices, data, module)
+    return data, module, sharded
+
+
+def _facts(config: Config, devices: DevicePlan, data: FaceDataModule, module: FaceRecognitionModule) -> dict[str, Any]:
+    """Return what has to be the same in all processes; check the checkpoint to go on with."""
+    facts = {f"--{name}": value for name, value in config.as_dict().items() if name not in _OF_ONE_HOST}
+    facts["the device"] = f"{devices.accelerator}, {devices.precision}"
+    facts["the fingerprint of the training data"] = data.fingerprint()
     if config.resume_from_checkpoint:
         checkpoint = load_checkpoint(config.resume_from_checkpoint)
         check_fits(checkpoint, module.checkpoint_shapes(), config.resume_from_checkpoint)
-    folder = Path(decided_by_rank_0("RUN_FOLDER", lambda: str(_run_folder(config)), devices.accelerator))
-    keeper = CheckpointKeeper(folder, save_all=config.save_all_models, every_steps=config.checkpoint_every_steps)
-    trainer = _build_trainer(config, devices, data, folder, keeper, sharded)
-    if trainer.is_global_zero:
-        _describe(config, devices, data, module, folder)
-    with _errors_kept_in(folder):
-        if not config.evaluate:
-            trainer.fit(module, data, ckpt_path=config.resume_from_checkpoint or None, weights_only=True)
-        if data.pair_sets:
-            _test(trainer, module, data, keeper, config)
-    if trainer.is_global_zero:
-        _finish(module, folder, config)
-    return 0
+        position = checkpoint["adaface"]["position"]
+        facts["the position of the checkpoint"] = position
+        if position["epoch"] >= config.epochs:
+            _say(f"note: the run of {config.resume_from_checkpoint} has done its {config.epochs} epochs: only tested")
+    return facts
 
 
-def _plan(config: Config, devices: DevicePlan, data: FaceDataModule, module: FaceRecognitionModule) -> int:
+def _plan(
+    config: Config, devices: DevicePlan, launch: Launch, data: FaceDataModule, module: FaceRecognitionModule
+) -> int:
     """Print what the training would take; where it fits in memory, measure a few steps."""
     world_size = devices.devices * config.num_nodes
     available = available_memory(devices.accelerator, devices.devices)
     memory = step_memory(
         module, processes=world_size, batch_size=data.batch_size_per_process, precision=devices.precision
     )
-    verdict = decided_by_rank_0("FITS", lambda: str(memory.total_bytes <= available), devices.accelerator)
+    verdict = decided_by_rank_0("FITS", lambda: str(memory.total_bytes <= available), launch)
     measured = None
-    if verdict == "True":
+    if verdict == "True" and config.num_nodes > 1 and not launch.external:
+        _say("no step is measured: start all processes of the machines, by torchrun or srun, for that")
+    elif verdict == "True":
         _say("measuring a few steps ...")
         clock = plan.StepClock()
-        strategy = config.distributed_backend if world_size > 1 else "auto"
-        trainer = plan.build_trainer(devices, config.num_nodes, strategy, clock)
+        strategy = _strategy(config, distributed=world_size > 1)
+        trainer = plan.build_trainer(devices, config.num_nodes, strategy, lightning_environment(launch), clock)
         measured = plan.measure(trainer, module, data, clock)
     _say(data.summary())
     _say(plan.describe(module, memory, available, _schedule(config, data, world_size), measured))
@@ -271,8 +316,23 @@ def _images_per_update(config: Config) -> int:
     return config.batch_size * config.num_nodes * config.accumulate_grad_batches
 
 
+def _strategy(config: Config, *, distributed: bool) -> Any:
+    """Return Lightning's strategy; the time limit is for processes that it starts, ``join`` sets that of others."""
+    if not distributed:
+        return "auto"
+    strategies = {"ddp": pl.strategies.DDPStrategy}
+    return strategies[config.distributed_backend](timeout=timedelta(seconds=config.collective_timeout_sec))
+
+
 def _build_trainer(
-    config: Config, devices: DevicePlan, data: FaceDataModule, folder: Path, keeper: CheckpointKeeper, sharded: bool
+    config: Config,
+    devices: DevicePlan,
+    launch: Launch,
+    data: FaceDataModule,
+    folder: Path,
+    keeper: CheckpointKeeper,
+    watch: ProcessWatch,
+    sharded: bool,
 ) -> "pl.Trainer":
     loggers: list[Any] = [
         pl.loggers.CSVLogger(folder, name="metrics"),
@@ -281,9 +341,8 @@ def _build_trainer(
     if config.use_wandb:
         loggers.append(_wandb_logger(folder))
     updates = 1 if config.evaluate else data.steps_per_epoch // config.accumulate_grad_batches
-    stop = StopOnSignal(keeper)
     distributed = devices.devices * config.num_nodes > 1
-    plugins: list[Any] = [AtomicCheckpointIO()]
+    plugins: list[Any] = [AtomicCheckpointIO(), lightning_environment(launch)]
     scaled = sharded and distributed and devices.precision == "16-mixed"
     if scaled:  # every process sees a part of the gradient: all have to skip the same steps
         plugins.append(pl.plugins.precision.MixedPrecision("16-mixed", "cuda", scaler=AgreedGradScaler("cuda")))
@@ -291,7 +350,7 @@ def _build_trainer(
         accelerator=devices.accelerator,
         devices=devices.devices,
         num_nodes=config.num_nodes,
-        strategy=config.distributed_backend if distributed else "auto",
+        strategy=_strategy(config, distributed=distributed),
         precision=None if scaled else devices.precision,
         max_epochs=config.epochs,
         accumulate_grad_batches=config.accumulate_grad_batches,
@@ -309,8 +368,8 @@ def _build_trainer(
             HealthMonitor(),
             *([StalledLossWarning(config.stalled_after_steps)] if config.stalled_after_steps else []),
             keeper,
-            stop,
-            ChildWatch(keeper, stop),
+            StopOnSignal(keeper),
+            watch,
         ],
         plugins=plugins,
         sync_batchnorm=config.sync_batchnorm,
@@ -379,17 +438,23 @@ def _describe(
 
 
 def _run_folder(config: Config) -> Path:
-    """A new run folder, or the one of the checkpoint to resume."""
+    """A new run folder, the one that is named, or that of the checkpoint to resume."""
+    if config.run_folder:
+        return make_run_folder(config.run_folder)
     if config.resume_from_checkpoint:
         return run_folder_of(Path(config.resume_from_checkpoint)).resolve()
     return choose_run_folder(config.output_dir, config.prefix)
 
 
-def _advice(config: Config) -> list[str]:
+def _advice(config: Config, launch: Launch) -> list[str]:
     """Notes on options that mean something else than they seem to."""
     if config.evaluate:
         return []
     notes = []
+    if launch.restarts and not config.run_folder:
+        notes.append(
+            f"torchrun may restart this run ({launch.restarts} times), and without --run_folder a restart begins anew"
+        )
     if config.head == "adaface" and config.h == 0:
         notes.append("--head adaface with --h 0 is CosFace: the paper uses --m 0.4 --h 0.333")
     if config.lr_base_batch_size:
@@ -439,12 +504,12 @@ def _report(error: Exception) -> int:
     if isinstance(error, torch.OutOfMemoryError):
         message = f"the GPU's memory is full: give a smaller --batch_size, or --use_16bit ({message.splitlines()[0]})"
     print(f"main.py: error: {message}", *getattr(error, "__notes__", []), sep="\n", file=sys.stderr, flush=True)
-    return 2
+    return _FAILED
 
 
 def _say(text: str) -> None:
     """Print for the user, once: from rank 0."""
-    if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0":
+    if find_launch().rank == 0:
         print(text, flush=True)
 
 

@@ -133,13 +133,16 @@ def _loading_sec(loader: DataLoader[Any]) -> float:
     return (time.monotonic() - started) / max(loaded, 1)
 
 
-def build_trainer(devices: DevicePlan, num_nodes: int, strategy: str, clock: StepClock) -> "pl.Trainer":
+def build_trainer(
+    devices: DevicePlan, num_nodes: int, strategy: Any, environment: Any, clock: StepClock
+) -> "pl.Trainer":
     """Build the trainer for ``measure``.
 
     Args:
         devices: of the run.
         num_nodes: machines.
-        strategy: Lightning's name of how the processes work together.
+        strategy: of Lightning, how the processes work together.
+        environment: of Lightning, which process this is.
         clock: times the steps.
     """
     return pl.Trainer(
@@ -156,6 +159,7 @@ def build_trainer(devices: DevicePlan, num_nodes: int, strategy: str, clock: Ste
         use_distributed_sampler=False,
         logger=False,
         callbacks=[clock],
+        plugins=[environment],
         enable_checkpointing=False,
         enable_model_summary=False,
         enable_progress_bar=False,

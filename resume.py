@@ -1,19 +1,53 @@
 """Which options a run goes on with: those of its checkpoint, unless the command line says otherwise."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from checkpoints import backbone_state, identify_architecture, load_checkpoint
 from config import OPTIONS, Config, check_optimisation, convert_value
+from run_folder import CONFIG, LAST_CHECKPOINT
 
 # of these one option overrides the others when a run goes on with other hardware
 _DECIDED_TOGETHER = ({"gpus", "accelerator", "devices"}, {"use_16bit", "precision"})
 _OF_ONE_SCHEDULE = {"lr_milestones", "lr_gamma", "lr_power"}
+_OF_THIS_START = {"start_from_model_statedict", "resume_from_checkpoint", "run_folder"}
+_SHOWN_NAMES = 3
 # another value changes what the rest of the run computes
 _NOTED = (
     "seed", "batch_size", "accumulate_grad_batches", "lr", "lr_base_batch_size", "lr_schedule", "lr_milestones",
     "lr_gamma", "lr_power", "warmup_epochs", "momentum", "weight_decay",
 )  # fmt: skip
+
+
+def with_run_folder(config: Config) -> Config:
+    """Go on from the newest checkpoint of ``--run_folder``, where there is one.
+
+    Args:
+        config: of this command line.
+
+    Returns:
+        The same, with the checkpoint to resume; the weights that such a run once started from no longer count.
+
+    Raises:
+        ValueError: the folder is a file, or holds something else than a run.
+    """
+    if not config.run_folder or config.resume_from_checkpoint:
+        return config
+    folder = Path(config.run_folder)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--run_folder {folder} is a file: give the folder of a run, or a new one")
+    # hidden names are files that a killed run was writing
+    others = [entry.name for entry in folder.iterdir() if entry.name[0] != "."] if folder.is_dir() else []
+    if others and CONFIG not in others:
+        raise ValueError(
+            f"--run_folder {folder} holds something else than a run ({', '.join(sorted(others)[:_SHOWN_NAMES])}; no "
+            f"{CONFIG}): give the folder of a run, or a new one"
+        )
+    newest = folder / LAST_CHECKPOINT
+    if not newest.exists():
+        return config
+    return replace(config, resume_from_checkpoint=str(newest), start_from_model_statedict="")
 
 
 def with_checkpoint_options(config: Config) -> tuple[Config, list[str]]:
@@ -60,7 +94,7 @@ def _resumed(config: Config, saved: dict[str, Any], given: list[str]) -> tuple[C
         for name in _NOTED
         if name in changed
     ]
-    replaced = {*config.given, "start_from_model_statedict", "resume_from_checkpoint"}
+    replaced = {*config.given, *_OF_THIS_START}
     for together in _DECIDED_TOGETHER:
         if config.given & together:
             replaced |= together

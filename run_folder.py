@@ -24,6 +24,9 @@ from atomic_files import write_atomically
 
 MANIFEST = "manifest.json"
 CONFIG = "config.yaml"
+LAST_CHECKPOINT = "last.ckpt"
+# of one start, not of what a run computes
+_OF_ONE_START = {"run_folder": "", "resume_from_checkpoint": ""}
 _LONGEST_PREFIX = 200
 _GIT_TIMEOUT_SEC = 10.0
 # the name in the manifest and the distributions that provide it, the first one installed counts
@@ -68,15 +71,30 @@ def choose_run_folder(output_dir: str | os.PathLike[str], prefix: str, today: da
     raise AssertionError("unreachable: the numbers do not end")
 
 
+def make_run_folder(folder: str | os.PathLike[str]) -> Path:
+    """Make the folder of a run where it does not exist yet, and return it as an absolute path.
+
+    Args:
+        folder: the user's choice.
+
+    Raises:
+        OSError: the folder cannot be made (no permission, no space).
+    """
+    path = Path(folder).absolute()
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
 def write_config(folder: str | os.PathLike[str], config: dict[str, Any]) -> None:
-    """Write the resolved options to ``config.yaml``, a recipe that ``--config`` takes.
+    """Write the resolved options to ``config.yaml``, a recipe that ``--config`` takes, of the run from its beginning.
 
     Args:
         folder: run folder.
         config: plain values by option.
     """
     header = "# The resolved options of this run; run it again with: python main.py --config <this file>\n"
-    write_atomically(Path(folder) / CONFIG, header + yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+    recipe = {**config, **{name: value for name, value in _OF_ONE_START.items() if name in config}}
+    write_atomically(Path(folder) / CONFIG, header + yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))
 
 
 def write_manifest(

@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # A module imports only modules of a lower level. The whole number is the level of the design (0: on its own, 1: data
 # and reports, 2: training, 3: command lines); decimals order the modules that make up one concept.
 LEVELS = {
+    "agreement": 0,
     "atomic_files": 0,
     "augmenter": 0,
     "batch_norm_folding": 0,
@@ -74,7 +75,9 @@ LEVELS = {
     "data": 1.2,
     "callbacks": 2,
     "resume": 2,
-    "run_folder": 2,
+    "run_folder": 1,
+    "process_watch": 2.1,
+    "processes": 0.1,
     "train_val": 2,
     "execution": 2.1,
     "memory_plan": 2.1,

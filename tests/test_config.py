@@ -107,6 +107,7 @@ def test_print_config_round_trips(tmp_path):
         ("--warmup_epochs -1", "--warmup_epochs must be at least 0"),
         ("--warmup_epochs nan", "--warmup_epochs must be at least 0"),
         ("--lr_base_batch_size -1", "--lr_base_batch_size must be at least 0"),
+        ("--collective_timeout_sec 0", "--collective_timeout_sec must be above 0"),
         ("--stalled_after_steps 5", "--stalled_after_steps must be 0 .* or at least 20, got 5"),
     ],
 )
@@ -123,6 +124,12 @@ def test_contradicting_checkpoints_are_refused(tmp_path):
         parse(both)
     with pytest.raises(ValueError, match="contradicts --resume_from_checkpoint"):
         parse([*both, "--evaluate"])
+    with pytest.raises(ValueError, match="--evaluate contradicts --run_folder"):
+        parse(["--evaluate", "--start_from_model_statedict", str(file), "--run_folder", str(tmp_path)])
+    with pytest.raises(ValueError, match=r"goes on in its own folder, .*, which is not --run_folder elsewhere"):
+        parse(["--resume_from_checkpoint", str(file), "--run_folder", "elsewhere"])
+    same = ["--resume_from_checkpoint", str(file), "--run_folder", str(tmp_path / "x" / "..")]
+    assert parse(same)[0].run_folder
     with pytest.raises(FileNotFoundError, match=r"there is no file nowhere\.ckpt"):
         parse(["--resume_from_checkpoint", "nowhere.ckpt"])
 

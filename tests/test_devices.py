@@ -1,10 +1,8 @@
-import os
-
 import pytest
 import torch
 
 import devices
-from devices import decided_by_rank_0, divide_threads, plan_devices
+from devices import divide_threads, plan_devices
 
 
 def plan(accelerator="auto", gpus=1, processes=0, *, given=False, use_16bit=False, precision="auto"):
@@ -87,15 +85,3 @@ def test_threads_are_divided(monkeypatch):
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
-
-
-def test_children_of_rank_0_use_its_decision(monkeypatch):
-    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
-    monkeypatch.delenv("LOCAL_RANK", raising=False)
-    monkeypatch.setenv("ADAFACE_DECISION_RUN_FOLDER", "stale")
-    assert decided_by_rank_0("RUN_FOLDER", lambda: "a", "cpu") == "a"
-    assert os.environ["ADAFACE_DECISION_RUN_FOLDER"] == "a"
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    assert decided_by_rank_0("RUN_FOLDER", lambda: "b", "cpu") == "a"
-    monkeypatch.delenv("ADAFACE_DECISION_FITS", raising=False)
-    assert decided_by_rank_0("FITS", lambda: "True", "cpu") == "True"

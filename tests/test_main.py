@@ -180,6 +180,32 @@ def test_killed_after_an_epoch_and_resumed_is_bit_identical(whole_run, faces, tm
     assert_equal_weights(folder / "last.ckpt", whole_run / "last.ckpt")
 
 
+def test_started_again_in_its_folder_a_killed_run_goes_on_by_itself(whole_run, faces, tmp_path, capsys):
+    folder = tmp_path / "deep" / "run"
+    again = words(faces, tmp_path / "unused", *AUGMENTED, "--run_folder", str(folder))
+    process = start(faces, tmp_path / "unused", *AUGMENTED, "--run_folder", str(folder))
+    wait_for(lambda: list(folder.glob("epoch=001-*.ckpt")), process)
+    process.kill()
+    process.wait()
+    assert main.main(again) == 0
+    output = capsys.readouterr().out
+    assert f"run folder: {folder}\n" in output
+    assert "note" not in output
+    assert_equal_weights(folder / "last.ckpt", whole_run / "last.ckpt")
+    assert not (tmp_path / "unused").exists()
+    # once more: there is nothing left to train
+    before = (folder / "last.ckpt").read_bytes()
+    (folder / "results.csv").unlink()
+    assert main.main(again) == 0
+    assert f"note: the run of {folder / 'last.ckpt'} has done its 6 epochs: only tested" in capsys.readouterr().out
+    assert (folder / "last.ckpt").read_bytes() == before
+    assert (folder / "results.csv").is_file()
+    # what the command line says wins, with a note
+    assert main.main([*again, "--epochs", "7", "--lr", "0.02"]) == 0
+    assert "note: --lr was 0.01 in the run that is resumed, now 0.02" in capsys.readouterr().out
+    assert torch.load(folder / "last.ckpt", weights_only=True)["adaface"]["position"]["epoch"] == 7
+
+
 def test_accumulated_gradients_are_never_cut_by_a_checkpoint(faces, tmp_path):
     accumulated = [
         "--epochs", "2", "--batch_size", "4", "--accumulate_grad_batches", "3", "--lr", "0.01", "--save_all_models",

@@ -1,7 +1,8 @@
-"""The README's commands are ones that the programs take."""
+"""The commands of the README and of the recipes are ones that the programs take."""
 
 import re
 import shlex
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,14 +19,30 @@ def commands(program: str) -> list[list[str]]:
     """The words after the program's name, of each command in the README."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     indented = "\n".join(line.strip() for line in text.splitlines() if line.startswith("    "))
-    lines = indented.replace("\\\n", " ").splitlines()
     inline = re.findall(r"`(python [^`]+)`", text)
-    found = [line for line in lines + inline if line.startswith(f"python {program}")]
+    return _parsed(indented.replace("\\\n", " ").splitlines() + inline, program)
+
+
+def recipe_commands() -> list[list[str]]:
+    """The words after main.py, of each command in the recipes, comments or not."""
+    found = []
+    for file in sorted((ROOT / "recipes").iterdir()):
+        lines = "\n".join(line.lstrip("# ").rstrip(")") for line in file.read_text(encoding="utf-8").splitlines())
+        lines = re.sub(r"\s&& break$", "", lines.replace("\\\n", " "), flags=re.MULTILINE)
+        found += _parsed([re.sub(r"^(Command: +|srun \S+ )", "", line) for line in lines.splitlines()], "main.py")
+    return found
+
+
+def _parsed(lines: list[str], program: str) -> list[list[str]]:
+    """The words after the program's name of those lines that are a command of it."""
+    starts = re.compile(rf"(python|torchrun [^;]*) {re.escape(program)}( |$)")
+    found = [line for line in lines if starts.match(line)]
     filled = [re.sub(r"<([^>]*)>", lambda match: match.group(1).replace(" ", "_"), line) for line in found]
-    return [shlex.split(line)[2:] for line in filled]
+    words = [shlex.split(line) for line in filled]
+    return [line[line.index(program) + 1 :] for line in words]
 
 
-@pytest.mark.parametrize("words", commands("main.py"), ids=" ".join)
+@pytest.mark.parametrize("words", commands("main.py") + recipe_commands(), ids=" ".join)
 def test_main_commands_parse(words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in words:
@@ -47,12 +64,14 @@ def test_convert_commands_parse(words):
 
 def test_there_are_commands_to_check():
     assert len(commands("main.py")) >= 4
+    assert sum("--run_folder" in words for words in commands("main.py")) == 2
+    assert sum("--run_folder" in words for words in recipe_commands()) == 2
     assert len(commands("convert.py")) >= 3
 
 
 def test_every_file_the_readme_names_exists():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    named = set(re.findall(r"`([a-z_]+\.py|recipes/[a-z0-9_]+\.yaml)`", text))
+    named = set(re.findall(r"`([a-z_]+\.py|recipes/[a-z0-9_]+\.[a-z]+)`", text))
     assert len(named) > 20
     missing = [name for name in named if not (ROOT / name).is_file()]
     assert not missing
@@ -72,6 +91,17 @@ def test_the_table_of_identities_and_devices_is_what_a_plan_computes():
     ideal = [replace(head, class_num=10**6, sharded=True, processes=W).weights_bytes / 1e9 for W in (1, 2, 4)]
     told = re.search(r"the arithmetic gives ([\d.]+), ([\d.]+) and ([\d.]+)\.", text)
     assert list(told.groups()) == [f"{number:.2f}" for number in ideal]
+
+
+def test_the_batch_job_is_a_shell_script():
+    for script in (ROOT / "recipes").glob("*.sbatch"):
+        done = subprocess.run(["bash", "-n", str(script)], capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, "")
+        lines = script.read_text().splitlines()
+        end_of_directives = max(number for number, line in enumerate(lines) if line.startswith("#SBATCH"))
+        assert all(line.startswith("#") for line in lines[:end_of_directives]), (
+            "SLURM reads no directive after a command"
+        )
 
 
 def test_make_targets_of_the_readme_exist():

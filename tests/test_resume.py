@@ -88,3 +88,45 @@ def test_the_architecture_to_evaluate_is_read_from_the_checkpoint(tmp_path):
     words = ["--evaluate", "--start_from_model_statedict", str(file)]
     assert resume.with_checkpoint_options(parse(words)[0])[0].arch == "ir_mini"
     assert resume.with_checkpoint_options(parse([*words, "--arch", "ir_50"])[0])[0].arch == "ir_50"
+
+
+def of_folder(folder, *words):
+    return resume.with_run_folder(parse(["--run_folder", str(folder), *words])[0])
+
+
+def test_a_run_folder_without_a_checkpoint_is_begun_in(tmp_path):
+    (tmp_path / "killed").mkdir()
+    (tmp_path / "killed" / ".config.yaml.part").touch()  # what a kill leaves
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "config.yaml").touch()
+    for name in ("new", "killed", "begun"):
+        config = of_folder(tmp_path / name, "--start_from_model_statedict", str(tmp_path / "begun" / "config.yaml"))
+        assert not config.resume_from_checkpoint
+        assert config.start_from_model_statedict
+    assert not (tmp_path / "new").exists(), "made when it is certain that the run can start"
+
+
+def test_a_run_folder_with_a_checkpoint_is_gone_on_with(tmp_path):
+    (tmp_path / "config.yaml").touch()
+    newest = tmp_path / "last.ckpt"
+    newest.mkdir()  # a checkpoint may be a folder
+    config = of_folder(tmp_path, "--start_from_model_statedict", str(tmp_path / "config.yaml"))
+    assert (config.resume_from_checkpoint, config.start_from_model_statedict) == (str(newest), "")
+    assert of_folder(tmp_path, "--resume_from_checkpoint", str(newest)).resume_from_checkpoint == str(newest)
+
+
+def test_a_run_folder_that_holds_something_else_is_refused(tmp_path):
+    (tmp_path / "photo.jpg").touch()
+    with pytest.raises(ValueError, match=r"holds something else than a run \(photo\.jpg; no config\.yaml\)"):
+        of_folder(tmp_path)
+    with pytest.raises(ValueError, match=r"photo\.jpg is a file"):
+        of_folder(tmp_path / "photo.jpg")
+
+
+def test_the_run_folder_is_that_of_this_start_not_of_the_checkpoint():
+    saved = {**Config().as_dict(), "run_folder": "elsewhere", "collective_timeout_sec": 60.0}
+    resumed, _ = resume._resumed(parse([])[0], saved, ["run_folder", "collective_timeout_sec"])
+    assert (resumed.run_folder, resumed.collective_timeout_sec) == ("", 60.0)
+    assert "run_folder" not in resumed.given
+    resumed, _ = resume._resumed(parse(["--run_folder", "here"])[0], saved, ["run_folder"])
+    assert resumed.run_folder == "here"

@@ -11,7 +11,7 @@ import yaml
 
 import run_folder
 from atomic_files import write_atomically
-from run_folder import choose_run_folder, describe_environment, write_config, write_manifest
+from run_folder import choose_run_folder, describe_environment, make_run_folder, write_config, write_manifest
 
 DAY = date(2022, 6, 9)
 
@@ -69,6 +69,19 @@ def test_config_reads_back_as_it_was(tmp_path):
     assert read == config
     assert list(read) == list(config)
     assert [type(value) for value in read.values()] == [type(value) for value in config.values()]
+
+
+def test_config_is_a_recipe_of_the_run_from_its_beginning_in_a_new_folder(tmp_path):
+    write_config(tmp_path, {"lr": 0.1, "run_folder": "a", "resume_from_checkpoint": "a/last.ckpt"})
+    read = yaml.safe_load((tmp_path / "config.yaml").read_text(encoding="utf-8"))
+    assert read == {"lr": 0.1, "run_folder": "", "resume_from_checkpoint": ""}
+
+
+def test_a_named_run_folder_is_made_and_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        assert make_run_folder("a/b") == tmp_path / "a" / "b"
+    assert (tmp_path / "a" / "b").is_dir()
 
 
 def test_manifest(tmp_path, monkeypatch):

@@ -1,0 +1,250 @@
+"""Watch the other processes of a run: where one is lost, say which and on what host, and end this one too.
+
+Collectives tell little of it: gloo says "connection closed by peer", NCCL waits, and both wait on a dead link. So each
+process holds an idle TCP connection to rank 0. A process that dies closes it, whatever killed it; a host or link that
+is gone leaves the kernel's keep-alive probes without an answer. Nothing is sent while all is well, and the kernel
+answers the probes: a process that is merely busy, or stopped, is never taken for a lost one.
+"""
+
+import contextlib
+import os
+import platform
+import secrets
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import torch.distributed as dist
+
+from agreement import ToldError, check_agreement
+from callbacks import InterruptedTrainingError
+from lightning_setup import pl
+
+_KEEP_ALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 4, "TCP_KEEPCNT": 5}  # 30 s without an answer: the link is dead
+_CONNECT_SEC = 30.0
+_TOGETHER_SEC = 0.3  # the processes of a dead host are lost one after the other, and told together
+_OWN_ERROR_SEC = 1.5  # what one process finds wrong the others often find themselves
+_TELL_SEC = 2.5
+_GRACE_SEC = 4.0  # in which the main thread may end by itself
+_ENDED = 2
+_BYE, _FAILED, _LOST = "bye", "failed", "lost"
+_OF_THE_NETWORK = ("gloo", "nccl", "connection closed by peer", "connection reset by peer", "timed out waiting")
+_OF_THE_CLOCK = ("timed out", "timeout")
+
+
+class _Peer(NamedTuple):
+    """A process of the run."""
+
+    rank: int
+    host: str
+    pid: int
+
+
+class ProcessWatch(pl.Callback):
+    """Watch the other processes from the first ``fit`` or ``test`` until the end of this object's ``with`` block.
+
+    Args:
+        facts: what has to be the same in all processes, see ``check_agreement``.
+        advice: returns how to go on with the run, for the message.
+        timeout_sec: of a collective, for the message.
+    """
+
+    def __init__(self, facts: dict[str, Any], advice: Callable[[], str], timeout_sec: float) -> None:
+        self._facts, self._advice, self._timeout_sec = facts, advice, timeout_sec
+        self._rank = 0
+        self._peers: list[_Peer] = []
+        self._children: list[subprocess.Popen[bytes]] = []
+        self._sockets: list[socket.socket] = []
+        self._lock = threading.Lock()
+        self._losses: list[tuple[_Peer, str]] = []
+        self._leaving = False
+        self._told = threading.Event()
+
+    def setup(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
+        """Compare what the processes were started with, connect to rank 0 and begin to watch, once."""
+        if trainer.world_size > 1 and not self._peers:
+            check_agreement(self._facts)
+            self._children = list(getattr(trainer.strategy.launcher, "procs", []))
+            self._meet()
+
+    def on_exception(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", exception: BaseException) -> None:
+        """Take leave where the user stops at once: Lightning then kills the processes that it has started."""
+        if isinstance(exception, KeyboardInterrupt):
+            self._leave(_BYE)
+
+    def __enter__(self) -> "ProcessWatch":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Tell the others how this process ends.
+
+        Raises:
+            ToldError: it ends because another one was lost.
+            RuntimeError: it ends because another one did not answer in time.
+        """
+        if not isinstance(error, Exception) or isinstance(error, InterruptedTrainingError):
+            self._leave(_BYE)
+            return
+        text = str(error).lower()
+        of_the_network = isinstance(error, dist.DistError) or any(sign in text for sign in _OF_THE_NETWORK)
+        if of_the_network and self._peers and self._told.wait(_TELL_SEC):
+            raise ToldError("another process is lost") from error
+        self._leave(_FAILED)
+        if of_the_network and any(sign in text for sign in _OF_THE_CLOCK):
+            raise RuntimeError(
+                f"another process did not answer for {self._timeout_sec:g} s (--collective_timeout_sec), though none "
+                f"is known to be lost: one hangs, or is that much slower; {self._advice()}"
+            ) from error
+
+    # connections
+
+    def _meet(self) -> None:
+        """Learn who the others are, connect to rank 0, and begin to watch; called in all processes at once."""
+        self._rank, world_size = dist.get_rank(), dist.get_world_size()
+        peers: list[Any] = [None] * world_size
+        dist.all_gather_object(peers, _Peer(self._rank, platform.node(), os.getpid()))
+        self._peers = peers
+        address = os.environ["MASTER_ADDR"]
+        box: list[Any] = [None]
+        if self._rank == 0:
+            server = _listen(address, world_size)
+            box = [(server.getsockname()[1], secrets.token_hex(16))]
+            self._sockets.append(server)
+        dist.broadcast_object_list(box)
+        port, token = box[0]
+        os.register_at_fork(after_in_child=self._forget)
+        if self._rank == 0:
+            _start(self._accept, server, token)
+            return
+        try:
+            connection = socket.create_connection((address, port), timeout=_CONNECT_SEC)
+        except OSError as error:
+            raise RuntimeError(
+                f"process {self._rank} on {platform.node()} cannot reach process 0 at {address}, port {port} "
+                f"({error}): the machines of a run need all TCP ports open among themselves"
+            ) from error
+        _keep_alive(connection)
+        connection.sendall(f"{token} {self._rank}\n".encode())
+        self._sockets.append(connection)
+        _start(self._watch, connection, connection.makefile("r"), peers[0])
+
+    def _accept(self, server: socket.socket, token: str) -> None:
+        while True:
+            connection, _ = server.accept()
+            _keep_alive(connection)
+            _start(self._welcome, connection, token)
+
+    def _welcome(self, connection: socket.socket, token: str) -> None:
+        """Watch a process that knows the token; anything else on the network is sent away."""
+        lines = connection.makefile("r", errors="replace")
+        with contextlib.suppress(OSError, ValueError):
+            found, rank = lines.readline(len(token) + 20).split()
+            if secrets.compare_digest(found.encode(), token.encode()):
+                self._sockets.append(connection)
+                self._watch(connection, lines, self._peers[int(rank)])
+                return
+        lines.close()
+        connection.close()
+
+    def _forget(self) -> None:
+        """Close the connections in a data worker: else it would hold them open when this process is dead."""
+        while self._sockets:
+            os.close(self._sockets.pop().detach())
+
+    def _send(self, message: str) -> None:
+        for connection in list(self._sockets):
+            with contextlib.suppress(OSError):  # one that is lost itself, or the socket that listens
+                connection.sendall(f"{message}\n".encode())
+
+    def _leave(self, message: str) -> None:
+        if not self._leaving:
+            self._leaving = True
+            self._send(message)
+
+    # the end of others
+
+    def _watch(self, connection: socket.socket, lines: Any, peer: _Peer) -> None:
+        """Wait for what another process tells; where it ends before the run, end this one."""
+        how = "died"
+        try:
+            for line in lines:
+                word, _, rest = line.rstrip("\n").partition(" ")
+                if word == _BYE:
+                    return
+                if word == _LOST:
+                    elsewhere = self._peers[self._rank].host != self._peers[0].host  # there rank 0 prints
+                    self._end(rest, prints=elsewhere and self._is_first_on_its_host())
+                    return
+                if word == _FAILED:
+                    how = _FAILED
+                    break
+        except ConnectionResetError:
+            pass
+        except OSError as error:
+            how = f"does not answer any more ({error.strerror}): its host or the network is down"
+        if not self._leaving:
+            self._lose(peer, how)
+
+    def _lose(self, peer: _Peer, how: str) -> None:
+        with self._lock:
+            self._losses.append((peer, how))
+            if len(self._losses) > 1:
+                return
+        time.sleep(_OWN_ERROR_SEC if how == _FAILED else _TOGETHER_SEC)
+        with self._lock:
+            text = "; ".join(self._describe(peer, how) for peer, how in self._losses)
+        if self._rank == 0:
+            self._send(f"{_LOST} {text}")
+        self._end(text, prints=self._rank == 0 or self._is_first_on_its_host())
+
+    def _describe(self, peer: _Peer, how: str) -> str:
+        code = self._children[peer.rank - 1].poll() if 0 < peer.rank <= len(self._children) else None
+        if how == _FAILED:
+            how = "stopped by an error, which it has printed"
+        elif code:
+            how = f"died by signal {-code}" if code < 0 else f"died by exit status {code}"
+        return f"process {peer.rank} on {peer.host} (pid {peer.pid}) {how}"
+
+    def _is_first_on_its_host(self) -> bool:
+        """Whether this process prints for its host; rank 0 may be what is lost, or prints itself."""
+        host = self._peers[self._rank].host
+        return self._rank == min(peer.rank for peer in self._peers if peer.rank and peer.host == host)
+
+    def _end(self, text: str, *, prints: bool) -> None:
+        """Say who is lost, and end this process where its main thread, waiting in a collective, does not."""
+        if self._leaving:
+            return
+        if prints:
+            print(f"main.py: error: {text}: the run is ended; {self._advice()}", file=sys.stderr, flush=True)
+        self._told.set()
+        time.sleep(_GRACE_SEC)
+        os._exit(_ENDED)
+
+
+def _start(target: Callable[..., None], *words: Any) -> None:
+    threading.Thread(target=target, args=words, daemon=True, name="process-watch").start()
+
+
+def _listen(address: str, backlog: int) -> socket.socket:
+    """Return a socket that listens at ``address``; at all addresses where that is a name for this host elsewhere."""
+    for place in (address, ""):
+        with contextlib.suppress(OSError):
+            family = socket.getaddrinfo(place or None, 0, type=socket.SOCK_STREAM)[0][0]
+            return socket.create_server((place, 0), family=family, backlog=backlog)
+    return socket.create_server(("", 0), backlog=backlog)
+
+
+def _keep_alive(connection: socket.socket) -> None:
+    """Let the kernel probe a connection on which nothing is said."""
+    connection.settimeout(None)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _KEEP_ALIVE.items():
+        if hasattr(socket, name):  # not on every system
+            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

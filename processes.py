@@ -1,0 +1,280 @@
+"""The processes of a run: who started them, which one this is, how they come together.
+
+A run on one machine starts its other processes itself, through Lightning. On several machines ``torchrun`` or SLURM's
+``srun`` start them, or anything that sets the variables RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT.
+
+Source: the variables are those of PyTorch's torchrun and of SLURM's srun. Differs from Lightning: one answer to "which
+process is this" for all ways of starting, and a run in a batch job that was not started by srun is an ordinary one.
+"""
+
+import os
+import platform
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from lightning_setup import environments
+
+ITSELF, TORCHRUN, SRUN, ENVIRONMENT = "main.py itself", "torchrun", "srun", "the environment (RANK, WORLD_SIZE)"
+_DECISION = "ADAFACE_DECISION_"
+_PARENT = "ADAFACE_PARENT"
+_PARENT_SEC = 5.0  # longer than the watch takes, whose message says more
+_INTERACTIVE = ("bash", "interactive")  # names of SLURM jobs that are a shell
+_FIRST_PORT, _PORTS = 15000, 10000
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How the processes of a run were started, and which of them this one is.
+
+    Attributes:
+        launcher: who started them.
+        rank: number of this process among all, from 0 on.
+        local_rank: its number on this machine.
+        node_rank: number of this machine.
+        world_size: number of processes; 0 where ``main.py`` starts them itself.
+        local_world_size: number of processes on this machine; 0 where nobody tells.
+        restarts: how often torchrun may start them again.
+    """
+
+    launcher: str
+    rank: int = 0
+    local_rank: int = 0
+    node_rank: int = 0
+    world_size: int = 0
+    local_world_size: int = 0
+    restarts: int = 0
+
+    @property
+    def external(self) -> bool:
+        """Whether somebody else has started all processes."""
+        return self.launcher != ITSELF
+
+
+def find_launch(environment: Mapping[str, str] = os.environ) -> Launch:
+    """Read from environment variables how the processes of this run were started.
+
+    Args:
+        environment: variables of this process.
+    """
+    by_torchrun = "TORCHELASTIC_RUN_ID" in environment
+    if by_torchrun or ("RANK" in environment and int(environment.get("WORLD_SIZE", "1")) > 1):
+        return _started_with_ranks(environment, TORCHRUN if by_torchrun else ENVIRONMENT)
+    # a step of srun tells its own number of tasks, the script of a batch job that of the whole job
+    tasks = int(environment.get("SLURM_STEP_NUM_TASKS", environment.get("SLURM_NTASKS", "1")))
+    shell = "SLURM_STEP_NUM_TASKS" not in environment and environment.get("SLURM_JOB_NAME") in _INTERACTIVE
+    if "SLURM_PROCID" in environment and tasks > 1 and not shell:
+        return Launch(
+            SRUN,
+            rank=int(environment["SLURM_PROCID"]),
+            local_rank=int(environment["SLURM_LOCALID"]),
+            node_rank=int(environment["SLURM_NODEID"]),
+            world_size=tasks,
+            local_world_size=_tasks_on_this_node(environment),
+        )
+    # set by Lightning in the processes that it starts
+    local_rank, node_rank = int(environment.get("LOCAL_RANK", "0")), int(environment.get("NODE_RANK", "0"))
+    return Launch(ITSELF, rank=local_rank, local_rank=local_rank, node_rank=node_rank)
+
+
+def _started_with_ranks(environment: Mapping[str, str], launcher: str) -> Launch:
+    rank, local_rank = int(environment["RANK"]), int(environment.get("LOCAL_RANK", "0"))
+    local_world_size = int(environment.get("LOCAL_WORLD_SIZE", "0"))
+    node_rank = rank // local_world_size if local_world_size else rank
+    return Launch(
+        launcher,
+        rank=rank,
+        local_rank=local_rank,
+        node_rank=int(environment.get("GROUP_RANK", node_rank)),
+        world_size=int(environment["WORLD_SIZE"]),
+        local_world_size=local_world_size,
+        restarts=int(environment.get("TORCHELASTIC_MAX_RESTARTS", "0")),
+    )
+
+
+def _tasks_on_this_node(environment: Mapping[str, str]) -> int:
+    """Return how many processes srun has started on this node, 0 where it does not tell; it writes ``2(x3),1``."""
+    text = environment.get("SLURM_STEP_TASKS_PER_NODE", environment.get("SLURM_TASKS_PER_NODE", ""))
+    counts: list[int] = []
+    for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", text):
+        counts += [int(count)] * int(times or "1")
+    node = int(environment["SLURM_NODEID"])
+    if node < len(counts):
+        return counts[node]
+    return int(environment.get("SLURM_NTASKS_PER_NODE", "0"))
+
+
+def check_launch(launch: Launch, devices: int, num_nodes: int) -> None:
+    """Raise ValueError where the options ask for other processes than were started.
+
+    Args:
+        launch: how the processes were started.
+        devices: processes per machine, of the options.
+        num_nodes: machines, of the options.
+    """
+    if not launch.external:
+        if num_nodes > 1:
+            raise ValueError(
+                f"--num_nodes {num_nodes}, but this process was started alone: on several machines torchrun or srun "
+                "start the processes, recipes/several_nodes.yaml shows the commands"
+            )
+        return
+    local = launch.local_world_size or devices
+    if launch.world_size == devices * num_nodes and local == devices:
+        return
+    right = (
+        f"give --num_nodes {launch.world_size // local} --devices {local} (or --gpus {local})"
+        if launch.world_size % local == 0
+        else "start the same number on each machine"
+    )
+    raise ValueError(
+        f"{launch.launcher} started {launch.world_size} processes, {local} of them on {platform.node()}; the options "
+        f"ask for {devices} (--devices or --gpus) x {num_nodes} (--num_nodes): {right}"
+    )
+
+
+def end_with_parent(launch: Launch) -> None:
+    """See to it that this process does not outlive the one that started it: process 0, or torchrun's agent.
+
+    One that was left alone would wait for the others, or train on while a second start writes to the same folder.
+
+    Args:
+        launch: how the processes were started.
+    """
+    if launch.launcher == ITSELF and launch.rank == 0:
+        os.environ[_PARENT] = str(os.getpid())  # it may be dead before the process that it starts comes here
+        return
+    if launch.launcher in (ITSELF, TORCHRUN):
+        parent = int(os.environ.get(_PARENT, "0")) if launch.launcher == ITSELF else 0
+        threading.Thread(target=_end_with, args=(parent or os.getppid(), launch), daemon=True).start()
+
+
+def _end_with(parent: int, launch: Launch) -> None:
+    while os.getppid() == parent:
+        time.sleep(_PARENT_SEC)
+    who = "process 0" if launch.launcher == ITSELF else "torchrun"
+    print(
+        f"main.py: error: {who} on {platform.node()} (pid {parent}), which started process {launch.rank}, died: it is "
+        "ended too",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(2)
+
+
+def join(launch: Launch, accelerator: str, timeout_sec: float) -> None:
+    """Make the process group, where the processes were started by somebody else; Lightning then uses it.
+
+    Args:
+        launch: how the processes were started.
+        accelerator: ``gpu`` or another; chooses the backend.
+        timeout_sec: how long to wait for the others, here and in each collective.
+
+    Raises:
+        RuntimeError: they did not come together.
+    """
+    if not launch.external or dist.is_initialized():
+        return
+    if launch.launcher == SRUN:
+        _find_meeting_place()
+    on_gpu = accelerator == "gpu"
+    if on_gpu:
+        torch.cuda.set_device(launch.local_rank)
+    try:
+        dist.init_process_group(
+            "nccl" if on_gpu else "gloo",
+            rank=launch.rank,
+            world_size=launch.world_size,
+            timeout=timedelta(seconds=timeout_sec),
+            device_id=torch.device("cuda", launch.local_rank) if on_gpu else None,
+        )
+    except (RuntimeError, ValueError) as error:
+        place = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
+        raise RuntimeError(
+            f"process {launch.rank} on {platform.node()} did not come together with the other processes of "
+            f"{launch.world_size} at {place} ({str(error).splitlines()[0]}). Is each of them started (by srun python "
+            "main.py ..., or torchrun on every machine), and can the machines reach each other there?"
+        ) from error
+
+
+def _find_meeting_place() -> None:
+    """Set where the processes of an srun meet: at its first host, at a port that follows from the job's number."""
+    nodes = os.environ.get("SLURM_STEP_NODELIST", os.environ.get("SLURM_JOB_NODELIST", "127.0.0.1"))
+    resolve = environments.SLURMEnvironment.resolve_root_node_address
+    os.environ.setdefault("MASTER_ADDR", resolve(nodes))
+    port = _FIRST_PORT + int(os.environ.get("SLURM_JOB_ID", "0")) % _PORTS
+    os.environ.setdefault("MASTER_PORT", str(port))
+
+
+def decided_by_rank_0(name: str, decide: Callable[[], str], launch: Launch) -> str:
+    """Return what rank 0 decides on, in every process of the run.
+
+    Lightning starts the other processes of a machine from rank 0, so they inherit the decision in the environment;
+    torchrun and srun start all at once, so there it is broadcast (``join`` comes first).
+
+    Args:
+        name: of the decision, in capital letters.
+        decide: called on rank 0 alone, once.
+        launch: how the processes were started.
+    """
+    if launch.external:
+        box = [decide() if launch.rank == 0 else None]
+        dist.broadcast_object_list(box)
+        return str(box[0])
+    variable = _DECISION + name
+    if launch.rank == 0 or variable not in os.environ:
+        os.environ[variable] = decide()
+    return os.environ[variable]
+
+
+class StartedProcesses(environments.LightningEnvironment):
+    """Tells Lightning which process this is, where somebody else has started all of them.
+
+    Args:
+        launch: how the processes were started.
+    """
+
+    def __init__(self, launch: Launch) -> None:
+        super().__init__()
+        self._launch = launch
+
+    @property
+    def creates_processes_externally(self) -> bool:
+        """Lightning has no processes to start."""
+        return True
+
+    def world_size(self) -> int:
+        """Return the number of processes."""
+        return self._launch.world_size
+
+    def global_rank(self) -> int:
+        """Return the number of this process among all."""
+        return self._launch.rank
+
+    def local_rank(self) -> int:
+        """Return the number of this process on its machine."""
+        return self._launch.local_rank
+
+    def node_rank(self) -> int:
+        """Return the number of this machine."""
+        return self._launch.node_rank
+
+    def teardown(self) -> None:
+        """Leave the environment variables as they were: a test comes after the training."""
+
+
+def lightning_environment(launch: Launch) -> Any:
+    """Return Lightning's cluster environment of these processes.
+
+    Args:
+        launch: how the processes were started.
+    """
+    return StartedProcesses(launch) if launch.external else environments.LightningEnvironment()
