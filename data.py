@@ -17,7 +17,7 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 from augmenter import Augmenter
-from face_datasets import TrainingDataset, ValidationDataset, as_it_is, start_worker
+from face_datasets import TrainingDataset, ValidationDataset, WaitingLoader, as_it_is, start_worker
 from lightning_setup import pl
 from pairs import IMAGE_SHAPE, PAPER_SETS, PairSet, find_pair_sets, open_pair_set
 from sampler import EpochBatchSampler, RandomStreams, ShardedBatchSampler
@@ -314,7 +314,7 @@ class FaceDataModule(pl.LightningDataModule):
 
     def _loader(self, dataset: Dataset[Any], batches: Any, persistent_workers: bool = False) -> DataLoader[Any]:
         on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-        return DataLoader(
+        return WaitingLoader(
             dataset,
             batch_sampler=batches,
             num_workers=self.num_workers,

@@ -16,6 +16,7 @@ except ImportError:  # not Unix
     resource = None  # type: ignore[assignment]
 
 _MEMORY_INFO = Path("/proc/meminfo")
+_CONTROL_GROUP = Path("/sys/fs/cgroup")  # a container may have less than its host
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def available_memory(accelerator: str, processes: int) -> float:
     """
     if accelerator == "gpu":
         return torch.cuda.mem_get_info()[0]
-    return _memory_field("MemAvailable", processes)
+    return min(_memory_field("MemAvailable"), _container_limit() - _number_in("memory.current", 0.0)) / processes
 
 
 def device_memory(accelerator: str, processes: int) -> float:
@@ -124,16 +125,29 @@ def device_memory(accelerator: str, processes: int) -> float:
     """
     if accelerator == "gpu":
         return torch.cuda.mem_get_info()[1]
-    return _memory_field("MemTotal", processes)
+    return min(_memory_field("MemTotal"), _container_limit()) / processes
 
 
-def _memory_field(name: str, processes: int) -> float:
-    """Return a process's share of a size that the kernel tells."""
+def _memory_field(name: str) -> float:
+    """Return a size in bytes that the kernel tells of this machine."""
     try:
         fields = dict(line.split(":") for line in _MEMORY_INFO.read_text(encoding="utf-8").splitlines())
-        return int(fields[name].split()[0]) * 1024 / processes
+        return int(fields[name].split()[0]) * 1024
     except (OSError, KeyError):  # not Linux
         return math.inf
+
+
+def _container_limit() -> float:
+    """Return the bytes that this container may take; infinite without a limit."""
+    return _number_in("memory.max", math.inf)
+
+
+def _number_in(name: str, otherwise: float) -> float:
+    """Return the number in a file of the control group (version 2), such as "8589934592"; "max" is none."""
+    try:
+        return float(int((_CONTROL_GROUP / name).read_text(encoding="ascii")))
+    except (OSError, ValueError):
+        return otherwise
 
 
 def peak_memory(device_type: str) -> float:

@@ -8,14 +8,15 @@ and images become float32 (four times the bytes) before they leave it.
 """
 
 import signal
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from augmenter import Augmenter
 from pairs import IMAGE_SHAPE, PairSet, decode_image
@@ -163,6 +164,27 @@ class ValidationDataset(Dataset[tuple[Tensor, int, int]]):
         """
         images, numbers, places = zip(*(self[index] for index in indices), strict=True)
         return torch.stack(images), torch.tensor(numbers), torch.tensor(places)
+
+
+class WaitingLoader(DataLoader[Any]):
+    """A loader that knows how long its batches were waited for.
+
+    Attributes:
+        waited_sec: sum over all batches so far, in this process.
+    """
+
+    waited_sec = 0.0
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        batches = super().__iter__()
+        while True:
+            started = time.monotonic()
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            self.waited_sec += time.monotonic() - started
+            yield batch
 
 
 def as_it_is(batch: Any) -> Any:

@@ -21,6 +21,7 @@ _COUNTED_IMAGES = (2, 4)  # batch norm cannot train on one
 _FLOAT32_BYTES = 4
 # beside what is kept, a backward pass holds gradients in and out of the largest layer
 _LARGEST_AT_ONCE = 2
+_WORTH_IT = 0.99  # an option that leaves more than this is not named
 
 
 @dataclass(frozen=True)
@@ -239,5 +240,7 @@ def what_takes_less(memory: StepMemory, available_bytes: float, *, batch_size: i
     found = []
     for words, values in tried:
         total = replace(memory, **values).total_bytes
+        if total > _WORTH_IT * memory.total_bytes:
+            continue
         found.append(f"{words}: {total / 1e9:.2f} GB{'' if total <= available_bytes else ', still too much'}")
     return found

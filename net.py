@@ -16,7 +16,6 @@ image (ir_18: 24 and 2,597). Forward and backward on one CPU core, channels last
 
 import contextlib
 import difflib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -245,22 +244,27 @@ class Backbone(nn.Module):
 
 def _checkpointed(block: nn.Module, x: Tensor) -> Tensor:
     """Apply a block whose inner results are computed again in the backward pass."""
-    contexts = lambda: (contextlib.nullcontext(), _statistics_kept(block))  # noqa: E731 (a fresh pair each time)
+    contexts = lambda: (contextlib.nullcontext(), _StatisticsKept(block))  # noqa: E731 (a fresh pair each time)
     # nothing inside a block is random
     return checkpoint(block, x, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
 
 
-@contextlib.contextmanager
-def _statistics_kept(block: nn.Module) -> Iterator[None]:
-    """Let batch norms work without moving their running statistics, which the first forward pass has moved."""
-    norms = [module for module in block.modules() if isinstance(module, _BatchNorm)]
-    states = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
-    for norm in norms:
-        norm.momentum, norm.num_batches_tracked = 0.0, None
-    try:
-        yield
-    finally:
-        for norm, (momentum, count) in zip(norms, states, strict=True):
+class _StatisticsKept:
+    """Lets batch norms work without moving their running statistics, which the first forward pass has moved.
+
+    Entered again for each backward pass.
+    """
+
+    def __init__(self, block: nn.Module) -> None:
+        self._norms = [module for module in block.modules() if isinstance(module, _BatchNorm)]
+
+    def __enter__(self) -> None:
+        self._states = [(norm.momentum, norm.num_batches_tracked) for norm in self._norms]
+        for norm in self._norms:
+            norm.momentum, norm.num_batches_tracked = 0.0, None
+
+    def __exit__(self, *_: object) -> None:
+        for norm, (momentum, count) in zip(self._norms, self._states, strict=True):
             norm.momentum, norm.num_batches_tracked = momentum, count
 
 

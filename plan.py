@@ -124,13 +124,21 @@ def measure(trainer: "pl.Trainer", module: FaceRecognitionModule, data: FaceData
 
 def _loading_sec(loader: DataLoader[Any]) -> float:
     """Return the seconds for one batch of a loader that nobody else keeps waiting."""
-    batches: Iterator[Any] = iter(loader)
-    for _ in range(1 + loader.num_workers * (loader.prefetch_factor or 0)):  # those that were loaded at the start
-        next(batches, None)
+    ahead = 1 + loader.num_workers * (loader.prefetch_factor or 0)
+    batches = _endless(loader)
+    # those that were loaded at the start; of a short epoch all, with the start of its workers
+    for _ in range(min(ahead, len(loader))):
+        next(batches)
     started, loaded = time.monotonic(), 0
-    while time.monotonic() - started < _LOADING_SEC and next(batches, None) is not None:
+    while loaded < len(loader) and time.monotonic() - started < _LOADING_SEC:
+        next(batches)
         loaded += 1
-    return (time.monotonic() - started) / max(loaded, 1)
+    return (time.monotonic() - started) / loaded
+
+
+def _endless(loader: DataLoader[Any]) -> Iterator[Any]:
+    while True:
+        yield from loader
 
 
 def build_trainer(
@@ -227,13 +235,18 @@ def _times(schedule: Schedule, measured: Measured) -> list[str]:
     evaluation_sec = schedule.evaluation_batches * measured.embed_sec
     total = steps * measured.batch_sec + schedule.evaluations * evaluation_sec
     lines = [
-        f"time: {measured.step_sec:.3g} s a step ({schedule.batch_size / measured.step_sec:,.0f} images/s), "
+        f"time: {measured.step_sec:.3g} s a step ({_rate(schedule.batch_size / measured.step_sec)}), "
         f"{duration(schedule.steps_per_epoch * measured.batch_sec)} an epoch, "
-        f"{duration(evaluation_sec)} an evaluation, {duration(total)} in all",
-        f"input: {schedule.batch_size / measured.load_sec:,.0f} images/s where nothing else is done",
+        + (f"{duration(evaluation_sec)} an evaluation, " if schedule.evaluations else "")
+        + f"{duration(total)} in all",
+        f"input: {_rate(schedule.batch_size / measured.load_sec)} where nothing else is done",
     ]
     waiting = 1 - measured.step_sec / measured.batch_sec
     return [*lines, *([f"warning: {input_bottleneck(waiting)}"] if waiting > MUCH_WAITING else [])]
+
+
+def _rate(per_sec: float) -> str:
+    return f"{per_sec:{'.3g' if per_sec < 10 else ',.0f'}} images/s"
 
 
 def does_not_fit(memory: StepMemory, available_bytes: float, *, batch_size: int, devices: int) -> list[str]:

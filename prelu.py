@@ -1,9 +1,9 @@
 """PReLU with a backward pass that is fast on CPUs.
 
-Source: He et al., "Delving Deep into Rectifiers" (ICCV 2015). Same values, gradients and state dict as ``nn.PReLU``,
-whose backward kernel goes number by number on a CPU: vectorised passes over blocks of images that fit the cache take
-a fraction of its time there, which is a tenth of a training step. On other devices, and for a compiler, this is
-``nn.PReLU``.
+Source: He et al., "Delving Deep into Rectifiers" (ICCV 2015). Same values, gradients (of finite x) and state dict as
+``nn.PReLU``, whose backward kernel goes number by number on a CPU: vectorised passes over blocks of images that fit the
+cache take a fraction of its time there, which is a tenth of a training step. On other devices, and for a compiler, this
+is ``nn.PReLU``.
 """
 
 from typing import Any

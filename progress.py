@@ -32,7 +32,7 @@ class ProgressLine(pl.callbacks.ProgressBar):
         self.every_sec = 0.5 if self.terminal else log_every_sec
         self._hidden = False
         self._name = ""
-        self._shown = self._free_since = self._waited_since = 0.0
+        self._shown = self._waited_before = 0.0
         self._steps_since = 0
         self._bar: tqdm[Any] | None = None
         self._validation: tqdm[Any] | None = None
@@ -49,7 +49,7 @@ class ProgressLine(pl.callbacks.ProgressBar):
         """Begin to measure time over the whole training, validations included."""
         self._started = time.monotonic()
         self._first_batch = self._steps_done(trainer)
-        self._waited = self._worked = self._waited_since = 0.0
+        self._waited = self._worked = 0.0
         self._judged_steps = 0
         self._warned = False
 
@@ -59,7 +59,7 @@ class ProgressLine(pl.callbacks.ProgressBar):
             self._open_line(trainer)
 
     def _open_line(self, trainer: "pl.Trainer") -> None:
-        self._begin_interval()
+        self._begin_interval(trainer)
         self._name = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
         done = trainer.fit_loop.epoch_loop.batch_progress.current.ready if trainer.fit_loop.restarting else 0
         self._bar = tqdm(
@@ -75,12 +75,9 @@ class ProgressLine(pl.callbacks.ProgressBar):
     def on_train_batch_start(
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", batch: Any, batch_idx: int
     ) -> None:
-        """Note how long the batch was waited for."""
-        if self._hidden:
-            return
-        if self._bar is None:  # resumed inside an epoch, whose start Lightning does not announce again
+        """Open the line of an epoch that is resumed in its middle, whose start Lightning does not announce again."""
+        if not self._hidden and self._bar is None:
             self._open_line(trainer)
-        self._waited_since += time.monotonic() - self._free_since
 
     def on_train_batch_end(
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", outputs: Any, batch: Any, batch_idx: int
@@ -89,16 +86,17 @@ class ProgressLine(pl.callbacks.ProgressBar):
         if self._hidden or self._bar is None:
             return
         self._steps_since += 1
-        now = self._free_since = time.monotonic()
+        now = time.monotonic()
         if now - self._shown < self.every_sec and batch_idx + 1 < trainer.num_training_batches:
             return
         rate = self._steps_since * self.batch_size / max(now - self._shown, 1e-9)
-        waiting = self._waited_since / max(now - self._shown, 1e-9)
+        waited = _waited_sec(trainer) - self._waited_before
+        waiting = waited / max(now - self._shown, 1e-9)
         peak = peak_memory(trainer.strategy.root_device.type)
         lr = trainer.optimizers[0].param_groups[0]["lr"]
         line = (
             f"loss {float(outputs['loss']) * trainer.accumulate_grad_batches:.3f}, lr {lr:.4g}, "
-            f"{rate:,.0f} images/s, {waiting:.0%} waiting for data, {peak / 1e9:.1f} GB, "
+            f"{rate:{'.3g' if rate < 10 else ',.0f'}} images/s, {waiting:.0%} waiting for data, {peak / 1e9:.1f} GB, "
             f"{duration(self._remaining_sec(trainer, now))} left"
         )
         if self.terminal:
@@ -106,17 +104,17 @@ class ProgressLine(pl.callbacks.ProgressBar):
             self._bar.set_postfix_str(line)
         else:
             print(f"{self._name} batch {batch_idx + 1}/{trainer.num_training_batches}: {line}", flush=True)
-        self._judge_input(now)
-        self._begin_interval()
+        self._judge_input(waited, now)
+        self._begin_interval(trainer)
 
-    def _begin_interval(self) -> None:
+    def _begin_interval(self, trainer: "pl.Trainer") -> None:
         """Begin to count what the next line shows."""
-        self._shown = self._free_since = time.monotonic()
-        self._steps_since, self._waited_since = 0, 0.0
+        self._shown, self._steps_since = time.monotonic(), 0
+        self._waited_before = _waited_sec(trainer)
 
-    def _judge_input(self, now: float) -> None:
+    def _judge_input(self, waited_sec: float, now: float) -> None:
         """Say once, after enough steps, that the input is the bottleneck where it is."""
-        self._waited += self._waited_since
+        self._waited += waited_sec
         self._worked += now - self._shown
         self._judged_steps += self._steps_since
         waiting = self._waited / max(self._worked, 1e-9)
@@ -159,7 +157,7 @@ class ProgressLine(pl.callbacks.ProgressBar):
         self._print(
             f"epoch {trainer.current_epoch + 1}: {shown}val_acc {float(metric):.2f} ({sets or 'no complete pairs'})"
         )
-        self._begin_interval()
+        self._begin_interval(trainer)
 
     def on_test_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Open a line for the test."""
@@ -199,6 +197,11 @@ class ProgressLine(pl.callbacks.ProgressBar):
             tqdm.write(line)
         else:
             print(line, flush=True)
+
+
+def _waited_sec(trainer: "pl.Trainer") -> float:
+    """Return how long this process has waited for training batches so far."""
+    return getattr(trainer.train_dataloader, "waited_sec", 0.0)
 
 
 def input_bottleneck(waiting: float) -> str:

@@ -43,7 +43,8 @@ def table(names: list[str]) -> str:
             low, high = result["ratio_range"]
             ratio = f"**{result['ratio']:.2f}x** ({low:.2f} to {high:.2f})"
             lines.append(f"| {result['row']} | {slow} | {fast} | {ratio} | {result['target']:g}x |")
-    return "\n".join(lines)
+    unmeasured = [name for name in names if not (RESULTS / f"{name}.jsonl").is_file()]
+    return "\n".join([*lines, *([f"not measured yet: {', '.join(unmeasured)}"] if unmeasured else [])])
 
 
 def _shown(side: dict) -> str:

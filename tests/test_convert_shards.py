@@ -121,7 +121,7 @@ def test_killed_conversions_go_on(tmp_path: Path) -> None:
     }
     command = [sys.executable, "-c", KILLED_CONVERSION, str(folder)]
     for writes in ("35", "60"):
-        killed = subprocess.run([*command, writes], cwd=PROJECT, stdout=subprocess.DEVNULL, timeout=120)
+        killed = subprocess.run([*command, writes], cwd=PROJECT, stdout=subprocess.DEVNULL, timeout=300)
         assert killed.returncode == -signal.SIGKILL
         with pytest.raises(ValueError, match="is not finished"):
             open_training_source(folder, "imgs")

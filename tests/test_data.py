@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 import training_subset
 from augmenter import Augmenter
 from data import FaceDataModule
-from face_datasets import TrainingDataset, ValidationDataset, as_it_is
+from face_datasets import TrainingDataset, ValidationDataset, WaitingLoader, as_it_is
 from folder_source import FolderSource
 from lightning_setup import pl
 from pairs import PairSet, write_memfile
@@ -433,9 +433,10 @@ def test_batches_do_not_depend_on_workers(small: Path, monkeypatch: pytest.Monke
 
 
 def test_ctrl_c_does_not_end_the_workers(small: Path) -> None:
-    loader = iter(module(small, num_workers=1).train_dataloader())
-    first = next(loader)
-    os.kill(loader._workers[0].pid, signal.SIGINT)
+    loader = module(small, num_workers=1).train_dataloader()
+    batches = iter(loader)
+    first = next(batches)
+    os.kill(loader._iterator._workers[0].pid, signal.SIGINT)
     assert equal([first, *loader], training_batches(module(small), 0))
 
 
@@ -695,3 +696,25 @@ def test_fingerprint_knows_names_labels_and_pixels(small: Path) -> None:
     moved = module(small).fingerprint()
     (small / "imgs" / "c").rename(small / "imgs" / "d")
     assert len({before, changed, moved, module(small).fingerprint()}) == 4
+
+
+def test_a_loader_knows_how_long_it_was_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time between two batches, in which the model works, is not counted."""
+    now = [0.0]
+    monkeypatch.setattr("face_datasets.time.monotonic", lambda: now[0])
+
+    class Slow:
+        def __len__(self) -> int:
+            return 3
+
+        def __getitem__(self, index: int) -> int:
+            now[0] += 2
+            return index
+
+    loader = WaitingLoader(Slow(), batch_size=None)
+    for expected in (2, 4, 6):
+        now[0] += 100
+        if expected == 2:
+            batches = iter(loader)
+        next(batches)
+        assert loader.waited_sec == expected

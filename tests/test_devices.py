@@ -85,3 +85,17 @@ def test_threads_are_divided(monkeypatch):
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
+
+
+def test_a_container_may_take_less_than_its_host_has(monkeypatch, tmp_path):
+    info = tmp_path / "meminfo"
+    info.write_text("MemTotal: 8000000 kB\nMemAvailable: 6000000 kB\n")
+    monkeypatch.setattr(devices, "_MEMORY_INFO", info)
+    monkeypatch.setattr(devices, "_CONTROL_GROUP", tmp_path)
+    assert devices.device_memory("cpu", 2) == 8_000_000 * 1024 / 2
+    (tmp_path / "memory.max").write_text("max\n")
+    assert devices.available_memory("cpu", 2) == 6_000_000 * 1024 / 2
+    (tmp_path / "memory.max").write_text("2000000000\n")
+    (tmp_path / "memory.current").write_text("500000000\n")
+    assert devices.device_memory("cpu", 2) == 1e9
+    assert devices.available_memory("cpu", 2) == 7.5e8

@@ -97,6 +97,7 @@ def test_processes_share_the_memory(monkeypatch, tmp_path):
     info = tmp_path / "meminfo"
     info.write_text("MemTotal:       16000 kB\nMemAvailable:    8000 kB\n")
     monkeypatch.setattr(devices, "_MEMORY_INFO", info)
+    monkeypatch.setattr(devices, "_CONTROL_GROUP", tmp_path)
     assert devices.available_memory("cpu", 2) == 4000 * 1024
     assert devices.device_memory("cpu", 2) == 8000 * 1024
     monkeypatch.setattr(devices, "_MEMORY_INFO", tmp_path / "absent")

@@ -308,7 +308,7 @@ def test_shards_of_all_processes_count(tmp_path):
         for rank in range(world)
     ]  # fmt: skip
     for process in processes:
-        output, errors = process.communicate(timeout=120)
+        output, errors = process.communicate(timeout=300)
         assert process.returncode == 0, errors
         norm, *shared = eval(output.splitlines()[-1])
         assert norm == pytest.approx(math.sqrt(1 + 4 + (9 + 0.25) + (16 + 0.25) + (25 + 0.25)))

@@ -160,7 +160,7 @@ def test_stopped_inside_an_epoch_and_resumed_is_bit_identical(whole_run, faces, 
     process = start(faces, tmp_path, *AUGMENTED, "--num_workers", "1")
     wait_for(lambda: list(tmp_path.glob("*/epoch=000-*.ckpt")), process)
     os.killpg(process.pid, number)  # as a terminal and a batch system do: the data workers get it too
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 130, output
     (folder,) = tmp_path.glob("*")
     assert f"go on with: python main.py --resume_from_checkpoint {folder / 'last.ckpt'}" in output

@@ -113,30 +113,46 @@ def test_a_step_is_described_by_its_module():
 
 
 def test_what_takes_less_is_told_with_its_size():
-    found = what_takes_less(MEMORY, 2.4e7, batch_size=16, devices=2)
-    assert found[0] == "--gradient_checkpointing: 0.02 GB"
+    memory = replace(MEMORY, embedding_size=5, class_num=100_000)  # 31.1 MB
+    found = what_takes_less(memory, 2.7e7, batch_size=16, devices=2)
+    assert found[0] == "--gradient_checkpointing: 0.03 GB"
     assert found[1] == "--head_memory small: 0.03 GB, still too much"
     assert found[2] == "--batch_size 8 --accumulate_grad_batches 2 (times what it was): 0.02 GB"
     assert found[3] == "all of these: 0.02 GB"
-    several = what_takes_less(replace(MEMORY, processes=2), 2.4e7, batch_size=16, devices=2)
+    several = what_takes_less(replace(memory, processes=2), 2.7e7, batch_size=16, devices=2)
     assert several[2] == "--head_sharding on: 0.03 GB, still too much"
+    assert not any("--head_memory" in line for line in what_takes_less(MEMORY, 1.0, batch_size=16, devices=2)), "0.1 %"
     nothing = replace(MEMORY, gradient_checkpointing=True, keep_exponentials=False)
     assert what_takes_less(nothing, 1.0, batch_size=16, devices=2) == []
 
 
 STEP = """
-import resource, sys, torch
+import threading, time, torch
 from memory_plan import step_memory
 from train_val import FaceRecognitionModule
+
+def anonymous():  # pages of libraries come and go as the system likes
+    return int(open("/proc/self/status").read().partition("RssAnon:")[2].split()[0]) * 1024
+
 module = FaceRecognitionModule(arch="ir_mini", class_num=20_000)
 memory = step_memory(module, processes=1, batch_size=64, precision="32-true")
 images = torch.randint(0, 256, (64, 112, 112, 3), dtype=torch.uint8)
 optimizer = module.configure_optimizers()["optimizer"]
-before = int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
+before, peak, done = anonymous(), 0, False
+
+def watch():
+    global peak
+    while not done:
+        peak = max(peak, anonymous())
+        time.sleep(0.001)
+
+thread = threading.Thread(target=watch)
+thread.start()
 for _ in range(2):
     module.head.loss(*module(images), torch.zeros(64, dtype=torch.long)).backward()
     optimizer.step()
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+done = True
+thread.join()
 weights = 4 * (memory.backbone_parameters + memory.head_parameters)
 print((peak - before) / (memory.total_bytes - weights))
 """
@@ -147,7 +163,7 @@ def test_the_prediction_is_near_the_resident_memory_of_real_steps():
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", STEP], cwd=ROOT, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
-    assert 0.8 < float(done.stdout) < 2
+    assert 0.8 < float(done.stdout) < 1.7
 
 
 def test_adam_keeps_two_numbers_for_each_weight():

@@ -300,3 +300,14 @@ def test_subsampling_keeps_the_layout_and_the_gradient_of_slicing(layout):
     assert torch.equal(out, sliced)
     assert torch.equal(gradient, expected)
     assert gradient.is_contiguous(memory_format=layout)
+
+
+def test_gradient_checkpointing_allows_a_second_backward():
+    model = build_model("ir_mini").train()
+    model.gradient_checkpointing = True
+    embeddings, _ = model(torch.randn(2, 3, 112, 112))
+    loss = embeddings.square().sum()
+    loss.backward(retain_graph=True)
+    first = model.body[0].res_layer[1].weight.grad.clone()
+    loss.backward()
+    torch.testing.assert_close(model.body[0].res_layer[1].weight.grad, 2 * first)

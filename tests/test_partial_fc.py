@@ -34,7 +34,7 @@ def group(request, tmp_path_factory) -> tuple[int, list[dict]]:
         for rank in range(W)
     ]
     try:
-        errors = [process.communicate(timeout=120)[1] for process in processes]
+        errors = [process.communicate(timeout=300)[1] for process in processes]
     finally:
         for process in processes:
             process.kill()

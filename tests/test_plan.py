@@ -2,12 +2,14 @@ import math
 import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from test_memory_plan import MEMORY
+from torch.utils.data import DataLoader, Dataset
 
 import convert
 import main
@@ -73,6 +75,21 @@ def test_what_does_not_fit_is_told_with_what_would(available, warning):
     else:
         assert warning in lines[0]
         assert any("--gradient_checkpointing" in line for line in lines[1:])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("batches", [1, 2, 40])
+def test_loading_is_timed_however_short_the_epoch(workers, batches):
+    class Slow(Dataset):
+        def __len__(self):
+            return batches
+
+        def __getitem__(self, index):
+            time.sleep(0.02)
+            return index
+
+    loader = DataLoader(Slow(), batch_size=None, num_workers=workers, persistent_workers=workers > 0)
+    assert 0.015 < plan._loading_sec(loader) < 1
 
 
 def test_a_plan_measures_and_writes_nothing(words, capsys):

@@ -21,6 +21,7 @@ def fake_trainer(batches=4, epochs=2):
         state=SimpleNamespace(fn="fit"),
         optimizers=[SimpleNamespace(param_groups=[{"lr": 0.1}])],
         strategy=SimpleNamespace(root_device=torch.device("cpu")),
+        train_dataloader=SimpleNamespace(waited_sec=0.0),
     )
     trainer.fit_loop = SimpleNamespace(
         restarting=False, epoch_loop=SimpleNamespace(batch_progress=SimpleNamespace(current=SimpleNamespace(ready=0)))
@@ -95,6 +96,7 @@ def train_with_a_slow_input(monkeypatch, capsys, load_sec, step_sec, steps):
     line.on_train_epoch_start(trainer, None)
     for batch in range(steps):
         clock.now += load_sec
+        trainer.train_dataloader.waited_sec += load_sec
         line.on_train_batch_start(trainer, None, None, batch)
         clock.now += step_sec
         line.on_train_batch_end(trainer, None, {"loss": torch.tensor(1.0)}, None, batch)

@@ -29,7 +29,7 @@ def start(action: str, world: int, classes: int, folder: Path, store: Path) -> N
         for rank in range(world)
     ]  # fmt: skip
     try:
-        errors = [process.communicate(timeout=120)[1] for process in processes]
+        errors = [process.communicate(timeout=300)[1] for process in processes]
     finally:
         for process in processes:
             process.kill()

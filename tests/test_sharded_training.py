@@ -28,7 +28,7 @@ def two_processes(folder: Path, **options) -> list[dict]:
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)])},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     return [torch.load(folder / f"outcome_{rank}.pt", weights_only=True) for rank in range(2)]
