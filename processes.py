@@ -188,12 +188,17 @@ def join(launch: Launch, accelerator: str, timeout_sec: float) -> None:
     on_gpu = accelerator == "gpu"
     if on_gpu:
         torch.cuda.set_device(launch.local_rank)
+    timeout = timedelta(seconds=timeout_sec)
     try:
+        meeting = dist.rendezvous("env://", launch.rank, launch.world_size, timeout=timeout)
+        store, _, _ = next(iter(meeting))
         dist.init_process_group(
             "nccl" if on_gpu else "gloo",
+            # torchrun's agent keeps one store through all restarts, with the addresses of the dead in it
+            store=dist.PrefixStore(f"start_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store),
             rank=launch.rank,
             world_size=launch.world_size,
-            timeout=timedelta(seconds=timeout_sec),
+            timeout=timeout,
             device_id=torch.device("cuda", launch.local_rank) if on_gpu else None,
         )
     except (RuntimeError, ValueError) as error:
