@@ -107,7 +107,7 @@ def test_a_run_that_loses_a_process_ends_and_says_how_to_go_on(data_root, tmp_pa
     launched.gone([first, second], 60)
     how = r"died by signal 9" if victim == 1 else "died"
     expected = (
-        rf"main\.py: error: process {victim} on {HOST} \(pid \d+\) {how}: the run is ended; go on with: python main"
+        rf"main\.py: error: process {victim} on {HOST} \(pid \d+\) {how}: the run is ended; the same command goes on"
     )
     assert len(re.findall(expected, file.read_text())) == 1, file.read_text()
     assert "Traceback" not in file.read_text()
