@@ -131,7 +131,7 @@ def _run(config: Config, notes: list[str], *, plan_only: bool = False) -> int:
         return _plan(config, devices, launch, data, module)
     folder = Path(decided_by_rank_0("RUN_FOLDER", lambda: str(_run_folder(config)), launch))
     keeper = CheckpointKeeper(folder, save_all=config.save_all_models, every_steps=config.checkpoint_every_steps)
-    watch = ProcessWatch(facts, lambda: how_to_go_on(keeper.last), config.collective_timeout_sec)
+    watch = ProcessWatch(facts, lambda: _after_a_loss(config, keeper), config.collective_timeout_sec)
     trainer = _build_trainer(config, devices, launch, data, folder, keeper, watch, sharded)
     if trainer.is_global_zero:
         _describe(config, devices, data, module, folder)
@@ -143,6 +143,11 @@ def _run(config: Config, notes: list[str], *, plan_only: bool = False) -> int:
     if trainer.is_global_zero:
         _finish(module, folder, config)
     return 0
+
+
+def _after_a_loss(config: Config, keeper: CheckpointKeeper) -> str:
+    """Return how to go on when a process of the run is lost."""
+    return f"the same command goes on in {keeper.folder}" if config.run_folder else how_to_go_on(keeper.last)
 
 
 def _build(config: Config, devices: DevicePlan) -> tuple[FaceDataModule, FaceRecognitionModule, bool]:

@@ -10,6 +10,7 @@ import contextlib
 import os
 import platform
 import secrets
+import signal
 import socket
 import subprocess
 import sys
@@ -74,7 +75,7 @@ class ProcessWatch(pl.Callback):
 
     def on_exception(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", exception: BaseException) -> None:
         """Take leave where the user stops at once: Lightning then kills the processes that it has started."""
-        if isinstance(exception, KeyboardInterrupt):
+        if isinstance(exception, KeyboardInterrupt) and not self._losses:
             self._leave(_BYE)
 
     def __enter__(self) -> "ProcessWatch":
@@ -89,13 +90,17 @@ class ProcessWatch(pl.Callback):
             ToldError: it ends because another one was lost.
             RuntimeError: it ends because another one did not answer in time.
         """
+        if error is not None and self._peers:
+            # torchrun sends it to all when one has died: it must not come before the message
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        text = str(error).lower()
+        of_the_network = isinstance(error, dist.DistError) or any(sign in text for sign in _OF_THE_NETWORK)
+        wait = bool(self._losses) or (of_the_network and bool(self._peers))
+        if wait and not self._leaving and self._told.wait(_TELL_SEC):
+            raise ToldError("another process is lost") from error
         if not isinstance(error, Exception) or isinstance(error, InterruptedTrainingError):
             self._leave(_BYE)
             return
-        text = str(error).lower()
-        of_the_network = isinstance(error, dist.DistError) or any(sign in text for sign in _OF_THE_NETWORK)
-        if of_the_network and self._peers and self._told.wait(_TELL_SEC):
-            raise ToldError("another process is lost") from error
         self._leave(_FAILED)
         if of_the_network and any(sign in text for sign in _OF_THE_CLOCK):
             raise RuntimeError(

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from agreement import ToldError
 from lightning_setup import environments
 
 ITSELF, TORCHRUN, SRUN, ENVIRONMENT = "main.py itself", "torchrun", "srun", "the environment (RANK, WORLD_SIZE)"
@@ -188,12 +189,17 @@ def join(launch: Launch, accelerator: str, timeout_sec: float) -> None:
     on_gpu = accelerator == "gpu"
     if on_gpu:
         torch.cuda.set_device(launch.local_rank)
+    timeout = timedelta(seconds=timeout_sec)
     try:
+        meeting = dist.rendezvous("env://", launch.rank, launch.world_size, timeout=timeout)
+        store, _, _ = next(iter(meeting))
         dist.init_process_group(
             "nccl" if on_gpu else "gloo",
+            # torchrun's agent keeps one store through all restarts, with the addresses of the dead in it
+            store=dist.PrefixStore(f"start_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store),
             rank=launch.rank,
             world_size=launch.world_size,
-            timeout=timedelta(seconds=timeout_sec),
+            timeout=timeout,
             device_id=torch.device("cuda", launch.local_rank) if on_gpu else None,
         )
     except (RuntimeError, ValueError) as error:
@@ -224,11 +230,20 @@ def decided_by_rank_0(name: str, decide: Callable[[], str], launch: Launch) -> s
         name: of the decision, in capital letters.
         decide: called on rank 0 alone, once.
         launch: how the processes were started.
+
+    Raises:
+        ToldError: rank 0 could not decide, and says why.
     """
     if launch.external:
-        box = [decide() if launch.rank == 0 else None]
-        dist.broadcast_object_list(box)
-        return str(box[0])
+        box: list[str | None] = [None]
+        try:
+            if launch.rank == 0:
+                box[0] = decide()
+        finally:  # an error is for rank 0 to raise, the others must not wait for it
+            dist.broadcast_object_list(box)
+        if box[0] is None:
+            raise ToldError(f"process 0 could not decide on {name}")
+        return box[0]
     variable = _DECISION + name
     if launch.rank == 0 or variable not in os.environ:
         os.environ[variable] = decide()

@@ -66,7 +66,7 @@ def main_py(arguments: list[str]) -> list[str]:
 
 
 def torchrun(arguments: list[str], *options: object) -> list[str]:
-    return [sys.executable, "-m", "torch.distributed.run", *map(str, options), "main.py", *arguments]
+    return [sys.executable, "-m", "torch.distributed.run", *map(str, options), "--", "main.py", *arguments]
 
 
 def slurm(rank: int, port: int, ranks_of_nodes: list[list[int]]) -> dict[str, str]:

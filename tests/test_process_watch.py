@@ -70,6 +70,12 @@ def test_the_broken_connection_of_a_collective_is_explained(watched):
     assert re.fullmatch(lost(1, "died"), outputs[0])
 
 
+def test_a_signal_that_follows_the_death_of_another_does_not_hide_it(watched):
+    statuses, outputs = watched["terminated"]
+    assert statuses == [12, -signal.SIGKILL]
+    assert re.fullmatch(lost(1, "died"), outputs[0])
+
+
 def test_an_answer_that_does_not_come_in_time_is_explained(watched):
     statuses, outputs = watched["timeout"]
     assert statuses == [1, 1]
@@ -101,7 +107,7 @@ def test_a_run_that_loses_a_process_ends_and_says_how_to_go_on(data_root, tmp_pa
     launched.gone([first, second], 60)
     how = r"died by signal 9" if victim == 1 else "died"
     expected = (
-        rf"main\.py: error: process {victim} on {HOST} \(pid \d+\) {how}: the run is ended; go on with: python main"
+        rf"main\.py: error: process {victim} on {HOST} \(pid \d+\) {how}: the run is ended; the same command goes on"
     )
     assert len(re.findall(expected, file.read_text())) == 1, file.read_text()
     assert "Traceback" not in file.read_text()

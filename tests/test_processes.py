@@ -6,8 +6,10 @@ import re
 
 import launched
 import pytest
+import torch.distributed as dist
 
 import processes
+from agreement import ToldError
 from processes import Launch, check_launch, decided_by_rank_0, find_launch
 
 TORCHRUN = {
@@ -96,6 +98,20 @@ def test_processes_that_main_py_starts_inherit_its_decision(monkeypatch):
     assert decided_by_rank_0("RUN_FOLDER", lambda: "b", second) == "a"
     monkeypatch.delenv("ADAFACE_DECISION_FITS", raising=False)
     assert decided_by_rank_0("FITS", lambda: "True", first) == "True"
+
+
+def test_a_decision_that_fails_keeps_nobody_waiting(monkeypatch):
+    sent = []
+    monkeypatch.setattr(dist, "broadcast_object_list", lambda box: sent.append(list(box)))
+
+    def fail() -> str:
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        decided_by_rank_0("RUN_FOLDER", fail, Launch("srun", rank=0, world_size=2))
+    assert sent == [[None]]
+    with pytest.raises(ToldError):
+        decided_by_rank_0("RUN_FOLDER", fail, Launch("srun", rank=1, world_size=2))
 
 
 def srun(folder, arguments_of_ranks, ranks_of_nodes):

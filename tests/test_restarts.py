@@ -11,8 +11,9 @@ import pytest
 
 pytestmark = pytest.mark.slow
 KILLS = 20
-LONGEST_SEC = 12.0  # of a start that is killed: half of it is spent before the first step
-EPOCHS = 120  # more than all starts together get done
+EPOCHS = 60  # more than all starts together get done
+EARLY, EARLY_SEC = 0.3, 8.0  # share of the kills that come before or about the first step, and in what time
+LATE_EPOCHS = 2.0  # the others come in the time of these, after a first checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -28,15 +29,18 @@ def words(data_root: Path, run_folder: Path, epochs: int, *more: object) -> list
     )  # fmt: skip
 
 
-def whole_run(data_root: Path, folder: Path, epochs: int, *more: object) -> Path:
-    file = folder / "whole.txt"
+def whole_run(data_root: Path, folder: Path, epochs: int, *more: object) -> tuple[Path, float]:
+    """Train undisturbed; return the last checkpoint and the seconds of an epoch."""
+    file, newest = folder / "whole.txt", folder / "whole" / "last.ckpt"
     process = launched.start(launched.main_py(words(data_root, folder / "whole", epochs, *more)), file)
+    launched.wait_for(newest.exists, process, file)
+    began = time.monotonic()
     assert launched.ended(process, file, 500) == 0, file.read_text()
-    return folder / "whole" / "last.ckpt"
+    return newest, (time.monotonic() - began) / epochs
 
 
 def test_torchrun_restarts_a_run_that_goes_on(data_root, tmp_path):
-    whole = whole_run(data_root, tmp_path, 20)
+    whole, _ = whole_run(data_root, tmp_path, 20)
     file, folder = tmp_path / "output.txt", tmp_path / "run"
     options = ["--standalone", "--nproc-per-node", 2, "--max-restarts", 1]
     process = launched.start(launched.torchrun(words(data_root, folder, 20), *options), file)
@@ -55,7 +59,7 @@ def test_torchrun_restarts_a_run_that_goes_on(data_root, tmp_path):
 def test_twenty_kills_at_random_moments_leave_no_trace(data_root, tmp_path, launcher, sharding):
     chance = random.Random(f"{launcher} {sharding}")
     more = ["--head_sharding", sharding]
-    whole = whole_run(data_root, tmp_path, EPOCHS, *more)
+    whole, epoch_sec = whole_run(data_root, tmp_path, EPOCHS, *more)
     file, folder = tmp_path / "output.txt", tmp_path / "run"
     arguments = words(data_root, folder, EPOCHS, *more)
     command = launched.main_py(arguments)
@@ -64,7 +68,12 @@ def test_twenty_kills_at_random_moments_leave_no_trace(data_root, tmp_path, laun
     slowest = 0.0
     for _ in range(KILLS):
         process = launched.start(command, file)
-        _wait(process, chance.uniform(0.0, LONGEST_SEC), file)
+        if chance.random() < EARLY:
+            _wait(process, chance.uniform(0.0, EARLY_SEC), file)
+        else:
+            before = _written(folder / "last.ckpt")
+            launched.wait_for(lambda before=before: _written(folder / "last.ckpt") != before, process, file)
+            _wait(process, chance.uniform(0.0, LATE_EPOCHS * epoch_sec), file)
         family = [process.pid, *launched.children(process.pid)]
         one = launched.trainers(process.pid)
         for victim in [chance.choice(one)] if one and chance.random() < 0.5 else family:
@@ -78,6 +87,10 @@ def test_twenty_kills_at_random_moments_leave_no_trace(data_root, tmp_path, laun
     print(f"{launcher}, --head_sharding {sharding}: {KILLS} kills, all down after {slowest:.1f} s at the latest")
     assert file.read_text().count("the run of") == 0, "a start found nothing left to do"
     launched.assert_same_weights(folder / "last.ckpt", whole)
+
+
+def _written(checkpoint: Path) -> int:
+    return checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
 
 
 def _wait(process, seconds: float, file: Path) -> None:

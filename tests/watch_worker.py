@@ -29,6 +29,7 @@ SCENARIOS = {  # how each process ends
     "timeout": ("timeout", "timeout"),
     "done": ("done", "done late", "done"),
     "interrupted": ("interrupted", "interrupted", "interrupted"),
+    "terminated": ("terminated", "killed"),
 }
 WAIT_SEC = 60
 
@@ -45,6 +46,9 @@ def end(how: str) -> None:
         raise InterruptedTrainingError(Path("last.ckpt"))
     if how == "gloo":  # what a collective raises where another process is gone
         raise RuntimeError("[pair.cc:547] Connection closed by peer [127.0.0.1]:1234")
+    if how == "terminated":  # by torchrun, which has seen the death of the other one
+        time.sleep(0.1)
+        raise KeyboardInterrupt
     if how == "timeout":
         raise RuntimeError("Timed out waiting 1000ms for recv operation to complete")
     if how == "done late":
