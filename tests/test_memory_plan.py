@@ -135,8 +135,8 @@ def anonymous():  # pages of libraries come and go as the system likes
     return int(open("/proc/self/status").read().partition("RssAnon:")[2].split()[0]) * 1024
 
 module = FaceRecognitionModule(arch="ir_mini", class_num=20_000)
-memory = step_memory(module, processes=1, batch_size=64, precision="32-true")
-images = torch.randint(0, 256, (64, 112, 112, 3), dtype=torch.uint8)
+memory = step_memory(module, processes=1, batch_size=256, precision="32-true")
+images = torch.randint(0, 256, (256, 112, 112, 3), dtype=torch.uint8)
 optimizer = module.configure_optimizers()["optimizer"]
 before, peak, done = anonymous(), 0, False
 
@@ -149,7 +149,7 @@ def watch():
 thread = threading.Thread(target=watch)
 thread.start()
 for _ in range(2):
-    loss = module.head.loss(*module(images), torch.zeros(64, dtype=torch.long))
+    loss = module.head.loss(*module(images), torch.zeros(256, dtype=torch.long))
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
@@ -165,8 +165,8 @@ def test_the_prediction_is_near_the_resident_memory_of_real_steps():
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", STEP], cwd=ROOT, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
-    # two steps of a small network: what libraries work with is a large part of it
-    assert 0.8 < float(done.stdout) < 2
+    # measured 1.28: libraries work with some memory of their own
+    assert 0.8 < float(done.stdout) < 1.7
 
 
 def test_adam_keeps_two_numbers_for_each_weight():
