@@ -25,6 +25,7 @@ from partial_fc import PartialFC
 
 KERNEL = "head.kernel"
 _FILES = "*.safetensors"
+_DTYPES = {"float32": torch.float32, "float64": torch.float64}  # nothing that a file names is looked up in torch
 
 
 def strip_head(checkpoint: dict[str, Any], head: PartialFC, optimizer: torch.optim.Optimizer) -> None:
@@ -96,7 +97,7 @@ def fill_in_head(checkpoint: dict[str, Any], head: PartialFC | None) -> None:
     D, C = sharded["shape"]
     _check_files(folder, sharded["files"])
     width = C if head is None else head.end_class - head.first_class
-    dtype = getattr(torch, sharded["dtype"])
+    dtype = _DTYPES[sharded["dtype"]]
     columns = {name: torch.empty(D, width, dtype=dtype) for name in (KERNEL, *sharded["states"])}
     # a process without classes reads nothing, and still has to take part
     wanted = {name: value if head is None else _global(value, C) for name, value in columns.items()}

@@ -1,5 +1,7 @@
 """Shared fixtures: golden values, and the real faces where they are present."""
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,3 +22,12 @@ def lfw112() -> Path:
     if not (LFW112 / "train.rec").is_file():
         pytest.skip(f"the real faces are not on this machine (expected in {LFW112})")
     return LFW112
+
+
+@pytest.fixture(autouse=True)
+def environment_as_it_was() -> Iterator[None]:
+    """Undo what programs under test set for the processes that they start: ranks, addresses, decisions."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
