@@ -16,7 +16,6 @@ holds for a killed program, not for a power cut.
 
 import argparse
 import contextlib
-import difflib
 import errno
 import fcntl
 import os
@@ -26,16 +25,15 @@ import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
 
 import pairs
+from command_line import EXPECTED_ERRORS, INTERRUPTED, Parser
 from folder_source import listing
 from pack import pack_folder, pack_pairs
 from record_shards import find_records
 from unpack_bin import convert_set
 from unpack_rec import convert_images
 
-_EXPECTED_ERRORS = (ValueError, FileNotFoundError, RuntimeError, OSError)
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _LISTED = 10
 
@@ -43,26 +41,9 @@ _LISTED = 10
 # --- command line ---------------------------------------------------------------------------------------------
 
 
-class _Parser(argparse.ArgumentParser):
-    """Takes no abbreviations, and names the nearest option to a misspelt one."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise instead of leaving the program, so that there is one way to report errors."""
-        raise ValueError(f"{message} (python convert.py --help lists the options)")
-
-    def parse(self, words: list[str]) -> argparse.Namespace:
-        """Parse all words; unknown ones are an error."""
-        options, unknown = self.parse_known_args(words)
-        if unknown:
-            names = [name for action in self._actions for name in action.option_strings]
-            near = difflib.get_close_matches(unknown[0].split("=")[0], names, n=1)
-            self.error(f"unknown option {unknown[0]}" + (f"; did you mean {near[0]}?" if near else ""))
-        return options
-
-
-def build_parser() -> _Parser:
+def build_parser() -> Parser:
     """Build the command line's parser."""
-    parser = _Parser(
+    parser = Parser(
         prog="convert.py",
         description="Convert face data sets: train.rec -> imgs/<label>/<key>.jpg (train_0.rec, train_1.rec, ... -> "
         "imgs/<label>/<shard>-<key>.jpg), *.bin -> validation sets, "
@@ -191,8 +172,8 @@ def main(words: list[str] | None = None) -> int:
             job(options)
     except KeyboardInterrupt:
         print("\nconvert.py: stopped; nothing is half written, the same command goes on", file=sys.stderr)
-        return 130
-    except _EXPECTED_ERRORS as error:
+        return INTERRUPTED
+    except EXPECTED_ERRORS as error:
         print(f"convert.py: error: {_one_line(error)}", file=sys.stderr)
         return 1
     return 0

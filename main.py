@@ -10,13 +10,10 @@ r"""Train and evaluate: parse -> Config -> seed -> build -> fit, test.
 """
 
 import contextlib
-import signal
 import sys
 import traceback
 from collections.abc import Iterator
-from datetime import timedelta
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import cv2
@@ -29,26 +26,22 @@ from atomic_files import write_atomically
 from callbacks import (
     CheckpointKeeper,
     InterruptedTrainingError,
-    NonFiniteLossGuard,
-    StopOnSignal,
     how_to_go_on,
 )
 from checkpoint_folders import run_folder_of
 from checkpoints import (
-    AtomicCheckpointIO,
     backbone_state,
     check_fits,
     load_backbone,
     load_checkpoint,
 )
+from command_line import EXPECTED_ERRORS, FAILED, INTERRUPTED, terminated_as_interrupted
 from config import Config
 from data import FaceDataModule
-from devices import DevicePlan, available_memory, device_memory, divide_threads, plan_devices
+from devices import DevicePlan, device_memory, divide_threads, plan_devices
 from execution import prepare_step
-from health import HealthMonitor, StalledLossWarning
 from health_plot import plot_health
 from lightning_setup import pl
-from memory_plan import step_memory
 from net import EMBEDDING_SIZE, check_architecture
 from optimization import scaled_learning_rate
 from partial_fc import choose_sharding
@@ -61,23 +54,15 @@ from processes import (
     end_with_parent,
     find_launch,
     join,
-    lightning_environment,
 )
-from progress import ProgressLine
 from results import results_table, write_results
 from resume import with_checkpoint_options, with_run_folder
 from run_folder import choose_run_folder, describe_environment, make_run_folder, write_config, write_manifest
-from sharded_gradients import AgreedGradScaler
 from train_val import FaceRecognitionModule
+from trainer import batches_per_epoch, build_strategy, build_trainer, validation_interval
 
 _SAMPLES_IN_GRID = 64
-_TEST_RUN_BATCHES = 50
-_LOG_EVERY_STEPS = 10
-_SHORT_RUN_EPOCHS = 4
-_INTERRUPTED = 130
-_FAILED = 2
 _OF_ONE_HOST = {"data_root", "num_workers"}  # may differ between the machines of a run
-_EXPECTED_ERRORS = (ValueError, FileNotFoundError, RuntimeError, OSError)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -91,18 +76,18 @@ def main(arguments: list[str] | None = None) -> int:
         if action == "print_config":
             print(config.as_yaml(), end="")
             return 0
-        with _terminated_as_interrupted():
+        with terminated_as_interrupted():
             config, notes = with_checkpoint_options(with_run_folder(config))
             return _run(config, notes, plan_only=action == "plan")
     except InterruptedTrainingError as stop:
         _say(f"{stop}\n{how_to_go_on(stop.checkpoint)}")
-        return _INTERRUPTED
+        return INTERRUPTED
     except KeyboardInterrupt:
         _say("stopped at once; what had been saved is whole")
-        return _INTERRUPTED
+        return INTERRUPTED
     except ToldError:
-        return _FAILED
-    except _EXPECTED_ERRORS as error:
+        return FAILED
+    except EXPECTED_ERRORS as error:
         return _report(error)
 
 
@@ -132,7 +117,7 @@ def _run(config: Config, notes: list[str], *, plan_only: bool = False) -> int:
     folder = Path(decided_by_rank_0("RUN_FOLDER", lambda: str(_run_folder(config)), launch))
     keeper = CheckpointKeeper(folder, save_all=config.save_all_models, every_steps=config.checkpoint_every_steps)
     watch = ProcessWatch(facts, lambda: _after_a_loss(config, keeper), config.collective_timeout_sec)
-    trainer = _build_trainer(config, devices, launch, data, folder, keeper, watch, sharded)
+    trainer = _build_trainer(config, devices, launch, data, keeper, watch, sharded)
     if trainer.is_global_zero:
         _describe(config, devices, data, module, folder)
     with watch, _errors_kept_in(folder):
@@ -195,44 +180,18 @@ def _facts(config: Config, devices: DevicePlan, data: FaceDataModule, module: Fa
 def _plan(
     config: Config, devices: DevicePlan, launch: Launch, data: FaceDataModule, module: FaceRecognitionModule
 ) -> int:
-    """Print what the training would take; where it fits in memory, measure a few steps."""
-    world_size = devices.devices * config.num_nodes
-    available = available_memory(devices.accelerator, devices.devices)
-    memory = step_memory(
-        module, processes=world_size, batch_size=data.batch_size_per_process, precision=devices.precision
+    """Print what the training would take."""
+    schedule = plan.schedule(
+        data,
+        epochs=1 if config.fast_dev_run else config.epochs,
+        steps_per_epoch=_batches_per_epoch(config, data),
+        val_check_interval=_validation_interval(config, data),
+        batch_size=config.batch_size * config.num_nodes,
+        world_size=devices.devices * config.num_nodes,
     )
-    verdict = decided_by_rank_0("FITS", lambda: str(memory.total_bytes <= available), launch)
-    measured = None
-    if verdict == "True" and config.num_nodes > 1 and not launch.external:
-        _say("no step is measured: start all processes of the machines, by torchrun or srun, for that")
-    elif verdict == "True":
-        _say("measuring a few steps ...")
-        clock = plan.StepClock()
-        strategy = _strategy(config, distributed=world_size > 1)
-        trainer = plan.build_trainer(devices, config.num_nodes, strategy, lightning_environment(launch), clock)
-        measured = plan.measure(trainer, module, data, clock)
-    _say(data.summary())
-    _say(plan.describe(module, memory, available, _schedule(config, data, world_size), measured))
-    for line in plan.does_not_fit(memory, available, batch_size=config.batch_size, devices=devices.devices):
+    for line in plan.lines(module, data, devices, launch, schedule, config.num_nodes, _strategy(config, devices)):
         _say(line)
     return 0
-
-
-def _schedule(config: Config, data: FaceDataModule, world_size: int) -> plan.Schedule:
-    """How much the training does."""
-    every = _validation_interval(config, data)
-    steps = 1 if config.fast_dev_run else _batches_per_epoch(config, data)
-    per_epoch = 1 if isinstance(every, float) else steps // every
-    epochs = 1 if config.fast_dev_run else config.epochs
-    images = sum(len(pair_set.images) for pair_set in data.pair_sets.values())
-    return plan.Schedule(
-        epochs=epochs,
-        steps_per_epoch=steps,
-        evaluations=epochs * per_epoch + 1 if data.pair_sets else 0,
-        evaluation_batches=-(-images // (world_size * data.batch_size_per_process)),
-        batch_size=config.batch_size * config.num_nodes,
-        world_size=world_size,
-    )
 
 
 def _open_data(config: Config, devices: DevicePlan) -> FaceDataModule:
@@ -321,12 +280,14 @@ def _images_per_update(config: Config) -> int:
     return config.batch_size * config.num_nodes * config.accumulate_grad_batches
 
 
-def _strategy(config: Config, *, distributed: bool) -> Any:
-    """Return Lightning's strategy; the time limit is for processes that it starts, ``join`` sets that of others."""
-    if not distributed:
-        return "auto"
-    strategies = {"ddp": pl.strategies.DDPStrategy}
-    return strategies[config.distributed_backend](timeout=timedelta(seconds=config.collective_timeout_sec))
+def _batches_per_epoch(config: Config, data: FaceDataModule) -> int:
+    return 1 if config.fast_dev_run else batches_per_epoch(data.steps_per_epoch, test_run=config.test_run)
+
+
+def _validation_interval(config: Config, data: FaceDataModule) -> int | float:
+    if config.evaluate or config.fast_dev_run:
+        return 1.0
+    return validation_interval(_batches_per_epoch(config, data), config.epochs, config.accumulate_grad_batches)
 
 
 def _build_trainer(
@@ -334,71 +295,36 @@ def _build_trainer(
     devices: DevicePlan,
     launch: Launch,
     data: FaceDataModule,
-    folder: Path,
     keeper: CheckpointKeeper,
     watch: ProcessWatch,
     sharded: bool,
 ) -> "pl.Trainer":
-    loggers: list[Any] = [
-        pl.loggers.CSVLogger(folder, name="metrics"),
-        pl.loggers.TensorBoardLogger(folder, name="tensorboard", version=""),
-    ]
-    if config.use_wandb:
-        loggers.append(_wandb_logger(folder))
-    updates = 1 if config.evaluate else data.steps_per_epoch // config.accumulate_grad_batches
-    distributed = devices.devices * config.num_nodes > 1
-    plugins: list[Any] = [AtomicCheckpointIO(), lightning_environment(launch)]
-    scaled = sharded and distributed and devices.precision == "16-mixed"
-    if scaled:  # every process sees a part of the gradient: all have to skip the same steps
-        plugins.append(pl.plugins.precision.MixedPrecision("16-mixed", "cuda", scaler=AgreedGradScaler("cuda")))
-    return pl.Trainer(
-        accelerator=devices.accelerator,
-        devices=devices.devices,
+    return build_trainer(
+        devices,
+        launch,
+        keeper,
         num_nodes=config.num_nodes,
-        strategy=_strategy(config, distributed=distributed),
-        precision=None if scaled else devices.precision,
-        max_epochs=config.epochs,
+        strategy=_strategy(config, devices),
+        sharded=sharded,
+        batch_size=config.batch_size * config.num_nodes,
+        epochs=config.epochs,
+        steps_per_epoch=0 if config.evaluate else data.steps_per_epoch,
         accumulate_grad_batches=config.accumulate_grad_batches,
         val_check_interval=_validation_interval(config, data),
-        limit_train_batches=_TEST_RUN_BATCHES if config.test_run else 1.0,
+        test_run=config.test_run,
         fast_dev_run=config.fast_dev_run,
-        num_sanity_val_steps=0 if config.resume_from_checkpoint else 2,
+        resumed=bool(config.resume_from_checkpoint),
         deterministic=config.deterministic,
-        use_distributed_sampler=False,
-        logger=loggers,
-        log_every_n_steps=min(_LOG_EVERY_STEPS, max(1, updates)),
-        callbacks=[
-            ProgressLine(config.batch_size * config.num_nodes),
-            NonFiniteLossGuard(folder),
-            HealthMonitor(),
-            *([StalledLossWarning(config.stalled_after_steps)] if config.stalled_after_steps else []),
-            keeper,
-            StopOnSignal(keeper),
-            watch,
-        ],
-        plugins=plugins,
         sync_batchnorm=config.sync_batchnorm,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        default_root_dir=folder,
+        stalled_after_steps=config.stalled_after_steps,
+        use_wandb=config.use_wandb,
+        more_callbacks=[watch],
     )
 
 
-def _validation_interval(config: Config, data: FaceDataModule) -> int | float:
-    """Return how often to validate: each epoch, or after each tenth of one in a short run.
-
-    In batches, and in whole windows of accumulated gradients: what is summed up inside one is in no checkpoint.
-    """
-    if config.epochs > _SHORT_RUN_EPOCHS or config.evaluate or config.fast_dev_run:
-        return 1.0
-    batches = _batches_per_epoch(config, data)
-    window = config.accumulate_grad_batches
-    every = max(1, batches // 10 // window) * window
-    return every if every <= batches else 1.0
-
-
-def _batches_per_epoch(config: Config, data: FaceDataModule) -> int:
-    return min(data.steps_per_epoch, _TEST_RUN_BATCHES) if config.test_run else data.steps_per_epoch
+def _strategy(config: Config, devices: DevicePlan) -> Any:
+    distributed = devices.devices * config.num_nodes > 1
+    return build_strategy(config.distributed_backend, config.collective_timeout_sec, distributed=distributed)
 
 
 def _test(
@@ -473,20 +399,6 @@ def _advice(config: Config, launch: Launch) -> list[str]:
 
 
 @contextlib.contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """Treat SIGTERM before the first step as Ctrl-C; from then on ``StopOnSignal`` has the signals."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    previous = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
-@contextlib.contextmanager
 def _errors_kept_in(folder: Path) -> Iterator[None]:
     """Write the traceback of what goes wrong to ``error.log`` of the run folder, and pass it on."""
     try:
@@ -509,20 +421,13 @@ def _report(error: Exception) -> int:
     if isinstance(error, torch.OutOfMemoryError):
         message = f"the GPU's memory is full: give a smaller --batch_size, or --use_16bit ({message.splitlines()[0]})"
     print(f"main.py: error: {message}", *getattr(error, "__notes__", []), sep="\n", file=sys.stderr, flush=True)
-    return _FAILED
+    return FAILED
 
 
 def _say(text: str) -> None:
     """Print for the user, once: from rank 0."""
     if find_launch().rank == 0:
         print(text, flush=True)
-
-
-def _wandb_logger(folder: Path) -> Any:
-    try:
-        return pl.loggers.WandbLogger(save_dir=folder, name=folder.name, project="adaface_face_recognition")
-    except ModuleNotFoundError as error:
-        raise RuntimeError("--use_wandb needs the package: pip install wandb") from error
 
 
 if __name__ == "__main__":

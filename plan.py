@@ -4,174 +4,19 @@ Memory is computed first (``memory_plan.py``); where it fits, a few real steps a
 loader and arithmetic, and a few batches are embedded and loaded. Nothing is written.
 """
 
-import statistics
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch.utils.data import DataLoader
-
 from data import FaceDataModule
-from devices import DevicePlan, peak_memory
-from lightning_setup import pl
-from memory_plan import StepMemory, what_takes_less
+from devices import DevicePlan, available_memory
+from memory_plan import StepMemory, step_memory, what_takes_less
+from processes import Launch, decided_by_rank_0, lightning_environment
 from progress import MUCH_WAITING, duration, input_bottleneck
+from step_measurement import Measured, StepClock, build_trainer, measure
 from train_val import FaceRecognitionModule
 
-_WARM_UP_STEPS = 2
-_MOST_STEPS, _MOST_SEC = 12, 30.0
-_EVALUATED_BATCHES = 3
-_LOADING_SEC = 2.0
 _TIGHT = 0.75  # of the memory: measured peaks lie 15 to 30 % above what is counted
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What a few steps have shown, on this process.
-
-    Attributes:
-        step_sec: one training step, without the time that it waited for data.
-        load_sec: one batch from the loader, while nothing is trained.
-        loads_in_turn: there are no data workers: each step waits for its batch.
-        embed_sec: one batch of an evaluation, both flips; 0 without verification sets.
-        peak_bytes: most memory that was in use.
-    """
-
-    step_sec: float
-    load_sec: float
-    loads_in_turn: bool
-    embed_sec: float
-    peak_bytes: float
-
-    @property
-    def batch_sec(self) -> float:
-        """One step with its wait for data."""
-        return self.step_sec + self.load_sec if self.loads_in_turn else max(self.step_sec, self.load_sec)
-
-
-class StepClock(pl.Callback):
-    """Time steps, the device's work included, and end the training after a few of them.
-
-    Attributes:
-        step_sec: of each training step after the first ones.
-        embed_sec: of each batch of an evaluation after the first one.
-    """
-
-    def __init__(self) -> None:
-        self.step_sec: list[float] = []
-        self.embed_sec: list[float] = []
-        self._began = self._first = 0.0
-
-    def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        """Begin the time that all steps may take."""
-        self._first = time.monotonic()
-
-    def on_train_batch_start(self, trainer: "pl.Trainer", *args: Any, **kwargs: Any) -> None:
-        """Start the clock."""
-        self._began = _now(trainer)
-
-    def on_train_batch_end(
-        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Stop the clock; stop the training where all processes have seen enough."""
-        ended = _now(trainer)
-        self.step_sec.append(ended - self._began)
-        enough = batch_idx + 1 >= _WARM_UP_STEPS + 1 and ended - self._first > _MOST_SEC
-        enough = enough or len(self.step_sec) >= _MOST_STEPS
-        if trainer.strategy.reduce_boolean_decision(enough, all=False):
-            trainer.should_stop = True
-
-    def on_validation_batch_start(self, trainer: "pl.Trainer", *args: Any, **kwargs: Any) -> None:
-        """Start the clock."""
-        self._began = _now(trainer)
-
-    def on_validation_batch_end(self, trainer: "pl.Trainer", *args: Any, **kwargs: Any) -> None:
-        """Stop the clock."""
-        self.embed_sec.append(_now(trainer) - self._began)
-
-
-def _now(trainer: "pl.Trainer") -> float:
-    """Return the time when the device has done all that it was told."""
-    if trainer.strategy.root_device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.monotonic()
-
-
-def measure(trainer: "pl.Trainer", module: FaceRecognitionModule, data: FaceDataModule, clock: StepClock) -> Measured:
-    """Take a few steps, embed and load a few batches; every process of the run calls this.
-
-    Args:
-        trainer: with ``clock`` among its callbacks, which validates a few batches and logs nothing.
-        module: trained for a few steps.
-        data: opened.
-        clock: of this trainer.
-    """
-    trainer.fit(module, data)
-    if data.pair_sets:
-        trainer.validate(module, datamodule=data, verbose=False)
-    steps = clock.step_sec[min(_WARM_UP_STEPS, len(clock.step_sec) - 1) :]
-    embedded = clock.embed_sec[min(1, len(clock.embed_sec) - 1) :]
-    return Measured(
-        step_sec=statistics.median(steps),
-        load_sec=_loading_sec(data.train_dataloader()),
-        loads_in_turn=data.num_workers == 0,
-        embed_sec=statistics.median(embedded) if embedded else 0.0,
-        peak_bytes=peak_memory(trainer.strategy.root_device.type),
-    )
-
-
-def _loading_sec(loader: DataLoader[Any]) -> float:
-    """Return the seconds for one batch of a loader that nobody else keeps waiting."""
-    ahead = 1 + loader.num_workers * (loader.prefetch_factor or 0)
-    batches = _endless(loader)
-    # those that were loaded at the start; of a short epoch all, with the start of its workers
-    for _ in range(min(ahead, len(loader))):
-        next(batches)
-    started, loaded = time.monotonic(), 0
-    while loaded < len(loader) and time.monotonic() - started < _LOADING_SEC:
-        next(batches)
-        loaded += 1
-    return (time.monotonic() - started) / loaded
-
-
-def _endless(loader: DataLoader[Any]) -> Iterator[Any]:
-    while True:
-        yield from loader
-
-
-def build_trainer(
-    devices: DevicePlan, num_nodes: int, strategy: Any, environment: Any, clock: StepClock
-) -> "pl.Trainer":
-    """Build the trainer for ``measure``.
-
-    Args:
-        devices: of the run.
-        num_nodes: machines.
-        strategy: of Lightning, how the processes work together.
-        environment: of Lightning, which process this is.
-        clock: times the steps.
-    """
-    return pl.Trainer(
-        accelerator=devices.accelerator,
-        devices=devices.devices,
-        num_nodes=num_nodes,
-        strategy=strategy,
-        precision=devices.precision,
-        max_epochs=-1,
-        limit_val_batches=_EVALUATED_BATCHES,
-        check_val_every_n_epoch=None,
-        val_check_interval=_MOST_STEPS * 10,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-        logger=False,
-        callbacks=[clock],
-        plugins=[environment],
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        enable_progress_bar=False,
-    )
 
 
 @dataclass(frozen=True)
@@ -193,6 +38,80 @@ class Schedule:
     evaluation_batches: int
     batch_size: int
     world_size: int
+
+
+def schedule(
+    data: FaceDataModule,
+    *,
+    epochs: int,
+    steps_per_epoch: int,
+    val_check_interval: int | float,
+    batch_size: int,
+    world_size: int,
+) -> Schedule:
+    """Return how much a training does.
+
+    Args:
+        data: opened.
+        epochs: of the run.
+        steps_per_epoch: batches of one process.
+        val_check_interval: steps between two evaluations; 1.0 for once in an epoch.
+        batch_size: images of one step, of all processes.
+        world_size: number of processes.
+    """
+    per_epoch = 1 if isinstance(val_check_interval, float) else steps_per_epoch // val_check_interval
+    images = sum(len(pair_set.images) for pair_set in data.pair_sets.values())
+    return Schedule(
+        epochs=epochs,
+        steps_per_epoch=steps_per_epoch,
+        evaluations=epochs * per_epoch + 1 if data.pair_sets else 0,
+        evaluation_batches=-(-images // (world_size * data.batch_size_per_process)),
+        batch_size=batch_size,
+        world_size=world_size,
+    )
+
+
+def lines(
+    module: FaceRecognitionModule,
+    data: FaceDataModule,
+    devices: DevicePlan,
+    launch: Launch,
+    schedule: Schedule,
+    num_nodes: int,
+    strategy: Any,
+) -> Iterator[str]:
+    """Yield the plan line by line; where it fits in memory, after a few steps; every process of the run calls this.
+
+    Args:
+        module: what is trained.
+        data: opened.
+        devices: of this machine.
+        launch: who started the processes.
+        schedule: how much is to do.
+        num_nodes: machines.
+        strategy: of Lightning, how the processes work together.
+    """
+    available = available_memory(devices.accelerator, devices.devices)
+    memory = step_memory(
+        module,
+        processes=schedule.world_size,
+        batch_size=data.batch_size_per_process,
+        precision=devices.precision,
+    )
+    measured = None
+    # all processes measure, or none
+    if decided_by_rank_0("FITS", lambda: str(memory.total_bytes <= available), launch) == "True":
+        if num_nodes > 1 and not launch.external:
+            yield "no step is measured: start all processes of the machines, by torchrun or srun, for that"
+        else:
+            yield "measuring a few steps ..."
+            clock = StepClock()
+            trainer = build_trainer(devices, num_nodes, strategy, lightning_environment(launch), clock)
+            measured = measure(trainer, module, data, clock)
+    yield data.summary()
+    yield describe(module, memory, available, schedule, measured)
+    batch_size = schedule.batch_size // num_nodes
+    yield from does_not_fit(memory, available, batch_size=batch_size, devices=devices.devices)
 
 
 def describe(

@@ -165,18 +165,22 @@ def test_foreign_image_folders_are_not_touched(
 
 
 KILLED_CONVERSION = """
-import os, signal, sys
+import os, signal, sys, threading
 import convert, unpack_rec
 
 unpack_rec._JOURNAL_EVERY, unpack_rec._IMAGES_AT_ONCE = 100, 20
 write, left = unpack_rec._write, int(sys.argv[2])
 
+one_at_a_time = threading.Lock()
+
 def count_down(path, data):
     global left
-    left -= 1
-    if left == 0:
-        write(path, data[:100])
-        os.kill(os.getpid(), signal.SIGKILL)
+    with one_at_a_time:  # what other threads have begun they may finish; nothing new begins
+        left -= 1
+        if left == 0:
+            write(path, data[:100])
+            os.kill(os.getpid(), signal.SIGKILL)
+            signal.pause()
     write(path, data)
 
 unpack_rec._write = count_down

@@ -14,8 +14,10 @@ from torch.utils.data import DataLoader, Dataset
 import convert
 import main
 import plan
+import step_measurement
 from demo_data import write_demo_data
-from plan import Measured, Schedule
+from plan import Schedule
+from step_measurement import Measured
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULE = SimpleNamespace(class_num=1000)
@@ -89,7 +91,7 @@ def test_loading_is_timed_however_short_the_epoch(workers, batches):
             return index
 
     loader = DataLoader(Slow(), batch_size=None, num_workers=workers, persistent_workers=workers > 0)
-    assert 0.015 < plan._loading_sec(loader) < 1
+    assert 0.015 < step_measurement._loading_sec(loader) < 1
 
 
 def test_a_plan_measures_and_writes_nothing(words, capsys):
@@ -108,7 +110,7 @@ def test_a_short_run_is_planned_as_it_is_validated(words, capsys):
 
 
 def test_where_it_does_not_fit_nothing_is_measured(words, capsys, monkeypatch):
-    monkeypatch.setattr(main, "available_memory", lambda accelerator, processes: 1e6)
+    monkeypatch.setattr(plan, "available_memory", lambda accelerator, processes: 1e6)
     assert main.main(words) == 0
     out = capsys.readouterr().out
     assert "does not fit, so no step was measured" in out
