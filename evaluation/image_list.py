@@ -1,0 +1,167 @@
+"""Lists of aligned face images, as the protocols ask for them: how many, which, and one by one as uint8 BGR."""
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import cv2
+import numpy as np
+
+from pairs import IMAGE_SHAPE, PairSet
+
+
+class ImageList(Protocol):
+    """N aligned face images of (112, 112, 3) uint8 BGR, read when asked for, by any thread or process."""
+
+    @property
+    def name(self) -> str:
+        """What the images are, for progress bars and messages: such as ``lfw``."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> np.ndarray:
+        """Return one image, (112, 112, 3) uint8 BGR.
+
+        Raises:
+            ValueError: it cannot be read; the message names it.
+        """
+
+    def fingerprint(self) -> str:
+        """Return a text that changes where the images do."""
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """Image files.
+
+    Attributes:
+        name: what they are.
+        paths: (N,) files.
+        prepare: takes a decoded image (H, W, 3) uint8 BGR and its index, returns it aligned, (112, 112, 3); None for
+            files that are aligned already.
+        prepared_as: what ``prepare`` does, for the fingerprint; it must change where the result does.
+    """
+
+    name: str
+    paths: Sequence[Path]
+    prepare: Callable[[np.ndarray, int], np.ndarray] | None = None
+    prepared_as: str = ""
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def read(self, index: int) -> np.ndarray:
+        """Return one image, aligned.
+
+        Raises:
+            ValueError: the file is absent, no image, or of another size than 112x112.
+        """
+        path = self.paths[index]
+        image = read_colour_image(path)
+        if self.prepare is not None:
+            image = self.prepare(image, index)
+        if image.shape != IMAGE_SHAPE:
+            height, width = image.shape[:2]
+            raise ValueError(f"{path} is {width}x{height} px, expected an aligned face of 112x112")
+        return image
+
+    def fingerprint(self) -> str:
+        """Return a digest of names, sizes and times of change."""
+        digest = hashlib.sha256(self.prepared_as.encode())
+        for path in self.paths:
+            try:
+                status = path.stat()
+                found = f"{path.resolve()}\0{status.st_size}\0{status.st_mtime_ns}"
+            except OSError:
+                found = f"{path}\0absent"
+            digest.update(os.fsencode(found) + b"\n")
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class PairSetImages:
+    """The 2P images of a verification set; images 2k and 2k+1 are pair k.
+
+    Attributes:
+        pair_set: opened by ``pairs.open_pair_set``.
+        path: of the file or folder that holds the images.
+    """
+
+    pair_set: PairSet
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """The set's name."""
+        return self.pair_set.name
+
+    def __len__(self) -> int:
+        return len(self.pair_set.images)
+
+    def read(self, index: int) -> np.ndarray:
+        """Return one image.
+
+        Raises:
+            ValueError: it is damaged.
+        """
+        return self.pair_set.images[index]
+
+    def fingerprint(self) -> str:
+        """Return a digest of the files' names, sizes and times of change."""
+        files = sorted(self.path.rglob("*")) if self.path.is_dir() else [self.path]
+        return ImageFiles(self.name, files).fingerprint()
+
+
+@dataclass(frozen=True)
+class FirstImages:
+    """The first images of a list, for a quick look.
+
+    Attributes:
+        images: the list.
+        count: how many of them.
+    """
+
+    images: ImageList
+    count: int
+
+    @property
+    def name(self) -> str:
+        """Name of the whole list."""
+        return self.images.name
+
+    def __len__(self) -> int:
+        return min(self.count, len(self.images))
+
+    def read(self, index: int) -> np.ndarray:
+        """Return one image.
+
+        Raises:
+            ValueError: it cannot be read.
+        """
+        return self.images.read(index)
+
+    def fingerprint(self) -> str:
+        """Return a text that changes where the images do, or their number."""
+        return f"{self.images.fingerprint()}[:{len(self)}]"
+
+
+def read_colour_image(path: Path) -> np.ndarray:
+    """Return the pixels of an image file, (H, W, 3) uint8 BGR, upright; a grey image has three equal channels.
+
+    Raises:
+        ValueError: the file is absent, or no image.
+    """
+    try:
+        encoded = np.fromfile(path, np.uint8)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
+    try:
+        image = cv2.imdecode(encoded, cv2.IMREAD_COLOR)
+    except cv2.error:
+        image = None
+    if image is None:
+        raise ValueError(f"{path} is no readable image ({len(encoded)} bytes)")
+    return image

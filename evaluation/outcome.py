@@ -1,0 +1,84 @@
+"""What every protocol takes and gives: embeddings of a list of images, and named numbers with their intervals."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from evaluation.image_list import ImageList
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """The embeddings of N images.
+
+    Attributes:
+        embeddings: (N, D) float32 unit vectors, image and mirror fused; zeros where the image could not be read.
+        norms: (N, 1) float32, their lengths before normalisation, the model's measure of quality; 0 where unreadable.
+        readable: (N,) booleans.
+    """
+
+    embeddings: np.ndarray
+    norms: np.ndarray
+    readable: np.ndarray
+
+
+class EmbedImages(Protocol):
+    """What a protocol asks of a model: the embeddings of a list of images."""
+
+    def __call__(self, images: ImageList) -> Embedded:
+        """Embed all images of a list.
+
+        Raises:
+            ValueError: more images than allowed cannot be read; they are named.
+        """
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a protocol measured on one set.
+
+    Attributes:
+        protocol: such as ``ijbc``.
+        data: name of the set, such as ``IJB-C``.
+        numbers: by name, in the order of the table; rates in percent. NaN for one that the data does not give.
+        intervals: by name, the lower and upper end of the 95 % interval, for numbers that have one.
+        notes: what is unusual about these numbers.
+        similarity: (P,) cosine of each pair, for curves; empty where the protocol has no pairs.
+        issame: (P,) booleans.
+        norms: (N,) of the images, for histograms; empty where nobody asked for them.
+    """
+
+    protocol: str
+    data: str
+    numbers: Mapping[str, float]
+    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    similarity: np.ndarray = field(default_factory=lambda: np.empty(0), repr=False, compare=False)
+    issame: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=bool), repr=False, compare=False)
+    norms: np.ndarray = field(default_factory=lambda: np.empty(0), repr=False, compare=False)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything but the arrays as plain values for JSON, None for NaN."""
+        return {
+            "protocol": self.protocol,
+            "data": self.data,
+            "numbers": {name: None if math.isnan(value) else value for name, value in self.numbers.items()},
+            "intervals": {name: list(ends) for name, ends in self.intervals.items()},
+            "notes": list(self.notes),
+        }
+
+
+def outcome_lines(outcome: Outcome) -> list[str]:
+    """Return an outcome as lines of text: a caption, one line per number, its interval, the notes."""
+    lines = [f"{outcome.protocol}: {outcome.data}"]
+    width = max(map(len, outcome.numbers), default=0)
+    for name, value in outcome.numbers.items():
+        text = "    -" if math.isnan(value) else f"{value:8.2f}"
+        if name in outcome.intervals:
+            low, high = outcome.intervals[name]
+            text += f"   [{low:.2f}, {high:.2f}]"
+        lines.append(f"  {name:<{width}}  {text}")
+    return lines + [f"  {note}" for note in outcome.notes]
