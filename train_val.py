@@ -21,10 +21,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from batch_norm_folding import fold_batch_norms
 from collectives import check_batch_sizes, gather_batch, gather_rows
-from evaluate_utils import fuse_flip
 from head import build_head
+from inference import embed_faces, prepare_for_inference
 from lightning_setup import pl
 from net import EMBEDDING_SIZE, build_model, normalize_images
 from optimization import Schedule, build_optimizer, group_options, settle_loaded_state
@@ -253,21 +252,13 @@ class FaceRecognitionModule(pl.LightningModule):
         if dist.is_initialized() and dist.get_world_size() > 1:
             for buffer in self.buffers():
                 dist.broadcast(buffer, 0)
-        folded = fold_batch_norms(self.model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._inference_model = (folded,)
+        self._inference_model = (prepare_for_inference(self.model),)
 
     def validation_step(self, batch: EvaluationBatch, batch_idx: int) -> None:
         """Embed images (B, 112, 112, 3) uint8 BGR and keep them with their set and place, each (B,)."""
         images, set_index, image_index = batch
-        # two passes: one of twice the size is no faster, and takes twice the memory
-        embeddings, norms = self._embed(images)
-        mirrored, mirrored_norms = self._embed(images.flip(2))
-        fused, _ = fuse_flip(embeddings.double(), norms.double(), mirrored.double(), mirrored_norms.double())
-        self._embedded.append((fused.float(), set_index, image_index))
-
-    def _embed(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        model = self._inference_model[0]
-        return model(normalize_images(images, next(model.parameters()).dtype))
+        fused, _ = embed_faces(self._inference_model[0], images)
+        self._embedded.append((fused, set_index, image_index))
 
     def on_validation_epoch_end(self) -> None:
         """Gather the embeddings of all ranks and compute the accuracies."""

@@ -1,0 +1,249 @@
+"""Embed a list of images with a model: in one or several processes, with a bar, kept for the next protocol.
+
+What is kept is a `.npy` of float32 (N, D + 2) per model and list of images: the embedding, its norm, and whether the
+image is still to do (0), done (1) or could not be read (2). The processes write into that file, so that a killed
+evaluation goes on where it was; it gets its final name when all is done.
+"""
+
+import hashlib
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.multiprocessing
+from torch import Tensor
+from tqdm import tqdm
+
+from devices import divide_threads
+from evaluation.image_list import ImageList
+from evaluation.outcome import Embedded
+from inference import Embedder
+from threads import in_order, usable_cores
+
+MOST_UNREADABLE = 0.001
+_TO_DO, _DONE, _UNREADABLE = 0, 1, 2
+_POLL_SEC = 0.2
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """A model as each process loads it.
+
+    Attributes:
+        path: checkpoint or ONNX file.
+        arch: its architecture, where the file does not tell it.
+        accelerator: ``cpu`` or ``gpu``.
+    """
+
+    path: str
+    arch: str | None = None
+    accelerator: str = "cpu"
+
+    def load(self, rank: int = 0) -> Embedder:
+        """Load the model onto this process's device.
+
+        Args:
+            rank: number of the process.
+
+        Raises:
+            ValueError: no model.
+        """
+        device = f"cuda:{rank % max(torch.cuda.device_count(), 1)}" if self.accelerator == "gpu" else "cpu"
+        return Embedder.load(self.path, self.arch, device)
+
+
+class CachedEmbedding:
+    """Embed lists of images with one model; the ``embed`` that protocols are given.
+
+    Args:
+        model: where it is.
+        folder: what has been embedded is kept there; None keeps nothing.
+        processes: at work at a time.
+        batch_size: images of one step of a process.
+        most_unreadable: share of the images that may be unreadable, in [0, 1].
+        progress: show a bar.
+
+    Attributes:
+        embedder: the model, in this process.
+    """
+
+    def __init__(
+        self,
+        model: ModelFile,
+        *,
+        folder: Path | None,
+        processes: int = 1,
+        batch_size: int = 64,
+        most_unreadable: float = MOST_UNREADABLE,
+        progress: bool = True,
+    ) -> None:
+        self.embedder = model.load()
+        self._model, self._folder, self._processes = model, folder, processes
+        self._batch_size, self._most_unreadable, self._progress = batch_size, most_unreadable, progress
+
+    def __call__(self, images: ImageList) -> Embedded:
+        """Embed all images of a list.
+
+        Args:
+            images: read in threads, in order.
+
+        Returns:
+            Their embeddings; those that were kept are mapped from the file.
+
+        Raises:
+            ValueError: more images than allowed cannot be read; the first ones are named.
+            RuntimeError: a process was lost.
+        """
+        with _kept_in(self._folder) as folder:
+            key = hashlib.sha256(f"{self.embedder.fingerprint}\0{images.fingerprint()}".encode()).hexdigest()[:24]
+            file = folder / f"{re.sub(r'[^A-Za-z0-9_-]', '_', images.name)}-{key}.npy"
+            shape = (len(images), self.embedder.embedding_size + 2)
+            if not file.is_file():
+                self._embed_all(images, file.with_name(f".{file.name}.part"), shape)
+                file.with_name(f".{file.name}.part").replace(file)
+            table = np.load(file, mmap_mode=None if self._folder is None else "r")
+        if table.shape != shape or table.dtype != np.float32:
+            raise ValueError(f"{file} is damaged (shape {table.shape}, expected {shape}): delete it")
+        readable = table[:, -1] == _DONE
+        self._check_unreadable(images, readable)
+        return Embedded(table[:, :-2], table[:, -2:-1], readable)
+
+    def _embed_all(self, images: ImageList, part: Path, shape: tuple[int, int]) -> None:
+        table = _open_table(part, shape)
+        left = np.flatnonzero(table[:, -1] == _TO_DO)
+        with tqdm(
+            total=shape[0], initial=shape[0] - len(left), desc=images.name, unit="img", disable=not self._progress
+        ) as bar:
+            if self._processes == 1:
+                for done in _embed_some(self.embedder, images, table, left, self._batch_size, usable_cores()):
+                    bar.update(done)
+            else:
+                self._embed_in_processes(images, part, shape, left, bar)
+        table.flush()
+
+    def _embed_in_processes(
+        self, images: ImageList, part: Path, shape: tuple[int, int], left: np.ndarray, bar: tqdm
+    ) -> None:
+        done = torch.zeros(self._processes, dtype=torch.int64).share_memory_()
+        parts = np.array_split(left, self._processes)
+        arguments = (self._model, images, str(part), shape, parts, self._batch_size, done)
+        context = torch.multiprocessing.spawn(_process, arguments, nprocs=self._processes, join=False)
+        while True:
+            try:
+                ended = context.join(timeout=_POLL_SEC)
+            except torch.multiprocessing.ProcessRaisedException as error:
+                raise RuntimeError(str(error).strip().splitlines()[-1]) from error
+            except torch.multiprocessing.ProcessExitedException as error:
+                raise RuntimeError(
+                    f"a process that embeds images was lost ({error}); the same command goes on where it was"
+                ) from error
+            bar.update(int(done.sum()) - (bar.n - bar.initial))
+            if ended:
+                return
+
+    def _check_unreadable(self, images: ImageList, readable: np.ndarray) -> None:
+        bad = np.flatnonzero(~readable)
+        if len(bad) <= self._most_unreadable * len(readable):
+            return
+        reasons = [reason for index in bad[:_SHOWN] if (reason := _reason(images, int(index)))]
+        raise ValueError(
+            f"{len(bad):,} of {len(readable):,} images of {images.name} cannot be used "
+            f"({100 * len(bad) / len(readable):.3g} %, {100 * self._most_unreadable:g} % are allowed, "
+            f"--most_unreadable changes that): {'; '.join(reasons)}{'; ...' if len(bad) > _SHOWN else ''}"
+        )
+
+
+def unreadable_note(readable: np.ndarray) -> tuple[str, ...]:
+    """Return a note on images that could not be read, if there are any.
+
+    Args:
+        readable: (N,) booleans.
+    """
+    bad = int((~readable).sum())
+    return (f"{bad:,} of {len(readable):,} images could not be used and are left out",) if bad else ()
+
+
+@contextmanager
+def _kept_in(folder: Path | None) -> Iterator[Path]:
+    """Yield the folder, made where it is absent, or a temporary one for None."""
+    if folder is None:
+        with tempfile.TemporaryDirectory(prefix="adaface_") as temporary:
+            yield Path(temporary)
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield folder
+
+
+def _open_table(part: Path, shape: tuple[int, int]) -> np.memmap:
+    """Open the file of an evaluation that was stopped, or a new one, for writing."""
+    if part.is_file():
+        try:
+            table = np.lib.format.open_memmap(part, mode="r+")
+        except ValueError:  # killed before its header was whole
+            table = None
+        if table is not None and table.shape == shape and table.dtype == np.float32:
+            return table
+    return np.lib.format.open_memmap(part, mode="w+", dtype=np.float32, shape=shape)
+
+
+def _process(
+    rank: int,
+    model: ModelFile,
+    images: ImageList,
+    part: str,
+    shape: tuple[int, int],
+    parts: list[np.ndarray],
+    batch_size: int,
+    done: Tensor,
+) -> None:
+    """Embed one part of the images; runs in a process of its own."""
+    divide_threads(len(parts))
+    table = _open_table(Path(part), shape)
+    threads = max(1, usable_cores() // len(parts))
+    for count in _embed_some(model.load(rank), images, table, parts[rank], batch_size, threads):
+        done[rank] += count
+        if os.getppid() == 1:  # nobody waits for this any more
+            return
+
+
+def _embed_some(
+    embedder: Embedder, images: ImageList, table: np.ndarray, indices: np.ndarray, batch_size: int, threads: int
+) -> Iterator[int]:
+    """Fill the rows of some images, and yield how many after each batch."""
+
+    def read(chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        pictures = [_read_or_none(images, int(index)) for index in chosen]
+        good = np.array([picture is not None for picture in pictures])
+        return good, np.stack([p for p in pictures if p is not None]) if good.any() else np.empty(0)
+
+    batches = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
+    for chosen, (good, pictures) in zip(
+        batches, in_order(read, batches, threads=threads, ahead=threads + 2), strict=True
+    ):
+        if good.any():
+            embeddings, norms = embedder.embed(pictures, batch_size)
+            table[chosen[good], :-1] = np.concatenate([embeddings, norms], axis=1)
+        table[chosen, -1] = np.where(good, _DONE, _UNREADABLE)
+        yield len(chosen)
+
+
+def _read_or_none(images: ImageList, index: int) -> np.ndarray | None:
+    try:
+        return images.read(index)
+    except ValueError:
+        return None
+
+
+def _reason(images: ImageList, index: int) -> str:
+    try:
+        images.read(index)
+    except ValueError as error:
+        return str(error)
+    return ""
