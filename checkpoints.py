@@ -31,6 +31,7 @@ _REFUSED_GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
 _BACKBONE_PREFIX = "model."
 SHARDED_HEAD = "sharded_head"  # in the part that is ours: what the files of the head hold
 REST = "rest.ckpt"  # in the folder of a sharded head's checkpoint: all but the head's matrices
+THRESHOLD = "adaface_threshold"  # beside the state dict: the cosine above which two faces are one person's
 _SHOWN_KEYS = 5
 
 
@@ -165,6 +166,21 @@ def check_fits(checkpoint: dict[str, Any], expected: dict[str, tuple[int, ...]],
             f"{path} does not fit this run: {len(wrong)} entries differ, the first are {wrong[:_SHOWN_KEYS]}; resume "
             "with the --arch and --head it was trained with"
         )
+
+
+def store_threshold(path: str | Path, threshold: dict[str, float | str]) -> None:
+    """Write a calibrated threshold into a checkpoint; nothing else in it changes.
+
+    Args:
+        path: checkpoint, ours or official, file or folder.
+        threshold: plain values: ``cosine``, and how it was found.
+
+    Raises:
+        ValueError: no checkpoint.
+        RuntimeError: the file cannot be written; the checkpoint is untouched.
+    """
+    file = (Path(path, REST) if Path(path).is_dir() else Path(path)).resolve()  # a link stays one
+    AtomicCheckpointIO().save_checkpoint({**load_checkpoint(file), THRESHOLD: threshold}, file)
 
 
 class AtomicCheckpointIO(pl.plugins.io.TorchCheckpointIO):

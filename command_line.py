@@ -18,7 +18,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of leaving the program, so that there is one way to report errors."""
-        raise ValueError(f"{message} (python {self.prog} --help lists the options)")
+        raise ValueError(f"{message} (python {self.prog.removeprefix('python ')} --help lists the options)")
 
     def parse(self, words: list[str]) -> argparse.Namespace:
         """Parse all words; unknown ones are an error."""

@@ -23,10 +23,11 @@ import torch
 from torch import Tensor, nn
 
 from batch_norm_folding import fold_batch_norms
-from checkpoints import backbone_state, identify_architecture, load_backbone, load_checkpoint
+from checkpoints import THRESHOLD, backbone_state, identify_architecture, load_backbone, load_checkpoint
 from evaluate_utils import fuse_flip
 from net import EMBEDDING_SIZE, IMAGE_SIZE, Backbone, build_model, normalize_images
 
+FUSED, IMAGE, MIRROR = VIEWS = ("fused", "image", "mirror")
 ONNX_METADATA = "adaface"  # key of the ONNX file's metadata that holds ours, as JSON
 
 
@@ -108,24 +109,6 @@ def prepare_for_inference(model: nn.Module) -> nn.Module:
     return fold_batch_norms(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def embed_faces(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Embed images together with their mirrors.
-
-    Args:
-        model: of ``prepare_for_inference``.
-        images: (B, 112, 112, 3) uint8, in the colour order of the network, on its device.
-
-    Returns:
-        Unit embeddings (B, D) and norms (B, 1), float32.
-    """
-    dtype = next(model.parameters()).dtype
-    # two passes: one of twice the size is no faster, and takes twice the memory
-    embeddings, norms = model(normalize_images(images, dtype))
-    mirrored, mirrored_norms = model(normalize_images(images.flip(2), dtype))
-    fused, length = fuse_flip(embeddings.double(), norms.double(), mirrored.double(), mirrored_norms.double())
-    return fused.float(), length.float()
-
-
 class Embedder:
     """A trained model as a function from images to embeddings.
 
@@ -168,12 +151,13 @@ class Embedder:
         path = Path(path)
         return _load_onnx(path, arch) if path.suffix == ".onnx" else _load_checkpoint(path, arch, device)
 
-    def embed(self, images: np.ndarray, batch_size: int = 64) -> tuple[np.ndarray, np.ndarray]:
+    def embed(self, images: np.ndarray, batch_size: int = 64, *, view: str = FUSED) -> tuple[np.ndarray, np.ndarray]:
         """Embed aligned faces.
 
         Args:
             images: (N, 112, 112, 3) uint8 BGR.
             batch_size: images at a time.
+            view: one of ``VIEWS``: what is embedded, image and mirror ``fused``, the ``image`` or its ``mirror`` alone.
 
         Returns:
             Unit embeddings (N, D) and norms (N, 1), float32.
@@ -185,14 +169,22 @@ class Embedder:
         _check_images(images, "the images")
         if self._format.color == "RGB":
             images = images[..., ::-1]
-        parts = [
-            self._network(np.ascontiguousarray(images[start : start + batch_size]))
-            for start in range(0, len(images), batch_size)
-        ]
+        parts = [self._embed(images[start : start + batch_size], view) for start in range(0, len(images), batch_size)]
         if not parts:
             return np.empty((0, self.embedding_size), np.float32), np.empty((0, 1), np.float32)
         embeddings, norms = (np.concatenate(part) for part in zip(*parts, strict=True))
         return embeddings, norms
+
+    def _embed(self, images: np.ndarray, view: str) -> tuple[np.ndarray, np.ndarray]:
+        """Embed one batch, (B, 112, 112, 3) in the network's colour order."""
+        if view == IMAGE:
+            return self._network(np.ascontiguousarray(images))
+        mirrored = self._network(np.ascontiguousarray(images[:, :, ::-1]))
+        if view == MIRROR:
+            return mirrored
+        parts = (part.astype(np.float64) for part in (*self._network(np.ascontiguousarray(images)), *mirrored))
+        fused, norms = fuse_flip(*parts)
+        return fused.astype(np.float32), norms.astype(np.float32)
 
     @property
     def embedding_size(self) -> int:
@@ -208,7 +200,7 @@ class Network(Protocol):
         """Length D of an embedding."""
 
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Embed (B, 112, 112, 3) uint8 in the network's colour order: (B, D) and (B, 1), mirrors fused."""
+        """Embed (B, 112, 112, 3) uint8 in the network's colour order: (B, D) and (B, 1), float32."""
 
 
 class _TorchNetwork:
@@ -221,7 +213,7 @@ class _TorchNetwork:
 
     @torch.inference_mode()
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        embeddings, norms = embed_faces(self._model, torch.from_numpy(images).to(self._device))
+        embeddings, norms = self._model(normalize_images(torch.from_numpy(images).to(self._device)))
         return embeddings.cpu().numpy(), norms.cpu().numpy()
 
 
@@ -234,13 +226,6 @@ class _OnnxNetwork:
         self.embedding_size = int(session.get_outputs()[0].shape[1])
 
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        embeddings, norms = self._run(images)
-        mirrored, mirrored_norms = self._run(images[:, :, ::-1])
-        as_double = (part.astype(np.float64) for part in (embeddings, norms, mirrored, mirrored_norms))
-        fused, length = fuse_flip(*as_double)
-        return fused.astype(np.float32), length.astype(np.float32)
-
-    def _run(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         planes = np.ascontiguousarray(images.transpose(0, 3, 1, 2), dtype=np.float32)  # (B, 3, 112, 112)
         planes /= np.float32(self._format.std)
         planes -= np.float32(self._format.mean / self._format.std)
@@ -258,7 +243,7 @@ def _load_checkpoint(path: Path, arch: str | None, device: str) -> Embedder:
         arch=arch,
         input_format=InputFormat.of(ours.get("input", {}), path),
         fingerprint=f"{arch}-{_digest(backbone_state(checkpoint, path))}",
-        threshold=ours.get("threshold"),
+        threshold=checkpoint.get(THRESHOLD),
     )
 
 

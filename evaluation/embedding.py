@@ -23,7 +23,7 @@ from tqdm import tqdm
 from devices import divide_threads
 from evaluation.image_list import ImageList
 from evaluation.outcome import Embedded
-from inference import Embedder
+from inference import FUSED, Embedder
 from threads import in_order, usable_cores
 
 MOST_UNREADABLE = 0.001
@@ -88,11 +88,12 @@ class CachedEmbedding:
         self._model, self._folder, self._processes = model, folder, processes
         self._batch_size, self._most_unreadable, self._progress = batch_size, most_unreadable, progress
 
-    def __call__(self, images: ImageList) -> Embedded:
+    def __call__(self, images: ImageList, view: str = FUSED) -> Embedded:
         """Embed all images of a list.
 
         Args:
             images: read in threads, in order.
+            view: one of ``inference.VIEWS``.
 
         Returns:
             Their embeddings; those that were kept are mapped from the file.
@@ -102,11 +103,13 @@ class CachedEmbedding:
             RuntimeError: a process was lost.
         """
         with _kept_in(self._folder) as folder:
-            key = hashlib.sha256(f"{self.embedder.fingerprint}\0{images.fingerprint()}".encode()).hexdigest()[:24]
+            key = hashlib.sha256(f"{self.embedder.fingerprint}\0{view}\0{images.fingerprint()}".encode()).hexdigest()[
+                :24
+            ]
             file = folder / f"{re.sub(r'[^A-Za-z0-9_-]', '_', images.name)}-{key}.npy"
             shape = (len(images), self.embedder.embedding_size + 2)
             if not file.is_file():
-                self._embed_all(images, file.with_name(f".{file.name}.part"), shape)
+                self._embed_all(images, view, file.with_name(f".{file.name}.part"), shape)
                 file.with_name(f".{file.name}.part").replace(file)
             table = np.load(file, mmap_mode=None if self._folder is None else "r")
         if table.shape != shape or table.dtype != np.float32:
@@ -115,25 +118,25 @@ class CachedEmbedding:
         self._check_unreadable(images, readable)
         return Embedded(table[:, :-2], table[:, -2:-1], readable)
 
-    def _embed_all(self, images: ImageList, part: Path, shape: tuple[int, int]) -> None:
+    def _embed_all(self, images: ImageList, view: str, part: Path, shape: tuple[int, int]) -> None:
         table = _open_table(part, shape)
         left = np.flatnonzero(table[:, -1] == _TO_DO)
         with tqdm(
             total=shape[0], initial=shape[0] - len(left), desc=images.name, unit="img", disable=not self._progress
         ) as bar:
             if self._processes == 1:
-                for done in _embed_some(self.embedder, images, table, left, self._batch_size, usable_cores()):
+                for done in _embed_some(self.embedder, images, view, table, left, self._batch_size, usable_cores()):
                     bar.update(done)
             else:
-                self._embed_in_processes(images, part, shape, left, bar)
+                self._embed_in_processes(images, view, part, shape, left, bar)
         table.flush()
 
     def _embed_in_processes(
-        self, images: ImageList, part: Path, shape: tuple[int, int], left: np.ndarray, bar: tqdm
+        self, images: ImageList, view: str, part: Path, shape: tuple[int, int], left: np.ndarray, bar: tqdm
     ) -> None:
         done = torch.zeros(self._processes, dtype=torch.int64).share_memory_()
         parts = np.array_split(left, self._processes)
-        arguments = (self._model, images, str(part), shape, parts, self._batch_size, done)
+        arguments = (self._model, images, view, str(part), shape, parts, self._batch_size, done)
         context = torch.multiprocessing.spawn(_process, arguments, nprocs=self._processes, join=False)
         while True:
             try:
@@ -144,7 +147,7 @@ class CachedEmbedding:
                 raise RuntimeError(
                     f"a process that embeds images was lost ({error}); the same command goes on where it was"
                 ) from error
-            bar.update(int(done.sum()) - (bar.n - bar.initial))
+            bar.update(shape[0] - len(left) + int(done.sum()) - bar.n)
             if ended:
                 return
 
@@ -197,6 +200,7 @@ def _process(
     rank: int,
     model: ModelFile,
     images: ImageList,
+    view: str,
     part: str,
     shape: tuple[int, int],
     parts: list[np.ndarray],
@@ -207,14 +211,20 @@ def _process(
     divide_threads(len(parts))
     table = _open_table(Path(part), shape)
     threads = max(1, usable_cores() // len(parts))
-    for count in _embed_some(model.load(rank), images, table, parts[rank], batch_size, threads):
+    for count in _embed_some(model.load(rank), images, view, table, parts[rank], batch_size, threads):
         done[rank] += count
         if os.getppid() == 1:  # nobody waits for this any more
             return
 
 
 def _embed_some(
-    embedder: Embedder, images: ImageList, table: np.ndarray, indices: np.ndarray, batch_size: int, threads: int
+    embedder: Embedder,
+    images: ImageList,
+    view: str,
+    table: np.ndarray,
+    indices: np.ndarray,
+    batch_size: int,
+    threads: int,
 ) -> Iterator[int]:
     """Fill the rows of some images, and yield how many after each batch."""
 
@@ -228,7 +238,7 @@ def _embed_some(
         batches, in_order(read, batches, threads=threads, ahead=threads + 2), strict=True
     ):
         if good.any():
-            embeddings, norms = embedder.embed(pictures, batch_size)
+            embeddings, norms = embedder.embed(pictures, batch_size, view=view)
             table[chosen[good], :-1] = np.concatenate([embeddings, norms], axis=1)
         table[chosen, -1] = np.where(good, _DONE, _UNREADABLE)
         yield len(chosen)

@@ -15,7 +15,7 @@ class Embedded:
     """The embeddings of N images.
 
     Attributes:
-        embeddings: (N, D) float32 unit vectors, image and mirror fused; zeros where the image could not be read.
+        embeddings: (N, D) float32 unit vectors; zeros where the image could not be read.
         norms: (N, 1) float32, their lengths before normalisation, the model's measure of quality; 0 where unreadable.
         readable: (N,) booleans.
     """
@@ -28,8 +28,12 @@ class Embedded:
 class EmbedImages(Protocol):
     """What a protocol asks of a model: the embeddings of a list of images."""
 
-    def __call__(self, images: ImageList) -> Embedded:
+    def __call__(self, images: ImageList, view: str = "fused") -> Embedded:
         """Embed all images of a list.
+
+        Args:
+            images: to embed.
+            view: ``fused`` (image and mirror), ``image`` or ``mirror`` alone.
 
         Raises:
             ValueError: more images than allowed cannot be read; they are named.

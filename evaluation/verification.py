@@ -1,0 +1,140 @@
+"""The `pairs` protocol: verification sets in any form, by 10-fold accuracy, TAR at FAR, AUC and EER.
+
+Source: LFW's protocol as InsightFace and the official AdaFace code compute it (``evaluate_utils.py``).
+Differs from them: no set is compulsory; pairs with an image that cannot be read are left out and counted.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+import pairs
+from evaluation.embedding import unreadable_note
+from evaluation.image_list import ImageList, PairSetImages
+from evaluation.outcome import Embedded, EmbedImages
+from folder_source import listing
+from results import SetResult, evaluate_set
+
+
+@dataclass(frozen=True)
+class VerifiedSet:
+    """A verification set and what a model makes of it.
+
+    Attributes:
+        result: all numbers; Q pairs.
+        images: of the set, for pictures.
+        places: (Q, 2) index of each pair's images in ``images``.
+        norms: (Q, 2) of each pair's images.
+    """
+
+    result: SetResult
+    images: ImageList
+    places: np.ndarray
+    norms: np.ndarray
+
+
+@dataclass(frozen=True)
+class _ChosenImages:
+    """Some images of a list.
+
+    Attributes:
+        images: the list.
+        chosen: (N,) indices.
+    """
+
+    images: ImageList
+    chosen: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        return self.images.name
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def read(self, index: int) -> np.ndarray:
+        return self.images.read(self.chosen[index])
+
+    def fingerprint(self) -> str:
+        return f"{self.images.fingerprint()}{self.chosen}"
+
+
+def find_sets(root: str | Path, names: Sequence[str] = ()) -> dict[str, Path]:
+    """Find verification sets: a ``.bin``, a folder of sets in any form, or a folder of such folders.
+
+    Args:
+        root: where to look.
+        names: the sets that are wanted; all when empty.
+
+    Returns:
+        Name -> folder of the set, the paper's sets first.
+
+    Raises:
+        FileNotFoundError: nothing is there, or not what was named.
+    """
+    root = Path(root)
+    if root.is_file() and root.suffix == ".bin":
+        found = {root.stem: root.parent}
+    elif root.is_dir():
+        found = {}
+        for folder in (root, *sorted(entry for entry in root.iterdir() if entry.is_dir())):
+            for name in pairs.find_pair_sets(folder):
+                found.setdefault(name, folder)
+    else:
+        raise FileNotFoundError(f"--root {root} is neither a folder nor a .bin file")
+    missing = [name for name in names if name not in found]
+    if missing or not found:
+        wanted = f"set {', '.join(missing)}" if missing else "verification sets (lfw.bin, ... or converted ones)"
+        there = ", ".join(found) or (listing(root) if root.is_dir() else root.name)
+        raise FileNotFoundError(f"no {wanted} in {root}; found: {there}")
+    order = {name: rank for rank, name in enumerate(pairs.PAPER_SETS)}
+    chosen = sorted(names or found, key=lambda name: (order.get(name, len(order)), name))
+    return {name: found[name] for name in chosen}
+
+
+def run(embed: EmbedImages, root: str | Path, names: Sequence[str] = (), limit: int = 0) -> list[VerifiedSet]:
+    """Verify the pairs of all sets, or of those that are named.
+
+    Args:
+        embed: of the model.
+        root: what ``find_sets`` takes.
+        names: sets; all when empty.
+        limit: pairs of each set, spread evenly; 0 for all.
+
+    Raises:
+        FileNotFoundError: no sets.
+        ValueError: damaged sets, or too many unreadable images.
+    """
+    return [_verify(embed, name, folder, limit) for name, folder in find_sets(root, names).items()]
+
+
+def _verify(embed: EmbedImages, name: str, folder: Path, limit: int) -> VerifiedSet:
+    pair_set = pairs.open_pair_set(folder, name)
+    chosen = _spread(len(pair_set.issame), limit)
+    images: ImageList = PairSetImages(pair_set, pairs.find_pair_sets(folder)[name])
+    if len(chosen) < len(pair_set.issame):
+        images = _ChosenImages(images, tuple(np.stack([2 * chosen, 2 * chosen + 1], axis=1).ravel().tolist()))
+    embedded = embed(images)
+    kept = embedded.readable.reshape(-1, 2).all(axis=1)
+    places = np.arange(len(images)).reshape(-1, 2)[kept]
+    result = evaluate_set(
+        name,
+        np.asarray(embedded.embeddings)[places.ravel()],
+        pair_set.issame[chosen][kept],
+        notes=_notes(embedded, len(chosen), len(pair_set.issame)),
+    )
+    return VerifiedSet(result, images, places, np.asarray(embedded.norms)[places, 0])
+
+
+def _spread(count: int, limit: int) -> np.ndarray:
+    """Return the indices of ``limit`` of ``count`` things, spread evenly; of all for 0."""
+    if not 0 < limit < count:
+        return np.arange(count)
+    return np.linspace(0, count - 1, limit).round().astype(int)
+
+
+def _notes(embedded: Embedded, taken: int, pairs_in_all: int) -> tuple[str, ...]:
+    limited = (f"a quick look: {taken:,} of {pairs_in_all:,} pairs",) if taken < pairs_in_all else ()
+    return limited + unreadable_note(embedded.readable)

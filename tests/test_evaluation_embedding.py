@@ -1,0 +1,207 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from test_inference import faces, write_checkpoint
+
+from evaluation import embedding
+from evaluation.embedding import CachedEmbedding, ModelFile, unreadable_note
+from evaluation.image_list import ImageFiles, PairSetImages
+from inference import IMAGE, Embedder
+from pairs import open_pair_set, write_bin
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> ModelFile:
+    return ModelFile(str(write_checkpoint(tmp_path_factory.mktemp("model") / "model.ckpt")))
+
+
+@pytest.fixture
+def files(tmp_path) -> ImageFiles:
+    paths = []
+    for number, image in enumerate(faces(21)):
+        paths.append(tmp_path / f"{number}.png")
+        cv2.imwrite(str(paths[-1]), image)
+    return ImageFiles("some", paths)
+
+
+def embed(model, folder, **options) -> CachedEmbedding:
+    return CachedEmbedding(model, folder=folder, progress=False, **options)
+
+
+def kept(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.suffix == ".npy")
+
+
+@pytest.mark.parametrize("folder", [True, False], ids=["kept", "not kept"])
+def test_all_images_are_embedded_in_order(model, files, tmp_path, folder):
+    got = embed(model, tmp_path / "cache" if folder else None, batch_size=4)(files)
+    expected, norms = Embedder.load(model.path).embed(faces(21))
+    np.testing.assert_allclose(got.embeddings, expected, atol=1e-5)
+    np.testing.assert_allclose(got.norms, norms, rtol=1e-4)
+    assert got.norms.shape == (21, 1)
+    assert got.readable.all()
+    assert unreadable_note(got.readable) == ()
+
+
+def test_the_second_time_nothing_is_embedded(model, files, tmp_path, monkeypatch):
+    first = embed(model, tmp_path / "cache")(files)
+    monkeypatch.setattr(Embedder, "embed", lambda *_, **__: pytest.fail("embedded again"))
+    second = embed(model, tmp_path / "cache")(files)
+    np.testing.assert_array_equal(first.embeddings, second.embeddings)
+    assert len(kept(tmp_path / "cache")) == 1
+
+
+def test_what_changes_is_embedded_again(model, files, tmp_path):
+    cache = tmp_path / "cache"
+    first = embed(model, cache)(files)
+    cv2.imwrite(str(files.paths[3]), faces(1, seed=9)[0])
+    os.utime(files.paths[3], ns=(1, 1))
+    second = embed(model, cache)(files)
+    differ = np.abs(first.embeddings - second.embeddings).max(axis=1) > 1e-3
+    assert np.flatnonzero(differ).tolist() == [3]
+    embed(model, cache)(files, IMAGE)
+    embed(ModelFile(str(write_checkpoint(tmp_path / "other.ckpt", "ir_18"))), cache)(
+        ImageFiles("some", files.paths[:1])
+    )
+    assert len(kept(cache)) == 4
+
+
+def test_two_processes_give_what_one_gives(model, files, tmp_path):
+    one = embed(model, tmp_path / "one", batch_size=4)(files)
+    two = embed(model, tmp_path / "two", batch_size=4, processes=2)(files)
+    np.testing.assert_allclose(one.embeddings, two.embeddings, atol=1e-5)
+    np.testing.assert_allclose(one.norms, two.norms, rtol=1e-4)
+    assert two.readable.all()
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_unreadable_images_are_counted_named_and_left_out(model, files, tmp_path, processes):
+    files.paths[2].write_bytes(b"no image")
+    files.paths[5].unlink()
+    cv2.imwrite(str(files.paths[7]), np.zeros((50, 60, 3), np.uint8))
+    with pytest.raises(
+        ValueError, match=r"3 of 21 images of some cannot be used \(14.3 %, 0.1 % are allowed"
+    ) as caught:
+        embed(model, tmp_path / "cache", processes=processes)(files)
+    for text in ("2.png is no readable image (8 bytes)", "5.png cannot be read: No such file", "7.png is 60x50 px"):
+        assert text in str(caught.value)
+    got = embed(model, tmp_path / "cache", most_unreadable=0.2)(files)
+    assert np.flatnonzero(~got.readable).tolist() == [2, 5, 7]
+    assert not got.embeddings[2].any()
+    assert got.norms[2] == 0
+    assert unreadable_note(got.readable) == ("3 of 21 images could not be used and are left out",)
+
+
+@dataclass(frozen=True)
+class SlowImages:
+    """Images that take their time, and note that they were read."""
+
+    log: str
+    name: str = "slow"
+
+    def __len__(self) -> int:
+        return 40
+
+    def read(self, index: int) -> np.ndarray:
+        time.sleep(0.02)
+        with Path(self.log).open("a") as file:
+            file.write(f"{index}\n")
+        return faces(1, seed=index)[0]
+
+    def fingerprint(self) -> str:
+        return "slow"
+
+
+KILLED = """
+import sys
+sys.path[:0] = ["tests"]
+from test_evaluation_embedding import ModelFile, SlowImages, embed
+from pathlib import Path
+embed(ModelFile(sys.argv[1]), Path(sys.argv[2]), batch_size=2)(SlowImages(sys.argv[3]))
+"""
+
+
+def test_a_killed_evaluation_goes_on(model, tmp_path):
+    log, cache = tmp_path / "log", tmp_path / "cache"
+    process = subprocess.Popen([sys.executable, "-c", KILLED, model.path, str(cache), str(log)], cwd=ROOT)
+    while process.poll() is None and (not log.exists() or len(log.read_text().splitlines()) < 16):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not kept(cache)
+    log.unlink()
+    got = embed(model, cache, batch_size=2)(SlowImages(str(log)))
+    again = {int(line) for line in log.read_text().splitlines()}
+    assert 0 not in again
+    assert len(again) < 40
+    assert got.readable.all()
+    expected, _ = Embedder.load(model.path).embed(np.stack([faces(1, seed=index)[0] for index in range(40)]))
+    np.testing.assert_allclose(got.embeddings, expected, atol=1e-5)
+    assert [path.name for path in cache.iterdir()] == [kept(cache)[0].name]
+
+
+@dataclass(frozen=True)
+class DeadlyImages(SlowImages):
+    """Images whose reading ends the process."""
+
+    def read(self, index: int) -> np.ndarray:
+        os._exit(3)
+
+
+def test_the_death_of_a_process_is_told(model, tmp_path):
+    with pytest.raises(RuntimeError, match="a process that embeds images was lost"):
+        embed(model, tmp_path, processes=2)(DeadlyImages(str(tmp_path / "log")))
+
+
+def test_a_damaged_file_of_embeddings_is_refused(model, files, tmp_path):
+    embed(model, tmp_path / "cache")(files)
+    np.save(kept(tmp_path / "cache")[0], np.zeros((2, 3)))
+    with pytest.raises(ValueError, match=r"is damaged .*: delete it"):
+        embed(model, tmp_path / "cache")(files)
+
+
+def test_half_a_header_is_begun_anew(tmp_path):
+    part = tmp_path / ".x.part"
+    part.write_bytes(b"\x93NUMPY")
+    assert not embedding._open_table(part, (2, 3)).any()
+
+
+def test_images_of_a_pair_set(tmp_path, model):
+    encoded = [cv2.imencode(".png", image)[1].tobytes() for image in faces(4)]
+    write_bin(tmp_path / "lfw.bin", encoded, [True, False])
+    images = PairSetImages(open_pair_set(tmp_path, "lfw"), tmp_path / "lfw.bin")
+    assert len(images) == 4
+    assert images.name == "lfw"
+    np.testing.assert_array_equal(images.read(2), faces(4)[2])
+    before = images.fingerprint()
+    assert PairSetImages(open_pair_set(tmp_path, "lfw"), tmp_path / "lfw.bin").fingerprint() == before
+    os.utime(tmp_path / "lfw.bin", ns=(1, 1))
+    assert images.fingerprint() != before
+
+
+def test_grey_images_have_three_equal_channels_and_red_stays_red(tmp_path):
+    cv2.imwrite(str(tmp_path / "grey.png"), np.full((112, 112), 77, np.uint8))
+    red = np.zeros((112, 112, 3), np.uint8)
+    red[..., 2] = 255
+    cv2.imwrite(str(tmp_path / "red.png"), red)
+    images = ImageFiles("x", [tmp_path / "grey.png", tmp_path / "red.png"])
+    assert (images.read(0) == 77).all()
+    np.testing.assert_array_equal(images.read(1), red)
+
+
+def test_images_are_prepared(tmp_path):
+    cv2.imwrite(str(tmp_path / "large.png"), np.full((200, 300, 3), 9, np.uint8))
+    paths = [tmp_path / "large.png"]
+    images = ImageFiles("x", paths, prepare=lambda image, index: image[:112, :112], prepared_as="cut")
+    assert images.read(0).shape == (112, 112, 3)
+    assert images.fingerprint() != ImageFiles("x", paths).fingerprint()

@@ -1,0 +1,117 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from golden_fill import fill_state_dict
+
+import net
+from inference import FUSED, IMAGE, MIRROR, Embedder, InputFormat, load_pretrained_model, to_input
+
+
+def faces(count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (count, 112, 112, 3), np.uint8)
+
+
+def write_checkpoint(path: Path, arch: str = "ir_mini", **more: Any) -> Path:
+    model = net.build_model(arch)
+    model.load_state_dict(fill_state_dict(model.state_dict()))
+    torch.save({"state_dict": {f"model.{k}": v for k, v in model.state_dict().items()}, **more}, path)
+    return path
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    return write_checkpoint(tmp_path / "model.ckpt")
+
+
+def test_embeddings_are_those_of_the_network(checkpoint):
+    model = load_pretrained_model("ir_mini", checkpoint)
+    images = faces(5)
+    inputs = torch.cat([to_input(image[..., ::-1]) for image in images])  # to_input takes RGB
+    with torch.inference_mode():
+        expected, norms = model(inputs)
+    embeddings, lengths = Embedder.load(checkpoint).embed(images, view=IMAGE)
+    np.testing.assert_allclose(embeddings, expected, atol=1e-5)
+    np.testing.assert_allclose(lengths, norms, rtol=1e-4)
+    assert embeddings.dtype == lengths.dtype == np.float32
+    assert lengths.shape == (5, 1)
+
+
+def test_image_and_mirror_are_fused_by_their_norms(checkpoint):
+    embedder, images = Embedder.load(checkpoint), faces(3)
+    e1, n1 = embedder.embed(images, view=IMAGE)
+    e2, n2 = embedder.embed(images, view=MIRROR)
+    mirrored, _ = embedder.embed(images[:, :, ::-1], view=IMAGE)
+    np.testing.assert_array_equal(e2, mirrored)
+    fused = e1.astype(float) * n1 + e2.astype(float) * n2
+    embeddings, norms = embedder.embed(images, view=FUSED)
+    np.testing.assert_allclose(norms[:, 0], np.linalg.norm(fused, axis=1), rtol=1e-6)
+    np.testing.assert_allclose(embeddings, fused / np.linalg.norm(fused, axis=1, keepdims=True), atol=1e-6)
+
+
+def test_batches_do_not_matter(checkpoint):
+    embedder, images = Embedder.load(checkpoint), faces(5)
+    for whole, parts in zip(embedder.embed(images), embedder.embed(images, 2), strict=True):
+        np.testing.assert_allclose(whole, parts, rtol=1e-4, atol=1e-5)
+    nothing, norms = embedder.embed(faces(0))
+    assert nothing.shape == (0, 512)
+    assert norms.shape == (0, 1)
+
+
+@pytest.mark.parametrize(
+    "images", [faces(2)[0], faces(2).astype(np.float32), faces(2)[:, :100], faces(2)[..., :1]],
+    ids=["one", "float", "size", "grey"],
+)  # fmt: skip
+def test_other_images_are_refused(checkpoint, images):
+    with pytest.raises(ValueError, match=r"expected uint8 of \(112, 112, 3\): align the faces first"):
+        Embedder.load(checkpoint).embed(images)
+
+
+def test_the_model_says_which_colours_it_wants(tmp_path):
+    images = faces(2)
+    bgr = Embedder.load(write_checkpoint(tmp_path / "bgr.ckpt", adaface={"input": {"color": "BGR"}}))
+    rgb = Embedder.load(write_checkpoint(tmp_path / "rgb.ckpt", adaface={"input": {"color": "RGB"}}))
+    np.testing.assert_array_equal(rgb.embed(images)[0], bgr.embed(images[..., ::-1])[0])
+    assert not np.allclose(rgb.embed(images)[0], bgr.embed(images)[0])
+
+
+@pytest.mark.parametrize("found", [{"color": "YUV"}, {"size": [224, 224]}, {"std": 0}, {"mean": "grey"}])
+def test_a_format_that_is_not_known_is_refused(found):
+    with pytest.raises(ValueError, match="wants images that are not known here"):
+        InputFormat.of(found, "x.ckpt")
+
+
+def test_the_architecture_is_read_from_the_file(checkpoint):
+    embedder = Embedder.load(checkpoint)
+    assert embedder.arch == "ir_mini"
+    assert embedder.embedding_size == 512
+    with pytest.raises(ValueError, match="holds weights of ir_mini"):
+        Embedder.load(checkpoint, "ir_18")
+    with pytest.raises(ValueError, match="unknown architecture 'ir_mni'; did you mean ir_mini"):
+        Embedder.load(checkpoint, "ir_mni")
+
+
+def test_weights_of_no_known_architecture_are_refused(tmp_path):
+    torch.save({"state_dict": {"model.a.weight": torch.zeros(3)}}, tmp_path / "x.ckpt")
+    with pytest.raises(ValueError, match="weights of no architecture that is known here"):
+        Embedder.load(tmp_path / "x.ckpt")
+
+
+def test_the_fingerprint_is_that_of_the_weights(tmp_path, checkpoint):
+    same = write_checkpoint(tmp_path / "same.ckpt", epoch=3, adaface_threshold={"cosine": 0.3})
+    assert Embedder.load(same).fingerprint == Embedder.load(checkpoint).fingerprint
+    assert Embedder.load(same).threshold == {"cosine": 0.3}
+    assert Embedder.load(checkpoint).threshold is None
+    other = torch.load(checkpoint, weights_only=True)
+    next(iter(other["state_dict"].values())).view(-1)[0] += 1e-3
+    torch.save(other, tmp_path / "other.ckpt")
+    assert Embedder.load(tmp_path / "other.ckpt").fingerprint != Embedder.load(checkpoint).fingerprint
+
+
+def test_what_is_no_model_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no checkpoint"):
+        Embedder.load(tmp_path / "x.ckpt")
+    with pytest.raises(FileNotFoundError, match="there is no ONNX file"):
+        Embedder.load(tmp_path / "x.onnx")
