@@ -19,10 +19,11 @@ import numpy as np
 
 from alignment.warp import warp_face
 from evaluate_utils import tar_at_far
-from evaluation.identification import nonmates_needed, rank_rates, search, tpir_at_fpir
+from evaluation.identification import nonmates_needed, rank_rates, tpir_at_fpir
 from evaluation.ijb_metadata import TITLES, IJBMetadata, TemplateSubjects, examples, read_metadata
 from evaluation.image_list import ImageFiles, ImageList
 from evaluation.outcome import Embedded, EmbedImages, Outcome
+from evaluation.similarity_search import search
 from evaluation.template_pooling import (
     POOLINGS,
     UNFUSED_POOLINGS,

@@ -21,6 +21,7 @@ templates; the sum is over all images of a template at once, each weighted by on
 from collections.abc import Callable
 
 import numpy as np
+from scipy.sparse import csr_array
 
 POOLINGS = ("pre_norm_vector_add", "norm_weighted_avg", "average", "concat")
 # those that cannot be had from the embedding in which image and mirror are fused already
@@ -106,12 +107,13 @@ def pool_templates(
     weights = _media_weights(template, media_ids[order])
 
     sums = np.zeros((len(ids), features_of(order[:1]).shape[1]))
-    block = max(1, block_bytes // (sums.itemsize * sums.shape[1]))
+    block = max(1, block_bytes // (2 * sums.itemsize * sums.shape[1]))  # features in 32 bits, twice, and in 64
     for start in range(0, len(order), block):
         part = slice(start, start + block)
-        weighted = features_of(order[part]) * weights[part, None]  # (block, D) float64
-        firsts = np.flatnonzero(np.diff(template[part], prepend=-1))  # where a template begins, or goes on
-        sums[template[part][firsts]] += np.add.reduceat(weighted, firsts, axis=0)
+        first, last = template[part][[0, -1]]  # of the block; either may go on in another one
+        place = (template[part] - first, np.arange(len(template[part])))
+        pooling = csr_array((weights[part], place), shape=(last - first + 1, len(place[1])))  # float64
+        sums[first : last + 1] += pooling @ features_of(order[part])
     bad = ~np.isfinite(sums).all(axis=1)
     if bad.any():
         raise ValueError(

@@ -18,9 +18,10 @@ import numpy as np
 from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 
-from evaluation.identification import rank_rates, search
+from evaluation.identification import rank_rates
 from evaluation.image_list import ImageFiles
 from evaluation.outcome import Embedded, EmbedImages, Outcome
+from evaluation.similarity_search import search
 
 RANKS = (1, 5, 20)
 _ALIGNED = "aligned_pad_0.1_pad_high"

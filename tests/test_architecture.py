@@ -86,6 +86,7 @@ LEVELS = {
     "alignment.warp": 0.1,
     "evaluation": 0,
     "evaluation.identification": 0.2,
+    "evaluation.similarity_search": 0.2,
     "evaluation.template_pooling": 0.2,
     "evaluation.text_table": 0.2,
     "evaluation.ijb_metadata": 0.3,

@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import oracles_identification as oracle
 import pytest
@@ -72,6 +74,16 @@ def test_an_image_is_asked_for_once_and_in_any_order_the_result_is_the_same():
     shuffled = np.random.default_rng(3).permutation(400)
     again = pool_templates(lambda rows: e1[shuffled][rows], template_ids[shuffled], media_ids[shuffled])[1]
     np.testing.assert_allclose(templates, again, rtol=0, atol=1e-6)
+
+
+def test_no_more_memory_than_the_bound():
+    features = oracle.random_units(40_000, 64, 0)  # 10 MB
+    ids, media = np.repeat(np.arange(40), 1000), np.tile(np.arange(1000) // 3, 40)
+    tracemalloc.start()
+    pool_templates(lambda rows: features[rows], ids, media, block_bytes=500_000)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 500_000 + 40_000 * 8 * 8  # at most eight numbers for each image, whatever the width
 
 
 def test_features_that_cancel_give_zeros_without_a_warning():
