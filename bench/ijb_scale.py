@@ -110,6 +110,7 @@ def measure(kind: str, row: str, root: Path, output: Path) -> None:
         target=1,
         details={
             "seconds from files and features to all numbers": round(measured["seconds"], 1),
+            "seconds of processor, all threads": round(measured["processor_seconds"], 1),
             "images": measured["images"],
             "pairs": measured["pairs"],
             "numbers of the random features": numbers,

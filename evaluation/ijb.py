@@ -110,10 +110,10 @@ def pair_scores(templates: np.ndarray, pairs: np.ndarray, *, block_bytes: int = 
         (P,) float32 in [-1, 1].
     """
     first, second = pairs
-    firsts, seconds = np.unique(first), np.unique(second)
+    firsts, seconds = (np.flatnonzero(np.bincount(side, minlength=len(templates))) for side in pairs)
+    row, column = np.zeros((2, len(templates)), dtype=np.int64)  # of a template among the products
+    row[firsts], column[seconds] = np.arange(len(firsts)), np.arange(len(seconds))
     order = np.argsort(first)  # pairs of one block follow each other
-    column = np.zeros(len(templates), dtype=np.int64)
-    column[seconds] = np.arange(len(seconds))
     across = templates[seconds].T  # (D, S)
     rows = max(1, block_bytes // (across.itemsize * len(seconds)))
     scores = np.empty(len(first), dtype=np.float32)
@@ -123,7 +123,7 @@ def pair_scores(templates: np.ndarray, pairs: np.ndarray, *, block_bytes: int = 
         end = int(np.searchsorted(first, block[-1], side="right", sorter=order))
         chosen = order[begin:end]
         products = templates[block] @ across  # (rows, S)
-        scores[chosen] = products[np.searchsorted(block, first[chosen]), column[second[chosen]]]
+        scores[chosen] = products[row[first[chosen]] - start, column[second[chosen]]]
         begin = end
     return scores
 
