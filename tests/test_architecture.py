@@ -83,10 +83,19 @@ LEVELS = {
     "train_val": 2,
     "execution": 2.1,
     "trainer": 2.1,
+    "alignment": 0,
+    "alignment.warp": 0.1,
     "evaluation": 0,
+    "evaluation.identification": 0.2,
+    "evaluation.similarity_search": 0.2,
+    "evaluation.template_pooling": 0.2,
+    "evaluation.text_table": 0.2,
+    "evaluation.ijb_metadata": 0.3,
     "evaluation.image_list": 1.1,
     "evaluation.outcome": 1.2,
     "evaluation.embedding": 1.3,
+    "evaluation.ijb": 2,
+    "evaluation.tinyface": 2,
     "memory_plan": 2.1,
     "step_measurement": 2.2,
     "plan": 2.3,
@@ -106,7 +115,7 @@ VAGUE = {"utils", "util", "common", "misc", "helpers", "helper"}
 # "/" is apart so that this file does not contain what it looks for
 DEVELOPER_PATHS = re.compile(rb"(?<![\w.}$)-])/" + rb"(?:work|root|Users)/")
 
-PACKAGES = ("evaluation",)
+PACKAGES = ("alignment", "evaluation")
 MODULES = sorted([*ROOT.glob("*.py"), *(path for package in PACKAGES for path in (ROOT / package).glob("*.py"))])
 
 

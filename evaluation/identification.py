@@ -1,0 +1,151 @@
+"""Identification (1:N) rates: pure functions of the scores and ranks that a search found.
+
+A probe's mates are the gallery's features of the same subject. ``fpir`` and ``tpir`` are fractions; ranks begin at 1.
+
+Sources: ISO/IEC 19795-1 and the reports of NIST's FRVT 1:N for the terms (mated and non-mated searches, FPIR, TPIR =
+1 - FNIR, rank); the IJB 1:N evaluation of InsightFace for ``tpir_at_fpir``.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class OpenSetRate:
+    """An operating point of a watch list.
+
+    Attributes:
+        threshold: scores above it are accepted.
+        fpir: share of the non-mated probes for which somebody is accepted, never above what was asked for.
+        tpir: share of the mated probes whose mate is accepted.
+    """
+
+    threshold: float
+    fpir: float
+    tpir: float
+
+
+def rank_rates(mate_ranks: np.ndarray, ranks: Sequence[int]) -> dict[int, float]:
+    """Return the share of probes whose mate is among the k most similar, for each k.
+
+    Args:
+        mate_ranks: (P,) of ``similarity_search.search``; 0 for a probe without a mate, which is never found but counts.
+        ranks: the values of k.
+
+    Raises:
+        ValueError: no probes.
+    """
+    mate_ranks = np.asarray(mate_ranks)
+    if not len(mate_ranks):
+        raise ValueError("got no probes: rates need at least one")
+    return {k: float(((mate_ranks >= 1) & (mate_ranks <= k)).mean()) for k in ranks}
+
+
+def nonmates_needed(probes: int, fpirs: Sequence[float]) -> int:
+    """Return how many of the largest non-mate scores ``tpir_at_fpir`` needs.
+
+    Args:
+        probes: P.
+        fpirs: false positive identification rates.
+    """
+    return max((_allowed(probes, fpir) for fpir in fpirs), default=0)
+
+
+def tpir_at_fpir(mate_scores: np.ndarray, top_nonmate_scores: np.ndarray, fpirs: Sequence[float]) -> dict[float, float]:
+    """Return the true positive identification rate of IJB at given false positive identification rates.
+
+    Every probe has a mate here, so false positives are counted in pairs: the threshold is the k-th largest score over
+    all probe x gallery pairs of different subjects, k = ceil(FPIR * P); the TPIR is the share of probes whose mate
+    scores above it, whatever its rank. For probes without mates see ``open_set_rates``.
+
+    Args:
+        mate_scores: (P,) score of each probe's mate.
+        top_nonmate_scores: descending, at least the k largest scores between different subjects.
+        fpirs: rates in (0, 1].
+
+    Raises:
+        ValueError: a rate outside (0, 1], no probes, or fewer non-mate scores than k.
+
+    Source: IJB 1:N evaluation of InsightFace.
+    """
+    mate_scores, top_nonmate_scores = np.asarray(mate_scores), np.asarray(top_nonmate_scores)
+    outside = [fpir for fpir in fpirs if not 0 < fpir <= 1]
+    if outside or not len(mate_scores):
+        raise ValueError(f"rates need probes and are fractions in (0, 1], got {len(mate_scores)} probes, {outside}")
+    rates = {}
+    for fpir in fpirs:
+        k = _allowed(len(mate_scores), fpir)
+        if k > len(top_nonmate_scores):
+            raise ValueError(
+                f"an FPIR of {fpir:g} over {len(mate_scores)} probes needs the {k} largest scores between different "
+                f"subjects, got {len(top_nonmate_scores)}"
+            )
+        rates[fpir] = float((mate_scores > top_nonmate_scores[k - 1]).mean())
+    return rates
+
+
+def open_set_rates(
+    mate_scores: np.ndarray,
+    mate_ranks: np.ndarray,
+    best_nonmate_scores: np.ndarray,
+    fpirs: Sequence[float],
+    *,
+    max_rank: int | None = None,
+) -> dict[float, OpenSetRate]:
+    """Return the rates of a watch list, where some probes show people who are not in the gallery.
+
+    A mated probe is one with a mate in the gallery, a non-mated one has none. The FPIR at a threshold is the share of
+    non-mated probes for which at least one gallery entry scores above it; the TPIR (1 - FNIR) is the share of mated
+    probes whose mate scores above it, and is among the ``max_rank`` most similar where that is asked for. For each
+    wanted FPIR the threshold is the lowest that does not exceed it.
+
+    With the result ``found`` of ``similarity_search.search``: ``mated = found.mate_ranks > 0``, then
+    ``open_set_rates(found.mate_scores[mated], found.mate_ranks[mated], found.best_nonmate_scores[~mated], fpirs)``.
+
+    Args:
+        mate_scores: (M,) score of each mated probe's best mate.
+        mate_ranks: (M,) its rank, from 1.
+        best_nonmate_scores: (U,) the largest score of each non-mated probe.
+        fpirs: wanted rates in [0, 1].
+        max_rank: rank up to which a mate counts as found; None for any (FRVT's identification with R = N).
+
+    Returns:
+        For each wanted rate the operating point. With few non-mated probes its FPIR may be well below the wanted one.
+
+    Raises:
+        ValueError: a rate outside [0, 1], no mated or no non-mated probe, or counts that do not fit.
+
+    Source: ISO/IEC 19795-1; NIST FRVT part 2, identification.
+    """
+    mate_scores, mate_ranks = np.asarray(mate_scores), np.asarray(mate_ranks)
+    outside = [fpir for fpir in fpirs if not 0 <= fpir <= 1]
+    if outside:
+        raise ValueError(f"false positive identification rates are fractions in [0, 1], got {outside}")
+    if mate_scores.shape != mate_ranks.shape:
+        raise ValueError(f"got {len(mate_scores)} scores and {len(mate_ranks)} ranks of mates, expected as many")
+    if not len(mate_scores) or not len(best_nonmate_scores):
+        raise ValueError(
+            f"got {len(mate_scores)} mated and {len(best_nonmate_scores)} non-mated probes: open-set rates need both"
+        )
+    descending = np.sort(np.asarray(best_nonmate_scores))[::-1]
+    in_rank = np.full(len(mate_ranks), True) if max_rank is None else mate_ranks <= max_rank
+    rates = {}
+    for fpir in fpirs:
+        accepted = _whole(fpir * len(descending), math.floor)
+        threshold = float(descending[accepted]) if accepted < len(descending) else -math.inf
+        rates[fpir] = OpenSetRate(
+            threshold, float((descending > threshold).mean()), float(((mate_scores > threshold) & in_rank).mean())
+        )
+    return rates
+
+
+def _allowed(probes: int, fpir: float) -> int:
+    return max(1, _whole(fpir * probes, math.ceil))
+
+
+def _whole(product: float, rounding: Callable[[float], int]) -> int:
+    """Round a product of a rate and a count: 0.07 * 100 is meant to be 7, in floating point it is 7.000000000000001."""
+    return rounding(round(product, 6))

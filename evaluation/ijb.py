@@ -1,0 +1,257 @@
+"""IJB-B and IJB-C: template verification (1:1) and mixed identification (1:N).
+
+The metadata is read (``ijb_metadata.py``), the photographs are aligned by their landmarks and embedded, images pooled
+into templates (``template_pooling.py``), and templates compared: TAR at FAR over the given pairs; rank-k and TPIR at
+FPIR of all mixed probes against the gallery of both parts.
+
+Sources: IARPA Janus Benchmark B and C (Whitelam et al. 2017, Maze et al. 2018) as InsightFace and AdaFace's official
+``validate_IJB_BC.py`` evaluate them. As there, the detector's score weighs no image. Differs from them: bounded memory;
+images that cannot be read are left out of their templates and counted.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import overload
+
+import numpy as np
+
+from alignment.warp import warp_face
+from evaluate_utils import tar_at_far
+from evaluation.identification import nonmates_needed, rank_rates, tpir_at_fpir
+from evaluation.ijb_metadata import TITLES, IJBMetadata, TemplateSubjects, examples, read_metadata
+from evaluation.image_list import ImageFiles, ImageList
+from evaluation.outcome import Embedded, EmbedImages, Outcome
+from evaluation.similarity_search import search
+from evaluation.template_pooling import (
+    POOLINGS,
+    UNFUSED_POOLINGS,
+    FeaturesOf,
+    fused_features,
+    pool_templates,
+    unfused_features,
+)
+
+FARS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+RANKS = (1, 5, 10)
+FPIRS = (0.01, 0.1)
+_BLOCK_BYTES = 128_000_000
+
+
+def run(
+    embed: EmbedImages, root: Path, name: str, *, pooling: str = POOLINGS[0], unfused: EmbedImages | None = None
+) -> Outcome:
+    """Evaluate a model on IJB-B or IJB-C.
+
+    Args:
+        embed: gives embeddings in which image and mirror are fused.
+        root: the folder that holds ``IJBB`` or ``IJBC``.
+        name: ``IJBB`` or ``IJBC``.
+        pooling: one of ``template_pooling.POOLINGS``; the paper's numbers are those of the first.
+        unfused: gives embeddings of images as they are, without their mirrors; asked for images and for mirrors, in
+            place of ``embed``, by the poolings of ``UNFUSED_POOLINGS``.
+
+    Returns:
+        The numbers of 1:1 and 1:N, and the similarity of each pair.
+
+    Raises:
+        FileNotFoundError: metadata is missing.
+        ValueError: metadata that does not fit, an unknown pooling, or templates of which no image can be read.
+    """
+    _check_pooling(pooling, unfused)
+    metadata = read_metadata(root, name)
+    images = aligned_images(metadata)
+    features_of, readable = _embed(embed, unfused, images, pooling)
+    ids, templates = _pool_readable(features_of, readable, metadata)
+    del features_of  # for IJB-C a gigabyte, where nobody else keeps it
+
+    similarity = pair_scores(templates, metadata.pairs)
+    rates = tar_at_far(similarity, metadata.issame, FARS)
+    numbers = {f"TAR at FAR {far:.0e}".replace("e-0", "e-"): 100 * rate for far, rate in rates.items()}
+    numbers |= _identification(ids, templates, metadata.probes, metadata.gallery)
+    notes = [f"template pooling: {pooling}"]
+    if not readable.all():
+        notes.append(
+            f"{(~readable).sum()} of {len(readable)} images could not be read and are left out of their templates"
+        )
+    return Outcome(
+        name.lower(), TITLES[name], numbers, notes=tuple(notes), similarity=similarity, issame=metadata.issame
+    )
+
+
+def aligned_images(metadata: IJBMetadata) -> ImageFiles:
+    """Return the photographs of a set, each aligned by its landmarks when it is read.
+
+    Args:
+        metadata: of ``read_metadata``.
+    """
+    landmarks = np.ascontiguousarray(metadata.landmarks)
+    return ImageFiles(
+        TITLES[metadata.name],
+        _FilesIn(metadata.folder, metadata.file_names),
+        prepare=_Warp(landmarks),
+        prepared_as=f"five landmarks, linear {hashlib.sha256(landmarks.tobytes()).hexdigest()}",
+    )
+
+
+def pair_scores(templates: np.ndarray, pairs: np.ndarray, *, block_bytes: int = _BLOCK_BYTES) -> np.ndarray:
+    """Return the dot product of each pair of templates.
+
+    Protocols compare a template with very many others, so it is cheaper to multiply matrices and pick from the product
+    than to gather two vectors for each pair.
+
+    Args:
+        templates: (T, D) float32 unit vectors.
+        pairs: (2, P) places in them.
+        block_bytes: bound on the products that exist at a time; at least a row of T is computed.
+
+    Returns:
+        (P,) float32 in [-1, 1].
+    """
+    first, second = pairs
+    firsts, seconds = (np.flatnonzero(np.bincount(side, minlength=len(templates))) for side in pairs)
+    row, column = np.zeros((2, len(templates)), dtype=np.int64)  # of a template among the products
+    row[firsts], column[seconds] = np.arange(len(firsts)), np.arange(len(seconds))
+    order = np.argsort(first)  # pairs of one block follow each other
+    across = templates[seconds].T  # (D, S)
+    rows = max(1, block_bytes // (across.itemsize * len(seconds)))
+    scores = np.empty(len(first), dtype=np.float32)
+    begin = 0
+    for start in range(0, len(firsts), rows):
+        block = firsts[start : start + rows]
+        end = int(np.searchsorted(first, block[-1], side="right", sorter=order))
+        chosen = order[begin:end]
+        products = templates[block] @ across  # (rows, S)
+        scores[chosen] = products[row[first[chosen]] - start, column[second[chosen]]]
+        begin = end
+    return scores
+
+
+@dataclass(frozen=True)
+class _FilesIn(Sequence[Path]):
+    """Paths made when asked for: half a million of them would take more memory than their names.
+
+    Attributes:
+        folder: that holds the files.
+        names: (N,) of the files.
+    """
+
+    folder: Path
+    names: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @overload
+    def __getitem__(self, index: int) -> Path: ...
+    @overload
+    def __getitem__(self, index: slice) -> "_FilesIn": ...
+    def __getitem__(self, index: int | slice) -> "Path | _FilesIn":
+        if isinstance(index, slice):
+            return _FilesIn(self.folder, self.names[index])
+        return self.folder / self.names[index]
+
+
+@dataclass(frozen=True)
+class _Warp:
+    """Aligns the image of a place in the list, in whatever process.
+
+    Attributes:
+        landmarks: (N, 5, 2) float32, x and y in px.
+    """
+
+    landmarks: np.ndarray
+
+    def __call__(self, image: np.ndarray, index: int) -> np.ndarray:
+        return warp_face(image, self.landmarks[index])
+
+
+@dataclass(frozen=True)
+class MirroredImages:
+    """The mirror images of a list.
+
+    Attributes:
+        images: the list.
+    """
+
+    images: ImageList
+
+    @property
+    def name(self) -> str:
+        """What they are."""
+        return f"{self.images.name}, mirrored"
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def read(self, index: int) -> np.ndarray:
+        """Return one image, left and right exchanged.
+
+        Raises:
+            ValueError: it cannot be read.
+        """
+        return np.ascontiguousarray(self.images.read(index)[:, ::-1])
+
+    def fingerprint(self) -> str:
+        """Return a text that changes where the images do, and is not theirs."""
+        return f"mirrored {self.images.fingerprint()}"
+
+
+def _check_pooling(pooling: str, unfused: EmbedImages | None) -> None:
+    if pooling not in POOLINGS:
+        raise ValueError(f"got the pooling {pooling!r}, expected one of {', '.join(POOLINGS)}")
+    if pooling in UNFUSED_POOLINGS and unfused is None:
+        raise ValueError(f"the pooling {pooling} needs embeddings of images and mirrors apart: give `unfused`")
+
+
+def _embed(
+    embed: EmbedImages, unfused: EmbedImages | None, images: ImageFiles, pooling: str
+) -> tuple[FeaturesOf, np.ndarray]:
+    """Return what gives image features, and which images could be read."""
+    if unfused is None or pooling not in UNFUSED_POOLINGS:
+        embedded = _counted(embed(images), images)
+        return fused_features(pooling, embedded.embeddings, embedded.norms), embedded.readable
+    sides = [_counted(unfused(side), images) for side in (images, MirroredImages(images))]
+    features_of = unfused_features(pooling, *(side.embeddings for side in sides))
+    return features_of, sides[0].readable & sides[1].readable
+
+
+def _counted(embedded: Embedded, images: ImageFiles) -> Embedded:
+    counts = {len(embedded.embeddings), len(embedded.norms), len(embedded.readable)}
+    if counts != {len(images)}:
+        raise ValueError(
+            f"got {len(embedded.embeddings)} embeddings, {len(embedded.norms)} norms and {len(embedded.readable)}"
+            f" marks of readability for the {len(images)} images of {images.name}: expected one for each"
+        )
+    return embedded
+
+
+def _pool_readable(
+    features_of: FeaturesOf, readable: np.ndarray, metadata: IJBMetadata
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return ids (T,) and features (T, D) of all templates, of the images that could be read."""
+    rows = np.flatnonzero(readable)
+    without = np.setdiff1d(metadata.template_ids, metadata.template_ids[rows])
+    if len(without):
+        raise ValueError(
+            f"no image of {len(without)} templates of {TITLES[metadata.name]} could be read: {examples(without)}"
+        )
+    return pool_templates(lambda part: features_of(rows[part]), metadata.template_ids[rows], metadata.media_ids[rows])
+
+
+def _identification(
+    ids: np.ndarray, templates: np.ndarray, probes: TemplateSubjects, gallery: TemplateSubjects
+) -> dict[str, float]:
+    """Return the numbers of 1:N, in percent."""
+    found = search(
+        templates[np.searchsorted(ids, probes.template_ids)],
+        templates[np.searchsorted(ids, gallery.template_ids)],
+        probes.subject_ids,
+        gallery.subject_ids,
+        nonmate_count=nonmates_needed(len(probes.template_ids), FPIRS),
+        block_bytes=_BLOCK_BYTES,
+    )
+    numbers = {f"rank-{k}": 100 * rate for k, rate in rank_rates(found.mate_ranks, RANKS).items()}
+    rates = tpir_at_fpir(found.mate_scores, found.top_nonmate_scores, FPIRS)
+    return numbers | {f"TPIR at FPIR {fpir:g}": 100 * rate for fpir, rate in rates.items()}

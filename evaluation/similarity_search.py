@@ -1,0 +1,174 @@
+"""Similarity search: every probe against a gallery, in blocks; no more than a block of the scores exists at any time.
+
+Scores are cosines. Ranks begin at 1, the most similar; of equal scores the gallery's earlier feature comes first. How
+the work is cut into blocks can change no more than the last bit of a score, by the order in which BLAS adds.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+_BLOCK_BYTES = 256_000_000
+_COPIES = 3  # the scores of a block, one more array of their size while they are compared, and boolean masks
+
+
+@dataclass(frozen=True)
+class Searches:
+    """What searching for P probes found.
+
+    Attributes:
+        mate_scores: (P,) float32, the score of the most similar mate; minus infinity for a probe without one.
+        mate_ranks: (P,) integers, that mate's rank in the whole gallery; 0 for a probe without one.
+        best_nonmate_scores: (P,) float32, the score of the most similar other subject; minus infinity without any.
+        top_nonmate_scores: (K,) float32, the largest scores of all pairs of different subjects, descending; as many
+            as were asked for, or all where there are fewer.
+    """
+
+    mate_scores: np.ndarray
+    mate_ranks: np.ndarray
+    best_nonmate_scores: np.ndarray
+    top_nonmate_scores: np.ndarray
+
+
+def nearest(
+    probes: np.ndarray, gallery: np.ndarray, k: int, *, block_bytes: int = _BLOCK_BYTES
+) -> tuple[np.ndarray, np.ndarray]:
+    """Find the k most similar gallery features of each probe.
+
+    Args:
+        probes: (P, D) unit vectors.
+        gallery: (G, D) unit vectors.
+        k: how many, 1 to G.
+        block_bytes: bound on the memory used beside input and result, at least some 12 bytes for each of G.
+
+    Returns:
+        Places in the gallery (P, k) and their scores (P, k), most similar first; of equal scores the earlier first.
+
+    Raises:
+        ValueError: shapes that do not fit, features that are not finite, another k, or too small a bound.
+    """
+    _check_features(probes, gallery)
+    if not 1 <= k <= len(gallery):
+        raise ValueError(
+            f"cannot find the {k} most similar of {len(gallery)} gallery features: k is from 1 to that many"
+        )
+    places = np.empty((len(probes), k), dtype=np.int64)
+    scores = np.empty((len(probes), k), dtype=np.float32)
+    for rows, block in _score_blocks(probes, gallery, block_bytes):
+        for row, line in zip(range(rows.start, rows.stop), block, strict=True):
+            least = line[line.argmax()] if k == 1 else np.partition(line, -k)[-k]
+            candidates = np.flatnonzero(line >= least)  # in order of place; more than k where scores are equal
+            chosen = candidates[np.argsort(-line[candidates], kind="stable")[:k]]
+            places[row], scores[row] = chosen, line[chosen]
+    return places, scores
+
+
+def search(
+    probes: np.ndarray,
+    gallery: np.ndarray,
+    probe_labels: np.ndarray,
+    gallery_labels: np.ndarray,
+    *,
+    nonmate_count: int = 0,
+    block_bytes: int = _BLOCK_BYTES,
+) -> Searches:
+    """Search for every probe in the gallery.
+
+    Args:
+        probes: (P, D) unit vectors.
+        gallery: (G, D) unit vectors.
+        probe_labels: (P,) integers, the subjects.
+        gallery_labels: (G,) integers; a subject may be there several times, or not at all.
+        nonmate_count: how many of the largest scores between different subjects to keep, for ``tpir_at_fpir``.
+        block_bytes: bound on the memory used beside input and result, at least some 12 bytes for each of G.
+
+    Returns:
+        Scores and ranks of mates, and the largest scores of non-mates.
+
+    Raises:
+        ValueError: shapes that do not fit, features that are not finite, or too small a bound.
+    """
+    _check_features(probes, gallery)
+    probe_labels, gallery_labels = np.asarray(probe_labels), np.asarray(gallery_labels)
+    if probe_labels.shape != (len(probes),) or gallery_labels.shape != (len(gallery),):
+        raise ValueError(
+            f"got labels of shape {probe_labels.shape} and {gallery_labels.shape} for {len(probes)} probes and "
+            f"{len(gallery)} gallery features, expected one for each"
+        )
+    by_subject = np.argsort(gallery_labels, kind="stable")
+    firsts, ends = (np.searchsorted(gallery_labels[by_subject], probe_labels, side) for side in ("left", "right"))
+    mate_scores = np.full(len(probes), -np.inf, dtype=np.float32)
+    mate_ranks = np.zeros(len(probes), dtype=np.int64)
+    best_nonmate_scores = np.full(len(probes), -np.inf, dtype=np.float32)
+    largest = _Largest(nonmate_count)
+    for rows, block in _score_blocks(probes, gallery, block_bytes):
+        for row, line in zip(range(rows.start, rows.stop), block, strict=True):
+            mates = by_subject[firsts[row] : ends[row]]  # ascending places
+            if len(mates):
+                mate = mates[line[mates].argmax()]
+                score = mate_scores[row] = line[mate]
+                mate_ranks[row] = 1 + np.count_nonzero(line > score) + np.count_nonzero(line[:mate] == score)
+                line[mates] = -np.inf  # what remains are the scores of other subjects
+            best_nonmate_scores[row] = line.max(initial=-np.inf)
+        largest.add(block)
+    return Searches(mate_scores, mate_ranks, best_nonmate_scores, largest.descending())
+
+
+class _Largest:
+    """Keep the largest of many scores.
+
+    Args:
+        count: how many.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._kept = np.empty(0, dtype=np.float32)
+        self._floor = -np.inf  # scores that are not above it are not among the largest
+
+    def add(self, scores: np.ndarray) -> None:
+        if not self._count:
+            return
+        # one after the other, so that no more than one array of the block's size is made
+        self._kept = np.concatenate((self._kept, self._most(scores[scores > self._floor])))
+        self._kept = self._most(self._kept)
+        if len(self._kept) == self._count:
+            self._floor = self._kept.min()
+
+    def descending(self) -> np.ndarray:
+        return np.sort(self._kept)[::-1]
+
+    def _most(self, scores: np.ndarray) -> np.ndarray:
+        if len(scores) <= self._count:
+            return scores
+        scores.partition(len(scores) - self._count)
+        return scores[-self._count :].copy()
+
+
+def _score_blocks(probes: np.ndarray, gallery: np.ndarray, block_bytes: int) -> Iterator[tuple[slice, np.ndarray]]:
+    """Yield the scores of some probes against the whole gallery, with the probes' places; the scores may be changed."""
+    row_bytes = _COPIES * len(gallery) * np.dtype(np.float32).itemsize
+    if block_bytes < row_bytes:
+        raise ValueError(
+            f"a bound of {block_bytes:,} bytes does not hold the scores of one probe against {len(gallery):,} gallery "
+            f"features: give at least {row_bytes:,}"
+        )
+    rows = min(block_bytes // row_bytes, len(probes))
+    across = np.asarray(gallery, dtype=np.float32).T
+    for start in range(0, len(probes), max(1, rows)):
+        stop = min(start + rows, len(probes))
+        yield slice(start, stop), np.asarray(probes[start:stop], dtype=np.float32) @ across
+
+
+def _check_features(probes: np.ndarray, gallery: np.ndarray) -> None:
+    if probes.ndim != 2 or gallery.ndim != 2 or probes.shape[1] != gallery.shape[1] or not len(gallery):
+        raise ValueError(
+            f"got probes of shape {probes.shape} and a gallery of shape {gallery.shape}, expected (P, D) and (G, D) "
+            "with at least one in the gallery"
+        )
+    for features, what in ((probes, "probe"), (gallery, "gallery")):
+        # the sum is not finite where a number is not; it costs no array of the features' size
+        bad = int((~np.isfinite(features.sum(axis=1))).sum())
+        if bad:
+            raise ValueError(f"{bad} of {len(features)} {what} features are not finite (NaN or infinite)")

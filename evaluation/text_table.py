@@ -1,0 +1,98 @@
+"""Tables in text files, read fast and in pieces; a line that does not fit is named with its file and number."""
+
+import csv
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pandas as pd
+
+_ROWS = 1 << 20  # in a piece
+_KINDS = {"int64": (int, "a whole number"), "float32": (float, "a number"), "str": (str, "a text")}
+
+
+def read_table(
+    path: Path, columns: Mapping[str, str], *, commas: bool = False, rows: int = _ROWS
+) -> Iterator[pd.DataFrame]:
+    """Yield the rows of a text table in pieces.
+
+    Empty lines are skipped. Two forms: fields between blanks, no caption, exactly the columns asked for; or fields
+    between commas under a line of captions, the columns asked for being the first ones.
+
+    Args:
+        path: the file.
+        columns: name -> ``int64``, ``float32`` or ``str``.
+        commas: whether it is of the second form.
+        rows: of a piece, at most.
+
+    Raises:
+        ValueError: a line with too few or too many fields, or a field of another kind; file and line are named.
+    """
+    if commas and _first_line(path).split(",")[0].strip().lstrip("-").isdigit():
+        raise ValueError(f"{path}, line 1: expected captions such as TEMPLATE_ID,SUBJECT_ID, got {_first_line(path)!r}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # too many fields in the first line
+            yield from pd.read_csv(
+                path,
+                sep="," if commas else r"\s+",
+                header=0 if commas else None,
+                names=list(columns),
+                usecols=list(range(len(columns))) if commas else None,
+                dtype=dict(columns),
+                quoting=csv.QUOTE_MINIMAL if commas else csv.QUOTE_NONE,
+                na_filter=False,  # a file may be called NA
+                index_col=False,
+                chunksize=rows,
+            )
+    except pd.errors.EmptyDataError:
+        return
+    except (ValueError, OverflowError, pd.errors.ParserWarning) as error:
+        raise ValueError(
+            _first_misfit(path, columns, commas) or f"{path} is no table of {list(columns)}: {error}"
+        ) from error
+
+
+def line_number(path: Path, row: int, *, commas: bool = False) -> int:
+    """Return the number of the line that holds a row, both counted as people do: lines from 1, rows from 0.
+
+    Args:
+        path: the file.
+        row: number of the row in all that ``read_table`` yields.
+        commas: as there.
+
+    Raises:
+        ValueError: the file has fewer rows.
+    """
+    with path.open(encoding="utf-8", errors="surrogateescape") as file:
+        filled = (number for number, line in enumerate(file, 1) if line.strip())
+        for place, number in enumerate(filled):
+            if place == row + commas:
+                return number
+    raise ValueError(f"{path} has no row {row}")
+
+
+def _first_line(path: Path) -> str:
+    with path.open(encoding="utf-8", errors="surrogateescape") as file:
+        return file.readline().strip()
+
+
+def _first_misfit(path: Path, columns: Mapping[str, str], commas: bool) -> str:
+    """Return what is wrong with the first line that does not fit; empty where every line looks right."""
+    with path.open(encoding="utf-8", errors="surrogateescape") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip() or (commas and number == 1):
+                continue
+            fields = [field.strip() for field in line.split(",")] if commas else line.split()
+            if len(fields) < len(columns) or (len(fields) > len(columns) and not commas):
+                expected = f"{len(columns)} ({', '.join(columns)})"
+                return f"{path}, line {number}: got {len(fields)} fields, expected {expected}: {line.strip()!r}"
+            for (name, kind), field in zip(columns.items(), fields, strict=False):
+                convert, what = _KINDS[kind]
+                try:
+                    value = convert(field)
+                except ValueError:
+                    return f"{path}, line {number}: {name} must be {what}, got {field!r}"
+                if kind == "int64" and not -(2**63) <= value < 2**63:
+                    return f"{path}, line {number}: {name} must fit into 64 bits, got {field}"
+    return ""

@@ -1,0 +1,145 @@
+"""TinyFace: closed-set identification of low-resolution faces among 153,428 others.
+
+    <root>/tinyface/Testing_Set/gallery_match_img_ID_pairs.mat, probe_img_ID_pairs.mat     the protocol's file names
+    <root>/aligned_pad_0.1_pad_high/{Gallery_Match,Probe,Gallery_Distractor}/              aligned images of 112x112
+
+The gallery is Gallery_Match and every image of Gallery_Distractor, an identity is a file name up to the first ``_``;
+rank-k is the share of probes with any image of their identity among the k most similar.
+
+Sources: Cheng, Zhu, Gong, "Low-Resolution Face Recognition" (ACCV 2018); AdaFace's official ``validate_tinyface.py``.
+Differs from it: no more than a block of the 3,728 x 157,871 similarities exists at a time; images that cannot be read
+are counted, and a probe among them is a probe not found.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from scipy.io import loadmat
+from scipy.io.matlab import MatReadError
+
+from evaluation.identification import rank_rates
+from evaluation.image_list import ImageFiles
+from evaluation.outcome import Embedded, EmbedImages, Outcome
+from evaluation.similarity_search import search
+
+RANKS = (1, 5, 20)
+_ALIGNED = "aligned_pad_0.1_pad_high"
+_PARTS = ("Gallery_Match", "Probe", "Gallery_Distractor")
+_ENDINGS = (".jpg", ".jpeg", ".png")
+_DISTRACTOR = -1  # label of what is nobody's mate
+_BLOCK_BYTES = 256_000_000
+
+
+def run(embed: EmbedImages, root: Path) -> Outcome:
+    """Evaluate a model on TinyFace.
+
+    Args:
+        embed: gives embeddings of images.
+        root: the folder that holds ``tinyface`` and the aligned images.
+
+    Returns:
+        Rank-1, rank-5 and rank-20.
+
+    Raises:
+        FileNotFoundError: files or folders are missing; all of them are named.
+        ValueError: lists that cannot be read or do not fit, or probes whose identity the gallery lacks.
+    """
+    lists, folders = _found(root)
+    match, probes = (_file_names(path, key) for path, key in zip(lists, ("gallery_set", "probe_set"), strict=True))
+    distractors = sorted(path for path in folders[2].rglob("*") if path.suffix.lower() in _ENDINGS)
+    if not distractors:
+        raise ValueError(f"{folders[2]} holds no images ({', '.join(_ENDINGS)}): the gallery needs its distractors")
+    match_labels, probe_labels = identity_labels(match, probes)
+    paths = [*(folders[0] / name for name in match), *(folders[1] / name for name in probes), *distractors]
+    embedded = embed(ImageFiles("TinyFace", paths))
+    if not len(embedded.embeddings) == len(embedded.readable) == len(paths):
+        raise ValueError(f"got {len(embedded.embeddings)} embeddings for the {len(paths)} images of TinyFace")
+    ranks = _mate_ranks(embedded, match_labels, probe_labels)
+    numbers = {f"rank-{k}": 100 * rate for k, rate in rank_rates(ranks, RANKS).items()}
+    notes = [f"{len(probes)} probes, gallery of {len(match)} images and {len(distractors)} distractors"]
+    if not embedded.readable.all():
+        of_probes = (~embedded.readable[len(match) : len(match) + len(probes)]).sum()
+        notes.append(
+            f"{(~embedded.readable).sum()} images could not be read: {of_probes} probes, which count as not found, the "
+            "others are left out of the gallery"
+        )
+    return Outcome("tinyface", "TinyFace", numbers, notes=tuple(notes))
+
+
+def identity_labels(gallery: Sequence[str], probes: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the identities of gallery and probes as integers from 0.
+
+    Args:
+        gallery: file names; the identity is what comes before the first ``_``.
+        probes: file names.
+
+    Raises:
+        ValueError: a name without ``_``, or probes whose identity the gallery lacks.
+    """
+    odd = [name for name in (*gallery, *probes) if "_" not in name]
+    if odd:
+        raise ValueError(f"{len(odd)} file names have no identity before a `_`, such as {odd[0]!r}")
+    known = {identity: label for label, identity in enumerate(dict.fromkeys(map(_identity, gallery)))}
+    without = [name for name in probes if _identity(name) not in known]
+    if without:
+        raise ValueError(
+            f"{len(without)} probes have no image of their identity in the gallery, expected at least one for each: "
+            f"{', '.join(without[:5])}"
+        )
+    return tuple(np.array([known[_identity(name)] for name in names]) for names in (gallery, probes))  # type: ignore[return-value]
+
+
+def _identity(name: str) -> str:
+    return name.partition("_")[0]
+
+
+def _found(root: Path) -> tuple[list[Path], list[Path]]:
+    """Return the two lists and the three folders of images."""
+    testing = root / "tinyface" / "Testing_Set"
+    lists = [testing / f"{part}_img_ID_pairs.mat" for part in ("gallery_match", "probe")]
+    folders = [root / _ALIGNED / part for part in _PARTS]
+    missing = [str(path) for path in (*lists, *folders) if not path.exists()]
+    if missing:
+        raise FileNotFoundError(f"TinyFace is not complete below {root}, missing: {', '.join(missing)}")
+    return lists, folders
+
+
+def _file_names(path: Path, key: str) -> list[str]:
+    """Return the file names in one of the two MATLAB files: a cell array of texts."""
+    try:
+        content = loadmat(path, variable_names=[key])
+    except (ValueError, TypeError, NotImplementedError, OSError, MatReadError) as error:
+        raise ValueError(f"{path} is no MATLAB file of version 4 to 7.2: {error}") from error
+    if key not in content:
+        raise ValueError(f"{path} has no `{key}`: expected the lists of TinyFace's Testing_Set")
+    names = [cell.item() if isinstance(cell, np.ndarray) and cell.size == 1 else cell for cell in content[key].ravel()]
+    odd = [name for name in names if not isinstance(name, str)]
+    if odd or not names:
+        raise ValueError(
+            f"`{key}` in {path} must be a list of file names, got {odd[0]!r}" if odd else f"`{key}` is empty"
+        )
+    return [name.strip() for name in names]
+
+
+def _mate_ranks(embedded: Embedded, match_labels: np.ndarray, probe_labels: np.ndarray) -> np.ndarray:
+    """Return the rank of each probe's best mate; 0 where the probe, or every mate of it, could not be read.
+
+    Args:
+        embedded: of gallery match, probes and distractors, in this order.
+        match_labels: of the gallery match.
+        probe_labels: of the probes.
+    """
+    labels = np.full(len(embedded.embeddings), _DISTRACTOR)
+    labels[: len(match_labels)] = match_labels
+    is_probe = np.zeros(len(labels), dtype=bool)
+    is_probe[len(match_labels) : len(match_labels) + len(probe_labels)] = True
+    gallery = embedded.readable & ~is_probe
+    found = search(
+        embedded.embeddings[is_probe],
+        embedded.embeddings[gallery],
+        probe_labels,
+        labels[gallery],
+        block_bytes=_BLOCK_BYTES,
+    )
+    return np.where(embedded.readable[is_probe], found.mate_ranks, 0)

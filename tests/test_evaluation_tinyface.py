@@ -1,0 +1,149 @@
+import math
+
+import numpy as np
+import oracles_identification as oracle
+import pytest
+from scipy.io import savemat
+
+from evaluation import tinyface
+from evaluation.outcome import Embedded
+
+FOLDERS = ("Gallery_Match", "Probe", "Gallery_Distractor")
+
+
+def name_lists(root, gallery, probes):
+    testing = root / "tinyface" / "Testing_Set"
+    testing.mkdir(parents=True, exist_ok=True)
+    for key, file, names in (("gallery_set", "gallery_match", gallery), ("probe_set", "probe", probes)):
+        cells = np.array([[name] for name in names], dtype=object)
+        savemat(testing / f"{file}_img_ID_pairs.mat", {key: cells, key.replace("set", "ids"): np.arange(len(names))})
+
+
+@pytest.fixture
+def make(tmp_path):
+    """A root in the layout of TinyFace; the images are empty files that nobody opens."""
+
+    def build(gallery, probes, distractors):
+        name_lists(tmp_path, gallery, probes)
+        for folder, names in zip(FOLDERS, (gallery, probes, distractors), strict=True):
+            (tmp_path / "aligned_pad_0.1_pad_high" / folder).mkdir(parents=True)
+            for name in names:
+                (tmp_path / "aligned_pad_0.1_pad_high" / folder / name).touch()
+        return tmp_path
+
+    return build
+
+
+def embedder(by_name, unreadable=()):
+    def embed(images):
+        readable = np.array([path.name not in unreadable for path in images.paths])
+        vectors = np.stack([by_name[path.name] for path in images.paths]) * readable[:, None]
+        return Embedded(vectors.astype(np.float32), np.ones((len(vectors), 1), np.float32), readable)
+
+    return embed
+
+
+def test_golden_rates(make, golden):
+    reference = np.load(golden / "tinyface.npz")
+    gallery, probes = (
+        [f"{label}_{number}.jpg" for number, label in enumerate(reference[f"{kind}_labels"], start)]
+        for kind, start in (("gallery", 0), ("probe", 1000))
+    )
+    distractors = [f"{number}.jpg" for number in range(len(reference["distractor"]))]
+    vectors = np.concatenate([reference[kind] for kind in ("gallery", "probe", "distractor")])
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    by_name = dict(zip([*gallery, *probes, *distractors], vectors, strict=True))
+    outcome = tinyface.run(embedder(by_name), make(gallery, probes, distractors))
+    expected = {
+        f"rank-{k}": 100 * rate for k, rate in zip(reference["ranks"], reference["expected"].tolist(), strict=True)
+    }
+    assert dict(outcome.numbers) == pytest.approx(expected, abs=1e-4)
+    assert outcome.notes == ("200 probes, gallery of 150 images and 600 distractors",)
+
+
+def at(degrees):
+    return np.array([math.cos(math.radians(degrees)), math.sin(math.radians(degrees))])
+
+
+BY_HAND = {"1_a.jpg": at(0), "1_b.jpg": at(90), "2_a.jpg": at(45), "x.jpg": at(20), "y.PNG": at(130)}
+PROBES = {"1_p.jpg": at(85), "1_q.jpg": at(15), "2_p.jpg": at(-10), "2_q.jpg": at(44)}
+
+
+def test_by_hand(make):
+    root = make([*BY_HAND][:3], [*PROBES], [*BY_HAND][3:])
+    (root / "aligned_pad_0.1_pad_high" / "Gallery_Distractor" / "Thumbs.db").touch()
+    # ranks: 1 (1_b), 2 (x, then 1_a), 3 (1_a, x, then 2_a), 1
+    assert tinyface.run(embedder(BY_HAND | PROBES), root).numbers == {"rank-1": 50, "rank-5": 100, "rank-20": 100}
+
+
+def test_what_cannot_be_read_is_not_found_or_left_out(make):
+    root = make([*BY_HAND][:3], [*PROBES], [*BY_HAND][3:])
+    outcome = tinyface.run(embedder(BY_HAND | PROBES, unreadable=("1_p.jpg", "x.jpg")), root)
+    assert outcome.numbers == {"rank-1": 50, "rank-5": 75, "rank-20": 75}  # without x, 1_q is of rank 1
+    assert outcome.notes[1].startswith("2 images could not be read: 1 probes, which count as not found")
+    lost_mate = tinyface.run(embedder(BY_HAND | PROBES, unreadable=("2_a.jpg",)), root)
+    assert lost_mate.numbers == {"rank-1": 25, "rank-5": 50, "rank-20": 50}
+
+
+def test_as_the_slow_oracle(make):
+    generator = np.random.default_rng(0)
+    gallery = [f"{label}_{number}.jpg" for number, label in enumerate(generator.integers(0, 12, 30))]
+    labels = sorted({name.partition("_")[0] for name in gallery})
+    probes = [f"{label}_p{number}.jpg" for number, label in enumerate(generator.choice(labels, 40))]
+    distractors = [f"{number:03}.jpg" for number in range(50)]
+    names = [*gallery, *probes, *distractors]
+    vectors = oracle.random_units(len(names), 6, 1)
+    outcome = tinyface.run(embedder(dict(zip(names, vectors, strict=True))), make(gallery, probes, distractors))
+    scores = vectors[30:70].astype(np.float64) @ np.concatenate([vectors[:30], vectors[70:]]).T
+    owners = [name.partition("_")[0] for name in gallery] + [""] * 50
+    _, ranks, _, _ = oracle.searched(scores, [name.partition("_")[0] for name in probes], owners)
+    assert dict(outcome.numbers) == pytest.approx({f"rank-{k}": 100 * (ranks <= k).mean() for k in (1, 5, 20)})
+
+
+def test_what_is_missing_is_named_all_at_once(make):
+    root = make(["1_a.jpg"], ["1_p.jpg"], ["x.jpg"])
+    gone = [root / "tinyface" / "Testing_Set" / "probe_img_ID_pairs.mat"]
+    gone[0].unlink()
+    for folder in ("Probe", "Gallery_Distractor"):
+        gone.append((root / "aligned_pad_0.1_pad_high" / folder).rename(root / folder).parent)
+    with pytest.raises(FileNotFoundError) as error:
+        tinyface.run(embedder(BY_HAND), root)
+    for name in ("probe_img_ID_pairs.mat", "Probe", "Gallery_Distractor"):
+        assert name in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("gallery", "probes", "distractors", "message"),
+    [
+        (["1_a.jpg"], ["1_p.jpg", "3_p.jpg"], ["x.jpg"], "1 probes have no image of their identity .*: 3_p.jpg"),
+        (["1_a.jpg", "nobody.jpg"], ["1_p.jpg"], ["x.jpg"], "1 file names have no identity before a `_`, .*nobody"),
+        (["1_a.jpg"], ["1_p.jpg"], [], "Gallery_Distractor holds no images"),
+        ([1.5], ["1_p.jpg"], ["x.jpg"], "`gallery_set` in .* must be a list of file names, got 1.5"),
+    ],
+)
+def test_lists_that_do_not_fit(make, gallery, probes, distractors, message):
+    root = make([name for name in gallery if isinstance(name, str)] or ["1_a.jpg"], probes, distractors)
+    name_lists(root, gallery, probes)
+    with pytest.raises(ValueError, match=message):
+        tinyface.run(embedder(BY_HAND | PROBES), root)
+
+
+@pytest.mark.parametrize("content", [b"", b"no matrix at all", b"MATLAB 7.3 MAT-file" + bytes(105) + b"\x00\x02IM"])
+def test_files_that_are_not_of_matlab(make, content):
+    root = make(["1_a.jpg"], ["1_p.jpg"], ["x.jpg"])
+    (root / "tinyface" / "Testing_Set" / "probe_img_ID_pairs.mat").write_bytes(content)
+    with pytest.raises(ValueError, match=r"probe_img_ID_pairs\.mat is no MATLAB file"):
+        tinyface.run(embedder(BY_HAND | PROBES), root)
+
+
+def test_a_matlab_file_of_something_else(make):
+    root = make(["1_a.jpg"], ["1_p.jpg"], ["x.jpg"])
+    savemat(root / "tinyface" / "Testing_Set" / "probe_img_ID_pairs.mat", {"other": np.arange(3)})
+    with pytest.raises(ValueError, match="has no `probe_set`"):
+        tinyface.run(embedder(BY_HAND | PROBES), root)
+
+
+def test_features_of_another_count_are_refused(make):
+    root = make(["1_a.jpg"], ["1_p.jpg"], ["x.jpg"])
+    with pytest.raises(ValueError, match="got 2 embeddings for the 3 images of TinyFace"):
+        tinyface.run(lambda images: Embedded(np.eye(2), np.ones((2, 1)), np.ones(2, dtype=bool)), root)
