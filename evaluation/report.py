@@ -27,7 +27,7 @@ from results import SetResult
 from svg_figure import COLOR_NAMES
 
 _TEMPLATE = "report.html.j2"
-_MOST_PAIRS = 120  # in all; two pictures of some 5 kB each
+_MOST_PICTURE_BYTES = 1_500_000  # base64 makes a third more of them
 _HEADINGS = {
     "verification": "Verification",
     "protocols": "Protocols",
@@ -182,18 +182,25 @@ def _tiles(content: ReportContent) -> list[_Tile]:
 
 
 def _shown_pairs(hardest: Sequence[HardestPairs]) -> list[dict[str, Any]]:
-    """Return the pairs as the template takes them; of many sets fewer of each, for the size of the file."""
-    given = [pairs for pairs in hardest if pairs.genuine or pairs.impostors]
-    most = max(1, _MOST_PAIRS // (2 * max(len(given), 1)))
+    """Return the pairs as the template takes them: the hardest of every set first, as many as the file may hold."""
+    lists = [pairs for of_set in hardest for pairs in (of_set.genuine, of_set.impostors)]
+    in_turn = sorted((rank, place) for place, pairs in enumerate(lists) for rank in range(len(pairs)))
+    left, shown = _MOST_PICTURE_BYTES, [0] * len(lists)
+    for rank, place in in_turn:
+        left -= sum(len(picture or b"") for picture in lists[place][rank].pictures)
+        if left < 0:
+            break
+        shown[place] = rank + 1
     return [
         {
-            "name": pairs.name,
-            "genuine": [_shown_pair(pair, pair.similarity <= pairs.threshold, "taken for two people")
-                        for pair in pairs.genuine[:most]],
-            "impostors": [_shown_pair(pair, pair.similarity > pairs.threshold, "taken for one person")
-                          for pair in pairs.impostors[:most]],
+            "name": of_set.name,
+            "genuine": [_shown_pair(pair, pair.similarity <= of_set.threshold, "taken for two people")
+                        for pair in of_set.genuine[:genuine]],
+            "impostors": [_shown_pair(pair, pair.similarity > of_set.threshold, "taken for one person")
+                          for pair in of_set.impostors[:impostors]],
         }
-        for pairs in given[: _MOST_PAIRS // 2]
+        for of_set, genuine, impostors in zip(hardest, shown[0::2], shown[1::2], strict=True)
+        if genuine or impostors
     ]  # fmt: skip
 
 

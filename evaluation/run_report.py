@@ -25,7 +25,7 @@ def write_run_report(folder: Path, results: Sequence[SetResult], pair_sets: Mapp
     Args:
         folder: with ``manifest.json``, ``config.yaml`` and, of a training, ``metrics/``.
         results: of the last test, with the similarities of the pairs.
-        pair_sets: by name, for the pictures of the hardest pairs.
+        pair_sets: by name, for the pictures of the hardest pairs; of the other sets there are none.
 
     Raises:
         OSError: it cannot be written.
@@ -52,7 +52,7 @@ def write_run_report(folder: Path, results: Sequence[SetResult], pair_sets: Mapp
                     threshold=result.cosine_threshold,
                 )
                 for result in results
-                if len(result.similarity)
+                if result.name in pair_sets
             ],
             options=options,
             manifest={**manifest, "earlier starts": earlier},

@@ -6,11 +6,14 @@ import numpy as np
 import pandas as pd
 import pytest
 from drawn_figures import assert_is_a_picture, figures_saved_by, texts
+from matplotlib.figure import Figure
 
 import loss_plot
 import plots
+from evaluate_utils import roc
 from loss_plot import plot_loss
-from plots import plot_roc, plot_similarity_histograms
+from plot_style import power_of_ten
+from plots import draw_det, draw_roc, plot_roc, plot_similarity_histograms
 
 
 @dataclass
@@ -117,3 +120,38 @@ def test_matplotlib_settings_of_the_process_are_left_alone(tmp_path):
     before = dict(matplotlib.rcParams)
     assert plot_similarity_histograms([scored("lfw")], tmp_path / "similarity.png")
     assert dict(matplotlib.rcParams) == before
+
+
+def test_det_curve_ends_where_no_genuine_pair_is_rejected():
+    # impostors at 0.2 and 0.5, genuine at 0.1, 0.3, 0.6, 0.7: of far 0.5 one genuine pair is rejected, of 1 none
+    axes = Figure().subplots()
+    similarity = np.array([0.2, 0.5, 0.1, 0.3, 0.6, 0.7])
+    draw_det(axes, [Scored("x", similarity, np.array([0, 0, 1, 1, 1, 1], dtype=bool))])
+    line = axes.lines[0]
+    assert dict(zip(line.get_xdata(), line.get_ydata(), strict=True)) == {0.5: 0.25, 1.0: 0.25}
+    assert line.get_label() == "x: equal error rate 50.00 %"
+    assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
+
+
+def test_a_million_pairs_make_a_curve_that_a_screen_can_show():
+    axes = Figure().subplots()
+    many = scored("many", 1_000_000)
+    draw_roc(axes, [many])
+    line = axes.lines[0]
+    assert len(line.get_xdata()) < 2000
+    far, tar, _ = roc(many.similarity, many.issame)
+    far = np.maximum(far, line.get_xdata()[0])
+    last = np.append(np.diff(far) > 0, True)  # of equal FAR the highest TAR
+    shown = np.searchsorted(line.get_xdata(), far[last], side="right") - 1
+    assert np.abs(np.asarray(line.get_ydata())[shown] - tar[last]).max() < 0.002
+
+
+def test_a_name_that_looks_like_a_formula(tmp_path, drawn):
+    assert plot_roc([scored(r"$\frac")], tmp_path / "roc.png")
+    assert plot_similarity_histograms([scored(r"$\frac")], tmp_path / "similarity.png")
+    assert r"\frac: AUC" in texts(drawn[0])
+
+
+@pytest.mark.parametrize(("rate", "text"), [(1, "1"), (0.1, "0.1"), (0.01, "0.01"), (1e-3, "10⁻³"), (2e-4, "0.0002")])
+def test_powers_of_ten(rate, text):
+    assert power_of_ten(rate) == text
