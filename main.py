@@ -39,13 +39,15 @@ from command_line import EXPECTED_ERRORS, FAILED, INTERRUPTED, terminated_as_int
 from config import Config
 from data import FaceDataModule
 from devices import DevicePlan, device_memory, divide_threads, plan_devices
+from evaluation.run_report import write_run_report
 from execution import prepare_step
 from health_plot import plot_health
 from lightning_setup import pl
+from loss_plot import plot_loss
 from net import EMBEDDING_SIZE, check_architecture
 from optimization import scaled_learning_rate
 from partial_fc import choose_sharding
-from plots import plot_loss, plot_roc, plot_similarity_histograms
+from plots import plot_roc, plot_similarity_histograms
 from process_watch import ProcessWatch
 from processes import (
     Launch,
@@ -126,7 +128,7 @@ def _run(config: Config, notes: list[str], *, plan_only: bool = False) -> int:
         if data.pair_sets:
             _test(trainer, module, data, keeper, config)
     if trainer.is_global_zero:
-        _finish(module, folder, config)
+        _finish(module, data, folder, config)
     return 0
 
 
@@ -338,8 +340,8 @@ def _test(
     trainer.test(module, datamodule=data, verbose=False)
 
 
-def _finish(module: FaceRecognitionModule, folder: Path, config: Config) -> None:
-    """Print and write the results, draw the plots."""
+def _finish(module: FaceRecognitionModule, data: FaceDataModule, folder: Path, config: Config) -> None:
+    """Print and write the results, draw the plots, write the report."""
     if not config.evaluate:
         plot_loss(folder / "metrics", folder / "loss.png")
         plot_health(folder / "metrics", folder / "health.png")
@@ -348,7 +350,8 @@ def _finish(module: FaceRecognitionModule, folder: Path, config: Config) -> None
         write_results(folder, module.results)
         plot_roc(module.results, folder / "roc.png")
         plot_similarity_histograms(module.results, folder / "similarity.png")
-    print(f"everything of this run is in {folder}")
+    write_run_report(folder, module.results, data.pair_sets)
+    print(f"everything of this run is in {folder}, begin with report.html")
 
 
 def _describe(

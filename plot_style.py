@@ -5,17 +5,29 @@ in the process is changed. The colours are Okabe and Ito's, told apart with ever
 """
 
 import io
+import math
+from collections.abc import Iterable
+from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 from atomic_files import write_atomically
 
 BLUE, VERMILION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 ORANGE, SKY, BLACK, GREY = "#E69F00", "#56B4E9", "#222222", "#8A8A8A"
+GRID = "#DDDDDD"
 DPI = 130
+PERCENT = FuncFormatter(lambda share, _: f"{100 * share:g} %")
+POWER_OF_TEN = FuncFormatter(lambda value, _: power_of_ten(value))
+_PALETTE = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK)
+_LINE_STYLES = ("-", "--", ":", "-.")
+_WRITTEN_OUT_FROM = 0.01
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def dress(axes: Axes, title: str, x_label: str, y_label: str) -> None:
@@ -31,9 +43,40 @@ def dress(axes: Axes, title: str, x_label: str, y_label: str) -> None:
     axes.set_xlabel(x_label, fontsize=11)
     axes.set_ylabel(y_label, fontsize=11)
     axes.tick_params(labelsize=10)
-    axes.grid(True, color="#DDDDDD", linewidth=0.8)
+    axes.grid(True, color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def line_looks(names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Return colour and line style by name, the same in each picture: they go by alphabet, not by order.
+
+    Args:
+        names: of the sets.
+    """
+    looks = ({"color": color, "linestyle": style} for style in cycle(_LINE_STYLES) for color in _PALETTE)
+    return dict(zip(sorted(names), looks, strict=False))
+
+
+def plain(text: str) -> str:
+    """Return a text that matplotlib shows as it is: ``$`` would begin a formula, and a broken one ends the drawing.
+
+    Args:
+        text: such as the name of a set.
+    """
+    return text.replace("$", r"\$")
+
+
+def power_of_ten(value: float) -> str:
+    """Return a rate as a person writes it: 1, 0.1, 0.01, then 10⁻³.
+
+    Args:
+        value: such as a false accept rate.
+    """
+    exponent = round(math.log10(value)) if value > 0 else 0
+    if value < _WRITTEN_OUT_FROM and math.isclose(value, 10.0**exponent):
+        return "10" + str(exponent).translate(_RAISED)
+    return f"{value:g}"
 
 
 def save_figure(figure: Figure, path: str | Path) -> None:

@@ -104,7 +104,7 @@ AUGMENTED = [
 def test_a_run_leaves_everything_a_user_looks_for(whole_run, faces, capsys):
     for name in (
         "best.ckpt", "last.ckpt", "config.yaml", "manifest.json", "results.csv", "results.json",
-        "train_samples.png", "loss.png", "health.png", "roc.png", "similarity.png",
+        "report.html", "train_samples.png", "loss.png", "health.png", "roc.png", "similarity.png",
     ):  # fmt: skip
         assert (whole_run / name).stat().st_size > 0, name
     assert not list(whole_run.glob(".*")), "temporary files are left"

@@ -1,0 +1,239 @@
+"""The report: everything that is known of a model, or of a training, as one HTML file that needs nothing else.
+
+Styles, curves (SVG) and pictures (data URIs) are inside, there is no script, and nothing is loaded from elsewhere.
+Names and notes come from the data and are escaped. What is not given is left out. How it looks is in
+``report.html.j2``.
+"""
+
+import base64
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader
+
+from atomic_files import write_atomically
+from evaluation.hardest_pairs import HardestPairs, HardPair
+from evaluation.outcome import Outcome
+from evaluation.report_panels import quality_panels, score_panels, similarity_panels, training_panels
+from evaluation.report_tables import ReportTable, interval_text, mean_of, outcome_table, verification_table
+from plots import ScoredPairs
+from quality_plot import RejectCurve
+from results import SetResult
+from svg_figure import COLOR_NAMES
+
+_TEMPLATE = "report.html.j2"
+_MOST_PICTURE_BYTES = 1_500_000  # base64 makes a third more of them
+_HEADINGS = {
+    "verification": "Verification",
+    "protocols": "Protocols",
+    "curves": "Error rates",
+    "similarities": "Similarity of pairs",
+    "quality": "Image quality",
+    "training": "Training",
+    "pairs": "The hardest pairs",
+    "options": "Options",
+    "manifest": "How it was made",
+}
+
+
+@dataclass(frozen=True)
+class ReportContent:
+    """What a report may show; all but the title may be left out.
+
+    Attributes:
+        title: name of the run or of the model.
+        date: when it was made, as text.
+        evaluated: what was evaluated, such as the checkpoint.
+        sets: results of verification sets, with the similarities of their pairs where curves are wanted.
+        intervals: by name of a set and of its number (``accuracy``, ``auc``, ``eer``, ``tar_at_far_0.001``) the ends of
+            the 95 % interval, percent.
+        outcomes: of other protocols; those with pairs have curves too.
+        tables: others, such as the comparison with published numbers.
+        metrics: of a training, as ``training_metrics.read_metrics`` returns them.
+        rejections: error-versus-reject curves.
+        norms: (N,) feature norms by name of the set, beside those of the outcomes.
+        hardest: pairs to show as pictures, of each set.
+        options: of the run, by name.
+        manifest: versions, command and the like; mappings may be nested.
+        notes: what is unusual.
+        warnings: what the reader must not miss, such as a norm that runs against quality.
+    """
+
+    title: str
+    date: str = ""
+    evaluated: str = ""
+    sets: Sequence[SetResult] = ()
+    intervals: Mapping[str, Mapping[str, tuple[float, float]]] = field(default_factory=dict)
+    outcomes: Sequence[Outcome] = ()
+    tables: Sequence[ReportTable] = ()
+    metrics: pd.DataFrame | None = None
+    rejections: Sequence[RejectCurve] = ()
+    norms: Mapping[str, np.ndarray] = field(default_factory=dict)
+    hardest: Sequence[HardestPairs] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+    manifest: Mapping[str, Any] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+    warnings: Sequence[str] = ()
+
+
+@dataclass
+class _ScoredOutcome:
+    """An outcome's pairs, as the pictures take them."""
+
+    name: str
+    similarity: np.ndarray
+    issame: np.ndarray
+    accuracy: float = math.nan
+    cosine_threshold: float = math.nan
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """A number of the headline."""
+
+    name: str
+    value: str
+    more: str = ""
+
+
+def write_report(path: str | Path, content: ReportContent) -> None:
+    """Write a report as a whole file or not at all.
+
+    Args:
+        path: HTML file to write.
+        content: what to show.
+
+    Raises:
+        OSError: it cannot be written; what was there before is untouched.
+    """
+    scored = _scored_pairs(content)
+    among = [pairs.name for pairs in scored]
+    norms = {outcome.data: outcome.norms for outcome in content.outcomes if outcome.norms.size} | dict(content.norms)
+    parts: dict[str, Any] = {
+        "verification": verification_table(content.sets, content.intervals) if content.sets else None,
+        "protocols": [*map(outcome_table, content.outcomes), *content.tables],
+        "curves": score_panels(scored),
+        "similarities": similarity_panels(scored),
+        "quality": quality_panels(content.rejections, norms, among),
+        "training": [] if content.metrics is None else training_panels(content.metrics, among),
+        "pairs": _shown_pairs(content.hardest),
+        "options": _facts(content.options),
+        "manifest": _facts(content.manifest),
+    }
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).resolve().parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    page = environment.get_template(_TEMPLATE).render(
+        title=content.title,
+        lead=" · ".join(part for part in (content.evaluated, content.date) if part),
+        tiles=_tiles(content),
+        warnings=content.warnings,
+        notes=content.notes,
+        sections=[(identifier, heading) for identifier, heading in _HEADINGS.items() if parts[identifier]],
+        colors=list(COLOR_NAMES.values()),
+        **parts,
+    )
+    write_atomically(path, page + "\n")
+
+
+def _scored_pairs(content: ReportContent) -> list[ScoredPairs]:
+    """Return what has pairs with scores; of one name the first."""
+    outcomes = [
+        _ScoredOutcome(outcome.data, outcome.similarity, outcome.issame)
+        for outcome in content.outcomes
+        if len(outcome.similarity)
+    ]
+    scored: dict[str, ScoredPairs] = {}
+    everything: list[ScoredPairs] = [*content.sets, *outcomes]
+    for pairs in everything:
+        scored.setdefault(pairs.name, pairs)
+    return list(scored.values())
+
+
+def _tiles(content: ReportContent) -> list[_Tile]:
+    """Return the numbers of the headline: mean accuracy and that of a few sets, or the first of each protocol."""
+    tiles = []
+    if content.sets:
+        pairs = sum(result.pairs for result in content.sets)
+        mean = mean_of([result.accuracy for result in content.sets])
+        counted = f"{len(content.sets)} sets" if len(content.sets) > 1 else content.sets[0].name
+        if not math.isnan(mean):
+            name = "Mean accuracy" if len(content.sets) > 1 else "Accuracy"
+            ends = content.intervals.get(content.sets[0].name, {}).get("accuracy") if len(content.sets) == 1 else None
+            tiles.append(_Tile(name, f"{mean:.2f} %", interval_text(ends) or f"{counted}, {pairs:,} pairs"))
+    for outcome in content.outcomes:
+        for name, value in list(outcome.numbers.items())[:1]:
+            if not math.isnan(value):
+                ends = outcome.intervals.get(name)
+                tiles.append(_Tile(f"{outcome.data}: {name}", f"{value:.2f}", interval_text(ends)))
+    table = content.metrics
+    if table is not None and "val_acc" in table and table["val_acc"].notna().any():
+        best = table.iloc[int(np.nanargmax(table["val_acc"]))]
+        tiles.append(_Tile("Best validation", f"{best['val_acc']:.2f} %", f"in epoch {int(best['epoch']) + 1}"))
+    if table is not None and not table.empty:
+        steps = int(table["step"].max()) + 1
+        tiles.append(_Tile("Trained", f"{int(table['epoch'].max()) + 1} epochs", f"{steps:,} steps"))
+    return tiles
+
+
+def _shown_pairs(hardest: Sequence[HardestPairs]) -> list[dict[str, Any]]:
+    """Return the pairs as the template takes them: the hardest of every set first, as many as the file may hold."""
+    lists = [pairs for of_set in hardest for pairs in (of_set.genuine, of_set.impostors)]
+    in_turn = sorted((rank, place) for place, pairs in enumerate(lists) for rank in range(len(pairs)))
+    left, shown = _MOST_PICTURE_BYTES, [0] * len(lists)
+    for rank, place in in_turn:
+        left -= sum(len(picture or b"") for picture in lists[place][rank].pictures)
+        if left < 0:
+            break
+        shown[place] = rank + 1
+    return [
+        {
+            "name": of_set.name,
+            "genuine": [_shown_pair(pair, pair.similarity <= of_set.threshold, "taken for two people")
+                        for pair in of_set.genuine[:genuine]],
+            "impostors": [_shown_pair(pair, pair.similarity > of_set.threshold, "taken for one person")
+                          for pair in of_set.impostors[:impostors]],
+        }
+        for of_set, genuine, impostors in zip(hardest, shown[0::2], shown[1::2], strict=True)
+        if genuine or impostors
+    ]  # fmt: skip
+
+
+def _shown_pair(pair: HardPair, is_wrong: bool, verdict: str) -> dict[str, Any]:
+    return {
+        "number": f"{pair.index + 1:,}",
+        "similarity": f"{pair.similarity:.3f}",
+        "pictures": [picture and _data_uri(picture) for picture in pair.pictures],
+        "norms": "" if pair.norms is None else f"{pair.norms[0]:.1f} and {pair.norms[1]:.1f}",
+        "verdict": verdict if is_wrong else "",
+    }
+
+
+def _data_uri(jpeg: bytes) -> str:
+    return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
+
+
+def _facts(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Return names and values as text, nested mappings flattened."""
+    facts: list[tuple[str, str]] = []
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            facts += _facts(value, f"{prefix}{name}: ")
+        else:
+            facts.append((f"{prefix}{name}", _as_text(value)))
+    return facts
+
+
+def _as_text(value: Any) -> str:
+    if value is None or value == "":
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        return ", ".join(map(_as_text, value)) or "–"
+    return str(value)

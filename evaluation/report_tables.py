@@ -1,0 +1,139 @@
+"""The tables of a report: rows of text, each number with its interval."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from evaluation.outcome import Outcome
+from plot_style import power_of_ten
+from results import FARS, SetResult
+
+_CAPTION = "Percent, with 95 % intervals where they are known; the threshold is a cosine."
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell.
+
+    Attributes:
+        text: such as a number.
+        interval: shown below it; may be empty.
+    """
+
+    text: str
+    interval: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row.
+
+    Attributes:
+        cells: the first is the row's name.
+        is_mean: of the rows above it.
+    """
+
+    cells: tuple[Cell, ...]
+    is_mean: bool = False
+
+
+@dataclass(frozen=True)
+class ReportTable:
+    """One table.
+
+    Attributes:
+        title: its heading.
+        caption: unit, and what the columns are.
+        heads: a name for each column.
+        rows: each as long as ``heads``.
+        notes: shown below it.
+    """
+
+    title: str
+    caption: str
+    heads: tuple[str, ...]
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...] = ()
+
+
+def verification_table(results: Sequence[SetResult], intervals: Mapping[str, Mapping[str, Interval]]) -> ReportTable:
+    """Return the table of the verification sets, with a row of means where there are several.
+
+    Args:
+        results: at least one; the columns that no set fills are left out.
+        intervals: by set and number, percent, as in ``report.ReportContent``.
+    """
+    fars = [far for far in FARS if any(not math.isnan(result.tar_at_far[far]) for result in results)]
+    numbers = {
+        "accuracy": ("accuracy", [result.accuracy for result in results]),
+        **{
+            f"tar_at_far_{far:g}": (f"TAR at {power_of_ten(far)}", [r.tar_at_far[far] for r in results]) for far in fars
+        },
+        "auc": ("AUC", [result.auc for result in results]),
+        "eer": ("EER", [result.eer for result in results]),
+    }
+    shown = {key: column for key, column in numbers.items() if not all(map(math.isnan, column[1]))}
+    heads = ["set", "pairs", *(head for head, _ in shown.values()), "std of folds", "threshold"]
+    rows = []
+    for place, result in enumerate(results):
+        ends = intervals.get(result.name, {})
+        values = [
+            Cell(_two_decimals(column[place]), interval_text(ends.get(key))) for key, (_, column) in shown.items()
+        ]
+        spread, threshold = Cell(_two_decimals(result.accuracy_std)), Cell(_decimals(result.cosine_threshold, 3))
+        rows.append(Row((Cell(result.name), Cell(f"{result.pairs:,}"), *values, spread, threshold)))
+    if len(results) > 1:
+        means = [Cell(_two_decimals(mean_of(column))) for _, column in shown.values()]
+        rows.append(Row((Cell("mean"), Cell(""), *means, Cell(""), Cell("")), is_mean=True))
+    notes = tuple(f"{result.name}: {note}" for result in results for note in result.notes)
+    return ReportTable("Verification sets", _CAPTION, tuple(heads), tuple(rows), notes)
+
+
+def outcome_table(outcome: Outcome) -> ReportTable:
+    """Return the numbers of a protocol, one a row.
+
+    Args:
+        outcome: what it measured.
+    """
+    rows = [
+        Row((Cell(name), Cell(_two_decimals(value) or "–"), Cell(interval_text(outcome.intervals.get(name)))))
+        for name, value in outcome.numbers.items()
+    ]
+    heads: tuple[str, ...] = ("number", "value", "95 % interval")
+    if not outcome.intervals:
+        heads, rows = heads[:2], [Row(row.cells[:2]) for row in rows]
+    return ReportTable(
+        outcome.data, f"Protocol {outcome.protocol}; rates in percent.", heads, tuple(rows), outcome.notes
+    )
+
+
+def interval_text(ends: Interval | None) -> str:
+    """Return an interval in words of a table, empty where there is none.
+
+    Args:
+        ends: lower and upper end.
+    """
+    if ends is None or any(map(math.isnan, ends)):
+        return ""
+    return f"{ends[0]:.2f} to {ends[1]:.2f}"
+
+
+def mean_of(values: Sequence[float]) -> float:
+    """Return the mean of the numbers that are there, NaN where none is.
+
+    Args:
+        values: may hold NaN.
+    """
+    present = [value for value in values if not math.isnan(value)]
+    return float(np.mean(present)) if present else math.nan
+
+
+def _two_decimals(value: float) -> str:
+    return _decimals(value, 2)
+
+
+def _decimals(value: float, digits: int) -> str:
+    return "" if math.isnan(value) else f"{value:.{digits}f}"

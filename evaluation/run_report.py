@@ -1,0 +1,66 @@
+"""The report of a training, from what its run folder holds and its last test."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from evaluation.hardest_pairs import hardest_pairs
+from evaluation.image_list import PairSetImages
+from evaluation.report import ReportContent, write_report
+from pairs import PairSet
+from results import SetResult
+from run_folder import CONFIG, MANIFEST
+from training_metrics import read_metrics
+
+REPORT = "report.html"
+_PAIRS_OF_A_SET = 8  # of each kind
+
+
+def write_run_report(folder: Path, results: Sequence[SetResult], pair_sets: Mapping[str, PairSet]) -> None:
+    """Write ``report.html`` into a run folder.
+
+    Args:
+        folder: with ``manifest.json``, ``config.yaml`` and, of a training, ``metrics/``.
+        results: of the last test, with the similarities of the pairs.
+        pair_sets: by name, for the pictures of the hardest pairs; of the other sets there are none.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    options = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+    manifest.pop("config")
+    earlier = [start.get("started") for start in manifest.pop("earlier_starts")]
+    metrics = read_metrics(folder / "metrics")
+    write_report(
+        folder / REPORT,
+        ReportContent(
+            title=folder.name,
+            date=str(manifest["started"]),
+            evaluated=_evaluated(options),
+            sets=results,
+            metrics=None if metrics.empty else metrics,
+            hardest=[
+                hardest_pairs(
+                    PairSetImages(pair_sets[result.name], folder),
+                    result.similarity,
+                    result.issame,
+                    _PAIRS_OF_A_SET,
+                    threshold=result.cosine_threshold,
+                )
+                for result in results
+                if result.name in pair_sets
+            ],
+            options=options,
+            manifest={**manifest, "earlier starts": earlier},
+        ),
+    )
+
+
+def _evaluated(options: Mapping[str, Any]) -> str:
+    if options["evaluate"]:
+        return f"{options['arch']} of {options['start_from_model_statedict']}"
+    return f"{options['arch']} with {options['head']}, trained on {options['train_data_path']}"

@@ -1,0 +1,60 @@
+import json
+import sys
+
+import numpy as np
+import pytest
+from test_evaluation_report import Page, result
+from test_loss_plot import metrics_file
+
+import run_folder
+from evaluation.run_report import write_run_report
+from pairs import open_pair_set, write_memfile
+
+CONFIG = {
+    "arch": "ir_18", "head": "adaface", "train_data_path": "faces_emore/imgs", "lr_milestones": [12, 20],
+    "evaluate": False, "start_from_model_statedict": "",
+}  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A run folder as main.py has made it, of the second start of a run."""
+    folder = tmp_path / "run_11-24_0"
+    folder.mkdir()
+    monkeypatch.setattr(sys, "argv", ["main.py", "--arch", "ir_18"])
+    for _ in range(2):
+        run_folder.write_config(folder, CONFIG)
+        run_folder.write_manifest(folder, CONFIG, "0123abcd", 85742, learning_rate=0.1)
+    return folder
+
+
+def page_of(folder) -> Page:
+    return Page((folder / "report.html").read_text(encoding="utf-8"))
+
+
+def test_a_training_from_its_folder(folder, tmp_path):
+    metrics_file(folder / "metrics" / "version_0" / "metrics.csv")
+    lfw = result("lfw", pairs=20)
+    images = np.random.default_rng(0).integers(0, 256, (40, 112, 112, 3), dtype=np.uint8)
+    write_memfile(tmp_path / "val", "lfw", images, lfw.issame)
+    write_run_report(folder, [lfw], {"lfw": open_pair_set(tmp_path / "val", "lfw")})
+    page = page_of(folder)
+    assert page.headings == ["verification", "curves", "similarities", "training", "pairs", "options", "manifest"]
+    started = json.loads((folder / "manifest.json").read_text())["started"]
+    for text in ("run_11-24_0", "ir_18 with adaface, trained on faces_emore/imgs", started, "12, 20", "earlier starts",
+                 "data: fingerprint", "0123abcd", "data: classes", "85742", "main.py --arch ir_18"):  # fmt: skip
+        assert text in page.text, text
+    assert "config: arch" not in page.text  # they are the options
+    assert len(page.having("img")) == 2 * (8 + 8)
+
+
+def test_nothing_logged_and_nothing_tested(folder):
+    write_run_report(folder, [], {})
+    assert page_of(folder).headings == ["options", "manifest"]
+
+
+def test_an_evaluation_names_its_model(folder):
+    run_folder.write_config(folder, {**CONFIG, "evaluate": True, "start_from_model_statedict": "adaface.ckpt"})
+    write_run_report(folder, [result()], {})
+    assert "ir_18 of adaface.ckpt" in page_of(folder).text
+    assert "pairs" not in page_of(folder).headings

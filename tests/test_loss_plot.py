@@ -1,0 +1,97 @@
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+from drawn_figures import assert_is_a_picture, figures_saved_by, texts
+
+import loss_plot
+from loss_plot import plot_loss
+from training_metrics import read_metrics
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures as they are saved."""
+    return figures_saved_by(loss_plot, monkeypatch)
+
+
+def metrics_file(path, epochs=range(6), steps=10, bonus=0.0):
+    """What Lightning leaves of a training of ``steps`` steps an epoch, logged every 5."""
+    rows = []
+    for epoch in epochs:
+        for step in range(epoch * steps + 4, (epoch + 1) * steps, 5):
+            rate = 0.1 if epoch < 3 else 0.01
+            rows.append({"epoch": epoch, "step": step, "train_loss": 20 / (1 + step) + bonus, "lr": rate})
+        accuracy = 60 + 5 * epoch + bonus
+        validation = {"val_acc": accuracy, "lfw_acc": accuracy + 2, "calfw_acc": accuracy - 2}
+        rows.append({"epoch": epoch, "step": (epoch + 1) * steps - 1, **validation})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pd.DataFrame(rows).to_csv(path, index=False)
+    return path
+
+
+def test_metrics_of_one_start(tmp_path):
+    table = read_metrics(metrics_file(tmp_path / "metrics.csv"))
+    assert table["train_loss"].count() == 12
+    assert table["val_acc"].dropna().tolist() == [60, 65, 70, 75, 80, 85]
+    assert table["step"].max() == 59
+
+
+def test_metrics_of_a_resumed_run_continue_and_replace(tmp_path):
+    metrics_file(tmp_path / "version_2" / "metrics.csv", range(4))
+    metrics_file(tmp_path / "version_10" / "metrics.csv", range(2, 6), bonus=1.0)  # from the end of epoch 2
+    table = read_metrics(tmp_path)
+    assert table["val_acc"].dropna().tolist() == [60, 65, 71, 76, 81, 86]
+    assert table["step"].is_monotonic_increasing
+
+
+def test_another_table_is_refused(tmp_path):
+    (tmp_path / "metrics.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match=r"metrics.csv has the columns \['a', 'b'\], expected `step`"):
+        read_metrics(tmp_path / "metrics.csv")
+
+
+def test_loss_picture(tmp_path, drawn):
+    assert plot_loss(metrics_file(tmp_path / "metrics.csv"), tmp_path / "loss.png")
+    assert_is_a_picture(tmp_path / "loss.png")
+    loss, rate, accuracy = drawn[0].axes
+    assert len(loss.lines[0].get_xdata()) == 12
+    assert set(rate.lines[0].get_ydata()) == {0.1, 0.01}
+    mean = next(line for line in accuracy.lines if line.get_label() == "mean")
+    assert mean.get_xdata().tolist() == pytest.approx([1, 2, 3, 4, 5, 6])  # epochs
+    for text in ("cross-entropy loss", "training step", "learning rate", "epoch", "accuracy (%)", "lfw", "calfw"):
+        assert text in texts(drawn[0])
+    assert "best mean: 85.00 %" in texts(drawn[0])
+
+
+def test_a_long_training_is_smoothed(tmp_path, drawn):
+    steps = np.arange(2000)
+    noise = np.random.default_rng(0).normal(size=2000)
+    table = pd.DataFrame({"step": steps, "epoch": 0, "train_loss": 5 + noise, "lr": 0.1})
+    assert plot_loss(table, tmp_path / "loss.png")
+    logged, smoothed = (line.get_ydata() for line in drawn[0].axes[0].lines)
+    assert len(logged) == len(smoothed) == 2000
+    assert np.std(smoothed) < np.std(logged) / 4
+    assert np.mean(smoothed) == pytest.approx(5, abs=0.1)
+
+
+@pytest.mark.parametrize("missing", ["train_loss", "val_acc", "lr"])
+def test_what_was_not_logged_is_not_missed(tmp_path, missing):
+    table = read_metrics(metrics_file(tmp_path / "metrics.csv")).drop(columns=missing)
+    assert plot_loss(table, tmp_path / "loss.png")
+    assert cv2.imread(str(tmp_path / "loss.png")) is not None
+
+
+def test_a_loss_that_blew_up_is_drawn_up_to_there(tmp_path, drawn):
+    table = pd.DataFrame({"step": [0, 1, 2], "epoch": 0, "train_loss": [3.0, np.inf, np.nan], "lr": 0.1})
+    assert plot_loss(table, tmp_path / "loss.png")
+    assert drawn[0].axes[0].lines[0].get_ydata().tolist() == [3.0]
+
+
+@pytest.mark.parametrize("content", [None, "", "epoch,step,train_loss\n"])
+def test_nothing_logged_no_picture(tmp_path, content):
+    if content is not None:
+        (tmp_path / "version_0").mkdir()
+        (tmp_path / "version_0" / "metrics.csv").write_text(content)
+    assert not plot_loss(tmp_path, tmp_path / "loss.png")
+    assert not (tmp_path / "loss.png").exists()

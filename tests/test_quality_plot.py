@@ -1,0 +1,43 @@
+import numpy as np
+import pytest
+from drawn_figures import texts
+from matplotlib.figure import Figure
+
+from quality_plot import RejectCurve, draw_norms, draw_rejections
+
+SHARES = np.linspace(0, 0.95, 5000)
+
+
+def test_error_versus_reject():
+    axes = Figure().subplots()
+    curves = [RejectCurve("lfw", SHARES, 0.1 * (1 - SHARES), 1e-3), RejectCurve("x", SHARES, 0.1 + 0 * SHARES, 1e-4)]
+    draw_rejections(axes, curves)
+    first, second = axes.lines
+    assert len(first.get_xdata()) <= 400
+    assert first.get_ydata()[[0, -1]] == pytest.approx([0.1, 0.005])
+    assert first.get_color() != second.get_color()
+    assert first.get_label() == "lfw: threshold at FMR 0.001"
+    assert axes.get_ylim()[0] == 0
+
+
+def test_norms_are_shares_over_common_bins():
+    axes = Figure().subplots()
+    draw_norms(axes, {"a": np.array([10.0, 20, 30]), "b": np.array([15.0])}, among=["a", "b", "c"])
+    first, second = (patch.get_data() for patch in axes.patches)
+    assert first.values.sum() == second.values.sum() == pytest.approx(1)
+    assert (first.edges == second.edges).all()
+    assert (first.edges[0], first.edges[-1]) == (10, 30)
+
+
+def test_norms_that_are_all_equal():
+    axes = Figure().subplots()
+    draw_norms(axes, {"a": np.full(5, 20.0)})
+    assert axes.patches[0].get_data().values.tolist() == [1]
+
+
+def test_a_name_that_looks_like_a_formula():
+    figure = Figure()
+    draw_norms(figure.subplots(), {r"$\frac": np.array([1.0, 2.0])})
+    figure.axes[0].legend()
+    figure.canvas.draw()
+    assert "frac" in texts(figure)
