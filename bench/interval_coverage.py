@@ -7,8 +7,6 @@ Genuine and impostor scores are normal. In the cases with identities each score 
 the pair, so that pairs of the same person move together; the rates of all people together are the truth.
 """
 
-import argparse
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -94,7 +92,7 @@ def coverage(case: Case, repeats: int, *, blind: bool = False, seed: int = 0) ->
     """
     fars = tuple(far for far in (1e-1, 1e-2, 1e-3) if far * case.pairs / 2 >= 1)
     truth = case.truth(fars)
-    held = {name: 0 for name in truth}
+    held = dict.fromkeys(truth, 0)
     width = dict.fromkeys(truth, 0.0)
     for repeat in range(repeats):
         similarity, issame, who = case.draw(np.random.default_rng((seed, repeat)))

@@ -1,0 +1,151 @@
+"""What a command of the evaluation found: printed, and kept as tables, curves and a report in a folder of its own."""
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from atomic_files import write_atomically
+from evaluation.hardest_pairs import hardest_pairs
+from evaluation.outcome import Outcome, outcome_lines
+from evaluation.report import ReportContent, write_report
+from evaluation.report_tables import ReportTable
+from evaluation.verification import VerifiedSet
+from plots import plot_roc, plot_similarity_histograms
+from quality_plot import RejectCurve
+from results import results_table, write_results
+from run_folder import MANIFEST, describe_environment
+
+REPORT = "report.html"
+_PAIRS_OF_A_SET = 8  # of each kind, as pictures
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a protocol found.
+
+    Attributes:
+        sets: verification sets.
+        outcomes: of other protocols.
+        lines: what else is to be said.
+        tables: of the report, beside those of sets and outcomes.
+        rejections: error-versus-reject curves.
+        warnings: what nobody must miss.
+        failed: what was checked does not hold.
+    """
+
+    sets: Sequence[VerifiedSet] = ()
+    outcomes: Sequence[Outcome] = ()
+    lines: Sequence[str] = ()
+    tables: Sequence[ReportTable] = ()
+    rejections: Sequence[RejectCurve] = ()
+    warnings: Sequence[str] = ()
+    failed: bool = False
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What was evaluated, for the report and the manifest.
+
+    Attributes:
+        title: of the report.
+        model: the file, and what is in it.
+        options: of the command line.
+        command: the command line.
+    """
+
+    title: str
+    model: str
+    options: Mapping[str, Any]
+    command: str
+    started: str = field(default_factory=lambda: datetime.now().astimezone().isoformat(timespec="seconds"))
+
+    def manifest(self) -> dict[str, Any]:
+        """Return what has to be known to repeat it, as plain values."""
+        return {"started": self.started, "command": self.command, "model": self.model, **describe_environment()}
+
+
+def text_of(findings: Findings) -> str:
+    """Return what was found as text for the screen."""
+    parts = []
+    if findings.sets:
+        parts.append(results_table([verified.result for verified in findings.sets]))
+    parts += ["\n".join(outcome_lines(outcome)) for outcome in findings.outcomes]
+    parts += ["\n".join(findings.lines)] if findings.lines else []
+    parts += [f"warning: {warning}" for warning in findings.warnings]
+    return "\n\n".join(parts)
+
+
+def write_findings(folder: Path, findings: Findings, evaluated: Evaluated, *, report: bool) -> None:
+    """Write everything into a folder.
+
+    Args:
+        folder: exists.
+        findings: what to write; of what is absent there are no files.
+        evaluated: what they are of.
+        report: write ``report.html`` too.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    write_atomically(folder / MANIFEST, _as_json({**evaluated.manifest(), "options": dict(evaluated.options)}))
+    results = [verified.result for verified in findings.sets]
+    if results:
+        write_results(folder, results)
+        plot_roc(results, folder / "roc.png")
+        plot_similarity_histograms(results, folder / "similarity.png")
+    if findings.outcomes:
+        content = [outcome.as_dict() for outcome in findings.outcomes]
+        write_atomically(folder / "outcomes.json", _as_json({"unit": "percent", "outcomes": content}))
+        write_atomically(folder / "outcomes.csv", _as_csv(findings.outcomes))
+    if report:
+        write_report(folder / REPORT, _report(findings, evaluated))
+
+
+def _report(findings: Findings, evaluated: Evaluated) -> ReportContent:
+    return ReportContent(
+        title=evaluated.title,
+        date=evaluated.started,
+        evaluated=evaluated.model,
+        sets=[verified.result for verified in findings.sets],
+        outcomes=findings.outcomes,
+        tables=findings.tables,
+        rejections=findings.rejections,
+        norms={verified.result.name: np.unique(verified.norms) for verified in findings.sets},
+        hardest=[
+            hardest_pairs(
+                verified.images,
+                verified.result.similarity,
+                verified.result.issame,
+                _PAIRS_OF_A_SET,
+                places=verified.places,
+                norms=verified.norms,
+                threshold=verified.result.cosine_threshold,
+            )
+            for verified in findings.sets
+        ],
+        options=evaluated.options,
+        manifest=evaluated.manifest(),
+        warnings=findings.warnings,
+    )
+
+
+def _as_json(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _as_csv(outcomes: Sequence[Outcome]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["protocol", "data", "number", "value", "low", "high"])
+    for outcome in outcomes:
+        for name, value in outcome.numbers.items():
+            low, high = outcome.intervals.get(name, ("", ""))
+            writer.writerow([outcome.protocol, outcome.data, name, "" if np.isnan(value) else value, low, high])
+    return text.getvalue()
