@@ -78,7 +78,10 @@ def add_protocol_options(parser: Parser) -> None:
     group = parser.add_argument_group("protocols")
     group.add_argument("--sets", default="", metavar="A,B", help="pairs, paper: only these sets (lfw,cfp_fp)")
     group.add_argument(
-        "--pooling", choices=POOLINGS, default="average", help="ijbb, ijbc: how a template is made of its images"
+        "--pooling",
+        choices=POOLINGS,
+        default=POOLINGS[0],
+        help="ijbb, ijbc: how a template is made of its images; the first is the paper's",
     )
     group.add_argument("--quality", action="store_true", help="pairs: norm against quality, by degrading images")
     group.add_argument(

@@ -163,16 +163,6 @@ class CachedEmbedding:
         )
 
 
-def unreadable_note(readable: np.ndarray) -> tuple[str, ...]:
-    """Return a note on images that could not be read, if there are any.
-
-    Args:
-        readable: (N,) booleans.
-    """
-    bad = int((~readable).sum())
-    return (f"{bad:,} of {len(readable):,} images could not be used and are left out",) if bad else ()
-
-
 @contextmanager
 def _kept_in(folder: Path | None) -> Iterator[Path]:
     """Yield the folder, made where it is absent, or a temporary one for None."""

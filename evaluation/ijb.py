@@ -20,9 +20,16 @@ import numpy as np
 from alignment.warp import warp_face
 from evaluate_utils import tar_at_far
 from evaluation.identification import nonmates_needed, rank_rates, tpir_at_fpir
-from evaluation.ijb_metadata import TITLES, IJBMetadata, TemplateSubjects, examples, read_metadata
+from evaluation.ijb_metadata import (
+    TITLES,
+    IJBMetadata,
+    TemplateSubjects,
+    examples,
+    read_metadata,
+    with_fewer_pairs,
+)
 from evaluation.image_list import ImageFiles, ImageList
-from evaluation.outcome import Embedded, EmbedImages, Outcome
+from evaluation.outcome import Embedded, EmbedImages, Outcome, unreadable_note
 from evaluation.similarity_search import search
 from evaluation.template_pooling import (
     POOLINGS,
@@ -39,18 +46,15 @@ FPIRS = (0.01, 0.1)
 _BLOCK_BYTES = 128_000_000
 
 
-def run(
-    embed: EmbedImages, root: Path, name: str, *, pooling: str = POOLINGS[0], unfused: EmbedImages | None = None
-) -> Outcome:
+def run(embed: EmbedImages, root: Path, name: str, *, pooling: str = POOLINGS[0], limit: int = 0) -> Outcome:
     """Evaluate a model on IJB-B or IJB-C.
 
     Args:
-        embed: gives embeddings in which image and mirror are fused.
+        embed: gives embeddings of images; asked for images and mirrors apart by the poolings of ``UNFUSED_POOLINGS``.
         root: the folder that holds ``IJBB`` or ``IJBC``.
         name: ``IJBB`` or ``IJBC``.
         pooling: one of ``template_pooling.POOLINGS``; the paper's numbers are those of the first.
-        unfused: gives embeddings of images as they are, without their mirrors; asked for images and for mirrors, in
-            place of ``embed``, by the poolings of ``UNFUSED_POOLINGS``.
+        limit: for a quick look, pairs of 1:1, spread evenly, without 1:N; 0 for everything.
 
     Returns:
         The numbers of 1:1 and 1:N, and the similarity of each pair.
@@ -59,24 +63,30 @@ def run(
         FileNotFoundError: metadata is missing.
         ValueError: metadata that does not fit, an unknown pooling, or templates of which no image can be read.
     """
-    _check_pooling(pooling, unfused)
+    if pooling not in POOLINGS:
+        raise ValueError(f"got the pooling {pooling!r}, expected one of {', '.join(POOLINGS)}")
     metadata = read_metadata(root, name)
+    notes = [f"template pooling: {pooling}"]
+    if 0 < limit < len(metadata.issame):
+        notes.append(f"a quick look: {limit:,} of {len(metadata.issame):,} pairs, no 1:N")
+        metadata = with_fewer_pairs(metadata, limit)
     images = aligned_images(metadata)
-    features_of, readable = _embed(embed, unfused, images, pooling)
+    features_of, readable = _embed(embed, images, pooling)
     ids, templates = _pool_readable(features_of, readable, metadata)
     del features_of  # for IJB-C a gigabyte, where nobody else keeps it
 
     similarity = pair_scores(templates, metadata.pairs)
     rates = tar_at_far(similarity, metadata.issame, FARS)
     numbers = {f"TAR at FAR {far:.0e}".replace("e-0", "e-"): 100 * rate for far, rate in rates.items()}
-    numbers |= _identification(ids, templates, metadata.probes, metadata.gallery)
-    notes = [f"template pooling: {pooling}"]
-    if not readable.all():
-        notes.append(
-            f"{(~readable).sum()} of {len(readable)} images could not be read and are left out of their templates"
-        )
+    if len(metadata.probes.template_ids):
+        numbers |= _identification(ids, templates, metadata.probes, metadata.gallery)
     return Outcome(
-        name.lower(), TITLES[name], numbers, notes=tuple(notes), similarity=similarity, issame=metadata.issame
+        name.lower(),
+        TITLES[name],
+        numbers,
+        notes=(*notes, *unreadable_note(readable)),
+        similarity=similarity,
+        issame=metadata.issame,
     )
 
 
@@ -167,57 +177,17 @@ class _Warp:
         return warp_face(image, self.landmarks[index])
 
 
-@dataclass(frozen=True)
-class MirroredImages:
-    """The mirror images of a list.
-
-    Attributes:
-        images: the list.
-    """
-
-    images: ImageList
-
-    @property
-    def name(self) -> str:
-        """What they are."""
-        return f"{self.images.name}, mirrored"
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def read(self, index: int) -> np.ndarray:
-        """Return one image, left and right exchanged.
-
-        Raises:
-            ValueError: it cannot be read.
-        """
-        return np.ascontiguousarray(self.images.read(index)[:, ::-1])
-
-    def fingerprint(self) -> str:
-        """Return a text that changes where the images do, and is not theirs."""
-        return f"mirrored {self.images.fingerprint()}"
-
-
-def _check_pooling(pooling: str, unfused: EmbedImages | None) -> None:
-    if pooling not in POOLINGS:
-        raise ValueError(f"got the pooling {pooling!r}, expected one of {', '.join(POOLINGS)}")
-    if pooling in UNFUSED_POOLINGS and unfused is None:
-        raise ValueError(f"the pooling {pooling} needs embeddings of images and mirrors apart: give `unfused`")
-
-
-def _embed(
-    embed: EmbedImages, unfused: EmbedImages | None, images: ImageFiles, pooling: str
-) -> tuple[FeaturesOf, np.ndarray]:
+def _embed(embed: EmbedImages, images: ImageList, pooling: str) -> tuple[FeaturesOf, np.ndarray]:
     """Return what gives image features, and which images could be read."""
-    if unfused is None or pooling not in UNFUSED_POOLINGS:
+    if pooling not in UNFUSED_POOLINGS:
         embedded = _counted(embed(images), images)
         return fused_features(pooling, embedded.embeddings, embedded.norms), embedded.readable
-    sides = [_counted(unfused(side), images) for side in (images, MirroredImages(images))]
+    sides = [_counted(embed(images, view), images) for view in ("image", "mirror")]
     features_of = unfused_features(pooling, *(side.embeddings for side in sides))
     return features_of, sides[0].readable & sides[1].readable
 
 
-def _counted(embedded: Embedded, images: ImageFiles) -> Embedded:
+def _counted(embedded: Embedded, images: ImageList) -> Embedded:
     counts = {len(embedded.embeddings), len(embedded.norms), len(embedded.readable)}
     if counts != {len(images)}:
         raise ValueError(

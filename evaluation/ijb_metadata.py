@@ -12,7 +12,7 @@ and the photographs in ``<root>/<IJBB|IJBC>/loose_crop/``.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +95,31 @@ def read_metadata(root: Path, name: str) -> IJBMetadata:
     probes = _read_subjects([files["probes"]], known)
     _check_mates(probes, gallery, files["probes"])
     return IJBMetadata(name, folder, file_names, landmarks, template_ids, media_ids, pairs, issame, gallery, probes)
+
+
+def with_fewer_pairs(metadata: IJBMetadata, limit: int) -> IJBMetadata:
+    """Return some pairs, spread evenly, the images of their templates, and nothing of 1:N.
+
+    Args:
+        metadata: of ``read_metadata``.
+        limit: number of pairs, at least 1.
+    """
+    chosen = np.linspace(0, len(metadata.issame) - 1, limit).round().astype(int)
+    pairs = metadata.pairs[:, chosen]
+    places = np.unique(pairs)
+    kept = np.isin(metadata.template_ids, np.unique(metadata.template_ids)[places])
+    nobody = TemplateSubjects(np.empty(0, np.int64), np.empty(0, np.int64))
+    return replace(
+        metadata,
+        file_names=metadata.file_names[kept],
+        landmarks=metadata.landmarks[kept],
+        template_ids=metadata.template_ids[kept],
+        media_ids=metadata.media_ids[kept],
+        pairs=np.searchsorted(places, pairs).astype(np.int32),
+        issame=metadata.issame[chosen],
+        gallery=nobody,
+        probes=nobody,
+    )
 
 
 def metadata_files(root: Path, name: str) -> Mapping[str, Path]:

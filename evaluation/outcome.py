@@ -75,6 +75,16 @@ class Outcome:
         }
 
 
+def unreadable_note(readable: np.ndarray) -> tuple[str, ...]:
+    """Return a note on images that could not be read, if there are any.
+
+    Args:
+        readable: (N,) booleans.
+    """
+    bad = int((~readable).sum())
+    return (f"{bad:,} of {len(readable):,} images could not be used and are left out",) if bad else ()
+
+
 def outcome_lines(outcome: Outcome) -> list[str]:
     """Return an outcome as lines of text: a caption, one line per number, its interval, the notes."""
     lines = [f"{outcome.protocol}: {outcome.data}"]

@@ -47,17 +47,17 @@ def run_pairs(options: argparse.Namespace, embed: CachedEmbedding) -> Findings:
 
 def run_ijbb(options: argparse.Namespace, embed: CachedEmbedding) -> Findings:
     """IJB-B, 1:1 and 1:N."""
-    return Findings(outcomes=[ijb.run(embed, Path(options.root), "IJBB", pooling=options.pooling)])
+    return Findings(outcomes=[ijb.run(embed, Path(options.root), "IJBB", pooling=options.pooling, limit=options.limit)])
 
 
 def run_ijbc(options: argparse.Namespace, embed: CachedEmbedding) -> Findings:
     """IJB-C, 1:1 and 1:N."""
-    return Findings(outcomes=[ijb.run(embed, Path(options.root), "IJBC", pooling=options.pooling)])
+    return Findings(outcomes=[ijb.run(embed, Path(options.root), "IJBC", pooling=options.pooling, limit=options.limit)])
 
 
 def run_tinyface(options: argparse.Namespace, embed: CachedEmbedding) -> Findings:
     """TinyFace."""
-    return Findings(outcomes=[tinyface.run(embed, Path(options.root))])
+    return Findings(outcomes=[tinyface.run(embed, Path(options.root), options.limit)])
 
 
 def run_folder(options: argparse.Namespace, embed: CachedEmbedding) -> Findings:
@@ -86,9 +86,9 @@ def run_paper(options: argparse.Namespace, embed: CachedEmbedding) -> Findings:
         )
     sets = verification.run(embed, root, found["pairs"], options.limit) if "pairs" in found else []
     runs: dict[str, Callable[[], Outcome]] = {
-        "ijbb": lambda: ijb.run(embed, root, "IJBB", pooling=options.pooling),
-        "ijbc": lambda: ijb.run(embed, root, "IJBC", pooling=options.pooling),
-        "tinyface": lambda: tinyface.run(embed, root),
+        "ijbb": lambda: ijb.run(embed, root, "IJBB", pooling=options.pooling, limit=options.limit),
+        "ijbc": lambda: ijb.run(embed, root, "IJBC", pooling=options.pooling, limit=options.limit),
+        "tinyface": lambda: tinyface.run(embed, root, options.limit),
     }
     outcomes = [run() for name, run in runs.items() if name in found]
     comparisons = compare(model, dict(_measurements(sets, outcomes)))

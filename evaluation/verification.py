@@ -11,9 +11,8 @@ from pathlib import Path
 import numpy as np
 
 import pairs
-from evaluation.embedding import unreadable_note
 from evaluation.image_list import ImageList, PairSetImages
-from evaluation.outcome import Embedded, EmbedImages
+from evaluation.outcome import Embedded, EmbedImages, unreadable_note
 from folder_source import listing
 from results import SetResult, evaluate_set
 

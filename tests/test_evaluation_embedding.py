@@ -12,8 +12,9 @@ import pytest
 from test_inference import faces, write_checkpoint
 
 from evaluation import embedding
-from evaluation.embedding import CachedEmbedding, ModelFile, unreadable_note
+from evaluation.embedding import CachedEmbedding, ModelFile
 from evaluation.image_list import ImageFiles, PairSetImages
+from evaluation.outcome import unreadable_note
 from inference import IMAGE, Embedder
 from pairs import open_pair_set, write_bin
 

@@ -12,7 +12,7 @@ from evaluate_utils import fuse_flip
 from evaluation import ijb
 from evaluation.ijb_metadata import metadata_files, read_metadata
 from evaluation.outcome import Embedded
-from evaluation.template_pooling import POOLINGS, UNFUSED_POOLINGS
+from evaluation.template_pooling import POOLINGS
 
 SHARE = 100  # percent
 
@@ -56,6 +56,23 @@ def test_golden_numbers(root, features, golden):
     assert (outcome.protocol, outcome.data) == ("ijbc", "IJB-C")
 
 
+def test_a_quick_look_takes_some_pairs_and_the_images_of_their_templates(root, features):
+    metadata, asked = read_metadata(root, "IJBC"), []
+
+    def embed(images):
+        asked.extend(path.name for path in images.paths)
+        return embedded(features[np.isin(metadata.file_names, asked)])
+
+    whole = ijb.run(lambda images: embedded(features), root, "IJBC")
+    some = ijb.run(embed, root, "IJBC", limit=40)
+    chosen = np.linspace(0, len(metadata.issame) - 1, 40).round().astype(int)
+    np.testing.assert_allclose(some.similarity, whole.similarity[chosen], atol=1e-6)
+    assert np.array_equal(some.issame, metadata.issame[chosen])
+    assert not any(name.startswith("rank") for name in some.numbers)
+    assert f"a quick look: 40 of {len(metadata.issame):,} pairs, no 1:N" in some.notes
+    assert len(asked) < len(features)
+
+
 def test_ijb_b_has_other_file_names(root, features):
     numbers = ijb.run(lambda images: embedded(features), root, "IJBC").numbers
     (root / "IJBC").rename(root / "IJBB")
@@ -72,14 +89,11 @@ def test_each_pooling_as_the_slow_oracle(root, features, pooling):
     mirrored = features + np.random.default_rng(0).standard_normal(features.shape).astype(np.float32)
     e1, e2 = embedded(features), embedded(mirrored)
 
-    def unfused(images):
-        return e2 if isinstance(images, ijb.MirroredImages) else e1
-
-    def fused(images):
+    def embed(images, view="fused"):
         both = fuse_flip(e1.embeddings, e1.norms, e2.embeddings, e2.norms)
-        return Embedded(*both, np.ones(len(features), dtype=bool))
+        return {"image": e1, "mirror": e2, "fused": Embedded(*both, np.ones(len(features), dtype=bool))}[view]
 
-    outcome = ijb.run(fused, root, "IJBC", pooling=pooling, unfused=unfused)
+    outcome = ijb.run(embed, root, "IJBC", pooling=pooling)
     of_images = np.array(
         [
             oracle.image_feature(pooling, *side)
@@ -92,12 +106,9 @@ def test_each_pooling_as_the_slow_oracle(root, features, pooling):
     assert f"template pooling: {pooling}" in outcome.notes
 
 
-def test_poolings_that_cannot_be_had(root, features):
+def test_a_pooling_that_is_not_known_is_refused(root, features):
     with pytest.raises(ValueError, match="got the pooling 'mean', expected one of pre_norm_vector_add"):
         ijb.run(lambda images: embedded(features), root, "IJBC", pooling="mean")
-    for pooling in UNFUSED_POOLINGS:
-        with pytest.raises(ValueError, match=f"{pooling} needs embeddings of images and mirrors apart"):
-            ijb.run(lambda images: embedded(features), root, "IJBC", pooling=pooling)
 
 
 def test_unreadable_images_are_left_out_of_their_templates(root, features):
@@ -105,7 +116,7 @@ def test_unreadable_images_are_left_out_of_their_templates(root, features):
     _, places, counts = np.unique(metadata.template_ids, return_index=True, return_counts=True)
     lost = places[counts > 1][:5]
     outcome = ijb.run(lambda images: embedded(features, lost), root, "IJBC")
-    assert outcome.notes[1].startswith("5 of 465 images could not be read")
+    assert outcome.notes[1].startswith("5 of 465 images could not be used")
     kept = np.setdiff1d(np.arange(len(features)), lost)
     templates = oracle.pooled(features[kept], metadata.template_ids[kept], metadata.media_ids[kept])
     templates = np.stack(list(templates.values()))
@@ -144,7 +155,6 @@ def test_images_are_aligned_by_their_landmarks_in_any_process(root):
     images = pickle.loads(pickle.dumps(ijb.aligned_images(metadata)))
     assert len(images) == 465
     assert np.array_equal(images.read(3), warp_face(photograph, metadata.landmarks[3]))
-    assert np.array_equal(ijb.MirroredImages(images).read(3), images.read(3)[:, ::-1])
     assert [path.name for path in images.paths[2:4]] == metadata.file_names[2:4].tolist()
     with pytest.raises(ValueError, match=f"{metadata.file_names[4]} cannot be read"):
         images.read(4)
@@ -154,8 +164,7 @@ def test_fingerprints_change_with_the_landmarks_and_the_side(root):
     images = ijb.aligned_images(read_metadata(root, "IJBC"))
     edit(metadata_files(root, "IJBC")["landmarks"], lambda lines: [lines[0].replace(" 38.5781 ", " 38.6 "), *lines[1:]])
     moved = ijb.aligned_images(read_metadata(root, "IJBC"))
-    prints = {images.fingerprint(), moved.fingerprint(), ijb.MirroredImages(images).fingerprint()}
-    assert len(prints) == 3
+    assert images.fingerprint() != moved.fingerprint()
 
 
 def test_missing_files_are_named_all_at_once(root):

@@ -147,3 +147,19 @@ def test_features_of_another_count_are_refused(make):
     root = make(["1_a.jpg"], ["1_p.jpg"], ["x.jpg"])
     with pytest.raises(ValueError, match="got 2 embeddings for the 3 images of TinyFace"):
         tinyface.run(lambda images: Embedded(np.eye(2), np.ones((2, 1)), np.ones(2, dtype=bool)), root)
+
+
+def test_a_quick_look_takes_some_probes_and_distractors(make):
+    gallery, probes = (["1_a.jpg", "2_a.jpg"], [f"{1 + number % 2}_p{number}.jpg" for number in range(10)])
+    distractors = [f"{number}.jpg" for number in range(100)]
+    asked = []
+
+    def embed(images):
+        asked.extend(path.name for path in images.paths)
+        return Embedded(
+            np.eye(len(images), 300, dtype=np.float32), np.ones((len(images), 1)), np.ones(len(images), bool)
+        )
+
+    outcome = tinyface.run(embed, make(gallery, probes, distractors), limit=5)
+    assert len(asked) == 2 + 5 + 5
+    assert any("a quick look" in note for note in outcome.notes)
