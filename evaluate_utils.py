@@ -75,7 +75,7 @@ def evaluate(
             f"cannot split {pairs} pairs into {nrof_folds} folds: at least two folds of at least one pair each are "
             f"needed; give more pairs, or nrof_folds from 2 to {pairs}"
         )
-    fold = np.repeat(np.arange(nrof_folds), [len(part) for part in np.array_split(np.arange(pairs), nrof_folds)])
+    fold = _folds(pairs, nrof_folds)
     if pca == 0:
         tested = _accepted(_pair_distances_sq(embeddings), issame, fold, nrof_folds)  # (2, folds, 400)
         chosen_on = tested.sum(axis=1, keepdims=True) - tested
@@ -83,10 +83,63 @@ def evaluate(
         tested, chosen_on = _accepted_after_pca(embeddings, issame, fold, nrof_folds, pca)
     sizes = np.stack([np.bincount(fold[issame == same], minlength=nrof_folds) for same in (False, True)])  # (2, folds)
 
-    best = _correct(chosen_on, sizes.sum(axis=1, keepdims=True) - sizes).argmax(axis=1)  # (folds,), the first of equals
-    accuracy = _correct(tested, sizes)[np.arange(nrof_folds), best] / sizes.sum(axis=0)
+    accuracy, best = _cross_validated(tested, chosen_on, sizes, sizes.sum(axis=1, keepdims=True) - sizes)
     fpr, tpr = (tested / np.maximum(sizes, 1)[..., None]).mean(axis=1)
     return tpr, fpr, accuracy, _THRESHOLDS[best]
+
+
+def fold_decisions(embeddings: np.ndarray, issame: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
+    """Return which pairs were decided rightly, each by the threshold of its fold.
+
+    Args:
+        embeddings: (2P, D) unit vectors; rows 2k and 2k + 1 are pair k.
+        issame: (P,) booleans.
+        thresholds: (folds,) squared distances, the ``best_thresholds`` of ``evaluate`` without pca.
+
+    Returns:
+        (P,) booleans; their mean in each fold is the fold's accuracy.
+
+    Raises:
+        ValueError: counts that do not fit, or embeddings that are not finite.
+    """
+    embeddings, issame = _checked_pairs(embeddings, issame)
+    return (_pair_distances_sq(embeddings) < np.asarray(thresholds)[_folds(len(issame), len(thresholds))]) == issame
+
+
+def resampled_accuracies(
+    embeddings: np.ndarray, issame: np.ndarray, nrof_folds: int, replicates: int, seed: int = 0
+) -> np.ndarray:
+    """Repeat the cross-validation of ``evaluate`` with random weights of the pairs: the Bayesian bootstrap.
+
+    Each pair keeps its fold, so that no pair is in the fold that is tested and in the others. The thresholds are chosen
+    anew: that they are chosen is a sixth of the accuracy's standard deviation.
+
+    Args:
+        embeddings: (2P, D) unit vectors; rows 2k and 2k + 1 are pair k.
+        issame: (P,) booleans.
+        nrof_folds: number of folds, 2 to P.
+        replicates: how often.
+        seed: of the weights.
+
+    Returns:
+        (replicates,) mean accuracies.
+
+    Source: Rubin, "The Bayesian bootstrap", 1981.
+    """
+    embeddings, issame = _checked_pairs(embeddings, issame)
+    fold = _folds(len(issame), nrof_folds)
+    counts = np.diff(_accepted(_pair_distances_sq(embeddings), issame, fold, nrof_folds), axis=2, prepend=0)
+    accepted_by_none = np.stack([np.bincount(fold[issame == same], minlength=nrof_folds) for same in (False, True)])
+    counts = np.concatenate((counts, (accepted_by_none - counts.sum(axis=2))[..., None]), axis=2)  # (2, folds, 401)
+    occupied = counts > 0
+    generator, means = np.random.default_rng(seed), np.empty(replicates)
+    weights = np.zeros(counts.shape)
+    for number in range(replicates):
+        weights[occupied] = generator.standard_gamma(counts[occupied])  # the sum of as many exponential weights
+        tested, sizes = weights.cumsum(axis=2)[..., :-1], weights.sum(axis=2)
+        others = [part.sum(axis=1, keepdims=True) - part for part in (tested, sizes)]
+        means[number] = _cross_validated(tested, others[0], sizes, others[1])[0].mean()
+    return means
 
 
 def pair_similarities(embeddings: np.ndarray, issame: np.ndarray) -> np.ndarray:
@@ -224,6 +277,11 @@ def _checked_pairs(embeddings: np.ndarray, issame: np.ndarray) -> tuple[np.ndarr
     return embeddings.astype(np.result_type(embeddings.dtype, np.float32), copy=False), issame
 
 
+def _folds(pairs: int, folds: int) -> np.ndarray:
+    """Return the fold of each pair (P,): consecutive pairs, as scikit-learn's ``KFold`` cuts them."""
+    return np.repeat(np.arange(folds), [len(part) for part in np.array_split(np.arange(pairs), folds)])
+
+
 def _pair_distances_sq(embeddings: np.ndarray) -> np.ndarray:
     """Return the squared distances (P,), in the precision of the embeddings, as the official code does."""
     difference = embeddings[0::2] - embeddings[1::2]
@@ -260,6 +318,21 @@ def _accepted_after_pca(
         of_fold.append(_accepted(distance_sq, issame, (fold != number).astype(int), 2))  # (2, 2, 400)
     tested, chosen_on = np.moveaxis(np.stack(of_fold), 2, 0)  # each (folds, 2, 400)
     return tested.swapaxes(0, 1), chosen_on.swapaxes(0, 1)
+
+
+def _cross_validated(
+    tested: np.ndarray, chosen_on: np.ndarray, sizes: np.ndarray, other_sizes: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return each fold's accuracy at the threshold that is best on the others, and the place of that threshold.
+
+    Args:
+        tested: (2, folds, 400) accepted pairs of the fold by kind (impostor, genuine) and threshold.
+        chosen_on: (2, folds, 400) those of the other folds.
+        sizes: (2, folds) pairs of the fold.
+        other_sizes: (2, folds) pairs of the other folds.
+    """
+    best = _correct(chosen_on, other_sizes).argmax(axis=1)  # (folds,), the first of equals
+    return _correct(tested, sizes)[np.arange(len(best)), best] / sizes.sum(axis=0), best
 
 
 def _correct(accepted: np.ndarray, sizes: np.ndarray) -> np.ndarray:

@@ -1,0 +1,404 @@
+"""95% confidence intervals of verification and identification rates: pure functions on arrays, rates as fractions.
+
+A percentile bootstrap is wrong just where face recognition is: with no error among n pairs its width is 0. Here every
+interval comes from a distribution that is right there, with the sample's size replaced by an effective one, which
+takes in that pairs of the same people depend on each other (``evaluation.dependence``):
+
+- rates, 10-fold accuracy, EER: Wilson, "Probable inference", 1927, with the effective size of Korn and Graubard,
+  "Confidence intervals for proportions with small expected number of positive counts", 1998. The EER is linearised.
+- TAR at FAR, TPIR at FPIR: the threshold that has the wanted rate lies between two of the sorted impostor scores, and
+  the number of scores above it is binomial whatever their distribution; the share of genuine scores above is a beta
+  distribution. Drawing both is the Bayesian bootstrap of pairs (Rubin 1981; for ROC curves Gu, Ghosal and Roy 2008) in
+  closed form. Above the highest impostor score the tail is taken to be exponential.
+- AUC: Newcombe, "Confidence intervals for an effect size measure based on the Mann-Whitney statistic", 2006, method 5,
+  with its variance scaled to the one of DeLong 1988, for identities that of Obuchowski 1997.
+
+``python -m bench.interval_coverage`` measures how often they hold the truth.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.optimize import brentq
+from scipy.special import betaincinv, ndtr
+from scipy.stats import binom, norm, rankdata, t
+
+from evaluate_utils import auc, eer, fold_decisions, resampled_accuracies
+from evaluation.dependence import Identities
+
+Interval = tuple[float, float]
+
+_Z = float(norm.ppf(0.975))
+_TAILS = (0.025, 0.975)
+_DRAWS = 4000
+_REPLICATES = 300
+_TAIL_SCORES = 20
+_NEARLY_0 = 1e-12
+
+
+def wilson(rate: float, size: float) -> Interval:
+    """Return Wilson's interval of a rate.
+
+    Args:
+        rate: measured, in [0, 1].
+        size: number of independent observations, above 0; not necessarily whole.
+    """
+    middle = (rate + _Z**2 / (2 * size)) / (1 + _Z**2 / size)
+    half = _Z / (1 + _Z**2 / size) * np.sqrt(rate * (1 - rate) / size + _Z**2 / (4 * size**2))
+    return max(0.0, float(middle - half)), min(1.0, float(middle + half))
+
+
+def rate_interval(hits: np.ndarray, identities: np.ndarray | None = None) -> Interval:
+    """Return the interval of a share of probes or pairs, such as rank-1, or TAR at a fixed threshold.
+
+    Args:
+        hits: (N,) booleans, N at least 1.
+        identities: (N,) of the probes, or (N, 2) of the pairs; None takes all to be independent.
+
+    Returns:
+        Lower and upper end.
+
+    Raises:
+        ValueError: no observations, or counts that do not fit.
+    """
+    hits = np.asarray(hits).astype(float)
+    if hits.ndim != 1 or not len(hits):
+        raise ValueError(f"an interval needs at least one observation, got an array of shape {hits.shape}")
+    rate = float(hits.mean())
+    known = _identities(identities, len(hits))
+    return wilson(rate, len(hits) if known is None else _size(known, hits - rate))
+
+
+def accuracy_interval(
+    embeddings: np.ndarray,
+    issame: np.ndarray,
+    thresholds: np.ndarray,
+    identities: np.ndarray | None = None,
+    seed: int = 0,
+) -> Interval:
+    """Return the interval of the k-fold verification accuracy.
+
+    Args:
+        embeddings: (2P, D) unit vectors; rows 2k and 2k + 1 are pair k.
+        issame: (P,) booleans.
+        thresholds: (folds,) the best thresholds of ``evaluate_utils.evaluate``, without pca.
+        identities: (P, 2) of both images; None takes the pairs to be independent.
+        seed: of the resampling of pairs, by which the choice of the thresholds counts.
+
+    Returns:
+        Lower and upper end.
+
+    Raises:
+        ValueError: counts that do not fit.
+    """
+    correct = fold_decisions(embeddings, issame, thresholds).astype(float)
+    rate, pairs = float(correct.mean()), len(correct)
+    if rate in (0, 1):
+        return rate_interval(correct, identities)
+    resampled = resampled_accuracies(embeddings, issame, len(thresholds), _REPLICATES, seed).var()
+    variance = max(float(resampled), rate * (1 - rate) / pairs)
+    known = _identities(identities, pairs)
+    if known is not None:
+        variance *= _effect(known, correct - rate) * _wider(known) ** 2
+    return wilson(rate, rate * (1 - rate) / variance)
+
+
+def tar_intervals(
+    similarity: np.ndarray,
+    issame: np.ndarray,
+    fars: Sequence[float],
+    identities: np.ndarray | None = None,
+    seed: int = 0,
+) -> dict[float, Interval]:
+    """Return the intervals of the true accept rate at given false accept rates.
+
+    Args:
+        similarity: (P,) scores, higher for more alike; both kinds of pairs present.
+        issame: (P,) booleans.
+        fars: false accept rates, in (0, 1).
+        identities: (P, 2) of both images; None takes the pairs to be independent.
+        seed: of the draws.
+
+    Returns:
+        For each rate, lower and upper end. With fewer than about four impostor pairs expected above the threshold
+        the lower end rests on the exponential tail.
+    """
+    sides = _Sides(similarity, issame, identities)
+    genuine, impostor = np.sort(sides.genuine), np.sort(sides.impostor)[::-1]
+    intervals = {}
+    for far in fars:
+        threshold = impostor[min(max(round(far * len(impostor)) - 1, 0), len(impostor) - 1)]
+        effects = sides.effects(threshold)
+        draws = _rate_draws(genuine, impostor, far, len(impostor), effects, np.random.default_rng(seed))
+        intervals[far] = _ends(draws)
+    return intervals
+
+
+def tpir_interval(
+    mate_similarity: np.ndarray,
+    probe_identities: np.ndarray,
+    impostor_similarity: np.ndarray,
+    impostor_identities: np.ndarray,
+    fpir: float,
+    seed: int = 0,
+) -> Interval:
+    """Return the interval of the true positive identification rate at a false positive identification rate.
+
+    Args:
+        mate_similarity: (P,) score of each probe with its mate in the gallery.
+        probe_identities: (P,) whom the probes show.
+        impostor_similarity: (M,) the highest scores of a probe with another identity of the gallery, at least twice as
+            many as the FPIR allows (twice ``fpir * P``) where there are so many.
+        impostor_identities: (M, 2) whom probe and gallery entry show.
+        fpir: in (0, 1).
+        seed: of the draws.
+
+    Returns:
+        Lower and upper end.
+    """
+    probes = len(mate_similarity)
+    order = np.argsort(impostor_similarity)[::-1]
+    impostor = impostor_similarity[order]
+    alarms = min(max(int(np.ceil(fpir * probes)), 1), len(impostor))
+    threshold = impostor[alarms - 1]
+    raised = Identities(impostor_identities[order[:alarms]])
+    counts = raised.sums(np.ones(alarms))
+    # centred on the mean of all identities; those without an alarm are in no sum
+    people = max(len(np.unique(probe_identities)), raised.number)
+    mean = counts.sum() / people
+    spread = raised.variance_of_sum(np.ones(alarms)) - people * mean**2
+    above = (mate_similarity > threshold).astype(float)
+    effects = (
+        _effect(Identities(probe_identities), above - above.mean()),
+        max(1.0, spread / alarms),
+        0.0,
+    )
+    draws = _rate_draws(np.sort(mate_similarity), impostor, fpir, probes, effects, np.random.default_rng(seed))
+    return _ends(draws)
+
+
+def auc_interval(similarity: np.ndarray, issame: np.ndarray, identities: np.ndarray | None = None) -> Interval:
+    """Return the interval of the area under the ROC curve.
+
+    Args:
+        similarity: (P,) scores, higher for more alike; both kinds of pairs present.
+        issame: (P,) booleans.
+        identities: (P, 2) of both images; None takes the pairs to be independent.
+
+    Returns:
+        Lower and upper end.
+    """
+    sides = _Sides(similarity, issame, identities)
+    area = auc(similarity, issame)
+    sizes = len(sides.genuine), len(sides.impostor)
+    genuine, impostor = placements(similarity, sides.issame)
+    variance = sides.variance(genuine - area, impostor - area)
+    modelled = _modelled_auc_variance(area, *sizes)
+    # without a single misplaced score there is nothing to scale by
+    scale = variance / modelled if min(variance, modelled) > 0 else 1.0
+
+    def excess(value: float) -> float:
+        return (value - area) ** 2 - _Z**2 * scale * _modelled_auc_variance(value, *sizes)
+
+    inner = min(max(area, _NEARLY_0), 1 - _NEARLY_0)  # at 0 and 1 themselves the modelled variance is 0
+    low, high = brentq(excess, 0.0, inner), brentq(excess, inner, 1.0)
+    return float(low), float(high)
+
+
+def eer_interval(similarity: np.ndarray, issame: np.ndarray, identities: np.ndarray | None = None) -> Interval:
+    """Return the interval of the equal error rate.
+
+    Args:
+        similarity: (P,) scores, higher for more alike; both kinds of pairs present.
+        issame: (P,) booleans.
+        identities: (P, 2) of both images; None takes the pairs to be independent.
+
+    Returns:
+        Lower and upper end.
+    """
+    sides = _Sides(similarity, issame, identities)
+    genuine, impostor = np.sort(sides.genuine), np.sort(-sides.impostor)
+    rate = eer(similarity, issame)
+    threshold = _scores_at(impostor, rate) * -1
+    share = _impostor_share(genuine, impostor, rate)
+    genuine_effect, impostor_effect, correlation = sides.effects(threshold)
+    genuine_sd = (1 - share) * np.sqrt(genuine_effect / len(genuine))
+    impostor_sd = share * np.sqrt(impostor_effect / len(impostor))
+    # rejecting genuine pairs goes with the opposite sign of accepting them
+    return wilson(rate, 1 / (genuine_sd**2 + impostor_sd**2 - 2 * correlation * genuine_sd * impostor_sd))
+
+
+def placements(similarity: np.ndarray, issame: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return how the scores of each kind lie among those of the other.
+
+    Args:
+        similarity: (P,) scores.
+        issame: (P,) booleans, both kinds present.
+
+    Returns:
+        For each genuine pair the share of impostor scores below it, for each impostor pair the share of genuine scores
+        above it, ties counted half. The mean of either is the AUC.
+
+    Source: DeLong, DeLong and Clarke-Pearson, "Comparing the areas under two or more correlated ROC curves", 1988.
+    """
+    ranks = rankdata(similarity)
+    genuine, impostor = ranks[issame], ranks[~issame]
+    below = (genuine - rankdata(similarity[issame])) / len(impostor)
+    above = 1 - (impostor - rankdata(similarity[~issame])) / len(genuine)
+    return below, above
+
+
+class _Sides:
+    """The genuine and the impostor scores of a set, and how far they depend on each other."""
+
+    def __init__(self, similarity: np.ndarray, issame: np.ndarray, identities: np.ndarray | None) -> None:
+        self.issame = np.asarray(issame).astype(bool)
+        self.genuine, self.impostor = similarity[self.issame], similarity[~self.issame]
+        if identities is None:
+            self._known = None
+            return
+        if np.shape(identities) != (len(self.issame), 2):
+            raise ValueError(f"got identities of shape {np.shape(identities)} for {len(self.issame)} pairs: (P, 2)")
+        numbers = np.unique(identities, return_inverse=True)[1].reshape(-1, 2)
+        people = int(numbers.max()) + 1
+        self._known = Identities(numbers[self.issame], people), Identities(numbers[~self.issame], people)
+
+    def _sums(self, genuine: np.ndarray, impostor: np.ndarray) -> tuple[float, float, float]:
+        """Return the variances of the sums of both kinds of residuals, and the covariance of these sums."""
+        if self._known is None:
+            return float(genuine @ genuine), float(impostor @ impostor), 0.0
+        shared = self._known[0].sums(genuine) @ self._known[1].sums(impostor)
+        return self._known[0].variance_of_sum(genuine), self._known[1].variance_of_sum(impostor), float(shared)
+
+    def variance(self, genuine: np.ndarray, impostor: np.ndarray) -> float:
+        """Return the variance of the sum of the means of both kinds of residuals."""
+        own, other, shared = self._sums(genuine, impostor)
+        G, N = len(genuine), len(impostor)
+        independent = (genuine @ genuine) / G**2 + (impostor @ impostor) / N**2
+        return max(own / G**2 + other / N**2 + 2 * shared / (G * N), independent)
+
+    def effects(self, threshold: float) -> tuple[float, float, float]:
+        """Return the design effects of TAR and FAR at a threshold, and the correlation of the two rates."""
+        genuine, impostor = (self.genuine >= threshold).astype(float), (self.impostor >= threshold).astype(float)
+        genuine, impostor = genuine - genuine.mean(), impostor - impostor.mean()
+        alone = float(genuine @ genuine), float(impostor @ impostor)
+        own, other, shared = self._sums(genuine, impostor)
+        both = own * other
+        correlation = shared / np.sqrt(both) if both > 0 else 0.0
+        effects = [found / single if single > 0 else 1.0 for found, single in zip((own, other), alone, strict=True)]
+        return effects[0], effects[1], float(np.clip(correlation, -1, 1))
+
+
+def _rate_draws(
+    genuine: np.ndarray,
+    impostor: np.ndarray,
+    far: float,
+    trials: int,
+    effects: tuple[float, float, float],
+    generator: np.random.Generator,
+) -> np.ndarray:
+    """Draw the accept rate of genuine scores at the unknown threshold whose false accept rate is ``far``.
+
+    Args:
+        genuine: (G,) ascending.
+        impostor: (N,) descending.
+        far: expected number of impostor scores above the threshold, divided by ``trials``.
+        trials: number of impostor pairs, or of probes.
+        effects: design effects of both rates, and their correlation.
+        generator: of the draws.
+
+    Returns:
+        (_DRAWS,) rates.
+    """
+    genuine_effect, impostor_effect, correlation = effects
+    first, second = generator.standard_normal((2, _DRAWS))
+    independent = max(round(trials / impostor_effect), 1)
+    above = binom.ppf(ndtr(first), independent, far)
+    place = (above + generator.random(_DRAWS)) * trials / independent  # counted from the highest score, which has 1
+    needed = min(int(place.max()) + 2, len(impostor))
+    thresholds = np.interp(place, np.arange(1, needed + 1), impostor[:needed])
+    beyond = place < 1
+    # the highest score's own rate, given that it is above ``far``, is far + Exp(1) / trials
+    ratio = 1 + generator.exponential(size=_DRAWS) / (independent * far)
+    thresholds[beyond] += _tail_scale(impostor) * np.log(ratio[beyond])
+
+    rejected = np.searchsorted(genuine, thresholds)
+    level = ndtr(-(correlation * first + np.sqrt(1 - correlation**2) * second))
+    # half of the draws for either end of Clopper and Pearson: the mid-p distribution, which reaches 0 and 1
+    up = np.arange(_DRAWS) % 2
+    hits = (len(genuine) - rejected) / genuine_effect + up
+    misses = rejected / genuine_effect + 1 - up
+    rates = (hits > 0).astype(float)
+    inside = (hits > 0) & (misses > 0)
+    rates[inside] = betaincinv(hits[inside], misses[inside], level[inside])
+    return rates
+
+
+def _tail_scale(impostor: np.ndarray) -> float:
+    """Return the mean excess of the highest scores over the next one, from (N,) descending scores."""
+    highest = min(_TAIL_SCORES, len(impostor) // 10 + 1, len(impostor) - 1)
+    return float(impostor[:highest].mean() - impostor[highest]) if highest else 0.0
+
+
+def _impostor_share(genuine: np.ndarray, impostor: np.ndarray, rate: float) -> float:
+    """Return how much of an error in the FAR goes to the EER; the rest is the FRR's part.
+
+    Where the rates cross, FAR falls with the density f_i of impostor scores and FRR rises with that of genuine scores
+    f_g; then the error of the EER is (f_g * error of FAR + f_i * error of FRR) / (f_g + f_i).
+
+    Args:
+        genuine: (G,) ascending.
+        impostor: (N,) ascending, with the sign changed.
+        rate: the EER.
+    """
+    sizes = len(genuine), len(impostor)
+    step = max(2 * np.sqrt(rate * (1 - rate) / min(sizes)), 5 / min(sizes))
+    low, high = -_scores_at(impostor, min(rate + step, 1.0)), _scores_at(genuine, min(rate + step, 1.0))
+    low, high = min(low, high), max(low, high)
+    rejected = np.diff(np.searchsorted(genuine, [low, high], side="right"))[0] / sizes[0]
+    accepted = np.diff(np.searchsorted(impostor, [-high, -low], side="right"))[0] / sizes[1]
+    return float(rejected / (rejected + accepted)) if rejected + accepted > 0 else 0.5
+
+
+def _scores_at(ascending: np.ndarray, rate: float) -> float:
+    """Return the score below which about a share of the scores lies."""
+    return float(ascending[min(int(rate * len(ascending)), len(ascending) - 1)])
+
+
+def _modelled_auc_variance(area: float, genuine: int, impostors: int) -> float:
+    """Return the variance of an AUC under exponential scores (Hanley and McNeil 1982)."""
+    two_genuine, two_impostors = area / (2 - area) - area**2, 2 * area**2 / (1 + area) - area**2
+    single = area * (1 - area)
+    return (single + (genuine - 1) * two_genuine + (impostors - 1) * two_impostors) / (genuine * impostors)
+
+
+def _effect(known: Identities, residuals: np.ndarray) -> float:
+    """Return the design effect: by how much identities raise the variance of a sum."""
+    alone = float(residuals @ residuals)
+    return known.variance_of_sum(residuals) / alone if alone > 0 else 1.0
+
+
+def _size(known: Identities, residuals: np.ndarray) -> float:
+    """Return the effective sample size of a mean: how many independent observations vary as much."""
+    if not residuals.any():  # all the same: those of one identity may be no more than one observation
+        return float(known.number)
+    return float(len(residuals) / _effect(known, residuals) / _wider(known) ** 2)
+
+
+def _wider(known: Identities) -> float:
+    """Return by how much a variance of few identities widens an interval: Student's quantile by the normal one."""
+    return float(t.ppf(_TAILS[1], max(known.number - 1, 1))) / _Z
+
+
+def _identities(identities: np.ndarray | None, observations: int) -> Identities | None:
+    """Return the identities, or raise where there are not as many as observations."""
+    if identities is None:
+        return None
+    if len(identities) != observations:
+        raise ValueError(f"got identities of {len(identities)} for {observations} observations")
+    return Identities(identities)
+
+
+def _ends(draws: np.ndarray) -> Interval:
+    low, high = np.quantile(draws, _TAILS)
+    return float(low), float(high)
