@@ -1,0 +1,260 @@
+import math
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from sklearn.metrics import f1_score
+
+from conversion_journal import JOURNAL
+from evaluation.degradation import DegradedImages
+from evaluation.folder import identify, run
+from evaluation.identity_folder import open_identity_folder
+from evaluation.image_list import ImageList
+from evaluation.outcome import Embedded
+
+# angles of the embeddings, in degrees; one of ann's is nearer to bob's first
+PEOPLE = {"ann": (0, 10, 40), "bob": (60, 70, 65), "cat": (120, 110)}
+
+
+def write_face(path: Path, angle_deg: int, side: int = 112) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    assert cv2.imwrite(str(path), np.full((side, side, 3), angle_deg, dtype=np.uint8))
+
+
+def write_people(root: Path, people: dict[str, tuple[int, ...]]) -> Path:
+    for name, angles in people.items():
+        for number, angle in enumerate(angles):
+            write_face(root / name / f"{number:02d}.png", angle)
+    return root
+
+
+class Angles:
+    """A model whose embedding of an even picture is (cos, sin) of its grey level in degrees.
+
+    Attributes:
+        asked: the lists that were embedded.
+    """
+
+    def __init__(self, offset_deg: float = 0.0) -> None:
+        self.asked: list[ImageList] = []
+        self._offset_deg = offset_deg
+
+    def __call__(self, images: ImageList) -> Embedded:
+        self.asked.append(images)
+        angles, readable = np.zeros(len(images)), np.zeros(len(images), dtype=bool)
+        for index in range(len(images)):
+            try:
+                angles[index] = images.read(index)[56, 56].mean() + self._offset_deg
+            except ValueError:
+                continue
+            readable[index] = True
+        embeddings = np.stack([np.cos(np.deg2rad(angles)), np.sin(np.deg2rad(angles))], axis=1) * readable[:, None]
+        return Embedded(embeddings.astype(np.float32), (20.0 * readable[:, None]).astype(np.float32), readable)
+
+
+def test_an_example_worked_by_hand(tmp_path):
+    outcome = run(Angles(), write_people(tmp_path / "people", PEOPLE))
+    assert (outcome.protocol, outcome.data) == ("folder", "people")
+    # ann: 1 of 2 found; bob: both, and one of ann's; cat: its only one
+    assert outcome.numbers["f1_score"] == pytest.approx(100 * (2 / 3 + 4 / 5 + 1) / 3)
+    assert outcome.numbers["rank-1"] == outcome.numbers["accuracy"] == pytest.approx(80)
+    assert math.isnan(outcome.numbers["rank-5"])  # of three people
+    assert "3 identities in the gallery, 5 probes of them" in outcome.notes
+    assert list(outcome.norms) == [20] * 5
+
+
+def test_the_gallery_is_the_mean_of_the_first_images(tmp_path):
+    people = {"ann": (0, 60, 44), "bob": (80, 80, 60)}
+    root = write_people(tmp_path, people)
+    assert run(Angles(), root).numbers["rank-1"] == pytest.approx(50)  # 60 and 44 are nearer to 80 than to 0
+    outcome = run(Angles(), root, gallery_images=2)  # 30 and 80: 44 is ann, 60 is bob
+    assert outcome.numbers["rank-1"] == 100
+
+
+def test_macro_f1_is_that_of_scikit_learn(tmp_path):
+    generator = np.random.default_rng(0)
+    people = {f"p{n:02d}": tuple(generator.normal(8 * n + 10, 9, 5).clip(0, 255).astype(int)) for n in range(30)}
+    root = write_people(tmp_path, people)
+    folder = open_identity_folder(root)
+    embedded = Angles()(folder.images)
+    found = identify(folder, embedded, embedded)
+    expected = 100 * f1_score(found.labels, found.predicted, average="macro")
+    numbers = run(Angles(), root).numbers
+    assert 10 < expected < 90
+    assert numbers["f1_score"] == pytest.approx(expected)
+    assert numbers["rank-1"] < numbers["rank-5"] < numbers["rank-10"]
+
+
+def test_intervals_hold_their_numbers_and_need_people_not_images(tmp_path):
+    outcome = run(Angles(), write_people(tmp_path, PEOPLE))
+    for name, (low, high) in outcome.intervals.items():
+        assert 0 <= low <= outcome.numbers[name] <= high <= 100
+    assert set(outcome.intervals) == {"f1_score", "accuracy", "rank-1"}
+    low, high = outcome.intervals["f1_score"]
+    assert high - low > 50  # three people
+
+
+def test_someone_with_one_image_is_in_the_gallery_and_is_told(tmp_path):
+    outcome = run(Angles(), write_people(tmp_path, {**PEOPLE, "dan": (38,)}))
+    assert "1 of 4 identities have no more than 1 image: they are in the gallery and have no probes" in outcome.notes
+    # 40 is taken for dan now, which is no F1 of dan's: he has no probes
+    assert outcome.numbers["f1_score"] == pytest.approx(100 * (2 / 3 + 1 + 1) / 3)
+
+
+def test_separate_trees_with_people_who_are_not_in_the_gallery(tmp_path):
+    gallery = {name: angles[:1] for name, angles in PEOPLE.items()}
+    write_people(tmp_path / "gallery", gallery)
+    write_people(tmp_path / "probe", {name: angles[1:] for name, angles in PEOPLE.items()})
+    write_people(tmp_path / "probe", {"dan": (*[145] * 9, 62)})
+    outcome = run(Angles(), tmp_path)
+    assert outcome.numbers["f1_score"] == pytest.approx(100 * (2 / 3 + 4 / 5 + 1) / 3)
+    # one of dan's ten is allowed, so that cos 25 degrees is the threshold; cos 40 degrees of ann's second is below
+    assert outcome.numbers["TPIR at FPIR 0.1"] == pytest.approx(80)
+    assert math.isnan(outcome.numbers["TPIR at FPIR 0.01"])  # of ten
+    low, high = outcome.intervals["TPIR at FPIR 0.1"]
+    assert low <= 80 <= high
+    assert "3 identities in the gallery, 5 probes of them, 10 probes of others" in outcome.notes
+
+
+def test_a_share_of_the_people_is_left_out_of_the_gallery(tmp_path):
+    root = write_people(tmp_path, {f"p{n}": (20 * n, 20 * n + 1, 20 * n + 2) for n in range(10)})
+    outcome = run(Angles(), root, unknown_share=0.4, seed=1)
+    assert outcome.numbers["rank-1"] == 100
+    assert outcome.numbers["TPIR at FPIR 0.1"] == 100
+    assert "6 identities in the gallery, 12 probes of them, 12 probes of others" in outcome.notes
+    assert "4 of 10 identities, drawn by seed 1, have no gallery" in outcome.notes
+    folder = open_identity_folder(root)
+    embedded = Angles()(folder.images)
+    drawn = [
+        tuple(np.unique(identify(folder, embedded, embedded, unknown_share=0.4, seed=seed).unknown_labels))
+        for seed in (1, 1, 2)
+    ]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_degraded_images_are_all_or_the_probes(tmp_path):
+    root = write_people(tmp_path / "people", PEOPLE)
+    embed = Angles()
+    outcome = run(embed, root, degrade="blur", seed=4, strength=0.5)
+    assert [type(images) for images in embed.asked] == [DegradedImages]
+    assert (embed.asked[0].seed, embed.asked[0].strength) == (4, 0.5)
+    assert outcome.data == "people blurred"
+    assert "gallery and probes degraded: blur of strength 0.5, seed 4" in outcome.notes
+    embed = Angles()
+    outcome = run(embed, root, degrade="blur", degraded_part="probe")
+    assert {type(images).__name__ for images in embed.asked} == {"DegradedImages", "ImageFiles"}
+    assert "the probes degraded: blur of strength 1, seed 0" in outcome.notes
+
+
+def test_gallery_and_probes_are_taken_from_their_own_embeddings(tmp_path):
+    folder = open_identity_folder(write_people(tmp_path, PEOPLE))
+    turned = identify(folder, Angles(180)(folder.images), Angles()(folder.images))
+    assert turned.mate_scores.max() < 0
+
+
+def test_a_limit_keeps_whole_identities(tmp_path):
+    root = write_people(tmp_path, PEOPLE)
+    for limit, images, people in ((4, 6, 2), (6, 6, 2), (7, 8, 3), (100, 8, 3)):
+        folder = open_identity_folder(root, limit)
+        assert (len(folder.images), len(np.unique(folder.labels))) == (images, people)
+    assert run(Angles(), root, limit=4).numbers["rank-1"] == pytest.approx(75)
+    write_people(tmp_path / "trees" / "gallery", PEOPLE)
+    write_people(tmp_path / "trees" / "probe", PEOPLE)
+    assert run(Angles(), tmp_path / "trees", limit=7).numbers["rank-1"] > 0
+
+
+def test_other_files_are_left_out_and_counted(tmp_path):
+    root = write_people(tmp_path, PEOPLE)
+    plain = run(Angles(), root)
+    for name in ("ann/.hidden.png", "ann/notes.txt", "bob/Thumbs.db", "list.csv"):
+        (root / name).write_text("no image")
+    (root / JOURNAL).write_text('{"done": 8, "images": 8}')
+    (root / ".cache").mkdir()
+    outcome = run(Angles(), root)
+    assert outcome.numbers["f1_score"] == plain.numbers["f1_score"]
+    assert "left out because hidden or no images: 4 files" in outcome.notes
+
+
+def test_unreadable_images_do_not_count(tmp_path):
+    root = write_people(tmp_path, PEOPLE)
+    (root / "ann" / "00.png").write_bytes(b"broken")  # ann's gallery is her second image then
+    outcome = run(Angles(), root)
+    assert "1 of 8 images could not be used and are left out" in outcome.notes
+    assert "3 identities in the gallery, 4 probes of them" in outcome.notes
+
+
+def test_probes_of_a_gallery_that_cannot_be_read_are_not_unknown_people(tmp_path):
+    write_people(tmp_path / "gallery", {name: angles[:1] for name, angles in PEOPLE.items()})
+    write_people(tmp_path / "probe", {name: angles[1:] for name, angles in PEOPLE.items()})
+    (tmp_path / "gallery" / "ann" / "00.png").write_bytes(b"broken")
+    outcome = run(Angles(), tmp_path)
+    assert "TPIR at FPIR 0.1" not in outcome.numbers
+    assert "1 identities have no gallery image that can be read: their 2 probes are left out" in outcome.notes
+
+
+# bad input
+
+
+def test_images_that_are_not_aligned_are_refused_before_anything_is_embedded(tmp_path):
+    root = write_people(tmp_path, PEOPLE)
+    write_face(root / "bob" / "01.png", 70, side=224)
+    embed = Angles()
+    with pytest.raises(ValueError, match=r"01.png is 224x224 px, expected aligned faces of 112x112.*ArcFace template"):
+        run(embed, root)
+    assert not embed.asked
+
+
+@pytest.mark.parametrize(
+    ("people", "options", "message"),
+    [
+        (
+            PEOPLE,
+            {"gallery_images": 3},
+            "no identity of people has more than 3 images, so that none is left as a probe",
+        ),
+        (PEOPLE, {"gallery_images": 0}, "got 0 gallery images and an unknown share of 0"),
+        (PEOPLE, {"unknown_share": 1.0}, "got 1 gallery images and an unknown share of 1"),
+        (PEOPLE, {"unknown_share": 0.9}, "gallery of people has 0 identities, identification needs at least 2"),
+        ({"ann": (0, 10)}, {}, "gallery of people has 1 identities, identification needs at least 2"),
+        (PEOPLE, {"limit": 0}, "a limit is a number of images from 1 on, got 0"),
+        (PEOPLE, {"degrade": "noise"}, "got the degradation 'noise' of 'all', expected None or one of blur"),
+        (PEOPLE, {"degrade": "blur", "degraded_part": "gallery"}, "and one of all, probe"),
+        (PEOPLE, {"degrade": "blur", "strength": 2.0}, "strength of a degradation"),
+    ],
+)
+def test_options_and_folders_that_do_not_fit(people, options, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        run(Angles(), write_people(tmp_path / "people", people), **options)
+
+
+def test_no_folder_and_no_people(tmp_path):
+    with pytest.raises(FileNotFoundError, match="is not a folder"):
+        run(Angles(), tmp_path / "absent")
+    write_face(tmp_path / "flat" / "0.png", 0)
+    with pytest.raises(FileNotFoundError, match=r"no class folders in .*flat; it holds 0.png"):
+        run(Angles(), tmp_path / "flat")
+    write_people(tmp_path / "people", PEOPLE)
+    (tmp_path / "people" / "dan").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"1 of 4 class folders in .* hold no images: dan"):
+        run(Angles(), tmp_path / "people")
+
+
+def test_gallery_without_probes_is_refused(tmp_path):
+    write_people(tmp_path / "gallery", PEOPLE)
+    with pytest.raises(FileNotFoundError, match=r"gallery holds identities, but there are none in .*probe: expected"):
+        run(Angles(), tmp_path)
+
+
+def test_probes_of_other_people_alone_are_refused(tmp_path):
+    write_people(tmp_path / "x" / "gallery", {"ann": (0,), "bob": (60,)})
+    write_people(tmp_path / "x" / "probe", {"Ann": (0,), "Bob": (60,)})
+    with pytest.raises(ValueError, match=r"no identity of x/probe is in x/gallery.*are Ann, Bob and ann, bob"):
+        run(Angles(), tmp_path / "x")
+
+
+def test_trees_do_not_take_options_of_the_other_layout(tmp_path):
+    for part in ("gallery", "probe"):
+        write_people(tmp_path / part, PEOPLE)
+    with pytest.raises(ValueError, match="which say what is what: leave the number of gallery images"):
+        run(Angles(), tmp_path, gallery_images=2)
