@@ -18,8 +18,7 @@ from devices import plan_devices
 from evaluation.command import parse
 from evaluation.embedding import CachedEmbedding, ModelFile
 from evaluation.findings import Evaluated, Findings, text_of, write_findings
-from evaluation.model_comparison import compare_models
-from evaluation.protocols import PROTOCOLS
+from evaluation.protocols import PROTOCOLS, run_comparison
 from run_folder import choose_run_folder
 
 _OUTSIDE = 3
@@ -54,10 +53,7 @@ def _run(options: argparse.Namespace, words: list[str]) -> int:
     models = [_open_model(options, path) for path in paths]
     for path, model in zip(paths, models, strict=True):
         print(f"model: {path} ({model.embedder.arch})")
-    if options.compare:
-        findings = compare_models(dict(zip(paths, models, strict=True)), options)
-    else:
-        findings = PROTOCOLS[options.protocol](options, models[0])
+    findings = run_comparison(options, models) if options.compare else PROTOCOLS[options.protocol](options, models[0])
     print(text_of(findings))
     _keep(findings, options, words, paths, models)
     return _OUTSIDE if findings.failed and options.strict else 0

@@ -4,7 +4,9 @@ import argparse
 from pathlib import Path
 
 from command_line import Parser
+from evaluation.degradation import DEGRADATIONS
 from evaluation.embedding import MOST_UNREADABLE
+from evaluation.folder import DEGRADED_PARTS
 from evaluation.template_pooling import POOLINGS
 
 CACHE = "experiments/embeddings"
@@ -97,7 +99,20 @@ def add_protocol_options(parser: Parser) -> None:
         metavar="K",
         help="folder: images of an identity in the gallery (default 1)",
     )
-    group.add_argument("--degrade", choices=("none", "blur"), default="none", help="folder: degrade all images first")
+    group.add_argument(
+        "--degrade", choices=("none", *DEGRADATIONS), default="none", help="folder: degrade all images first"
+    )
+    group.add_argument(
+        "--degraded_part", choices=DEGRADED_PARTS, default=DEGRADED_PARTS[0],
+        help="folder: degrade gallery and probes, or the probes alone",
+    )  # fmt: skip
+    group.add_argument(
+        "--strength", type=float, default=1.0, metavar="S", help="folder: of the degradation, 0 to 1 (default 1)"
+    )
+    group.add_argument(
+        "--unknown_share", type=float, default=0.0, metavar="SHARE",
+        help="folder: share of the identities that get no gallery, for open-set numbers (default 0)",
+    )  # fmt: skip
     group.add_argument("--seed", type=int, default=0, metavar="N", help="of the degradation (default 0)")
     group.add_argument(
         "--published", default="", metavar="MODEL",
@@ -117,6 +132,9 @@ _OF_PROTOCOL = {
     "store_threshold": ("pairs",),
     "gallery_images": ("folder",),
     "degrade": ("folder",),
+    "degraded_part": ("folder",),
+    "strength": ("folder",),
+    "unknown_share": ("folder",),
     "compare": ("folder",),
     "seed": ("folder", "pairs"),
     "published": ("paper",),
@@ -159,5 +177,9 @@ def _check_ranges(parser: Parser, options: argparse.Namespace) -> None:
             parser.error(f"--{name} {getattr(options, name)}: at least {least} is expected")
     if not 0 <= options.most_unreadable <= 1:
         parser.error(f"--most_unreadable {options.most_unreadable}: a share from 0 to 1 is expected")
+    if not 0 <= options.strength <= 1:
+        parser.error(f"--strength {options.strength}: a number from 0 to 1 is expected")
+    if not 0 <= options.unknown_share < 1:
+        parser.error(f"--unknown_share {options.unknown_share}: a share from 0 to less than 1 is expected")
     if not 0 <= options.target_far < 1:
         parser.error(f"--target_far {options.target_far}: a fraction between 0 and 1 is expected, such as 0.001")

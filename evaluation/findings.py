@@ -4,7 +4,7 @@ import csv
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 
 from atomic_files import write_atomically
 from evaluation.hardest_pairs import hardest_pairs
+from evaluation.model_comparison import ModelComparison, comparison_text, write_comparison
 from evaluation.outcome import Outcome, outcome_lines
 from evaluation.report import ReportContent, write_report
 from evaluation.report_tables import ReportTable
@@ -37,6 +38,7 @@ class Findings:
         tables: of the report, beside those of sets and outcomes.
         rejections: error-versus-reject curves.
         warnings: what nobody must miss.
+        comparison: of several models on a folder.
         failed: what was checked does not hold.
     """
 
@@ -46,6 +48,7 @@ class Findings:
     tables: Sequence[ReportTable] = ()
     rejections: Sequence[RejectCurve] = ()
     warnings: Sequence[str] = ()
+    comparison: ModelComparison | None = None
     failed: bool = False
 
 
@@ -77,6 +80,7 @@ def text_of(findings: Findings) -> str:
     if findings.sets:
         parts.append(results_table([verified.result for verified in findings.sets]))
     parts += ["\n".join(outcome_lines(outcome)) for outcome in findings.outcomes]
+    parts += [comparison_text(findings.comparison)] if findings.comparison else []
     parts += ["\n".join(findings.lines)] if findings.lines else []
     parts += [f"warning: {warning}" for warning in findings.warnings]
     return "\n\n".join(parts)
@@ -100,6 +104,8 @@ def write_findings(folder: Path, findings: Findings, evaluated: Evaluated, *, re
         write_results(folder, results)
         plot_roc(results, folder / "roc.png")
         plot_similarity_histograms(results, folder / "similarity.png")
+    if findings.comparison:
+        write_comparison(findings.comparison, folder)
     if findings.outcomes:
         content = [outcome.as_dict() for outcome in findings.outcomes]
         write_atomically(folder / "outcomes.json", _as_json({"unit": "percent", "outcomes": content}))
@@ -109,12 +115,18 @@ def write_findings(folder: Path, findings: Findings, evaluated: Evaluated, *, re
 
 
 def _report(findings: Findings, evaluated: Evaluated) -> ReportContent:
+    outcomes = list(findings.outcomes)
+    if findings.comparison:
+        outcomes += [
+            replace(outcome, data=f"{model}: {outcome.data}")
+            for (model, _), outcome in findings.comparison.outcomes.items()
+        ]
     return ReportContent(
         title=evaluated.title,
         date=evaluated.started,
         evaluated=evaluated.model,
         sets=[verified.result for verified in findings.sets],
-        outcomes=findings.outcomes,
+        outcomes=outcomes,
         tables=findings.tables,
         rejections=findings.rejections,
         norms={verified.result.name: np.unique(verified.norms) for verified in findings.sets},

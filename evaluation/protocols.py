@@ -1,7 +1,7 @@
 """The protocols by name: options and a model in, what they found out."""
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from evaluation.degradation import DegradedImages
 from evaluation.embedding import CachedEmbedding
 from evaluation.findings import Findings
 from evaluation.image_list import FirstImages
+from evaluation.model_comparison import compare_models, model_names
 from evaluation.outcome import Outcome
 from evaluation.published import (
     RANK_1,
@@ -62,16 +63,32 @@ def run_tinyface(options: argparse.Namespace, embed: CachedEmbedding) -> Finding
 
 def run_folder(options: argparse.Namespace, embed: CachedEmbedding) -> Findings:
     """Identification on a private folder."""
-    degrade = None if options.degrade == "none" else options.degrade
     outcome = folder.run(
         embed,
         Path(options.root),
         gallery_images=options.gallery_images,
-        degrade=degrade,
+        unknown_share=options.unknown_share,
+        degrade=None if options.degrade == "none" else options.degrade,
+        degraded_part=options.degraded_part,
+        strength=options.strength,
         seed=options.seed,
         limit=options.limit or None,
     )
     return Findings(outcomes=[outcome])
+
+
+def run_comparison(options: argparse.Namespace, models: Sequence[CachedEmbedding]) -> Findings:
+    """Identification on a private folder, clear and blurred, by several models."""
+    comparison = compare_models(
+        dict(zip(model_names(options.compare), models, strict=True)),
+        Path(options.root),
+        gallery_images=options.gallery_images,
+        unknown_share=options.unknown_share,
+        strength=options.strength,
+        seed=options.seed,
+        limit=options.limit or None,
+    )
+    return Findings(comparison=comparison)
 
 
 def run_paper(options: argparse.Namespace, embed: CachedEmbedding) -> Findings:
