@@ -1,0 +1,254 @@
+import csv
+import json
+import re
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from test_inference import faces, write_checkpoint
+
+from evaluation.__main__ import main
+from evaluation.command import build_parser, parse
+from evaluation.published import (
+    PUBLISHED,
+    RANK_1,
+    Measurement,
+    compare,
+    comparison_table,
+    find_published,
+)
+from evaluation.verification import find_sets
+from inference import Embedder
+from pairs import write_bin
+
+IDENTITIES, IMAGES = 12, 4
+
+
+def person(identity: int, number: int) -> np.ndarray:
+    """A coarse pattern for each identity, noise for each image: random weights tell them apart, mostly."""
+    pattern = np.random.default_rng(identity).integers(40, 216, (4, 4, 3)).astype(np.uint8)
+    image = cv2.resize(pattern, (112, 112), interpolation=cv2.INTER_CUBIC).astype(int)
+    noise = np.random.default_rng(1000 * identity + number).integers(-40, 41, image.shape)
+    return np.clip(image + noise, 0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("data")
+    (root / "faces_emore").mkdir()
+    for name, seed in (("lfw", 0), ("agedb_30", 1)):
+        rng = np.random.default_rng(seed)
+        images, issame = [], []
+        for number in range(60):
+            same = number % 2 == 0
+            first, second = rng.choice(IDENTITIES, 2, replace=False)
+            images += [person(first, number), person(first if same else second, number + 500)]
+            issame.append(same)
+        encoded = [cv2.imencode(".png", image)[1].tobytes() for image in images]
+        write_bin(root / "faces_emore" / f"{name}.bin", encoded, issame)
+    for identity in range(IDENTITIES):
+        folder = root / "people" / f"person {identity}"
+        folder.mkdir(parents=True)
+        for number in range(IMAGES):
+            cv2.imwrite(str(folder / f"{number}.png"), person(identity, number))
+    return root
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("model") / "adaface_ir18_casia.ckpt")
+
+
+@pytest.fixture
+def run(tmp_path, checkpoint, capsys):
+    def run_(protocol: str, *words: str, model: Path | None = checkpoint, expected: int = 0) -> str:
+        of_model = ["--checkpoint", str(model)] if model else []
+        always = ["--cache", str(tmp_path / "cache"), "--output_dir", str(tmp_path / "out")]
+        assert main([protocol, *of_model, *always, *words]) == expected
+        output = capsys.readouterr()
+        return output.out if expected in (0, 3) else output.err
+
+    return run_
+
+
+def folder_in(tmp_path: Path) -> Path:
+    (folder,) = (tmp_path / "out").iterdir()
+    return folder
+
+
+def test_pairs_of_all_sets(run, root, tmp_path):
+    out = run("pairs", "--root", str(root), "--report", "--quality")
+    folder = folder_in(tmp_path)
+    assert f"everything of this evaluation is in {folder}" in out
+    with (folder / "results.csv").open() as file:
+        rows = {row["set"]: row for row in csv.DictReader(file)}
+    assert list(rows) == ["agedb_30", "lfw"]
+    for row in rows.values():
+        assert float(row["accuracy_low"]) <= float(row["accuracy"]) <= float(row["accuracy_high"])
+        assert row["pairs"] == "60"
+    assert out.count("rank correlation of norm and degradation") == 2
+    for name in ("results.json", "roc.png", "similarity.png", "report.html"):
+        assert (folder / name).stat().st_size
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert "python -m evaluation pairs" in manifest["command"]
+    assert "ir_mini" in manifest["model"]
+
+
+def test_one_set_a_quick_look_and_a_bin_by_its_path(run, root):
+    assert "a quick look: 20 of 60 pairs" in run("pairs", "--root", str(root), "--sets", "lfw", "--limit", "20")
+    out = run("pairs", "--root", str(root / "faces_emore" / "lfw.bin"))
+    assert "agedb_30" not in out
+
+
+def test_the_threshold_is_found_and_stored(run, root, tmp_path):
+    model = write_checkpoint(tmp_path / "m.ckpt", epoch=7)
+    out = run("pairs", "--root", str(root), "--target_far", "0.1", "--store_threshold", model=model)
+    assert "threshold for FAR 0.1: cosine" in out
+    stored = Embedder.load(model).threshold
+    assert stored["sets"] == "agedb_30, lfw"
+    assert stored["wanted_far"] == 0.1
+    assert -1 < stored["cosine"] < 1
+    assert torch.load(model, weights_only=True)["epoch"] == 7
+    error = run("pairs", "--root", str(root), "--target_far", "0.001", model=model, expected=2)
+    assert "60 impostor pairs cannot show a false accept rate of 0.001" in error
+
+
+def test_a_private_folder(run, root, tmp_path):
+    out = run("folder", "--root", str(root / "people"))
+    assert "f1_score" in out
+    with (folder_in(tmp_path) / "outcomes.csv").open() as file:
+        numbers = {row["number"]: float(row["value"] or "nan") for row in csv.DictReader(file)}
+    assert numbers["rank-1"] > 100 * 2 / IDENTITIES
+    content = json.loads((folder_in(tmp_path) / "outcomes.json").read_text())
+    assert content["outcomes"][0]["protocol"] == "folder"
+
+
+def test_two_models_on_clear_and_blurred_images(run, root, tmp_path):
+    models = [
+        str(write_checkpoint(tmp_path / f"{name}.ckpt", arch)) for name, arch in (("a", "ir_mini"), ("b", "ir_mini"))
+    ]
+    other = torch.load(models[1], weights_only=True)
+    for value in other["state_dict"].values():
+        if value.dtype == torch.float32 and value.dim() == 4:
+            value.copy_(value.flip(0))
+    torch.save(other, models[1])
+    out = run("folder", "--root", str(root / "people"), "--compare", *models, "--report", model=None)
+    assert "clear" in out
+    assert "blurred" in out
+    with (folder_in(tmp_path) / "comparison.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["model"], row["condition"]) for row in rows] == [
+        ("a.ckpt", "clear"), ("a.ckpt", "blurred"), ("b.ckpt", "clear"), ("b.ckpt", "blurred"),
+    ]  # fmt: skip
+    assert (folder_in(tmp_path) / "comparison.png").stat().st_size
+    assert "b.ckpt" in (folder_in(tmp_path) / "report.html").read_text()
+
+
+def test_the_paper_says_what_it_could_check(run, root):
+    out = run("paper", "--root", str(root))
+    assert "published results of ir_18 CASIA-WebFace" in out
+    assert out.count("not checked: its data was not found") == 3
+    assert "outside the interval: lfw, agedb_30" in out
+    run("paper", "--root", str(root), "--strict", expected=3)
+    assert "published results of ir_50 MS1MV2" in run("paper", "--root", str(root), "--published", "ir_50 ms1mv2")
+
+
+def test_two_processes_print_what_one_prints(run, root):
+    one = run("pairs", "--root", str(root), "--sets", "lfw", "--cache", "")
+    two = run("pairs", "--root", str(root), "--sets", "lfw", "--cache", "", "--devices", "2")
+    assert [line for line in one.splitlines() if line.startswith("lfw")] == [
+        line for line in two.splitlines() if line.startswith("lfw")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["pairs"], "--root is missing"),
+        (["pairs", "--root", "ROOT", "--checkpoint", ""], "give --checkpoint"),
+        (["pairs", "--root", "nowhere"], "--root nowhere does not exist"),
+        (["pairs", "--root", "ROOT", "--chekpoint", "x"], "did you mean --checkpoint"),
+        (["pairs", "--root", "ROOT", "--sets", "cfp_fp"], "no set cfp_fp in .*; found: agedb_30, lfw"),
+        (["pairs", "--root", "ROOT/people/person 1"], "no verification sets .* found: 0.png"),
+        (["pairs", "--root", "ROOT", "--pooling", "concat"], "--pooling has no meaning with pairs"),
+        (["pairs", "--root", "ROOT", "--arch", "ir_50"], "holds weights of ir_mini"),
+        (["pairs", "--root", "ROOT", "--limit", "-1"], "--limit -1: at least 0 is expected"),
+        (["pairs", "--root", "ROOT", "--store_threshold"], "--store_threshold needs --target_far"),
+        (["pairs", "--root", "ROOT", "--target_far", "2"], "a fraction between 0 and 1"),
+        (["pairs", "--root", "ROOT", "--most_unreadable", "5"], "a share from 0 to 1"),
+        (["folder", "--root", "ROOT/people", "--strength", "7"], "a number from 0 to 1"),
+        (["folder", "--root", "ROOT/people", "--unknown_share", "1"], "a share from 0 to less than 1"),
+        (["folder", "--root", "ROOT/faces_emore"], "faces_emore"),
+        (["ijbc", "--root", "ROOT"], "IJB-C is not complete below"),
+        (["tinyface", "--root", "ROOT"], "TinyFace is not complete below"),
+        (["paper", "--root", "ROOT/people"], "nothing of the paper is in"),
+        (["paper", "--root", "ROOT", "--published", "ir_50 MSMV2"], "did you mean 'ir_50 MS1MV2'"),
+        (["lfw", "--root", "ROOT"], "invalid choice: 'lfw'"),
+        (["pairs", "--root", "ROOT", "--accelerator", "gpu"], "PyTorch finds 0"),
+    ],
+)
+def test_mistakes_are_told_in_a_line(run, root, words, message):
+    error = run(*(word.replace("ROOT", str(root)) for word in words), expected=2)
+    assert error.startswith("evaluation: error: ")
+    assert error.count("\n") == 1
+    assert re.search(message, error)
+
+
+def test_a_checkpoint_of_the_wrong_kind(run, root, tmp_path):
+    torch.save({"state_dict": {"weight": torch.zeros(2)}}, tmp_path / "other.ckpt")
+    assert "has no `model.*` weights" in run("pairs", "--root", str(root), model=tmp_path / "other.ckpt", expected=2)
+    (tmp_path / "text.ckpt").write_text("hello")
+    assert "is not a whole checkpoint file" in run(
+        "pairs", "--root", str(root), model=tmp_path / "text.ckpt", expected=2
+    )
+
+
+def test_an_unknown_checkpoint_needs_a_row_of_the_table(run, root, tmp_path):
+    error = run("paper", "--root", str(root), model=write_checkpoint(tmp_path / "mine.ckpt"), expected=2)
+    assert "mine.ckpt is not the name of a published checkpoint: give --published" in error
+
+
+def test_every_option_is_explained():
+    for action in build_parser()._actions:
+        assert action.help, action.option_strings
+
+
+def test_sets_are_found_below_the_root(root):
+    assert find_sets(root) == {"agedb_30": root / "faces_emore", "lfw": root / "faces_emore"}
+    assert parse(["pairs", "--checkpoint", "x", "--root", "y", "--sets", "lfw,cfp_fp"]).sets == ["lfw", "cfp_fp"]
+
+
+def test_the_published_table():
+    assert len(PUBLISHED) == 10
+    model = find_published("", file="adaface_ir101_webface12m.ckpt")
+    assert (model.arch, model.data) == ("ir_101", "WebFace12M")
+    assert model.numbers["lfw"] == 99.82
+    assert model.numbers["ijbc"] == 97.66
+    assert model.numbers[RANK_1] == 72.29
+    rows = compare(
+        model,
+        {
+            "lfw": Measurement(99.80, 99.7, 99.9),
+            "ijbc": Measurement(97.0, 96.5, 97.5),
+            "calfw": Measurement(96, *[float("nan")] * 2),
+        },
+    )
+    assert [(row.what, row.inside) for row in rows if row.measured] == [("lfw", True), ("calfw", None), ("ijbc", False)]
+    table = comparison_table(model, rows)
+    assert "97.66     97.00       -0.66  96.50 to 97.50  OUTSIDE" in table
+    assert table.count("not checked") == len(rows) - 3
+
+
+def test_more_unreadable_images_than_allowed(run, root, tmp_path):
+    folder = tmp_path / "people"
+    for identity in range(3):
+        (folder / str(identity)).mkdir(parents=True)
+        for number in range(3):
+            cv2.imwrite(str(folder / str(identity) / f"{number}.png"), faces(1, seed=10 * identity + number)[0])
+    (folder / "1" / "2.png").write_bytes(b"broken")
+    assert "1 of 9 images of people cannot be used (11.1 %, 0.1 % are allowed" in run(
+        "folder", "--root", str(folder), expected=2
+    )
+    assert "1 of 9 images could not be used" in run("folder", "--root", str(folder), "--most_unreadable", "0.2")
