@@ -23,12 +23,12 @@ from pathlib import Path
 import numpy as np
 
 from evaluation.degradation import DEGRADATIONS, DegradedImages
-from evaluation.embedding import unreadable_note
-from evaluation.identification import nearest, open_set_rates, rank_rates, search
+from evaluation.identification import open_set_rates, rank_rates
 from evaluation.identity_folder import IdentityFolder, assign_roles, open_identity_folder
 from evaluation.intervals import rate_interval, tar_intervals
 from evaluation.macro_f1 import macro_f1
-from evaluation.outcome import Embedded, EmbedImages, Outcome
+from evaluation.outcome import Embedded, EmbedImages, Outcome, unreadable_note
+from evaluation.similarity_search import nearest, search
 from evaluation.template_pooling import pool_templates
 
 PROTOCOL = "folder"

@@ -5,7 +5,7 @@ Differs from them: no set is compulsory; pairs with an image that cannot be read
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -122,8 +122,9 @@ def _verify(embed: EmbedImages, name: str, folder: Path, limit: int) -> Verified
         name,
         np.asarray(embedded.embeddings)[places.ravel()],
         pair_set.issame[chosen][kept],
-        notes=_notes(embedded, len(chosen), len(pair_set.issame)),
+        intervals=True,
     )
+    result = replace(result, notes=(*_notes(embedded, len(chosen), len(pair_set.issame)), *result.notes))
     return VerifiedSet(result, images, places, np.asarray(embedded.norms)[places, 0])
 
 

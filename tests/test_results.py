@@ -84,12 +84,12 @@ def test_the_table_is_aligned_and_ends_with_the_mean():
     lines = results_table(results).splitlines()
     assert lines[-1].startswith("tiny: 8 folds")
     rows = [line for line in lines if line.startswith(("lfw", "agedb_30", "tiny ", "mean"))]
-    end = lines[2].index("accuracy") + len("accuracy")
+    end = lines[2].index("acc") + len("acc")
     mean = np.mean([result.accuracy for result in results])
     for row, accuracy in zip(rows, [*(result.accuracy for result in results), mean], strict=True):
         assert row[:end].endswith(f" {accuracy:.2f}")
-    assert "TAR@1e-2" in lines[2]
-    assert "TAR@1e-3" not in lines[2]  # no set has a thousand impostor pairs
+    assert " @1e-2" in lines[2]
+    assert " @1e-3" not in lines[2]  # no set has a thousand impostor pairs
     assert max(len(line) for line in lines) <= 80
     assert not any(line != line.rstrip() for line in lines)
 
@@ -98,9 +98,31 @@ def test_the_table_with_all_columns_fits_100_columns():
     tars = dict.fromkeys((1e-1, 1e-2, 1e-3, 1e-4), 100.0)
     result = SetResult("agedb_30", 30_000, 30_000, 10, 100.0, 10.0, 1.0, tars, 100.0, 0.0)
     table = results_table([result])
-    assert "TAR@1e-4" in table
+    assert " @1e-4" in table
     assert "60,000" in table
     assert max(len(line) for line in table.splitlines()) <= 100
+
+
+def test_the_table_fits_80_columns_with_intervals_and_a_name_of_12_letters():
+    tars = {**dict.fromkeys((1e-1, 1e-2, 1e-3), 100.0), 1e-4: math.nan}
+    ends = {"accuracy": (99.12, 100.0)}
+    result = SetResult("twelve_chars", 3000, 3000, 10, 99.9, 0.1, 1.0, tars, 100.0, 0.0, intervals=ends)
+    table = results_table([result])
+    assert " 99.12-100.00 " in table
+    assert max(len(line) for line in table.splitlines()) <= 80
+
+
+def test_intervals_are_given_on_request_and_hold_the_numbers():
+    embeddings, issame = random_pairs(300, noise=1.5)
+    assert evaluate_set("lfw", embeddings, issame).intervals == {}
+    result = evaluate_set("lfw", embeddings, issame, intervals=True)
+    assert list(result.intervals) == ["accuracy", "auc", "eer", "tar_at_far_0.1", "tar_at_far_0.01"]
+    values = [result.accuracy, result.auc, result.eer, result.tar_at_far[1e-1], result.tar_at_far[1e-2]]
+    for value, (low, high) in zip(values, result.intervals.values(), strict=True):
+        assert 0 <= low < value < high <= 100
+    for few in (np.array([True]), np.array([True, True]), np.array([True, False])):
+        result = evaluate_set("few", random_pairs(len(few))[0], few, intervals=True)
+        assert all(0 <= low <= high <= 100 for low, high in result.intervals.values())
 
 
 def test_no_sets_no_table():
@@ -108,7 +130,10 @@ def test_no_sets_no_table():
 
 
 def test_files_hold_the_numbers_and_nothing_else_is_left(tmp_path):
-    results = [result_of(300, name="lfw"), result_of(6, np.ones(6, dtype=bool), name="mine, private")]
+    results = [
+        evaluate_set("lfw", *random_pairs(300, seed=300), intervals=True),
+        result_of(6, np.ones(6, dtype=bool), name="mine, private"),
+    ]
     write_results(tmp_path, results)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["results.csv", "results.json"]
     with (tmp_path / "results.csv").open(newline="") as file:
@@ -116,6 +141,9 @@ def test_files_hold_the_numbers_and_nothing_else_is_left(tmp_path):
     assert (first["set"], second["set"]) == ("lfw", "mine, private")
     assert float(first["accuracy"]) == pytest.approx(results[0].accuracy, abs=1e-6)
     assert float(first["tar_at_far_0.1"]) == pytest.approx(results[0].tar_at_far[1e-1], abs=1e-6)
+    assert float(first["accuracy_low"]) == pytest.approx(results[0].intervals["accuracy"][0], abs=1e-6)
+    assert float(first["tar_at_far_0.1_high"]) == pytest.approx(results[0].intervals["tar_at_far_0.1"][1], abs=1e-6)
+    assert second["accuracy_low"] == second["eer_high"] == ""
     assert second["auc"] == second["tar_at_far_0.1"] == first["tar_at_far_0.0001"] == ""
     assert second["notes"].count(";") == 1
     content = json.loads((tmp_path / "results.json").read_text(), parse_constant=lambda name: pytest.fail(name))

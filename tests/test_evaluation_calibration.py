@@ -1,0 +1,50 @@
+import json
+
+import numpy as np
+import pytest
+from scipy.stats import norm
+
+from evaluation.calibration import calibrate
+
+
+def test_by_hand():
+    issame = np.array([True] * 4 + [False] * 10)
+    similarity = np.array([0.9, 0.8, 0.45, 0.1, 0.5, 0.4, 0.3, 0.2, 0.1, 0, 0, 0, 0, 0])
+    found = calibrate(similarity, issame, 0.1)
+    assert found.threshold == pytest.approx(0.45)  # between 0.5 and 0.4
+    assert (found.far, found.tar) == (0.1, 0.75)
+    assert (found.genuine, found.impostors) == (4, 10)
+    assert found.far_interval[0] < 0.1 < found.far_interval[1]
+    assert json.loads(json.dumps(found.as_dict()))["tar_interval"] == list(found.tar_interval)
+
+
+def test_equal_scores_never_exceed_the_wanted_rate():
+    issame = np.arange(30) < 10
+    similarity = np.where(issame, 0.6, 0.5)
+    found = calibrate(similarity, issame, 0.3)  # 6 of 20, but they are all equal
+    assert (found.far, found.tar) == (0, 1)
+    assert 0.5 < found.threshold <= 0.6
+    all_equal = calibrate(np.full(30, 0.5), issame, 0.3)
+    assert all_equal.far == 0
+    assert all_equal.threshold > 0.5
+
+
+def test_a_rate_that_the_pairs_cannot_show_is_refused():
+    issame, similarity = np.arange(600) < 300, np.random.default_rng(0).random(600)
+    with pytest.raises(ValueError, match=r"300 impostor pairs cannot show .* of 0\.001: .* at least 1,000 impostor"):
+        calibrate(similarity, issame, 1e-3)
+    assert calibrate(similarity, issame, 1 / 300).far == 1 / 300
+    with pytest.raises(ValueError, match="between 0 and 1, got 1"):
+        calibrate(similarity, issame, 1)
+    with pytest.raises(ValueError, match="0 genuine"):
+        calibrate(similarity, np.zeros(600, dtype=bool), 0.1)
+
+
+def test_the_intervals_hold_the_true_rates_of_the_threshold():
+    issame, held = np.arange(1200) < 200, np.zeros(2)
+    for seed in range(300):
+        similarity = np.random.default_rng(seed).standard_normal(1200) + 3 * issame
+        found = calibrate(similarity, issame, 1e-2)
+        held += [found.far_interval[0] <= norm.sf(found.threshold) <= found.far_interval[1],
+                 found.tar_interval[0] <= norm.sf(found.threshold - 3) <= found.tar_interval[1]]  # fmt: skip
+    assert ((held / 300 > 0.91) & (held / 300 <= 0.99)).all()
