@@ -11,6 +11,7 @@ from test_memory_plan import MEMORY
 
 import config
 import convert
+import evaluation.command
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -39,7 +40,7 @@ def _parsed(lines: list[str], program: str) -> list[list[str]]:
     found = [line for line in lines if starts.match(line)]
     filled = [re.sub(r"<([^>]*)>", lambda match: match.group(1).replace(" ", "_"), line) for line in found]
     words = [shlex.split(line) for line in filled]
-    return [line[line.index(program) + 1 :] for line in words]
+    return [line[line.index(program.split()[-1]) + 1 :] for line in words]
 
 
 @pytest.mark.parametrize("words", commands("main.py") + recipe_commands(), ids=" ".join)
@@ -62,7 +63,13 @@ def test_convert_commands_parse(words):
     assert convert.parse(words) is not None
 
 
+@pytest.mark.parametrize("words", commands("-m evaluation"), ids=" ".join)
+def test_evaluation_commands_parse(words):
+    assert evaluation.command.parse(words).root
+
+
 def test_there_are_commands_to_check():
+    assert len(commands("-m evaluation")) >= 4
     assert len(commands("main.py")) >= 4
     assert sum("--run_folder" in words for words in commands("main.py")) == 2
     assert sum("--run_folder" in words for words in recipe_commands()) == 2
