@@ -65,3 +65,8 @@ class Identities:
         twice = np.square(np.bincount(self._couple, residuals[self._two])).sum()  # each couple is in two of the sums
         small_sample = self.number / max(self.number - 1, 1)
         return float(max(small_sample * (shared - twice), np.square(residuals).sum()))
+
+    def design_effect(self, residuals: np.ndarray) -> float:
+        """Return by how much shared identities raise the variance of a sum; residuals (N,) as above."""
+        alone = float(residuals @ residuals)
+        return self.variance_of_sum(residuals) / alone if alone > 0 else 1.0

@@ -6,10 +6,7 @@ takes in that pairs of the same people depend on each other (``evaluation.depend
 
 - rates, 10-fold accuracy, EER: Wilson, "Probable inference", 1927, with the effective size of Korn and Graubard,
   "Confidence intervals for proportions with small expected number of positive counts", 1998. The EER is linearised.
-- TAR at FAR, TPIR at FPIR: the threshold that has the wanted rate lies between two of the sorted impostor scores, and
-  the number of scores above it is binomial whatever their distribution; the share of genuine scores above is a beta
-  distribution. Drawing both is the Bayesian bootstrap of pairs (Rubin 1981; for ROC curves Gu, Ghosal and Roy 2008) in
-  closed form. Above the highest impostor score the tail is taken to be exponential.
+- TAR at FAR, TPIR at FPIR: the Bayesian bootstrap of pairs in closed form (``evaluation.threshold_draws``).
 - AUC: Newcombe, "Confidence intervals for an effect size measure based on the Mann-Whitney statistic", 2006, method 5,
   with its variance scaled to the one of DeLong 1988, for identities that of Obuchowski 1997.
 
@@ -20,19 +17,17 @@ from collections.abc import Sequence
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.special import betaincinv, ndtr
-from scipy.stats import binom, norm, rankdata, t
+from scipy.stats import norm, t
 
-from evaluate_utils import auc, eer, fold_decisions, resampled_accuracies
+from evaluate_utils import auc, best_accuracy, eer, fold_decisions
 from evaluation.dependence import Identities
+from evaluation.pair_scores import PairScores, placements
+from evaluation.threshold_draws import rate_draws
 
 Interval = tuple[float, float]
 
 _Z = float(norm.ppf(0.975))
 _TAILS = (0.025, 0.975)
-_DRAWS = 4000
-_REPLICATES = 300
-_TAIL_SCORES = 20
 _NEARLY_0 = 1e-12
 
 
@@ -70,37 +65,33 @@ def rate_interval(hits: np.ndarray, identities: np.ndarray | None = None) -> Int
 
 
 def accuracy_interval(
-    embeddings: np.ndarray,
-    issame: np.ndarray,
-    thresholds: np.ndarray,
-    identities: np.ndarray | None = None,
-    seed: int = 0,
+    embeddings: np.ndarray, issame: np.ndarray, thresholds: np.ndarray, identities: np.ndarray | None = None
 ) -> Interval:
     """Return the interval of the k-fold verification accuracy.
+
+    Thresholds chosen on other folds give an accuracy somewhat too low, and one that varies more than a binomial does; a
+    threshold chosen on the same pairs gives one as much too high. The mean of both has neither fault: the interval is
+    Wilson's around it.
 
     Args:
         embeddings: (2P, D) unit vectors; rows 2k and 2k + 1 are pair k.
         issame: (P,) booleans.
         thresholds: (folds,) the best thresholds of ``evaluate_utils.evaluate``, without pca.
         identities: (P, 2) of both images; None takes the pairs to be independent.
-        seed: of the resampling of pairs, by which the choice of the thresholds counts.
 
     Returns:
-        Lower and upper end.
+        Lower and upper end, of the accuracy that the best threshold reaches on new pairs; the measured one is inside.
 
     Raises:
         ValueError: counts that do not fit.
     """
     correct = fold_decisions(embeddings, issame, thresholds).astype(float)
-    rate, pairs = float(correct.mean()), len(correct)
-    if rate in (0, 1):
-        return rate_interval(correct, identities)
-    resampled = resampled_accuracies(embeddings, issame, len(thresholds), _REPLICATES, seed).var()
-    variance = max(float(resampled), rate * (1 - rate) / pairs)
-    known = _identities(identities, pairs)
+    rate, size = float(correct.mean()), float(len(correct))
+    known = _identities(identities, len(correct))
     if known is not None:
-        variance *= _effect(known, correct - rate) * _wider(known) ** 2
-    return wilson(rate, rate * (1 - rate) / variance)
+        size = _size(known, correct - rate)
+    low, high = wilson((rate + best_accuracy(embeddings, issame)) / 2, size)
+    return min(low, rate), max(high, rate)
 
 
 def tar_intervals(
@@ -119,17 +110,23 @@ def tar_intervals(
         identities: (P, 2) of both images; None takes the pairs to be independent.
         seed: of the draws.
 
+    Raises:
+        ValueError: a rate outside (0, 1), or scores that ``evaluate_utils.roc`` refuses.
+
     Returns:
         For each rate, lower and upper end. With fewer than about four impostor pairs expected above the threshold
         the lower end rests on the exponential tail.
     """
-    sides = _Sides(similarity, issame, identities)
+    sides = PairScores(similarity, issame, identities)
+    outside = [far for far in fars if not 0 < far < 1]
+    if outside:
+        raise ValueError(f"false accept rates are fractions between 0 and 1, got {outside}")
     genuine, impostor = np.sort(sides.genuine), np.sort(sides.impostor)[::-1]
     intervals = {}
     for far in fars:
         threshold = impostor[min(max(round(far * len(impostor)) - 1, 0), len(impostor) - 1)]
         effects = sides.effects(threshold)
-        draws = _rate_draws(genuine, impostor, far, len(impostor), effects, np.random.default_rng(seed))
+        draws = rate_draws(genuine, impostor, far, len(impostor), effects, np.random.default_rng(seed))
         intervals[far] = _ends(draws)
     return intervals
 
@@ -169,11 +166,11 @@ def tpir_interval(
     spread = raised.variance_of_sum(np.ones(alarms)) - people * mean**2
     above = (mate_similarity > threshold).astype(float)
     effects = (
-        _effect(Identities(probe_identities), above - above.mean()),
+        Identities(probe_identities).design_effect(above - above.mean()),
         max(1.0, spread / alarms),
         0.0,
     )
-    draws = _rate_draws(np.sort(mate_similarity), impostor, fpir, probes, effects, np.random.default_rng(seed))
+    draws = rate_draws(np.sort(mate_similarity), impostor, fpir, probes, effects, np.random.default_rng(seed))
     return _ends(draws)
 
 
@@ -188,14 +185,15 @@ def auc_interval(similarity: np.ndarray, issame: np.ndarray, identities: np.ndar
     Returns:
         Lower and upper end.
     """
-    sides = _Sides(similarity, issame, identities)
+    sides = PairScores(similarity, issame, identities)
     area = auc(similarity, issame)
     sizes = len(sides.genuine), len(sides.impostor)
     genuine, impostor = placements(similarity, sides.issame)
     variance = sides.variance(genuine - area, impostor - area)
     modelled = _modelled_auc_variance(area, *sizes)
-    # without a single misplaced score there is nothing to scale by
-    scale = variance / modelled if min(variance, modelled) > 0 else 1.0
+    # few misplaced scores tell little of their variance: half an error's weight for the model's
+    errors = eer(similarity, issame) * len(sides.issame)
+    scale = (errors * variance / modelled + 0.5) / (errors + 0.5) if modelled > 0 else 1.0
 
     def excess(value: float) -> float:
         return (value - area) ** 2 - _Z**2 * scale * _modelled_auc_variance(value, *sizes)
@@ -216,7 +214,7 @@ def eer_interval(similarity: np.ndarray, issame: np.ndarray, identities: np.ndar
     Returns:
         Lower and upper end.
     """
-    sides = _Sides(similarity, issame, identities)
+    sides = PairScores(similarity, issame, identities)
     genuine, impostor = np.sort(sides.genuine), np.sort(-sides.impostor)
     rate = eer(similarity, issame)
     threshold = _scores_at(impostor, rate) * -1
@@ -226,118 +224,6 @@ def eer_interval(similarity: np.ndarray, issame: np.ndarray, identities: np.ndar
     impostor_sd = share * np.sqrt(impostor_effect / len(impostor))
     # rejecting genuine pairs goes with the opposite sign of accepting them
     return wilson(rate, 1 / (genuine_sd**2 + impostor_sd**2 - 2 * correlation * genuine_sd * impostor_sd))
-
-
-def placements(similarity: np.ndarray, issame: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return how the scores of each kind lie among those of the other.
-
-    Args:
-        similarity: (P,) scores.
-        issame: (P,) booleans, both kinds present.
-
-    Returns:
-        For each genuine pair the share of impostor scores below it, for each impostor pair the share of genuine scores
-        above it, ties counted half. The mean of either is the AUC.
-
-    Source: DeLong, DeLong and Clarke-Pearson, "Comparing the areas under two or more correlated ROC curves", 1988.
-    """
-    ranks = rankdata(similarity)
-    genuine, impostor = ranks[issame], ranks[~issame]
-    below = (genuine - rankdata(similarity[issame])) / len(impostor)
-    above = 1 - (impostor - rankdata(similarity[~issame])) / len(genuine)
-    return below, above
-
-
-class _Sides:
-    """The genuine and the impostor scores of a set, and how far they depend on each other."""
-
-    def __init__(self, similarity: np.ndarray, issame: np.ndarray, identities: np.ndarray | None) -> None:
-        self.issame = np.asarray(issame).astype(bool)
-        self.genuine, self.impostor = similarity[self.issame], similarity[~self.issame]
-        if identities is None:
-            self._known = None
-            return
-        if np.shape(identities) != (len(self.issame), 2):
-            raise ValueError(f"got identities of shape {np.shape(identities)} for {len(self.issame)} pairs: (P, 2)")
-        numbers = np.unique(identities, return_inverse=True)[1].reshape(-1, 2)
-        people = int(numbers.max()) + 1
-        self._known = Identities(numbers[self.issame], people), Identities(numbers[~self.issame], people)
-
-    def _sums(self, genuine: np.ndarray, impostor: np.ndarray) -> tuple[float, float, float]:
-        """Return the variances of the sums of both kinds of residuals, and the covariance of these sums."""
-        if self._known is None:
-            return float(genuine @ genuine), float(impostor @ impostor), 0.0
-        shared = self._known[0].sums(genuine) @ self._known[1].sums(impostor)
-        return self._known[0].variance_of_sum(genuine), self._known[1].variance_of_sum(impostor), float(shared)
-
-    def variance(self, genuine: np.ndarray, impostor: np.ndarray) -> float:
-        """Return the variance of the sum of the means of both kinds of residuals."""
-        own, other, shared = self._sums(genuine, impostor)
-        G, N = len(genuine), len(impostor)
-        independent = (genuine @ genuine) / G**2 + (impostor @ impostor) / N**2
-        return max(own / G**2 + other / N**2 + 2 * shared / (G * N), independent)
-
-    def effects(self, threshold: float) -> tuple[float, float, float]:
-        """Return the design effects of TAR and FAR at a threshold, and the correlation of the two rates."""
-        genuine, impostor = (self.genuine >= threshold).astype(float), (self.impostor >= threshold).astype(float)
-        genuine, impostor = genuine - genuine.mean(), impostor - impostor.mean()
-        alone = float(genuine @ genuine), float(impostor @ impostor)
-        own, other, shared = self._sums(genuine, impostor)
-        both = own * other
-        correlation = shared / np.sqrt(both) if both > 0 else 0.0
-        effects = [found / single if single > 0 else 1.0 for found, single in zip((own, other), alone, strict=True)]
-        return effects[0], effects[1], float(np.clip(correlation, -1, 1))
-
-
-def _rate_draws(
-    genuine: np.ndarray,
-    impostor: np.ndarray,
-    far: float,
-    trials: int,
-    effects: tuple[float, float, float],
-    generator: np.random.Generator,
-) -> np.ndarray:
-    """Draw the accept rate of genuine scores at the unknown threshold whose false accept rate is ``far``.
-
-    Args:
-        genuine: (G,) ascending.
-        impostor: (N,) descending.
-        far: expected number of impostor scores above the threshold, divided by ``trials``.
-        trials: number of impostor pairs, or of probes.
-        effects: design effects of both rates, and their correlation.
-        generator: of the draws.
-
-    Returns:
-        (_DRAWS,) rates.
-    """
-    genuine_effect, impostor_effect, correlation = effects
-    first, second = generator.standard_normal((2, _DRAWS))
-    independent = max(round(trials / impostor_effect), 1)
-    above = binom.ppf(ndtr(first), independent, far)
-    place = (above + generator.random(_DRAWS)) * trials / independent  # counted from the highest score, which has 1
-    needed = min(int(place.max()) + 2, len(impostor))
-    thresholds = np.interp(place, np.arange(1, needed + 1), impostor[:needed])
-    beyond = place < 1
-    # the highest score's own rate, given that it is above ``far``, is far + Exp(1) / trials
-    ratio = 1 + generator.exponential(size=_DRAWS) / (independent * far)
-    thresholds[beyond] += _tail_scale(impostor) * np.log(ratio[beyond])
-
-    rejected = np.searchsorted(genuine, thresholds)
-    level = ndtr(-(correlation * first + np.sqrt(1 - correlation**2) * second))
-    # half of the draws for either end of Clopper and Pearson: the mid-p distribution, which reaches 0 and 1
-    up = np.arange(_DRAWS) % 2
-    hits = (len(genuine) - rejected) / genuine_effect + up
-    misses = rejected / genuine_effect + 1 - up
-    rates = (hits > 0).astype(float)
-    inside = (hits > 0) & (misses > 0)
-    rates[inside] = betaincinv(hits[inside], misses[inside], level[inside])
-    return rates
-
-
-def _tail_scale(impostor: np.ndarray) -> float:
-    """Return the mean excess of the highest scores over the next one, from (N,) descending scores."""
-    highest = min(_TAIL_SCORES, len(impostor) // 10 + 1, len(impostor) - 1)
-    return float(impostor[:highest].mean() - impostor[highest]) if highest else 0.0
 
 
 def _impostor_share(genuine: np.ndarray, impostor: np.ndarray, rate: float) -> float:
@@ -372,17 +258,11 @@ def _modelled_auc_variance(area: float, genuine: int, impostors: int) -> float:
     return (single + (genuine - 1) * two_genuine + (impostors - 1) * two_impostors) / (genuine * impostors)
 
 
-def _effect(known: Identities, residuals: np.ndarray) -> float:
-    """Return the design effect: by how much identities raise the variance of a sum."""
-    alone = float(residuals @ residuals)
-    return known.variance_of_sum(residuals) / alone if alone > 0 else 1.0
-
-
 def _size(known: Identities, residuals: np.ndarray) -> float:
     """Return the effective sample size of a mean: how many independent observations vary as much."""
     if not residuals.any():  # all the same: those of one identity may be no more than one observation
         return float(known.number)
-    return float(len(residuals) / _effect(known, residuals) / _wider(known) ** 2)
+    return float(len(residuals) / known.design_effect(residuals) / _wider(known) ** 2)
 
 
 def _wider(known: Identities) -> float:
