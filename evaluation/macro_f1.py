@@ -22,6 +22,7 @@ import numpy as np
 from scipy.stats import norm, t
 from sklearn.metrics import f1_score
 
+from evaluation.comparison import Comparison
 from evaluation.intervals import Interval, wilson
 
 _UPPER = 0.975
@@ -47,7 +48,7 @@ class MacroF1:
         if spread > 0:
             size = self.score * (1 - self.score) * people * max(people - 1, 1) / spread
         # few identities do not tell their own variance well
-        return wilson(self.score, size / float(t.ppf(_UPPER, max(people - 1, 1)) / norm.ppf(_UPPER)) ** 2)
+        return wilson(self.score, size / float(_quantile(people) / norm.ppf(_UPPER)) ** 2)
 
 
 def macro_f1(labels: np.ndarray, predicted: np.ndarray) -> MacroF1:
@@ -70,3 +71,37 @@ def macro_f1(labels: np.ndarray, predicted: np.ndarray) -> MacroF1:
     lost = scores / (np.bincount(own) + true_positives + false_positives)  # by one more probe taken for the identity
     caused = np.bincount(own[swapped], lost[other], len(people))
     return MacroF1(mean, scores - mean + lost * false_positives - caused)
+
+
+def compare_macro_f1(first: MacroF1, second: MacroF1) -> Comparison:
+    """Compare two models by macro F1 on the same probes.
+
+    Each identity tells a difference, that of the scores and of its influences. One more identity of each extreme
+    difference, 1 and -1, keeps few identities that agree by chance from being a proof, as Bonett and Price do it for
+    two rates (``evaluation.comparison``).
+
+    Args:
+        first: of the one model.
+        second: of the other, the same identities.
+
+    Raises:
+        ValueError: numbers of identities that differ.
+    """
+    if len(first.influences) != len(second.influences):
+        raise ValueError(
+            f"got F1 over {len(first.influences)} and {len(second.influences)} identities: a comparison needs the same "
+            "probes"
+        )
+    difference = second.score - first.score
+    told = np.append(difference + second.influences - first.influences, [1.0, -1.0])
+    middle, deviation = float(told.mean()), float(told.std(ddof=1) / np.sqrt(len(told)))
+    half = _quantile(len(told)) * deviation
+    interval = max(-1.0, middle - half), min(1.0, middle + half)
+    p_value = float(2 * t.sf(abs(middle) / deviation, len(told) - 1))
+    method = "difference, variance between identities"
+    return Comparison(first.score, second.score, difference, interval, p_value, method)
+
+
+def _quantile(observations: int) -> float:
+    """Return Student's quantile for as many independent observations."""
+    return float(t.ppf(_UPPER, max(observations - 1, 1)))

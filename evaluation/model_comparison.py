@@ -22,9 +22,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from atomic_files import write_atomically
+from evaluation.comparison import Comparison, compare_decisions
 from evaluation.degradation import DegradedImages
-from evaluation.folder import degradation_note, identify, outcome_of
+from evaluation.folder import Identification, degradation_note, identify, outcome_of
 from evaluation.identity_folder import open_identity_folder
+from evaluation.macro_f1 import compare_macro_f1, macro_f1
 from evaluation.outcome import EmbedImages, Outcome
 from plot_style import BLACK, BLUE, DPI, GREEN, ORANGE, PURPLE, SKY, VERMILION, dress, save_figure
 
@@ -36,6 +38,7 @@ _PALETTE = (BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILION)
 _HATCHES = ("", "//", "..", "xx")
 _GROUP_WIDTH = 0.8
 _DECIMALS = 6
+_SMALLEST_P = 0.001
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ class ModelComparison:
         models: names, the first is what the others are compared with.
         conditions: some of ``CONDITIONS``.
         outcomes: by model and condition.
+        differences: of the shown numbers to the first model's, by model, condition and number; fractions.
         notes: how images were degraded, and what is unusual about the data.
     """
 
@@ -54,6 +58,7 @@ class ModelComparison:
     models: tuple[str, ...]
     conditions: tuple[str, ...]
     outcomes: Mapping[tuple[str, str], Outcome]
+    differences: Mapping[tuple[str, str, str], Comparison]
     notes: tuple[str, ...]
 
 
@@ -91,23 +96,24 @@ def compare_models(
         )
     folder = open_identity_folder(root, limit)
     degraded = DegradedImages(folder.images, seed, strength)
-    outcomes: dict[tuple[str, str], Outcome] = {}
+    found: dict[tuple[str, str], Identification] = {}
     for model, embed in models.items():
-        needed = {is_degraded for condition in conditions for is_degraded in _DEGRADED[condition]}
-        embedded = {is_degraded: embed(degraded if is_degraded else folder.images) for is_degraded in sorted(needed)}
+        needed = sorted({is_degraded for condition in conditions for is_degraded in _DEGRADED[condition]})
+        embedded = {is_degraded: embed(degraded if is_degraded else folder.images) for is_degraded in needed}
         for condition in conditions:
             gallery, probes = (embedded[is_degraded] for is_degraded in _DEGRADED[condition])
-            found = identify(
+            found[model, condition] = identify(
                 folder, gallery, probes, gallery_images=gallery_images, unknown_share=unknown_share, seed=seed
             )
-            outcomes[model, condition] = outcome_of(found, f"{folder.images.name}, {condition}")
+    outcomes = {place: outcome_of(one, f"{folder.images.name}, {place[1]}") for place, one in found.items()}
     notes = [
-        f"{condition}: {degradation_note('all' if gallery else 'probe', strength=strength, seed=seed)}"
-        for condition, (gallery, probes) in _DEGRADED.items()
-        if condition in conditions and probes
+        f"{condition}: {degradation_note('all' if _DEGRADED[condition][0] else 'probe', strength=strength, seed=seed)}"
+        for condition in conditions
+        if condition != CLEAR
     ]
     notes += dict.fromkeys(note for outcome in outcomes.values() for note in outcome.notes)
-    return ModelComparison(folder.images.name, tuple(models), tuple(conditions), outcomes, tuple(notes))
+    differences = _differences(found, next(iter(models)))
+    return ModelComparison(folder.images.name, tuple(models), tuple(conditions), outcomes, differences, tuple(notes))
 
 
 def model_names(paths: Sequence[str | Path]) -> list[str]:
@@ -150,6 +156,7 @@ def comparison_csv(comparison: ModelComparison) -> str:
     """Return all numbers as CSV: a row for each model and condition; numbers that the data does not give are empty."""
     first = next(iter(comparison.outcomes.values()))
     names = ["model", "condition", *(f"{name}{end}" for name in first.numbers for end in ("", "_low", "_high"))]
+    names += [f"{name}_{what}" for name in SHOWN_NUMBERS for what in ("difference", "p_value")]
     text = io.StringIO()
     writer = csv.DictWriter(text, names, lineterminator="\n")
     writer.writeheader()
@@ -160,6 +167,11 @@ def comparison_csv(comparison: ModelComparison) -> str:
             for end, number in zip(("", "_low", "_high"), (value, *ends), strict=True):
                 known = isinstance(number, float) and not math.isnan(number)
                 row[name + end] = round(number, _DECIMALS) if known else ""
+        for name in SHOWN_NUMBERS:
+            if (model, condition, name) in comparison.differences:
+                difference = comparison.differences[model, condition, name]
+                row[f"{name}_difference"] = round(100 * difference.difference, _DECIMALS)
+                row[f"{name}_p_value"] = float(f"{difference.p_value:.4g}")
         writer.writerow(row)
     return text.getvalue()
 
@@ -206,6 +218,21 @@ def _shortest_end(path: Path, others: Sequence[Path]) -> str:
     return "/".join(next(ends, path.parts))
 
 
+def _differences(
+    found: Mapping[tuple[str, str], Identification], baseline: str
+) -> dict[tuple[str, str, str], Comparison]:
+    """Compare each model with the first one, on the same probes."""
+    differences = {}
+    for (model, condition), second in found.items():
+        if model == baseline:
+            continue
+        first = found[baseline, condition]
+        f1 = [macro_f1(one.labels, one.predicted) for one in (first, second)]
+        differences[model, condition, "f1_score"] = compare_macro_f1(*f1)
+        differences[model, condition, "rank-1"] = compare_decisions(first.correct, second.correct, first.labels)
+    return differences
+
+
 def _block(comparison: ModelComparison, number: str) -> list[list[str]]:
     """Return the rows of one number: heads, models, differences to the first model."""
     rows = [[number, *comparison.conditions]]
@@ -214,13 +241,15 @@ def _block(comparison: ModelComparison, number: str) -> list[list[str]]:
         rows.append([model, *(_with_interval(outcome, number) for outcome in outcomes)])
     first = comparison.models[0]
     for model in comparison.models[1:]:
-        differences = [
-            comparison.outcomes[model, condition].numbers[number]
-            - comparison.outcomes[first, condition].numbers[number]
-            for condition in comparison.conditions
-        ]
-        rows.append([f"{model} - {first}", *(f"{difference:+.2f}" for difference in differences)])
+        differences = [comparison.differences[model, condition, number] for condition in comparison.conditions]
+        rows.append([f"{model} - {first}", *map(_as_text, differences)])
     return rows
+
+
+def _as_text(difference: Comparison) -> str:
+    low, high = (100 * end for end in difference.interval)
+    p_value = f"p = {difference.p_value:.3f}" if difference.p_value >= _SMALLEST_P else f"p < {_SMALLEST_P}"
+    return f"{100 * difference.difference:+.2f} [{low:+.2f}, {high:+.2f}] {p_value}"
 
 
 def _with_interval(outcome: Outcome, number: str) -> str:

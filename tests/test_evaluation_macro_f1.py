@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score
 
-from evaluation.macro_f1 import macro_f1
+from evaluation.macro_f1 import compare_macro_f1, macro_f1
 
 
 def weighted_macro_f1(labels: np.ndarray, predicted: np.ndarray, weights: np.ndarray) -> float:
@@ -85,3 +85,42 @@ def test_the_interval_is_as_wide_as_resampled_identities_make_it():
     low, high = found.interval()
     assert low < found.score < high
     assert (high - low) / (2 * 1.96) == pytest.approx(np.std(scores), rel=0.08)
+
+
+def predictions(labels: np.ndarray, wrong: float, generator: np.random.Generator) -> np.ndarray:
+    """Predictions of a model that takes a share of the probes for the next identity."""
+    return np.where(generator.random(len(labels)) < wrong, (labels + 1) % (labels.max() + 1), labels)
+
+
+def test_a_comparison_finds_what_is_there_and_little_else():
+    generator = np.random.default_rng(2)
+    labels = np.repeat(np.arange(60), 5)
+    found = 0
+    for _ in range(300):
+        first, second = (macro_f1(labels, predictions(labels, 0.15, generator)) for _ in range(2))
+        found += compare_macro_f1(first, second).p_value < 0.05
+    assert found <= 24  # 15 are expected of a test at 5 %; 24 or more have a probability of 2 %
+    worse, better = (macro_f1(labels, predictions(labels, wrong, generator)) for wrong in (0.3, 0.05))
+    compared = compare_macro_f1(worse, better)
+    assert compared.difference == pytest.approx(better.score - worse.score)
+    assert 0 < compared.interval[0] < compared.difference < compared.interval[1]
+    assert compared.p_value < 1e-3
+    turned = compare_macro_f1(better, worse)
+    assert turned.p_value == pytest.approx(compared.p_value)
+    assert turned.interval == pytest.approx((-compared.interval[1], -compared.interval[0]))
+
+
+def test_few_identities_prove_nothing():
+    labels = np.array([0, 1, 2])
+    compared = compare_macro_f1(macro_f1(labels, labels), macro_f1(labels, np.roll(labels, 1)))
+    assert compared.difference == -1
+    assert compared.p_value > 0.05
+    same = compare_macro_f1(macro_f1(labels, labels), macro_f1(labels, labels))
+    assert (same.difference, same.p_value) == (0, 1)
+    assert same.interval[0] < 0 < same.interval[1]
+
+
+def test_other_probes_are_refused():
+    first, second = macro_f1(np.array([0, 1]), np.array([0, 1])), macro_f1(np.array([0]), np.array([0]))
+    with pytest.raises(ValueError, match="F1 over 2 and 1 identities: a comparison needs the same probes"):
+        compare_macro_f1(first, second)

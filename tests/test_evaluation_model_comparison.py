@@ -10,11 +10,13 @@ from matplotlib.figure import Figure
 from test_evaluation_folder import PEOPLE, Angles, write_people
 
 from evaluation import model_comparison
+from evaluation.comparison import Comparison
 from evaluation.degradation import DegradedImages
 from evaluation.folder import run
 from evaluation.image_list import ImageList
 from evaluation.model_comparison import (
     CONDITIONS,
+    SHOWN_NUMBERS,
     ModelComparison,
     compare_models,
     comparison_csv,
@@ -49,7 +51,15 @@ def with_numbers(values: dict[tuple[str, str], tuple[float, float]]) -> ModelCom
         for place, (f1, rank) in values.items()
     }
     models, conditions = (tuple(dict.fromkeys(names)) for names in zip(*values, strict=True))
-    return ModelComparison("vn", models, conditions, outcomes, ("a note",))
+    differences = {}
+    for model in models[1:]:
+        for condition in conditions:
+            pairs = zip(values[models[0], condition], values[model, condition], strict=True)
+            for number, (first, second), p_value in zip(SHOWN_NUMBERS, pairs, (0.0312, 0.00001), strict=True):
+                change = (second - first) / 100
+                ends = change - 0.02, change + 0.02
+                differences[model, condition, number] = Comparison(first, second, change, ends, p_value, "by hand")
+    return ModelComparison("vn", models, conditions, outcomes, differences, ("a note",))
 
 
 USERS_TABLE = {
@@ -95,19 +105,19 @@ def test_models_embed_what_the_conditions_need_and_the_same(tmp_path):
 def test_the_users_table_as_text():
     assert comparison_text(with_numbers(USERS_TABLE)).splitlines() == [
         "folder: vn, percent, 95 % intervals",
-        "-" * 67,
-        "f1_score                 clear                 blurred",
-        "-" * 67,
-        "pretrained               88.61 [87.11, 89.61]  85.27 [83.77, 86.27]",
-        "fine-tuned               86.69 [85.19, 87.69]  91.55 [90.05, 92.55]",
-        "fine-tuned - pretrained  -1.92                 +6.28",
-        "-" * 67,
-        "rank-1                   clear                 blurred",
-        "-" * 67,
-        "pretrained               90.50                 86.00",
-        "fine-tuned               88.25                 92.00",
-        "fine-tuned - pretrained  -2.25                 +6.00",
-        "-" * 67,
+        "-" * 87,
+        "f1_score                 clear                           blurred",
+        "-" * 87,
+        "pretrained               88.61 [87.11, 89.61]            85.27 [83.77, 86.27]",
+        "fine-tuned               86.69 [85.19, 87.69]            91.55 [90.05, 92.55]",
+        "fine-tuned - pretrained  -1.92 [-3.92, +0.08] p = 0.031  +6.28 [+4.28, +8.28] p = 0.031",
+        "-" * 87,
+        "rank-1                   clear                           blurred",
+        "-" * 87,
+        "pretrained               90.50                           86.00",
+        "fine-tuned               88.25                           92.00",
+        "fine-tuned - pretrained  -2.25 [-4.25, -0.25] p < 0.001  +6.00 [+4.00, +8.00] p < 0.001",
+        "-" * 87,
         "a note",
     ]
 
@@ -126,6 +136,11 @@ def test_csv_holds_every_number(comparison):
     assert float(row["f1_score"]) == pytest.approx(100 * (2 / 3 + 4 / 5 + 1) / 3, abs=1e-5)
     assert float(row["f1_score_low"]) < float(row["f1_score"]) < float(row["f1_score_high"])
     assert (row["rank-5"], row["rank-5_low"]) == ("", "")  # three people
+    before = comparison.outcomes["pretrained", "clear"].numbers
+    for number in SHOWN_NUMBERS:
+        assert float(row[f"{number}_difference"]) == pytest.approx(float(row[number]) - before[number], abs=1e-5)
+        assert 0 <= float(row[f"{number}_p_value"]) <= 1
+        assert rows[0][f"{number}_difference"] == rows[0][f"{number}_p_value"] == ""  # the first model itself
 
 
 def test_chart_shows_every_value_and_interval(comparison, tmp_path, monkeypatch):
