@@ -30,7 +30,8 @@ def person(identity: int, number: int) -> np.ndarray:
     """A coarse pattern for each identity, noise for each image: random weights tell them apart, mostly."""
     pattern = np.random.default_rng(identity).integers(40, 216, (4, 4, 3)).astype(np.uint8)
     image = cv2.resize(pattern, (112, 112), interpolation=cv2.INTER_CUBIC).astype(int)
-    noise = np.random.default_rng(1000 * identity + number).integers(-40, 41, image.shape)
+    noise = np.random.default_rng(1000 * identity + number).integers(-120, 121, (14, 14, 3))
+    noise = cv2.resize(noise.astype(np.int16), (112, 112))
     return np.clip(image + noise, 0, 255).astype(np.uint8)
 
 
@@ -150,7 +151,7 @@ def test_the_paper_says_what_it_could_check(run, root):
     out = run("paper", "--root", str(root))
     assert "published results of ir_18 CASIA-WebFace" in out
     assert out.count("not checked: its data was not found") == 3
-    assert "outside the interval: lfw, agedb_30" in out
+    assert "outside the interval: lfw\n" in out
     run("paper", "--root", str(root), "--strict", expected=3)
     assert "published results of ir_50 MS1MV2" in run("paper", "--root", str(root), "--published", "ir_50 ms1mv2")
 
