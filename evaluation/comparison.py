@@ -180,8 +180,9 @@ class _PairWeights:
             numbers = np.unique(identities, return_inverse=True)[1].reshape(-1, 2)
             self._people = int(numbers.max()) + 1
             self._who = numbers[self.genuine], numbers[self.impostors]
-            couples, self._times = np.unique(numbers[everyone], axis=0, return_counts=True)
-            self._couples = couples
+            low, high = np.sort(numbers[everyone], axis=1).T
+            keys, self._times = np.unique(low * self._people + high, return_counts=True)
+            self._couples = np.divmod(keys, self._people)
 
     def draw(self, replicates: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return weights (replicates, G) and (replicates, N), and the sums of all impostor weights (replicates,)."""
@@ -191,7 +192,7 @@ class _PairWeights:
             return genuine, impostor, impostor.sum(axis=1) + self._generator.standard_gamma(self._rest, replicates)
         person = self._generator.standard_exponential((replicates, self._people))
         impostor = person[:, self._who[1][:, 0]] * person[:, self._who[1][:, 1]]
-        sums = [(one[self._couples[:, 0]] * one[self._couples[:, 1]]) @ self._times for one in person]
+        sums = [(one[self._couples[0]] * one[self._couples[1]]) @ self._times for one in person]
         return person[:, self._who[0][:, 0]], impostor, np.array(sums)
 
 

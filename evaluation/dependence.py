@@ -11,6 +11,9 @@ noise of a pair three times, which for sets with few pairs a person, such as LFW
 """
 
 import numpy as np
+from scipy.stats import norm, t
+
+_TAIL = 0.975
 
 
 class Identities:
@@ -23,6 +26,8 @@ class Identities:
 
     Attributes:
         number: how many there are.
+        widening: by which the variance estimated from so few identities is too small for a 95% interval of the normal
+            distribution: the squared ratio of Student's quantile to the normal one.
 
     Raises:
         ValueError: another shape.
@@ -38,6 +43,7 @@ class Identities:
             names, identities = np.unique(identities, return_inverse=True)
             number = len(names)
         self.number = number
+        self.widening = float((t.ppf(_TAIL, max(number - 1, 1)) / norm.ppf(_TAIL)) ** 2)
         places = identities.reshape(len(identities), -1)
         self._first, self._second = places[:, 0], places[:, -1]
         self._two = np.flatnonzero(self._first != self._second)
@@ -67,6 +73,10 @@ class Identities:
         return float(max(small_sample * (shared - twice), np.square(residuals).sum()))
 
     def design_effect(self, residuals: np.ndarray) -> float:
-        """Return by how much shared identities raise the variance of a sum; residuals (N,) as above."""
+        """Return by how much shared identities raise the variance of a sum, and how few they are (``widening``).
+
+        Args:
+            residuals: (N,) the observations less their mean.
+        """
         alone = float(residuals @ residuals)
-        return self.variance_of_sum(residuals) / alone if alone > 0 else 1.0
+        return self.widening * self.variance_of_sum(residuals) / alone if alone > 0 else 1.0

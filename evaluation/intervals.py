@@ -4,8 +4,9 @@ A percentile bootstrap is wrong just where face recognition is: with no error am
 interval comes from a distribution that is right there, with the sample's size replaced by an effective one, which
 takes in that pairs of the same people depend on each other (``evaluation.dependence``):
 
-- rates, 10-fold accuracy, EER: Wilson, "Probable inference", 1927, with the effective size of Korn and Graubard,
-  "Confidence intervals for proportions with small expected number of positive counts", 1998. The EER is linearised.
+- rates, 10-fold accuracy: Wilson, "Probable inference", 1927. With identities, and for the EER, which is linearised:
+  Clopper and Pearson with the effective size of Korn and Graubard, "Confidence intervals for proportions with small
+  expected number of positive counts estimated from survey data", 1998.
 - TAR at FAR, TPIR at FPIR: the Bayesian bootstrap of pairs in closed form (``evaluation.threshold_draws``).
 - AUC: Newcombe, "Confidence intervals for an effect size measure based on the Mann-Whitney statistic", 2006, method 5,
   with its variance scaled to the one of DeLong 1988, for identities that of Obuchowski 1997.
@@ -17,7 +18,8 @@ from collections.abc import Sequence
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.stats import norm, t
+from scipy.special import betaincinv
+from scipy.stats import norm
 
 from evaluate_utils import auc, best_accuracy, eer, fold_decisions
 from evaluation.dependence import Identities
@@ -43,6 +45,19 @@ def wilson(rate: float, size: float) -> Interval:
     return max(0.0, float(middle - half)), min(1.0, float(middle + half))
 
 
+def exact(rate: float, size: float) -> Interval:
+    """Return the interval of Clopper and Pearson, for effective sizes: they are estimated, and Wilson's is too short.
+
+    Args:
+        rate: measured, in [0, 1].
+        size: effective number of observations, above 0; not necessarily whole.
+    """
+    hits, misses = rate * size, (1 - rate) * size
+    low = betaincinv(hits, misses + 1, _TAILS[0]) if hits > _NEARLY_0 else 0.0
+    high = betaincinv(hits + 1, misses, _TAILS[1]) if misses > _NEARLY_0 else 1.0
+    return float(low), float(high)
+
+
 def rate_interval(hits: np.ndarray, identities: np.ndarray | None = None) -> Interval:
     """Return the interval of a share of probes or pairs, such as rank-1, or TAR at a fixed threshold.
 
@@ -61,7 +76,7 @@ def rate_interval(hits: np.ndarray, identities: np.ndarray | None = None) -> Int
         raise ValueError(f"an interval needs at least one observation, got an array of shape {hits.shape}")
     rate = float(hits.mean())
     known = _identities(identities, len(hits))
-    return wilson(rate, len(hits) if known is None else _size(known, hits - rate))
+    return wilson(rate, len(hits)) if known is None else exact(rate, _size(known, hits - rate))
 
 
 def accuracy_interval(
@@ -71,7 +86,7 @@ def accuracy_interval(
 
     Thresholds chosen on other folds give an accuracy somewhat too low, and one that varies more than a binomial does; a
     threshold chosen on the same pairs gives one as much too high. The mean of both has neither fault: the interval is
-    Wilson's around it.
+    one around it.
 
     Args:
         embeddings: (2P, D) unit vectors; rows 2k and 2k + 1 are pair k.
@@ -86,11 +101,10 @@ def accuracy_interval(
         ValueError: counts that do not fit.
     """
     correct = fold_decisions(embeddings, issame, thresholds).astype(float)
-    rate, size = float(correct.mean()), float(len(correct))
+    rate = float(correct.mean())
+    middle = (rate + best_accuracy(embeddings, issame)) / 2
     known = _identities(identities, len(correct))
-    if known is not None:
-        size = _size(known, correct - rate)
-    low, high = wilson((rate + best_accuracy(embeddings, issame)) / 2, size)
+    low, high = wilson(middle, len(correct)) if known is None else exact(middle, _size(known, correct - rate))
     return min(low, rate), max(high, rate)
 
 
@@ -110,12 +124,12 @@ def tar_intervals(
         identities: (P, 2) of both images; None takes the pairs to be independent.
         seed: of the draws.
 
-    Raises:
-        ValueError: a rate outside (0, 1), or scores that ``evaluate_utils.roc`` refuses.
-
     Returns:
         For each rate, lower and upper end. With fewer than about four impostor pairs expected above the threshold
         the lower end rests on the exponential tail.
+
+    Raises:
+        ValueError: a rate outside (0, 1), or scores that ``evaluate_utils.roc`` refuses.
     """
     sides = PairScores(similarity, issame, identities)
     outside = [far for far in fars if not 0 < far < 1]
@@ -223,7 +237,7 @@ def eer_interval(similarity: np.ndarray, issame: np.ndarray, identities: np.ndar
     genuine_sd = (1 - share) * np.sqrt(genuine_effect / len(genuine))
     impostor_sd = share * np.sqrt(impostor_effect / len(impostor))
     # rejecting genuine pairs goes with the opposite sign of accepting them
-    return wilson(rate, 1 / (genuine_sd**2 + impostor_sd**2 - 2 * correlation * genuine_sd * impostor_sd))
+    return exact(rate, 1 / (genuine_sd**2 + impostor_sd**2 - 2 * correlation * genuine_sd * impostor_sd))
 
 
 def _impostor_share(genuine: np.ndarray, impostor: np.ndarray, rate: float) -> float:
@@ -262,12 +276,7 @@ def _size(known: Identities, residuals: np.ndarray) -> float:
     """Return the effective sample size of a mean: how many independent observations vary as much."""
     if not residuals.any():  # all the same: those of one identity may be no more than one observation
         return float(known.number)
-    return float(len(residuals) / known.design_effect(residuals) / _wider(known) ** 2)
-
-
-def _wider(known: Identities) -> float:
-    """Return by how much a variance of few identities widens an interval: Student's quantile by the normal one."""
-    return float(t.ppf(_TAILS[1], max(known.number - 1, 1))) / _Z
+    return len(residuals) / known.design_effect(residuals)
 
 
 def _identities(identities: np.ndarray | None, observations: int) -> Identities | None:

@@ -65,8 +65,10 @@ class PairScores:
         """Return the variances of the sums of both kinds of residuals, and the covariance of these sums."""
         if self._known is None:
             return float(genuine @ genuine), float(impostor @ impostor), 0.0
-        shared = self._known[0].sums(genuine) @ self._known[1].sums(impostor)
-        return self._known[0].variance_of_sum(genuine), self._known[1].variance_of_sum(impostor), float(shared)
+        known, other = self._known
+        shared = known.sums(genuine) @ other.sums(impostor)
+        found = np.array([known.variance_of_sum(genuine), other.variance_of_sum(impostor), shared]) * known.widening
+        return float(found[0]), float(found[1]), float(found[2])
 
     def variance(self, genuine: np.ndarray, impostor: np.ndarray) -> float:
         """Return the variance of the sum of the means of both kinds of residuals."""

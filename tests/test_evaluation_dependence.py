@@ -27,7 +27,8 @@ def test_the_variance_is_that_of_all_products_that_share_somebody(columns):
     lowest = residuals @ residuals
     assert expected > lowest
     assert Identities(who).variance_of_sum(residuals) == pytest.approx(expected)
-    assert Identities(who).design_effect(residuals) == pytest.approx(expected / lowest)
+    widening = (2.5706 / 1.95996) ** 2  # Student's quantile for 5 degrees of freedom
+    assert Identities(who).design_effect(residuals) == pytest.approx(widening * expected / lowest, rel=1e-4)
 
 
 def test_it_is_not_below_that_of_independent_observations():
