@@ -26,9 +26,11 @@ from evaluation.ijb_metadata import (
     TemplateSubjects,
     examples,
     read_metadata,
+    template_subjects,
     with_fewer_pairs,
 )
 from evaluation.image_list import ImageFiles, ImageList
+from evaluation.intervals import Interval, rate_interval, tar_intervals
 from evaluation.outcome import Embedded, EmbedImages, Outcome, unreadable_note
 from evaluation.similarity_search import search
 from evaluation.template_pooling import (
@@ -67,7 +69,8 @@ def run(embed: EmbedImages, root: Path, name: str, *, pooling: str = POOLINGS[0]
         raise ValueError(f"got the pooling {pooling!r}, expected one of {', '.join(POOLINGS)}")
     metadata = read_metadata(root, name)
     notes = [f"template pooling: {pooling}"]
-    if 0 < limit < len(metadata.issame):
+    limited = 0 < limit < len(metadata.issame)
+    if limited:
         notes.append(f"a quick look: {limit:,} of {len(metadata.issame):,} pairs, no 1:N")
         metadata = with_fewer_pairs(metadata, limit)
     images = aligned_images(metadata)
@@ -77,13 +80,18 @@ def run(embed: EmbedImages, root: Path, name: str, *, pooling: str = POOLINGS[0]
 
     similarity = pair_scores(templates, metadata.pairs)
     rates = tar_at_far(similarity, metadata.issame, FARS)
-    numbers = {f"TAR at FAR {far:.0e}".replace("e-0", "e-"): 100 * rate for far, rate in rates.items()}
-    if len(metadata.probes.template_ids):
-        numbers |= _identification(ids, templates, metadata.probes, metadata.gallery)
+    numbers = {_tar_name(far): 100 * rate for far, rate in rates.items()}
+    ends = tar_intervals(similarity, metadata.issame, FARS, template_subjects(metadata)[metadata.pairs.T])
+    intervals = {_tar_name(far): interval for far, interval in ends.items()}
+    if not limited:
+        of_search, ends_of_search = _identification(ids, templates, metadata.probes, metadata.gallery)
+        numbers |= of_search
+        intervals |= ends_of_search
     return Outcome(
         name.lower(),
         TITLES[name],
         numbers,
+        {key: (100 * low, 100 * high) for key, (low, high) in intervals.items()},
         notes=(*notes, *unreadable_note(readable)),
         similarity=similarity,
         issame=metadata.issame,
@@ -212,8 +220,8 @@ def _pool_readable(
 
 def _identification(
     ids: np.ndarray, templates: np.ndarray, probes: TemplateSubjects, gallery: TemplateSubjects
-) -> dict[str, float]:
-    """Return the numbers of 1:N, in percent."""
+) -> tuple[dict[str, float], dict[str, Interval]]:
+    """Return the numbers of 1:N, in percent, and the intervals of its ranks, as fractions."""
     found = search(
         templates[np.searchsorted(ids, probes.template_ids)],
         templates[np.searchsorted(ids, gallery.template_ids)],
@@ -224,4 +232,10 @@ def _identification(
     )
     numbers = {f"rank-{k}": 100 * rate for k, rate in rank_rates(found.mate_ranks, RANKS).items()}
     rates = tpir_at_fpir(found.mate_scores, found.top_nonmate_scores, FPIRS)
-    return numbers | {f"TPIR at FPIR {fpir:g}": 100 * rate for fpir, rate in rates.items()}
+    numbers |= {f"TPIR at FPIR {fpir:g}": 100 * rate for fpir, rate in rates.items()}
+    intervals = {f"rank-{k}": rate_interval(found.mate_ranks <= k, probes.subject_ids) for k in RANKS}
+    return numbers, intervals
+
+
+def _tar_name(far: float) -> str:
+    return f"TAR at FAR {far:.0e}".replace("e-0", "e-")

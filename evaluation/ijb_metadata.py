@@ -98,7 +98,7 @@ def read_metadata(root: Path, name: str) -> IJBMetadata:
 
 
 def with_fewer_pairs(metadata: IJBMetadata, limit: int) -> IJBMetadata:
-    """Return some pairs, spread evenly, the images of their templates, and nothing of 1:N.
+    """Return some pairs, spread evenly, and the images of their templates.
 
     Args:
         metadata: of ``read_metadata``.
@@ -108,7 +108,6 @@ def with_fewer_pairs(metadata: IJBMetadata, limit: int) -> IJBMetadata:
     pairs = metadata.pairs[:, chosen]
     places = np.unique(pairs)
     kept = np.isin(metadata.template_ids, np.unique(metadata.template_ids)[places])
-    nobody = TemplateSubjects(np.empty(0, np.int64), np.empty(0, np.int64))
     return replace(
         metadata,
         file_names=metadata.file_names[kept],
@@ -117,9 +116,21 @@ def with_fewer_pairs(metadata: IJBMetadata, limit: int) -> IJBMetadata:
         media_ids=metadata.media_ids[kept],
         pairs=np.searchsorted(places, pairs).astype(np.int32),
         issame=metadata.issame[chosen],
-        gallery=nobody,
-        probes=nobody,
     )
+
+
+def template_subjects(metadata: IJBMetadata) -> np.ndarray:
+    """Return the subject of each template, (T,) int64 in the order of the sorted template ids.
+
+    Args:
+        metadata: a template that 1:N does not name gets a number of its own, below 0.
+    """
+    known = np.unique(metadata.template_ids)
+    subjects = -1 - np.arange(len(known))
+    for part in (metadata.probes, metadata.gallery):
+        present = np.isin(part.template_ids, known)
+        subjects[np.searchsorted(known, part.template_ids[present])] = part.subject_ids[present]
+    return subjects
 
 
 def metadata_files(root: Path, name: str) -> Mapping[str, Path]:

@@ -20,6 +20,7 @@ from scipy.io.matlab import MatReadError
 
 from evaluation.identification import rank_rates
 from evaluation.image_list import ImageFiles
+from evaluation.intervals import rate_interval
 from evaluation.outcome import Embedded, EmbedImages, Outcome
 from evaluation.similarity_search import search
 
@@ -70,7 +71,10 @@ def run(embed: EmbedImages, root: Path, limit: int = 0) -> Outcome:
             f"{(~embedded.readable).sum()} images could not be read: {of_probes} probes, which count as not found, the "
             "others are left out of the gallery"
         )
-    return Outcome("tinyface", "TinyFace", numbers, notes=tuple(notes))
+    found = {k: (ranks > 0) & (ranks <= k) for k in RANKS}
+    ends = {f"rank-{k}": rate_interval(hits, probe_labels) for k, hits in found.items()}
+    intervals = {name: (100 * low, 100 * high) for name, (low, high) in ends.items()}
+    return Outcome("tinyface", "TinyFace", numbers, intervals, tuple(notes))
 
 
 def identity_labels(gallery: Sequence[str], probes: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:

@@ -10,7 +10,7 @@ import pytest
 from alignment.warp import warp_face
 from evaluate_utils import fuse_flip
 from evaluation import ijb
-from evaluation.ijb_metadata import metadata_files, read_metadata
+from evaluation.ijb_metadata import metadata_files, read_metadata, template_subjects
 from evaluation.outcome import Embedded
 from evaluation.template_pooling import POOLINGS
 
@@ -71,6 +71,20 @@ def test_a_quick_look_takes_some_pairs_and_the_images_of_their_templates(root, f
     assert not any(name.startswith("rank") for name in some.numbers)
     assert f"a quick look: 40 of {len(metadata.issame):,} pairs, no 1:N" in some.notes
     assert len(asked) < len(features)
+
+
+def test_rates_have_intervals_by_subject(root, features):
+    metadata = read_metadata(root, "IJBC")
+    subjects = template_subjects(metadata)
+    known = np.unique(metadata.template_ids)
+    assert len(subjects) == len(known)
+    for part in (metadata.gallery, metadata.probes):
+        assert np.array_equal(subjects[np.searchsorted(known, part.template_ids)], part.subject_ids)
+    outcome = ijb.run(lambda images: embedded(features), root, "IJBC")
+    assert set(outcome.intervals) == {name for name in outcome.numbers if not name.startswith("TPIR")}
+    for name, (low, high) in outcome.intervals.items():
+        assert 0 <= low <= outcome.numbers[name] <= high <= 100
+        assert high - low > 0.1
 
 
 def test_ijb_b_has_other_file_names(root, features):
