@@ -167,6 +167,21 @@ def check_fits(checkpoint: dict[str, Any], expected: dict[str, tuple[int, ...]],
         )
 
 
+def not_written(path: Path, reason: object) -> RuntimeError:
+    """Return the error to raise where a checkpoint cannot be written.
+
+    Args:
+        path: the checkpoint.
+        reason: what the system says.
+    """
+    free_mb = shutil.disk_usage(path.parent).free / 1e6
+    return RuntimeError(
+        f"the checkpoint {path} could not be written: {reason}. {free_mb:.0f} MB are free there; no space left, or a "
+        "quota, is the usual cause. What was there before is whole: make room, then go on with "
+        "--resume_from_checkpoint where there is a checkpoint"
+    )
+
+
 class AtomicCheckpointIO(pl.plugins.io.TorchCheckpointIO):
     """Lightning's checkpoint files, renamed into place when whole, read with ``weights_only`` alone."""
 
@@ -182,12 +197,7 @@ class AtomicCheckpointIO(pl.plugins.io.TorchCheckpointIO):
             with atomic_file(path) as file:
                 torch.save(checkpoint, file)
         except (OSError, RuntimeError) as error:  # torch's zip writer hides the reason of a failed write
-            free_mb = shutil.disk_usage(path.parent).free / 1e6
-            raise RuntimeError(
-                f"the checkpoint {path} could not be written: {error.__context__ or error}. {free_mb:.0f} MB are free "
-                "there; no space left, or a quota, is the usual cause. What was there before is whole: make room, then "
-                "go on with --resume_from_checkpoint where there is a checkpoint"
-            ) from error
+            raise not_written(path, error.__context__ or error) from error
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: Any = None) -> dict[str, Any]:
         """Read a checkpoint by ``load_checkpoint`` of this module, whatever the caller asks for."""
