@@ -136,8 +136,8 @@ def test_classes_that_no_file_holds_are_not_made_up(of_four, tmp_path, damage):
 @pytest.mark.parametrize(
     "change",
     [
-        lambda tensors, notes: (tensors, {name: "{" for name in notes}),
-        lambda tensors, notes: (tensors, {name: "[1]" for name in notes}),
+        lambda tensors, notes: (tensors, dict.fromkeys(notes, "{")),
+        lambda tensors, notes: (tensors, dict.fromkeys(notes, "[1]")),
         lambda tensors, notes: ({name: v.flatten() for name, v in tensors.items()}, notes),
     ],
     ids=["cut", "list", "vectors"],
