@@ -65,8 +65,9 @@ from processes import (
 )
 from progress import ProgressLine
 from results import results_table, write_results
-from resume import with_checkpoint_options, with_run_folder
+from resume import check_still_new, with_checkpoint_options, with_run_folder
 from run_folder import choose_run_folder, describe_environment, make_run_folder, write_config, write_manifest
+from run_lock import RunLock
 from sharded_gradients import AgreedGradScaler
 from train_val import FaceRecognitionModule
 
@@ -91,9 +92,9 @@ def main(arguments: list[str] | None = None) -> int:
         if action == "print_config":
             print(config.as_yaml(), end="")
             return 0
-        with _terminated_as_interrupted():
+        with _terminated_as_interrupted(), RunLock(_say) as lock:
             config, notes = with_checkpoint_options(with_run_folder(config))
-            return _run(config, notes, plan_only=action == "plan")
+            return _run(config, notes, lock, plan_only=action == "plan")
     except InterruptedTrainingError as stop:
         _say(f"{stop}\n{how_to_go_on(stop.checkpoint)}")
         return _INTERRUPTED
@@ -106,7 +107,7 @@ def main(arguments: list[str] | None = None) -> int:
         return _report(error)
 
 
-def _run(config: Config, notes: list[str], *, plan_only: bool = False) -> int:
+def _run(config: Config, notes: list[str], lock: RunLock, *, plan_only: bool = False) -> int:
     """Build everything, then train and test, or only test, or only plan; ``notes`` are shown first."""
     launch = find_launch()
     devices = plan_devices(
@@ -129,7 +130,7 @@ def _run(config: Config, notes: list[str], *, plan_only: bool = False) -> int:
     check_agreement(facts)
     if plan_only:
         return _plan(config, devices, launch, data, module)
-    folder = Path(decided_by_rank_0("RUN_FOLDER", lambda: str(_run_folder(config)), launch))
+    folder = Path(decided_by_rank_0("RUN_FOLDER", lambda: str(_run_folder(config, lock)), launch))
     keeper = CheckpointKeeper(folder, save_all=config.save_all_models, every_steps=config.checkpoint_every_steps)
     watch = ProcessWatch(facts, lambda: _after_a_loss(config, keeper), config.collective_timeout_sec)
     trainer = _build_trainer(config, devices, launch, data, folder, keeper, watch, sharded)
@@ -442,13 +443,16 @@ def _describe(
         write_atomically(folder / "train_samples.png", encoded.tobytes())
 
 
-def _run_folder(config: Config) -> Path:
-    """A new run folder, the one that is named, or that of the checkpoint to resume."""
+def _run_folder(config: Config, lock: RunLock) -> Path:
+    """A new run folder, the one that is named, or that of the checkpoint to resume; locked against a second run."""
     if config.run_folder:
-        return make_run_folder(config.run_folder)
+        folder = lock.take(make_run_folder(config.run_folder))
+        if not config.resume_from_checkpoint:
+            check_still_new(folder)
+        return folder
     if config.resume_from_checkpoint:
-        return run_folder_of(Path(config.resume_from_checkpoint)).resolve()
-    return choose_run_folder(config.output_dir, config.prefix)
+        return lock.take(run_folder_of(Path(config.resume_from_checkpoint)).resolve())
+    return lock.take(choose_run_folder(config.output_dir, config.prefix))
 
 
 def _advice(config: Config, launch: Launch) -> list[str]:

@@ -50,6 +50,19 @@ def with_run_folder(config: Config) -> Config:
     return replace(config, resume_from_checkpoint=str(newest), start_from_model_statedict="")
 
 
+def check_still_new(folder: Path) -> None:
+    """Raise RuntimeError where a run folder, that had no checkpoint when this start looked, has one now.
+
+    Args:
+        folder: of the run, locked.
+    """
+    newest = folder / LAST_CHECKPOINT
+    if newest.exists():
+        raise RuntimeError(
+            f"{folder} has a checkpoint since this start began, of another one: the same command goes on"
+        )
+
+
 def with_checkpoint_options(config: Config) -> tuple[Config, list[str]]:
     """Take the options that were not given from the checkpoint to resume, or the architecture to evaluate.
 
