@@ -62,6 +62,7 @@ from processes import (
     find_launch,
     join,
     lightning_environment,
+    tell_those_who_wait,
 )
 from progress import ProgressLine
 from results import results_table, write_results
@@ -104,7 +105,9 @@ def main(arguments: list[str] | None = None) -> int:
     except ToldError:
         return _FAILED
     except _EXPECTED_ERRORS as error:
-        return _report(error)
+        status = _report(error)
+        tell_those_who_wait(find_launch(), error)
+        return status
 
 
 def _run(config: Config, notes: list[str], lock: RunLock, *, plan_only: bool = False) -> int:
@@ -133,10 +136,12 @@ def _run(config: Config, notes: list[str], lock: RunLock, *, plan_only: bool = F
     folder = Path(decided_by_rank_0("RUN_FOLDER", lambda: str(_run_folder(config, lock)), launch))
     keeper = CheckpointKeeper(folder, save_all=config.save_all_models, every_steps=config.checkpoint_every_steps)
     watch = ProcessWatch(facts, lambda: _after_a_loss(config, keeper), config.collective_timeout_sec)
-    trainer = _build_trainer(config, devices, launch, data, folder, keeper, watch, sharded)
-    if trainer.is_global_zero:
-        _describe(config, devices, data, module, folder)
-    with watch, _errors_kept_in(folder):
+    with failure_told():
+        trainer = _build_trainer(config, devices, launch, data, folder, keeper, watch, sharded)
+        if trainer.is_global_zero:
+            _describe(config, devices, data, module, folder)
+    check_agreement({})  # else the others would wait for one that cannot write, or draw, to the run folder
+    with watch, _errors_kept_in(folder, launch):
         if not config.evaluate:
             trainer.fit(module, data, ckpt_path=config.resume_from_checkpoint or None, weights_only=True)
         if data.pair_sets:
@@ -491,14 +496,14 @@ def _terminated_as_interrupted() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _errors_kept_in(folder: Path) -> Iterator[None]:
-    """Write the traceback of what goes wrong to ``error.log`` of the run folder, and pass it on."""
+def _errors_kept_in(folder: Path, launch: Launch) -> Iterator[None]:
+    """Write the traceback of what goes wrong to a file of this process in the run folder, and pass it on."""
     try:
         yield
     except InterruptedTrainingError:
         raise
     except Exception as error:
-        log = folder / "error.log"
+        log = folder / (f"error_rank{launch.rank}.log" if launch.rank else "error.log")
         with contextlib.suppress(OSError):  # the disk may be what is full
             log.write_text(traceback.format_exc(), encoding="utf-8")
             error.add_note(f"details: {log}")
