@@ -54,10 +54,12 @@ from processes import (
     end_with_parent,
     find_launch,
     join,
+    tell_those_who_wait,
 )
 from results import results_table, write_results
-from resume import with_checkpoint_options, with_run_folder
+from resume import check_still_new, with_checkpoint_options, with_run_folder
 from run_folder import choose_run_folder, describe_environment, make_run_folder, write_config, write_manifest
+from run_lock import RunLock
 from train_val import FaceRecognitionModule
 from trainer import batches_per_epoch, build_strategy, build_trainer, validation_interval
 
@@ -76,9 +78,9 @@ def main(arguments: list[str] | None = None) -> int:
         if action == "print_config":
             print(config.as_yaml(), end="")
             return 0
-        with terminated_as_interrupted():
+        with terminated_as_interrupted(), RunLock(_say) as lock:
             config, notes = with_checkpoint_options(with_run_folder(config))
-            return _run(config, notes, plan_only=action == "plan")
+            return _run(config, notes, lock, plan_only=action == "plan")
     except InterruptedTrainingError as stop:
         _say(f"{stop}\n{how_to_go_on(stop.checkpoint)}")
         return INTERRUPTED
@@ -88,10 +90,12 @@ def main(arguments: list[str] | None = None) -> int:
     except ToldError:
         return FAILED
     except EXPECTED_ERRORS as error:
-        return _report(error)
+        status = _report(error)
+        tell_those_who_wait(find_launch(), error)
+        return status
 
 
-def _run(config: Config, notes: list[str], *, plan_only: bool = False) -> int:
+def _run(config: Config, notes: list[str], lock: RunLock, *, plan_only: bool = False) -> int:
     """Build everything, then train and test, or only test, or only plan; ``notes`` are shown first."""
     launch = find_launch()
     devices = plan_devices(
@@ -114,13 +118,15 @@ def _run(config: Config, notes: list[str], *, plan_only: bool = False) -> int:
     check_agreement(facts)
     if plan_only:
         return _plan(config, devices, launch, data, module)
-    folder = Path(decided_by_rank_0("RUN_FOLDER", lambda: str(_run_folder(config)), launch))
+    folder = Path(decided_by_rank_0("RUN_FOLDER", lambda: str(_run_folder(config, lock)), launch))
     keeper = CheckpointKeeper(folder, save_all=config.save_all_models, every_steps=config.checkpoint_every_steps)
     watch = ProcessWatch(facts, lambda: _after_a_loss(config, keeper), config.collective_timeout_sec)
-    trainer = _build_trainer(config, devices, launch, data, keeper, watch, sharded)
-    if trainer.is_global_zero:
-        _describe(config, devices, data, module, folder)
-    with watch, _errors_kept_in(folder):
+    with failure_told():
+        trainer = _build_trainer(config, devices, launch, data, keeper, watch, sharded)
+        if trainer.is_global_zero:
+            _describe(config, devices, data, module, folder)
+    check_agreement({})  # else the others would wait for one that cannot write, or draw, to the run folder
+    with watch, _errors_kept_in(folder, launch):
         if not config.evaluate:
             trainer.fit(module, data, ckpt_path=config.resume_from_checkpoint or None, weights_only=True)
         if data.pair_sets:
@@ -368,13 +374,16 @@ def _describe(
         write_atomically(folder / "train_samples.png", encoded.tobytes())
 
 
-def _run_folder(config: Config) -> Path:
-    """A new run folder, the one that is named, or that of the checkpoint to resume."""
+def _run_folder(config: Config, lock: RunLock) -> Path:
+    """A new run folder, the one that is named, or that of the checkpoint to resume; locked against a second run."""
     if config.run_folder:
-        return make_run_folder(config.run_folder)
+        folder = lock.take(make_run_folder(config.run_folder))
+        if not config.resume_from_checkpoint:
+            check_still_new(folder)
+        return folder
     if config.resume_from_checkpoint:
-        return run_folder_of(Path(config.resume_from_checkpoint)).resolve()
-    return choose_run_folder(config.output_dir, config.prefix)
+        return lock.take(run_folder_of(Path(config.resume_from_checkpoint)).resolve())
+    return lock.take(choose_run_folder(config.output_dir, config.prefix))
 
 
 def _advice(config: Config, launch: Launch) -> list[str]:
@@ -399,14 +408,14 @@ def _advice(config: Config, launch: Launch) -> list[str]:
 
 
 @contextlib.contextmanager
-def _errors_kept_in(folder: Path) -> Iterator[None]:
-    """Write the traceback of what goes wrong to ``error.log`` of the run folder, and pass it on."""
+def _errors_kept_in(folder: Path, launch: Launch) -> Iterator[None]:
+    """Write the traceback of what goes wrong to a file of this process in the run folder, and pass it on."""
     try:
         yield
     except InterruptedTrainingError:
         raise
     except Exception as error:
-        log = folder / "error.log"
+        log = folder / (f"error_rank{launch.rank}.log" if launch.rank else "error.log")
         with contextlib.suppress(OSError):  # the disk may be what is full
             log.write_text(traceback.format_exc(), encoding="utf-8")
             error.add_note(f"details: {log}")

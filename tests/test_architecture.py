@@ -77,6 +77,8 @@ LEVELS = {
     "callbacks": 2,
     "resume": 2,
     "run_folder": 1,
+    "run_lock": 0,
+    "roll_call": 0,
     "process_watch": 2.1,
     "processes": 0.1,
     "train_val": 2,

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from test_checkpoints import resumable
 
 import resume
 from config import Config, parse
@@ -53,7 +54,9 @@ def test_another_schedule_lets_go_of_the_first_ones_options():
 def test_options_of_the_checkpoint_and_the_command_line_are_checked_together(tmp_path):
     file = tmp_path / "last.ckpt"
     saved = {**Config().as_dict(), "lr_schedule": "poly", "epochs": 40}
-    torch.save({"state_dict": {}, "adaface": {"config": saved, "given": ["lr_schedule", "epochs"]}}, file)
+    checkpoint = resumable()
+    checkpoint["adaface"] |= {"config": saved, "given": ["lr_schedule", "epochs"]}
+    torch.save(checkpoint, file)
     goes_on = ["--resume_from_checkpoint", str(file)]
     resumed, _ = resume.with_checkpoint_options(parse([*goes_on, "--lr_power", "1", "--warmup_epochs", "30"])[0])
     assert (resumed.lr_schedule, resumed.lr_power, resumed.warmup_epochs) == ("poly", 1.0, 30.0)
