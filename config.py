@@ -21,6 +21,8 @@ from typing import Any, NoReturn
 
 import yaml
 
+from checkpoint_folders import run_folder_of
+
 Action = typing.Literal["run", "plan", "print_config"]
 
 _TRUE = ("true", "yes", "on", "1")
@@ -261,7 +263,7 @@ def _check_combinations(config: Config) -> None:
 
 
 def _check_same_folder(config: Config) -> None:
-    folder = Path(config.resume_from_checkpoint).absolute().parent
+    folder = run_folder_of(Path(config.resume_from_checkpoint))
     if folder.resolve() != Path(config.run_folder).resolve():
         raise ValueError(
             f"--resume_from_checkpoint goes on in its own folder, {folder}, which is not --run_folder "

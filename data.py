@@ -97,6 +97,7 @@ class FaceDataModule(pl.LightningDataModule):
         self.pair_sets: dict[str, PairSet] = {}
         self.missing_sets: list[str] = []
         self._dataset: TrainingDataset | None = None
+        self._fingerprint: str | None = None  # of millions of images it takes seconds
 
     def open(self) -> None:
         """Find, open and check all data, before anything else is built.
@@ -193,7 +194,9 @@ class FaceDataModule(pl.LightningDataModule):
 
     def fingerprint(self) -> str:
         """Identify the training data, see ``training_source.fingerprint_of``; empty in evaluation."""
-        return "" if self._dataset is None else fingerprint_of(self._dataset.source)
+        if self._fingerprint is None:
+            self._fingerprint = "" if self._dataset is None else fingerprint_of(self._dataset.source)
+        return self._fingerprint
 
     def sample_grid(self, n: int = 64) -> np.ndarray:
         """Return the first training samples of the run, augmented, in a grid.

@@ -176,6 +176,8 @@ def _facts(config: Config, devices: DevicePlan, data: FaceDataModule, module: Fa
     if config.resume_from_checkpoint:
         checkpoint = load_checkpoint(config.resume_from_checkpoint)
         check_fits(checkpoint, module.checkpoint_shapes(), config.resume_from_checkpoint)
+        if checkpoint["adaface"].get("data_fingerprint") not in (None, data.fingerprint()):
+            _say("note: the training data is not what the run began with: an epoch goes on in another order")
         position = checkpoint["adaface"]["position"]
         facts["the position of the checkpoint"] = position
         if position["epoch"] >= config.epochs:
@@ -272,6 +274,7 @@ def _build_module(config: Config, data: FaceDataModule, sharded: bool) -> FaceRe
             "config": config.as_dict(),
             "given": sorted(config.given),
             "class_names": [] if config.evaluate else data.class_names,
+            "data_fingerprint": data.fingerprint(),
             "input": {"color": "BGR", "size": [112, 112], "mean": 127.5, "std": 127.5},
             **describe_environment(),
         },

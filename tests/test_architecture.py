@@ -24,7 +24,7 @@ LEVELS = {
     "conversion_journal": 0,
     "collectives": 0,
     "command_line": 0,
-    "config": 0,
+    "config": 0.1,
     "demo_camera": 0,
     "demo_head": 0,
     "devices": 0.1,

@@ -130,6 +130,9 @@ def test_contradicting_checkpoints_are_refused(tmp_path):
         parse(["--resume_from_checkpoint", str(file), "--run_folder", "elsewhere"])
     same = ["--resume_from_checkpoint", str(file), "--run_folder", str(tmp_path / "x" / "..")]
     assert parse(same)[0].run_folder
+    step = tmp_path / "checkpoints" / "step-0000001-0"
+    step.mkdir(parents=True)
+    assert parse(["--resume_from_checkpoint", str(step), "--run_folder", str(tmp_path)])[0].run_folder
     with pytest.raises(FileNotFoundError, match=r"there is no file nowhere\.ckpt"):
         parse(["--resume_from_checkpoint", "nowhere.ckpt"])
 

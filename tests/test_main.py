@@ -276,6 +276,20 @@ def test_a_learning_rate_given_at_a_resume_counts(whole_run, tmp_path, capsys):
     assert torch.equal(weights(tmp_path / "last.ckpt")["head.kernel"], weights(third)["head.kernel"])
 
 
+def test_a_resume_with_other_training_data_says_so(whole_run, tmp_path, capsys):
+    (third,) = whole_run.glob("epoch=002-*.ckpt")
+    checkpoint = torch.load(third, weights_only=True)
+    checkpoint["adaface"]["data_fingerprint"] = "of other images"
+    torch.save(checkpoint, tmp_path / "last.ckpt")
+    (tmp_path / "same").mkdir()
+    shutil.copy(third, tmp_path / "same" / "last.ckpt")
+    said = []
+    for path in (tmp_path / "last.ckpt", tmp_path / "same" / "last.ckpt"):
+        assert main.main(["--resume_from_checkpoint", str(path), "--epochs", "3"]) == 0
+        said.append("the training data is not what the run began with" in capsys.readouterr().out)
+    assert said == [True, False]
+
+
 def test_a_run_that_learns_nothing_says_so_once(faces, tmp_path, capsys):
     run(faces, tmp_path, "--epochs", "5", "--batch_size", "4", "--lr", "1e-9", "--stalled_after_steps", "20")
     assert capsys.readouterr().out.count("warning: after 20 batches the loss shows no learning") == 1
