@@ -108,6 +108,12 @@ def test_print_config_round_trips(tmp_path):
         ("--warmup_epochs nan", "--warmup_epochs must be at least 0"),
         ("--lr_base_batch_size -1", "--lr_base_batch_size must be at least 0"),
         ("--collective_timeout_sec 0", "--collective_timeout_sec must be above 0"),
+        ("--collective_timeout_sec 1e15", "--collective_timeout_sec must be at most 1,000,000,000 .* got 1e.15"),
+        ("--collective_timeout_sec inf", "--collective_timeout_sec must be a finite number, got inf"),
+        ("--lr inf", "--lr must be a finite number, got inf"),
+        ("--h inf", "--h must be a finite number"),
+        ("--lr_gamma -1", "--lr_gamma must be at least 0.0, got -1.0"),
+        ("--lr_gamma nan", "--lr_gamma must be at least 0.0, got nan"),
         ("--stalled_after_steps 5", "--stalled_after_steps must be 0 .* or at least 20, got 5"),
     ],
 )
