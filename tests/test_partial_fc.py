@@ -187,6 +187,20 @@ def test_one_process_is_enough(name, classes):
     assert_same(dense(name, classes, batches), [worker.outcome(model, losses)], **TOLERANCE)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_embeddings_of_16_bits_have_the_loss_of_the_dense_head(dtype):
+    features, labels = micro_batches(ODD, 1)[0]
+    of_both = []
+    for sharded in (False, True):
+        head = Model("arcface", ODD, sharded=sharded).head
+        embeddings = F.normalize(Model("arcface", ODD).backbone(features)).detach().to(dtype)
+        loss = head.loss(embeddings, features.norm(dim=1, keepdim=True), labels)
+        loss.backward()
+        of_both.append((loss.detach(), head.kernel.grad.t() if sharded else head.kernel.grad))
+    torch.testing.assert_close(of_both[1], of_both[0], rtol=1e-3, atol=1e-3)
+    assert of_both[1][0].dtype == torch.float32
+
+
 def test_sampling_all_classes_is_not_sampling():
     outcomes = []
     for rate in (None, 1.0):
