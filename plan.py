@@ -263,6 +263,11 @@ def does_not_fit(memory: StepMemory, available_bytes: float, *, batch_size: int,
     fits = memory.total_bytes <= available_bytes
     head = "may not fit: libraries take some more than is counted" if fits else "does not fit, so no step was measured"
     options = what_takes_less(memory, _TIGHT * available_bytes, batch_size=batch_size, devices=devices)
+    if not options:
+        return [
+            f"warning: this {head}, and no option makes it much smaller. More or larger devices would "
+            "(--head_sharding on shares the head out over them), or a smaller --arch"
+        ]
     return [
         f"warning: this {head}. Less memory take:",
         *(f"  {option}" for option in options),

@@ -77,6 +77,13 @@ def test_what_does_not_fit_is_told_with_what_would(available, warning):
         assert any("--gradient_checkpointing" in line for line in lines[1:])
 
 
+def test_a_head_that_no_option_makes_smaller_is_told_as_it_is():
+    large = replace(MEMORY, class_num=10_000_000, processes=1, sharded=False)
+    (line,) = plan.does_not_fit(large, 1e9, batch_size=2, devices=1)
+    assert line.startswith("warning: this does not fit, so no step was measured, and no option makes it much smaller")
+    assert "--head_sharding on" in line
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("batches", [1, 2, 40])
 def test_loading_is_timed_however_short_the_epoch(workers, batches):
