@@ -182,6 +182,8 @@ def _facts(config: Config, devices: DevicePlan, data: FaceDataModule, module: Fa
     facts = {f"--{name}": value for name, value in config.as_dict().items() if name not in _OF_ONE_HOST}
     facts["the device"] = f"{devices.accelerator}, {devices.precision}"
     facts["the fingerprint of the training data"] = data.fingerprint()
+    # auto goes by each machine's memory
+    facts["the head's sharding (--head_sharding on or off says it for all)"] = module.sharded
     if config.resume_from_checkpoint:
         checkpoint = load_checkpoint(config.resume_from_checkpoint)
         check_fits(checkpoint, module.checkpoint_shapes(), config.resume_from_checkpoint)
