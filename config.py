@@ -27,6 +27,7 @@ Action = typing.Literal["run", "plan", "print_config"]
 _TRUE = ("true", "yes", "on", "1")
 _FALSE = ("false", "no", "off", "0")
 _FEWEST_STALLED_STEPS = 20  # four windows of five losses
+_TOO_MANY = 2**31
 _LONGEST_WAIT_SEC = 1e9  # a Python timedelta ends at 9e13
 
 
@@ -205,9 +206,14 @@ def _check_ranges(config: Config) -> None:
     for name in ("s", "lr_power", "collective_timeout_sec"):
         if not getattr(config, name) > 0:
             raise ValueError(f"--{name} must be above 0, got {getattr(config, name)}")
+    if config.momentum >= 1:
+        raise ValueError(f"--momentum must be below 1, got {config.momentum}: from 1 on old gradients never fade")
     for name in OPTIONS:
-        if getattr(config, name) in (math.inf, -math.inf):
-            raise ValueError(f"--{name} must be a finite number, got {getattr(config, name)}")
+        value = getattr(config, name)
+        if value in (math.inf, -math.inf):
+            raise ValueError(f"--{name} must be a finite number, got {value}")
+        if isinstance(value, int) and value >= _TOO_MANY and name != "seed":
+            raise ValueError(f"--{name} must be below 2**31, got {value}")
     if config.collective_timeout_sec > _LONGEST_WAIT_SEC:
         raise ValueError(
             f"--collective_timeout_sec must be at most {_LONGEST_WAIT_SEC:,.0f} (30 years), "

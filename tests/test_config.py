@@ -110,6 +110,8 @@ def test_print_config_round_trips(tmp_path):
         ("--collective_timeout_sec 0", "--collective_timeout_sec must be above 0"),
         ("--collective_timeout_sec 1e15", "--collective_timeout_sec must be at most 1,000,000,000 .* got 1e.15"),
         ("--collective_timeout_sec inf", "--collective_timeout_sec must be a finite number, got inf"),
+        ("--accumulate_grad_batches 99999999999999999999", r"--accumulate_grad_batches must be below 2\*\*31, got 9+$"),
+        ("--momentum 1", "--momentum must be below 1, got 1.0"),
         ("--lr inf", "--lr must be a finite number, got inf"),
         ("--h inf", "--h must be a finite number"),
         ("--lr_gamma -1", "--lr_gamma must be at least 0.0, got -1.0"),
