@@ -510,6 +510,8 @@ def _report(error: Exception) -> int:
         message = message.splitlines()[-1].partition(": ")[2]
     if isinstance(error, torch.OutOfMemoryError):
         message = f"the GPU's memory is full: give a smaller --batch_size, or --use_16bit ({message.splitlines()[0]})"
+    if "DefaultCPUAllocator" in message:
+        message = f"the memory is full: --plan tells what a step takes, and what takes less ({message.splitlines()[0]})"
     print(f"main.py: error: {message}", *getattr(error, "__notes__", []), sep="\n", file=sys.stderr, flush=True)
     return _FAILED
 
