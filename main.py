@@ -201,7 +201,11 @@ def _plan(
     world_size = devices.devices * config.num_nodes
     available = available_memory(devices.accelerator, devices.devices)
     memory = step_memory(
-        module, processes=world_size, batch_size=data.batch_size_per_process, precision=devices.precision
+        module,
+        processes=world_size,
+        batch_size=data.batch_size_per_process,
+        accumulated=config.accumulate_grad_batches,
+        precision=devices.precision,
     )
     verdict = decided_by_rank_0("FITS", lambda: str(memory.total_bytes <= available), launch)
     measured = None

@@ -283,3 +283,14 @@ def test_sharding_is_chosen_where_the_dense_head_would_not_fit():
     assert not choose_sharding("auto", **{**sizes, "processes": 1}, memory_bytes=1)
     assert choose_sharding("on", **{**sizes, "processes": 1}, memory_bytes=needed)
     assert not choose_sharding("off", **sizes, memory_bytes=1)
+
+
+def test_summed_gradients_have_the_classes_of_all_batches_once():
+    model = Model("cosface", 40, sharded=True, sample_rate=0.25)
+    chosen = []
+    for seed, batch in enumerate(micro_batches(40, 1)[:2]):
+        model.head.sampling_seed = seed
+        chosen.append(model.head._sample(batch[1], torch.ones(len(batch[1]), dtype=torch.bool)))
+        model(*batch).backward()
+    rows = model.head.kernel.grad._indices()[0]
+    assert len(rows) == len(torch.cat(chosen).unique()), "what --plan counts on"
