@@ -251,6 +251,7 @@ def _open_data(config: Config, devices: DevicePlan) -> FaceDataModule:
         swap_color_channel=config.swap_color_channel,
         batch_size=config.batch_size,
         devices=devices.devices,
+        num_nodes=config.num_nodes,
         num_workers=config.num_workers,
         seed=config.seed,
         low_res_augmentation_prob=config.low_res_augmentation_prob,

@@ -139,3 +139,9 @@ def test_several_processes_plan_together(words):
 def test_a_plan_of_an_evaluation_is_refused(words, capsys):
     assert main.main([*words, "--evaluate", "--start_from_model_statedict", __file__]) == 2
     assert "--plan is for a training" in capsys.readouterr().err
+
+
+def test_several_machines_share_the_steps_of_an_epoch(words, capsys):
+    assert main.main([*words, "--num_nodes", "3", "--epochs", "2"]) == 0
+    # 30 images, 8 on each of three machines
+    assert "steps: 2 per epoch, 4 in 2 epochs, 24 images each" in capsys.readouterr().out
