@@ -116,6 +116,11 @@ def _run(config: Config, notes: list[str], lock: RunLock, *, plan_only: bool = F
         data, module, sharded = _build(config, devices)
         facts = _facts(config, devices, data, module)
     check_agreement(facts)
+    if not config.evaluate and config.accumulate_grad_batches > _batches_per_epoch(config, data):
+        _say(
+            f"note: --accumulate_grad_batches {config.accumulate_grad_batches} is more than the "
+            f"{_batches_per_epoch(config, data)} batches of an epoch: its one step has so much less weight"
+        )
     if plan_only:
         return _plan(config, devices, launch, data, module)
     folder = Path(decided_by_rank_0("RUN_FOLDER", lambda: str(_run_folder(config, lock)), launch))
@@ -173,6 +178,8 @@ def _facts(config: Config, devices: DevicePlan, data: FaceDataModule, module: Fa
     facts = {f"--{name}": value for name, value in config.as_dict().items() if name not in _OF_ONE_HOST}
     facts["the device"] = f"{devices.accelerator}, {devices.precision}"
     facts["the fingerprint of the training data"] = data.fingerprint()
+    # auto goes by each machine's memory
+    facts["the head's sharding (--head_sharding on or off says it for all)"] = module.sharded
     if config.resume_from_checkpoint:
         checkpoint = load_checkpoint(config.resume_from_checkpoint)
         check_fits(checkpoint, module.checkpoint_shapes(), config.resume_from_checkpoint)
@@ -196,6 +203,7 @@ def _plan(
         val_check_interval=_validation_interval(config, data),
         batch_size=config.batch_size * config.num_nodes,
         world_size=devices.devices * config.num_nodes,
+        accumulate_grad_batches=config.accumulate_grad_batches,
     )
     for line in plan.lines(module, data, devices, launch, schedule, config.num_nodes, _strategy(config, devices)):
         _say(line)
@@ -212,6 +220,7 @@ def _open_data(config: Config, devices: DevicePlan) -> FaceDataModule:
         swap_color_channel=config.swap_color_channel,
         batch_size=config.batch_size,
         devices=devices.devices,
+        num_nodes=config.num_nodes,
         num_workers=config.num_workers,
         seed=config.seed,
         low_res_augmentation_prob=config.low_res_augmentation_prob,
@@ -432,6 +441,8 @@ def _report(error: Exception) -> int:
         message = message.splitlines()[-1].partition(": ")[2]
     if isinstance(error, torch.OutOfMemoryError):
         message = f"the GPU's memory is full: give a smaller --batch_size, or --use_16bit ({message.splitlines()[0]})"
+    if "DefaultCPUAllocator" in message:
+        message = f"the memory is full: --plan tells what a step takes, and what takes less ({message.splitlines()[0]})"
     print(f"main.py: error: {message}", *getattr(error, "__notes__", []), sep="\n", file=sys.stderr, flush=True)
     return FAILED
 

@@ -15,8 +15,10 @@ _OF_THIS_START = {"start_from_model_statedict", "resume_from_checkpoint", "run_f
 _SHOWN_NAMES = 3
 # another value changes what the rest of the run computes
 _NOTED = (
-    "seed", "batch_size", "accumulate_grad_batches", "lr", "lr_base_batch_size", "lr_schedule", "lr_milestones",
-    "lr_gamma", "lr_power", "warmup_epochs", "momentum", "weight_decay",
+    "seed", "batch_size", "num_nodes", "accumulate_grad_batches", "lr", "lr_base_batch_size", "lr_schedule",
+    "lr_milestones", "lr_gamma", "lr_power", "warmup_epochs", "momentum", "weight_decay", "gradient_clip_val", "m", "h",
+    "s", "t_alpha", "batch_statistics", "sample_rate", "low_res_augmentation_prob", "crop_augmentation_prob",
+    "photometric_augmentation_prob",
 )  # fmt: skip
 
 

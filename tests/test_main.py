@@ -545,3 +545,13 @@ def test_class_statistics_are_finite_after_training(whole_run):
     state = weights(whole_run / "last.ckpt")
     assert np.isfinite(state["head.batch_mean"].item())
     assert state["head.batch_std"].item() != 100.0
+
+
+def test_a_full_memory_is_named_with_what_helps(capsys):
+    told = (
+        "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+    )
+    assert main._report(RuntimeError(f"{told}\nframe #0: ...")) == 2
+    assert capsys.readouterr().err == (
+        f"main.py: error: the memory is full: --plan tells what a step takes, and what takes less ({told})\n"
+    )

@@ -77,6 +77,16 @@ def test_a_run_that_lacks_the_newest_options_has_their_defaults():
     assert notes == ["--warmup_epochs was 0.0 in the run that is resumed, now 1.0"]
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("m", "0.3"), ("s", "32"), ("sample_rate", "0.5"), ("gradient_clip_val", "1"), ("crop_augmentation_prob", "0.5")],
+)
+def test_another_loss_is_said_too(name, value):
+    _, notes = resume._resumed(parse([f"--{name}", value])[0], Config().as_dict(), [])
+    was = getattr(Config(), name)
+    assert notes == [f"--{name} was {was} in the run that is resumed, now {float(value)}"]
+
+
 def test_a_checkpoint_that_no_run_wrote_cannot_be_resumed(tmp_path):
     file = tmp_path / "official.ckpt"
     torch.save({"state_dict": {"model.a": torch.zeros(1)}}, file)
