@@ -20,6 +20,7 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """
     final = Path(path)
     part = final.with_name(f".{final.name}.part")
+    part.unlink(missing_ok=True)  # what a kill left may be another name of a file that is in use, or a link to it
     try:
         with part.open("wb") as file:
             yield file

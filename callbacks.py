@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 import checkpoint_folders
-from checkpoints import REST
+from atomic_files import atomic_file
+from checkpoints import REST, not_written
 from lightning_setup import pl
 from sharded_checkpoint import write_head
 
@@ -96,6 +97,13 @@ class CheckpointKeeper(pl.Callback):
         """Restore the best accuracy so far, unless its checkpoint is not in this folder."""
         self.best_val_acc = state_dict["best_val_acc"] if self.best.exists() else None
 
+    def on_fit_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        """Find out now, not at the first checkpoint, whether all machines see the run folder."""
+        if trainer.world_size > 1 and trainer.lightning_module.sharded_head and not trainer.fast_dev_run:
+            part = self._new_part(trainer)
+            if trainer.is_global_zero:
+                part.rmdir()
+
     def on_train_batch_end(
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -136,7 +144,12 @@ class CheckpointKeeper(pl.Callback):
             *([kept] if self.save_all and accuracy is not None else []),
         ]
         write = self._write_folder if trainer.lightning_module.sharded_head else self._write_file
-        write(trainer, names)
+        try:
+            if trainer.is_global_zero:
+                checkpoint_folders.turn_copies_into_links(self.folder, names, trainer.global_step)
+            write(trainer, names)
+        except OSError as error:
+            raise not_written(self.folder / names[0], error) from error
         trainer.strategy.barrier("checkpoint")
 
     def _write_file(self, trainer: "pl.Trainer", names: list[str]) -> None:
@@ -146,18 +159,31 @@ class CheckpointKeeper(pl.Callback):
         if trainer.is_global_zero:
             for name in names[1:]:
                 _link(written, self.folder / name)
+            checkpoint_folders.delete_unlinked(self.folder)  # of a run whose head was sharded until now
 
     def _write_folder(self, trainer: "pl.Trainer", names: list[str]) -> None:
         """Let each process write its part of the head, and rank 0 the rest."""
-        if trainer.is_global_zero:
-            checkpoint_folders.begin(self.folder)
-        trainer.strategy.barrier("checkpoint folder")
-        part = checkpoint_folders.part_of(self.folder)
+        part = self._new_part(trainer)
         trainer.save_checkpoint(part / REST)
         write_head(part, trainer.lightning_module.sharded_head, trainer.optimizers[0])
         trainer.strategy.barrier("checkpoint parts")
         if trainer.is_global_zero:
-            checkpoint_folders.publish(self.folder, trainer.global_step, names)
+            checkpoint_folders.publish(self.folder, part, trainer.global_step, names)
+
+    def _new_part(self, trainer: "pl.Trainer") -> Path:
+        """Return a new folder to write a checkpoint to, the same in all processes.
+
+        Raises:
+            RuntimeError: not all see it; in all processes.
+        """
+        made = checkpoint_folders.begin(self.folder).name if trainer.is_global_zero else ""
+        part = self.folder / checkpoint_folders.FOLDER / trainer.strategy.broadcast(made)
+        if trainer.strategy.reduce_boolean_decision(not part.is_dir(), all=False):
+            raise RuntimeError(
+                f"not all machines see the folder {self.folder}, in which each process keeps its part of a sharded "
+                "head: give a --run_folder, or an --output_dir, that all of them share"
+            )
+        return part
 
 
 def _link(source: Path, target: Path) -> None:
@@ -167,8 +193,10 @@ def _link(source: Path, target: Path) -> None:
     try:
         os.link(source, part)
     except OSError:  # a file system without hard links
-        shutil.copy2(source, part)
-    part.replace(target)
+        with source.open("rb") as file, atomic_file(target) as copy:
+            shutil.copyfileobj(file, copy)
+    else:
+        part.replace(target)
 
 
 class StopOnSignal(pl.Callback):

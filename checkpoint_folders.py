@@ -8,55 +8,52 @@ each name. Folders that no link names any more are deleted.
 
 import itertools
 import os
+import re
+import secrets
 import shutil
 from pathlib import Path
 
 FOLDER = "checkpoints"
 _PART = ".part"
+_OURS = re.compile(r"step-\d{7,}-\d+|\.part.*")
 
 
 def begin(run_folder: Path) -> Path:
-    """Make the empty folder that the next checkpoint is written to; called by one process.
+    """Make an empty folder for the next checkpoint to be written to; called by one process.
 
     Args:
         run_folder: folder of the run.
 
     Returns:
-        ``part_of(run_folder)``; what a killed process left there is deleted.
+        The folder. Its name is new each time: a machine on a network file system may still take an older one for the
+        folder that had it before. What a killed process left is deleted.
     """
-    part = part_of(run_folder)
-    if part.exists():
-        shutil.rmtree(part)
-    part.mkdir(parents=True)
+    folder = run_folder / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob(f"{_PART}*"):
+        shutil.rmtree(old, ignore_errors=True)
+    part = folder / f"{_PART}-{secrets.token_hex(4)}"
+    part.mkdir()
     return part
 
 
-def part_of(run_folder: Path) -> Path:
-    """Return the folder that a checkpoint is written to, the same in all processes.
-
-    Args:
-        run_folder: folder of the run.
-    """
-    return run_folder / FOLDER / _PART
-
-
-def publish(run_folder: Path, step: int, names: list[str]) -> Path:
+def publish(run_folder: Path, part: Path, step: int, names: list[str]) -> Path:
     """Give the written checkpoint its names; called by one process, when all have written.
 
     Args:
         run_folder: folder of the run.
+        part: what ``begin`` returned.
         step: optimiser steps so far, for the folder's name.
         names: of the links in ``run_folder``, the first one first: a kill in between leaves the others as they were.
 
     Returns:
         The checkpoint's folder.
     """
-    folder = run_folder / FOLDER
-    final = next(p for n in itertools.count() if not (p := folder / f"step-{step:07d}-{n}").exists())
-    part_of(run_folder).rename(final)
+    final = _unused(run_folder, step)
+    part.rename(final)
     for name in names:
         link(final, run_folder / name)
-    _delete_unlinked(run_folder)
+    delete_unlinked(run_folder)
     return final
 
 
@@ -65,12 +62,42 @@ def link(target: Path, name: Path) -> None:
 
     Args:
         target: a checkpoint's folder below the folder of ``name``.
-        name: the link; what was there before is replaced, unless it is a real folder.
+        name: the link; what was there before is replaced, unless it is a real folder (``turn_copies_into_links``).
     """
-    part = name.with_name(f".{name.name}.part")
-    part.unlink(missing_ok=True)
-    part.symlink_to(os.path.relpath(target, name.parent), target_is_directory=True)
-    part.replace(name)
+    _prepared_link(target, name).replace(name)
+
+
+def turn_copies_into_links(run_folder: Path, names: list[str], step: int) -> None:
+    """Make links of real folders: a run folder that was copied by a program that follows links has such.
+
+    A file or link takes the place of a link in one step, of a folder it cannot. Here a name is gone for a moment
+    between two renames, once after such a copy.
+
+    Args:
+        run_folder: folder of the run.
+        names: that will be written.
+        step: for the folder's name.
+    """
+    for name in (run_folder / name for name in names):
+        if name.is_dir() and not name.is_symlink():
+            (run_folder / FOLDER).mkdir(exist_ok=True)
+            folder = _unused(run_folder, step)
+            part = _prepared_link(folder, name)
+            name.rename(folder)
+            part.replace(name)
+
+
+def delete_unlinked(run_folder: Path) -> None:
+    """Delete the checkpoint folders that no link in the run folder names; others are left alone.
+
+    Args:
+        run_folder: folder of the run.
+    """
+    linked = {path.resolve() for path in run_folder.iterdir() if path.is_symlink()}
+    for path in (run_folder / FOLDER).glob("*"):
+        if _OURS.fullmatch(path.name) and path.resolve() not in linked:
+            # on a network file system a file that somebody reads cannot go yet: it goes the next time
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def run_folder_of(checkpoint: Path) -> Path:
@@ -83,8 +110,14 @@ def run_folder_of(checkpoint: Path) -> Path:
     return parent.parent if parent.name == FOLDER else parent
 
 
-def _delete_unlinked(run_folder: Path) -> None:
-    linked = {path.resolve() for path in run_folder.iterdir() if path.is_symlink()}
-    for path in (run_folder / FOLDER).iterdir():
-        if path.resolve() not in linked:
-            shutil.rmtree(path)
+def _unused(run_folder: Path, step: int) -> Path:
+    folder = run_folder / FOLDER
+    return next(p for n in itertools.count() if not (p := folder / f"step-{step:07d}-{n}").exists())
+
+
+def _prepared_link(target: Path, name: Path) -> Path:
+    """Return a link to ``target`` under another name, to be renamed to ``name``."""
+    part = name.with_name(f".{name.name}.part")
+    part.unlink(missing_ok=True)
+    part.symlink_to(os.path.relpath(target, name.parent), target_is_directory=True)
+    return part

@@ -12,6 +12,7 @@ import pickle
 import re
 import shutil
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -66,12 +67,71 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
             f"{path} is refused: it holds more than tensors and plain values ({reason}). Nothing in it was executed; "
             "export its state_dict with the program that wrote it"
         ) from None
-    except (RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
+    except Exception as error:  # a damaged pickle fails in many ways
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{path} is not a whole checkpoint file ({reason})") from error
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
         raise ValueError(f"{path} is not a training checkpoint: it has no `state_dict`")
+    if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in checkpoint["state_dict"].items()):
+        raise ValueError(f"{path} is not a training checkpoint: its `state_dict` holds more than weights by name")
+    checkpoint.pop("folder", None)  # where the head's files are is not for the file to say
     return checkpoint
+
+
+def check_resumable(checkpoint: dict[str, Any], path: str | Path) -> None:
+    """Raise ValueError where a checkpoint lacks what a run goes on with, or has it in another form.
+
+    Args:
+        checkpoint: what ``load_checkpoint`` returned.
+        path: its file, for the message.
+    """
+    for name, is_right in _NEEDED.items():
+        try:
+            right = is_right(checkpoint)
+        except (KeyError, TypeError, AttributeError, IndexError):
+            right = False
+        if not right:
+            raise ValueError(
+                f"{path} is no checkpoint to go on with: its {name} is missing, or not as this program writes it; take "
+                "another one, or start a new run with --start_from_model_statedict, which needs the weights alone"
+            )
+
+
+def _is_position(position: dict[str, Any]) -> bool:
+    known = {"epoch", "batch"} <= set(position) <= {"epoch", "batch", "samples"}
+    return known and all(_is_count(number) for number in position.values())
+
+
+def _is_sharded_head(checkpoint: dict[str, Any]) -> bool:
+    head = checkpoint["adaface"].get(SHARDED_HEAD)
+    if head is None:
+        return True
+    counts = [*head["shape"], head["files"], head["parameter"]]
+    names = [head["dtype"], *head["states"]]
+    right = len(head["shape"]) == 2 and all(map(_is_count, counts)) and all(isinstance(name, str) for name in names)
+    return right and head["dtype"] in ("float32", "float64") and "folder" in checkpoint
+
+
+def _is_count(number: object) -> bool:
+    return isinstance(number, int) and number >= 0
+
+
+_NEEDED: dict[str, Callable[[dict[str, Any]], bool]] = {
+    "`adaface.config`": lambda c: isinstance(c["adaface"]["config"], dict),
+    "`adaface.given`": lambda c: all(isinstance(name, str) for name in c["adaface"]["given"]),
+    "`adaface.position`": lambda c: _is_position(c["adaface"]["position"]),
+    f"`adaface.{SHARDED_HEAD}` (or the folder with its files)": _is_sharded_head,
+    "`epoch` or `global_step`": lambda c: _is_count(c["epoch"]) and _is_count(c["global_step"]),
+    "`loops`": lambda c: all(
+        _is_count(c["loops"]["fit_loop"][part]["current"][state])
+        for part in ("epoch_progress", "epoch_loop.batch_progress")
+        for state in ("ready", "completed", "processed")
+    ),
+    "`optimizer_states`": lambda c: (
+        all(isinstance(state, dict) for state in c["optimizer_states"][0]["state"].values())
+        and all(isinstance(group["params"], list) for group in c["optimizer_states"][0]["param_groups"])
+    ),
+}
 
 
 def backbone_state(checkpoint: dict[str, Any], path: str | Path) -> dict[str, Tensor]:
@@ -183,6 +243,21 @@ def store_threshold(path: str | Path, threshold: dict[str, float | str]) -> None
     AtomicCheckpointIO().save_checkpoint({**load_checkpoint(file), THRESHOLD: threshold}, file)
 
 
+def not_written(path: Path, reason: object) -> RuntimeError:
+    """Return the error to raise where a checkpoint cannot be written.
+
+    Args:
+        path: the checkpoint.
+        reason: what the system says.
+    """
+    free_mb = shutil.disk_usage(path.parent).free / 1e6
+    return RuntimeError(
+        f"the checkpoint {path} could not be written: {reason}. {free_mb:.0f} MB are free there; no space left, or a "
+        "quota, is the usual cause. What was there before is whole: make room, then go on with "
+        "--resume_from_checkpoint where there is a checkpoint"
+    )
+
+
 class AtomicCheckpointIO(pl.plugins.io.TorchCheckpointIO):
     """Lightning's checkpoint files, renamed into place when whole, read with ``weights_only`` alone."""
 
@@ -198,12 +273,7 @@ class AtomicCheckpointIO(pl.plugins.io.TorchCheckpointIO):
             with atomic_file(path) as file:
                 torch.save(checkpoint, file)
         except (OSError, RuntimeError) as error:  # torch's zip writer hides the reason of a failed write
-            free_mb = shutil.disk_usage(path.parent).free / 1e6
-            raise RuntimeError(
-                f"the checkpoint {path} could not be written: {error.__context__ or error}. {free_mb:.0f} MB are free "
-                "there; no space left, or a quota, is the usual cause. What was there before is whole: make room, then "
-                "go on with --resume_from_checkpoint where there is a checkpoint"
-            ) from error
+            raise not_written(path, error.__context__ or error) from error
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: Any = None) -> dict[str, Any]:
         """Read a checkpoint by ``load_checkpoint`` of this module, whatever the caller asks for."""

@@ -12,6 +12,7 @@ its place, so 5e-4 is the default here), and a misspelt option is an error (ther
 import argparse
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Sequence
@@ -21,11 +22,15 @@ from typing import Any, NoReturn
 
 import yaml
 
+from checkpoint_folders import run_folder_of
+
 Action = typing.Literal["run", "plan", "print_config"]
 
 _TRUE = ("true", "yes", "on", "1")
 _FALSE = ("false", "no", "off", "0")
 _FEWEST_STALLED_STEPS = 20  # four windows of five losses
+_TOO_MANY = 2**31
+_LONGEST_WAIT_SEC = 1e9  # a Python timedelta ends at 9e13
 
 
 def _option(default: Any, text: str, choices: Sequence[str] = ()) -> Any:
@@ -190,8 +195,8 @@ def _check_ranges(config: Config) -> None:
     lowest = {
         "epochs": 1, "batch_size": 1, "accumulate_grad_batches": 1, "num_nodes": 1,
         "num_workers": 0, "gpus": 0, "devices": 0, "seed": 0, "custom_num_class": -1, "lr_base_batch_size": 0,
-        "lr": 0.0, "momentum": 0.0, "weight_decay": 0.0, "gradient_clip_val": 0.0, "warmup_epochs": 0.0, "m": 0.0,
-        "h": 0.0, "checkpoint_every_steps": 0,
+        "lr": 0.0, "lr_gamma": 0.0, "momentum": 0.0, "weight_decay": 0.0, "gradient_clip_val": 0.0,
+        "warmup_epochs": 0.0, "m": 0.0, "h": 0.0, "checkpoint_every_steps": 0,
     }  # fmt: skip
     for name, bound in lowest.items():
         if not getattr(config, name) >= bound:
@@ -203,6 +208,19 @@ def _check_ranges(config: Config) -> None:
     for name in ("s", "lr_power", "collective_timeout_sec"):
         if not getattr(config, name) > 0:
             raise ValueError(f"--{name} must be above 0, got {getattr(config, name)}")
+    if config.momentum >= 1:
+        raise ValueError(f"--momentum must be below 1, got {config.momentum}: from 1 on old gradients never fade")
+    for name in OPTIONS:
+        value = getattr(config, name)
+        if value in (math.inf, -math.inf):
+            raise ValueError(f"--{name} must be a finite number, got {value}")
+        if isinstance(value, int) and value >= _TOO_MANY and name != "seed":
+            raise ValueError(f"--{name} must be below 2**31, got {value}")
+    if config.collective_timeout_sec > _LONGEST_WAIT_SEC:
+        raise ValueError(
+            f"--collective_timeout_sec must be at most {_LONGEST_WAIT_SEC:,.0f} (30 years), "
+            f"got {config.collective_timeout_sec:g}"
+        )
     if config.stalled_after_steps and config.stalled_after_steps < _FEWEST_STALLED_STEPS:
         raise ValueError(
             f"--stalled_after_steps must be 0 (never) or at least {_FEWEST_STALLED_STEPS}, "
@@ -261,7 +279,7 @@ def _check_combinations(config: Config) -> None:
 
 
 def _check_same_folder(config: Config) -> None:
-    folder = Path(config.resume_from_checkpoint).absolute().parent
+    folder = run_folder_of(Path(config.resume_from_checkpoint))
     if folder.resolve() != Path(config.run_folder).resolve():
         raise ValueError(
             f"--resume_from_checkpoint goes on in its own folder, {folder}, which is not --run_folder "

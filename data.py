@@ -44,6 +44,7 @@ class FaceDataModule(pl.LightningDataModule):
             like in the official code: they never passed through its swapped folders.
         batch_size: images per step over all devices of a node.
         devices: processes per node.
+        num_nodes: machines.
         num_workers: data loading processes per device, at most this process's share of the cores.
         seed: of shuffling and augmentation, in [0, 2**32).
         low_res_augmentation_prob: in [0, 1].
@@ -73,6 +74,7 @@ class FaceDataModule(pl.LightningDataModule):
         train_data_subset: bool = False,
         swap_color_channel: bool = False,
         devices: int = 1,
+        num_nodes: int = 1,
         num_workers: int = 0,
         seed: int = 42,
         low_res_augmentation_prob: float = 0.0,
@@ -92,11 +94,12 @@ class FaceDataModule(pl.LightningDataModule):
         self.notes: list[str] = []
         self.batch_size_per_process = _divided(batch_size, devices)
         self.num_workers = self._capped(num_workers, devices)
-        self.devices = devices
+        self.processes = devices * num_nodes
         self.start_epoch = self.start_batch = self.start_sample = 0
         self.pair_sets: dict[str, PairSet] = {}
         self.missing_sets: list[str] = []
         self._dataset: TrainingDataset | None = None
+        self._fingerprint: str | None = None  # of millions of images it takes seconds
 
     def open(self) -> None:
         """Find, open and check all data, before anything else is built.
@@ -119,7 +122,7 @@ class FaceDataModule(pl.LightningDataModule):
                 skip_bad_images=self.skip_bad_images,
             )
             self._check_class_count()
-            self._batches(0, self.devices)  # refuses too few images
+            self._batches(0, self.processes)  # refuses too few images
         self._open_pair_sets()
 
     @property
@@ -149,7 +152,7 @@ class FaceDataModule(pl.LightningDataModule):
     @property
     def steps_per_epoch(self) -> int:
         """Batches of one process in one epoch."""
-        return len(self._batches(0, self.devices))
+        return len(self._batches(0, self.processes))
 
     def go_on_from(self, epoch: int, batch: int, samples: int | None = None) -> None:
         """Begin in the middle of a run.
@@ -193,7 +196,9 @@ class FaceDataModule(pl.LightningDataModule):
 
     def fingerprint(self) -> str:
         """Identify the training data, see ``training_source.fingerprint_of``; empty in evaluation."""
-        return "" if self._dataset is None else fingerprint_of(self._dataset.source)
+        if self._fingerprint is None:
+            self._fingerprint = "" if self._dataset is None else fingerprint_of(self._dataset.source)
+        return self._fingerprint
 
     def sample_grid(self, n: int = 64) -> np.ndarray:
         """Return the first training samples of the run, augmented, in a grid.

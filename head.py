@@ -93,9 +93,7 @@ class Head(nn.Module, ABC):
             ValueError: labels out of range (looked at on the CPU only: on a GPU it would make the step wait).
         """
         self._check_labels(labels)
-        cosine = embeddings @ F.normalize(self.kernel, dim=0)  # (B, C)
-        if cosine.dtype in (torch.float16, torch.bfloat16):
-            cosine = cosine.float()
+        cosine = at_least_float32(embeddings @ F.normalize(self.kernel, dim=0))  # (B, C)
         with torch.autocast(cosine.device.type, enabled=False):
             norms = norms.detach().to(cosine.dtype)
             if self.training:
@@ -117,8 +115,9 @@ class Head(nn.Module, ABC):
             batch_norms: (N, 1) norms for the running statistics, such as those of all processes; ``norms`` when None.
 
         Returns:
-            Scalar loss; float32 under autocast. Equal to ``cross_entropy(head(embeddings, norms, labels), labels)``, in
-            a third of the time and half of the memory (``bench/head.py``).
+            Scalar loss; float32 under autocast and of 16-bit embeddings. Equal to
+            ``cross_entropy(head(embeddings, norms, labels), labels)``, in a third of the time and half of the memory
+            (``bench/head.py``).
 
         Raises:
             ValueError: labels out of range (on a GPU, where looking would make the step wait, the loss is NaN).
@@ -127,6 +126,7 @@ class Head(nn.Module, ABC):
         device = embeddings.device.type
         product_dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else embeddings.dtype
         with torch.autocast(device, enabled=False):
+            embeddings = at_least_float32(embeddings)
             norms = norms.detach().to(embeddings.dtype)
             if self.training:
                 self.update_statistics(norms if batch_norms is None else batch_norms.detach().to(norms))
@@ -153,6 +153,15 @@ class Head(nn.Module, ABC):
     def _angle(self, target_cosine: Tensor, g_angle: Tensor | float) -> Tensor:
         """Return cos(clip(theta + g_angle, eps, pi - eps)) for theta = acos(target_cosine)."""
         return torch.cos(torch.clamp(torch.acos(target_cosine) + g_angle, self.eps, math.pi - self.eps))
+
+
+def at_least_float32(numbers: Tensor) -> Tensor:
+    """Return numbers of 16 bits as float32, others as they are: 1 - eps and acos need more than 8 or 11 bits.
+
+    Args:
+        numbers: of any shape.
+    """
+    return numbers.float() if numbers.dtype in (torch.float16, torch.bfloat16) else numbers
 
 
 def _as_float32(margin: float) -> float:

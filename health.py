@@ -144,8 +144,9 @@ class HealthMonitor(pl.Callback):
         for logger in trainer.loggers:
             logger.log_metrics({**values, "epoch": trainer.current_epoch}, step=trainer.global_step - 1)
         if trainer.is_global_zero:
-            skipped = int(distributions["gradient_norm"].not_finite) // trainer.world_size
-            print(f"epoch {trainer.current_epoch + 1}: {_line(values, skipped)}", flush=True)
+            not_finite = int(distributions["gradient_norm"].not_finite) // trainer.world_size
+            line = _line(values, not_finite, skipped=trainer.scaler is not None)
+            print(f"epoch {trainer.current_epoch + 1}: {line}", flush=True)
 
 
 def _over_all_processes(own: list[Distribution], device: torch.device) -> list[Distribution]:
@@ -175,8 +176,8 @@ def _metrics(distributions: dict[str, Distribution], head: Head) -> dict[str, fl
     return values
 
 
-def _line(values: dict[str, float], skipped: int) -> str:
-    """Return the epoch's numbers as a user reads them."""
+def _line(values: dict[str, float], not_finite: int, *, skipped: bool) -> str:
+    """Return the epoch's numbers as a user reads them; only a loss scaler skips gradients that are not finite."""
     line = (
         f"gradient norm {values['gradient_norm']:.3g} (highest {values['gradient_norm_max']:.3g}), "
         f"target cosine {values['target_cosine']:.3f}, feature norm {values['feature_norm']:.1f} with deviation "
@@ -184,7 +185,8 @@ def _line(values: dict[str, float], skipped: int) -> str:
     )
     if "adaface_mean" in values:
         line += f", AdaFace's {values['adaface_mean']:.1f} with {values['adaface_std']:.1f}"
-    return f"{line}; {skipped} steps skipped, their gradients not finite" if skipped else line
+    done = "steps skipped, their gradients" if skipped else "steps taken whose gradients were"
+    return f"{line}; {not_finite} {done} not finite" if not_finite else line
 
 
 def uninformed_loss(head: Head) -> float:
@@ -221,7 +223,7 @@ class StalledLossWarning(pl.Callback):
         self.decided = False
         self._window = after_steps // _WINDOWS
         self._losses: list[Tensor] = []
-        self._steps = 0
+        self._steps = self._images = 0
         self._lowest: list[float] | None = None  # the Distribution of the window with the lowest mean
 
     def state_dict(self) -> dict[str, Any]:
@@ -246,6 +248,7 @@ class StalledLossWarning(pl.Callback):
         if self.decided or not trainer.is_global_zero or pl_module.head.class_num < 2:
             return
         self._losses.append(outputs["loss"].detach().float() * trainer.accumulate_grad_batches)  # Lightning divided it
+        self._images = max(self._images, len(batch[1]))  # an epoch's last batch may be smaller
         if len(self._losses) < self._window:
             return
         newest = Distribution.merged([summarise(torch.stack(self._losses)).tolist()])
@@ -253,7 +256,7 @@ class StalledLossWarning(pl.Callback):
         self._steps += len(self._losses)
         self._losses.clear()
         if self._steps >= self.after_steps:
-            images = len(batch[1]) * trainer.world_size * trainer.accumulate_grad_batches
+            images = self._images * trainer.world_size * trainer.accumulate_grad_batches
             lr = float(trainer.optimizers[0].param_groups[0]["lr"])
             self._judge(pl_module.head, lowest, newest, f"{lr:.3g} for {images:,} images per update")
         self._lowest = list(newest if newest.mean < lowest.mean else lowest)

@@ -56,10 +56,12 @@ from processes import (
     end_with_parent,
     find_launch,
     join,
+    tell_those_who_wait,
 )
 from results import results_table, write_results
-from resume import with_checkpoint_options, with_run_folder
+from resume import check_still_new, with_checkpoint_options, with_run_folder
 from run_folder import choose_run_folder, describe_environment, make_run_folder, write_config, write_manifest
+from run_lock import RunLock
 from train_val import FaceRecognitionModule
 from trainer import batches_per_epoch, build_strategy, build_trainer, validation_interval
 
@@ -78,9 +80,9 @@ def main(arguments: list[str] | None = None) -> int:
         if action == "print_config":
             print(config.as_yaml(), end="")
             return 0
-        with terminated_as_interrupted():
+        with terminated_as_interrupted(), RunLock(_say) as lock:
             config, notes = with_checkpoint_options(with_run_folder(config))
-            return _run(config, notes, plan_only=action == "plan")
+            return _run(config, notes, lock, plan_only=action == "plan")
     except InterruptedTrainingError as stop:
         _say(f"{stop}\n{how_to_go_on(stop.checkpoint)}")
         return INTERRUPTED
@@ -90,10 +92,12 @@ def main(arguments: list[str] | None = None) -> int:
     except ToldError:
         return FAILED
     except EXPECTED_ERRORS as error:
-        return _report(error)
+        status = _report(error)
+        tell_those_who_wait(find_launch(), error)
+        return status
 
 
-def _run(config: Config, notes: list[str], *, plan_only: bool = False) -> int:
+def _run(config: Config, notes: list[str], lock: RunLock, *, plan_only: bool = False) -> int:
     """Build everything, then train and test, or only test, or only plan; ``notes`` are shown first."""
     launch = find_launch()
     devices = plan_devices(
@@ -114,15 +118,22 @@ def _run(config: Config, notes: list[str], *, plan_only: bool = False) -> int:
         data, module, sharded = _build(config, devices)
         facts = _facts(config, devices, data, module)
     check_agreement(facts)
+    if not config.evaluate and config.accumulate_grad_batches > _batches_per_epoch(config, data):
+        _say(
+            f"note: --accumulate_grad_batches {config.accumulate_grad_batches} is more than the "
+            f"{_batches_per_epoch(config, data)} batches of an epoch: its one step has so much less weight"
+        )
     if plan_only:
         return _plan(config, devices, launch, data, module)
-    folder = Path(decided_by_rank_0("RUN_FOLDER", lambda: str(_run_folder(config)), launch))
+    folder = Path(decided_by_rank_0("RUN_FOLDER", lambda: str(_run_folder(config, lock)), launch))
     keeper = CheckpointKeeper(folder, save_all=config.save_all_models, every_steps=config.checkpoint_every_steps)
     watch = ProcessWatch(facts, lambda: _after_a_loss(config, keeper), config.collective_timeout_sec)
-    trainer = _build_trainer(config, devices, launch, data, keeper, watch, sharded)
-    if trainer.is_global_zero:
-        _describe(config, devices, data, module, folder)
-    with watch, _errors_kept_in(folder):
+    with failure_told():
+        trainer = _build_trainer(config, devices, launch, data, keeper, watch, sharded)
+        if trainer.is_global_zero:
+            _describe(config, devices, data, module, folder)
+    check_agreement({})  # else the others would wait for one that cannot write, or draw, to the run folder
+    with watch, _errors_kept_in(folder, launch):
         if not config.evaluate:
             trainer.fit(module, data, ckpt_path=config.resume_from_checkpoint or None, weights_only=True)
         if data.pair_sets:
@@ -169,9 +180,13 @@ def _facts(config: Config, devices: DevicePlan, data: FaceDataModule, module: Fa
     facts = {f"--{name}": value for name, value in config.as_dict().items() if name not in _OF_ONE_HOST}
     facts["the device"] = f"{devices.accelerator}, {devices.precision}"
     facts["the fingerprint of the training data"] = data.fingerprint()
+    # auto goes by each machine's memory
+    facts["the head's sharding (--head_sharding on or off says it for all)"] = module.sharded
     if config.resume_from_checkpoint:
         checkpoint = load_checkpoint(config.resume_from_checkpoint)
         check_fits(checkpoint, module.checkpoint_shapes(), config.resume_from_checkpoint)
+        if checkpoint["adaface"].get("data_fingerprint") not in (None, data.fingerprint()):
+            _say("note: the training data is not what the run began with: an epoch goes on in another order")
         position = checkpoint["adaface"]["position"]
         facts["the position of the checkpoint"] = position
         if position["epoch"] >= config.epochs:
@@ -190,6 +205,7 @@ def _plan(
         val_check_interval=_validation_interval(config, data),
         batch_size=config.batch_size * config.num_nodes,
         world_size=devices.devices * config.num_nodes,
+        accumulate_grad_batches=config.accumulate_grad_batches,
     )
     for line in plan.lines(module, data, devices, launch, schedule, config.num_nodes, _strategy(config, devices)):
         _say(line)
@@ -206,6 +222,7 @@ def _open_data(config: Config, devices: DevicePlan) -> FaceDataModule:
         swap_color_channel=config.swap_color_channel,
         batch_size=config.batch_size,
         devices=devices.devices,
+        num_nodes=config.num_nodes,
         num_workers=config.num_workers,
         seed=config.seed,
         low_res_augmentation_prob=config.low_res_augmentation_prob,
@@ -268,6 +285,7 @@ def _build_module(config: Config, data: FaceDataModule, sharded: bool) -> FaceRe
             "config": config.as_dict(),
             "given": sorted(config.given),
             "class_names": [] if config.evaluate else data.class_names,
+            "data_fingerprint": data.fingerprint(),
             "input": {"color": "BGR", "size": [112, 112], "mean": 127.5, "std": 127.5},
             **describe_environment(),
         },
@@ -371,13 +389,16 @@ def _describe(
         write_atomically(folder / "train_samples.png", encoded.tobytes())
 
 
-def _run_folder(config: Config) -> Path:
-    """A new run folder, the one that is named, or that of the checkpoint to resume."""
+def _run_folder(config: Config, lock: RunLock) -> Path:
+    """A new run folder, the one that is named, or that of the checkpoint to resume; locked against a second run."""
     if config.run_folder:
-        return make_run_folder(config.run_folder)
+        folder = lock.take(make_run_folder(config.run_folder))
+        if not config.resume_from_checkpoint:
+            check_still_new(folder)
+        return folder
     if config.resume_from_checkpoint:
-        return run_folder_of(Path(config.resume_from_checkpoint)).resolve()
-    return choose_run_folder(config.output_dir, config.prefix)
+        return lock.take(run_folder_of(Path(config.resume_from_checkpoint)).resolve())
+    return lock.take(choose_run_folder(config.output_dir, config.prefix))
 
 
 def _advice(config: Config, launch: Launch) -> list[str]:
@@ -402,14 +423,14 @@ def _advice(config: Config, launch: Launch) -> list[str]:
 
 
 @contextlib.contextmanager
-def _errors_kept_in(folder: Path) -> Iterator[None]:
-    """Write the traceback of what goes wrong to ``error.log`` of the run folder, and pass it on."""
+def _errors_kept_in(folder: Path, launch: Launch) -> Iterator[None]:
+    """Write the traceback of what goes wrong to a file of this process in the run folder, and pass it on."""
     try:
         yield
     except InterruptedTrainingError:
         raise
     except Exception as error:
-        log = folder / "error.log"
+        log = folder / (f"error_rank{launch.rank}.log" if launch.rank else "error.log")
         with contextlib.suppress(OSError):  # the disk may be what is full
             log.write_text(traceback.format_exc(), encoding="utf-8")
             error.add_note(f"details: {log}")
@@ -423,6 +444,8 @@ def _report(error: Exception) -> int:
         message = message.splitlines()[-1].partition(": ")[2]
     if isinstance(error, torch.OutOfMemoryError):
         message = f"the GPU's memory is full: give a smaller --batch_size, or --use_16bit ({message.splitlines()[0]})"
+    if "DefaultCPUAllocator" in message:
+        message = f"the memory is full: --plan tells what a step takes, and what takes less ({message.splitlines()[0]})"
     print(f"main.py: error: {message}", *getattr(error, "__notes__", []), sep="\n", file=sys.stderr, flush=True)
     return FAILED
 

@@ -51,6 +51,7 @@ class StepMemory:
         class_num: classes C of the whole head; 0 without one.
         sharded: each process has ceil(C / W) of them, and the samples of all processes; else all, and its own samples.
         sample_rate: share of its classes that a step uses, below 1 of a sharded head only.
+        accumulated: batches whose gradients are summed before a step of the optimiser; each draws its own classes.
         optimizer_numbers: numbers that the optimiser keeps for each weight.
         bytes_per_number: of the weights.
         processes: W; several hold a second copy of the gradients that they exchange.
@@ -65,6 +66,7 @@ class StepMemory:
     class_num: int
     sharded: bool
     sample_rate: float
+    accumulated: int
     optimizer_numbers: int
     bytes_per_number: int
     processes: int
@@ -85,7 +87,8 @@ class StepMemory:
         kept = 1 + self.optimizer_numbers
         head: float = self.head_parameters * (kept + 1)
         if self.sample_rate < 1:  # the gradient of the step's classes, and for a moment copies of all that is theirs
-            head = self.head_parameters * (kept + self.sample_rate * (kept + 1))
+            touched = 1 - (1 - self.sample_rate) ** self.accumulated
+            head = self.head_parameters * (kept + touched * (kept + 1))
         numbers: float = self.backbone_parameters * (kept + 1) + head
         if self.processes > 1:
             numbers += self.backbone_parameters + (0 if self.sharded else self.head_parameters)
@@ -112,13 +115,16 @@ class StepMemory:
         return self.weights_bytes + self.activations_bytes + self.head_bytes + images
 
 
-def step_memory(module: FaceRecognitionModule, *, processes: int, batch_size: int, precision: str) -> StepMemory:
+def step_memory(
+    module: FaceRecognitionModule, *, processes: int, batch_size: int, accumulated: int, precision: str
+) -> StepMemory:
     """Compute what a step takes.
 
     Args:
         module: prepared for its steps (``execution.prepare_step``), on the CPU; its statistics move.
         processes: training processes in all, W.
         batch_size: images of one process.
+        accumulated: batches whose gradients are summed before a step of the optimiser.
         precision: Lightning's name of the arithmetic.
     """
     return StepMemory(
@@ -127,6 +133,7 @@ def step_memory(module: FaceRecognitionModule, *, processes: int, batch_size: in
         class_num=module.class_num,
         sharded=module.sharded,
         sample_rate=module.sample_rate,
+        accumulated=accumulated,
         optimizer_numbers=_numbers_per_weight(module.configure_optimizers()["optimizer"]),
         bytes_per_number=8 if precision.startswith("64") else _FLOAT32_BYTES,
         processes=processes,
@@ -229,10 +236,11 @@ def what_takes_less(memory: StepMemory, available_bytes: float, *, batch_size: i
     if memory.processes > 1 and not memory.sharded:
         tried.append(("--head_sharding on", {"sharded": True}))
     for parts in range(2, batch_size // devices // 2 + 1):
-        part = replace(memory, batch_size=memory.batch_size // parts)
+        smaller: dict[str, Any] = {"batch_size": memory.batch_size // parts, "accumulated": memory.accumulated * parts}
+        part = replace(memory, **smaller)
         if batch_size % (parts * devices) == 0 and part.total_bytes <= available_bytes:
             words = f"--batch_size {batch_size // parts} --accumulate_grad_batches {parts} (times what it was)"
-            tried.append((words, {"batch_size": part.batch_size}))
+            tried.append((words, smaller))
             break
     if len(tried) > 1:
         everything = {name: value for _, values in tried for name, value in values.items()}

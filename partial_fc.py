@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from collectives import check_batch_sizes, gather_batch, rank, world_size
 from fused_softmax import target_and_negatives
-from head import SOFTPLUS_IS_LINEAR, Head, head_class
+from head import SOFTPLUS_IS_LINEAR, Head, at_least_float32, head_class
 
 _TRAINED_BYTES = 12  # of one weight in float32, with its gradient and its momentum
 _MOST_OF_MEMORY = 0.25  # for a dense head's; backbone, activations and logits want the rest
@@ -131,8 +131,8 @@ class PartialFC(Head):
             batch_norms: (N, 1) norms for the running statistics; those of the batches of all processes when None.
 
         Returns:
-            Scalar loss; float32 under autocast. The gradient of ``kernel`` is that of the loss; below a sample rate of
-            1 it is sparse and has the rows of the sampled classes.
+            Scalar loss; float32 under autocast and of 16-bit embeddings. The gradient of ``kernel`` is that of the
+            loss; below a sample rate of 1 it is sparse and has the rows of the sampled classes.
 
         Raises:
             ValueError: labels out of range, or batches of different sizes; raised in every process (looked at on the
@@ -145,6 +145,7 @@ class PartialFC(Head):
         device = embeddings.device.type
         product_dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else embeddings.dtype
         with torch.autocast(device, enabled=False):
+            embeddings = at_least_float32(embeddings)
             norms = gather_batch(norms.detach().to(embeddings.dtype))  # (N, 1)
             embeddings = _GatheredEmbeddings.apply(embeddings)  # (N, D)
             if self.training:

@@ -30,6 +30,7 @@ class Schedule:
         evaluation_batches: of one process, in one evaluation.
         batch_size: images of one step, of all processes.
         world_size: number of processes.
+        accumulate_grad_batches: batches whose gradients make one step of the optimiser.
     """
 
     epochs: int
@@ -38,6 +39,7 @@ class Schedule:
     evaluation_batches: int
     batch_size: int
     world_size: int
+    accumulate_grad_batches: int = 1
 
 
 def schedule(
@@ -48,6 +50,7 @@ def schedule(
     val_check_interval: int | float,
     batch_size: int,
     world_size: int,
+    accumulate_grad_batches: int,
 ) -> Schedule:
     """Return how much a training does.
 
@@ -58,6 +61,7 @@ def schedule(
         val_check_interval: steps between two evaluations; 1.0 for once in an epoch.
         batch_size: images of one step, of all processes.
         world_size: number of processes.
+        accumulate_grad_batches: batches whose gradients make one step of the optimiser.
     """
     per_epoch = 1 if isinstance(val_check_interval, float) else steps_per_epoch // val_check_interval
     images = sum(len(pair_set.images) for pair_set in data.pair_sets.values())
@@ -68,6 +72,7 @@ def schedule(
         evaluation_batches=-(-images // (world_size * data.batch_size_per_process)),
         batch_size=batch_size,
         world_size=world_size,
+        accumulate_grad_batches=accumulate_grad_batches,
     )
 
 
@@ -96,6 +101,7 @@ def lines(
         module,
         processes=schedule.world_size,
         batch_size=data.batch_size_per_process,
+        accumulated=schedule.accumulate_grad_batches,
         precision=devices.precision,
     )
     measured = None
@@ -106,7 +112,14 @@ def lines(
         else:
             yield "measuring a few steps ..."
             clock = StepClock()
-            trainer = build_trainer(devices, num_nodes, strategy, lightning_environment(launch), clock)
+            trainer = build_trainer(
+                devices,
+                num_nodes,
+                strategy,
+                lightning_environment(launch),
+                clock,
+                schedule.accumulate_grad_batches,
+            )
             measured = measure(trainer, module, data, clock)
     yield data.summary()
     yield describe(module, memory, available, schedule, measured)
@@ -182,6 +195,11 @@ def does_not_fit(memory: StepMemory, available_bytes: float, *, batch_size: int,
     fits = memory.total_bytes <= available_bytes
     head = "may not fit: libraries take some more than is counted" if fits else "does not fit, so no step was measured"
     options = what_takes_less(memory, _TIGHT * available_bytes, batch_size=batch_size, devices=devices)
+    if not options:
+        return [
+            f"warning: this {head}, and no option makes it much smaller. More or larger devices would "
+            "(--head_sharding on shares the head out over them), or a smaller --arch"
+        ]
     return [
         f"warning: this {head}. Less memory take:",
         *(f"  {option}" for option in options),

@@ -7,6 +7,7 @@ Source: the variables are those of PyTorch's torchrun and of SLURM's srun. Diffe
 process is this" for all ways of starting, and a run in a batch job that was not started by srun is an ordinary one.
 """
 
+import contextlib
 import os
 import platform
 import re
@@ -21,6 +22,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+import roll_call
 from agreement import ToldError
 from lightning_setup import environments
 
@@ -30,6 +32,11 @@ _PARENT = "ADAFACE_PARENT"
 _PARENT_SEC = 5.0  # longer than the watch takes, whose message says more
 _INTERACTIVE = ("bash", "interactive")  # names of SLURM jobs that are a shell
 _FIRST_PORT, _PORTS = 15000, 10000
+_TELL_SEC = 30.0
+
+
+class NotTogetherError(RuntimeError):
+    """The processes of a run did not come together."""
 
 
 @dataclass(frozen=True)
@@ -180,35 +187,61 @@ def join(launch: Launch, accelerator: str, timeout_sec: float) -> None:
         timeout_sec: how long to wait for the others, here and in each collective.
 
     Raises:
-        RuntimeError: they did not come together.
+        NotTogetherError: they did not come together, or one of them cannot start; the latter in process 0.
+        ToldError: one of them cannot start, in the other processes.
     """
     if not launch.external or dist.is_initialized():
         return
-    if launch.launcher == SRUN:
-        _find_meeting_place()
     on_gpu = accelerator == "gpu"
     if on_gpu:
         torch.cuda.set_device(launch.local_rank)
     timeout = timedelta(seconds=timeout_sec)
     try:
-        meeting = dist.rendezvous("env://", launch.rank, launch.world_size, timeout=timeout)
-        store, _, _ = next(iter(meeting))
-        dist.init_process_group(
-            "nccl" if on_gpu else "gloo",
-            # torchrun's agent keeps one store through all restarts, with the addresses of the dead in it
-            store=dist.PrefixStore(f"start_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store),
-            rank=launch.rank,
-            world_size=launch.world_size,
-            timeout=timeout,
-            device_id=torch.device("cuda", launch.local_rank) if on_gpu else None,
-        )
+        store = _meet(launch, timeout)
+        why_not = roll_call.answer(store, launch.world_size)
+        if not why_not:
+            dist.init_process_group(
+                "nccl" if on_gpu else "gloo",
+                store=store,
+                rank=launch.rank,
+                world_size=launch.world_size,
+                timeout=timeout,
+                device_id=torch.device("cuda", launch.local_rank) if on_gpu else None,
+            )
     except (RuntimeError, ValueError) as error:
         place = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
-        raise RuntimeError(
+        raise NotTogetherError(
             f"process {launch.rank} on {platform.node()} did not come together with the other processes of "
             f"{launch.world_size} at {place} ({str(error).splitlines()[0]}). Is each of them started (by srun python "
             "main.py ..., or torchrun on every machine), and can the machines reach each other there?"
         ) from error
+    if why_not:
+        raise ToldError(why_not) if launch.rank else NotTogetherError(why_not)
+
+
+def tell_those_who_wait(launch: Launch, error: Exception) -> None:
+    """Tell the processes that wait in ``join`` that this one cannot start; does nothing after it has joined them.
+
+    Args:
+        launch: how the processes were started.
+        error: why it cannot.
+    """
+    if not launch.external or dist.is_initialized() or isinstance(error, NotTogetherError):
+        return
+    with contextlib.suppress(RuntimeError, ValueError):  # the others are not there either
+        store = _meet(launch, timedelta(seconds=_TELL_SEC))
+        why = f"process {launch.rank} on {platform.node()} cannot start: {error}"
+        keeps_store = launch.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+        roll_call.refuse(store, launch.world_size, why, stay_sec=_TELL_SEC if keeps_store else 0.0)
+
+
+def _meet(launch: Launch, timeout: timedelta) -> dist.Store:
+    """Return the store in which all processes of this start find each other."""
+    if launch.launcher == SRUN:
+        _find_meeting_place()
+    store, _, _ = next(iter(dist.rendezvous("env://", launch.rank, launch.world_size, timeout=timeout)))
+    # torchrun's agent keeps one store through all restarts, with the addresses of the dead in it
+    return dist.PrefixStore(f"start_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
 def _find_meeting_place() -> None:

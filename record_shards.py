@@ -24,7 +24,7 @@ from recordio import RecordFile
 
 RECORD_FILE = "train.rec"
 IMAGE_FOLDER = "imgs"  # beside it, what `convert.py` makes of it
-_SHARD = re.compile(r"train_(\d+)\.(rec|idx)")
+_SHARD = re.compile(r"train_([0-9]+)\.(rec|idx)")
 _STAMPED_AS = "train_shards.rec"  # what belongs to all shards is kept under this name
 _SHOWN = 6
 
@@ -53,10 +53,13 @@ def find_records(folder: Path) -> list[Path]:
     # An index without its records is a shard that was not copied, the last one perhaps.
     indexed = [path for path in _shards(folder, "idx") if not path.with_suffix(".rec").is_file()]
     numbers = sorted(_number(path) for path in shards + indexed)
-    missing = sorted(set(range(numbers[-1])) - set(numbers)) + [_number(path) for path in indexed]
-    if missing or len(set(numbers)) < len(numbers):
-        what = f"train_{missing[0]}.rec is missing" if missing else "a number comes twice"
-        more = f" ({len(missing)} shards are missing)" if len(missing) > 1 else ""
+    known = set(numbers)
+    missing = numbers[-1] + 1 - len(known) + len(indexed)  # a date may stand for a number: no list of them
+    if missing or len(known) < len(numbers):
+        gap = next((n for n in range(len(known)) if n not in known), None)
+        first = min((_number(path) for path in indexed), default=None) if gap is None else gap
+        what = "a number comes twice" if first is None else f"train_{first}.rec is missing"
+        more = f" ({missing} shards are missing)" if missing > 1 else ""
         names = ", ".join(path.name for path in shards[:_SHOWN]) + (", ..." if len(shards) > _SHOWN else "")
         raise ValueError(
             f"{folder} holds {names}, but {what}{more}; expected train_0.rec, train_1.rec, ... without a gap. Copy "
@@ -191,12 +194,13 @@ class RecordShards:
         Raises:
             ValueError: so it is; says how to train on them.
         """
-        counts = [int(part.max(initial=-1)) + 1 for part in labels]
+        filled = [(file, part) for file, part in zip(self.files, labels, strict=True) if len(part)]
+        counts = [int(part.max()) + 1 for _, part in filled]
         declared = self.declared_identities()
-        if len(labels) == 1 or (declared is not None and declared[0] == max(counts)):
+        if len(filled) < 2 or (declared is not None and declared[0] == max(counts)):
             return
-        if all(map(_is_a_set, self.files, labels)):
-            paths = ",".join(str(file.rec_path) for file in self.files[:2]) + (",..." if len(labels) > 2 else "")
+        if all(_is_a_set(file, part) for file, part in filled):
+            paths = ",".join(str(file.rec_path) for file, _ in filled[:2]) + (",..." if len(filled) > 2 else "")
             raise ValueError(
                 f"{self.location}: each file numbers its own identities from 0 on ({counts[0]} in the first, "
                 f"{counts[1]} in the second). If these are different people, they are several data sets: "

@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from checkpoints import backbone_state, identify_architecture, load_checkpoint
+from checkpoints import backbone_state, check_resumable, identify_architecture, load_checkpoint
 from config import OPTIONS, Config, check_optimisation, convert_value
 from run_folder import CONFIG, LAST_CHECKPOINT
 
@@ -15,8 +15,10 @@ _OF_THIS_START = {"start_from_model_statedict", "resume_from_checkpoint", "run_f
 _SHOWN_NAMES = 3
 # another value changes what the rest of the run computes
 _NOTED = (
-    "seed", "batch_size", "accumulate_grad_batches", "lr", "lr_base_batch_size", "lr_schedule", "lr_milestones",
-    "lr_gamma", "lr_power", "warmup_epochs", "momentum", "weight_decay",
+    "seed", "batch_size", "num_nodes", "accumulate_grad_batches", "lr", "lr_base_batch_size", "lr_schedule",
+    "lr_milestones", "lr_gamma", "lr_power", "warmup_epochs", "momentum", "weight_decay", "gradient_clip_val", "m", "h",
+    "s", "t_alpha", "batch_statistics", "sample_rate", "low_res_augmentation_prob", "crop_augmentation_prob",
+    "photometric_augmentation_prob",
 )  # fmt: skip
 
 
@@ -50,6 +52,19 @@ def with_run_folder(config: Config) -> Config:
     return replace(config, resume_from_checkpoint=str(newest), start_from_model_statedict="")
 
 
+def check_still_new(folder: Path) -> None:
+    """Raise RuntimeError where a run folder, that had no checkpoint when this start looked, has one now.
+
+    Args:
+        folder: of the run, locked.
+    """
+    newest = folder / LAST_CHECKPOINT
+    if newest.exists():
+        raise RuntimeError(
+            f"{folder} has a checkpoint since this start began, of another one: the same command goes on"
+        )
+
+
 def with_checkpoint_options(config: Config) -> tuple[Config, list[str]]:
     """Take the options that were not given from the checkpoint to resume, or the architecture to evaluate.
 
@@ -64,12 +79,14 @@ def with_checkpoint_options(config: Config) -> tuple[Config, list[str]]:
         ValueError: a damaged checkpoint, one that no run of this program wrote, or one of another model.
     """
     if config.resume_from_checkpoint:
-        saved = load_checkpoint(config.resume_from_checkpoint).get("adaface")
+        checkpoint = load_checkpoint(config.resume_from_checkpoint)
+        saved = checkpoint.get("adaface")
         if saved is None:
             raise ValueError(
                 f"{config.resume_from_checkpoint} was not written by this program, so there is no run to go on with; "
                 "--start_from_model_statedict takes its backbone weights"
             )
+        check_resumable(checkpoint, config.resume_from_checkpoint)
         return _resumed(config, saved["config"], saved["given"])
     if config.evaluate and "arch" not in config.given:
         path = config.start_from_model_statedict

@@ -7,6 +7,7 @@ holds more than it trains, and any number of processes, sharded or not, can read
 read by a sharded one too, and ``export_single_file`` makes one, as the official code reads it.
 """
 
+import json
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,9 @@ from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
+from safetensors import safe_open
 from torch import Tensor, nn
+from torch.distributed.checkpoint._hf_utils import CUSTOM_METADATA_KEY, SAVED_OFFSETS_KEY
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 
@@ -25,6 +28,7 @@ from partial_fc import PartialFC
 
 KERNEL = "head.kernel"
 _FILES = "*.safetensors"
+_INSTEAD = "take another checkpoint, or start a new run with --start_from_model_statedict, which needs no head"
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}  # nothing that a file names is looked up in torch
 
 
@@ -93,9 +97,11 @@ def fill_in_head(checkpoint: dict[str, Any], head: PartialFC | None) -> None:
         if head is not None:
             _cut_states(checkpoint, head)
         return
+    if "folder" not in checkpoint:
+        raise ValueError("the checkpoint is one file of several, its head is in others: name the folder they are in")
     folder = Path(checkpoint["folder"])
     D, C = sharded["shape"]
-    _check_files(folder, sharded["files"])
+    _check_files(folder, sharded)
     width = C if head is None else head.end_class - head.first_class
     dtype = _DTYPES[sharded["dtype"]]
     columns = {name: torch.empty(D, width, dtype=dtype) for name in (KERNEL, *sharded["states"])}
@@ -142,7 +148,10 @@ def _with_kernel(state: dict[str, Any], kernel: Tensor) -> dict[str, Any]:
 def _cut_states(checkpoint: dict[str, Any], head: PartialFC) -> None:
     """Cut this process's rows out of the optimiser states of a dense head; the weights, ``load_state_dict`` cuts."""
     columns = checkpoint["state_dict"][KERNEL].shape  # (D, C)
-    for state in checkpoint["optimizer_states"][0]["state"].values():
+    states = checkpoint["optimizer_states"][0]["state"]
+    alike = [n for n, s in states.items() if any(isinstance(v, Tensor) and v.shape == columns for v in s.values())]
+    if alike:  # a backbone's matrix may have the same shape; the head's comes after it
+        state = states[max(alike)]
         for name, value in state.items():
             if isinstance(value, Tensor) and value.shape == columns:
                 state[name] = head.shard_of(value).contiguous()  # (K, D)
@@ -177,10 +186,38 @@ def _alone_is_meant() -> Iterator[None]:
         yield
 
 
-def _check_files(folder: Path, expected: int) -> None:
-    found = len(list(folder.glob(_FILES)))
-    if found != expected:
+def _check_files(folder: Path, sharded: dict[str, Any]) -> None:
+    """Raise ValueError where the files are not all there, or do not hold each class once: PyTorch looks at neither."""
+    D, C = sharded["shape"]
+    files = sorted(folder.glob(_FILES))
+    if len(files) != sharded["files"]:
         raise ValueError(
-            f"{folder} has {found} of the {expected} files of its head ({_FILES}): the folder was not copied whole; "
-            "take another checkpoint, or start a new run with --start_from_model_statedict, which needs no head"
+            f"{folder} has {len(files)} of the {sharded['files']} files of its head ({_FILES}): the folder was not "
+            f"copied whole; {_INSTEAD}"
         )
+    parts: dict[str, list[tuple[int, int]]] = {name: [] for name in (KERNEL, *sharded["states"])}
+    for file in files:
+        for name, (first_row, first), (rows, width) in _parts_in(file):
+            if name in parts and width and (first_row, rows) == (0, D):
+                parts[name].append((first, first + width))
+    for name, found in parts.items():
+        ends = [0, *(end for _, end in sorted(found))]
+        if [first for first, _ in sorted(found)] != ends[:-1] or ends[-1] != C:
+            raise ValueError(
+                f"the files in {folder} do not hold each of the {C} classes of {name} once: they are not of one "
+                f"checkpoint; {_INSTEAD}"
+            )
+
+
+def _parts_in(file: Path) -> list[tuple[str, list[int], list[int]]]:
+    """Return name, place (row, column) and shape of each tensor of a file."""
+    try:
+        with safe_open(file, framework="pt") as opened:
+            places = json.loads((opened.metadata() or {}).get(CUSTOM_METADATA_KEY, "{}"))
+            shapes = {name: opened.get_slice(name).get_shape() for name in opened.keys()}  # noqa: SIM118 - no mapping
+        parts = [(name, places[name][SAVED_OFFSETS_KEY] if places else [0, 0], shape) for name, shape in shapes.items()]
+        if any(len(place) != 2 or len(shape) != 2 for _, place, shape in parts):
+            raise ValueError("a tensor that is no matrix")
+    except Exception as error:  # whatever a damaged or made-up header leads to
+        raise ValueError(f"{file} is damaged ({type(error).__name__}: {error}); {_INSTEAD}") from error
+    return parts

@@ -135,7 +135,12 @@ def _endless(loader: DataLoader[Any]) -> Iterator[Any]:
 
 
 def build_trainer(
-    devices: DevicePlan, num_nodes: int, strategy: Any, environment: Any, clock: StepClock
+    devices: DevicePlan,
+    num_nodes: int,
+    strategy: Any,
+    environment: Any,
+    clock: StepClock,
+    accumulate_grad_batches: int,
 ) -> "pl.Trainer":
     """Build the trainer for ``measure``.
 
@@ -145,6 +150,7 @@ def build_trainer(
         strategy: of Lightning, how the processes work together.
         environment: of Lightning, which process this is.
         clock: times the steps.
+        accumulate_grad_batches: batches whose gradients make one step of the optimiser.
     """
     return pl.Trainer(
         accelerator=devices.accelerator,
@@ -153,6 +159,7 @@ def build_trainer(
         strategy=strategy,
         precision=devices.precision,
         max_epochs=-1,
+        accumulate_grad_batches=accumulate_grad_batches,
         limit_val_batches=_EVALUATED_BATCHES,
         check_val_every_n_epoch=None,
         val_check_interval=_MOST_STEPS * 10,

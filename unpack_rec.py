@@ -31,6 +31,7 @@ _COPYING_THREADS = 2
 _MOST_AHEAD = 64  # parts of images
 _UNSURE = _JOURNAL_EVERY + (_MOST_AHEAD + 1) * _IMAGES_AT_ONCE  # that a killed conversion may have written unnoted
 _LISTED_KEYS = 10
+_MOST_CLASSES = 2**31  # a label from here on is damage, and none that training takes
 
 
 def convert_images(
@@ -83,7 +84,7 @@ def _plan(records: RecordShards) -> tuple[np.ndarray, np.ndarray]:
     positions, labels, in_order_of_keys = [], [], []
     for file, start, (first, past) in records.shards():
         stored = file.labels[first:past]
-        bad = np.flatnonzero(~((stored >= 0) & (stored == np.floor(stored)) & np.isfinite(stored)))
+        bad = np.flatnonzero(~((stored >= 0) & (stored < _MOST_CLASSES) & (stored == np.floor(stored))))
         if len(bad):
             raise ValueError(
                 f"{file.rec_path}, key {file.keys[first + bad[0]]}: label {stored[bad[0]]}, expected a class number "

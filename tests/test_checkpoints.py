@@ -12,6 +12,7 @@ from checkpoints import (
     AtomicCheckpointIO,
     backbone_state,
     check_fits,
+    check_resumable,
     identify_architecture,
     load_backbone,
     load_checkpoint,
@@ -129,6 +130,76 @@ def test_weights_of_a_run_that_is_resumed_are_checked_before_anything_is_written
         check_fits({"state_dict": {"head.kernel": torch.zeros(8, 5)}}, expected, "x.ckpt")
     with pytest.raises(ValueError, match=r"does not fit this run: 1 entries differ, the first are \['head\.t'\]"):
         check_fits({"state_dict": {"head.kernel": torch.zeros(8, 3), "head.t": torch.zeros(1)}}, expected, "x.ckpt")
+
+
+def resumable() -> dict:
+    progress = {"current": {"ready": 1, "completed": 1, "started": 1, "processed": 1}}
+    return {
+        "state_dict": {"head.kernel": torch.zeros(8, 3)},
+        "epoch": 0,
+        "global_step": 1,
+        "loops": {"fit_loop": {"epoch_progress": progress, "epoch_loop.batch_progress": progress}},
+        "optimizer_states": [{"state": {0: {}}, "param_groups": [{"params": [0]}]}],
+        "adaface": {"config": {}, "given": ["lr"], "position": {"epoch": 0, "batch": 1, "samples": 8}},
+    }
+
+
+@pytest.mark.parametrize(
+    ("where", "value"),
+    [
+        (("adaface",), [1]),
+        (("adaface", "config"), "lr"),
+        (("adaface", "given"), 5),
+        (("adaface", "position"), {"epoch": 0}),
+        (("adaface", "position"), {"epoch": 0, "batch": -1}),
+        (("adaface", "position"), {"epoch": "0", "batch": 1}),
+        (("adaface", "position"), {"epoch": 0, "batch": 1, "path": "/etc"}),
+        (("adaface", "sharded_head"), {"shape": [8, 3]}),
+        (
+            ("adaface", "sharded_head"),
+            {"shape": [8, 3], "files": 2, "dtype": "float32", "states": [], "parameter": 0},  # in a single file
+        ),
+        (("epoch",), None),
+        (("loops",), {}),
+        (("optimizer_states",), []),
+        (("optimizer_states",), [{"state": {0: 1}, "param_groups": []}]),
+    ],
+    ids=str,
+)
+def test_a_checkpoint_with_other_contents_is_refused_in_one_line(where, value):
+    check_resumable(resumable(), "x.ckpt")
+    checkpoint = resumable()
+    inner = checkpoint
+    for name in where[:-1]:
+        inner = inner[name]
+    inner[where[-1]] = value
+    with pytest.raises(ValueError, match=rf"x\.ckpt is no checkpoint to go on with: its `.*{where[0]}.*take another"):
+        check_resumable(checkpoint, "x.ckpt")
+
+
+def test_a_state_dict_of_other_things_is_refused(tmp_path):
+    for state in ({"model.a": 1}, {1: torch.zeros(1)}):
+        with pytest.raises(ValueError, match="holds more than weights by name"):
+            load_checkpoint(write(tmp_path / "a.ckpt", {"state_dict": state}))
+
+
+def test_a_file_does_not_say_where_the_heads_files_are(tmp_path):
+    file = write(tmp_path / "a.ckpt", {"state_dict": {}, "folder": "/etc"})
+    assert "folder" not in load_checkpoint(file)
+
+
+def test_every_damage_is_told_as_one(tmp_path):
+    """Bytes set to 0: the unpickler fails in many ways."""
+    whole = write(tmp_path / "whole.ckpt", {"state_dict": {"model.a": torch.zeros(2)}, "epoch": 1}).read_bytes()
+    file = tmp_path / "damaged.ckpt"
+    refused = 0
+    for place in range(60, 700):
+        file.write_bytes(whole[:place] + b"0" + whole[place + 1 :])
+        try:
+            load_checkpoint(file)
+        except ValueError:
+            refused += 1
+    assert refused > 100
 
 
 def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):

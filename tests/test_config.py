@@ -108,6 +108,14 @@ def test_print_config_round_trips(tmp_path):
         ("--warmup_epochs nan", "--warmup_epochs must be at least 0"),
         ("--lr_base_batch_size -1", "--lr_base_batch_size must be at least 0"),
         ("--collective_timeout_sec 0", "--collective_timeout_sec must be above 0"),
+        ("--collective_timeout_sec 1e15", "--collective_timeout_sec must be at most 1,000,000,000 .* got 1e.15"),
+        ("--collective_timeout_sec inf", "--collective_timeout_sec must be a finite number, got inf"),
+        ("--accumulate_grad_batches 99999999999999999999", r"--accumulate_grad_batches must be below 2\*\*31, got 9+$"),
+        ("--momentum 1", "--momentum must be below 1, got 1.0"),
+        ("--lr inf", "--lr must be a finite number, got inf"),
+        ("--h inf", "--h must be a finite number"),
+        ("--lr_gamma -1", "--lr_gamma must be at least 0.0, got -1.0"),
+        ("--lr_gamma nan", "--lr_gamma must be at least 0.0, got nan"),
         ("--stalled_after_steps 5", "--stalled_after_steps must be 0 .* or at least 20, got 5"),
     ],
 )
@@ -130,6 +138,9 @@ def test_contradicting_checkpoints_are_refused(tmp_path):
         parse(["--resume_from_checkpoint", str(file), "--run_folder", "elsewhere"])
     same = ["--resume_from_checkpoint", str(file), "--run_folder", str(tmp_path / "x" / "..")]
     assert parse(same)[0].run_folder
+    step = tmp_path / "checkpoints" / "step-0000001-0"
+    step.mkdir(parents=True)
+    assert parse(["--resume_from_checkpoint", str(step), "--run_folder", str(tmp_path)])[0].run_folder
     with pytest.raises(FileNotFoundError, match=r"there is no file nowhere\.ckpt"):
         parse(["--resume_from_checkpoint", "nowhere.ckpt"])
 

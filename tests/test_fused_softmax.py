@@ -161,6 +161,23 @@ def test_only_the_matrix_products_are_in_16_bits_under_autocast(dtype: torch.dty
         assert (now - was).norm() < 10 * torch.finfo(dtype).eps * was.norm()
 
 
+@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_embeddings_of_16_bits_have_a_loss_and_gradients_too(dtype: torch.dtype, name: str) -> None:
+    head = make(name).float()
+    embeddings, norms, labels = batch()
+    embeddings[0] = F.normalize(head.kernel.detach()[:, labels[0]], dim=0)  # 1 - eps is 1 in 16 bits
+    leaf = embeddings.float().requires_grad_()
+    exact = copy.deepcopy(head)
+    expected = loss_and_gradients(exact.loss(leaf, norms.float(), labels), leaf, exact)
+    short = embeddings.to(dtype).requires_grad_()
+    computed = loss_and_gradients(head.loss(short, norms.to(dtype), labels), short, head)
+    assert [value.dtype for value in computed] == [torch.float32, dtype, torch.float32]
+    torch.testing.assert_close(computed[0], expected[0], rtol=0, atol=64 * torch.finfo(dtype).eps)
+    for now, was in zip(computed[1:], expected[1:], strict=True):
+        assert (now[1:] - was[1:]).norm() < 20 * torch.finfo(dtype).eps * was.norm()
+
+
 @pytest.mark.parametrize("wrong", [-1, C])
 def test_a_label_out_of_range_gives_nan_where_nobody_looks(wrong: int) -> None:
     embeddings, _, labels = batch()

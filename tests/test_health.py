@@ -143,7 +143,7 @@ def test_nothing_waits_inside_an_epoch(monkeypatch):
         for _ in range(5):
             monitor.on_before_optimizer_step(trainer, module, optimizer)
             for callback in (monitor, stalled):
-                callback.on_train_batch_end(trainer, module, {"loss": torch.ones(())}, None, 0)
+                callback.on_train_batch_end(trainer, module, {"loss": torch.ones(())}, (None, torch.zeros(4)), 0)
     assert len(monitor._folded["feature_norm"]) == 2
 
 
@@ -152,9 +152,10 @@ def test_skipped_steps_are_counted_on_the_line():
         ("gradient_norm", "gradient_norm_max", "target_cosine", "feature_norm", "feature_norm_std", "feature_norm_min",
          "feature_norm_max"), 1.0,
     )  # fmt: skip
-    assert "skipped" not in health._line(values, 0)
-    assert health._line(values, 3).endswith("; 3 steps skipped, their gradients not finite")
-    assert "AdaFace" not in health._line(values, 0)
+    assert "not finite" not in health._line(values, 0, skipped=True)
+    assert health._line(values, 3, skipped=True).endswith("; 3 steps skipped, their gradients not finite")
+    assert health._line(values, 1, skipped=False).endswith("; 1 steps taken whose gradients were not finite")
+    assert "AdaFace" not in health._line(values, 0, skipped=False)
 
 
 @pytest.mark.parametrize(("name", "m"), [("adaface", 0.4), ("arcface", 0.5), ("cosface", 0.35)])
@@ -173,7 +174,7 @@ def test_a_head_that_knows_nothing(name, m):
 # the warning, with losses as given
 
 
-def watch(losses, callback=None, after_steps=20, class_num=1000):
+def watch(losses, callback=None, after_steps=20, class_num=1000, last_batch=16):
     """Show the callback these losses; return it."""
     callback = callback or StalledLossWarning(after_steps)
     trainer = SimpleNamespace(
@@ -184,10 +185,9 @@ def watch(losses, callback=None, after_steps=20, class_num=1000):
         head=build_head("cosface", 8, class_num, 0.4, 0.01, 0.333, 64.0), device=torch.device("cpu")
     )
     callback.on_train_start(trainer, module)
-    for loss in losses:
-        callback.on_train_batch_end(
-            trainer, module, {"loss": torch.tensor(float(loss)) / 2}, (None, torch.zeros(16)), 0
-        )
+    for number, loss in enumerate(losses, 1):
+        images = torch.zeros(last_batch if number == len(losses) else 16)
+        callback.on_train_batch_end(trainer, module, {"loss": torch.tensor(float(loss)) / 2}, (None, images), 0)
     return callback
 
 
@@ -206,6 +206,11 @@ def test_a_loss_that_stands_still_is_warned_of_once(capsys):
     assert "(0.1 for 32 images per update; --lr," in message
     for cause in ("learning rate", "labels", "sampled", "--h 0"):
         assert cause in message
+
+
+def test_the_setting_is_that_of_a_whole_batch(capsys):
+    watch(START + 4 + NOISE[:20], last_batch=3)
+    assert "0.1 for 32 images per update" in capsys.readouterr().out
 
 
 def test_a_fall_to_where_a_head_knows_nothing_is_no_learning(capsys):

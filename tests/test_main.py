@@ -276,6 +276,20 @@ def test_a_learning_rate_given_at_a_resume_counts(whole_run, tmp_path, capsys):
     assert torch.equal(weights(tmp_path / "last.ckpt")["head.kernel"], weights(third)["head.kernel"])
 
 
+def test_a_resume_with_other_training_data_says_so(whole_run, tmp_path, capsys):
+    (third,) = whole_run.glob("epoch=002-*.ckpt")
+    checkpoint = torch.load(third, weights_only=True)
+    checkpoint["adaface"]["data_fingerprint"] = "of other images"
+    torch.save(checkpoint, tmp_path / "last.ckpt")
+    (tmp_path / "same").mkdir()
+    shutil.copy(third, tmp_path / "same" / "last.ckpt")
+    said = []
+    for path in (tmp_path / "last.ckpt", tmp_path / "same" / "last.ckpt"):
+        assert main.main(["--resume_from_checkpoint", str(path), "--epochs", "3"]) == 0
+        said.append("the training data is not what the run began with" in capsys.readouterr().out)
+    assert said == [True, False]
+
+
 def test_a_run_that_learns_nothing_says_so_once(faces, tmp_path, capsys):
     run(faces, tmp_path, "--epochs", "5", "--batch_size", "4", "--lr", "1e-9", "--stalled_after_steps", "20")
     assert capsys.readouterr().out.count("warning: after 20 batches the loss shows no learning") == 1
@@ -344,7 +358,6 @@ def test_two_processes_train_a_sharded_head_that_one_process_goes_on_with(faces,
     assert (folder / "results.csv").is_file()
     assert (folder / "last.ckpt").is_symlink()
     assert len(list((folder / "last.ckpt").glob("*.safetensors"))) == 2
-    assert not (folder / "checkpoints" / ".part").exists()
     linked = {path.resolve() for path in folder.glob("*.ckpt")}
     assert set((folder / "checkpoints").iterdir()) == linked
     single = folder / "single.ckpt"
@@ -405,8 +418,8 @@ def test_a_checkpoint_every_few_steps_resumes_to_the_same_bits(faces, tmp_path, 
     common = ["--epochs", "5", "--batch_size", "4", "--lr", "0.01", "--checkpoint_every_steps", "3", *SHARDED[:2]]
     publish, kept = checkpoint_folders.publish, tmp_path / "kept"
 
-    def keep_the_first(run_folder, step, names):
-        final = publish(run_folder, step, names)
+    def keep_the_first(*words_):
+        final = publish(*words_)
         if not kept.exists():
             shutil.copytree(final, kept)
         return final
@@ -532,3 +545,13 @@ def test_class_statistics_are_finite_after_training(whole_run):
     state = weights(whole_run / "last.ckpt")
     assert np.isfinite(state["head.batch_mean"].item())
     assert state["head.batch_std"].item() != 100.0
+
+
+def test_a_full_memory_is_named_with_what_helps(capsys):
+    told = (
+        "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+    )
+    assert main._report(RuntimeError(f"{told}\nframe #0: ...")) == 2
+    assert capsys.readouterr().err == (
+        f"main.py: error: the memory is full: --plan tells what a step takes, and what takes less ({told})\n"
+    )

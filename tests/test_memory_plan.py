@@ -20,6 +20,7 @@ MEMORY = StepMemory(
     class_num=1000,
     sharded=False,
     sample_rate=1.0,
+    accumulated=1,
     optimizer_numbers=1,
     bytes_per_number=4,
     processes=1,
@@ -44,6 +45,8 @@ def test_the_sums_by_hand():
     sampled = replace(MEMORY, sharded=True, sample_rate=0.1)
     assert sampled.weights_bytes == pytest.approx((1_000_000 * 3 + 500_000 * (2 + 0.3)) * 4)
     assert sampled.head_bytes == pytest.approx(8 * 100 * 4)
+    summed = replace(sampled, accumulated=3).weights_bytes  # 0.271 of the classes are in one of the three
+    assert summed == pytest.approx((1_000_000 * 3 + 500_000 * (2 + 3 * 0.271)) * 4)
     assert MEMORY.total_bytes == 18_000_000 + 9_605_000 + 32_000 + 8 * 3 * 112 * 112
 
 
@@ -106,8 +109,9 @@ def test_a_step_is_described_by_its_module():
         "gradient_checkpointing": True, "head_memory": "small",
     }  # fmt: skip
     prepare_step(module, **words)
-    memory = step_memory(module, processes=2, batch_size=4, precision="32-true")
+    memory = step_memory(module, processes=2, batch_size=4, accumulated=3, precision="32-true")
     assert (memory.optimizer_numbers, memory.class_num, memory.head_parameters) == (0, 7, 7 * 512)
+    assert memory.accumulated == 3
     assert (memory.gradient_checkpointing, memory.keep_exponentials, memory.processes) == (True, False, 2)
     assert memory.backbone_parameters == sum(p.numel() for p in module.model.parameters())
 
@@ -135,7 +139,7 @@ def anonymous():  # pages of libraries come and go as the system likes
     return int(open("/proc/self/status").read().partition("RssAnon:")[2].split()[0]) * 1024
 
 module = FaceRecognitionModule(arch="ir_mini", class_num=20_000)
-memory = step_memory(module, processes=1, batch_size=256, precision="32-true")
+memory = step_memory(module, processes=1, batch_size=256, accumulated=1, precision="32-true")
 images = torch.randint(0, 256, (256, 112, 112, 3), dtype=torch.uint8)
 optimizer = module.configure_optimizers()["optimizer"]
 before, peak, done = anonymous(), 0, False

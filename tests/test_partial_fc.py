@@ -187,6 +187,20 @@ def test_one_process_is_enough(name, classes):
     assert_same(dense(name, classes, batches), [worker.outcome(model, losses)], **TOLERANCE)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_embeddings_of_16_bits_have_the_loss_of_the_dense_head(dtype):
+    features, labels = micro_batches(ODD, 1)[0]
+    of_both = []
+    for sharded in (False, True):
+        head = Model("arcface", ODD, sharded=sharded).head
+        embeddings = F.normalize(Model("arcface", ODD).backbone(features)).detach().to(dtype)
+        loss = head.loss(embeddings, features.norm(dim=1, keepdim=True), labels)
+        loss.backward()
+        of_both.append((loss.detach(), head.kernel.grad.t() if sharded else head.kernel.grad))
+    torch.testing.assert_close(of_both[1], of_both[0], rtol=1e-3, atol=1e-3)
+    assert of_both[1][0].dtype == torch.float32
+
+
 def test_sampling_all_classes_is_not_sampling():
     outcomes = []
     for rate in (None, 1.0):
@@ -269,3 +283,14 @@ def test_sharding_is_chosen_where_the_dense_head_would_not_fit():
     assert not choose_sharding("auto", **{**sizes, "processes": 1}, memory_bytes=1)
     assert choose_sharding("on", **{**sizes, "processes": 1}, memory_bytes=needed)
     assert not choose_sharding("off", **sizes, memory_bytes=1)
+
+
+def test_summed_gradients_have_the_classes_of_all_batches_once():
+    model = Model("cosface", 40, sharded=True, sample_rate=0.25)
+    chosen = []
+    for seed, batch in enumerate(micro_batches(40, 1)[:2]):
+        model.head.sampling_seed = seed
+        chosen.append(model.head._sample(batch[1], torch.ones(len(batch[1]), dtype=torch.bool)))
+        model(*batch).backward()
+    rows = model.head.kernel.grad._indices()[0]
+    assert len(rows) == len(torch.cat(chosen).unique()), "what --plan counts on"

@@ -79,6 +79,13 @@ def test_what_does_not_fit_is_told_with_what_would(available, warning):
         assert any("--gradient_checkpointing" in line for line in lines[1:])
 
 
+def test_a_head_that_no_option_makes_smaller_is_told_as_it_is():
+    large = replace(MEMORY, class_num=10_000_000, processes=1, sharded=False)
+    (line,) = plan.does_not_fit(large, 1e9, batch_size=2, devices=1)
+    assert line.startswith("warning: this does not fit, so no step was measured, and no option makes it much smaller")
+    assert "--head_sharding on" in line
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("batches", [1, 2, 40])
 def test_loading_is_timed_however_short_the_epoch(workers, batches):
@@ -134,3 +141,9 @@ def test_several_processes_plan_together(words):
 def test_a_plan_of_an_evaluation_is_refused(words, capsys):
     assert main.main([*words, "--evaluate", "--start_from_model_statedict", __file__]) == 2
     assert "--plan is for a training" in capsys.readouterr().err
+
+
+def test_several_machines_share_the_steps_of_an_epoch(words, capsys):
+    assert main.main([*words, "--num_nodes", "3", "--epochs", "2"]) == 0
+    # 30 images, 8 on each of three machines
+    assert "steps: 2 per epoch, 4 in 2 epochs, 24 images each" in capsys.readouterr().out

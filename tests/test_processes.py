@@ -171,3 +171,27 @@ def test_processes_that_do_not_come_are_missed(data_root, tmp_path):
     assert launched.ended(process, file, 60) == 2
     assert "process 0 on" in file.read_text()
     assert "did not come together with the other processes of 2 at 127.0.0.1:" in file.read_text()
+
+
+@pytest.mark.parametrize("bad", [0, 1])
+def test_a_process_that_fails_before_it_joins_keeps_nobody_waiting(data_root, tmp_path, bad):
+    """Nobody else ends them: srun would with --kill-on-bad-exit, torchrun on its own machine alone."""
+    words = launched.words(data_root, "--output_dir", tmp_path / "runs", "--devices", 3, "--batch_size", 9)
+    arguments = [words, words, words]
+    arguments[bad] = [*words, "--config", str(tmp_path / "nothing.yaml")]
+    statuses, outputs = srun(tmp_path, arguments, [[0, 1, 2]])
+    assert statuses == [2, 2, 2], outputs
+    assert "main.py: error: --config: there is no recipe" in outputs[bad]
+    if bad:
+        assert re.search(r"main\.py: error: process 1 on \S+ cannot start: --config: there is no recipe", outputs[0])
+    assert outputs[2] == "", "said once"
+
+
+def test_what_fails_in_process_0_before_the_training_keeps_nobody_waiting(data_root, tmp_path):
+    """The run folder is chosen, but its first file cannot be written."""
+    (tmp_path / "run" / "config.yaml").mkdir(parents=True)
+    words = launched.words(data_root, "--run_folder", tmp_path / "run", "--devices", 2)
+    statuses, outputs = srun(tmp_path, [words, words], [[0, 1]])
+    assert statuses == [2, 2], outputs
+    assert re.search(r"main\.py: error: .*Is a directory.*config\.yaml", outputs[0])
+    assert outputs[1] == ""

@@ -45,6 +45,8 @@ def test_one_file_or_none(tmp_path: Path) -> None:
         (["train_0.rec", "train_1.rec", "train_2.idx"], "but train_2.rec is missing"),
         (["train_0.rec", "train_0.idx", "train_1.idx", "train_2.rec"], "but train_1.rec is missing; expected"),
         (["train_0.rec", "train_00.rec"], "but a number comes twice"),
+        (["train_0.rec", "train_1.rec", "train_9999999999999.rec"], r"train_2.rec is missing \(9999999999997 shards"),
+        (["train_0.rec", "train_0.idx", "train_1.idx", "train_2.idx"], r"train_1.rec is missing \(2 shards"),
         ([f"train_{i}.rec" for i in range(1, 9)], r"train_6.rec, \.\.\., but train_0.rec is missing"),
     ],
 )

@@ -109,6 +109,14 @@ def test_shuffled_files_with_header_records_are_asked_too(tmp_path: Path) -> Non
         source_of(tmp_path)
 
 
+def test_a_file_without_images_does_not_hide_that_the_others_are_sets_of_their_own(tmp_path: Path) -> None:
+    write_parts(tmp_path, [[0, 0, 1], [0, 1, 2], []])
+    with pytest.raises(ValueError, match=r"each file numbers its own identities from 0 on \(2 in the first, 3 in the"):
+        source_of(tmp_path)
+    write_parts(tmp_path, [[], [0, 0, 1], []])
+    assert source_of(tmp_path).labels.tolist() == [0, 0, 1]
+
+
 def test_a_missing_last_shard_is_noticed_by_the_declared_number(tmp_path: Path) -> None:
     write_sorted_chunks(tmp_path)
     (tmp_path / "property").write_text(f"{CLASSES},112,112")

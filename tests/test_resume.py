@@ -1,5 +1,6 @@
 import pytest
 import torch
+from test_checkpoints import resumable
 
 import resume
 from config import Config, parse
@@ -53,7 +54,9 @@ def test_another_schedule_lets_go_of_the_first_ones_options():
 def test_options_of_the_checkpoint_and_the_command_line_are_checked_together(tmp_path):
     file = tmp_path / "last.ckpt"
     saved = {**Config().as_dict(), "lr_schedule": "poly", "epochs": 40}
-    torch.save({"state_dict": {}, "adaface": {"config": saved, "given": ["lr_schedule", "epochs"]}}, file)
+    checkpoint = resumable()
+    checkpoint["adaface"] |= {"config": saved, "given": ["lr_schedule", "epochs"]}
+    torch.save(checkpoint, file)
     goes_on = ["--resume_from_checkpoint", str(file)]
     resumed, _ = resume.with_checkpoint_options(parse([*goes_on, "--lr_power", "1", "--warmup_epochs", "30"])[0])
     assert (resumed.lr_schedule, resumed.lr_power, resumed.warmup_epochs) == ("poly", 1.0, 30.0)
@@ -72,6 +75,16 @@ def test_a_run_that_lacks_the_newest_options_has_their_defaults():
     resumed, notes = resume._resumed(parse(["--warmup_epochs", "1"])[0], saved, [])
     assert (resumed.optimizer, resumed.lr_schedule) == ("sgd", "multistep")
     assert notes == ["--warmup_epochs was 0.0 in the run that is resumed, now 1.0"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("m", "0.3"), ("s", "32"), ("sample_rate", "0.5"), ("gradient_clip_val", "1"), ("crop_augmentation_prob", "0.5")],
+)
+def test_another_loss_is_said_too(name, value):
+    _, notes = resume._resumed(parse([f"--{name}", value])[0], Config().as_dict(), [])
+    was = getattr(Config(), name)
+    assert notes == [f"--{name} was {was} in the run that is resumed, now {float(value)}"]
 
 
 def test_a_checkpoint_that_no_run_wrote_cannot_be_resumed(tmp_path):

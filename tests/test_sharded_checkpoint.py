@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from sharded_checkpoint_worker import D, checkpoint_of, trained
 
 from checkpoints import REST, check_fits, load_checkpoint
@@ -95,8 +97,85 @@ def test_a_damaged_file_of_the_head_is_told(of_four, tmp_path):
     shutil.copytree(folder, tmp_path / "copy")
     file = next((tmp_path / "copy").glob("*.safetensors"))
     file.write_bytes(file.read_bytes()[:-40])
-    with pytest.raises(ValueError, match="is not a whole checkpoint"):
+    with pytest.raises(ValueError, match=rf"{file.name} is damaged"):
         fill_in_head(load_checkpoint(tmp_path / "copy"), None)
+
+
+def rewritten(file: Path, change) -> None:
+    with safe_open(file, "pt") as opened:
+        tensors, notes = {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata()  # noqa: SIM118
+    save_file(*change(tensors, notes))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda file, other: shutil.copy(other, file),
+        lambda file, other: rewritten(file, lambda tensors, notes: (tensors, file)),  # without its place
+        lambda file, other: rewritten(
+            file, lambda tensors, notes: ({name: v[:, :1].contiguous() for name, v in tensors.items()}, file, notes)
+        ),
+        lambda file, other: rewritten(file, lambda tensors, notes: ({"momentum_buffer": tensors[KERNEL]}, file, notes)),
+        lambda file, other: rewritten(
+            file,
+            lambda tensors, notes: (tensors, file, {name: v.replace("[0, ", "[0, -") for name, v in notes.items()}),
+        ),
+    ],
+    ids=["another process's", "no place", "fewer classes", "no weights", "a place outside"],
+)
+def test_classes_that_no_file_holds_are_not_made_up(of_four, tmp_path, damage):
+    """PyTorch's reader leaves them as the memory was."""
+    classes, folder = of_four
+    shutil.copytree(folder, tmp_path / "copy")
+    first, second, *_ = sorted((tmp_path / "copy").glob("*.safetensors"))
+    damage(second, first)
+    with pytest.raises(ValueError, match=f"do not hold each of the {classes} classes of .* once"):
+        fill_in_head(load_checkpoint(tmp_path / "copy"), None)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda tensors, notes: (tensors, dict.fromkeys(notes, "{")),
+        lambda tensors, notes: (tensors, dict.fromkeys(notes, "[1]")),
+        lambda tensors, notes: ({name: v.flatten() for name, v in tensors.items()}, notes),
+    ],
+    ids=["cut", "list", "vectors"],
+)
+def test_made_up_headers_are_told_in_one_line(of_four, tmp_path, change, capfd):
+    _, folder = of_four
+    shutil.copytree(folder, tmp_path / "copy")
+    file = next((tmp_path / "copy").glob("*.safetensors"))
+
+    def changed(tensors, notes):
+        tensors, notes = change(tensors, notes)
+        return tensors, file, notes
+
+    rewritten(file, changed)
+    with pytest.raises(ValueError, match=rf"{file.name} is damaged"):
+        fill_in_head(load_checkpoint(tmp_path / "copy"), None)
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_part_of_a_checkpoint_is_none(of_four):
+    _, folder = of_four
+    with pytest.raises(ValueError, match="one file of several"):
+        fill_in_head(load_checkpoint(folder / REST), None)
+
+
+def test_a_matrix_of_the_backbone_may_have_the_shape_of_the_head():
+    """With 25,088 classes the kernel has the shape of the ir networks' linear layer."""
+    head, _ = trained(ODD)
+    of_backbone, of_head = torch.rand(D, ODD), torch.rand(D, ODD)
+    checkpoint = {
+        "state_dict": {KERNEL: torch.zeros(D, ODD)},
+        "optimizer_states": [{"state": {0: {"momentum_buffer": of_backbone}, 7: {"momentum_buffer": of_head}}}],
+        "adaface": {},
+    }
+    fill_in_head(checkpoint, head)
+    states = checkpoint["optimizer_states"][0]["state"]
+    assert torch.equal(states[0]["momentum_buffer"], of_backbone)
+    assert torch.equal(states[7]["momentum_buffer"], of_head.t())
 
 
 def test_a_folder_that_is_no_checkpoint_is_told(tmp_path):

@@ -114,6 +114,13 @@ def test_who_decides_on_sharding(words, memory_bytes, expected, monkeypatch):
     assert bool(notes) == (expected and not asked_for), "what nobody asked for is said"
 
 
+def test_machines_of_which_one_shards_the_head_by_its_memory_do_not_agree():
+    data, plan = SimpleNamespace(fingerprint=lambda: "faces"), DevicePlan("cpu", 2, "32-true")
+    facts = [main._facts(parse([])[0], plan, data, SimpleNamespace(sharded=sharded)) for sharded in (False, True)]
+    (different,) = [name for name in facts[0] if facts[0][name] != facts[1][name]]
+    assert "--head_sharding on or off" in different
+
+
 def test_a_sharded_head_is_the_dense_one_of_the_same_seed():
     heads = []
     for sharded in (False, True):

@@ -1,0 +1,159 @@
+import errno
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import launched
+import pytest
+
+import main
+import run_lock
+from run_lock import LOCK, RunLock
+
+HOLDER = """
+import os, sys, time
+from pathlib import Path
+from run_lock import RunLock
+with RunLock() as lock:
+    lock.take(Path(sys.argv[1]))
+    if sys.argv[2] == "forks":
+        begun, begins = os.pipe()
+        if os.fork() == 0:
+            os.write(begins, b"x")  # what is done after a fork is done
+            time.sleep(60)
+            os._exit(0)
+        os.read(begun, 1)
+    print("held", flush=True)
+    if sys.argv[2] != "ends":
+        time.sleep(60)
+"""
+
+
+def hold(folder: Path, how: str = "stays") -> subprocess.Popen:
+    """Another process that takes the lock."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(folder), how],
+        cwd=launched.ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch):
+    monkeypatch.setattr(run_lock, "_DYING_SEC", 0.1)
+    monkeypatch.setattr(run_lock, "_ASK_EVERY_SEC", 0.05)
+
+
+def test_a_second_start_is_told_who_has_the_folder(tmp_path):
+    process, said = hold(tmp_path), []
+    try:
+        expected = rf"in use by process {process.pid} on {re.escape(run_lock.platform.node())}: wait for its end"
+        with pytest.raises(RuntimeError, match=expected), RunLock(said.append) as lock:
+            lock.take(tmp_path)
+        assert len(said) == 1
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize("how", ["stays", "forks"])
+def test_the_lock_of_a_killed_process_is_gone_its_data_workers_or_not(tmp_path, how):
+    process = hold(tmp_path, how)
+    process.kill()
+    process.wait()
+    try:
+        with RunLock(pytest.fail) as lock:
+            assert lock.take(tmp_path) == tmp_path
+            assert (tmp_path / LOCK).read_text().startswith(f"process {os.getpid()} on ")
+    finally:
+        os.killpg(process.pid, signal.SIGKILL) if how == "forks" else None
+    assert not (tmp_path / LOCK).exists()
+
+
+def test_a_run_that_has_ended_leaves_the_folder_free(tmp_path):
+    process = hold(tmp_path, "ends")
+    assert process.wait() == 0
+    assert not list(tmp_path.iterdir())
+    for _ in range(2):
+        with RunLock() as lock:
+            lock.take(tmp_path)
+
+
+def test_the_lock_of_a_host_that_is_gone_is_waited_for(tmp_path, monkeypatch):
+    asked = []
+
+    def held_for_a_while(file: int, how: int) -> None:
+        asked.append(how)
+        if len(asked) < 8:
+            os.pwrite(file, b"process 5 on elsewhere\n", 0)
+            raise OSError(errno.EWOULDBLOCK, "held")
+
+    monkeypatch.setattr(run_lock.fcntl, "flock", held_for_a_while)
+    with RunLock() as lock:
+        began = time.monotonic()
+        lock.take(tmp_path)
+        assert time.monotonic() - began > 0.1, "longer than for a process of this host"
+    assert len(asked) == 8
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_a_file_system_without_locks_is_used_without(tmp_path, monkeypatch, number):
+    def refuse(file: int, how: int) -> None:
+        raise OSError(number, "no locks here")
+
+    monkeypatch.setattr(run_lock.fcntl, "flock", refuse)
+    with RunLock() as lock:
+        lock.take(tmp_path)
+
+
+def test_a_lock_file_that_its_holder_deletes_meanwhile_is_not_taken_for_the_lock(tmp_path, monkeypatch):
+    flock, times = run_lock.fcntl.flock, []
+
+    def deleted_just_then(file: int, how: int) -> None:
+        flock(file, how)
+        times.append(file)
+        if len(times) == 1:
+            (tmp_path / LOCK).unlink()
+
+    monkeypatch.setattr(run_lock.fcntl, "flock", deleted_just_then)
+    with RunLock() as lock:
+        lock.take(tmp_path)
+        assert (tmp_path / LOCK).exists()
+    assert len(times) == 2
+
+
+def test_two_live_starts_in_one_folder(tmp_path, capsys):
+    data_root, folder = launched.make_faces(tmp_path / "data"), tmp_path / "run"
+    folder.mkdir()
+    process = hold(folder)
+    try:
+        assert main.main(launched.words(data_root, "--run_folder", folder, "--epochs", 1)) == 2
+    finally:
+        process.kill()
+        process.wait()
+    assert f"main.py: error: the run folder {folder} is in use by process {process.pid} on" in capsys.readouterr().err
+    assert [path.name for path in folder.iterdir()] == [LOCK], "the other run's files are as they were"
+    assert main.main(launched.words(data_root, "--run_folder", folder, "--epochs", 1)) == 0
+    assert not (folder / LOCK).exists()
+
+
+def test_a_start_that_has_waited_does_not_begin_anew_over_what_the_other_has_trained(tmp_path, capsys, monkeypatch):
+    data_root, folder = launched.make_faces(tmp_path / "data"), tmp_path / "run"
+    take = RunLock.take
+
+    def while_another_run_trains(self, place: Path) -> Path:
+        (place / "last.ckpt").write_text("of another run")
+        return take(self, place)
+
+    monkeypatch.setattr(RunLock, "take", while_another_run_trains)
+    assert main.main(launched.words(data_root, "--run_folder", folder, "--epochs", 1)) == 2
+    assert "has a checkpoint since this start began" in capsys.readouterr().err
+    assert (folder / "last.ckpt").read_text() == "of another run"
