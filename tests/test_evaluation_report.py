@@ -235,6 +235,12 @@ def test_a_set_of_one_kind_of_pairs(tmp_path):
     assert "No curve, for want of genuine or impostor pairs: same." in both.text
 
 
+def test_axes_of_few_pairs_have_plain_labels(tmp_path):
+    page = page_of(tmp_path, ReportContent("x", sets=[result(pairs=20)]))
+    assert "curves" in page.headings
+    assert "$" not in page.text and "math" not in page.text
+
+
 def test_a_set_has_one_colour_in_all_pictures(full):
     colors = re.findall(r'stroke-(\w+)"[^>]*/></svg> lfw(?:: [^<]*)?</li>', full.source)
     assert len(colors) == 5  # ROC, DET, error versus reject, norms, validation
