@@ -123,9 +123,7 @@ def write_report(path: str | Path, content: ReportContent) -> None:
         "protocols": [*map(outcome_table, content.outcomes), *content.tables],
         "curves": score_panels(scored),
         "similarities": similarity_panels(scored),
-        "quality": quality_panels(
-            content.rejections, {name: np.ravel(of_set) for name, of_set in norms.items()}, among
-        ),
+        "quality": quality_panels(content.rejections, norms, among),
         "training": [] if content.metrics is None else training_panels(content.metrics, among),
         "pairs": _shown_pairs(content.hardest),
         "options": _facts(content.options),
