@@ -11,8 +11,9 @@ from typing import Any, Protocol
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from evaluate_utils import auc, eer, roc, tar_at_far
 from plot_style import BLACK, BLUE, DPI, GREY, PERCENT, POWER_OF_TEN, VERMILION, dress, line_looks, plain, save_figure
@@ -155,10 +156,10 @@ def draw_roc(axes: Axes, sets: Sequence[ScoredPairs], among: Iterable[str] = ())
         chance = np.geomspace(lowest_far, 1, 200)
         axes.plot(chance, chance, **_CHANCE, label="chance")
     axes.set_xscale("log")
+    _label_powers(axes.xaxis)
     axes.set_xlim(lowest_far, 1)
     bottom = max(0.0, math.floor(lowest_tar * 10 - 0.5) / 10)
     axes.set_ylim(bottom, 1 + 0.02 * (1 - bottom))
-    axes.xaxis.set_major_formatter(POWER_OF_TEN)
     axes.yaxis.set_major_formatter(PERCENT)
     dress(axes, "ROC by verification set", "false accept rate (FAR)", "true accept rate (TAR)")
 
@@ -185,8 +186,8 @@ def draw_det(axes: Axes, sets: Sequence[ScoredPairs], among: Iterable[str] = ())
     axes.plot(equal, equal, **_CHANCE, label="equal error rates")
     axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.xaxis.set_major_formatter(POWER_OF_TEN)
-    axes.yaxis.set_major_formatter(POWER_OF_TEN)
+    _label_powers(axes.xaxis)
+    _label_powers(axes.yaxis)
     axes.set_xlim(lowest_far, 1)
     axes.set_ylim(lowest_frr / 1.1, 1.1)
     dress(axes, "DET by verification set", "false accept rate (FAR)", "false reject rate (FRR)")
@@ -217,6 +218,11 @@ def draw_similarities(axes: Axes, scored: ScoredPairs, span: tuple[float, float]
     axes.set_ylim(bottom=0)
     title = scored.name if math.isnan(scored.accuracy) else f"{scored.name} · {scored.accuracy:.2f} %"
     dress(axes, plain(title), "cosine similarity", "share of pairs per bin")
+
+
+def _label_powers(axis: Axis) -> None:
+    axis.set_major_formatter(POWER_OF_TEN)
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _on_screen(scored: ScoredPairs) -> tuple[np.ndarray, np.ndarray]:

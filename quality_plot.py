@@ -1,7 +1,7 @@
 """What feature norms tell: how they are spread over each set, and the errors left when the lowest are rejected."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,40 +13,45 @@ _BINS = 50
 _POINTS = 400
 
 
-@dataclass(frozen=True)
-class RejectCurve:
-    """Error against the share of pairs that are rejected for their low norm.
+class RejectCurve(Protocol):
+    """The errors on genuine pairs while those of the lowest norms are rejected."""
 
-    Attributes:
-        name: of the set.
-        rejected: (K,) shares of the pairs, in [0, 1], ascending.
-        fnmr: (K,) false non-match rate of the pairs that are left, in [0, 1]; NaN where none is left.
-        fmr: false match rate that the threshold was fixed at, in [0, 1].
-    """
+    @property
+    def rejected(self) -> np.ndarray:
+        """Share of the genuine pairs that is rejected, (R,) in [0, 1], ascending."""
 
-    name: str
-    rejected: np.ndarray
-    fnmr: np.ndarray
-    fmr: float
+    @property
+    def fnmr(self) -> np.ndarray:
+        """False non-match rate of the others, (R,) in [0, 1]."""
+
+    @property
+    def random_interval(self) -> np.ndarray:
+        """Where 95% of random rejections lie, (R, 2)."""
+
+    @property
+    def fmr(self) -> float:
+        """False match rate of the fixed threshold, in [0, 1]."""
 
 
-def draw_rejections(axes: Axes, curves: Sequence[RejectCurve], among: Sequence[str] = ()) -> None:
-    """Draw error-versus-reject curves.
+def draw_rejections(axes: Axes, curves: Mapping[str, RejectCurve], among: Sequence[str] = ()) -> None:
+    """Draw error-versus-reject curves, each over the band of random rejections.
 
     Args:
         axes: changed in place; a legend is not drawn, but its entries are there.
-        curves: at least one.
+        curves: by name of the set, at least one.
         among: names of all sets of this report, for equal colours in all its pictures; those of ``curves`` if none.
     """
-    looks = line_looks(among or [curve.name for curve in curves])
-    for curve in curves:
+    looks = line_looks(among or list(curves))
+    for name, curve in curves.items():
         shown = np.unique(np.linspace(0, len(curve.rejected) - 1, _POINTS).round().astype(int))
-        label = plain(f"{curve.name}: threshold at FMR {curve.fmr:g}")
-        axes.plot(curve.rejected[shown], curve.fnmr[shown], **looks[curve.name], linewidth=2, label=label)
+        rejected, band = curve.rejected[shown], curve.random_interval[shown]
+        axes.fill_between(rejected, band[:, 0], band[:, 1], color=looks[name]["color"], alpha=0.15, linewidth=0)
+        label = plain(f"{name}: threshold at FMR {curve.fmr:.2g}")
+        axes.plot(rejected, curve.fnmr[shown], **looks[name], linewidth=2, label=label)
     axes.set_ylim(bottom=0)
     axes.xaxis.set_major_formatter(PERCENT)
     axes.yaxis.set_major_formatter(PERCENT)
-    dress(axes, "Error versus reject", "pairs rejected, lowest norm first", "false non-match rate (FNMR)")
+    dress(axes, "Error versus reject", "genuine pairs rejected, lowest norm first", "false non-match rate (FNMR)")
 
 
 def draw_norms(axes: Axes, norms: Mapping[str, np.ndarray], among: Sequence[str] = ()) -> None:
@@ -62,9 +67,8 @@ def draw_norms(axes: Axes, norms: Mapping[str, np.ndarray], among: Sequence[str]
     edges = np.linspace(low, high, _BINS + 1) if high > low else np.array([low - 0.5, low + 0.5])
     for name, values in norms.items():
         counts, _ = np.histogram(values, edges)
-        look = looks[name]
         label = plain(f"{name}: median {np.median(values):.1f}")
-        axes.stairs(counts / len(values), edges, **look, linewidth=1.8, label=label)
+        axes.stairs(counts / len(values), edges, **looks[name], linewidth=1.8, label=label)
     axes.set_ylim(bottom=0)
     axes.yaxis.set_major_formatter(PERCENT)
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5))

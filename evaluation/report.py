@@ -20,7 +20,14 @@ from atomic_files import write_atomically
 from evaluation.hardest_pairs import HardestPairs, HardPair
 from evaluation.outcome import Outcome
 from evaluation.report_panels import quality_panels, score_panels, similarity_panels, training_panels
-from evaluation.report_tables import ReportTable, interval_text, mean_of, outcome_table, verification_table
+from evaluation.report_tables import (
+    ReportTable,
+    interval_text,
+    intervals_of,
+    mean_of,
+    outcome_table,
+    verification_table,
+)
 from plots import ScoredPairs
 from quality_plot import RejectCurve
 from results import SetResult
@@ -50,13 +57,11 @@ class ReportContent:
         date: when it was made, as text.
         evaluated: what was evaluated, such as the checkpoint.
         sets: results of verification sets, with the similarities of their pairs where curves are wanted.
-        intervals: by name of a set and of its number (``accuracy``, ``auc``, ``eer``, ``tar_at_far_0.001``) the ends of
-            the 95 % interval, percent.
         outcomes: of other protocols; those with pairs have curves too.
         tables: others, such as the comparison with published numbers.
         metrics: of a training, as ``training_metrics.read_metrics`` returns them.
-        rejections: error-versus-reject curves.
-        norms: (N,) feature norms by name of the set, beside those of the outcomes.
+        rejections: error-versus-reject curves, by name of the set.
+        norms: feature norms by name of the set, of any shape, beside those of the outcomes.
         hardest: pairs to show as pictures, of each set.
         options: of the run, by name.
         manifest: versions, command and the like; mappings may be nested.
@@ -68,11 +73,10 @@ class ReportContent:
     date: str = ""
     evaluated: str = ""
     sets: Sequence[SetResult] = ()
-    intervals: Mapping[str, Mapping[str, tuple[float, float]]] = field(default_factory=dict)
     outcomes: Sequence[Outcome] = ()
     tables: Sequence[ReportTable] = ()
     metrics: pd.DataFrame | None = None
-    rejections: Sequence[RejectCurve] = ()
+    rejections: Mapping[str, RejectCurve] = field(default_factory=dict)
     norms: Mapping[str, np.ndarray] = field(default_factory=dict)
     hardest: Sequence[HardestPairs] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -113,9 +117,9 @@ def write_report(path: str | Path, content: ReportContent) -> None:
     """
     scored = _scored_pairs(content)
     among = [pairs.name for pairs in scored]
-    norms = {outcome.data: outcome.norms for outcome in content.outcomes if outcome.norms.size} | dict(content.norms)
+    norms = {outcome.data: outcome.norms for outcome in content.outcomes} | dict(content.norms)
     parts: dict[str, Any] = {
-        "verification": verification_table(content.sets, content.intervals) if content.sets else None,
+        "verification": verification_table(content.sets) if content.sets else None,
         "protocols": [*map(outcome_table, content.outcomes), *content.tables],
         "curves": score_panels(scored),
         "similarities": similarity_panels(scored),
@@ -164,7 +168,7 @@ def _tiles(content: ReportContent) -> list[_Tile]:
         counted = f"{len(content.sets)} sets" if len(content.sets) > 1 else content.sets[0].name
         if not math.isnan(mean):
             name = "Mean accuracy" if len(content.sets) > 1 else "Accuracy"
-            ends = content.intervals.get(content.sets[0].name, {}).get("accuracy") if len(content.sets) == 1 else None
+            ends = intervals_of(content.sets[0]).get("accuracy") if len(content.sets) == 1 else None
             tiles.append(_Tile(name, f"{mean:.2f} %", interval_text(ends) or f"{counted}, {pairs:,} pairs"))
     for outcome in content.outcomes:
         for name, value in list(outcome.numbers.items())[:1]:

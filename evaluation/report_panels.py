@@ -85,24 +85,25 @@ def similarity_panels(sets: Sequence[ScoredPairs]) -> list[Panel]:
 
 
 def quality_panels(
-    curves: Sequence[RejectCurve], norms: Mapping[str, np.ndarray], among: Sequence[str] = ()
+    curves: Mapping[str, RejectCurve], norms: Mapping[str, np.ndarray], among: Sequence[str] = ()
 ) -> list[Panel]:
     """Return error against reject, and the feature norms, such as are given.
 
     Args:
-        curves: of the sets that have one.
-        norms: by name of the set, (N,); sets without any are left out.
+        curves: by name of the set.
+        norms: by name of the set, (N,); zeros, of images that could not be read, and sets without others are left out.
         among: names of all sets of the report.
     """
-    norms = {name: np.ravel(values) for name, values in norms.items() if np.size(values)}
-    names = sorted({*among, *norms, *(curve.name for curve in curves)})
+    found = {name: values[values > 0] for name, values in norms.items()}
+    norms = {name: values for name, values in found.items() if len(values)}
+    names = sorted({*among, *norms, *curves})
     panels = []
     if curves:
         panels.append(
             _panel(
                 "rejections",
                 "Error versus reject",
-                "Where the norm tells quality, the curve falls: without the pairs of low norm there are fewer errors.",
+                "Where the norm tells quality, the curve falls below its band, where 95 % of random rejections lie.",
                 lambda axes: draw_rejections(axes, curves, names),
             )
         )

@@ -59,12 +59,11 @@ class ReportTable:
     notes: tuple[str, ...] = ()
 
 
-def verification_table(results: Sequence[SetResult], intervals: Mapping[str, Mapping[str, Interval]]) -> ReportTable:
+def verification_table(results: Sequence[SetResult]) -> ReportTable:
     """Return the table of the verification sets, with a row of means where there are several.
 
     Args:
         results: at least one; the columns that no set fills are left out.
-        intervals: by set and number, percent, as in ``report.ReportContent``.
     """
     fars = [far for far in FARS if any(not math.isnan(result.tar_at_far[far]) for result in results)]
     numbers = {
@@ -79,7 +78,7 @@ def verification_table(results: Sequence[SetResult], intervals: Mapping[str, Map
     heads = ["set", "pairs", *(head for head, _ in shown.values()), "std of folds", "threshold"]
     rows = []
     for place, result in enumerate(results):
-        ends = intervals.get(result.name, {})
+        ends = intervals_of(result)
         values = [
             Cell(_two_decimals(column[place]), interval_text(ends.get(key))) for key, (_, column) in shown.items()
         ]
@@ -108,6 +107,15 @@ def outcome_table(outcome: Outcome) -> ReportTable:
     return ReportTable(
         outcome.data, f"Protocol {outcome.protocol}; rates in percent.", heads, tuple(rows), outcome.notes
     )
+
+
+def intervals_of(result: SetResult) -> Mapping[str, Interval]:
+    """Return the ends of the 95 % intervals of a set's numbers, percent, by name; none where it was not asked for them.
+
+    Args:
+        result: of a verification set.
+    """
+    return getattr(result, "intervals", {})
 
 
 def interval_text(ends: Interval | None) -> str:

@@ -2,9 +2,11 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from evaluation.hardest_pairs import hardest_pairs
@@ -39,7 +41,7 @@ def write_run_report(folder: Path, results: Sequence[SetResult], pair_sets: Mapp
         folder / REPORT,
         ReportContent(
             title=folder.name,
-            date=str(manifest["started"]),
+            date=f"started {datetime.fromisoformat(manifest['started']):%Y-%m-%d %H:%M}",
             evaluated=_evaluated(options),
             sets=results,
             metrics=None if metrics.empty else metrics,
@@ -49,6 +51,8 @@ def write_run_report(folder: Path, results: Sequence[SetResult], pair_sets: Mapp
                     result.similarity,
                     result.issame,
                     _PAIRS_OF_A_SET,
+                    # a trial run tests the first pairs alone
+                    places=np.arange(2 * result.pairs).reshape(-1, 2),
                     threshold=result.cosine_threshold,
                 )
                 for result in results

@@ -9,12 +9,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from test_evaluation_hardest_pairs import Images
+from test_quality_plot import Curve
 
 from evaluation.hardest_pairs import hardest_pairs
 from evaluation.outcome import Outcome
 from evaluation.report import ReportContent, write_report
 from evaluation.report_tables import Cell, ReportTable, Row
-from quality_plot import RejectCurve
 from results import SetResult, evaluate_set
 
 EVIL = "<script>alert('x')</script><img src=http://evil.example/a.png onerror=alert(1)>\"'&"
@@ -86,6 +86,7 @@ def metrics() -> pd.DataFrame:
 
 def everything(name: str = "lfw", note: str = "a note") -> ReportContent:
     lfw, shares = result(name), np.linspace(0, 0.9, 50)
+    object.__setattr__(lfw, "intervals", {"accuracy": (97.25, 99.75), "tar_at_far_0.1": (98.0, 100.0)})
     images = Images(2 * len(lfw.issame))
     images.name, images.broken = name, 2 * int(np.argmin(lfw.similarity + ~lfw.issame))  # of the hardest genuine pair
     image_norms = np.full((len(lfw.issame), 2), 21.5)
@@ -105,11 +106,10 @@ def everything(name: str = "lfw", note: str = "a note") -> ReportContent:
         date="2026-11-24",
         evaluated=f"ir_50 on {name}",
         sets=[lfw, result("cfp_fp", gap=0.5)],
-        intervals={name: {"accuracy": (97.25, 99.75), "tar_at_far_0.1": (98.0, 100.0)}},
         outcomes=[outcome],
         tables=[ReportTable(f"Paper {name}", note, ("set", name), (Row((Cell(name), Cell(note, name))),), (note,))],
         metrics=metrics().rename(columns={"lfw_acc": f"{name}_acc"}),
-        rejections=[RejectCurve(name, shares, 0.1 * (1 - shares), 1e-3)],
+        rejections={name: Curve(shares, 0.1 * (1 - shares), 1e-3)},
         norms={name: norms},
         hardest=[hardest_pairs(images, lfw.similarity, lfw.issame, 3, norms=image_norms, threshold=0.3)],
         options={"arch": "ir_50", f"option {name}": note, "lr_milestones": [12, 20], "use_16bit": True, "empty": ""},
@@ -211,7 +211,7 @@ def test_names_and_notes_are_texts_whatever_they_say(tmp_path):
         ({"metrics": metrics()[["epoch", "step", "train_loss"]]}, ["training"]),
         ({"metrics": metrics().iloc[:0]}, []),
         ({"norms": {"lfw": np.array([20.0, 21])}}, ["quality"]),
-        ({"norms": {"lfw": np.empty(0)}}, []),
+        ({"norms": {"lfw": np.zeros((3, 1))}}, []),
         ({"hardest": [hardest_pairs(Images(2), np.array([0.5]), np.array([True]), 0)]}, []),
         ({"options": {"arch": "ir_50"}}, ["options"]),
         ({"warnings": ["careful"]}, ["warnings"]),
@@ -233,6 +233,12 @@ def test_a_set_of_one_kind_of_pairs(tmp_path):
     assert "same: no impostor pairs: no error rates" in page.text
     both = page_of(tmp_path, ReportContent("x", sets=[same, result()]))
     assert "No curve, for want of genuine or impostor pairs: same." in both.text
+
+
+def test_axes_of_few_pairs_have_plain_labels(tmp_path):
+    page = page_of(tmp_path, ReportContent("x", sets=[result(pairs=20)]))
+    assert "curves" in page.headings
+    assert "$" not in page.text and "math" not in page.text
 
 
 def test_a_set_has_one_colour_in_all_pictures(full):
@@ -264,16 +270,39 @@ def test_many_pairs_and_many_pictures_make_a_small_file(tmp_path):
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
+def in_browser(page: Path, *options: str) -> subprocess.CompletedProcess:
+    """Open a page and return its elements (stdout) and what the browser complains of (stderr)."""
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={page.parent / 'profile'}"]
+    command += ["--enable-logging=stderr", "--v=0", *options, "--dump-dom", page.as_uri()]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 @pytest.mark.parametrize("name", ["lfw", EVIL])
 def test_a_browser_opens_it_without_complaint(tmp_path, name):
     write_report(tmp_path / "report.html", everything(name))
-    done = subprocess.run(
-        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
-         "--enable-logging=stderr", "--v=0", "--dump-dom", (tmp_path / "report.html").as_uri()],
-        capture_output=True, text=True, timeout=120, check=True,
-    )  # fmt: skip
+    done = in_browser(tmp_path / "report.html")
     assert "CONSOLE" not in done.stderr, done.stderr
     shown = Page(done.stdout)
     written = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
     assert [tag for tag, _ in shown.starts] == [tag for tag, _ in written.starts]  # nothing had to be mended
+
+
+WIDTHS = """<!doctype html><body><script>
+onload = () => { document.body.dataset.widths = [...document.querySelectorAll("iframe")].map(
+  (frame) => frame.contentDocument.documentElement.scrollWidth).join(" "); };
+</script>%s"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+def test_no_page_is_wider_than_the_screen(tmp_path):
+    widths = [320, 400, 700, 1000, 1400]
+    for name in ("lfw", "a_long_name_" * 20):
+        write_report(tmp_path / "report.html", everything(name, name))
+        frames = [
+            f'<iframe src="report.html" style="width:{width}px;height:600px;border:0"></iframe>' for width in widths
+        ]
+        (tmp_path / "frames.html").write_text(WIDTHS % "".join(frames))
+        done = in_browser(tmp_path / "frames.html", "--allow-file-access-from-files", "--hide-scrollbars")
+        (body,) = Page(done.stdout).having("body")
+        assert [int(width) for width in body["data-widths"].split()] == widths

@@ -36,11 +36,11 @@ def test_a_training_from_its_folder(folder, tmp_path):
     metrics_file(folder / "metrics" / "version_0" / "metrics.csv")
     lfw = result("lfw", pairs=20)
     images = np.random.default_rng(0).integers(0, 256, (40, 112, 112, 3), dtype=np.uint8)
-    write_memfile(tmp_path / "val", "lfw", images, lfw.issame)
-    write_run_report(folder, [lfw], {"lfw": open_pair_set(tmp_path / "val", "lfw")})
+    write_memfile(tmp_path, "lfw", images, lfw.issame)
+    write_run_report(folder, [lfw], {"lfw": open_pair_set(tmp_path, "lfw")})
     page = page_of(folder)
     assert page.headings == ["verification", "curves", "similarities", "training", "pairs", "options", "manifest"]
-    started = json.loads((folder / "manifest.json").read_text())["started"]
+    started = "started " + json.loads((folder / "manifest.json").read_text())["started"][:16].replace("T", " ")
     for text in ("run_11-24_0", "ir_18 with adaface, trained on faces_emore/imgs", started, "12, 20", "earlier starts",
                  "data: fingerprint", "0123abcd", "data: classes", "85742", "main.py --arch ir_18"):  # fmt: skip
         assert text in page.text, text
@@ -58,3 +58,10 @@ def test_an_evaluation_names_its_model(folder):
     write_run_report(folder, [result()], {})
     assert "ir_18 of adaface.ckpt" in page_of(folder).text
     assert "pairs" not in page_of(folder).headings
+
+
+def test_a_trial_run_has_tested_the_first_pairs_alone(folder, tmp_path):
+    lfw = result("lfw", pairs=8)
+    write_memfile(tmp_path, "lfw", np.zeros((40, 112, 112, 3), np.uint8), np.ones(20, bool))
+    write_run_report(folder, [lfw], {"lfw": open_pair_set(tmp_path, "lfw")})
+    assert len(page_of(folder).having("img")) == 2 * len(lfw.issame)

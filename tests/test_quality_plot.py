@@ -1,16 +1,32 @@
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 from drawn_figures import texts
 from matplotlib.figure import Figure
 
-from quality_plot import RejectCurve, draw_norms, draw_rejections
+from quality_plot import draw_norms, draw_rejections
+
+
+@dataclass
+class Curve:
+    """What ``draw_rejections`` needs."""
+
+    rejected: np.ndarray
+    fnmr: np.ndarray
+    fmr: float
+
+    @property
+    def random_interval(self) -> np.ndarray:
+        return np.stack([self.fnmr * 0 + 0.09, self.fnmr * 0 + 0.11], axis=1)
+
 
 SHARES = np.linspace(0, 0.95, 5000)
 
 
 def test_error_versus_reject():
     axes = Figure().subplots()
-    curves = [RejectCurve("lfw", SHARES, 0.1 * (1 - SHARES), 1e-3), RejectCurve("x", SHARES, 0.1 + 0 * SHARES, 1e-4)]
+    curves = {"lfw": Curve(SHARES, 0.1 * (1 - SHARES), 1e-3), "x": Curve(SHARES, 0.1 + 0 * SHARES, 1e-4)}
     draw_rejections(axes, curves)
     first, second = axes.lines
     assert len(first.get_xdata()) <= 400
@@ -18,6 +34,8 @@ def test_error_versus_reject():
     assert first.get_color() != second.get_color()
     assert first.get_label() == "lfw: threshold at FMR 0.001"
     assert axes.get_ylim()[0] == 0
+    bands = [band.get_paths()[0].vertices for band in axes.collections]
+    assert [(band[:, 1].min(), band[:, 1].max()) for band in bands] == [pytest.approx((0.09, 0.11))] * 2
 
 
 def test_norms_are_shares_over_common_bins():
