@@ -87,10 +87,15 @@ LEVELS = {
     "evaluation.image_list": 1.1,
     "evaluation.outcome": 1.2,
     "evaluation.embedding": 1.3,
+    "sample_images": 1.2,
+    "onnx_graph": 1.2,
+    "onnx_int8": 1.3,
+    "onnx_parity": 1.2,
     "memory_plan": 2.1,
     "step_measurement": 2.2,
     "plan": 2.3,
     "convert": 3,
+    "export_onnx": 3,
     "main": 3,
 }
 # what an import is called where the distribution that brings it has another name
