@@ -32,7 +32,7 @@ from demo_head import LANDMARKS_PX
 from inference import Description, OnnxNetwork, load_network, read_model
 from net import ARCHITECTURES, IMAGE_SIZE, check_architecture
 from onnx_graph import OPSET, set_metadata, to_onnx
-from onnx_int8 import FEWEST_IMAGES, LEAST_MEAN_COSINE, MOST_IMAGES, quantize
+from onnx_int8 import FEWEST_IMAGES, LEAST_MEAN_COSINE, MOST_IMAGES, check_enough, quantize
 from onnx_parity import compare_networks, compare_with_pytorch
 from pairs import PairSet
 from results import evaluate_set
@@ -154,6 +154,8 @@ def export(options: argparse.Namespace) -> None:
     chosen = options.verify_images
     faces = in_order(read_sample(chosen, _VERIFIED) if chosen else drawn_faces(_VERIFIED))
     calibration = in_order(read_sample(options.calibration_images, MOST_IMAGES)) if options.int8 else None
+    if calibration is not None:
+        check_enough(len(calibration))
     test_set = read_pair_set(options.test_set) if options.test_set else None
 
     output = Path(options.output)

@@ -34,6 +34,19 @@ QUANTISED = ("Conv", "Gemm", "MatMul")
 _BATCH = 8
 
 
+def check_enough(count: int) -> None:
+    """Raise ValueError where images are too few to calibrate on.
+
+    Args:
+        count: of the images.
+    """
+    if count < FEWEST_IMAGES:
+        raise ValueError(
+            f"{count} images to calibrate on, expected at least {FEWEST_IMAGES}: faces of many people and cameras; up "
+            f"to {MOST_IMAGES} are used"
+        )
+
+
 def quantize(graph: onnx.ModelProto, images: np.ndarray, network: OnnxNetwork) -> onnx.ModelProto:
     """Return a network in 8-bit integers.
 
@@ -46,11 +59,7 @@ def quantize(graph: onnx.ModelProto, images: np.ndarray, network: OnnxNetwork) -
     Raises:
         ValueError: too few images.
     """
-    if len(images) < FEWEST_IMAGES:
-        raise ValueError(
-            f"{len(images)} images to calibrate on, expected at least {FEWEST_IMAGES}: faces of many people and "
-            f"cameras; up to {MOST_IMAGES} are used"
-        )
+    check_enough(len(images))
     with tempfile.TemporaryDirectory(prefix="adaface_int8_") as folder, _quantiser_quiet():
         output = Path(folder, "int8.onnx")
         copy = onnx.ModelProto()
