@@ -29,6 +29,7 @@ from net import EMBEDDING_SIZE, IMAGE_SIZE, Backbone, build_model, normalize_ima
 
 FUSED, IMAGE, MIRROR = VIEWS = ("fused", "image", "mirror")
 ONNX_METADATA = "adaface"  # key of the ONNX file's metadata that holds ours, as JSON
+_ERRORS_ONLY = 3  # ONNX Runtime's level of messages
 
 
 @dataclass(frozen=True)
@@ -217,8 +218,13 @@ class _TorchNetwork:
         return embeddings.cpu().numpy(), norms.cpu().numpy()
 
 
-class _OnnxNetwork:
-    """A session of ONNX Runtime."""
+class OnnxNetwork:
+    """An exported network in ONNX Runtime.
+
+    Args:
+        session: an ``onnxruntime.InferenceSession`` of one input and the outputs embedding and norm.
+        input_format: what the network wants.
+    """
 
     def __init__(self, session: Any, input_format: InputFormat) -> None:
         self._session, self._format = session, input_format
@@ -226,24 +232,69 @@ class _OnnxNetwork:
         self.embedding_size = int(session.get_outputs()[0].shape[1])
 
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        planes = np.ascontiguousarray(images.transpose(0, 3, 1, 2), dtype=np.float32)  # (B, 3, 112, 112)
-        planes /= np.float32(self._format.std)
-        planes -= np.float32(self._format.mean / self._format.std)
-        embeddings, norms = self._session.run(None, {self._input: planes})
+        """Embed (B, 112, 112, 3) uint8 in the network's colour order: (B, D) and (B, 1) float32."""
+        embeddings, norms = self._session.run(None, {self._input: self.normalized(images)})
         return embeddings, norms
 
+    def normalized(self, images: np.ndarray) -> np.ndarray:
+        """Turn (B, 112, 112, 3) uint8 into the network's input, (B, 3, 112, 112) float32."""
+        planes = np.ascontiguousarray(images.transpose(0, 3, 1, 2), dtype=np.float32)
+        planes /= np.float32(self._format.std)
+        planes -= np.float32(self._format.mean / self._format.std)
+        return planes
 
-def _load_checkpoint(path: Path, arch: str | None, device: str) -> Embedder:
+
+@dataclass(frozen=True)
+class Description:
+    """What a checkpoint tells of its model.
+
+    Attributes:
+        arch: architecture.
+        input_format: what the network wants.
+        fingerprint: changes where the weights do.
+        threshold: what ``evaluation.calibration`` has found for it, as plain values; None where it has not.
+    """
+
+    arch: str
+    input_format: InputFormat
+    fingerprint: str
+    threshold: Mapping[str, Any] | None
+
+
+def read_model(path: str | Path, arch: str | None = None) -> tuple[Backbone, Description]:
+    """Read a model from a checkpoint.
+
+    Args:
+        path: a checkpoint, ours or official, file or folder.
+        arch: architecture; None reads it from the weights.
+
+    Returns:
+        The network in evaluation mode, on the CPU, and what the checkpoint tells of it.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: no checkpoint, of another architecture, or of none that is known.
+    """
     checkpoint = load_checkpoint(path)
     arch = arch or _architecture_of(checkpoint, path)
     ours = _ours(checkpoint)
-    return Embedder(
-        _TorchNetwork(load_pretrained_model(arch, path), device),
-        name=str(path),
+    return load_pretrained_model(arch, path), Description(
         arch=arch,
         input_format=InputFormat.of(ours.get("input", {}), path),
         fingerprint=f"{arch}-{_digest(backbone_state(checkpoint, path))}",
         threshold=checkpoint.get(THRESHOLD),
+    )
+
+
+def _load_checkpoint(path: Path, arch: str | None, device: str) -> Embedder:
+    model, told = read_model(path, arch)
+    return Embedder(
+        _TorchNetwork(model, device),
+        name=str(path),
+        arch=told.arch,
+        input_format=told.input_format,
+        fingerprint=told.fingerprint,
+        threshold=told.threshold,
     )
 
 
@@ -274,34 +325,58 @@ def _digest(weights: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _load_onnx(path: Path, arch: str | None) -> Embedder:
+def load_network(path: Path) -> tuple[OnnxNetwork, InputFormat, Mapping[str, Any]]:
+    """Open an ONNX file of ``export_onnx.py``.
+
+    Args:
+        path: the file, of any name.
+
+    Returns:
+        The network, what it wants, and all that ``export_onnx.py`` has written into the file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: no ONNX file, or one of another program.
+        RuntimeError: the package onnxruntime is missing.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"there is no ONNX file {path}")
-    try:
-        runtime = importlib.import_module("onnxruntime")
-    except ModuleNotFoundError as error:
-        raise RuntimeError(f"{path} needs the package onnxruntime: pip install onnxruntime") from error
-    settings = runtime.SessionOptions()
-    settings.intra_op_num_threads = torch.get_num_threads()
-    try:
-        session = runtime.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
-    except Exception as error:  # of many kinds, all of the runtime's own
-        raise ValueError(f"{path} is no ONNX file that ONNX Runtime can read ({str(error).splitlines()[0]})") from error
+    session = _open_session(path)
     metadata = _onnx_metadata(session, path)
+    input_format = InputFormat.of(metadata, path)
+    return OnnxNetwork(session, input_format), input_format, metadata
+
+
+def _load_onnx(path: Path, arch: str | None) -> Embedder:
+    network, input_format, metadata = load_network(path)
     found = str(metadata.get("arch", "unknown"))
     if arch not in (None, found):
         raise ValueError(f"{path} is an export of {found}, --arch {arch} was asked for")
-    input_format = InputFormat.of(metadata, path)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
     return Embedder(
-        _OnnxNetwork(session, input_format),
+        network,
         name=str(path),
         arch=found,
         input_format=input_format,
         fingerprint=f"onnx-{digest}",
         threshold=metadata.get("threshold"),
     )
+
+
+def _open_session(path: Path) -> Any:
+    """Open an ONNX file on the CPU, with as many threads as PyTorch has."""
+    try:
+        runtime = importlib.import_module("onnxruntime")
+    except ModuleNotFoundError as error:
+        raise RuntimeError(f"{path} needs the package onnxruntime: pip install onnxruntime") from error
+    settings = runtime.SessionOptions()
+    settings.intra_op_num_threads = torch.get_num_threads()
+    settings.log_severity_level = _ERRORS_ONLY
+    try:
+        return runtime.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
+    except Exception as error:  # of many kinds, all of the runtime's own
+        raise ValueError(f"{path} is no ONNX file that ONNX Runtime can read ({str(error).splitlines()[0]})") from error
 
 
 def _onnx_metadata(session: Any, path: Path) -> dict[str, Any]:

@@ -36,7 +36,7 @@ class Findings:
         outcomes: of other protocols.
         lines: what else is to be said.
         tables: of the report, beside those of sets and outcomes.
-        rejections: error-versus-reject curves.
+        rejections: error-versus-reject curves by name of the set.
         warnings: what nobody must miss.
         comparison: of several models on a folder.
         failed: what was checked does not hold.
@@ -46,7 +46,7 @@ class Findings:
     outcomes: Sequence[Outcome] = ()
     lines: Sequence[str] = ()
     tables: Sequence[ReportTable] = ()
-    rejections: Sequence[RejectCurve] = ()
+    rejections: Mapping[str, RejectCurve] = field(default_factory=dict)
     warnings: Sequence[str] = ()
     comparison: ModelComparison | None = None
     failed: bool = False

@@ -153,15 +153,16 @@ def _measurements(sets: list[VerifiedSet], outcomes: list[Outcome]) -> Iterator[
             yield row, Measurement(outcome.numbers[name], *outcome.intervals.get(name, nothing))
 
 
-def _rejections(sets: list[VerifiedSet]) -> tuple[list[RejectCurve], list[str]]:
+def _rejections(sets: list[VerifiedSet]) -> tuple[dict[str, RejectCurve], list[str]]:
     """Compute the error-versus-reject curve of each set that can have one, and warn where it rises."""
-    curves, warnings = [], []
+    curves: dict[str, RejectCurve] = {}
+    warnings = []
     for verified in sets:
         result = verified.result
         if min(result.genuine, result.impostors) * _REJECT_FMR < 1:
             continue
         curve = error_versus_reject(result.similarity, result.issame, verified.norms, _REJECT_FMR)
-        curves.append(RejectCurve(result.name, curve.rejected, curve.fnmr, curve.fmr))
+        curves[result.name] = curve
         warning = quality_warning(curve)
         warnings += [f"{result.name}: {warning}"] if warning else []
     return curves, warnings

@@ -23,7 +23,6 @@ from evaluation.report_panels import quality_panels, score_panels, similarity_pa
 from evaluation.report_tables import (
     ReportTable,
     interval_text,
-    intervals_of,
     mean_of,
     outcome_table,
     verification_table,
@@ -168,7 +167,7 @@ def _tiles(content: ReportContent) -> list[_Tile]:
         counted = f"{len(content.sets)} sets" if len(content.sets) > 1 else content.sets[0].name
         if not math.isnan(mean):
             name = "Mean accuracy" if len(content.sets) > 1 else "Accuracy"
-            ends = intervals_of(content.sets[0]).get("accuracy") if len(content.sets) == 1 else None
+            ends = content.sets[0].intervals.get("accuracy") if len(content.sets) == 1 else None
             tiles.append(_Tile(name, f"{mean:.2f} %", interval_text(ends) or f"{counted}, {pairs:,} pairs"))
     for outcome in content.outcomes:
         for name, value in list(outcome.numbers.items())[:1]:

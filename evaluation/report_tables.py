@@ -1,7 +1,7 @@
 """The tables of a report: rows of text, each number with its interval."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,7 +78,7 @@ def verification_table(results: Sequence[SetResult]) -> ReportTable:
     heads = ["set", "pairs", *(head for head, _ in shown.values()), "std of folds", "threshold"]
     rows = []
     for place, result in enumerate(results):
-        ends = intervals_of(result)
+        ends = result.intervals
         values = [
             Cell(_two_decimals(column[place]), interval_text(ends.get(key))) for key, (_, column) in shown.items()
         ]
@@ -107,15 +107,6 @@ def outcome_table(outcome: Outcome) -> ReportTable:
     return ReportTable(
         outcome.data, f"Protocol {outcome.protocol}; rates in percent.", heads, tuple(rows), outcome.notes
     )
-
-
-def intervals_of(result: SetResult) -> Mapping[str, Interval]:
-    """Return the ends of the 95 % intervals of a set's numbers, percent, by name; none where it was not asked for them.
-
-    Args:
-        result: of a verification set.
-    """
-    return getattr(result, "intervals", {})
 
 
 def interval_text(ends: Interval | None) -> str:

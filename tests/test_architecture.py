@@ -118,6 +118,10 @@ LEVELS = {
     "evaluation.identity_folder": 1.2,
     "evaluation.folder": 2,
     "evaluation.model_comparison": 2.1,
+    "sample_images": 1.2,
+    "onnx_graph": 1.2,
+    "onnx_int8": 1.3,
+    "onnx_parity": 1.2,
     "memory_plan": 2.1,
     "step_measurement": 2.2,
     "plan": 2.3,
@@ -128,6 +132,7 @@ LEVELS = {
     "evaluation.protocols": 2.3,
     "evaluation.__main__": 3,
     "convert": 3,
+    "export_onnx": 3,
     "main": 3,
 }
 # what an import is called where the distribution that brings it has another name

@@ -1,0 +1,79 @@
+"""Embedding 112x112 faces by ir_50 in ONNX Runtime, FP32 and INT8, against the eager module in PyTorch's own layout.
+
+    python -m bench.onnx
+
+The files are what ``export_onnx.py`` writes; both runtimes have the same number of threads.
+"""
+
+import importlib.metadata
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from bench._textbook_net import textbook
+from bench.timing import Side, compare, options, report
+from inference import OnnxNetwork, load_network
+from net import build_model, normalize_images
+from onnx_graph import set_metadata, to_onnx
+from onnx_int8 import FEWEST_IMAGES, quantize
+from sample_images import drawn_faces
+
+
+def no_smaller_cosine_than(least: float) -> Callable[[np.ndarray, np.ndarray], dict[str, Any]]:
+    """Return a check that unit embeddings (B, D) of both sides have at least this cosine, image by image."""
+
+    def check(baseline: np.ndarray, candidate: np.ndarray) -> dict[str, Any]:
+        cosine = float((baseline * candidate).sum(axis=1).min())
+        if not cosine >= least:
+            raise AssertionError(f"the embeddings have a cosine of {cosine:.6f}, expected at least {least}")
+        return {"smallest cosine": f"{cosine:.6f}", "onnxruntime": importlib.metadata.version("onnxruntime")}
+
+    return check
+
+
+def main() -> None:
+    """Measure and report."""
+    chosen = options(__doc__)
+    arch, count = ("ir_mini", 2) if chosen.quick else ("ir_50", 32)
+    torch.manual_seed(0)
+    images = drawn_faces(count)
+    model = build_model(arch)
+    with torch.no_grad():
+        model.train()(normalize_images(torch.from_numpy(images)))  # batch norms that are not the identity
+    plain = textbook(model.eval())
+    as_tensor = torch.from_numpy(images)
+
+    @torch.inference_mode()
+    def embed_eagerly() -> np.ndarray:
+        return plain(normalize_images(as_tensor, channels_last=False))[0].numpy()
+
+    with tempfile.TemporaryDirectory() as folder:
+
+        def written(graph: Any, name: str) -> OnnxNetwork:
+            set_metadata(graph, {"arch": arch})
+            Path(folder, name).write_bytes(graph.SerializeToString())
+            return load_network(Path(folder, name))[0]
+
+        graph = to_onnx(model)
+        single = written(graph, "fp32.onnx")
+        integers = written(quantize(graph, drawn_faces(FEWEST_IMAGES), single), "int8.onnx")
+        for name, network, target, least in (("FP32", single, 1.8, 0.99999), ("INT8", integers, 2.5, 0.9)):
+            result = compare(
+                f"ONNX Runtime {name}, {arch}, B={count}",
+                Side("eager module, NCHW", embed_eagerly),
+                Side(f"ONNX Runtime, {name}", lambda network=network: network(images)[0]),
+                count=count,
+                unit="images",
+                target=target,
+                check=no_smaller_cosine_than(least),
+                repeats=chosen.repeats,
+            )
+            report(result, __file__, chosen.output)
+
+
+if __name__ == "__main__":
+    main()

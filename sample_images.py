@@ -1,0 +1,82 @@
+"""A few aligned faces to try a model on: of a folder, of a verification set, or drawn ones."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from demo_data import DemoSize, draw_picture, training_pictures
+from evaluation.image_list import ImageFiles, ImageList, PairSetImages
+from folder_source import IMAGE_EXTENSIONS, listing
+from pairs import PairSet, open_pair_set
+
+_DRAWN_PEOPLE = 8
+
+
+def read_sample(path: str | Path, most: int) -> np.ndarray:
+    """Read images that are evenly spread over a folder or a verification set.
+
+    Args:
+        path: a folder that holds aligned faces, at any depth, or a ``.bin``.
+        most: how many at most.
+
+    Returns:
+        (N, 112, 112, 3) uint8 BGR, N at least 1.
+
+    Raises:
+        FileNotFoundError: no such file or folder, or no image in it.
+        ValueError: a file that is no aligned face or no verification set; it is named.
+    """
+    images = _open(Path(path))
+    if not len(images):
+        raise FileNotFoundError(f"{path} holds no images; aligned faces of 112x112 are expected")
+    chosen = np.unique(np.linspace(0, len(images) - 1, min(most, len(images))).round().astype(int))
+    return np.stack([images.read(int(index)) for index in chosen])
+
+
+def read_pair_set(path: str | Path) -> PairSet:
+    """Open a verification set by its file.
+
+    Args:
+        path: a ``.bin``; where the same set was converted beside it, that is read.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: damaged, or not a ``.bin``.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder, expected the .bin file of a verification set")
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no verification set {path}")
+    if path.suffix != ".bin":
+        raise ValueError(f"{path} is not a .bin file of a verification set")
+    return open_pair_set(path.parent, path.stem)
+
+
+def drawn_faces(count: int) -> np.ndarray:
+    """Draw faces of several people.
+
+    Args:
+        count: how many.
+
+    Returns:
+        (count, 112, 112, 3) uint8 BGR.
+    """
+    size = DemoSize(identities=_DRAWN_PEOPLE, images_per_identity=-(-count // _DRAWN_PEOPLE))
+    return np.stack([draw_picture(picture) for picture in training_pictures(size)[:count]])
+
+
+def _open(path: Path) -> ImageList:
+    """Return the images of a folder or of a verification set."""
+    if path.is_dir():
+        files = [file for file in path.rglob("*") if file.suffix.lower() in IMAGE_EXTENSIONS and file.is_file()]
+        if not files:
+            raise FileNotFoundError(f"no images in {path}; it holds {listing(path)}")
+        return ImageFiles(path.name, _visible(path, files))
+    return PairSetImages(read_pair_set(path), path)
+
+
+def _visible(folder: Path, files: Sequence[Path]) -> list[Path]:
+    """Sort files, and leave out hidden ones and those in hidden folders."""
+    return sorted(file for file in files if not any(part[0] == "." for part in file.relative_to(folder).parts))

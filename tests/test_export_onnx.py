@@ -1,0 +1,424 @@
+import argparse
+import contextlib
+import errno
+import io
+import json
+import re
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import onnx
+import pytest
+import torch
+from golden_fill import fill_state_dict
+from onnx import TensorProto, helper
+from test_batch_norm_folding import TINY
+
+import export_onnx
+from checkpoints import store_threshold
+from demo_data import write_demo_data
+from export_onnx import int8_file, main, parse
+from inference import ONNX_METADATA, Embedder, load_network
+from net import ARCHITECTURES, Backbone, build_model
+from onnx_graph import set_metadata, to_onnx
+from onnx_int8 import FEWEST_IMAGES, quantize
+from onnx_parity import compare_with_pytorch
+from sample_images import drawn_faces, read_pair_set, read_sample
+
+THRESHOLD = {"cosine": 0.3, "far": 0.001}
+
+
+def write_checkpoint(path: Path, arch: str = "ir_mini", **ours) -> Path:
+    weights = fill_state_dict(build_model(arch).state_dict())
+    state = {f"model.{key}": value for key, value in weights.items()}
+    torch.save({"state_dict": state} | ({"adaface": ours} if ours else {}), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> Path:
+    """A folder with model.ckpt and its exports model.onnx and model_int8.onnx, made by the command."""
+    folder = tmp_path_factory.mktemp("export")
+    write_checkpoint(folder / "model.ckpt")
+    store_threshold(folder / "model.ckpt", THRESHOLD)
+    write_demo_data(folder / "faces", identities=2, images_per_identity=1, pairs=20, seed=1)
+    words = ["--checkpoint", "model.ckpt", "--output", "model.onnx", "--int8", "--calibration_images", "faces/lfw.bin"]
+    words += ["--test_set", "faces/lfw.bin", "--most_accuracy_loss", "100"]
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as said:
+        patch.chdir(folder)
+        assert main(words) == 0
+    (folder / "said.txt").write_text(said.getvalue())
+    return folder
+
+
+@pytest.fixture
+def exported_before(files, monkeypatch) -> None:
+    """Spares the seconds of an export: the weights of all checkpoints here are the same."""
+    monkeypatch.setattr(export_onnx, "to_onnx", lambda model: onnx.load(files / "model.onnx"))
+
+
+def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return (a.astype(np.float64) * b).sum(axis=1)
+
+
+def images_in(folder: Path, count: int) -> Path:
+    folder.mkdir()
+    for number, image in enumerate(drawn_faces(count)):
+        cv2.imwrite(str(folder / f"{number:03}.png"), image)
+    return folder
+
+
+# --- what is exported -------------------------------------------------------------------------------------------
+
+
+def test_the_embedder_gives_the_same_from_both_files(files):
+    faces = drawn_faces(9)
+    embeddings, norms = Embedder.load(files / "model.ckpt").embed(faces)
+    exported = Embedder.load(files / "model.onnx")
+    found, found_norms = exported.embed(faces, batch_size=4)
+    assert cosines(embeddings, found).min() > 0.99999
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
+    np.testing.assert_allclose(found_norms, norms, rtol=1e-4)
+    mirrored = exported.embed(np.ascontiguousarray(faces[:, :, ::-1]))
+    assert cosines(found, mirrored[0]).min() > 0.99999  # an image and its mirror are fused
+    np.testing.assert_allclose(mirrored[1], found_norms, rtol=1e-4)
+    single, single_norm = exported.embed(faces[:1])
+    np.testing.assert_allclose(single, found[:1], atol=1e-5)
+    assert single_norm.shape == (1, 1)
+    assert exported.embed(faces[:0])[0].shape == (0, 512)
+
+
+def test_the_graph_is_what_other_programs_expect(files):
+    graph = onnx.load(files / "model.onnx")
+    onnx.checker.check_model(graph, full_check=True)
+
+    def shape(value):
+        return value.name, [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
+
+    assert [shape(value) for value in graph.graph.input] == [("images", ["batch", 3, 112, 112])]
+    assert [shape(value) for value in graph.graph.output] == [("embedding", ["batch", 512]), ("norm", ["batch", 1])]
+    assert all(v.type.tensor_type.elem_type == TensorProto.FLOAT for v in (*graph.graph.input, *graph.graph.output))
+    assert {(domain.domain, domain.version) for domain in graph.opset_import} == {("", 18)}
+    assert graph.ir_version == 8
+    assert {node.domain for node in graph.graph.node} <= {"", "ai.onnx"}
+
+
+def test_the_graph_does_not_tell_where_it_was_made(files):
+    content = (files / "model.onnx").read_bytes()
+    for word in (str(Path(export_onnx.__file__).parent), "site-packages", "net.py"):
+        assert word.encode() not in content
+
+
+def test_the_metadata_say_what_the_checkpoint_does(files):
+    embedder = Embedder.load(files / "model.ckpt")
+    for name, precision in (("model.onnx", "fp32"), ("model_int8.onnx", "int8")):
+        told = {entry.key: entry.value for entry in onnx.load(files / name).metadata_props}
+        assert list(told) == [ONNX_METADATA]
+        metadata = json.loads(told[ONNX_METADATA])
+        assert {key: metadata[key] for key in ("arch", "color", "size", "mean", "std", "precision")} == {
+            "arch": "ir_mini", "color": "BGR", "size": [112, 112], "mean": 127.5, "std": 127.5, "precision": precision
+        }  # fmt: skip
+        assert metadata["template"][0] == [38.2946, 51.6963]
+        assert len(metadata["template"]) == 5
+        assert metadata["checkpoint"] == embedder.fingerprint
+        assert "commit" in metadata
+        exported = Embedder.load(files / name)
+        assert exported.threshold == embedder.threshold == THRESHOLD
+        assert exported.arch == "ir_mini"
+        assert exported.fingerprint != embedder.fingerprint
+
+
+def test_a_red_image_stays_red(exported_before, tmp_path):
+    """A network that wants RGB gets it, from the export as from the checkpoint."""
+    write_checkpoint(tmp_path / "rgb.ckpt", input={"color": "RGB"})
+    write_checkpoint(tmp_path / "bgr.ckpt")
+    assert main(["--checkpoint", str(tmp_path / "rgb.ckpt"), "--output", str(tmp_path / "rgb.onnx")]) == 0
+    red = np.zeros((1, 112, 112, 3), np.uint8)
+    red[..., 2] = np.arange(112) * 2
+    rgb, exported, bgr = (Embedder.load(tmp_path / name).embed(red)[0] for name in ("rgb.ckpt", "rgb.onnx", "bgr.ckpt"))
+    assert cosines(rgb, exported)[0] > 0.99999
+    assert cosines(rgb, bgr)[0] < 0.999
+
+
+def check_export(model, path):
+    model.load_state_dict(fill_state_dict(model.state_dict()))
+    graph = to_onnx(model.eval())
+    set_metadata(graph, {"arch": "any"})
+    onnx.save(graph, path)
+    parity = compare_with_pytorch(model, load_network(path)[0], drawn_faces(9))
+    parity.check()
+    assert parity.least_cosine > 0.999999
+    assert parity.batch_sizes == (1, 8)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_every_kind_of_block_computes_what_pytorch_does(name, tmp_path):
+    check_export(Backbone(TINY[name]), tmp_path / "model.onnx")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_every_architecture_computes_what_pytorch_does(arch, tmp_path):
+    check_export(build_model(arch), tmp_path / "model.onnx")
+
+
+# --- INT8 -------------------------------------------------------------------------------------------------------
+
+
+def test_int8_is_smaller_and_near(files):
+    single, integers = files / "model.onnx", int8_file(files / "model.onnx")
+    assert integers.name == "model_int8.onnx"
+    assert integers.stat().st_size < 0.3 * single.stat().st_size
+    faces = drawn_faces(16)
+    embeddings, norms = Embedder.load(single).embed(faces)
+    found, found_norms = Embedder.load(integers).embed(faces)
+    assert 0.98 < cosines(embeddings, found).min() < 0.99999
+    np.testing.assert_allclose(found_norms, norms, rtol=0.1)
+
+
+def test_weights_are_signed_activations_unsigned_and_only_what_pays_is_quantised(files):
+    graph = onnx.load(files / "model_int8.onnx").graph
+    types = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    nodes = [node for node in graph.node if node.op_type == "QuantizeLinear"]
+    assert nodes
+    assert {types[node.input[2]] for node in nodes} == {TensorProto.UINT8}
+    weights = [tensor for tensor in graph.initializer if tensor.data_type == TensorProto.INT8 and len(tensor.dims) > 1]
+    assert len(weights) == sum(node.op_type in ("Conv", "Gemm", "MatMul") for node in graph.node)
+    assert all(np.abs(onnx.numpy_helper.to_array(tensor).astype(int)).max() <= 64 for tensor in weights)  # 7 bits
+
+
+def test_the_command_says_what_it_found(files):
+    said = (files / "said.txt").read_text().splitlines()
+    assert said[0].startswith("model.onnx: 22.0 MB")
+    assert said[1].startswith("  against PyTorch, drawn faces, 32 images in batches of 1 and 8: cosine 1.00000")
+    assert said[2] == "calibrating on 40 images ..."
+    assert said[3].startswith("model_int8.onnx: 5.6 MB")
+    assert said[4].startswith("  against model.onnx, 32 images")
+    assert re.fullmatch(
+        r"  accuracy on lfw, 20 pairs: FP32 \d+\.\d\d %, INT8 \d+\.\d\d % \([+-]\d+\.\d\d points\)", said[5]
+    )
+
+
+def test_int8_that_loses_too_much_accuracy_is_refused(exported_before, files, tmp_path, capsys, monkeypatch):
+    lfw = str(files / "faces" / "lfw.bin")
+    words = ["--checkpoint", str(files / "model.ckpt"), "--output", str(tmp_path / "model.onnx"), "--int8"]
+    words += ["--calibration_images", lfw, "--test_set", lfw, "--most_accuracy_loss", "1.4"]
+    accuracies = iter([90.0, 88.5])
+    monkeypatch.setattr(export_onnx, "evaluate_set", lambda *_: argparse.Namespace(accuracy=next(accuracies)))
+    monkeypatch.setattr(export_onnx, "quantize", lambda *_: onnx.load(files / "model_int8.onnx"))
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert "accuracy on lfw, 20 pairs: FP32 90.00 %, INT8 88.50 % (-1.50 points); at most 1.4 may be lost" in error
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx"]
+
+
+def test_int8_that_is_far_from_fp32_is_refused(exported_before, files, tmp_path, capsys, monkeypatch):
+    def broken(*_):
+        graph = onnx.load(files / "model_int8.onnx")
+        scales = next(t for t in graph.graph.initializer if t.name.startswith("images") and t.name.endswith("scale"))
+        scales.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(scales) / 50, scales.name))
+        return graph
+
+    monkeypatch.setattr(export_onnx, "quantize", broken)
+    words = ["--checkpoint", str(files / "model.ckpt"), "--output", str(tmp_path / "model.onnx"), "--int8"]
+    assert main([*words, "--calibration_images", str(files / "faces" / "lfw.bin")]) == 2
+    assert "INT8 is far from FP32" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx"]
+
+
+def test_too_few_images_to_calibrate_on_are_refused(files, tmp_path, capsys):
+    images = images_in(tmp_path / "images", FEWEST_IMAGES - 1)
+    output = tmp_path / "model.onnx"
+    words = ["--checkpoint", str(files / "model.ckpt"), "--output", str(output), "--int8"]
+    assert main([*words, "--calibration_images", str(images)]) == 2
+    assert f"{FEWEST_IMAGES - 1} images to calibrate on" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["images"]
+    network = load_network(files / "model.onnx")[0]
+    with pytest.raises(ValueError, match="3 images to calibrate on, expected at least"):
+        quantize(onnx.load(files / "model.onnx"), drawn_faces(3), network)
+
+
+# --- refused ----------------------------------------------------------------------------------------------------
+
+
+def test_an_export_that_computes_something_else_leaves_no_file(files, tmp_path, capsys, monkeypatch):
+    def perturbed(_):
+        graph = onnx.load(files / "model.onnx")
+        largest = max(graph.graph.initializer, key=lambda tensor: len(tensor.raw_data))
+        values = onnx.numpy_helper.to_array(largest).copy()
+        values[0, :200] += 10
+        largest.CopyFrom(onnx.numpy_helper.from_array(values, largest.name))
+        return graph
+
+    monkeypatch.setattr(export_onnx, "to_onnx", perturbed)
+    (tmp_path / "model.onnx").write_bytes(b"what was there before")
+    words = ["--checkpoint", str(files / "model.ckpt"), "--output", str(tmp_path / "model.onnx"), "--overwrite"]
+    assert main(words) == 2
+    assert "the export does not compute what PyTorch does" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+    assert (tmp_path / "model.onnx").read_bytes() == b"what was there before"
+
+
+def test_weights_that_are_not_finite_are_refused(exported_before, tmp_path, capsys):
+    path = write_checkpoint(tmp_path / "model.ckpt")
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint["state_dict"]["model.input_layer.0.weight"][0] = float("nan")
+    torch.save(checkpoint, path)
+    assert main(["--checkpoint", str(path), "--output", str(tmp_path / "model.onnx")]) == 2
+    assert "not finite" in capsys.readouterr().err
+    assert [file.name for file in tmp_path.iterdir()] == ["model.ckpt"]
+
+
+def test_a_full_disk_leaves_what_was_there(exported_before, files, tmp_path, capsys, monkeypatch):
+    (tmp_path / "model.onnx").write_bytes(b"before")
+
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("atomic_files.os.fsync", full)
+    words = ["--checkpoint", str(files / "model.ckpt"), "--output", str(tmp_path / "model.onnx"), "--overwrite"]
+    assert main(words) == 2
+    assert "no space left on the disk" in capsys.readouterr().err
+    assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("model.onnx", b"before")]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "required: --checkpoint, --output"),
+        (["--output", "x.onnx", "--int8"], "--int8 needs --calibration_images"),
+        (["--output", "x.onnx", "--calibration_images", "."], "no meaning without --int8"),
+        (["--output", "x.onnx", "--test_set", "x.bin"], "no meaning without --int8"),
+        (["--output", "x.onnx", "--most_accuracy_loss", "1"], "no meaning without --test_set"),
+        (
+            [
+                "--output",
+                "x.onnx",
+                "--int8",
+                "--calibration_images",
+                ".",
+                "--test_set",
+                "x",
+                "--most_accuracy_loss=nan",
+            ],
+            "expected points from 0 to 100",
+        ),
+        (["--output", "x.onnx", "--arch", "ir_51"], "did you mean ir_50?"),
+        (["--output", "x.onnx", "--verify_image", "."], "did you mean --verify_images?"),
+        (["--output", "x.pt"], "must end in .onnx"),
+        (["--output", "absent/x.onnx"], "there is no folder absent"),
+        (["--output", "folder.onnx"], "folder.onnx is a folder"),
+        (["--output", "there.onnx"], "there.onnx exists; give --overwrite"),
+        (["--output", "x.onnx", "--verify_images", "absent"], "there is no verification set absent"),
+        (["--output", "x.onnx", "--verify_images", "empty"], "no images in empty"),
+        (["--output", "x.onnx", "--verify_images", "wrong"], "expected an aligned face of 112x112"),
+        (["--output", "x.onnx", "--verify_images", "model.ckpt"], "not a .bin file"),
+        (
+            ["--output", "x.onnx", "--int8", "--calibration_images", "drawn", "--test_set", "drawn"],
+            "drawn is a folder, expected the .bin",
+        ),
+        (["--output", "x.onnx", "--arch", "ir_18"], "holds weights of ir_mini"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_input_is_told_in_one_line(words, message, files, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(files / "model.ckpt", tmp_path)
+    for folder in ("folder.onnx", "empty", "wrong", "drawn"):
+        (tmp_path / folder).mkdir()
+    cv2.imwrite("wrong/a.png", np.zeros((100, 112, 3), np.uint8))
+    for number, image in enumerate(drawn_faces(FEWEST_IMAGES)):
+        cv2.imwrite(f"drawn/{number}.png", image)
+    (tmp_path / "there.onnx").write_bytes(b"")
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["--checkpoint", "model.ckpt", *words] if words else []) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"state_dict": {"head.kernel": torch.zeros(2, 2)}}, "no `model.*` weights"),
+        ({"state_dict": {"model.x": torch.zeros(2, 2)}}, "weights of no architecture that is known here"),
+        ({"weights": {}}, "not a training checkpoint"),
+        (b"text", "not a whole checkpoint"),
+        (None, "there is no checkpoint"),
+    ],
+)
+def test_what_is_no_checkpoint_is_refused(content, message, tmp_path, capsys):
+    path = tmp_path / "model.ckpt"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        torch.save(content, path)
+    assert main(["--checkpoint", str(path), "--output", str(tmp_path / "model.onnx")]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "model.onnx").exists()
+
+
+def foreign_graph(path: Path, metadata: str | None) -> Path:
+    """A valid ONNX file that is not ours: doubles its input."""
+    value = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 2])
+    result = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 2])
+    graph = helper.make_graph([helper.make_node("Add", ["x", "x"], ["y"])], "double", [value], [result])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    if metadata is not None:
+        model.metadata_props.add(key=ONNX_METADATA, value=metadata)
+    onnx.save(model, path)
+    return path
+
+
+def test_the_embedder_refuses_files_that_are_not_ours(files, tmp_path):
+    for metadata in (None, "no json", "[]", '{"arch": "ir_50"}'):
+        path = foreign_graph(tmp_path / "foreign.onnx", metadata)
+        with pytest.raises(ValueError, match=r"not an export of export_onnx\.py"):
+            Embedder.load(path)
+    (tmp_path / "text.onnx").write_text("not ONNX")
+    with pytest.raises(ValueError, match="no ONNX file that ONNX Runtime can read"):
+        Embedder.load(tmp_path / "text.onnx")
+    (tmp_path / "cut.onnx").write_bytes((files / "model.onnx").read_bytes()[:100_000])
+    with pytest.raises(ValueError, match="no ONNX file that ONNX Runtime can read"):
+        Embedder.load(tmp_path / "cut.onnx")
+    (tmp_path / "folder.onnx").mkdir()
+    with pytest.raises(FileNotFoundError, match="no ONNX file"):
+        Embedder.load(tmp_path / "folder.onnx")
+    with pytest.raises(ValueError, match="an export of ir_mini, --arch ir_50 was asked for"):
+        Embedder.load(files / "model.onnx", "ir_50")
+    graph = onnx.load(files / "model.onnx")
+    set_metadata(graph, {"arch": "ir_mini", "color": "CMYK"})
+    onnx.save(graph, tmp_path / "colour.onnx")
+    with pytest.raises(ValueError, match="expected color BGR or RGB"):
+        Embedder.load(tmp_path / "colour.onnx")
+
+
+# --- the faces --------------------------------------------------------------------------------------------------
+
+
+def test_a_sample_is_spread_evenly_and_hidden_files_are_left_out(tmp_path):
+    folder = images_in(tmp_path / "images", 9)
+    (folder / ".hidden").mkdir()
+    shutil.copy(folder / "000.png", folder / ".hidden" / "x.png")
+    (folder / "notes.txt").write_text("")
+    faces = drawn_faces(9)
+    np.testing.assert_array_equal(read_sample(folder, 100), faces)
+    np.testing.assert_array_equal(read_sample(folder, 3), faces[[0, 4, 8]])
+
+
+def test_a_sample_of_a_set_is_its_images(files):
+    path = files / "faces" / "lfw.bin"
+    images = read_pair_set(path).images
+    found = read_sample(path, 2)
+    np.testing.assert_array_equal(found, np.stack([images[0], images[39]]))
+
+
+def test_help_explains_every_option(capsys):
+    with pytest.raises(SystemExit):
+        parse(["--help"])
+    text = capsys.readouterr().out
+    for name in vars(parse(["--checkpoint", "x", "--output", "x.onnx"])):
+        assert f"--{name}" in text
