@@ -26,9 +26,9 @@ import numpy as np
 import onnx
 from tqdm import tqdm
 
+from alignment.warp import ARCFACE_TEMPLATE
 from atomic_files import atomic_file
 from command_line import EXPECTED_ERRORS, FAILED, INTERRUPTED, Parser, terminated_as_interrupted
-from demo_head import LANDMARKS_PX
 from inference import Description, OnnxNetwork, load_network, read_model
 from net import ARCHITECTURES, IMAGE_SIZE, check_architecture
 from onnx_graph import OPSET, set_metadata, to_onnx
@@ -204,7 +204,7 @@ def _metadata(told: Description, precision: str) -> dict[str, Any]:
         "size": [IMAGE_SIZE, IMAGE_SIZE],
         "mean": told.input_format.mean,
         "std": told.input_format.std,
-        "template": [[round(float(number), 4) for number in point] for point in LANDMARKS_PX],
+        "template": [[round(float(number), 4) for number in point] for point in ARCFACE_TEMPLATE],
         "threshold": None if threshold is None else dict(threshold),
         "precision": precision,
         "checkpoint": told.fingerprint,

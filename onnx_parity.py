@@ -80,7 +80,7 @@ def compare_networks(reference: OnnxNetwork, other: OnnxNetwork, images: np.ndar
         other: such as the same in INT8.
         images: (N, 112, 112, 3) uint8, in the networks' colour order, N at least 1.
     """
-    expected = [np.concatenate(part) for part in zip(*map(reference.run, _batches(images, SEVERAL)), strict=True)]
+    expected = [np.concatenate(part) for part in zip(*map(reference, _batches(images, SEVERAL)), strict=True)]
     return _parity(other, images, expected[0], expected[1])
 
 
@@ -94,7 +94,7 @@ def _parity(network: OnnxNetwork, images: np.ndarray, embeddings: np.ndarray, no
     cosines, of_embeddings, of_norms = [], [], []
     reference = embeddings.astype(np.float64)
     for size in sizes:
-        found = [np.concatenate(part) for part in zip(*map(network.run, _batches(images, size)), strict=True)]
+        found = [np.concatenate(part) for part in zip(*map(network, _batches(images, size)), strict=True)]
         vectors = found[0].astype(np.float64)
         lengths = np.linalg.norm(vectors, axis=1) * np.linalg.norm(reference, axis=1)
         cosines.append((vectors * reference).sum(axis=1) / lengths)  # (N,)
