@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 import net
 from atomic_files import atomic_file
-from lightning_setup import pl
 
 # classes that old Lightning checkpoints name in their pickle; both are dictionaries
 _OLD_LIGHTNING_CLASSES = (
@@ -240,7 +239,25 @@ def store_threshold(path: str | Path, threshold: dict[str, float | str]) -> None
         RuntimeError: the file cannot be written; the checkpoint is untouched.
     """
     file = (Path(path, REST) if Path(path).is_dir() else Path(path)).resolve()  # a link stays one
-    AtomicCheckpointIO().save_checkpoint({**load_checkpoint(file), THRESHOLD: threshold}, file)
+    save_checkpoint({**load_checkpoint(file), THRESHOLD: threshold}, file)
+
+
+def save_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
+    """Write a checkpoint to a temporary name beside ``path``, then rename it.
+
+    Args:
+        checkpoint: tensors and plain values.
+        path: the file; its folder is made where it does not exist.
+
+    Raises:
+        RuntimeError: the file cannot be written (no space left); what was there before is untouched.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with atomic_file(path) as file:
+            torch.save(checkpoint, file)
+    except (OSError, RuntimeError) as error:  # torch's zip writer hides the reason of a failed write
+        raise not_written(path, error.__context__ or error) from error
 
 
 def not_written(path: Path, reason: object) -> RuntimeError:
@@ -256,25 +273,3 @@ def not_written(path: Path, reason: object) -> RuntimeError:
         "quota, is the usual cause. What was there before is whole: make room, then go on with "
         "--resume_from_checkpoint where there is a checkpoint"
     )
-
-
-class AtomicCheckpointIO(pl.plugins.io.TorchCheckpointIO):
-    """Lightning's checkpoint files, renamed into place when whole, read with ``weights_only`` alone."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write ``checkpoint`` to a temporary name beside ``path``, then rename it.
-
-        Raises:
-            RuntimeError: the file cannot be written (no space left); what was there before is untouched.
-        """
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with atomic_file(path) as file:
-                torch.save(checkpoint, file)
-        except (OSError, RuntimeError) as error:  # torch's zip writer hides the reason of a failed write
-            raise not_written(path, error.__context__ or error) from error
-
-    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: Any = None) -> dict[str, Any]:
-        """Read a checkpoint by ``load_checkpoint`` of this module, whatever the caller asks for."""
-        return load_checkpoint(path)

@@ -22,7 +22,7 @@ from torch.distributed.checkpoint._hf_utils import CUSTOM_METADATA_KEY, SAVED_OF
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 
-from checkpoints import SHARDED_HEAD, AtomicCheckpointIO, head_shape, load_checkpoint
+from checkpoints import SHARDED_HEAD, head_shape, load_checkpoint, save_checkpoint
 from collectives import world_size
 from partial_fc import PartialFC
 
@@ -135,7 +135,7 @@ def export_single_file(source: str | Path, target: str | Path) -> None:
         raise ValueError(f"{source} is a single file already: copy it")
     fill_in_head(checkpoint, None)
     del checkpoint["folder"]
-    AtomicCheckpointIO().save_checkpoint(checkpoint, target)
+    save_checkpoint(checkpoint, Path(target))
 
 
 def _with_kernel(state: dict[str, Any], kernel: Tensor) -> dict[str, Any]:

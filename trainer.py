@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from callbacks import CheckpointKeeper, NonFiniteLossGuard, StopOnSignal
-from checkpoints import AtomicCheckpointIO
+from checkpoint_io import AtomicCheckpointIO
 from devices import DevicePlan
 from health import HealthMonitor, StalledLossWarning
 from lightning_setup import pl

@@ -54,6 +54,7 @@ LEVELS = {
     "touched_rows": 0,
     "sharded_gradients": 0.1,
     "checkpoints": 1,
+    "checkpoint_io": 1.1,
     "sharded_checkpoint": 1.1,
     "demo_baseline": 1,
     "demo_data": 1,

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import checkpoints
+from checkpoint_io import AtomicCheckpointIO
 from checkpoints import (
-    AtomicCheckpointIO,
     backbone_state,
     check_fits,
     check_resumable,
