@@ -6,7 +6,7 @@ import difflib
 import signal
 from collections.abc import Iterator
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 FAILED = 2
 INTERRUPTED = 130
@@ -14,7 +14,14 @@ EXPECTED_ERRORS = (ValueError, FileNotFoundError, RuntimeError, OSError)  # told
 
 
 class Parser(argparse.ArgumentParser):
-    """Takes no abbreviations, and names the nearest option to a misspelt one."""
+    """Takes no abbreviations, and names the nearest option to a misspelt one.
+
+    Args:
+        options: as of ``argparse.ArgumentParser``.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of leaving the program, so that there is one way to report errors."""

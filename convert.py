@@ -48,7 +48,6 @@ def build_parser() -> Parser:
         description="Convert face data sets: train.rec -> imgs/<label>/<key>.jpg (train_0.rec, train_1.rec, ... -> "
         "imgs/<label>/<shard>-<key>.jpg), *.bin -> validation sets, "
         "and the way back (--pack, --pairs). A stopped conversion goes on when it is started again.",
-        allow_abbrev=False,
     )
     forward = parser.add_argument_group("from InsightFace files")
     forward.add_argument(

@@ -25,7 +25,6 @@ def build_parser() -> Parser:
     parser = Parser(
         prog="python -m evaluation",
         description="Evaluate a model: protocols of the AdaFace paper, and your own faces.",
-        allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="protocols:\n" + "\n".join(f"  {name:<10}{text}" for name, text in _PROTOCOLS.items()),
     )
