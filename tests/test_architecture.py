@@ -90,7 +90,14 @@ LEVELS = {
     "execution": 2.1,
     "trainer": 2.1,
     "alignment": 0,
+    "alignment.boxes": 0.1,
+    "alignment.photograph": 0.1,
     "alignment.warp": 0.1,
+    "alignment.detector": 1,
+    "alignment.landmark_file": 1.1,
+    "alignment.tree": 1.2,
+    "alignment.journal": 1.1,
+    "alignment.__main__": 3,
     "evaluation": 0,
     "evaluation.identification": 0.2,
     "evaluation.similarity_search": 0.2,
@@ -139,6 +146,7 @@ LEVELS = {
 # what an import is called where the distribution that brings it has another name
 DISTRIBUTIONS = {
     "bcolz": "bcolz-zipline",
+    "PIL": "pillow",
     "cv2": "opencv-python-headless",
     "pytorch_lightning": "pytorch-lightning",
     "skimage": "scikit-image",

