@@ -35,8 +35,8 @@ def build_parser() -> Parser:
     parser = Parser(
         prog="python -m alignment",
         description="Find the faces in photographs, and warp them to the 112x112 px that the networks take. Exit "
-        f"status: 0 every photograph gave a face, {SOME_WITHOUT} some did not, {FAILED} error, {INTERRUPTED} stopped; the "
-        "same command goes on.",
+        f"status: 0 every photograph gave a face, {SOME_WITHOUT} some did not, {FAILED} error, {INTERRUPTED} stopped; "
+        "the same command goes on.",
     )
     parser.add_argument("source", metavar="PHOTOGRAPHS", type=Path, help="folder of photographs, at any depth")
     parser.add_argument(

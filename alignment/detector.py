@@ -137,23 +137,24 @@ class MTCNN:
         """Return squares that may hold a face, (N, 4), from copies of the image."""
         found = [(np.empty((0, 4)), np.empty(0))]
         scale = min(self._first_scale, math.sqrt(_MOST_PIXELS / (image.shape[0] * image.shape[1])))
+        copies = [image, image]
         while min(image.shape[:2]) * scale >= _CELL_PX:
-            found.append(self._proposals_at(image, scale))
+            size = [math.ceil(side * scale) for side in image.shape[:2]]
+            # from the last but one, of twice the size: from the photograph itself it takes as long as the networks do
+            copies = [copies[1], cv2.resize(copies[0], (size[1], size[0]), interpolation=cv2.INTER_AREA)]
+            found.append(self._proposals_in(copies[1], np.array(image.shape[:2]) / size))
             scale *= _SHRINKING
         boxes, scores = (np.concatenate(parts) for parts in zip(*found, strict=True))
         return squared(boxes[keep_best(boxes, scores, 0.7)])
 
-    def _proposals_at(self, image: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray]:
-        """Return boxes and their scores from one copy."""
-        size = [math.ceil(side * scale) for side in image.shape[:2]]
-        copy = cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_AREA)
+    def _proposals_in(self, copy: np.ndarray, stretch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return boxes and their scores from one copy; it was ``stretch`` (2,) times as long and wide."""
         outputs = self._propose(_normalized(copy[None]))
         face_prob, offsets = outputs["softmax"][0, ..., 1], outputs["conv2d_4"][0]
         places = np.argwhere(face_prob >= _FACE_PROB[0])
         scores = face_prob[tuple(places.T)].astype(np.float64)
         best = np.argsort(-scores, kind="stable")[:_MOST_CANDIDATES]
         places, scores = places[best], scores[best]
-        stretch = np.array(image.shape[:2]) / size
         boxes = np.concatenate([places * _STRIDE_PX, places * _STRIDE_PX + _CELL_PX], axis=1) * np.tile(stretch, 2)
         kept = keep_best(boxes, scores, 0.5)
         return corrected(boxes[kept], offsets[tuple(places[kept].T)]), scores[kept]
@@ -196,6 +197,7 @@ def open_onnx(path: Path) -> Network:
     """
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = settings.inter_op_num_threads = 1
+    settings.enable_cpu_mem_arena = False
     settings.log_severity_level = _ERRORS_ONLY
     session = onnxruntime.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from test_memory_plan import MEMORY
 
+import alignment.__main__
 import config
 import convert
 import evaluation.command
@@ -68,7 +69,13 @@ def test_evaluation_commands_parse(words):
     assert evaluation.command.parse(words).root
 
 
+@pytest.mark.parametrize("words", commands("-m alignment"), ids=" ".join)
+def test_alignment_commands_parse(words):
+    assert alignment.__main__.parse(words).output
+
+
 def test_there_are_commands_to_check():
+    assert len(commands("-m alignment")) >= 2
     assert len(commands("-m evaluation")) >= 4
     assert len(commands("main.py")) >= 4
     assert sum("--run_folder" in words for words in commands("main.py")) == 2

@@ -1,0 +1,156 @@
+import io
+import struct
+import zlib
+
+import cv2
+import numpy as np
+import pytest
+from photographs import astronaut
+from PIL import Image
+
+from alignment.photograph import decode_photograph, read_photograph
+
+ORIENTATION = 0x0112
+# what a viewer does to each orientation -> what undoes it
+TURNS = {
+    1: None,
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+
+
+def encoded(image, kind, **options):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def red():
+    pixels = np.zeros((40, 60, 3), dtype=np.uint8)
+    pixels[..., 0] = 200
+    pixels[:10, :20] = 255
+    return Image.fromarray(pixels)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP", "TIFF", "PPM", "WEBP", "GIF", "JPEG2000"])
+def test_a_red_image_stays_red(kind):
+    image = decode_photograph(encoded(red(), kind), "red")
+    assert (image.shape, image.dtype) == ((40, 60, 3), np.uint8)
+    np.testing.assert_allclose(image[30, 30], (0, 0, 200), atol=4)
+    np.testing.assert_allclose(image[4, 8], (255, 255, 255), atol=4)
+
+
+@pytest.mark.parametrize(("kind", "mode"), [("JPEG", "CMYK"), ("TIFF", "CMYK"), ("PNG", "P"), ("PNG", "RGBA")])
+def test_red_in_other_modes(kind, mode):
+    image = decode_photograph(encoded(red().convert(mode), kind), "red")
+    np.testing.assert_allclose(image[30, 30], (0, 0, 200), atol=4)
+
+
+@pytest.mark.parametrize(("kind", "mode"), [("PNG", "L"), ("JPEG", "L"), ("PNG", "1"), ("PNG", "LA")])
+def test_grey_has_three_equal_channels(kind, mode):
+    image = decode_photograph(encoded(red().convert(mode), kind), "grey")
+    assert image.shape == (40, 60, 3)
+    assert (image == image[..., :1]).all()
+    assert image[4, 8, 0] > 250
+    assert image.min() < 100
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tiff"])
+def test_sixteen_bits(suffix):
+    pixels = np.asarray(red())[..., ::-1].astype(np.uint16) * 257
+    deep = decode_photograph(cv2.imencode(suffix, pixels)[1].tobytes(), "deep")
+    assert deep[30, 30].tolist() == [0, 0, 200]
+    grey = decode_photograph(cv2.imencode(suffix, np.ascontiguousarray(pixels[..., 2]))[1].tobytes(), "grey")
+    assert grey[30, 30].tolist() == [200, 200, 200]
+
+
+def test_transparency_lies_on_black():
+    pixels = np.full((2, 2, 4), 200, dtype=np.uint8)
+    pixels[0, :, 3] = (0, 255)
+    image = decode_photograph(encoded(Image.fromarray(pixels), "PNG"), "window")
+    assert image[0].tolist() == [[0, 0, 0], [200, 200, 200]]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF"])
+@pytest.mark.parametrize("orientation", TURNS)
+def test_the_orientation_of_the_camera(kind, orientation):
+    upright = Image.fromarray(astronaut()[40:200:2, 150:300:2, ::-1])
+    turn = TURNS[orientation]
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    options = {"quality": 95, "subsampling": 0} if kind == "JPEG" else {}
+    stored = upright if turn is None else upright.transpose(turn)
+    image = decode_photograph(encoded(stored, kind, exif=exif, **options), "turned")
+    assert image.shape == (80, 75, 3)
+    assert np.abs(image[..., ::-1].astype(int) - np.asarray(upright)).mean() < 3
+
+
+def test_jpeg_is_decoded_as_opencv_does():
+    data = encoded(Image.fromarray(astronaut()[..., ::-1]), "JPEG", quality=90)
+    expected = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    assert np.abs(decode_photograph(data, "a").astype(int) - expected).mean() < 1
+
+
+def test_the_first_of_several_pictures():
+    blue = Image.new("RGB", (60, 40), (0, 0, 255))
+    image = decode_photograph(encoded(red(), "TIFF", save_all=True, append_images=[blue]), "two")
+    assert image[30, 30].tolist() == [0, 0, 200]
+
+
+def huge_png():
+    """A few bytes that announce 60,000 x 60,000 pixels."""
+    header = struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "is no image of a kind that can be read"),
+        (b"hello", "is no image of a kind that can be read"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is no image of a kind that can be read"),
+        (encoded(red(), "PNG")[:90], "is damaged"),
+        (encoded(red(), "JPEG")[:700], "is damaged"),
+        (encoded(Image.fromarray(np.ones((4, 4), np.float32)), "TIFF"), "is damaged: its pixels are fractions"),
+        (huge_png(), "is too large"),
+    ],
+    ids=["empty", "text", "program", "PNG cut off", "JPEG cut off", "fractions", "huge"],
+)
+def test_files_that_are_refused_by_name(data, message, tmp_path):
+    path = tmp_path / "holiday.jpg"
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=rf"holiday\.jpg {message}"):
+        read_photograph(path)
+
+
+def test_the_number_of_pixels_is_bounded_before_they_are_decoded(monkeypatch):
+    data = encoded(red(), "PNG")
+    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
+    with pytest.raises(ValueError, match="wide is 60x40 px, more than the 2,399 pixels"):
+        decode_photograph(data, "wide", most_pixels=2399)
+
+
+def test_as_many_pixels_as_allowed():
+    assert decode_photograph(encoded(red(), "PNG"), "fits", most_pixels=2400).shape == (40, 60, 3)
+
+
+def test_what_is_no_file(tmp_path):
+    with pytest.raises(ValueError, match="is a folder, expected the file"):
+        read_photograph(tmp_path)
+    with pytest.raises(ValueError, match=r"absent\.jpg cannot be read: No such file"):
+        read_photograph(tmp_path / "absent.jpg")
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+def test_damaged_metadata_does_no_harm():
+    data = encoded(red(), "JPEG", exif=b"Exif\x00\x00MM\x00*\x00\x00\xff\xff")
+    assert decode_photograph(data, "odd").shape == (40, 60, 3)

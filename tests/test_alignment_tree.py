@@ -1,0 +1,224 @@
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from photographs import ASTRONAUT_LANDMARKS, astronaut, head, two_heads
+from PIL import Image
+
+import alignment.__main__
+from alignment.tree import crop_stems, find_photographs
+from alignment.warp import warp_face
+from evaluation.image_list import read_colour_image
+from run_lock import RunLock
+
+ROOT = Path(__file__).resolve().parents[1]
+ORIENTATION = 0x0112
+
+
+def write(path, image):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    assert cv2.imwrite(str(path), image)
+
+
+def align(*words):
+    return alignment.__main__.main(list(map(str, words)))
+
+
+def table(output):
+    with (output / "alignment.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_tree_of_photographs(tmp_path, capsys):
+    source, output = tmp_path / "in", tmp_path / "out"
+    write(source / "ann" / "1.png", astronaut())
+    write(source / "ben" / "deep" / "2.jpg", head())
+    write(source / "ben" / "wall.png", np.full((90, 90, 3), 128, np.uint8))
+    (source / "ben" / "note.jpg").write_text("no image")
+    (source / "readme.txt").write_text("not looked at")
+    assert align(source, output, "--threads", 2) == 1
+    crop = read_colour_image(output / "ann" / "1.png")
+    assert crop.shape == (112, 112, 3)
+    assert np.abs(crop.astype(float) - warp_face(astronaut(), ASTRONAUT_LANDMARKS)).mean() < 16
+    assert read_colour_image(output / "ben" / "deep" / "2.png").shape == (112, 112, 3)
+    rows = table(output)
+    assert [(row["file"], row["status"], row["faces_found"], row["crop"]) for row in rows] == [
+        ("ann/1.png", "aligned", "1", "ann/1.png"),
+        ("ben/deep/2.jpg", "aligned", "1", "ben/deep/2.png"),
+        ("ben/note.jpg", "unreadable", "0", ""),
+        ("ben/wall.png", "no face", "0", ""),
+    ]
+    assert abs(float(rows[0]["nose_x"]) - ASTRONAUT_LANDMARKS[2, 0]) < 3
+    assert "is no image of a kind that can be read" in rows[2]["reason"]
+    printed = capsys.readouterr().out
+    assert "4 photographs: 2 faces in" in printed
+    assert "no face from 2 photographs (1 unreadable, 1 no face)" in printed
+    assert "ben/wall.png: no face" in printed
+    assert sorted(path.name for path in output.rglob("*.*")) == ["1.png", "2.png", "alignment.csv", "alignment.json"]
+
+
+def test_turned_grey_cmyk_and_deep_photographs_give_the_same_crop(tmp_path):
+    source, output = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    upright = Image.fromarray(head()[..., ::-1])
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    upright.save(source / "plain.png")
+    upright.transpose(Image.Transpose.ROTATE_90).save(source / "turned.png", exif=exif)
+    upright.convert("CMYK").save(source / "cmyk.tif")
+    upright.convert("L").save(source / "grey.jpg", quality=95)
+    write(source / "deep.png", head().astype(np.uint16) * 257)
+    assert align(source, output) == 0
+    crops = {row["file"]: read_colour_image(output / row["crop"]).astype(float) for row in table(output)}
+    assert len(crops) == 5
+    plain = crops["plain.png"]
+    for name in ("turned.png", "cmyk.tif", "deep.png"):
+        assert np.array_equal(crops[name], plain), name
+    grey = crops["grey.jpg"]
+    assert (grey == grey[..., :1]).all()
+    assert np.abs(grey.mean(axis=2) - plain.mean(axis=2)).mean() < 12
+
+
+def test_colours_stay(tmp_path):
+    """A face on a ground of pure red: the corners of the crop are of the ground."""
+    source, output = tmp_path / "in", tmp_path / "out"
+    image = np.zeros((300, 300, 3), np.uint8)
+    image[..., 2] = 255
+    image[95:155, 130:170] = astronaut()[75:155, 200:253][:60, :40]
+    write(source / "a.png", image)
+    landmarks = tmp_path / "marks.txt"
+    landmarks.write_text("a.png 135 110 165 110 150 125 138 140 162 140\n")
+    assert align(source, output, "--landmarks", landmarks) == 0
+    assert read_colour_image(output / "a.png")[111, 111].tolist() == [0, 0, 255]
+
+
+def test_the_faces_that_are_wanted(tmp_path):
+    source = tmp_path / "in"
+    write(source / "two.png", two_heads())
+    sizes = {}
+    for which in ("largest", "central", "all"):
+        assert align(source, tmp_path / which, "--faces", which, "--format", "jpg") == 0
+        rows = table(tmp_path / which)
+        assert all(row["faces_found"] == "2" for row in rows)
+        sizes[which] = [float(row["bottom"]) - float(row["top"]) for row in rows]
+    assert sizes["all"] == [*sizes["largest"], *sizes["central"]]
+    assert sizes["largest"][0] > 1.7 * sizes["central"][0]
+    assert [row["crop"] for row in rows] == ["two_0.jpg", "two_1.jpg"]
+    crops = [read_colour_image(tmp_path / "all" / row["crop"]).astype(float) for row in rows]
+    assert np.abs(crops[0] - crops[1]).mean() < 20  # the same face in two sizes
+
+
+def test_a_landmark_file_instead_of_the_detector(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(alignment.__main__, "MTCNN", lambda *_: pytest.fail("detected"))
+    source, output, landmarks = tmp_path / "in", tmp_path / "out", tmp_path / "marks.txt"
+    for name in ("a/1.png", "a/2.png", "a/3.png"):
+        write(source / name, astronaut())
+    points = " ".join(map(str, ASTRONAUT_LANDMARKS.ravel()))
+    landmarks.write_text(f"a/1.png {points} 0.5\na/3.png {'7 ' * 10} 0.5\n")
+    assert align(source, output, "--landmarks", landmarks) == 1
+    assert np.array_equal(read_colour_image(output / "a" / "1.png"), warp_face(astronaut(), ASTRONAUT_LANDMARKS))
+    assert [(row["status"], row["score"]) for row in table(output)] == [
+        ("aligned", "0.5000"), ("no landmarks", ""), ("no transform", "0.5000"),
+    ]  # fmt: skip
+    landmarks.write_text(f"a/1.png {points}\n../in/a/2.png {points}\n")
+    assert align(source, tmp_path / "other", "--landmarks", landmarks) == 2
+    assert "names 1 of 2 photographs that are not in" in capsys.readouterr().err
+
+
+def test_a_killed_alignment_goes_on_and_leaves_what_an_uninterrupted_one_does(tmp_path):
+    source, output, whole = tmp_path / "in", tmp_path / "out", tmp_path / "whole"
+    for number in range(24):
+        write(source / f"{number:02d}.png", head() if number % 5 else head()[:40])
+    words = [sys.executable, "-m", "alignment", str(source), str(output), "--threads", "2", "--smallest_face_px", "12"]
+    started = subprocess.Popen(words, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and started.poll() is None:
+        if (output / "alignment.csv").is_file() and (output / "alignment.csv").read_bytes().count(b"\n") > 4:
+            break
+        time.sleep(0.005)
+    started.send_signal(signal.SIGKILL)
+    assert started.wait(timeout=10) == -signal.SIGKILL, "it was over before it could be killed"
+    done = {path: path.stat().st_mtime_ns for path in output.glob("*.png")}
+    assert 0 < len(done) < 19
+    listed = {row["crop"] for row in table(output) if row["crop"]}
+    assert align(source, output, "--threads", 2, "--smallest_face_px", 12) == 1
+    kept = [path for path, changed in done.items() if path.stat().st_mtime_ns == changed]
+    assert listed - {""} <= {path.name for path in kept}
+    assert align(source, whole, "--threads", 1, "--smallest_face_px", 12) == 1
+    assert (output / "alignment.csv").read_bytes() == (whole / "alignment.csv").read_bytes()
+    assert len(list(whole.glob("*.png"))) == 19
+    for path in whole.glob("*.png"):
+        assert (output / path.name).read_bytes() == path.read_bytes()
+    assert not [path for path in output.iterdir() if path.name.endswith(".part")]
+
+
+def test_done_photographs_are_not_read_again_and_new_ones_are(tmp_path, capsys):
+    source, output = tmp_path / "in", tmp_path / "out"
+    write(source / "a.png", head())
+    assert align(source, output) == 0
+    write(source / "b.png", head())
+    (source / "a.png").write_bytes(b"no longer an image")
+    assert align(source, output) == 0
+    assert "2 photographs, 1 of them before: 2 faces" in capsys.readouterr().out
+
+
+def test_the_output_may_lie_in_the_folder_of_the_photographs(tmp_path):
+    write(tmp_path / "a.png", head())
+    write(tmp_path / ".hidden" / "b.png", head())
+    assert find_photographs(tmp_path, tmp_path / "faces") == ["a.png"]
+    for _ in range(2):
+        assert align(tmp_path, tmp_path / "faces") == 0
+    assert [row["file"] for row in table(tmp_path / "faces")] == ["a.png"]
+
+
+def test_photographs_of_the_same_name_and_other_suffixes():
+    names = ["x/a.jpg", "x/a.png", "x/b.jpg", "a.jpg"]
+    assert crop_stems(names) == {"x/a.jpg": "x/a.jpg", "x/a.png": "x/a.png", "x/b.jpg": "x/b", "a.jpg": "a"}
+    with pytest.raises(ValueError, match=r"a\.jpg and a\.jpg\.tif would have the same name"):
+        crop_stems(["a.jpg", "a.jpg.tif", "a.png"])
+
+
+def test_two_alignments_into_one_folder(tmp_path, monkeypatch, capsys):
+    write(tmp_path / "in" / "a.png", head())
+    output = tmp_path / "out"
+    output.mkdir()
+    monkeypatch.setattr("run_lock._DYING_SEC", 0.1)
+    with RunLock() as lock:
+        lock.take(output)
+        assert align(tmp_path / "in", output) == 2
+    assert "another alignment writes to" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["absent", "out"], "absent is not there, expected a folder of photographs"),
+        (["file.jpg", "out"], "file.jpg is a file, expected a folder of photographs"),
+        (["empty", "out"], "no photographs in empty; expected files of .jpg"),
+        (["in", "in"], "photographs and faces are both to be in in"),
+        (["in", "out", "--threads", "0"], "--threads must be at least 1, got 0"),
+        (["in", "out", "--smallest_face_px", "3"], "smallest face is 3 px"),
+        (["in", "out", "--landmarks", "x", "--smallest_face_px", "30"], "has no meaning with --landmarks"),
+        (["in", "out", "--landmarks", "absent.txt"], "absent.txt is not a file; expected landmarks"),
+        (["in", "out", "--face", "all"], "unknown option --face; did you mean --faces?"),
+        (["in", "out", "--faces", "any"], "invalid choice: 'any'"),
+    ],
+)
+def test_what_is_refused(words, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write(Path("in/a.png"), head())
+    Path("empty").mkdir()
+    Path("file.jpg").write_bytes(b"")
+    assert align(*words) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("alignment: error: ")
+    assert message in told
+    assert told.count("\n") == 1
+    assert not Path("out", "alignment.csv").exists()
