@@ -64,7 +64,7 @@ def build_parser() -> Parser:
         metavar="N",
         type=int,
         default=SMALLEST_FACE_PX,
-        help=f"side of the smallest face to be found (default {SMALLEST_FACE_PX}); 40 takes a third of the time",
+        help=f"side of the smallest face to be found (default {SMALLEST_FACE_PX}); 40 takes less than half of the time",
     )
     parser.add_argument("--threads", metavar="N", type=int, help="photographs at a time (default: the cores)")
     return parser

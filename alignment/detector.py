@@ -86,7 +86,7 @@ class MTCNN:
     """The cascade of three networks.
 
     Args:
-        smallest_face_px: side of the smallest face to be found, at least 12; twice as much is nearly four times as
+        smallest_face_px: side of the smallest face to be found, at least 12; twice as much is two to three times as
             fast. It grows with photographs above 11 megapixels: 28 px at 22.
         open_with: takes an ONNX file, returns the network.
 
