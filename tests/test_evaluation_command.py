@@ -1,6 +1,8 @@
 import csv
 import json
+import os
 import re
+import shutil
 from pathlib import Path
 
 import cv2
@@ -234,6 +236,15 @@ def test_quality_leaves_out_what_cannot_be_read(run, tmp_path, monkeypatch):
     assert "1 of 40 images could not be used" in out
     assert "rank correlation of norm and degradation" in out
     assert max(len(line) for line in out.splitlines() if str(tmp_path) not in line) <= 100
+
+
+def test_a_folder_whose_name_is_no_text(run, root, tmp_path):
+    folder = os.fsdecode(os.fsencode(tmp_path) + b"/people\xff")
+    shutil.copytree(root / "people", folder)
+    assert "folder: people\\udcff" in run("folder", "--root", folder, "--report")
+    content = json.loads((folder_in(tmp_path) / "outcomes.json").read_text())
+    assert content["outcomes"][0]["data"] == "people\udcff"
+    assert "people\\udcff" in (folder_in(tmp_path) / "report.html").read_text()
 
 
 def test_every_option_is_explained():
