@@ -33,14 +33,14 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 
 def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None:
-    """Write a file so that nobody ever sees a part of it, not even after a kill or on a full disk.
+    r"""Write a file so that nobody ever sees a part of it, not even after a kill or on a full disk.
 
     Args:
         path: the file; what was there before is replaced.
-        content: text (written as UTF-8) or bytes.
+        content: text (written as UTF-8; of a file name that is none, the other bytes as ``\udcff``) or bytes.
 
     Raises:
         OSError: the file cannot be written; what was there before is untouched.
     """
     with atomic_file(path) as file:
-        file.write(content.encode("utf-8") if isinstance(content, str) else content)
+        file.write(content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content)

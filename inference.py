@@ -13,6 +13,7 @@ Differs from it: the architecture is read from the file, nothing in the file is 
 import hashlib
 import importlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +48,7 @@ class InputFormat:
     std: float = 127.5
 
     @classmethod
-    def of(cls, metadata: Mapping[str, Any], path: str | Path) -> "InputFormat":
+    def of(cls, metadata: Any, path: str | Path) -> "InputFormat":
         """Return the format that a model file tells of.
 
         Args:
@@ -57,10 +58,17 @@ class InputFormat:
         Raises:
             ValueError: a format that no network of ours has.
         """
+        if not isinstance(metadata, Mapping):
+            raise ValueError(f"{path} tells of its images {metadata!r}, expected color, size, mean and std by name")
         found = cls(metadata.get("color", cls.color), metadata.get("mean", cls.mean), metadata.get("std", cls.std))
-        size = list(metadata.get("size", [IMAGE_SIZE, IMAGE_SIZE]))
-        numbers = all(isinstance(number, int | float) for number in (found.mean, found.std))
-        if found.color not in ("BGR", "RGB") or not numbers or found.std == 0 or size != [IMAGE_SIZE, IMAGE_SIZE]:
+        size = metadata.get("size", [IMAGE_SIZE, IMAGE_SIZE])
+        numbers = all(isinstance(number, int | float) and math.isfinite(number) for number in (found.mean, found.std))
+        if (
+            found.color not in ("BGR", "RGB")
+            or not numbers
+            or found.std == 0
+            or size not in ([IMAGE_SIZE, IMAGE_SIZE], (IMAGE_SIZE, IMAGE_SIZE))
+        ):
             raise ValueError(
                 f"{path} wants images that are not known here: {dict(metadata)}; expected color BGR or RGB, size "
                 f"[{IMAGE_SIZE}, {IMAGE_SIZE}], and numbers for mean and std"

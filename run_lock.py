@@ -63,7 +63,7 @@ class RunLock:
             RuntimeError: another live run has it.
         """
         path, began, told = folder / LOCK, time.monotonic(), False
-        while (file := _locked(path)) is None:
+        while (file := try_lock(path)) is None:
             holder = _holder(path)
             here = f"{holder} ".endswith(f" on {platform.node()} ")
             if time.monotonic() - began > (_DYING_SEC if here else _LOST_HOST_SEC):
@@ -87,8 +87,15 @@ class RunLock:
             self._file = None
 
 
-def _locked(path: Path) -> int | None:
-    """Return the lock file, open and locked as far as the file system can; None where another process has it."""
+def try_lock(path: Path) -> int | None:
+    """Return a file, open and locked as far as the file system can; None where another process has it.
+
+    Args:
+        path: the file; made where it is absent.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         if fcntl is not None:
@@ -101,7 +108,7 @@ def _locked(path: Path) -> int | None:
         if os.path.samestat(os.fstat(file), path.stat()):
             return file
     os.close(file)  # who had it has given it back since, and deleted it: the name is that of another file, or of none
-    return _locked(path)
+    return try_lock(path)
 
 
 def _holder(path: Path) -> str:

@@ -9,8 +9,10 @@ r"""Evaluate any model by the protocols of the paper, or on your own faces.
 """
 
 import argparse
+import io
 import shlex
 import sys
+import tempfile
 from pathlib import Path
 
 from command_line import EXPECTED_ERRORS, FAILED, INTERRUPTED, terminated_as_interrupted
@@ -34,6 +36,9 @@ def main(words: list[str] | None = None) -> int:
         Exit status: 0 done, 2 error (one line on stderr), 3 a number outside its interval with --strict, 130 stopped.
     """
     words = sys.argv[1:] if words is None else words
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # file names need not be text
     try:
         options = parse(words)
         with terminated_as_interrupted():
@@ -49,6 +54,7 @@ def main(words: list[str] | None = None) -> int:
 def _run(options: argparse.Namespace, words: list[str]) -> int:
     if not Path(options.root).exists():
         raise FileNotFoundError(f"--root {options.root} does not exist")
+    _check_output(Path(options.output_dir))
     paths = options.compare or [options.checkpoint]
     models = [_open_model(options, path) for path in paths]
     for path, model in zip(paths, models, strict=True):
@@ -57,6 +63,18 @@ def _run(options: argparse.Namespace, words: list[str]) -> int:
     print(text_of(findings))
     _keep(findings, options, words, paths, models)
     return _OUTSIDE if findings.failed and options.strict else 0
+
+
+def _check_output(folder: Path) -> None:
+    """Raise OSError now, and not after hours, where no results can be written into a folder."""
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"--output_dir {folder} is a file: give a folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(f"--output_dir {folder} cannot be written into ({error.strerror}): give another") from error
 
 
 def _open_model(options: argparse.Namespace, path: str) -> CachedEmbedding:

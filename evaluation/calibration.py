@@ -14,6 +14,7 @@ from evaluate_utils import roc
 from evaluation.intervals import Interval, rate_interval
 
 _ROUNDING = 1e-9
+_WRITTEN_OUT = 1e12
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def calibrate(
     if allowed < 1:
         raise ValueError(
             f"{len(impostor):,} impostor pairs cannot show a false accept rate of {wanted_far:g}: one of them is "
-            f"{1 / len(impostor):.2g} already; at least {math.ceil(1 / wanted_far - _ROUNDING):,} impostor pairs are "
+            f"{1 / len(impostor):.2g} already; at least {_count(1 / wanted_far)} impostor pairs are "
             "needed, or a higher rate"
         )
     accepted = int(np.sum(impostor > impostor[allowed])) if allowed < len(impostor) else len(impostor)
@@ -91,3 +92,8 @@ def calibrate(
         genuine=int(issame.sum()),
         impostors=len(impostor),
     )
+
+
+def _count(least: float) -> str:
+    """Return the number of pairs that is needed, as people read it."""
+    return f"{math.ceil(least - _ROUNDING):,}" if least < _WRITTEN_OUT else f"{least:.1e}"

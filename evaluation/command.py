@@ -10,6 +10,7 @@ from evaluation.folder import DEGRADED_PARTS
 from evaluation.template_pooling import POOLINGS
 
 CACHE = "experiments/embeddings"
+_SEEDS = 2**64
 _PROTOCOLS = {
     "pairs": "verification sets (.bin, or converted): 10-fold accuracy, TAR at FAR, AUC, EER",
     "ijbb": "IJB-B, 1:1 and 1:N: <root>/IJBB/meta and <root>/IJBB/loose_crop",
@@ -166,7 +167,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     if options.store_threshold and Path(options.checkpoint).suffix == ".onnx":
         parser.error("--store_threshold writes into a checkpoint: give that, and export it again")
     _check_ranges(parser, options)
-    options.sets = [name for name in options.sets.split(",") if name]
+    options.sets = [name.strip() for name in options.sets.split(",") if name.strip()]
     return options
 
 
@@ -174,6 +175,8 @@ def _check_ranges(parser: Parser, options: argparse.Namespace) -> None:
     for name, least in {"devices": 1, "batch_size": 1, "limit": 0, "gallery_images": 1, "seed": 0}.items():
         if getattr(options, name) < least:
             parser.error(f"--{name} {getattr(options, name)}: at least {least} is expected")
+    if options.seed >= _SEEDS:
+        parser.error(f"--seed {options.seed}: below 2**64 is expected")
     if not 0 <= options.most_unreadable <= 1:
         parser.error(f"--most_unreadable {options.most_unreadable}: a share from 0 to 1 is expected")
     if not 0 <= options.strength <= 1:

@@ -21,6 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from devices import divide_threads
+from evaluation.embedding_table import load_or_fill, open_table
 from evaluation.image_list import ImageList
 from evaluation.outcome import Embedded
 from inference import FUSED, Embedder
@@ -30,6 +31,8 @@ MOST_UNREADABLE = 0.001
 _TO_DO, _DONE, _UNREADABLE = 0, 1, 2
 _POLL_SEC = 0.2
 _SHOWN = 5
+_KEY_LETTERS = 24
+_LONGEST_NAME = 60  # file systems refuse names of more than 255 letters
 
 
 @dataclass(frozen=True)
@@ -99,27 +102,28 @@ class CachedEmbedding:
             Their embeddings; those that were kept are mapped from the file.
 
         Raises:
-            ValueError: more images than allowed cannot be read; the first ones are named.
-            RuntimeError: a process was lost.
+            ValueError: more images than allowed cannot be read, the first ones are named; or embeddings that are not
+                finite.
+            RuntimeError: a process was lost, or has met such embeddings.
+            OSError: what is kept cannot be written.
         """
         with _kept_in(self._folder) as folder:
-            key = hashlib.sha256(f"{self.embedder.fingerprint}\0{view}\0{images.fingerprint()}".encode()).hexdigest()[
-                :24
-            ]
-            file = folder / f"{re.sub(r'[^A-Za-z0-9_-]', '_', images.name)}-{key}.npy"
+            told = f"{self.embedder.fingerprint}\0{view}\0{images.fingerprint()}"
+            key = hashlib.sha256(told.encode()).hexdigest()[:_KEY_LETTERS]
+            name = re.sub(r"[^A-Za-z0-9_-]", "_", images.name)[:_LONGEST_NAME]
             shape = (len(images), self.embedder.embedding_size + 2)
-            if not file.is_file():
-                self._embed_all(images, view, file.with_name(f".{file.name}.part"), shape)
-                file.with_name(f".{file.name}.part").replace(file)
-            table = np.load(file, mmap_mode=None if self._folder is None else "r")
-        if table.shape != shape or table.dtype != np.float32:
-            raise ValueError(f"{file} is damaged (shape {table.shape}, expected {shape}): delete it")
+            table = load_or_fill(
+                folder / f"{name}-{key}.npy",
+                shape,
+                lambda part: self._embed_all(images, view, part, shape),
+                mapped=self._folder is not None,
+            )
         readable = table[:, -1] == _DONE
         self._check_unreadable(images, readable)
         return Embedded(table[:, :-2], table[:, -2:-1], readable)
 
     def _embed_all(self, images: ImageList, view: str, part: Path, shape: tuple[int, int]) -> None:
-        table = _open_table(part, shape)
+        table = open_table(part, shape)
         left = np.flatnonzero(table[:, -1] == _TO_DO)
         with tqdm(
             total=shape[0], initial=shape[0] - len(left), desc=images.name, unit="img", disable=not self._progress
@@ -170,20 +174,10 @@ def _kept_in(folder: Path | None) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix="adaface_") as temporary:
             yield Path(temporary)
     else:
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"the embeddings are kept in {folder}, which is a file: give another --cache")
         folder.mkdir(parents=True, exist_ok=True)
         yield folder
-
-
-def _open_table(part: Path, shape: tuple[int, int]) -> np.memmap:
-    """Open the file of an evaluation that was stopped, or a new one, for writing."""
-    if part.is_file():
-        try:
-            table = np.lib.format.open_memmap(part, mode="r+")
-        except ValueError:  # killed before its header was whole
-            table = None
-        if table is not None and table.shape == shape and table.dtype == np.float32:
-            return table
-    return np.lib.format.open_memmap(part, mode="w+", dtype=np.float32, shape=shape)
 
 
 def _process(
@@ -199,7 +193,7 @@ def _process(
 ) -> None:
     """Embed one part of the images; runs in a process of its own."""
     divide_threads(len(parts))
-    table = _open_table(Path(part), shape)
+    table = open_table(Path(part), shape)
     threads = max(1, usable_cores() // len(parts))
     for count in _embed_some(model.load(rank), images, view, table, parts[rank], batch_size, threads):
         done[rank] += count
@@ -229,6 +223,11 @@ def _embed_some(
     ):
         if good.any():
             embeddings, norms = embedder.embed(pictures, batch_size, view=view)
+            if not (np.isfinite(embeddings).all() and np.isfinite(norms).all()):
+                raise ValueError(
+                    f"{embedder.name} gives embeddings of {images.name} that are not finite (NaN or infinite): the "
+                    "network is broken, for example by a training that diverged"
+                )
             table[chosen[good], :-1] = np.concatenate([embeddings, norms], axis=1)
         table[chosen, -1] = np.where(good, _DONE, _UNREADABLE)
         yield len(chosen)

@@ -116,16 +116,16 @@ class PairSetImages:
 
 
 @dataclass(frozen=True)
-class FirstImages:
-    """The first images of a list, for a quick look.
+class ChosenImages:
+    """Some images of a list.
 
     Attributes:
         images: the list.
-        count: how many of them.
+        chosen: (N,) indices.
     """
 
     images: ImageList
-    count: int
+    chosen: tuple[int, ...]
 
     @property
     def name(self) -> str:
@@ -133,7 +133,7 @@ class FirstImages:
         return self.images.name
 
     def __len__(self) -> int:
-        return min(self.count, len(self.images))
+        return len(self.chosen)
 
     def read(self, index: int) -> np.ndarray:
         """Return one image.
@@ -141,11 +141,11 @@ class FirstImages:
         Raises:
             ValueError: it cannot be read.
         """
-        return self.images.read(index)
+        return self.images.read(self.chosen[index])
 
     def fingerprint(self) -> str:
-        """Return a text that changes where the images do, or their number."""
-        return f"{self.images.fingerprint()}[:{len(self)}]"
+        """Return a text that changes where the images do, or which they are."""
+        return f"{self.images.fingerprint()}{self.chosen}"
 
 
 def read_colour_image(path: Path) -> np.ndarray:

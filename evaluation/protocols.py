@@ -12,7 +12,7 @@ from evaluation.calibration import calibrate
 from evaluation.degradation import DegradedImages
 from evaluation.embedding import CachedEmbedding
 from evaluation.findings import Findings
-from evaluation.image_list import FirstImages
+from evaluation.image_list import ChosenImages
 from evaluation.model_comparison import compare_models, model_names
 from evaluation.outcome import Outcome
 from evaluation.published import (
@@ -172,7 +172,8 @@ def _degraded_norms(sets: list[VerifiedSet], embed: CachedEmbedding, seed: int) 
     """Correlate the norms of each set's images with a synthetic degradation of them."""
     lines, warnings = [], []
     for verified in sets:
-        images = FirstImages(verified.images, _MOST_DEGRADED)
+        chosen = verified.places.ravel()[:_MOST_DEGRADED]  # all of them can be read
+        images = ChosenImages(verified.images, tuple(chosen.tolist()))
         norms, levels = [], []
         for strength in _STRENGTHS:
             embedded = embed(DegradedImages(images, seed, strength) if strength else images)
@@ -183,10 +184,11 @@ def _degraded_norms(sets: list[VerifiedSet], embed: CachedEmbedding, seed: int) 
             f"{part.mean():.1f} at {strength:g}" for part, strength in zip(norms, _STRENGTHS, strict=True)
         )
         low, high = correlation.interval
-        lines.append(
+        lines += [
             f"{verified.result.name}: rank correlation of norm and degradation {correlation.rho:.2f} "
-            f"[{low:.2f}, {high:.2f}]; mean norm by strength: {means}"
-        )
+            f"[{low:.2f}, {high:.2f}]",
+            f"  mean norm by strength: {means}",
+        ]
         warning = quality_warning(correlation=correlation)
         warnings += [f"{verified.result.name}: {warning}"] if warning else []
     return lines, warnings
@@ -200,8 +202,8 @@ def _threshold(sets: list[VerifiedSet], embed: CachedEmbedding, options: argpars
     names = ", ".join(verified.result.name for verified in sets)
     low, high = (100 * end for end in found.far_interval)
     lines = [
-        f"threshold for FAR {options.target_far:g}: cosine {found.threshold:.4f}, from {names}: measured FAR "
-        f"{100 * found.far:.3f} % [{low:.3f}, {high:.3f}], TAR {100 * found.tar:.2f} %"
+        f"threshold for FAR {options.target_far:g}: cosine {found.threshold:.4f}, from {names}",
+        f"  measured FAR {100 * found.far:.3f} % [{low:.3f}, {high:.3f}], TAR {100 * found.tar:.2f} %",
     ]
     if options.store_threshold:
         store_threshold(options.checkpoint, {"cosine": found.threshold, "sets": names, **found.as_dict()})

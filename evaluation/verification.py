@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 import pairs
-from evaluation.image_list import ImageList, PairSetImages
+from evaluation.image_list import ChosenImages, ImageList, PairSetImages
 from evaluation.outcome import Embedded, EmbedImages, unreadable_note
 from folder_source import listing
 from results import SetResult, evaluate_set
@@ -32,32 +32,6 @@ class VerifiedSet:
     images: ImageList
     places: np.ndarray
     norms: np.ndarray
-
-
-@dataclass(frozen=True)
-class _ChosenImages:
-    """Some images of a list.
-
-    Attributes:
-        images: the list.
-        chosen: (N,) indices.
-    """
-
-    images: ImageList
-    chosen: tuple[int, ...]
-
-    @property
-    def name(self) -> str:
-        return self.images.name
-
-    def __len__(self) -> int:
-        return len(self.chosen)
-
-    def read(self, index: int) -> np.ndarray:
-        return self.images.read(self.chosen[index])
-
-    def fingerprint(self) -> str:
-        return f"{self.images.fingerprint()}{self.chosen}"
 
 
 def find_sets(root: str | Path, names: Sequence[str] = ()) -> dict[str, Path]:
@@ -114,7 +88,7 @@ def _verify(embed: EmbedImages, name: str, folder: Path, limit: int) -> Verified
     chosen = _spread(len(pair_set.issame), limit)
     images: ImageList = PairSetImages(pair_set, pairs.find_pair_sets(folder)[name])
     if len(chosen) < len(pair_set.issame):
-        images = _ChosenImages(images, tuple(np.stack([2 * chosen, 2 * chosen + 1], axis=1).ravel().tolist()))
+        images = ChosenImages(images, tuple(np.stack([2 * chosen, 2 * chosen + 1], axis=1).ravel().tolist()))
     embedded = embed(images)
     kept = embedded.readable.reshape(-1, 2).all(axis=1)
     places = np.arange(len(images)).reshape(-1, 2)[kept]

@@ -115,6 +115,7 @@ LEVELS = {
     "evaluation.quality": 0.3,
     "evaluation.image_list": 1.1,
     "evaluation.outcome": 1.2,
+    "evaluation.embedding_table": 0.1,
     "evaluation.embedding": 1.3,
     "evaluation.ijb": 2,
     "evaluation.tinyface": 2,

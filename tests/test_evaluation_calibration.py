@@ -48,3 +48,8 @@ def test_the_intervals_hold_the_true_rates_of_the_threshold():
         held += [found.far_interval[0] <= norm.sf(found.threshold) <= found.far_interval[1],
                  found.tar_interval[0] <= norm.sf(found.threshold - 3) <= found.tar_interval[1]]  # fmt: skip
     assert ((held / 300 > 0.91) & (held / 300 <= 0.99)).all()
+
+
+def test_an_endless_number_of_pairs_is_not_written_out():
+    with pytest.raises(ValueError, match=r"at least 1\.0e\+300 impostor pairs are needed"):
+        calibrate(np.array([0.1, 0.9]), np.array([False, True]), 1e-300)

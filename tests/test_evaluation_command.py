@@ -1,6 +1,8 @@
 import csv
 import json
+import os
 import re
+import shutil
 from pathlib import Path
 
 import cv2
@@ -176,6 +178,9 @@ def test_two_processes_print_what_one_prints(run, root):
         (["pairs", "--root", "ROOT", "--pooling", "concat"], "--pooling has no meaning with pairs"),
         (["pairs", "--root", "ROOT", "--arch", "ir_50"], "holds weights of ir_mini"),
         (["pairs", "--root", "ROOT", "--limit", "-1"], "--limit -1: at least 0 is expected"),
+        (["folder", "--root", "ROOT/people", "--seed", str(2**64)], "--seed 18446744073709551616: below 2.*64"),
+        (["pairs", "--root", "ROOT", "--cache", __file__], "the embeddings are kept in .*, which is a file"),
+        (["pairs", "--root", "ROOT", "--output_dir", __file__], "--output_dir .* is a file"),
         (["pairs", "--root", "ROOT", "--store_threshold"], "--store_threshold needs --target_far"),
         (["pairs", "--root", "ROOT", "--target_far", "2"], "a fraction between 0 and 1"),
         (["pairs", "--root", "ROOT", "--most_unreadable", "5"], "a share from 0 to 1"),
@@ -209,6 +214,37 @@ def test_a_checkpoint_of_the_wrong_kind(run, root, tmp_path):
 def test_an_unknown_checkpoint_needs_a_row_of_the_table(run, root, tmp_path):
     error = run("paper", "--root", str(root), model=write_checkpoint(tmp_path / "mine.ckpt"), expected=2)
     assert "mine.ckpt is not the name of a published checkpoint: give --published" in error
+
+
+def test_quality_leaves_out_what_cannot_be_read(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("evaluation.protocols._MOST_DEGRADED", 8)
+    images = [person(number % IDENTITIES, number) for number in range(40)]
+    encoded = [cv2.imencode(".png", image)[1].tobytes() for image in images]
+    encoded[3] = b"broken"
+    write_bin(tmp_path / "lfw.bin", encoded, [number % 2 == 0 for number in range(20)])
+    words = [
+        "pairs",
+        "--root",
+        str(tmp_path / "lfw.bin"),
+        "--most_unreadable",
+        "0.03",
+        "--target_far",
+        "0.5",
+        "--quality",
+    ]
+    out = run(*words, "--sets", " lfw, ")  # 1 of 40 images, and 1 of the 8 that would be degraded
+    assert "1 of 40 images could not be used" in out
+    assert "rank correlation of norm and degradation" in out
+    assert max(len(line) for line in out.splitlines() if str(tmp_path) not in line) <= 100
+
+
+def test_a_folder_whose_name_is_no_text(run, root, tmp_path):
+    folder = os.fsdecode(os.fsencode(tmp_path) + b"/people\xff")
+    shutil.copytree(root / "people", folder)
+    assert "folder: people\\udcff" in run("folder", "--root", folder, "--report")
+    content = json.loads((folder_in(tmp_path) / "outcomes.json").read_text())
+    assert content["outcomes"][0]["data"] == "people\udcff"
+    assert "people\\udcff" in (folder_in(tmp_path) / "report.html").read_text()
 
 
 def test_every_option_is_explained():

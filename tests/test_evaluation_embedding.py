@@ -9,10 +9,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 from test_inference import faces, write_checkpoint
 
-from evaluation import embedding
 from evaluation.embedding import CachedEmbedding, ModelFile
+from evaluation.embedding_table import open_table
 from evaluation.image_list import ImageFiles, PairSetImages
 from evaluation.outcome import unreadable_note
 from inference import IMAGE, Embedder
@@ -174,7 +175,7 @@ def test_a_damaged_file_of_embeddings_is_refused(model, files, tmp_path):
 def test_half_a_header_is_begun_anew(tmp_path):
     part = tmp_path / ".x.part"
     part.write_bytes(b"\x93NUMPY")
-    assert not embedding._open_table(part, (2, 3)).any()
+    assert not open_table(part, (2, 3)).any()
 
 
 def test_images_of_a_pair_set(tmp_path, model):
@@ -206,3 +207,22 @@ def test_images_are_prepared(tmp_path):
     images = ImageFiles("x", paths, prepare=lambda image, index: image[:112, :112], prepared_as="cut")
     assert images.read(0).shape == (112, 112, 3)
     assert images.fingerprint() != ImageFiles("x", paths).fingerprint()
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_network_that_is_broken_is_refused_at_once(files, tmp_path, processes):
+    path = write_checkpoint(tmp_path / "diverged.ckpt")
+    checkpoint = torch.load(path, weights_only=True)
+    for weights in checkpoint["state_dict"].values():
+        if weights.is_floating_point():
+            weights.fill_(torch.nan)
+    torch.save(checkpoint, path)
+    with pytest.raises(
+        (ValueError, RuntimeError), match=r"diverged\.ckpt gives embeddings of some that are not finite"
+    ):
+        embed(ModelFile(str(path)), tmp_path / "cache", processes=processes, batch_size=4)(files)
+    assert not kept(tmp_path / "cache")
+
+
+def test_a_list_of_images_may_have_a_long_name(model, files, tmp_path):
+    assert embed(model, tmp_path / "cache")(ImageFiles("n" * 250, files.paths[:2])).readable.all()

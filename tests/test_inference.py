@@ -115,3 +115,9 @@ def test_what_is_no_model_is_refused(tmp_path):
         Embedder.load(tmp_path / "x.ckpt")
     with pytest.raises(FileNotFoundError, match="there is no ONNX file"):
         Embedder.load(tmp_path / "x.onnx")
+
+
+@pytest.mark.parametrize("told", [5, {"mean": float("nan")}, {"size": 112}, {"std": 0}])
+def test_an_input_that_no_network_has_is_refused(tmp_path, told):
+    with pytest.raises(ValueError, match=r"odd\.ckpt (wants|tells of its) images"):
+        Embedder.load(write_checkpoint(tmp_path / "odd.ckpt", adaface={"input": told}))
