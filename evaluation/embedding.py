@@ -192,12 +192,13 @@ def _process(
     done: Tensor,
 ) -> None:
     """Embed one part of the images; runs in a process of its own."""
+    parent = os.getppid()
     divide_threads(len(parts))
     table = open_table(Path(part), shape)
     threads = max(1, usable_cores() // len(parts))
     for count in _embed_some(model.load(rank), images, view, table, parts[rank], batch_size, threads):
         done[rank] += count
-        if os.getppid() == 1:  # nobody waits for this any more
+        if os.getppid() != parent:  # nobody waits for this any more
             return
 
 
