@@ -1,6 +1,7 @@
 import csv
 import json
 import re
+import sys
 from pathlib import Path
 
 import cv2
@@ -12,8 +13,6 @@ from test_inference import faces, write_checkpoint
 from evaluation.__main__ import main
 from evaluation.command import build_parser, parse
 from evaluation.published import (
-    PUBLISHED,
-    RANK_1,
     Measurement,
     compare,
     comparison_table,
@@ -22,6 +21,7 @@ from evaluation.published import (
 from evaluation.verification import find_sets
 from inference import Embedder
 from pairs import write_bin
+from published_models import PUBLISHED, RANK_1
 
 IDENTITIES, IMAGES = 12, 4
 
@@ -209,6 +209,19 @@ def test_a_checkpoint_of_the_wrong_kind(run, root, tmp_path):
 def test_an_unknown_checkpoint_needs_a_row_of_the_table(run, root, tmp_path):
     error = run("paper", "--root", str(root), model=write_checkpoint(tmp_path / "mine.ckpt"), expected=2)
     assert "mine.ckpt is not the name of a published checkpoint: give --published" in error
+
+
+def test_a_model_by_its_name(run, root, checkpoint, tmp_path, monkeypatch):
+    words = ("paper", "--root", str(root), "--model", "adaface_ir18_casia")
+    monkeypatch.setenv("ADAFACE_MODELS", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "gdown", None)  # as if it were not installed
+    assert f"put it there as {tmp_path / 'adaface_ir18_casia.ckpt'}" in run(*words, model=None, expected=2)
+    monkeypatch.setattr("model_options.find_model", lambda name: checkpoint)  # of the published name, but small
+    assert "published results of ir_18 CASIA-WebFace" in run(*words, model=None)
+    assert "give --checkpoint or --model" in run(*words, expected=2)  # both
+    assert "did you mean adaface_ir18_vgg2" in run(
+        "pairs", "--root", "x", "--model", "adaface_ir18_vgg", model=None, expected=2
+    )
 
 
 def test_every_option_is_explained():

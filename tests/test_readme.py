@@ -12,6 +12,8 @@ from test_memory_plan import MEMORY
 import config
 import convert
 import evaluation.command
+import inference_commands
+from published_models import PUBLISHED
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -68,7 +70,13 @@ def test_evaluation_commands_parse(words):
     assert evaluation.command.parse(words).root
 
 
+@pytest.mark.parametrize("words", commands("inference.py"), ids=" ".join)
+def test_inference_commands_parse(words):
+    assert inference_commands.parse(words).model in {model.stem for model in PUBLISHED}
+
+
 def test_there_are_commands_to_check():
+    assert {words[0] for words in commands("inference.py")} == {"compare", "embed", "search"}
     assert len(commands("-m evaluation")) >= 4
     assert len(commands("main.py")) >= 4
     assert sum("--run_folder" in words for words in commands("main.py")) == 2
