@@ -1,7 +1,9 @@
 """The most similar faces of a gallery: exact, by numpy in a small one, by faiss in a large one.
 
-Both compute every similarity, so they find the same faces; faiss keeps the best while it goes, and so is the faster
-one where the scores fill the memory. Faces whose scores differ in the last bits may change places between the two.
+Both compute every similarity, so they find the same faces; those whose scores differ in the last bits may change places
+between the two. numpy multiplies faster while its bound of memory holds the scores of a hundred probes or more (on two
+cores twice as fast as faiss in a gallery of 150,000); with fewer it reads the gallery again and again, and faiss, which
+keeps only the best, overtakes it (``bench/search.py``).
 
 Source: ``faiss.knn`` (inner product), which searches the caller's array and copies nothing.
 """
@@ -14,7 +16,7 @@ import numpy as np
 from evaluation.similarity_search import check_features, nearest
 
 ENGINES = ("auto", "numpy", "faiss")
-LARGE_GALLERY = 10_000  # faces, from which on `auto` takes faiss
+LARGE_GALLERY = 300_000  # faces, from which on `auto` takes faiss: numpy's blocks hold 70 probes there
 
 
 def choose_engine(engine: str, gallery: int) -> str:
