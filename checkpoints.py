@@ -8,12 +8,14 @@ Format: ``state_dict`` holds ``model.<key of net.py>`` and ``head.<key of head.p
 that files go both ways. What is ours beside it is under ``adaface`` (plain dict, list, str, int, float, bool).
 """
 
+import functools
 import pickle
 import re
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -150,19 +152,58 @@ def backbone_state(checkpoint: dict[str, Any], path: str | Path) -> dict[str, Te
     return weights
 
 
+@functools.cache
+def expected_shapes(arch: str) -> Mapping[str, tuple[int, ...]]:
+    """Return the shapes of an architecture's weights by key.
+
+    Args:
+        arch: one of ``net.ARCHITECTURES``.
+
+    Raises:
+        ValueError: unknown architecture.
+    """
+    with torch.device("meta"):
+        shapes = {key: tuple(value.shape) for key, value in net.build_model(arch).state_dict().items()}
+    return MappingProxyType(shapes)
+
+
+def key_misfit(weights: dict[str, Tensor], expected: Mapping[str, tuple[int, ...]]) -> str:
+    """Say which entries of a backbone state dict are missing or too many; empty where all are as expected.
+
+    Args:
+        weights: backbone state dict.
+        expected: shapes by key.
+    """
+    missing = [key for key in expected if key not in weights]
+    shaped = [key for key in expected if key in weights and tuple(weights[key].shape) != expected[key]]
+    extra = [key for key in weights if key not in expected]
+    kinds = {"missing": missing, "of another shape": shaped, "too many": extra}
+    return ", ".join(f"{len(keys)} entries {what} {_first(keys)}" for what, keys in kinds.items() if keys)
+
+
+def _first(keys: list[str]) -> str:
+    return f"({', '.join(keys[:_SHOWN_KEYS])}{', ...' if len(keys) > _SHOWN_KEYS else ''})"
+
+
 def identify_architecture(weights: dict[str, Tensor]) -> str | None:
     """Return the name of the architecture whose keys and shapes these weights have, or None.
 
     Args:
         weights: backbone state dict.
     """
-    shapes = {key: tuple(value.shape) for key, value in weights.items()}
-    for name in net.ARCHITECTURES:
-        with torch.device("meta"):
-            expected = net.build_model(name).state_dict()
-        if shapes == {key: tuple(value.shape) for key, value in expected.items()}:
-            return name
-    return None
+    return next((name for name in net.ARCHITECTURES if not key_misfit(weights, expected_shapes(name))), None)
+
+
+def nearest_architecture(weights: dict[str, Tensor]) -> tuple[str, str]:
+    """Return the architecture that shares the most entries with these weights, and what is wrong with the others.
+
+    Args:
+        weights: backbone state dict that no architecture has.
+    """
+    shapes = {(key, tuple(value.shape)) for key, value in weights.items()}
+    differing = {name: len(shapes ^ set(expected_shapes(name).items())) for name in net.ARCHITECTURES}
+    nearest = min(differing, key=differing.__getitem__)
+    return nearest, key_misfit(weights, expected_shapes(nearest))
 
 
 def load_backbone(model: nn.Module, path: str | Path, arch: str) -> None:
@@ -177,17 +218,12 @@ def load_backbone(model: nn.Module, path: str | Path, arch: str) -> None:
         ValueError: the checkpoint is of another architecture (named), or its keys do not fit.
     """
     weights = backbone_state(load_checkpoint(path), path)
-    expected = model.state_dict()
-    wrong = [k for k in expected if k not in weights or weights[k].shape != expected[k].shape]
-    extra = [k for k in weights if k not in expected]
-    if wrong or extra:
+    misfit = key_misfit(weights, {key: tuple(value.shape) for key, value in model.state_dict().items()})
+    if misfit:
         found = identify_architecture(weights)
         if found is not None:
             raise ValueError(f"{path} holds weights of {found}, the run uses --arch {arch}: give --arch {found}")
-        raise ValueError(
-            f"{path} does not hold weights of {arch}: {len(wrong)} entries missing or of another shape "
-            f"{wrong[:_SHOWN_KEYS]}, {len(extra)} entries too many {extra[:_SHOWN_KEYS]}"
-        )
+        raise ValueError(f"{path} does not hold weights of {arch}: {misfit}")
     model.load_state_dict(weights)
 
 

@@ -1,5 +1,7 @@
 """A trained model as a function: aligned faces in, unit embeddings and their norms out.
 
+    python inference.py compare a.jpg b.jpg --model adaface_ir101_webface12m     # all commands: inference_commands.py
+
     embedder = Embedder.load("experiments/default_11-24_0/best.ckpt")   # or an official .ckpt, or an exported .onnx
     embeddings, norms = embedder.embed(images)                          # (N, 112, 112, 3) uint8 BGR
 
@@ -14,6 +16,7 @@ import hashlib
 import importlib
 import json
 import math
+import runpy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +27,14 @@ import torch
 from torch import Tensor, nn
 
 from batch_norm_folding import fold_batch_norms
-from checkpoints import THRESHOLD, backbone_state, identify_architecture, load_backbone, load_checkpoint
+from checkpoints import (
+    THRESHOLD,
+    backbone_state,
+    identify_architecture,
+    load_backbone,
+    load_checkpoint,
+    nearest_architecture,
+)
 from evaluate_utils import fuse_flip
 from net import EMBEDDING_SIZE, IMAGE_SIZE, Backbone, build_model, normalize_images
 
@@ -317,9 +327,10 @@ def _architecture_of(checkpoint: Mapping[str, Any], path: str | Path) -> str:
     weights = backbone_state(dict(checkpoint), path)
     arch = identify_architecture(weights)
     if arch is None:
+        nearest, misfit = nearest_architecture(weights)
         raise ValueError(
-            f"{path} holds weights of no architecture that is known here ({len(weights)} entries, the first ones "
-            f"{list(weights)[:3]}); python net.py lists what there is"
+            f"{path} holds weights of no architecture that is known here ({len(weights)} entries); the nearest is "
+            f"{nearest}, but for {misfit}; python net.py lists what there is"
         )
     return arch
 
@@ -406,3 +417,7 @@ def _check_images(images: np.ndarray, what: str) -> None:
             f"{what}: {images.dtype} of shape {images.shape[1:]}, expected uint8 of ({IMAGE_SIZE}, {IMAGE_SIZE}, 3): "
             "align the faces first"
         )
+
+
+if __name__ == "__main__":
+    runpy.run_module("inference_commands", run_name="__main__")  # not imported: that module stands above this one

@@ -1,6 +1,5 @@
 """A few aligned faces to try a model on: of a folder, of a verification set, or drawn ones."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -67,16 +66,29 @@ def drawn_faces(count: int) -> np.ndarray:
     return np.stack([draw_picture(picture) for picture in training_pictures(size)[:count]])
 
 
+def find_images(folder: Path) -> list[Path]:
+    """Return the image files of a folder, at any depth, sorted; hidden ones, and those in hidden folders, are left out.
+
+    Args:
+        folder: to look in.
+
+    Raises:
+        FileNotFoundError: no such folder, or no images in it.
+        ValueError: a file, not a folder.
+    """
+    if not folder.is_dir():
+        if folder.exists():
+            raise ValueError(f"{folder} is a file, expected a folder of images")
+        raise FileNotFoundError(f"there is no folder {folder}")
+    files = [file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_EXTENSIONS and file.is_file()]
+    visible = sorted(file for file in files if not any(part[0] == "." for part in file.relative_to(folder).parts))
+    if not visible:
+        raise FileNotFoundError(f"no images in {folder}; it holds {listing(folder)}")
+    return visible
+
+
 def _open(path: Path) -> ImageList:
     """Return the images of a folder or of a verification set."""
     if path.is_dir():
-        files = [file for file in path.rglob("*") if file.suffix.lower() in IMAGE_EXTENSIONS and file.is_file()]
-        if not files:
-            raise FileNotFoundError(f"no images in {path}; it holds {listing(path)}")
-        return ImageFiles(path.name, _visible(path, files))
+        return ImageFiles(path.name, find_images(path))
     return PairSetImages(read_pair_set(path), path)
-
-
-def _visible(folder: Path, files: Sequence[Path]) -> list[Path]:
-    """Sort files, and leave out hidden ones and those in hidden folders."""
-    return sorted(file for file in files if not any(part[0] == "." for part in file.relative_to(folder).parts))

@@ -2,7 +2,7 @@ r"""Evaluate any model by the protocols of the paper, or on your own faces.
 
     python -m evaluation pairs --checkpoint experiments/<run>/best.ckpt --root <DATASET_ROOT>/faces_emore
     python -m evaluation ijbc --checkpoint adaface_ir101_webface12m.ckpt --root <DATASET_ROOT>
-    python -m evaluation paper --checkpoint adaface_ir50_ms1mv2.ckpt --root <DATASET_ROOT> --report
+    python -m evaluation paper --model adaface_ir50_ms1mv2 --root <DATASET_ROOT> --report
     python -m evaluation folder --compare pretrained.ckpt finetuned.ckpt --root <FACES>
 
 ``python -m evaluation --help`` explains every option.
@@ -21,6 +21,7 @@ from evaluation.command import parse
 from evaluation.embedding import CachedEmbedding, ModelFile
 from evaluation.findings import Evaluated, Findings, text_of, write_findings
 from evaluation.protocols import PROTOCOLS, run_comparison
+from model_options import model_path
 from run_folder import choose_run_folder
 
 _OUTSIDE = 3
@@ -55,6 +56,8 @@ def _run(options: argparse.Namespace, words: list[str]) -> int:
     if not Path(options.root).exists():
         raise FileNotFoundError(f"--root {options.root} does not exist")
     _check_output(Path(options.output_dir))
+    if options.model:
+        options.checkpoint = str(model_path(options))
     paths = options.compare or [options.checkpoint]
     models = [_open_model(options, path) for path in paths]
     for path, model in zip(paths, models, strict=True):

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+import model_options
 from command_line import Parser
 from evaluation.degradation import DEGRADATIONS
 from evaluation.embedding import MOST_UNREADABLE
@@ -39,14 +40,11 @@ def build_parser() -> Parser:
 def add_model_options(parser: Parser) -> None:
     """Add the options on the model and the hardware."""
     group = parser.add_argument_group("model")
-    group.add_argument(
-        "--checkpoint", default="", metavar="FILE", help="a .ckpt, ours or official, or an exported .onnx"
-    )
+    model_options.add_model_options(group)
     group.add_argument(
         "--compare", nargs="+", default=[], metavar="FILE",
         help="folder: several models side by side, on clear and on blurred images",
     )  # fmt: skip
-    group.add_argument("--arch", default=None, help="architecture, where the file does not tell it (ir_50, ...)")
     group.add_argument(
         "--accelerator",
         choices=("auto", "cpu", "gpu"),
@@ -158,8 +156,10 @@ def parse(words: list[str]) -> argparse.Namespace:
             parser.error(f"--{name} has no meaning with {options.protocol}, it is for {', '.join(protocols)}")
     if not options.root:
         parser.error("--root is missing: the folder of the data")
-    if bool(options.checkpoint) == bool(options.compare):
-        parser.error("give --checkpoint with the model to evaluate, or --compare with several (folder)")
+    if sum(map(bool, (options.model, options.checkpoint, options.compare))) != 1:
+        parser.error("give --checkpoint or --model with what to evaluate, or --compare with several (folder)")
+    if not options.compare:
+        model_options.check_model_options(options)
     if options.compare and options.degrade != "none":
         parser.error("--compare takes clear and blurred images anyway: leave out --degrade")
     if options.store_threshold and not options.target_far:

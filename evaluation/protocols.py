@@ -16,8 +16,6 @@ from evaluation.image_list import ChosenImages
 from evaluation.model_comparison import compare_models, model_names
 from evaluation.outcome import Outcome
 from evaluation.published import (
-    RANK_1,
-    RANK_5,
     Measurement,
     compare,
     comparison_table,
@@ -25,6 +23,7 @@ from evaluation.published import (
 )
 from evaluation.quality import error_versus_reject, quality_warning, rank_correlation
 from evaluation.verification import VerifiedSet
+from published_models import RANK_1, RANK_5
 from quality_plot import RejectCurve
 
 _REJECT_FMR = 1e-2

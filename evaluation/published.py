@@ -1,67 +1,13 @@
-"""The published results of the paper's models, and how measured ones compare with them.
-
-Source: the tables of the official AdaFace repository (accuracy, TAR at FAR 1e-4, rank-1 and rank-5, percent).
-"""
+"""How measured results compare with the published ones of the paper's models."""
 
 import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-_SETS = ("lfw", "cfp_fp", "cplfw", "calfw", "agedb_30", "ijbb", "ijbc")
-RANK_1, RANK_5 = "tinyface rank-1", "tinyface rank-5"
+from published_models import PUBLISHED, PublishedModel
+
 _ROUNDING = 0.005  # of the published figures
-
-
-@dataclass(frozen=True)
-class PublishedModel:
-    """A model of the paper.
-
-    Attributes:
-        arch: backbone.
-        data: training set.
-        file: name of the published checkpoint.
-        numbers: percent, by set: mean 10-fold accuracy, of ``ijbb`` and ``ijbc`` the TAR at FAR 1e-4, of TinyFace two
-            ranks.
-    """
-
-    arch: str
-    data: str
-    file: str
-    numbers: Mapping[str, float]
-
-    @property
-    def name(self) -> str:
-        """Architecture and training set."""
-        return f"{self.arch} {self.data}"
-
-
-def _model(arch: str, data: str, file: str, figures: str, tinyface: str = "") -> PublishedModel:
-    numbers = dict(zip(_SETS, map(float, figures.split()), strict=False))
-    numbers |= dict(zip((RANK_1, RANK_5), map(float, tinyface.split()), strict=False))
-    return PublishedModel(arch, data, file, numbers)
-
-
-PUBLISHED = (
-    _model("ir_18", "CASIA-WebFace", "adaface_ir18_casia.ckpt", "99.13 92.59 87.00 92.65 92.72"),
-    _model("ir_18", "VGGFace2", "adaface_ir18_vgg2.ckpt", "99.47 97.13 91.72 93.90 94.07 90.67 92.95"),
-    _model("ir_18", "WebFace4M", "adaface_ir18_webface4m.ckpt", "99.53 97.26 92.28 95.52 96.47 93.03 94.99"),
-    _model("ir_50", "CASIA-WebFace", "adaface_ir50_casia.ckpt", "99.42 96.41 89.97 93.23 94.38"),
-    _model("ir_50", "MS1MV2", "adaface_ir50_ms1mv2.ckpt", "99.82 97.86 92.83 96.07 97.85 94.82 96.27"),
-    _model("ir_50", "WebFace4M", "adaface_ir50_webface4m.ckpt", "99.78 98.97 94.17 95.98 97.78 95.44 96.98"),
-    _model(
-        "ir_101", "MS1MV2", "adaface_ir101_ms1mv2.ckpt", "99.82 98.49 93.53 96.08 98.05 95.67 96.89", "68.21 71.54"
-    ),
-    _model("ir_101", "MS1MV3", "adaface_ir101_ms1mv3.ckpt", "99.78 98.91 93.93 96.02 98.17 95.84 97.09"),
-    _model(
-        "ir_101", "WebFace4M", "adaface_ir101_webface4m.ckpt", "99.80 99.17 94.63 96.05 97.90 96.03 97.39",
-        "72.02 74.52",
-    ),
-    _model(
-        "ir_101", "WebFace12M", "adaface_ir101_webface12m.ckpt", "99.82 99.26 94.57 96.12 98.00 96.41 97.66",
-        "72.29 74.97",
-    ),
-)  # fmt: skip
 
 
 @dataclass(frozen=True)

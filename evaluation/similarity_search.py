@@ -48,7 +48,7 @@ def nearest(
     Raises:
         ValueError: shapes that do not fit, features that are not finite, another k, or too small a bound.
     """
-    _check_features(probes, gallery)
+    check_features(probes, gallery)
     if not 1 <= k <= len(gallery):
         raise ValueError(
             f"cannot find the {k} most similar of {len(gallery)} gallery features: k is from 1 to that many"
@@ -89,7 +89,7 @@ def search(
     Raises:
         ValueError: shapes that do not fit, features that are not finite, or too small a bound.
     """
-    _check_features(probes, gallery)
+    check_features(probes, gallery)
     probe_labels, gallery_labels = np.asarray(probe_labels), np.asarray(gallery_labels)
     if probe_labels.shape != (len(probes),) or gallery_labels.shape != (len(gallery),):
         raise ValueError(
@@ -161,7 +161,13 @@ def _score_blocks(probes: np.ndarray, gallery: np.ndarray, block_bytes: int) -> 
         yield slice(start, stop), np.asarray(probes[start:stop], dtype=np.float32) @ across
 
 
-def _check_features(probes: np.ndarray, gallery: np.ndarray) -> None:
+def check_features(probes: np.ndarray, gallery: np.ndarray) -> None:
+    """Raise ValueError where features cannot be compared.
+
+    Args:
+        probes: (P, D) expected.
+        gallery: (G, D) expected, G at least 1, all finite.
+    """
     if probes.ndim != 2 or gallery.ndim != 2 or probes.shape[1] != gallery.shape[1] or not len(gallery):
         raise ValueError(
             f"got probes of shape {probes.shape} and a gallery of shape {gallery.shape}, expected (P, D) and (G, D) "

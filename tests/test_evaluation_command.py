@@ -3,6 +3,7 @@ import json
 import os
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import cv2
@@ -14,8 +15,6 @@ from test_inference import faces, write_checkpoint
 from evaluation.__main__ import main
 from evaluation.command import build_parser, parse
 from evaluation.published import (
-    PUBLISHED,
-    RANK_1,
     Measurement,
     compare,
     comparison_table,
@@ -24,6 +23,7 @@ from evaluation.published import (
 from evaluation.verification import find_sets
 from inference import Embedder
 from pairs import write_bin
+from published_models import PUBLISHED, RANK_1
 
 IDENTITIES, IMAGES = 12, 4
 
@@ -245,6 +245,19 @@ def test_a_folder_whose_name_is_no_text(run, root, tmp_path):
     content = json.loads((folder_in(tmp_path) / "outcomes.json").read_text())
     assert content["outcomes"][0]["data"] == "people\udcff"
     assert "people\\udcff" in (folder_in(tmp_path) / "report.html").read_text()
+
+
+def test_a_model_by_its_name(run, root, checkpoint, tmp_path, monkeypatch):
+    words = ("paper", "--root", str(root), "--model", "adaface_ir18_casia")
+    monkeypatch.setenv("ADAFACE_MODELS", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "gdown", None)  # as if it were not installed
+    assert f"put it there as {tmp_path / 'adaface_ir18_casia.ckpt'}" in run(*words, model=None, expected=2)
+    monkeypatch.setattr("model_options.find_model", lambda name: checkpoint)  # of the published name, but small
+    assert "published results of ir_18 CASIA-WebFace" in run(*words, model=None)
+    assert "give --checkpoint or --model" in run(*words, expected=2)  # both
+    assert "did you mean adaface_ir18_vgg2" in run(
+        "pairs", "--root", "x", "--model", "adaface_ir18_vgg", model=None, expected=2
+    )
 
 
 def test_every_option_is_explained():

@@ -13,6 +13,8 @@ import alignment.__main__
 import config
 import convert
 import evaluation.command
+import inference_commands
+from published_models import PUBLISHED
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -74,8 +76,14 @@ def test_alignment_commands_parse(words):
     assert alignment.__main__.parse(words).output
 
 
+@pytest.mark.parametrize("words", commands("inference.py"), ids=" ".join)
+def test_inference_commands_parse(words):
+    assert inference_commands.parse(words).model in {model.stem for model in PUBLISHED}
+
+
 def test_there_are_commands_to_check():
     assert len(commands("-m alignment")) >= 2
+    assert {words[0] for words in commands("inference.py")} == {"compare", "embed", "search"}
     assert len(commands("-m evaluation")) >= 4
     assert len(commands("main.py")) >= 4
     assert sum("--run_folder" in words for words in commands("main.py")) == 2

@@ -1,0 +1,106 @@
+"""Embeddings of many faces in one `.npz`: names, embeddings, norms, and of which model they are.
+
+Plain arrays, no pickles: `names` (N,) text, `embeddings` (N, D) and `norms` (N,) float32, `model` (the fingerprint of
+the weights), `arch` and `version`. Any program that reads `.npz` can use them.
+"""
+
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from atomic_files import atomic_file
+
+_VERSION = 1
+_UNIT_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class NamedEmbeddings:
+    """Faces by name.
+
+    Attributes:
+        names: (N,) such as paths below a folder.
+        embeddings: (N, D) float32 unit vectors.
+        norms: (N,) float32, the model's measure of quality.
+        model: fingerprint of the model.
+        arch: its architecture.
+    """
+
+    names: Sequence[str]
+    embeddings: np.ndarray
+    norms: np.ndarray
+    model: str
+    arch: str
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def write_embeddings(path: Path, faces: NamedEmbeddings) -> None:
+    """Write embeddings to a file that is whole or absent.
+
+    Args:
+        path: the ``.npz``; its folder must exist.
+        faces: what to write.
+
+    Raises:
+        OSError: the file cannot be written; what was there before is untouched.
+    """
+    with atomic_file(path) as file:
+        np.savez(
+            file,
+            names=np.array(faces.names, dtype=np.str_),
+            embeddings=faces.embeddings.astype(np.float32),
+            norms=faces.norms.astype(np.float32),
+            model=np.array(faces.model),
+            arch=np.array(faces.arch),
+            version=np.array(_VERSION),
+        )
+
+
+def read_embeddings(path: Path, model: str | None = None) -> NamedEmbeddings:
+    """Read embeddings.
+
+    Args:
+        path: an ``.npz`` of ``write_embeddings``.
+        model: fingerprint that they must be of; None takes any.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: no such file of ours, damaged, empty, or of another model.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            faces, version = _faces_of(file), int(file["version"])
+    except (KeyError, ValueError, TypeError, OSError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{path} holds no embeddings of `python inference.py embed` ({reason})") from error
+    if version != _VERSION:
+        raise ValueError(f"{path} has the form {version}, this program reads {_VERSION}: embed the images again")
+    if model is not None and faces.model != model:
+        raise ValueError(
+            f"{path} is of another model ({faces.arch}, fingerprint {faces.model}; this one's is {model}): "
+            "similarities between models mean nothing. Give the model they were made with, or embed the images again"
+        )
+    if not len(faces):
+        raise ValueError(f"{path} holds no embeddings: the gallery is empty")
+    lengths = np.linalg.norm(faces.embeddings, axis=1)
+    if not (np.abs(lengths - 1) < _UNIT_TOLERANCE).all() or not np.isfinite(faces.norms).all():
+        raise ValueError(f"{path} is damaged: some of its embeddings are not of length 1")
+    return faces
+
+
+def _faces_of(file: "np.lib.npyio.NpzFile") -> NamedEmbeddings:
+    """Return what a file holds, or raise ValueError where its arrays do not fit together."""
+    names, embeddings, norms = (file[name] for name in ("names", "embeddings", "norms"))
+    kinds = (names.dtype.kind, embeddings.dtype, norms.dtype)
+    if kinds != ("U", np.float32, np.float32) or embeddings.ndim != 2:
+        raise ValueError(f"arrays of {names.dtype}, {embeddings.dtype} and {norms.dtype}")
+    if names.shape != (len(embeddings),) or norms.shape != (len(embeddings),):
+        raise ValueError(f"{names.shape} names and {norms.shape} norms for {len(embeddings)} embeddings")
+    return NamedEmbeddings(names.tolist(), embeddings, norms, str(file["model"]), str(file["arch"]))

@@ -1,0 +1,159 @@
+"""Faces compared with each other: similarities, decisions at a threshold with an origin, a picture of both."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from inference import Embedder
+from plot_style import BLACK, GREEN, GREY, plain, save_figure
+
+NO_THRESHOLD = (
+    "the model has no threshold, so there is no decision: give --threshold, or find one on pairs like yours: python -m "
+    "evaluation pairs --target_far 0.001 --store_threshold"
+)
+_CELL_INCHES = 1.1
+_LONGEST_NAME = 40
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """The similarity from which on two faces are taken for one person's.
+
+    Attributes:
+        cosine: in [-1, 1].
+        origin: where it comes from, for people.
+    """
+
+    cosine: float
+    origin: str
+
+
+@dataclass(frozen=True)
+class FaceComparison:
+    """N faces compared with each other.
+
+    Attributes:
+        names: (N,) of the images.
+        similarity: (N, N) cosines.
+        norms: (N,) the model's measure of quality.
+        threshold: that decides; None where there is none.
+    """
+
+    names: Sequence[str]
+    similarity: np.ndarray
+    norms: np.ndarray
+    threshold: Threshold | None
+
+    def same(self, first: int, second: int) -> bool | None:
+        """Whether two faces are taken for one person's; None where there is no threshold."""
+        return None if self.threshold is None else bool(self.similarity[first, second] >= self.threshold.cosine)
+
+
+def choose_threshold(given: float | None, stored: Mapping[str, Any] | None) -> Threshold | None:
+    """Return the threshold to decide by: the given one, else the model's, else None.
+
+    Args:
+        given: on the command line.
+        stored: what the model's file holds.
+
+    Raises:
+        ValueError: no cosine.
+    """
+    cosine: Any = given
+    origin = "given by --threshold"
+    if given is None:
+        if stored is None:
+            return None
+        cosine = stored.get("cosine")
+        found = [f"FAR {stored['wanted_far']:g}"] if isinstance(stored.get("wanted_far"), float) else []
+        found += [f"on {stored['sets']}"] if isinstance(stored.get("sets"), str) else []
+        origin = "stored in the model" + (f": {' '.join(found)}" if found else "")
+    if not isinstance(cosine, int | float) or not -1 <= cosine <= 1:
+        raise ValueError(f"the threshold {cosine!r} ({origin}) is not a cosine from -1 to 1")
+    return Threshold(float(cosine), origin)
+
+
+def compare_faces(
+    embedder: Embedder, images: np.ndarray, names: Sequence[str], threshold: Threshold | None
+) -> FaceComparison:
+    """Compare faces with each other.
+
+    Args:
+        embedder: the model.
+        images: (N, 112, 112, 3) uint8 BGR, aligned.
+        names: (N,) of the images.
+        threshold: that decides.
+    """
+    embeddings, norms = embedder.embed(images)
+    similarity = np.clip(embeddings @ embeddings.T, -1, 1)
+    return FaceComparison(names, similarity, norms[:, 0], threshold)
+
+
+def comparison_text(comparison: FaceComparison) -> str:
+    """Lay out a comparison as text: the matrix, marks where two faces are taken for one person's, the threshold."""
+    names = [short_name(name) for name in comparison.names]
+    width = max(map(len, [*names, "image"]))
+    lines = [f"     {'image':<{width}}  quality" + "".join(f"{n:>9}" for n in range(1, len(names) + 1))]
+    for row, name in enumerate(names):
+        cells = "".join(
+            f"{value:>8.4f}{'*' if row != column and comparison.same(row, column) else ' '}"
+            for column, value in enumerate(comparison.similarity[row])
+        )
+        lines.append(f"{row + 1:>3}  {name:<{width}}  {comparison.norms[row]:>7.2f} {cells}".rstrip())
+    if comparison.threshold is None:
+        return "\n".join([*lines, NO_THRESHOLD])
+    lines.append(f"* one person: cosine at or above {threshold_text(comparison.threshold)}")
+    if len(names) == 2:
+        lines.append("decision: " + ("one person" if comparison.same(0, 1) else "two people"))
+    return "\n".join(lines)
+
+
+def threshold_text(threshold: Threshold) -> str:
+    """Return a threshold and its origin in words."""
+    return f"{threshold.cosine:.4f} ({threshold.origin})"
+
+
+def short_name(name: str) -> str:
+    """Return a name, or the end of a long one."""
+    return name if len(name) <= _LONGEST_NAME else f"...{name[3 - _LONGEST_NAME :]}"
+
+
+def draw_comparison(comparison: FaceComparison, images: np.ndarray, path: Path) -> None:
+    """Write a picture: the faces along both sides, their similarities between, frames around pairs of one person.
+
+    Args:
+        comparison: of N faces.
+        images: (N, 112, 112, 3) uint8 BGR.
+        path: PNG to write.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    count = len(images)
+    side = _CELL_INCHES * (count + 1)
+    figure = Figure(figsize=(side, side + 0.6), layout="constrained")
+    axes = figure.add_subplot()
+    axes.imshow(comparison.similarity, cmap="Blues", vmin=-0.2, vmax=1.4, extent=(0, count, count, 0))
+    for place, image in enumerate(images):
+        picture = image[..., ::-1]  # BGR -> RGB
+        axes.imshow(picture, extent=(place, place + 1, 0, -1))
+        axes.imshow(picture, extent=(-1, 0, place + 1, place))
+        axes.text(place + 0.5, -1.05, f"quality {comparison.norms[place]:.1f}", ha="center", va="bottom", fontsize=7)
+    for row, column in np.ndindex(count, count):
+        axes.text(column + 0.5, row + 0.5, f"{comparison.similarity[row, column]:.3f}", ha="center", va="center")
+        if row != column and comparison.same(row, column):
+            axes.add_patch(Rectangle((column + 0.04, row + 0.04), 0.92, 0.92, fill=False, edgecolor=GREEN, linewidth=3))
+    axes.set(xlim=(-1, count), ylim=(count, -1), xticks=[])
+    axes.set_yticks([place + 0.5 for place in range(count)])
+    axes.set_yticklabels([plain(short_name(Path(name).name)) for name in comparison.names], fontsize=7, color=BLACK)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    decided = comparison.threshold
+    caption = "no threshold" if decided is None else f"framed: cosine at or above {threshold_text(decided)}"
+    figure.supxlabel(plain(caption), fontsize=8, color=GREY)
+    save_figure(figure, path)

@@ -1,0 +1,266 @@
+r"""Use a trained or published model on faces.
+
+    python inference.py compare a.jpg b.jpg --model adaface_ir101_webface12m --save picture.png
+    python inference.py embed <faces> --out faces.npz --checkpoint experiments/default_11-24_0/best.ckpt
+    python inference.py search faces.npz c.jpg --top 5 --csv found.csv --model adaface_ir101_webface12m
+
+Faces are aligned to 112x112. Similarities are cosines; the quality of a face is the norm of its embedding, which is
+AdaFace's measure and comparable within one model. ``python inference.py <command> --help`` explains every option.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from atomic_files import write_atomically
+from command_line import EXPECTED_ERRORS, FAILED, INTERRUPTED, Parser, terminated_as_interrupted
+from devices import plan_devices
+from embedding_file import NamedEmbeddings, read_embeddings, write_embeddings
+from evaluation.command import CACHE
+from evaluation.embedding import MOST_UNREADABLE, CachedEmbedding, ModelFile
+from evaluation.image_list import ImageFiles, ImageList
+from face_comparison import (
+    choose_threshold,
+    compare_faces,
+    comparison_text,
+    draw_comparison,
+)
+from found_faces import FoundFaces, found_csv, found_text
+from gallery_search import ENGINES, LARGE_GALLERY, choose_engine, most_similar
+from model_options import add_model_options, check_model_options, model_path
+from sample_images import find_images
+
+# What turns image files into aligned faces: called with a name for the list and its files. A detector is plugged in
+# here, as an ImageFiles with `prepare`.
+OpenFaces = Callable[[str, Sequence[Path]], ImageList]
+_SHOWN_UNREADABLE = 5
+_EMBEDDINGS = ".npz"
+
+
+def build_parsers() -> tuple[Parser, dict[str, Parser]]:
+    """Build the command line's parser, and those of its commands by name."""
+    parser = Parser(
+        prog="python inference.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    compare = commands.add_parser("compare", help="similarities of images, and who is one person")
+    compare.add_argument("images", nargs="+", metavar="IMAGE", help="two or more image files")
+    compare.add_argument("--save", default="", metavar="PNG", help="write a picture of faces and similarities")
+    embed = commands.add_parser("embed", help="embeddings of all images of a folder, into one file")
+    embed.add_argument("folder", help="of the images, at any depth")
+    embed.add_argument("--out", required=True, metavar="NPZ", help="names, embeddings, norms, and of which model")
+    search = commands.add_parser("search", help="the most similar faces of a gallery")
+    search.add_argument("gallery", help="a folder of images, or an .npz of `embed`")
+    search.add_argument("probes", nargs="+", metavar="PROBE", help="image files, folders, or .npz files of `embed`")
+    search.add_argument("--top", type=int, default=5, metavar="K", help="faces to find for each probe (default 5)")
+    search.add_argument("--csv", default="", metavar="FILE", help="write what was found as a table")
+    search.add_argument(
+        "--engine", choices=ENGINES, default=ENGINES[0],
+        help=f"what searches; all are exact; auto: faiss in a gallery of {LARGE_GALLERY:,} or more",
+    )  # fmt: skip
+    for command in (compare, search):
+        command.add_argument(
+            "--threshold", type=float, default=None, metavar="COSINE",
+            help="from which on two faces are one person's, -1 to 1 (default: that of the model, if it has one)",
+        )  # fmt: skip
+    for command in (embed, search):
+        _add_list_options(command)
+    for command in (compare, embed, search):
+        _add_model_options(command)
+    return parser, {"compare": compare, "embed": embed, "search": search}
+
+
+def _add_list_options(command: Parser) -> None:
+    command.add_argument(
+        "--cache", default=CACHE, metavar="DIR",
+        help=f"embeddings of folders are kept there, a stopped command goes on (default {CACHE}); '' keeps none",
+    )  # fmt: skip
+    command.add_argument(
+        "--most_unreadable", type=float, default=MOST_UNREADABLE, metavar="SHARE",
+        help=f"share of a folder's images that may be unreadable, 0 to 1 (default {MOST_UNREADABLE})",
+    )  # fmt: skip
+
+
+def _add_model_options(command: Parser) -> None:
+    group = command.add_argument_group("model")
+    add_model_options(group)
+    group.add_argument(
+        "--accelerator", choices=("auto", "cpu", "gpu"), default="auto", help="auto: a GPU if there is one"
+    )
+    group.add_argument("--batch_size", type=int, default=64, metavar="N", help="images at a time (default 64)")
+
+
+def parse(words: list[str]) -> argparse.Namespace:
+    """Parse and check the command line.
+
+    Args:
+        words: what follows `python inference.py`.
+
+    Raises:
+        ValueError: unknown command or option, or values that do not fit.
+    """
+    parser, commands = build_parsers()
+    if not words or words[0] not in commands:
+        return parser.parse(words)  # help, or the error
+    command = commands[words[0]]
+    options = command.parse(words[1:])
+    options.command = words[0]
+    check_model_options(options)
+    _check_values(command, options)
+    return options
+
+
+def _check_values(command: Parser, options: argparse.Namespace) -> None:
+    if options.batch_size < 1:
+        command.error(f"--batch_size {options.batch_size}: at least 1 is expected")
+    if options.command == "compare" and len(options.images) < 2:
+        command.error("give two or more images to compare")
+    if options.command == "search" and options.top < 1:
+        command.error(f"--top {options.top}: at least 1 is expected")
+    if options.command != "compare" and not 0 <= options.most_unreadable <= 1:
+        command.error(f"--most_unreadable {options.most_unreadable}: a share from 0 to 1 is expected")
+    for name, ending in {"save": ".png", "out": _EMBEDDINGS, "csv": ".csv"}.items():
+        file = Path(getattr(options, name, None) or f"default{ending}")
+        if file.suffix != ending:
+            command.error(f"--{name} {file}: a file name that ends in {ending} is expected")
+        if file.is_dir():
+            command.error(f"--{name} {file} is a folder, a file is expected")
+        if not file.parent.is_dir():
+            command.error(f"--{name} {file}: there is no folder {file.parent}")
+
+
+def main(words: list[str] | None = None, open_faces: OpenFaces = ImageFiles) -> int:
+    """Run the command line.
+
+    Args:
+        words: what follows `python inference.py`; those of the process when None.
+        open_faces: turns image files into aligned faces; by default the files hold such faces.
+
+    Returns:
+        Exit status: 0 done, 2 error (one line on stderr), 130 stopped.
+    """
+    try:
+        options = parse(sys.argv[1:] if words is None else words)
+        with terminated_as_interrupted():
+            _COMMANDS[options.command](options, _open_model(options), open_faces)
+    except KeyboardInterrupt:
+        print("\nstopped; what has been embedded of folders is kept, the same command goes on", file=sys.stderr)
+        return INTERRUPTED
+    except EXPECTED_ERRORS as error:
+        print(f"inference: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return FAILED
+    return 0
+
+
+def _open_model(options: argparse.Namespace) -> CachedEmbedding:
+    path = model_path(options)
+    devices = plan_devices(options.accelerator, 1, 1, gpus_given=False, use_16bit=False, precision="32")
+    accelerator = "gpu" if devices.accelerator == "gpu" else "cpu"
+    cache = getattr(options, "cache", "")
+    model = CachedEmbedding(
+        ModelFile(str(path), options.arch, accelerator),
+        folder=Path(cache) if cache else None,
+        batch_size=options.batch_size,
+        most_unreadable=getattr(options, "most_unreadable", 0),
+    )
+    print(f"model: {path} ({model.embedder.arch})")
+    return model
+
+
+def _compare(options: argparse.Namespace, model: CachedEmbedding, open_faces: OpenFaces) -> None:
+    threshold = choose_threshold(options.threshold, model.embedder.threshold)
+    faces = _read(options.images, open_faces)
+    comparison = compare_faces(model.embedder, faces, options.images, threshold)
+    print(comparison_text(comparison))
+    if options.save:
+        draw_comparison(comparison, faces, Path(options.save))
+        print(f"the picture is {options.save}")
+
+
+def _embed(options: argparse.Namespace, model: CachedEmbedding, open_faces: OpenFaces) -> None:
+    faces = _of_folder(Path(options.folder), model, open_faces)
+    write_embeddings(Path(options.out), faces)
+    print(f"{len(faces):,} faces of {options.folder} are in {options.out}")
+
+
+def _search(options: argparse.Namespace, model: CachedEmbedding, open_faces: OpenFaces) -> None:
+    threshold = choose_threshold(options.threshold, model.embedder.threshold)
+    gallery = _named(Path(options.gallery), model, open_faces)
+    files = [path for path in options.probes if not Path(path).is_dir() and Path(path).suffix != _EMBEDDINGS]
+    parts = [_named(Path(path), model, open_faces) for path in options.probes if path not in files]
+    parts += [_of_files(files, model, open_faces)] if files else []
+    probes = _with_model(
+        model,
+        [name for part in parts for name in part.names],
+        np.concatenate([part.embeddings for part in parts]),
+        np.concatenate([part.norms for part in parts]),
+    )
+    top = min(options.top, len(gallery))
+    places, similarity = most_similar(probes.embeddings, gallery.embeddings, top, options.engine)
+    engine = choose_engine(options.engine, len(gallery))
+    print(
+        f"{len(probes):,} probes in a gallery of {len(gallery):,} faces, by {engine}, the {top} most similar of each:"
+    )
+    found = FoundFaces(probes, gallery, places, similarity, threshold)
+    print(found_text(found))
+    if options.csv:
+        write_atomically(options.csv, found_csv(found))
+        print(f"the table is {options.csv}")
+
+
+_COMMANDS = {"compare": _compare, "embed": _embed, "search": _search}
+
+
+def _named(path: Path, model: CachedEmbedding, open_faces: OpenFaces) -> NamedEmbeddings:
+    """Return the faces of a folder, or of an .npz."""
+    if path.is_dir():
+        return _of_folder(path, model, open_faces)
+    if path.suffix == _EMBEDDINGS:
+        return read_embeddings(path, model.embedder.fingerprint)
+    if path.exists():
+        raise ValueError(f"{path} is no gallery: expected a folder of images, or an .npz of `embed`")
+    raise FileNotFoundError(f"there is no {path}")
+
+
+def _of_folder(folder: Path, model: CachedEmbedding, open_faces: OpenFaces) -> NamedEmbeddings:
+    """Embed the images of a folder; those that cannot be read, no more than allowed, are left out and named."""
+    files = find_images(folder)
+    names = [file.relative_to(folder).as_posix() for file in files]
+    embedded = model(open_faces(folder.resolve().name, files))
+    good = np.flatnonzero(embedded.readable)
+    bad = [names[index] for index in np.flatnonzero(~embedded.readable)]
+    if bad:
+        more = ", ..." if len(bad) > _SHOWN_UNREADABLE else ""
+        print(f"left out, unreadable: {len(bad):,} of {len(files):,} ({', '.join(bad[:_SHOWN_UNREADABLE])}{more})")
+    if not len(good):
+        raise ValueError(f"no image of {folder} can be used: no embeddings")
+    return _with_model(model, [names[i] for i in good], embedded.embeddings[good], embedded.norms[good, 0])
+
+
+def _of_files(paths: Sequence[str], model: CachedEmbedding, open_faces: OpenFaces) -> NamedEmbeddings:
+    embeddings, norms = model.embedder.embed(_read(paths, open_faces))
+    return _with_model(model, paths, embeddings, norms[:, 0])
+
+
+def _with_model(
+    model: CachedEmbedding, names: Sequence[str], embeddings: np.ndarray, norms: np.ndarray
+) -> NamedEmbeddings:
+    return NamedEmbeddings(names, embeddings, norms, model.embedder.fingerprint, model.embedder.arch)
+
+
+def _read(paths: Sequence[str], open_faces: OpenFaces) -> np.ndarray:
+    """Read image files, (N, 112, 112, 3) uint8 BGR, or raise ValueError or FileNotFoundError."""
+    for path in map(Path, paths):
+        if path.is_dir():
+            raise ValueError(f"{path} is a folder, expected an image file (`embed` and `search` take folders)")
+        if not path.exists():
+            raise FileNotFoundError(f"there is no image {path}")
+    images = open_faces("images", [Path(path) for path in paths])
+    return np.stack([images.read(index) for index in range(len(paths))])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,165 @@
+"""Published models by name: the file in a folder of this machine, downloaded once where it is absent.
+
+A name is that of the published file, such as ``adaface_ir101_webface12m``, or ``hf:<owner>/<repository>/<file>``, a
+checkpoint on the Hugging Face hub. What is downloaded gets its name only after it was checked, and is checked again
+each time it is asked for: size, keys and shapes. Nothing in it is executed.
+
+The programs that download, gdown (Google Drive) and huggingface_hub, are no requirements of this project: a file that
+is there already, trained or copied, needs neither of them, and they bring sixteen packages.
+"""
+
+import importlib
+import math
+import os
+import re
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+from checkpoints import (
+    backbone_state,
+    expected_shapes,
+    identify_architecture,
+    key_misfit,
+    load_checkpoint,
+    nearest_architecture,
+)
+from published_models import PUBLISHED, published_by_name
+
+FOLDER_VARIABLE = "ADAFACE_MODELS"
+_HUB = re.compile(r"hf:([\w.-]+/[\w.-]+)/([\w./-]+)")
+_BYTES_PER_WEIGHT = 4  # float32
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where the file of a name is, here and out there.
+
+    Attributes:
+        name: as it was asked for.
+        path: of the file on this machine, whether it is there or not.
+        arch: its architecture; None where the name does not tell it.
+        address: for people, to download it by hand.
+        drive_id: on Google Drive; empty for a file of the hub.
+        hub: repository and file on the hub; empty for a file on Google Drive.
+    """
+
+    name: str
+    path: Path
+    arch: str | None
+    address: str
+    drive_id: str = ""
+    hub: tuple[str, str] = ("", "")
+
+
+def models_folder() -> Path:
+    """Return the folder that keeps published models: ``ADAFACE_MODELS``, or ``~/.cache/adaface/models``."""
+    return Path(os.environ.get(FOLDER_VARIABLE) or Path.home() / ".cache" / "adaface" / "models")
+
+
+def locate(name: str) -> ModelSource:
+    """Return where the file of a name is, without looking for it.
+
+    Args:
+        name: of the table of published models, or ``hf:<owner>/<repository>/<file>``.
+
+    Raises:
+        ValueError: an unknown name; the nearest one is named, and all are listed.
+    """
+    folder = models_folder()
+    if not name.startswith("hf:"):
+        model = published_by_name(name)
+        address = f"https://drive.google.com/file/d/{model.drive_id}"
+        return ModelSource(name, folder / model.file, model.arch, address, drive_id=model.drive_id)
+    match = _HUB.fullmatch(name)
+    if match is None or {"", ".", ".."} & set(name[3:].split("/")) or not name.endswith(".ckpt"):
+        raise ValueError(f"{name!r} is no file of the hub: expected hf:<owner>/<repository>/<file>.ckpt")
+    repository, file = match.groups()
+    arch = {model.file: model.arch for model in PUBLISHED}.get(Path(file).name)
+    address = f"https://huggingface.co/{repository}/resolve/main/{file}"
+    return ModelSource(name, folder / "hf" / repository / file, arch, address, hub=(repository, file))
+
+
+def find_model(name: str) -> Path:
+    """Return the file of a published model, downloaded where it is absent.
+
+    Args:
+        name: of the table of published models, or ``hf:<owner>/<repository>/<file>``.
+
+    Raises:
+        ValueError: an unknown name, or a file that is not this model.
+        RuntimeError: it is absent and cannot be downloaded; which file to put where is told.
+        OSError: it cannot be written.
+    """
+    source = locate(name)
+    if source.path.is_dir():
+        raise ValueError(f"{source.path} is a folder, expected the file of {name}: remove it")
+    if source.path.is_file():
+        check_model(source.path, source)
+    else:
+        _download(source)
+    return source.path
+
+
+def check_model(path: Path, source: ModelSource) -> None:
+    """Raise ValueError where a file is not the model that was asked for.
+
+    Args:
+        path: the file.
+        source: what it should be.
+    """
+    size = path.stat().st_size
+    if source.arch is not None and size < (least := _least_bytes(source.arch)):
+        raise ValueError(
+            f"{path} is not {source.name}: {size:,} bytes, the weights of {source.arch} alone take {least:,}; "
+            f"delete it and get it again from {source.address}"
+        )
+    weights = backbone_state(load_checkpoint(path), path)
+    arch = source.arch or identify_architecture(weights) or nearest_architecture(weights)[0]
+    misfit = key_misfit(weights, expected_shapes(arch))
+    if misfit:
+        found = identify_architecture(weights)
+        reason = f"it holds weights of {found}" if found else misfit
+        raise ValueError(f"{path} is not {source.name}, a model of {arch}: {reason}")
+
+
+def _least_bytes(arch: str) -> int:
+    return sum(_BYTES_PER_WEIGHT * math.prod(shape) for shape in expected_shapes(arch).values())
+
+
+def _download(source: ModelSource) -> None:
+    """Download a file to another name, check it, and give it its name."""
+    by_hand = f"get it from {source.address} and put it there as {source.path}"
+    package = "gdown" if source.drive_id else "huggingface_hub"
+    try:
+        program = importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        raise RuntimeError(
+            f"{source.name} is not on this machine, and what downloads it is not installed: pip install {package}; or "
+            f"{by_hand}"
+        ) from error
+    source.path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=source.path.parent, prefix=".download_") as folder:
+        try:
+            part = _fetch(program, source, Path(folder))
+        except Exception as error:  # of many kinds: of the programs, of what they use, of the system
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            raise RuntimeError(f"{source.name} could not be downloaded ({reason}): {by_hand}") from error
+        if not part.is_file():
+            raise RuntimeError(f"{source.name} could not be downloaded (no file arrived): {by_hand}")
+        try:
+            check_model(part, source)
+        except ValueError as error:
+            raise RuntimeError(f"what was downloaded as {source.name} is not kept: {error}; {by_hand}") from error
+        part.replace(source.path)
+
+
+def _fetch(program: ModuleType, source: ModelSource, folder: Path) -> Path:
+    """Return the file that a download has written into a folder."""
+    if source.drive_id:
+        part = folder / source.path.name
+        program.download(id=source.drive_id, output=str(part), quiet=False)
+        return part
+    repository, file = source.hub
+    return Path(program.hf_hub_download(repository, file, local_dir=folder))

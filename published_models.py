@@ -1,0 +1,90 @@
+"""The models that were published with the paper: what they are, where their files are, what they reach.
+
+Source: the tables of the official AdaFace repository (accuracy, TAR at FAR 1e-4, rank-1 and rank-5, percent), and the
+Google Drive files it links to.
+"""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+_SETS = ("lfw", "cfp_fp", "cplfw", "calfw", "agedb_30", "ijbb", "ijbc")
+RANK_1, RANK_5 = "tinyface rank-1", "tinyface rank-5"
+
+
+@dataclass(frozen=True)
+class PublishedModel:
+    """A model of the paper.
+
+    Attributes:
+        arch: backbone.
+        data: training set.
+        file: name of the published checkpoint.
+        drive_id: of that file on Google Drive.
+        numbers: percent, by set: mean 10-fold accuracy, of ``ijbb`` and ``ijbc`` the TAR at FAR 1e-4, of TinyFace two
+            ranks.
+    """
+
+    arch: str
+    data: str
+    file: str
+    drive_id: str
+    numbers: Mapping[str, float]
+
+    @property
+    def name(self) -> str:
+        """Architecture and training set."""
+        return f"{self.arch} {self.data}"
+
+    @property
+    def stem(self) -> str:
+        """Name of the file without its ending: what ``--model`` takes."""
+        return self.file.removesuffix(".ckpt")
+
+
+def _model(arch: str, data: str, file: str, drive_id: str, figures: str, tinyface: str = "") -> PublishedModel:
+    numbers = dict(zip(_SETS, map(float, figures.split()), strict=False))
+    numbers |= dict(zip((RANK_1, RANK_5), map(float, tinyface.split()), strict=False))
+    return PublishedModel(arch, data, file, drive_id, numbers)
+
+
+PUBLISHED = (
+    _model("ir_18", "CASIA-WebFace", "adaface_ir18_casia.ckpt",
+           "1BURBDplf2bXpmwOL1WVzqtaVmQl9NpPe", "99.13 92.59 87.00 92.65 92.72"),
+    _model("ir_18", "VGGFace2", "adaface_ir18_vgg2.ckpt",
+           "1k7onoJusC0xjqfjB-hNNaxz9u6eEzFdv", "99.47 97.13 91.72 93.90 94.07 90.67 92.95"),
+    _model("ir_18", "WebFace4M", "adaface_ir18_webface4m.ckpt",
+           "1J17_QW1Oq00EhSWObISnhWEYr2NNrg2y", "99.53 97.26 92.28 95.52 96.47 93.03 94.99"),
+    _model("ir_50", "CASIA-WebFace", "adaface_ir50_casia.ckpt",
+           "1g1qdg7_HSzkue7_VrW64fnWuHl0YL2C2", "99.42 96.41 89.97 93.23 94.38"),
+    _model("ir_50", "MS1MV2", "adaface_ir50_ms1mv2.ckpt",
+           "1eUaSHG4pGlIZK7hBkqjyp2fc2epKoBvI", "99.82 97.86 92.83 96.07 97.85 94.82 96.27"),
+    _model("ir_50", "WebFace4M", "adaface_ir50_webface4m.ckpt",
+           "1BmDRrhPsHSbXcWZoYFPJg2KJn1sd3QpN", "99.78 98.97 94.17 95.98 97.78 95.44 96.98"),
+    _model("ir_101", "MS1MV2", "adaface_ir101_ms1mv2.ckpt",
+           "1m757p4-tUU5xlSHLaO04sqnhvqankimN", "99.82 98.49 93.53 96.08 98.05 95.67 96.89", "68.21 71.54"),
+    _model("ir_101", "MS1MV3", "adaface_ir101_ms1mv3.ckpt",
+           "1hRI8YhlfTx2YMzyDwsqLTOxbyFVOqpSI", "99.78 98.91 93.93 96.02 98.17 95.84 97.09"),
+    _model("ir_101", "WebFace4M", "adaface_ir101_webface4m.ckpt",
+           "18jQkqB0avFqWa0Pas52g54xNshUOQJpQ", "99.80 99.17 94.63 96.05 97.90 96.03 97.39", "72.02 74.52"),
+    _model("ir_101", "WebFace12M", "adaface_ir101_webface12m.ckpt",
+           "1dswnavflETcnAuplZj1IOKKP0eM8ITgT", "99.82 99.26 94.57 96.12 98.00 96.41 97.66", "72.29 74.97"),
+)  # fmt: skip
+
+
+def published_by_name(name: str) -> PublishedModel:
+    """Return the published model of a name.
+
+    Args:
+        name: of its file, with or without ``.ckpt``; case does not matter.
+
+    Raises:
+        ValueError: no such model; the nearest one is named, and all are listed.
+    """
+    by_stem = {model.stem: model for model in PUBLISHED}
+    wanted = name.lower().removesuffix(".ckpt")
+    if wanted in by_stem:
+        return by_stem[wanted]
+    near = difflib.get_close_matches(wanted, by_stem, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise ValueError(f"no published model is called {name!r}{hint} (there are {', '.join(by_stem)})")

@@ -1,0 +1,266 @@
+import csv
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from test_inference import faces, write_checkpoint
+from test_model_files import write_official
+
+import inference_commands
+from embedding_file import read_embeddings
+from evaluation.image_list import ImageFiles
+from inference import Embedder
+from inference_commands import build_parsers, main
+
+ROOT = Path(__file__).resolve().parents[1]
+STORED = {"cosine": 0.5, "wanted_far": 0.001, "sets": "lfw, agedb_30"}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("model") / "model.ckpt", adaface_threshold=STORED)
+
+
+@pytest.fixture
+def people(tmp_path, monkeypatch) -> Path:
+    """Six faces of three people in the working folder: the second of each is the first, slightly changed."""
+    monkeypatch.chdir(tmp_path)
+    for person in range(3):
+        folder = Path("people", f"person {person}")
+        folder.mkdir(parents=True)
+        face = cv2.GaussianBlur(faces(1, seed=person)[0], (0, 0), 8)
+        face = cv2.normalize(face, None, 0, 230, cv2.NORM_MINMAX)
+        cv2.imwrite(str(folder / "0.png"), face)
+        cv2.imwrite(str(folder / "1.png"), face + 3)
+    return Path("people")
+
+
+@pytest.fixture
+def run(capsys, checkpoint):
+    def run_(*words: str, model: Sequence[str] | None = None, expected: int = 0, **options) -> str:
+        model = ["--checkpoint", str(checkpoint)] if model is None else model
+        assert main([*words, *model], **options) == expected
+        output = capsys.readouterr()
+        return output.err if expected else output.out
+
+    return run_
+
+
+def embedded(checkpoint: Path, *paths: str) -> tuple[np.ndarray, np.ndarray]:
+    return Embedder.load(checkpoint).embed(np.stack([cv2.imread(path) for path in paths]))
+
+
+def test_compare(run, people, checkpoint):
+    paths = ["people/person 0/0.png", "people/person 0/1.png", "people/person 1/0.png"]
+    out = run("compare", *paths, "--threshold", "0.99", "--save", "picture.png")
+    embeddings, norms = embedded(checkpoint, *paths)
+    rows = [line for line in out.splitlines() if re.match(r" +[123]  people", line)]
+    for row, line in enumerate(rows):
+        numbers = [float(number) for number in re.findall(r"-?\d+\.\d+", line.split(".png")[1])]
+        np.testing.assert_allclose(numbers, [norms[row, 0], *(embeddings[row] @ embeddings.T)], atol=0.0051)
+    assert [line.count("*") for line in rows] == [1, 1, 0]  # both of person 0, not with themselves
+    assert "* one person: cosine at or above 0.9900 (given by --threshold)" in out
+    assert cv2.imread("picture.png").shape[0] > 400
+
+
+def test_the_threshold_of_the_model_decides(run, people, tmp_path):
+    same = ["people/person 0/0.png", "people/person 0/1.png"]
+    out = run("compare", *same)
+    assert "at or above 0.5000 (stored in the model: FAR 0.001 on lfw, agedb_30)" in out
+    assert out.endswith("decision: one person\n")
+    assert run("compare", *same, "--threshold", "1").endswith("decision: two people\n")
+    without = write_checkpoint(tmp_path / "without.ckpt")
+    out = run("compare", *same, "--save", "x.png", model=["--checkpoint", str(without)])
+    assert "the model has no threshold, so there is no decision: give --threshold, or find one" in out
+    assert "decision:" not in out.replace("no decision:", "")
+    assert "*" not in out
+    strange = write_checkpoint(tmp_path / "strange.ckpt", adaface_threshold={"cosine": "high"})
+    error = run("compare", *same, model=["--checkpoint", str(strange)], expected=2)
+    assert "the threshold 'high' (stored in the model) is not a cosine" in error
+
+
+def test_the_picture_shows_the_colours_and_frames_of_the_faces(people, checkpoint, run):
+    red = np.full((112, 112, 3), (0, 0, 255), np.uint8)  # BGR
+    cv2.imwrite("red.png", red)
+    cv2.imwrite("red $again.png", red)
+    run("compare", "red.png", "red $again.png", "--save", "x.png")
+    picture = cv2.imread("x.png").reshape(-1, 3)
+    assert (picture == (0, 0, 255)).all(1).mean() > 0.2
+    assert not (picture == (255, 0, 0)).all(1).any()
+    green = (picture == (0x73, 0x9E, 0x00)).all(1).sum()
+    run("compare", "red.png", "red $again.png", "--save", "x.png", "--threshold", "1")
+    fewer = (cv2.imread("x.png").reshape(-1, 3) == (0x73, 0x9E, 0x00)).all(1).sum()
+    assert green > 500
+    assert fewer in (0, green)  # the cosine of equal faces is 1 up to rounding
+
+
+def test_embed(run, people, checkpoint):
+    out = run("embed", "people", "--out", "faces.npz")
+    assert "6 faces of people are in faces.npz" in out
+    read = read_embeddings(Path("faces.npz"), Embedder.load(checkpoint).fingerprint)
+    assert read.names == [f"person {person}/{number}.png" for person in range(3) for number in range(2)]
+    embeddings, norms = embedded(checkpoint, *(f"people/{name}" for name in read.names))
+    np.testing.assert_allclose(read.embeddings, embeddings, atol=1e-5)
+    np.testing.assert_allclose(read.norms, norms[:, 0], rtol=1e-4)
+
+
+def test_a_stopped_embedding_goes_on(run, people, monkeypatch):
+    read, taken = ImageFiles.read, []
+
+    def stopping(self, index):
+        if len(taken) == 4:
+            raise KeyboardInterrupt
+        taken.append(index)
+        return read(self, index)
+
+    monkeypatch.setattr(ImageFiles, "read", stopping)
+    monkeypatch.setattr("evaluation.embedding.usable_cores", lambda: 1)
+    error = run("embed", "people", "--out", "faces.npz", "--batch_size", "1", expected=130)
+    assert "what has been embedded of folders is kept" in error
+    assert not Path("faces.npz").exists()
+    monkeypatch.setattr(ImageFiles, "read", lambda self, index: taken.append(index) or read(self, index))
+    run("embed", "people", "--out", "faces.npz", "--batch_size", "1")
+    assert len(taken) < 4 + 6
+    assert read_embeddings(Path("faces.npz")).norms.min() > 0
+
+
+@pytest.mark.parametrize("engine", ["auto", "numpy", "faiss"])
+def test_search(run, people, engine):
+    run("embed", "people", "--out", "faces.npz")
+    shutil.copy("people/person 2/1.png", "someone.png")
+    for gallery in ("faces.npz", "people"):
+        out = run("search", gallery, "someone.png", "--top", "3", "--csv", "found.csv", "--engine", engine)
+        with Path("found.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert [row["face"] for row in rows][:2] == ["person 2/1.png", "person 2/0.png"]
+        assert [row["rank"] for row in rows] == ["1", "2", "3"]
+        assert float(rows[0]["similarity"]) == pytest.approx(1, abs=1e-4)
+        assert [row["same"] for row in rows] == [str(int(float(row["similarity"]) >= 0.5)) for row in rows]
+        assert rows[0]["probe"] == "someone.png"
+        assert rows[0]["probe_quality"] == pytest.approx(rows[0]["face_quality"])
+        assert f"by {'numpy' if engine == 'auto' else engine}, the 3 most similar" in out
+        assert re.search(r"1 +1\.0000\*  person 2/1\.png \(quality \d", out)
+
+
+def test_probes_of_every_kind(run, people):
+    run("embed", "people", "--out", "faces.npz")
+    out = run("search", "faces.npz", "people/person 0", "faces.npz", "people/person 1/0.png", "--top", "99")
+    assert "9 probes in a gallery of 6 faces, by numpy, the 6 most similar of each" in out
+
+
+def test_alignment_is_plugged_in_by_an_argument(run, people):
+    cv2.imwrite("photo.png", np.zeros((300, 400, 3), np.uint8))
+    photos = ["photo.png", "people/person 0/0.png"]
+
+    def open_aligned(name, paths):
+        return ImageFiles(name, paths, prepare=lambda image, index: cv2.resize(image, (112, 112)), prepared_as="resize")
+
+    assert "expected an aligned face of 112x112" in run("compare", *photos, expected=2)
+    assert "photo.png" in run("compare", *photos, open_faces=open_aligned)
+
+
+def test_a_published_model_by_its_name(run, people, tmp_path, monkeypatch):
+    monkeypatch.setenv("ADAFACE_MODELS", str(tmp_path / "models"))
+    write_official(tmp_path / "models" / "adaface_ir18_casia.ckpt")
+    opened = []
+
+    def load(path, arch=None, device="cpu"):  # the network itself is too slow for this test
+        opened.append(Path(path))
+        raise ValueError("seen")
+
+    monkeypatch.setattr("evaluation.embedding.Embedder.load", load)
+    words = ("compare", "people/person 0/0.png", "people/person 0/1.png")
+    assert "seen" in run(*words, model=["--model", "adaface_ir18_casia"], expected=2)
+    assert opened == [tmp_path / "models" / "adaface_ir18_casia.ckpt"]
+    assert "did you mean adaface_ir18_casia" in run(*words, model=["--model", "adaface_ir18_casio"], expected=2)
+
+
+def test_embeddings_of_another_model_are_refused(run, people, tmp_path):
+    other = write_checkpoint(tmp_path / "other.ckpt", "ir_mini")
+    changed = torch.load(other, weights_only=True)
+    next(iter(changed["state_dict"].values())).view(-1)[0] += 1e-3
+    torch.save(changed, other)
+    run("embed", "people", "--out", "faces.npz", model=["--checkpoint", str(other)])
+    error = run("search", "faces.npz", "people/person 0/0.png", expected=2)
+    assert "faces.npz is of another model (ir_mini, fingerprint ir_mini-" in error
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["compare", "people", "people/person 0/0.png"], "people is a folder, expected an image file"),
+        (["compare", "none.png", "people/person 0/0.png"], "there is no image none.png"),
+        (["compare", "people/person 0/0.png"], "give two or more images"),
+        (["compare", "corrupt.png", "large.png"], "corrupt.png is no readable image"),
+        (["compare", "large.png", "large.png"], "large.png is 224x200 px, expected an aligned face"),
+        (["compare", "a.png", "b.png", "--save", "x.jpg"], "a file name that ends in .png"),
+        (["compare", "a.png", "b.png", "--save", "none/x.png"], "there is no folder none"),
+        (["compare", "a.png", "b.png", "--threshold", "2"], "is not a cosine from -1 to 1"),
+        (["compare", "a.png", "b.png", "--batch_size", "0"], "at least 1 is expected"),
+        (["compare", "a.png", "b.png", "--model", "adaface_ir50_ms1mv2"], "give --model with the name"),
+        (["embed", "empty", "--out", "x.npz"], "no images in empty"),
+        (["embed", "none", "--out", "x.npz"], "there is no folder none"),
+        (["embed", "large.png", "--out", "x.npz"], "large.png is a file, expected a folder"),
+        (["embed", "bad", "--out", "x.npz"], "1 of 1 images of bad cannot be used"),
+        (["embed", "bad", "--out", "x.npz", "--most_unreadable", "1"], "no image of bad can be used"),
+        (["embed", "people", "--out", "x.npy"], "a file name that ends in .npz"),
+        (["embed", "people", "--out", "x.npz", "--most_unreadable", "2"], "a share from 0 to 1"),
+        (["search", "empty", "large.png"], "no images in empty"),
+        (["search", "large.png", "large.png"], "large.png is no gallery"),
+        (["search", "none", "large.png"], "there is no none"),
+        (["search", "text.npz", "large.png"], "text.npz holds no embeddings"),
+        (["search", "people", "corrupt.png"], "corrupt.png is no readable image"),
+        (["search", "people", "people", "--top", "0"], "at least 1 is expected"),
+        (["search", "people", "people", "--tpo", "1"], "did you mean --top"),
+        (["find", "people"], "invalid choice: 'find'"),
+    ],
+)
+def test_mistakes_are_told_in_a_line(run, people, words, message):
+    Path("empty").mkdir()
+    Path("bad").mkdir()
+    for corrupt in ("corrupt.png", "bad/x.png", "text.npz"):
+        Path(corrupt).write_bytes(b"no image")
+    cv2.imwrite("large.png", np.zeros((200, 224, 3), np.uint8))
+    error = run(*words, "--cache", "", expected=2) if words[0] in ("embed", "search") else run(*words, expected=2)
+    assert error.startswith("inference: error: ") or "img/s" in error
+    assert message in error
+    assert not Path("x.npz").exists()
+
+
+def test_unreadable_images_are_left_out_and_named(run, people):
+    (people / "person 0" / "1.png").write_bytes(b"broken")
+    out = run("embed", "people", "--out", "x.npz", "--most_unreadable", "0.5")
+    assert "left out, unreadable: 1 of 6 (person 0/1.png)" in out
+    assert len(read_embeddings(Path("x.npz"))) == 5
+
+
+def test_a_checkpoint_with_other_keys_lists_them(run, people, tmp_path):
+    path = write_checkpoint(tmp_path / "x.ckpt")
+    changed = torch.load(path, weights_only=True)
+    first = next(iter(changed["state_dict"]))
+    del changed["state_dict"][first]
+    torch.save({"state_dict": {**changed["state_dict"], "model.more": torch.zeros(1)}}, path)
+    error = run("embed", "people", "--out", "x.npz", model=["--checkpoint", str(path)], expected=2)
+    missing = first.removeprefix("model.")
+    assert f"ir_mini, but for 1 entries missing ({missing}), 1 entries too many (more)" in error
+
+
+def test_every_option_is_explained():
+    for command in build_parsers()[1].values():
+        assert all(action.help for action in command._actions)
+    assert set(build_parsers()[1]) == set(inference_commands._COMMANDS)
+
+
+def test_inference_is_the_command_line(people, checkpoint):
+    words = [sys.executable, str(ROOT / "inference.py"), "compare", "people/person 0/0.png", "people/person 0/1.png"]
+    done = subprocess.run([*words, "--checkpoint", str(checkpoint)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("decision: one person\n")
+    assert done.stderr == ""

