@@ -60,7 +60,11 @@ def add_data_options(parser: Parser) -> None:
     group = parser.add_argument_group("data and output")
     group.add_argument("--root", default="", metavar="DIR", help="where the data is")
     group.add_argument(
-        "--limit", type=int, default=0, metavar="N", help="a quick look: N pairs, identities or templates"
+        "--limit",
+        type=int,
+        default=0,
+        metavar="N",
+        help="a quick look: N pairs (pairs, ijbb, ijbc), probes and distractors (tinyface), images (folder)",
     )
     group.add_argument(
         "--most_unreadable", type=float, default=MOST_UNREADABLE, metavar="SHARE",
