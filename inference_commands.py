@@ -4,8 +4,9 @@ r"""Use a trained or published model on faces.
     python inference.py embed <faces> --out faces.npz --checkpoint experiments/default_11-24_0/best.ckpt
     python inference.py search faces.npz c.jpg --top 5 --csv found.csv --model adaface_ir101_webface12m
 
-Faces are aligned to 112x112. Similarities are cosines; the quality of a face is the norm of its embedding, which is
-AdaFace's measure and comparable within one model. ``python inference.py <command> --help`` explains every option.
+Faces are aligned to 112x112; with --align, photographs are given. Similarities are cosines; the quality of a face is
+the norm of its embedding, which is AdaFace's measure and comparable within one model. ``python inference.py <command>
+--help`` explains every option.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from alignment.photograph_list import Photographs
 from atomic_files import write_atomically
 from command_line import EXPECTED_ERRORS, FAILED, INTERRUPTED, Parser, terminated_as_interrupted
 from devices import plan_devices
@@ -33,8 +35,7 @@ from gallery_search import ENGINES, LARGE_GALLERY, choose_engine, most_similar
 from model_options import add_model_options, check_model_options, model_path
 from sample_images import find_images
 
-# What turns image files into aligned faces: called with a name for the list and its files. A detector is plugged in
-# here, as an ImageFiles with `prepare`.
+# what turns image files into aligned faces: called with a name for the list and its files
 OpenFaces = Callable[[str, Sequence[Path]], ImageList]
 _SHOWN_UNREADABLE = 5
 _EMBEDDINGS = ".npz"
@@ -85,6 +86,9 @@ def _add_list_options(command: Parser) -> None:
 
 
 def _add_model_options(command: Parser) -> None:
+    command.add_argument(
+        "--align", action="store_true", help="the images are photographs: find the largest face of each, and align it"
+    )
     group = command.add_argument_group("model")
     add_model_options(group)
     group.add_argument(
@@ -132,12 +136,11 @@ def _check_values(command: Parser, options: argparse.Namespace) -> None:
             command.error(f"--{name} {file}: there is no folder {file.parent}")
 
 
-def main(words: list[str] | None = None, open_faces: OpenFaces = ImageFiles) -> int:
+def main(words: list[str] | None = None) -> int:
     """Run the command line.
 
     Args:
         words: what follows `python inference.py`; those of the process when None.
-        open_faces: turns image files into aligned faces; by default the files hold such faces.
 
     Returns:
         Exit status: 0 done, 2 error (one line on stderr), 130 stopped.
@@ -145,6 +148,7 @@ def main(words: list[str] | None = None, open_faces: OpenFaces = ImageFiles) -> 
     try:
         options = parse(sys.argv[1:] if words is None else words)
         with terminated_as_interrupted():
+            open_faces = Photographs if options.align else ImageFiles
             _COMMANDS[options.command](options, _open_model(options), open_faces)
     except KeyboardInterrupt:
         print("\nstopped; what has been embedded of folders is kept, the same command goes on", file=sys.stderr)

@@ -106,6 +106,7 @@ LEVELS = {
     "alignment.tree": 1.2,
     "alignment.journal": 1.1,
     "alignment.__main__": 3,
+    "alignment.photograph_list": 1.3,
     "evaluation": 0,
     "evaluation.identification": 0.2,
     "evaluation.similarity_search": 0.2,

@@ -10,10 +10,13 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from photographs import astronaut
 from test_inference import faces, write_checkpoint
 from test_model_files import write_official
 
 import inference_commands
+from alignment.detector import MTCNN
+from alignment.warp import warp_face
 from embedding_file import read_embeddings
 from evaluation.image_list import ImageFiles
 from inference import Embedder
@@ -44,9 +47,9 @@ def people(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def run(capsys, checkpoint):
-    def run_(*words: str, model: Sequence[str] | None = None, expected: int = 0, **options) -> str:
+    def run_(*words: str, model: Sequence[str] | None = None, expected: int = 0) -> str:
         model = ["--checkpoint", str(checkpoint)] if model is None else model
-        assert main([*words, *model], **options) == expected
+        assert main([*words, *model]) == expected
         output = capsys.readouterr()
         return output.err if expected else output.out
 
@@ -155,15 +158,20 @@ def test_probes_of_every_kind(run, people):
     assert "9 probes in a gallery of 6 faces, by numpy, the 6 most similar of each" in out
 
 
-def test_alignment_is_plugged_in_by_an_argument(run, people):
-    cv2.imwrite("photo.png", np.zeros((300, 400, 3), np.uint8))
-    photos = ["photo.png", "people/person 0/0.png"]
-
-    def open_aligned(name, paths):
-        return ImageFiles(name, paths, prepare=lambda image, index: cv2.resize(image, (112, 112)), prepared_as="resize")
-
-    assert "expected an aligned face of 112x112" in run("compare", *photos, expected=2)
-    assert "photo.png" in run("compare", *photos, open_faces=open_aligned)
+def test_photographs_are_aligned_where_asked_for(run, people):
+    cv2.imwrite("photo.png", astronaut())
+    cv2.imwrite("aligned.png", warp_face(astronaut(), MTCNN().detect(astronaut())[0].landmarks))
+    cv2.imwrite("wall.png", np.full((300, 400, 3), 90, np.uint8))
+    assert "expected an aligned face of 112x112" in run("compare", "photo.png", "aligned.png", expected=2)
+    assert "no face was found in wall.png" in run("compare", "photo.png", "wall.png", "--align", expected=2)
+    Path("photos").mkdir()
+    shutil.copy("photo.png", "photos")
+    run("embed", "photos", "--out", "photos.npz", "--align")
+    Path("crops").mkdir()
+    shutil.copy("aligned.png", "crops")
+    run("embed", "crops", "--out", "crops.npz")
+    photo, crop = (np.load(file)["embeddings"] for file in ("photos.npz", "crops.npz"))
+    np.testing.assert_allclose(photo, crop, atol=1e-5)
 
 
 def test_a_published_model_by_its_name(run, people, tmp_path, monkeypatch):
