@@ -1,4 +1,4 @@
-"""Does the feature norm tell quality? Error-versus-reject curves, histograms, and the norm against a degradation.
+"""Does the feature norm tell quality? Error-versus-reject curves, and the norm against a degradation.
 
 Pure functions on arrays; rates are fractions.
 
@@ -140,21 +140,6 @@ def rank_correlation(norms: np.ndarray, levels: np.ndarray) -> Correlation:
     half = norm.ppf(_TAILS[1]) * np.sqrt((1 + inner**2 / 2) / (len(norms) - 3))
     low, high = np.tanh(np.arctanh(inner) + np.array([-half, half]))
     return Correlation(rho, (float(low), float(high)), len(norms))
-
-
-def norm_histogram(norms: np.ndarray, bins: int = 50) -> tuple[np.ndarray, np.ndarray]:
-    """Count feature norms.
-
-    Args:
-        norms: (N,) or (N, 1); zeros, which stand for images that could not be read, are left out.
-        bins: number of bins.
-
-    Returns:
-        Edges (bins + 1,) and counts (bins,).
-    """
-    norms = np.asarray(norms).reshape(-1)
-    counts, edges = np.histogram(norms[norms > 0], bins)
-    return edges, counts
 
 
 def quality_warning(curve: ErrorReject | None = None, correlation: Correlation | None = None) -> str | None:

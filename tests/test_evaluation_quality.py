@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from evaluation.quality import error_versus_reject, norm_histogram, quality_warning, rank_correlation
+from evaluation.quality import error_versus_reject, quality_warning, rank_correlation
 
 
 def by_hand(norms):
@@ -82,12 +82,6 @@ def test_intervals_of_the_correlation_hold_no_correlation():
     generator = np.random.default_rng(0)
     found = [rank_correlation(generator.standard_normal(60), np.arange(60) % 5).interval for _ in range(400)]
     assert 0.92 < np.mean([low <= 0 <= high for low, high in found]) < 0.98
-
-
-def test_histograms_leave_out_what_could_not_be_read():
-    edges, counts = norm_histogram(np.array([[0.0], [10], [20], [20]]), bins=2)
-    assert edges.tolist() == [10, 15, 20]
-    assert counts.tolist() == [1, 2]
 
 
 def test_what_does_not_fit_is_refused():
