@@ -3,14 +3,17 @@
 import argparse
 import contextlib
 import difflib
+import errno
 import signal
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import Any, NoReturn
 
 FAILED = 2
 INTERRUPTED = 130
 EXPECTED_ERRORS = (ValueError, FileNotFoundError, RuntimeError, OSError)  # told in a line, without a traceback
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Parser(argparse.ArgumentParser):
@@ -35,6 +38,52 @@ class Parser(argparse.ArgumentParser):
             near = difflib.get_close_matches(unknown[0].split("=")[0], names, n=1)
             self.error(f"unknown option {unknown[0]}" + (f"; did you mean {near[0]}?" if near else ""))
         return options
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """Return a hint with the known name nearest to ``name``, or all of them when none is near.
+
+    Args:
+        name: what was typed.
+        known: the names that exist.
+    """
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean {close[0]}?" if close else f"known are: {', '.join(known)}"
+
+
+def run_to_status(program: str, job: Callable[[], int], *, stopped: str, failed: int = FAILED) -> int:
+    """Run a command line's job and tell how it ended: an expected error in one line, Ctrl-C and SIGTERM in another.
+
+    Args:
+        program: what the line begins with.
+        job: everything, parsing included; returns the exit status.
+        stopped: what is to be said where the user stopped it.
+        failed: exit status of an error.
+
+    Returns:
+        The job's exit status, ``failed``, or 130 where it was stopped.
+    """
+    try:
+        with terminated_as_interrupted():
+            return job()
+    except KeyboardInterrupt:
+        print(f"\n{program}: stopped; {stopped}", file=sys.stderr)
+        return INTERRUPTED
+    except EXPECTED_ERRORS as error:
+        print(f"{program}: error: {one_line(error)}", file=sys.stderr)
+        return failed
+
+
+def one_line(error: Exception) -> str:
+    """Return an expected error as one line that says what to do.
+
+    Args:
+        error: of ``EXPECTED_ERRORS``.
+    """
+    if isinstance(error, OSError) and error.errno in _NO_SPACE:
+        place = f" for {error.filename}" if error.filename else ""
+        return f"no space left on the disk{place}; free some, then run the same command again. No file is half written"
+    return " ".join(str(error).split())
 
 
 @contextlib.contextmanager

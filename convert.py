@@ -27,14 +27,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pairs
-from command_line import EXPECTED_ERRORS, INTERRUPTED, Parser
+from command_line import Parser, run_to_status
 from folder_source import listing
 from pack import pack_folder, pack_pairs
 from record_shards import find_records
 from unpack_bin import convert_set
 from unpack_rec import convert_images
 
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _LISTED = 10
 
 
@@ -163,19 +162,16 @@ def main(words: list[str] | None = None) -> int:
     Returns:
         Exit status: 0 done, 1 error (one line on stderr), 130 stopped with Ctrl-C.
     """
-    try:
+
+    def run() -> int:
         options = parse(sys.argv[1:] if words is None else words)
         jobs = {"pack": _run_pack, "pairs": _run_pairs, "checkpoint": _run_checkpoint, "rec_path": _run_conversion}
         job = next(job for name, job in jobs.items() if getattr(options, name))
         with _warnings_as_notes():
             job(options)
-    except KeyboardInterrupt:
-        print("\nconvert.py: stopped; nothing is half written, the same command goes on", file=sys.stderr)
-        return INTERRUPTED
-    except EXPECTED_ERRORS as error:
-        print(f"convert.py: error: {_one_line(error)}", file=sys.stderr)
-        return 1
-    return 0
+        return 0
+
+    return run_to_status("convert.py", run, stopped="nothing is half written, the same command goes on", failed=1)
 
 
 @contextlib.contextmanager
@@ -185,14 +181,6 @@ def _warnings_as_notes() -> Iterator[None]:
         warnings.simplefilter("always", UserWarning)
         warnings.showwarning = lambda message, *_, **__: print(f"note: {message}")
         yield
-
-
-def _one_line(error: Exception) -> str:
-    """Put an expected error in one line that says what to do."""
-    if isinstance(error, OSError) and error.errno in _NO_SPACE:
-        place = f" for {error.filename}" if error.filename else ""
-        return f"no space left on the disk{place}; free some, then run the same command: it goes on where it was"
-    return " ".join(str(error).split())
 
 
 def _run_checkpoint(options: argparse.Namespace) -> None:

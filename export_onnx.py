@@ -16,7 +16,6 @@ where it loses more accuracy on `--test_set` than `--most_accuracy_loss`.
 """
 
 import argparse
-import errno
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -28,7 +27,7 @@ from tqdm import tqdm
 
 from alignment.warp import ARCFACE_TEMPLATE
 from atomic_files import atomic_file
-from command_line import EXPECTED_ERRORS, FAILED, INTERRUPTED, Parser, terminated_as_interrupted
+from command_line import Parser, run_to_status
 from inference import Description, OnnxNetwork, load_network, read_model
 from net import ARCHITECTURES, IMAGE_SIZE, check_architecture
 from onnx_graph import OPSET, set_metadata, to_onnx
@@ -257,23 +256,12 @@ def main(words: list[str] | None = None) -> int:
     Returns:
         Exit status: 0 done, 2 error (one line on stderr), 130 stopped with Ctrl-C.
     """
-    try:
-        with terminated_as_interrupted():
-            export(parse(sys.argv[1:] if words is None else words))
-    except KeyboardInterrupt:
-        print("\nexport_onnx.py: stopped; nothing is half written", file=sys.stderr)
-        return INTERRUPTED
-    except EXPECTED_ERRORS as error:
-        print(f"export_onnx.py: error: {_one_line(error)}", file=sys.stderr)
-        return FAILED
-    return 0
 
+    def job() -> int:
+        export(parse(sys.argv[1:] if words is None else words))
+        return 0
 
-def _one_line(error: Exception) -> str:
-    """Put an expected error in one line that says what to do."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "no space left on the disk; free some and run the same command again. No file is half written"
-    return " ".join(str(error).split())
+    return run_to_status("export_onnx.py", job, stopped="nothing is half written")
 
 
 if __name__ == "__main__":

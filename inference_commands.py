@@ -18,7 +18,7 @@ import numpy as np
 
 from alignment.photograph_list import Photographs
 from atomic_files import write_atomically
-from command_line import EXPECTED_ERRORS, FAILED, INTERRUPTED, Parser, terminated_as_interrupted
+from command_line import Parser, run_to_status
 from devices import plan_devices
 from embedding_file import NamedEmbeddings, read_embeddings, write_embeddings
 from evaluation.command import CACHE
@@ -145,18 +145,15 @@ def main(words: list[str] | None = None) -> int:
     Returns:
         Exit status: 0 done, 2 error (one line on stderr), 130 stopped.
     """
-    try:
+
+    def job() -> int:
         options = parse(sys.argv[1:] if words is None else words)
-        with terminated_as_interrupted():
-            open_faces = Photographs if options.align else ImageFiles
-            _COMMANDS[options.command](options, _open_model(options), open_faces)
-    except KeyboardInterrupt:
-        print("\nstopped; what has been embedded of folders is kept, the same command goes on", file=sys.stderr)
-        return INTERRUPTED
-    except EXPECTED_ERRORS as error:
-        print(f"inference: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return FAILED
-    return 0
+        open_faces = Photographs if options.align else ImageFiles
+        _COMMANDS[options.command](options, _open_model(options), open_faces)
+        return 0
+
+    stopped = "what has been embedded of folders is kept, the same command goes on"
+    return run_to_status("inference", job, stopped=stopped)
 
 
 def _open_model(options: argparse.Namespace) -> CachedEmbedding:

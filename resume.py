@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from checkpoints import backbone_state, check_resumable, identify_architecture, load_checkpoint
-from config import OPTIONS, Config, check_optimisation, convert_value
+from config import OPTIONS, Config, convert_value
+from option_rules import check_optimisation
 from run_folder import CONFIG, LAST_CHECKPOINT
 
 # of these one option overrides the others when a run goes on with other hardware

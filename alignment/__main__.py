@@ -22,7 +22,7 @@ from alignment.detector import MTCNN, SMALLEST_FACE_PX, WHICH_FACES
 from alignment.journal import TABLE, Journal
 from alignment.landmark_file import read_landmarks
 from alignment.tree import CROP_SUFFIXES, SUFFIXES, FindFaces, Outcome, Wanted, align_tree, find_photographs
-from command_line import EXPECTED_ERRORS, FAILED, INTERRUPTED, Parser, terminated_as_interrupted
+from command_line import FAILED, INTERRUPTED, Parser, run_to_status
 from run_lock import RunLock
 from threads import usable_cores
 
@@ -100,18 +100,16 @@ def main(words: list[str] | None = None) -> int:
         Exit status: 0 done, 1 photographs without an aligned face, 2 error (one line on stderr), 130 stopped.
     """
     opencv_threads = cv2.getNumThreads()
-    try:
+
+    def job() -> int:
         options = parse(sys.argv[1:] if words is None else words)
         cv2.setNumThreads(1)  # photographs are what is shared out
-        with terminated_as_interrupted(), warnings.catch_warnings():
+        with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="PIL")  # damaged metadata; damaged images raise
             return _run(options)
-    except KeyboardInterrupt:
-        print("\nstopped; what has been aligned is kept, the same command goes on", file=sys.stderr)
-        return INTERRUPTED
-    except EXPECTED_ERRORS as error:
-        print(f"alignment: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return FAILED
+
+    try:
+        return run_to_status("alignment", job, stopped="what has been aligned is kept, the same command goes on")
     finally:
         cv2.setNumThreads(opencv_threads)
 

@@ -15,7 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from command_line import EXPECTED_ERRORS, FAILED, INTERRUPTED, terminated_as_interrupted
+from command_line import run_to_status
 from devices import plan_devices
 from evaluation.command import parse
 from evaluation.embedding import CachedEmbedding, ModelFile
@@ -40,16 +40,8 @@ def main(words: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # file names need not be text
-    try:
-        options = parse(words)
-        with terminated_as_interrupted():
-            return _run(options, words)
-    except KeyboardInterrupt:
-        print("\nstopped; what has been embedded is kept, the same command goes on", file=sys.stderr)
-        return INTERRUPTED
-    except EXPECTED_ERRORS as error:
-        print(f"evaluation: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return FAILED
+    stopped = "what has been embedded is kept, the same command goes on"
+    return run_to_status("evaluation", lambda: _run(parse(words), words), stopped=stopped)
 
 
 def _run(options: argparse.Namespace, words: list[str]) -> int:

@@ -24,7 +24,8 @@ LEVELS = {
     "conversion_journal": 0,
     "collectives": 0,
     "command_line": 0,
-    "config": 0.1,
+    "config": 0.2,
+    "option_rules": 0.1,
     "demo_camera": 0,
     "demo_head": 0,
     "devices": 0.1,
@@ -183,9 +184,15 @@ def parse(module: Path) -> ast.Module:
 
 
 def imported(module: Path) -> set[str]:
-    """Everything a module imports, at its beginning or inside functions: top-level names, modules of our packages."""
+    """Everything a module imports, at its beginning or inside functions: top-level names, modules of our packages.
+
+    What stands under `if TYPE_CHECKING:` is not imported: it names types.
+    """
     names = set()
-    for node in ast.walk(parse(module)):
+    tree = parse(module)
+    for branch in [n for n in ast.walk(tree) if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"]:
+        branch.body = []
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):

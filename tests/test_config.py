@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-import config
+from command_line import nearest
 from config import OPTIONS, Config, parse
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -198,5 +198,5 @@ def test_every_recipe_parses(recipe):
 
 
 def test_nearest_names_the_closest_or_all():
-    assert config.nearest("ir_51", ["ir_50", "vit"]) == "did you mean ir_50?"
-    assert config.nearest("zzz", ["ir_50", "vit"]) == "known are: ir_50, vit"
+    assert nearest("ir_51", ["ir_50", "vit"]) == "did you mean ir_50?"
+    assert nearest("zzz", ["ir_50", "vit"]) == "known are: ir_50, vit"
