@@ -162,7 +162,7 @@ def export(options: argparse.Namespace) -> None:
     set_metadata(graph, _metadata(told, "fp32"))
 
     def same_as_pytorch(network: OnnxNetwork) -> str:
-        parity = compare_with_pytorch(model, network, faces)
+        parity = compare_with_pytorch(model, network, faces, told.input_format)
         parity.check()
         return f"against PyTorch, {'' if chosen else 'drawn faces, '}{parity.line()}"
 

@@ -85,6 +85,15 @@ class InputFormat:
             )
         return found
 
+    def normalized(self, images: Tensor, *, channels_last: bool = True) -> Tensor:
+        """Turn (B, 112, 112, 3) uint8 in the network's colour order into its input, (B, 3, 112, 112) float32.
+
+        Args:
+            images: on whatever device they are.
+            channels_last: as of ``net.normalize_images``.
+        """
+        return normalize_images(images, channels_last=channels_last, mean=self.mean, std=self.std)
+
 
 def load_pretrained_model(architecture: str | None, path: str | Path) -> Backbone:
     """Build a backbone and load the weights of a checkpoint into it.
@@ -225,14 +234,14 @@ class Network(Protocol):
 class _TorchNetwork:
     """A backbone on a device."""
 
-    def __init__(self, model: Backbone, device: str) -> None:
+    def __init__(self, model: Backbone, device: str, input_format: InputFormat) -> None:
         self.embedding_size = EMBEDDING_SIZE
-        self._device = device
+        self._device, self._format = device, input_format
         self._model = prepare_for_inference(model).to(device)
 
     @torch.inference_mode()
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        embeddings, norms = self._model(normalize_images(torch.from_numpy(images).to(self._device)))
+        embeddings, norms = self._model(self._format.normalized(torch.from_numpy(images).to(self._device)))
         return embeddings.cpu().numpy(), norms.cpu().numpy()
 
 
@@ -256,10 +265,7 @@ class OnnxNetwork:
 
     def normalized(self, images: np.ndarray) -> np.ndarray:
         """Turn (B, 112, 112, 3) uint8 into the network's input, (B, 3, 112, 112) float32."""
-        planes = np.ascontiguousarray(images.transpose(0, 3, 1, 2), dtype=np.float32)
-        planes /= np.float32(self._format.std)
-        planes -= np.float32(self._format.mean / self._format.std)
-        return planes
+        return self._format.normalized(torch.from_numpy(np.ascontiguousarray(images)), channels_last=False).numpy()
 
 
 @dataclass(frozen=True)
@@ -307,7 +313,7 @@ def read_model(path: str | Path, arch: str | None = None) -> tuple[Backbone, Des
 def _load_checkpoint(path: Path, arch: str | None, device: str) -> Embedder:
     model, told = read_model(path, arch)
     return Embedder(
-        _TorchNetwork(model, device),
+        _TorchNetwork(model, device, told.input_format),
         name=str(path),
         arch=told.arch,
         input_format=told.input_format,

@@ -314,21 +314,30 @@ def build_model(name: str) -> Backbone:
     return Backbone(ARCHITECTURES[name])
 
 
-def normalize_images(images: Tensor, dtype: torch.dtype = torch.float32, *, channels_last: bool = True) -> Tensor:
+def normalize_images(
+    images: Tensor,
+    dtype: torch.dtype = torch.float32,
+    *,
+    channels_last: bool = True,
+    mean: float = 127.5,
+    std: float = 127.5,
+) -> Tensor:
     """Turn uint8 images into the network's input, on whatever device they are.
 
     Args:
         images: (B, 112, 112, 3) uint8 BGR.
         dtype: floating type of the result.
         channels_last: leave the memory as it is; False: one plane after the other, for a network in that layout.
+        mean: subtracted from the grey levels 0 to 255.
+        std: what the difference is divided by.
 
     Returns:
-        (B, 3, 112, 112) in [-1, 1].
+        (B, 3, 112, 112), in [-1, 1] unless mean or std say otherwise.
     """
     exact = torch.promote_types(dtype, torch.float32)  # a 16-bit division would lose the last grey levels
     images = images.permute(0, 3, 1, 2)
     images = images if channels_last else images.contiguous()
-    return images.to(exact).div_(127.5).sub_(1.0).to(dtype)
+    return images.to(exact).div_(std).sub_(mean / std).to(dtype)
 
 
 def count_macs(model: nn.Module) -> int:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from inference import OnnxNetwork
-from net import Backbone, normalize_images
+from inference import InputFormat, OnnxNetwork
+from net import Backbone
 
 LEAST_COSINE = 0.99999
 MOST_NORM_DIFFERENCE = 1e-3  # of the norm
@@ -59,15 +59,18 @@ class Parity:
 
 
 @torch.inference_mode()
-def compare_with_pytorch(model: Backbone, exported: OnnxNetwork, images: np.ndarray) -> Parity:
+def compare_with_pytorch(
+    model: Backbone, exported: OnnxNetwork, images: np.ndarray, input_format: InputFormat
+) -> Parity:
     """Embed images with both, one by one and several at a time.
 
     Args:
         model: the network that was exported, in evaluation mode, as it was loaded.
         exported: its export.
         images: (N, 112, 112, 3) uint8, in the networks' colour order, N at least 1.
+        input_format: what the network wants; the export goes by its own metadata.
     """
-    parts = [model(normalize_images(torch.from_numpy(batch))) for batch in _batches(images, SEVERAL)]
+    parts = [model(input_format.normalized(torch.from_numpy(batch))) for batch in _batches(images, SEVERAL)]
     expected = [torch.cat(part).numpy() for part in zip(*parts, strict=True)]
     return _parity(exported, images, expected[0], expected[1])
 

@@ -20,7 +20,7 @@ import export_onnx
 from checkpoints import store_threshold
 from demo_data import write_demo_data
 from export_onnx import int8_file, main, parse
-from inference import ONNX_METADATA, Embedder, load_network
+from inference import ONNX_METADATA, Embedder, InputFormat, load_network
 from net import ARCHITECTURES, Backbone, build_model
 from onnx_graph import set_metadata, to_onnx
 from onnx_int8 import FEWEST_IMAGES, quantize
@@ -142,12 +142,24 @@ def test_a_red_image_stays_red(exported_before, tmp_path):
     assert cosines(rgb, bgr)[0] < 0.999
 
 
+def test_mean_and_std_are_the_models_own(exported_before, tmp_path):
+    write_checkpoint(tmp_path / "dark.ckpt", input={"mean": 60.0, "std": 90.0})
+    write_checkpoint(tmp_path / "usual.ckpt")
+    assert main(["--checkpoint", str(tmp_path / "dark.ckpt"), "--output", str(tmp_path / "dark.onnx")]) == 0
+    faces = drawn_faces(3)
+    dark, exported, usual = (
+        Embedder.load(tmp_path / name).embed(faces)[0] for name in ("dark.ckpt", "dark.onnx", "usual.ckpt")
+    )
+    assert cosines(dark, exported).min() > 0.99999
+    assert cosines(dark, usual).min() < 0.999
+
+
 def check_export(model, path):
     model.load_state_dict(fill_state_dict(model.state_dict()))
     graph = to_onnx(model.eval())
     set_metadata(graph, {"arch": "any"})
     onnx.save(graph, path)
-    parity = compare_with_pytorch(model, load_network(path)[0], drawn_faces(9))
+    parity = compare_with_pytorch(model, load_network(path)[0], drawn_faces(9), InputFormat())
     parity.check()
     assert parity.least_cosine > 0.999999
     assert parity.batch_sizes == (1, 8)

@@ -13,6 +13,7 @@ import alignment.__main__
 import config
 import convert
 import evaluation.command
+import export_onnx
 import inference_commands
 from published_models import PUBLISHED
 
@@ -76,6 +77,12 @@ def test_alignment_commands_parse(words):
     assert alignment.__main__.parse(words).output
 
 
+@pytest.mark.parametrize("words", commands("export_onnx.py"), ids=" ".join)
+def test_export_commands_parse(words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert export_onnx.parse(words).output == "model.onnx"
+
+
 @pytest.mark.parametrize("words", commands("inference.py"), ids=" ".join)
 def test_inference_commands_parse(words):
     assert inference_commands.parse(words).model in {model.stem for model in PUBLISHED}
@@ -83,6 +90,7 @@ def test_inference_commands_parse(words):
 
 def test_there_are_commands_to_check():
     assert len(commands("-m alignment")) >= 2
+    assert len(commands("export_onnx.py")) >= 2
     assert {words[0] for words in commands("inference.py")} == {"compare", "embed", "search"}
     assert len(commands("-m evaluation")) >= 4
     assert len(commands("main.py")) >= 4
