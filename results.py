@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from atomic_files import write_atomically
-from evaluate_utils import auc, eer, evaluate, pair_similarities, tar_at_far
+from evaluate_utils import auc, eer, evaluate, fold_decisions, pair_similarities, tar_at_far
 from evaluation.intervals import Interval, accuracy_interval, auc_interval, eer_interval, tar_intervals
 
 FARS = (1e-1, 1e-2, 1e-3, 1e-4)
@@ -52,6 +52,7 @@ class SetResult:
             ``tar_at_far_0.1``, ...; those of numbers that are there, where intervals were asked for.
         similarity: (P,) cosine of each pair, for plots; not written to files.
         issame: (P,) booleans.
+        correct: (P,) booleans, which pairs the folds' thresholds decide rightly; empty for a single pair.
     """
 
     name: str
@@ -68,6 +69,7 @@ class SetResult:
     intervals: dict[str, Interval] = field(default_factory=dict)
     similarity: np.ndarray = field(default_factory=lambda: np.empty(0), repr=False, compare=False)
     issame: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=bool), repr=False, compare=False)
+    correct: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=bool), repr=False, compare=False)
 
     @property
     def pairs(self) -> int:
@@ -130,11 +132,12 @@ def _evaluate_set(
         raise ValueError("it has no pairs")
     folds, notes = min(_FOLDS, pairs), []
     ends: dict[str, Interval] = {}
-    accuracy, thresholds = np.array([math.nan]), np.array([math.nan])
+    accuracy, thresholds, correct = np.array([math.nan]), np.array([math.nan]), np.empty(0, dtype=bool)
     if pairs == 1:
         notes.append("1 pair is too few for an accuracy")
     else:
         _, _, accuracy, thresholds = evaluate(embeddings, issame, folds)
+        correct = fold_decisions(embeddings, issame, thresholds)
         if intervals:
             ends["accuracy"] = accuracy_interval(embeddings, issame, thresholds, identities)
         if folds < _FOLDS:
@@ -166,6 +169,7 @@ def _evaluate_set(
         intervals={key: (100 * low, 100 * high) for key, (low, high) in ends.items()},
         similarity=similarity,
         issame=issame,
+        correct=correct,
     )
 
 

@@ -8,6 +8,7 @@ from command_line import Parser
 from evaluation.degradation import DEGRADATIONS
 from evaluation.embedding import MOST_UNREADABLE
 from evaluation.folder import DEGRADED_PARTS
+from evaluation.pair_comparison import FAR
 from evaluation.template_pooling import POOLINGS
 
 CACHE = "experiments/embeddings"
@@ -43,7 +44,7 @@ def add_model_options(parser: Parser) -> None:
     model_options.add_model_options(group)
     group.add_argument(
         "--compare", nargs="+", default=[], metavar="FILE",
-        help="folder: several models side by side, on clear and on blurred images",
+        help="folder, pairs: several models side by side; folder: on clear and on blurred images",
     )  # fmt: skip
     group.add_argument(
         "--accelerator",
@@ -89,7 +90,11 @@ def add_protocol_options(parser: Parser) -> None:
     )
     group.add_argument("--quality", action="store_true", help="pairs: norm against quality, by degrading images")
     group.add_argument(
-        "--target_far", type=float, default=0.0, metavar="FAR", help="pairs: find the cosine threshold for this FAR"
+        "--target_far",
+        type=float,
+        default=0.0,
+        metavar="FAR",
+        help=f"pairs: find the cosine threshold for this FAR; with --compare, compare TAR at it (default {FAR:g})",
     )
     group.add_argument(
         "--store_threshold", action="store_true", help="write the threshold of --target_far into the checkpoint"
@@ -137,7 +142,7 @@ _OF_PROTOCOL = {
     "degraded_part": ("folder",),
     "strength": ("folder",),
     "unknown_share": ("folder",),
-    "compare": ("folder",),
+    "compare": ("folder", "pairs"),
     "seed": ("folder", "pairs"),
     "published": ("paper",),
     "strict": ("paper",),
@@ -161,11 +166,13 @@ def parse(words: list[str]) -> argparse.Namespace:
     if not options.root:
         parser.error("--root is missing: the folder of the data")
     if sum(map(bool, (options.model, options.checkpoint, options.compare))) != 1:
-        parser.error("give --checkpoint or --model with what to evaluate, or --compare with several (folder)")
+        parser.error("give --checkpoint or --model with what to evaluate, or --compare with several (folder, pairs)")
     if not options.compare:
         model_options.check_model_options(options)
     if options.compare and options.degrade != "none":
         parser.error("--compare takes clear and blurred images anyway: leave out --degrade")
+    if options.compare and (options.quality or options.store_threshold):
+        parser.error("--quality and --store_threshold are for one model: leave out --compare")
     if options.store_threshold and not options.target_far:
         parser.error("--store_threshold needs --target_far, the false accept rate that the threshold is for")
     if options.store_threshold and Path(options.checkpoint).suffix == ".onnx":

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from atomic_files import write_atomically
+from evaluation.degradation import DegradedImages, draw_samples
 from evaluation.hardest_pairs import hardest_pairs
 from evaluation.model_comparison import ModelComparison, comparison_text, write_comparison
 from evaluation.outcome import Outcome, outcome_lines
@@ -38,7 +39,8 @@ class Findings:
         tables: of the report, beside those of sets and outcomes.
         rejections: error-versus-reject curves by name of the set.
         warnings: what nobody must miss.
-        comparison: of several models on a folder.
+        comparison: of several models.
+        degraded: images of which some are drawn, at several strengths.
         failed: what was checked does not hold.
     """
 
@@ -49,6 +51,7 @@ class Findings:
     rejections: Mapping[str, RejectCurve] = field(default_factory=dict)
     warnings: Sequence[str] = ()
     comparison: ModelComparison | None = None
+    degraded: DegradedImages | None = None
     failed: bool = False
 
 
@@ -106,6 +109,8 @@ def write_findings(folder: Path, findings: Findings, evaluated: Evaluated, *, re
         plot_similarity_histograms(results, folder / "similarity.png")
     if findings.comparison:
         write_comparison(findings.comparison, folder)
+    if findings.degraded:
+        draw_samples(findings.degraded.images, folder / "degraded.png", seed=findings.degraded.seed)
     if findings.outcomes:
         content = [outcome.as_dict() for outcome in findings.outcomes]
         write_atomically(folder / "outcomes.json", _as_json({"unit": "percent", "outcomes": content}))

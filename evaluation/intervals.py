@@ -7,7 +7,7 @@ takes in that pairs of the same people depend on each other (``evaluation.depend
 - rates, 10-fold accuracy: Wilson, "Probable inference", 1927. With identities, and for the EER, which is linearised:
   Clopper and Pearson with the effective size of Korn and Graubard, "Confidence intervals for proportions with small
   expected number of positive counts estimated from survey data", 1998.
-- TAR at FAR, TPIR at FPIR: the Bayesian bootstrap of pairs in closed form (``evaluation.threshold_draws``).
+- TAR at FAR: the Bayesian bootstrap of pairs in closed form (``evaluation.threshold_draws``).
 - AUC: Newcombe, "Confidence intervals for an effect size measure based on the Mann-Whitney statistic", 2006, method 5,
   with its variance scaled to the one of DeLong 1988, for identities that of Obuchowski 1997.
 
@@ -143,49 +143,6 @@ def tar_intervals(
         draws = rate_draws(genuine, impostor, far, len(impostor), effects, np.random.default_rng(seed))
         intervals[far] = _ends(draws)
     return intervals
-
-
-def tpir_interval(
-    mate_similarity: np.ndarray,
-    probe_identities: np.ndarray,
-    impostor_similarity: np.ndarray,
-    impostor_identities: np.ndarray,
-    fpir: float,
-    seed: int = 0,
-) -> Interval:
-    """Return the interval of the true positive identification rate at a false positive identification rate.
-
-    Args:
-        mate_similarity: (P,) score of each probe with its mate in the gallery.
-        probe_identities: (P,) whom the probes show.
-        impostor_similarity: (M,) the highest scores of a probe with another identity of the gallery, at least twice as
-            many as the FPIR allows (twice ``fpir * P``) where there are so many.
-        impostor_identities: (M, 2) whom probe and gallery entry show.
-        fpir: in (0, 1).
-        seed: of the draws.
-
-    Returns:
-        Lower and upper end.
-    """
-    probes = len(mate_similarity)
-    order = np.argsort(impostor_similarity)[::-1]
-    impostor = impostor_similarity[order]
-    alarms = min(max(int(np.ceil(fpir * probes)), 1), len(impostor))
-    threshold = impostor[alarms - 1]
-    raised = Identities(impostor_identities[order[:alarms]])
-    counts = raised.sums(np.ones(alarms))
-    # centred on the mean of all identities; those without an alarm are in no sum
-    people = max(len(np.unique(probe_identities)), raised.number)
-    mean = counts.sum() / people
-    spread = raised.variance_of_sum(np.ones(alarms)) - people * mean**2
-    above = (mate_similarity > threshold).astype(float)
-    effects = (
-        Identities(probe_identities).design_effect(above - above.mean()),
-        max(1.0, spread / alarms),
-        0.0,
-    )
-    draws = rate_draws(np.sort(mate_similarity), impostor, fpir, probes, effects, np.random.default_rng(seed))
-    return _ends(draws)
 
 
 def auc_interval(similarity: np.ndarray, issame: np.ndarray, identities: np.ndarray | None = None) -> Interval:

@@ -1,4 +1,4 @@
-"""Several models on a private folder, clear and degraded: ``--compare a.ckpt b.ckpt``.
+"""Several models side by side, and on a private folder, clear and degraded: ``folder --compare a.ckpt b.ckpt``.
 
 The numbers are those of ``evaluation.folder``: all models see the same images, gallery and probes, and the same
 degradation. The table has a block for macro f1_score and one for rank-1, a row for each model, a column for each
@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from atomic_files import write_atomically
 from evaluation.comparison import Comparison, compare_decisions
 from evaluation.degradation import DegradedImages
-from evaluation.folder import Identification, degradation_note, identify, outcome_of
+from evaluation.folder import PROTOCOL, Identification, degradation_note, identify, outcome_of
 from evaluation.identity_folder import open_identity_folder
 from evaluation.macro_f1 import compare_macro_f1, macro_f1
 from evaluation.outcome import EmbedImages, Outcome
@@ -38,20 +38,23 @@ _PALETTE = (BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILION)
 _HATCHES = ("", "//", "..", "xx")
 _GROUP_WIDTH = 0.8
 _DECIMALS = 6
+_TITLES = {"folder": "Identification", "pairs": "Verification"}
 _SMALLEST_P = 0.001
 
 
 @dataclass(frozen=True)
 class ModelComparison:
-    """What models reached on a folder.
+    """What models reached on the same data.
 
     Attributes:
         data: name of the folder.
         models: names, the first is what the others are compared with.
-        conditions: some of ``CONDITIONS``.
+        conditions: columns: some of ``CONDITIONS``, or sets of pairs.
         outcomes: by model and condition.
         differences: of the shown numbers to the first model's, by model, condition and number; fractions.
         notes: how images were degraded, and what is unusual about the data.
+        protocol: that measured.
+        shown: numbers in the table and the chart.
     """
 
     data: str
@@ -60,6 +63,8 @@ class ModelComparison:
     outcomes: Mapping[tuple[str, str], Outcome]
     differences: Mapping[tuple[str, str, str], Comparison]
     notes: tuple[str, ...]
+    protocol: str = PROTOCOL
+    shown: tuple[str, ...] = SHOWN_NUMBERS
 
 
 def compare_models(
@@ -141,11 +146,11 @@ def comparison_text(comparison: ModelComparison) -> str:
     Returns:
         Lines of text without a newline at the end.
     """
-    blocks = [_block(comparison, number) for number in SHOWN_NUMBERS]
+    blocks = [_block(comparison, number) for number in comparison.shown]
     columns = list(zip(*(row for block in blocks for row in block), strict=True))
     widths = [max(map(len, column)) for column in columns]
     rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
-    lines = [f"folder: {comparison.data}, percent, 95 % intervals"]
+    lines = [f"{comparison.protocol}: {comparison.data}, percent, 95 % intervals"]
     for heads, *rows in blocks:
         lines += [rule, _aligned(heads, widths), rule, *(_aligned(row, widths) for row in rows)]
     lines.append(rule)
@@ -156,7 +161,7 @@ def comparison_csv(comparison: ModelComparison) -> str:
     """Return all numbers as CSV: a row for each model and condition; numbers that the data does not give are empty."""
     first = next(iter(comparison.outcomes.values()))
     names = ["model", "condition", *(f"{name}{end}" for name in first.numbers for end in ("", "_low", "_high"))]
-    names += [f"{name}_{what}" for name in SHOWN_NUMBERS for what in ("difference", "p_value")]
+    names += [f"{name}_{what}" for name in comparison.shown for what in ("difference", "p_value")]
     text = io.StringIO()
     writer = csv.DictWriter(text, names, lineterminator="\n")
     writer.writeheader()
@@ -167,7 +172,7 @@ def comparison_csv(comparison: ModelComparison) -> str:
             for end, number in zip(("", "_low", "_high"), (value, *ends), strict=True):
                 known = isinstance(number, float) and not math.isnan(number)
                 row[name + end] = round(number, _DECIMALS) if known else ""
-        for name in SHOWN_NUMBERS:
+        for name in comparison.shown:
             if (model, condition, name) in comparison.differences:
                 difference = comparison.differences[model, condition, name]
                 row[f"{name}_difference"] = round(100 * difference.difference, _DECIMALS)
@@ -184,11 +189,13 @@ def plot_comparison(comparison: ModelComparison, path: str | Path) -> None:
         path: PNG to write.
     """
     bars = len(comparison.models) * len(comparison.conditions)
-    width = max(4.2, 1.0 + 0.85 * bars) * len(SHOWN_NUMBERS)
+    width = max(4.2, 1.0 + 0.85 * bars) * len(comparison.shown)
     figure = Figure(figsize=(width, 5.4), dpi=DPI, layout="constrained")
-    for axes, number in zip(figure.subplots(1, len(SHOWN_NUMBERS), sharey=True), SHOWN_NUMBERS, strict=True):
+    for axes, number in zip(figure.subplots(1, len(comparison.shown), sharey=True), comparison.shown, strict=True):
         _draw_bars(axes, comparison, number)
-    figure.suptitle(f"Identification on {comparison.data}, with 95 % intervals", fontsize=14, fontweight="bold")
+    figure.suptitle(
+        f"{_TITLES[comparison.protocol]} on {comparison.data}, with 95 % intervals", fontsize=14, fontweight="bold"
+    )
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 3), fontsize=11, frameon=False)
     save_figure(figure, path)

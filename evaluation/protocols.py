@@ -1,6 +1,7 @@
 """The protocols by name: options and a model in, what they found out."""
 
 import argparse
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -12,19 +13,20 @@ from evaluation.calibration import calibrate
 from evaluation.degradation import DegradedImages
 from evaluation.embedding import CachedEmbedding
 from evaluation.findings import Findings
+from evaluation.identity_folder import open_identity_folder
 from evaluation.image_list import ChosenImages
 from evaluation.model_comparison import compare_models, model_names
 from evaluation.outcome import Outcome
+from evaluation.pair_comparison import FAR, compare_on_pairs
 from evaluation.published import (
     Measurement,
     compare,
     comparison_table,
     find_published,
 )
-from evaluation.quality import error_versus_reject, quality_warning, rank_correlation
+from evaluation.quality import ErrorReject, error_versus_reject, quality_warning, rank_correlation
 from evaluation.verification import VerifiedSet
 from published_models import RANK_1, RANK_5
-from quality_plot import RejectCurve
 
 _REJECT_FMR = 1e-2
 _STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -39,6 +41,7 @@ def run_pairs(options: argparse.Namespace, embed: CachedEmbedding) -> Findings:
     lines: list[str] = []
     if options.quality:
         lines, more = _degraded_norms(sets, embed, options.seed)
+        lines += [_gain(name, curve) for name, curve in rejections.items()]
         warnings += more
     if options.target_far:
         lines += _threshold(sets, embed, options)
@@ -73,13 +76,22 @@ def run_folder(options: argparse.Namespace, embed: CachedEmbedding) -> Findings:
         seed=options.seed,
         limit=options.limit or None,
     )
-    return Findings(outcomes=[outcome])
+    return Findings(outcomes=[outcome], degraded=_samples(options) if options.degrade != "none" else None)
+
+
+def _samples(options: argparse.Namespace) -> DegradedImages:
+    images = open_identity_folder(Path(options.root), options.limit or None).images
+    return DegradedImages(images, options.seed, options.strength)
 
 
 def run_comparison(options: argparse.Namespace, models: Sequence[CachedEmbedding]) -> Findings:
-    """Identification on a private folder, clear and blurred, by several models."""
+    """Several models on the same pairs, or on a private folder, clear and blurred."""
+    named = dict(zip(model_names(options.compare), models, strict=True))
+    if options.protocol == "pairs":
+        far = options.target_far or FAR
+        return Findings(comparison=compare_on_pairs(named, options.root, options.sets, far=far, limit=options.limit))
     comparison = compare_models(
-        dict(zip(model_names(options.compare), models, strict=True)),
+        named,
         Path(options.root),
         gallery_images=options.gallery_images,
         unknown_share=options.unknown_share,
@@ -87,7 +99,7 @@ def run_comparison(options: argparse.Namespace, models: Sequence[CachedEmbedding
         seed=options.seed,
         limit=options.limit or None,
     )
-    return Findings(comparison=comparison)
+    return Findings(comparison=comparison, degraded=_samples(options))
 
 
 def run_paper(options: argparse.Namespace, embed: CachedEmbedding) -> Findings:
@@ -152,9 +164,9 @@ def _measurements(sets: list[VerifiedSet], outcomes: list[Outcome]) -> Iterator[
             yield row, Measurement(outcome.numbers[name], *outcome.intervals.get(name, nothing))
 
 
-def _rejections(sets: list[VerifiedSet]) -> tuple[dict[str, RejectCurve], list[str]]:
+def _rejections(sets: list[VerifiedSet]) -> tuple[dict[str, ErrorReject], list[str]]:
     """Compute the error-versus-reject curve of each set that can have one, and warn where it rises."""
-    curves: dict[str, RejectCurve] = {}
+    curves: dict[str, ErrorReject] = {}
     warnings = []
     for verified in sets:
         result = verified.result
@@ -165,6 +177,15 @@ def _rejections(sets: list[VerifiedSet]) -> tuple[dict[str, RejectCurve], list[s
         warning = quality_warning(curve)
         warnings += [f"{result.name}: {warning}"] if warning else []
     return curves, warnings
+
+
+def _gain(name: str, curve: ErrorReject) -> str:
+    """Return what rejecting images of low norms brings, in a line."""
+    gain = "" if math.isnan(curve.gain) else f", {curve.gain:.0%} of what the best order would bring"
+    return (
+        f"{name}: without the {curve.rejected[-1]:.0%} of genuine pairs of the lowest norms {curve.fnmr[-1]:.2%} are "
+        f"rejected at FMR {curve.fmr:.2g}, with them {curve.fnmr[0]:.2%}{gain}"
+    )
 
 
 def _degraded_norms(sets: list[VerifiedSet], embed: CachedEmbedding, seed: int) -> tuple[list[str], list[str]]:

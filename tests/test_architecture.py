@@ -136,6 +136,7 @@ LEVELS = {
     "evaluation.degradation": 1.2,
     "evaluation.identity_folder": 1.2,
     "evaluation.folder": 2,
+    "evaluation.pair_comparison": 2.2,
     "evaluation.model_comparison": 2.1,
     "sample_images": 1.2,
     "onnx_graph": 1.2,

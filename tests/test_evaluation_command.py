@@ -128,16 +128,52 @@ def test_a_private_folder(run, root, tmp_path):
     assert content["outcomes"][0]["protocol"] == "folder"
 
 
-def test_two_models_on_clear_and_blurred_images(run, root, tmp_path):
-    models = [
-        str(write_checkpoint(tmp_path / f"{name}.ckpt", arch)) for name, arch in (("a", "ir_mini"), ("b", "ir_mini"))
-    ]
+@pytest.fixture
+def two_models(tmp_path) -> list[str]:
+    models = [str(write_checkpoint(tmp_path / f"{name}.ckpt", "ir_mini")) for name in "ab"]
     other = torch.load(models[1], weights_only=True)
     for value in other["state_dict"].values():
         if value.dtype == torch.float32 and value.dim() == 4:
             value.copy_(value.flip(0))
     torch.save(other, models[1])
-    out = run("folder", "--root", str(root / "people"), "--compare", *models, "--report", model=None)
+    return models
+
+
+def test_two_models_on_the_same_pairs(run, root, tmp_path, two_models):
+    words = ["pairs", "--root", str(root), "--compare", *two_models, "--target_far", "0.1", "--report"]
+    out = run(*words, model=None)
+    assert "pairs: " in out
+    for block in ("accuracy", "AUC", "TAR at FAR 0.1"):
+        assert re.search(rf"^{block} +agedb_30 +lfw", out, re.MULTILINE)
+    assert out.count("b.ckpt - a.ckpt") == 3
+    with (folder_in(tmp_path) / "comparison.csv").open() as file:
+        rows = {(row["model"], row["condition"]): row for row in csv.DictReader(file)}
+    assert set(rows) == {(f"{name}.ckpt", of) for name in "ab" for of in ("agedb_30", "lfw")}
+    first, second = rows["a.ckpt", "lfw"], rows["b.ckpt", "lfw"]
+    assert float(second["accuracy_difference"]) == pytest.approx(float(second["accuracy"]) - float(first["accuracy"]))
+    assert float(second["AUC_low"]) < float(second["AUC"]) < float(second["AUC_high"])
+    assert 0 <= float(second["TAR at FAR 0.1_p_value"]) <= 1
+    assert (folder_in(tmp_path) / "comparison.png").stat().st_size
+
+
+def test_a_model_is_no_better_than_itself(run, root, tmp_path):
+    same = [str(write_checkpoint(tmp_path / f"{name}.ckpt", "ir_mini")) for name in "ab"]
+    run("pairs", "--root", str(root), "--sets", "lfw", "--compare", *same, "--target_far", "0.1", model=None)
+    with (folder_in(tmp_path) / "comparison.csv").open() as file:
+        row = list(csv.DictReader(file))[1]
+    for name in ("accuracy", "AUC", "TAR at FAR 0.1"):
+        assert (float(row[f"{name}_difference"]), float(row[f"{name}_p_value"])) == (0, 1)
+
+
+def test_too_few_pairs_for_a_comparison(run, root, two_models):
+    words = ["pairs", "--root", str(root), "--compare", *two_models]
+    assert "has 30 genuine and 30 impostor pairs; a comparison at FAR 0.01" in run(*words, model=None, expected=2)
+    assert "for one model: leave out --compare" in run(*words, "--quality", model=None, expected=2)
+
+
+def test_two_models_on_clear_and_blurred_images(run, root, tmp_path, two_models):
+    out = run("folder", "--root", str(root / "people"), "--compare", *two_models, "--report", model=None)
+    assert (folder_in(tmp_path) / "degraded.png").stat().st_size
     assert "clear" in out
     assert "blurred" in out
     with (folder_in(tmp_path) / "comparison.csv").open() as file:

@@ -11,7 +11,6 @@ from evaluation.intervals import (
     exact,
     rate_interval,
     tar_intervals,
-    tpir_interval,
     wilson,
 )
 
@@ -123,19 +122,6 @@ def test_no_misses_of_few_people_are_less_sure_than_of_many():
     alone, ten = rate_interval(hits), rate_interval(hits, np.arange(200) % 10)
     assert alone == pytest.approx(wilson(1, 200))
     assert ten == exact(1, 10) == (pytest.approx(0.025**0.1), 1)
-
-
-def test_tpir_intervals_hold_the_truth():
-    """Probes of one image each: the threshold that a share of 0.1 of the probes exceed is known."""
-    generator = np.random.default_rng(0)
-    truth, held = 0.5, 0
-    for _ in range(200):
-        mates = generator.standard_normal(400) + 1.2816
-        impostor = generator.standard_normal(400)
-        who = np.stack((np.arange(400), 1000 + generator.integers(400, size=400)), axis=1)
-        low, high = tpir_interval(mates, who[:, 0], impostor, who, 0.1)
-        held += low <= truth <= high
-    assert 0.91 < held / 200 <= 0.99
 
 
 def test_what_has_no_interval_is_refused():
