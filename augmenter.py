@@ -1,7 +1,8 @@
 """The three augmentations of AdaFace training, and the flip, on uint8 BGR faces.
 
 In this order, each with its own probability: crop (what is outside turns black, nothing is resized), low
-resolution, photometric (brightness, contrast and saturation in random order); then a horizontal flip.
+resolution, photometric (brightness, contrast and saturation in random order), those of ``more_augmentations.py`` that
+are asked for; then a horizontal flip.
 
 Source: AdaFace (Kim, Jain, Liu, CVPR 2022), section 4.1; crop parameters of torchvision's `RandomResizedCrop`,
 photometric arithmetic of Pillow's `ImageEnhance`.
@@ -13,9 +14,12 @@ point or float32 lies on the other side of a rounding edge than Pillow's.
 
 import itertools
 import math
+from collections.abc import Mapping
 
 import cv2
 import numpy as np
+
+from more_augmentations import MORE_AUGMENTATIONS
 
 CROP_AREA = (0.2, 1.0)
 CROP_ASPECT = (3 / 4, 4 / 3)
@@ -38,19 +42,34 @@ class Augmenter:
         low_res_prob: probability of the low-resolution augmentation, in [0, 1].
         photometric_prob: probability of the photometric augmentation, in [0, 1].
         flip_prob: probability of the horizontal flip, in [0, 1].
+        more: probabilities of others, by their names in ``more_augmentations.MORE_AUGMENTATIONS``; 0 where not named.
 
     Raises:
         ValueError: a probability is outside [0, 1].
+        KeyError: there is no augmentation of such a name.
     """
 
-    def __init__(self, crop_prob: float, low_res_prob: float, photometric_prob: float, flip_prob: float = 0.5) -> None:
+    def __init__(
+        self,
+        crop_prob: float,
+        low_res_prob: float,
+        photometric_prob: float,
+        flip_prob: float = 0.5,
+        more: Mapping[str, float] | None = None,
+    ) -> None:
         self.crop_prob = crop_prob
         self.low_res_prob = low_res_prob
         self.photometric_prob = photometric_prob
         self.flip_prob = flip_prob
-        for name, value in vars(self).items():
+        more = more or {}
+        for name, value in {**vars(self), **{f"{name}_prob": value for name, value in more.items()}}.items():
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} is a probability: expected a number in [0, 1], got {value}")
+        if unknown := set(more) - set(MORE_AUGMENTATIONS):
+            raise KeyError(f"there are no augmentations {sorted(unknown)}, only {', '.join(MORE_AUGMENTATIONS)}")
+        self.more = (
+            [(change, more.get(name, 0.0)) for name, change in MORE_AUGMENTATIONS.items()] if any(more.values()) else []
+        )
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator, out: np.ndarray | None = None) -> np.ndarray:
         """Augment one image.
@@ -72,6 +91,10 @@ class Augmenter:
             image = low_resolution(image, *draw_low_resolution(height, rng), out)
         if do_photometric < self.photometric_prob:
             image = photometric(image, *draw_photometric(rng), out)
+        if self.more:  # without them nothing is drawn, so that such runs stay what they were before there were any
+            for (change, probability), number in zip(self.more, rng.random(len(self.more)).tolist(), strict=True):
+                if number < probability:
+                    image = change(image, rng)
         if do_flip < self.flip_prob:
             return cv2.flip(image, 1, dst=out)
         if out is None:

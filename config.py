@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 import yaml
 
 from command_line import nearest
+from more_augmentations import MORE_AUGMENTATIONS
 from option_rules import check_combinations, check_optimisation, check_ranges
 
 Action = typing.Literal["run", "plan", "print_config"]
@@ -146,6 +147,13 @@ class Config:
     low_res_augmentation_prob: float = _option(0.0, "probability of the low-resolution augmentation, in [0, 1]")
     crop_augmentation_prob: float = _option(0.0, "probability of the crop augmentation, in [0, 1]")
     photometric_augmentation_prob: float = _option(0.0, "probability of the photometric augmentation, in [0, 1]")
+    mask_augmentation_prob: float = _option(0.0, "probability of a drawn face mask, in [0, 1] (ours)")
+    cutout_augmentation_prob: float = _option(0.0, "probability of a grey square anywhere, in [0, 1] (ours)")
+    blur_augmentation_prob: float = _option(0.0, "probability of a Gaussian blur, in [0, 1] (ours)")
+    motion_blur_augmentation_prob: float = _option(0.0, "probability of a motion blur, in [0, 1] (ours)")
+    noise_augmentation_prob: float = _option(0.0, "probability of Gaussian noise, in [0, 1] (ours)")
+    grey_augmentation_prob: float = _option(0.0, "probability of a face without colours, in [0, 1] (ours)")
+    jpeg_augmentation_prob: float = _option(0.0, "probability of a strong JPEG compression, in [0, 1] (ours)")
 
     given: frozenset[str] = frozenset()
 
@@ -155,6 +163,11 @@ class Config:
         check_combinations(self)
         if not self.resume_from_checkpoint:  # then the options of the checkpoint are still to come
             check_optimisation(self)
+
+    @property
+    def more_augmentations(self) -> dict[str, float]:
+        """The probabilities of the augmentations beyond the paper's, by their names."""
+        return {name: getattr(self, f"{name}_augmentation_prob") for name in MORE_AUGMENTATIONS}
 
     def as_dict(self) -> dict[str, Any]:
         """Return the options as plain values (lists for tuples), in declaration order."""

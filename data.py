@@ -9,7 +9,7 @@ the path's name; the five sets of the paper are not compulsory.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,7 @@ class FaceDataModule(pl.LightningDataModule):
         low_res_augmentation_prob: in [0, 1].
         crop_augmentation_prob: in [0, 1].
         photometric_augmentation_prob: in [0, 1].
+        more_augmentations: probabilities in [0, 1] of those of ``more_augmentations.py``, by name.
         custom_num_class: classes of the head, at least those of the data; -1 for those.
         skip_bad_images: count, report and replace training images that cannot be decoded.
         evaluate_only: there is no training; its data need not be there.
@@ -80,6 +81,7 @@ class FaceDataModule(pl.LightningDataModule):
         low_res_augmentation_prob: float = 0.0,
         crop_augmentation_prob: float = 0.0,
         photometric_augmentation_prob: float = 0.0,
+        more_augmentations: Mapping[str, float] | None = None,
         custom_num_class: int = -1,
         skip_bad_images: bool = False,
         evaluate_only: bool = False,
@@ -90,7 +92,9 @@ class FaceDataModule(pl.LightningDataModule):
         self.swap_color_channel, self.skip_bad_images = swap_color_channel, skip_bad_images
         self.custom_num_class, self.evaluate_only = custom_num_class, evaluate_only
         self.seed = seed
-        self.augmenter = Augmenter(crop_augmentation_prob, low_res_augmentation_prob, photometric_augmentation_prob)
+        self.augmenter = Augmenter(
+            crop_augmentation_prob, low_res_augmentation_prob, photometric_augmentation_prob, more=more_augmentations
+        )
         self.notes: list[str] = []
         self.batch_size_per_process = _divided(batch_size, devices)
         self.num_workers = self._capped(num_workers, devices)

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from camera_faults import compress
+
 _MIDDLE_GREY = 118.0
 _SEPIA = np.array([0.80, 0.97, 1.10], np.float32)  # BGR
 _LENS_BLUR_PX = 0.5  # polygons have harder edges than any photograph
@@ -86,6 +88,5 @@ def photograph(image: np.ndarray, camera: Camera, rng: np.random.Generator) -> n
         picture += camera.noise * rng.standard_normal((side, side, 1), dtype=np.float32)  # film grain is grey
     result = cv2.convertScaleAbs(np.maximum(picture, 0))  # rounds, then saturates at 255
     if camera.jpeg_quality < 95:
-        encoded = cv2.imencode(".jpg", result, [cv2.IMWRITE_JPEG_QUALITY, camera.jpeg_quality])[1]
-        result = np.asarray(cv2.imdecode(encoded, cv2.IMREAD_COLOR), np.uint8)
+        result = compress(result, camera.jpeg_quality)
     return result

@@ -228,6 +228,7 @@ def _open_data(config: Config, devices: DevicePlan) -> FaceDataModule:
         low_res_augmentation_prob=config.low_res_augmentation_prob,
         crop_augmentation_prob=config.crop_augmentation_prob,
         photometric_augmentation_prob=config.photometric_augmentation_prob,
+        more_augmentations=config.more_augmentations,
         custom_num_class=config.custom_num_class,
         skip_bad_images=config.skip_bad_images,
         evaluate_only=config.evaluate,

@@ -6,6 +6,7 @@ from typing import Any
 
 from checkpoints import backbone_state, check_resumable, identify_architecture, load_checkpoint
 from config import OPTIONS, Config, convert_value
+from more_augmentations import MORE_AUGMENTATIONS
 from option_rules import check_optimisation
 from run_folder import CONFIG, LAST_CHECKPOINT
 
@@ -19,7 +20,7 @@ _NOTED = (
     "seed", "batch_size", "num_nodes", "accumulate_grad_batches", "lr", "lr_base_batch_size", "lr_schedule",
     "lr_milestones", "lr_gamma", "lr_power", "warmup_epochs", "momentum", "weight_decay", "gradient_clip_val", "m", "h",
     "s", "t_alpha", "batch_statistics", "sample_rate", "low_res_augmentation_prob", "crop_augmentation_prob",
-    "photometric_augmentation_prob",
+    "photometric_augmentation_prob", *(f"{name}_augmentation_prob" for name in MORE_AUGMENTATIONS),
 )  # fmt: skip
 
 

@@ -21,6 +21,7 @@ import cv2
 import numpy as np
 from matplotlib.figure import Figure
 
+from camera_faults import compress, defocus, move
 from evaluation.image_list import ImageList
 from plot_style import DPI, save_figure
 
@@ -36,7 +37,6 @@ MOTION_PX = 13.0
 JPEG_QUALITY = 30  # of the small picture, as of a recorder that saves room: its blocks are plain to see
 SAMPLE_STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 _BEST_JPEG_QUALITY = 100
-_MOTION_STEPS_PER_PX = 8
 _DRAWS = 5  # numbers of an image
 
 
@@ -59,14 +59,14 @@ def degrade(image: np.ndarray, rng: np.random.Generator, strength: float = 1.0) 
     if strength == 0:
         return image.copy()
     height, width = image.shape[:2]
-    image = _defocus(image, strength * focus * DEFOCUS_SIGMA_PX)
-    image = _move(image, strength * motion * MOTION_PX, angle * math.pi)
+    image = defocus(image, strength * focus * DEFOCUS_SIGMA_PX)
+    image = move(image, strength * motion * MOTION_PX, angle * math.pi)
     # the exponent is what grows evenly: from 112 to 56 px takes as much from a face as from 40 to 20
     factor = DOWN_SAMPLING ** (strength * size)
     small_size = max(1, round(width / factor)), max(1, round(height / factor))
     small = cv2.resize(image, small_size, interpolation=cv2.INTER_AREA)
     quality = round(_BEST_JPEG_QUALITY - strength * compression * (_BEST_JPEG_QUALITY - JPEG_QUALITY))
-    return cv2.resize(_compress(small, quality), (width, height), interpolation=cv2.INTER_LINEAR)
+    return cv2.resize(compress(small, quality), (width, height), interpolation=cv2.INTER_LINEAR)
 
 
 @dataclass(frozen=True)
@@ -156,45 +156,3 @@ def draw_samples(
 def _check_strength(strength: float) -> None:
     if not 0 <= strength <= 1:
         raise ValueError(f"the strength of a degradation is a number in [0, 1], got {strength}")
-
-
-def _defocus(image: np.ndarray, sigma_px: float) -> np.ndarray:
-    radius = math.ceil(3 * sigma_px)
-    side = 2 * radius + 1
-    # a sigma of 0 would make OpenCV choose one
-    return cv2.GaussianBlur(image, (side, side), sigma_px, borderType=cv2.BORDER_REPLICATE) if sigma_px > 0 else image
-
-
-def _move(image: np.ndarray, length_px: float, angle_rad: float) -> np.ndarray:
-    kernel = motion_kernel(length_px, angle_rad)
-    return cv2.filter2D(image, -1, kernel, borderType=cv2.BORDER_REPLICATE)
-
-
-def motion_kernel(length_px: float, angle_rad: float) -> np.ndarray:
-    """Return the kernel of an even movement along a line through its centre.
-
-    Args:
-        length_px: of the line, 0 or more; fractions of pixels count.
-        angle_rad: of the line against the rows.
-
-    Returns:
-        (K, K) float32, K odd, of sum 1.
-    """
-    radius = math.ceil(length_px / 2) + 1
-    steps = max(1, math.ceil(length_px * _MOTION_STEPS_PER_PX))
-    along = ((np.arange(steps) + 0.5) / steps - 0.5) * length_px
-    columns, rows = along * math.cos(angle_rad) + radius, along * math.sin(angle_rad) + radius
-    kernel = np.zeros((2 * radius + 1, 2 * radius + 1))
-    left, top = np.floor(columns).astype(int), np.floor(rows).astype(int)
-    for right in (0, 1):
-        for below in (0, 1):  # each point of the line is shared out over the four pixels around it
-            weight = np.abs(1 - right - (columns - left)) * np.abs(1 - below - (rows - top))
-            np.add.at(kernel, (top + below, left + right), weight)
-    return (kernel / steps).astype(np.float32)
-
-
-def _compress(image: np.ndarray, quality: int) -> np.ndarray:
-    done, encoded = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
-    decoded = cv2.imdecode(encoded, cv2.IMREAD_COLOR) if done else None
-    assert decoded is not None, "JPEG takes every uint8 colour image"
-    return decoded

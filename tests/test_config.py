@@ -6,6 +6,7 @@ import yaml
 
 from command_line import nearest
 from config import OPTIONS, Config, parse
+from more_augmentations import MORE_AUGMENTATIONS
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -188,6 +189,8 @@ def test_every_option_is_read_by_main():
         for node in ast.walk(ast.parse((ROOT / "main.py").read_text()))
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "config"
     }
+    assert "more_augmentations" in read
+    read |= {f"{name}_augmentation_prob" for name in MORE_AUGMENTATIONS}
     assert set(OPTIONS) <= read, f"no one reads {set(OPTIONS) - read}"
 
 

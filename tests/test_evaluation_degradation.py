@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from evaluation import degradation
-from evaluation.degradation import DegradedImages, degrade, draw_samples, image_generator, motion_kernel
+from evaluation.degradation import DegradedImages, degrade, draw_samples, image_generator
 
 STRENGTHS = (0.1, 0.25, 0.5, 0.75, 1.0)
 
@@ -124,19 +124,6 @@ def test_the_largest_down_sampling_and_defocus_leave_a_face_of_20_px():
     assert math.exp(-2 * (math.pi * sigma * finest) ** 2) == pytest.approx(0.5, abs=0.01)
     eyes_px = 73.5318 - 38.2946
     assert 1.4e3 / 60 * eyes_px / 63 == pytest.approx(degradation.MOTION_PX, abs=0.1)
-
-
-def test_a_motion_kernel_worked_by_hand():
-    kernel = motion_kernel(4.0, 0.0)  # along a row: the ends of the line lie on the centres of the outer pixels
-    np.testing.assert_allclose(kernel.sum(axis=1), [0, 0, 0, 1, 0, 0, 0], atol=1e-6)
-    np.testing.assert_allclose(kernel[3], [0, 0.125, 0.25, 0.25, 0.25, 0.125, 0], atol=2e-3)
-    np.testing.assert_allclose(motion_kernel(4.0, math.pi / 2), kernel.T, atol=1e-6)
-    still = motion_kernel(0.0, 1.0)
-    assert (still[1, 1], still.sum()) == (1, 1)
-    for angle in np.linspace(0, math.pi, 7):
-        slanted = motion_kernel(9.3, angle)
-        assert slanted.sum() == pytest.approx(1, abs=1e-6)
-        np.testing.assert_allclose(slanted, slanted[::-1, ::-1], atol=1e-6)  # nothing is shifted
 
 
 def test_fingerprint_and_name_tell_the_degradation(monkeypatch):
