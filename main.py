@@ -14,39 +14,26 @@ import sys
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import cv2
 import torch
 
 import config as options
-import plan
 from agreement import ToldError, check_agreement, failure_told
+from assembly import build, build_run_trainer, epoch_batches, facts_of, images_per_update, plan_lines
 from atomic_files import write_atomically
-from callbacks import (
-    CheckpointKeeper,
-    InterruptedTrainingError,
-    how_to_go_on,
-)
+from callbacks import CheckpointKeeper, InterruptedTrainingError, how_to_go_on
 from checkpoint_folders import run_folder_of
-from checkpoints import (
-    backbone_state,
-    check_fits,
-    load_backbone,
-    load_checkpoint,
-)
+from checkpoints import backbone_state, load_checkpoint
 from command_line import EXPECTED_ERRORS, FAILED, INTERRUPTED, terminated_as_interrupted
 from config import Config
 from data import FaceDataModule
-from devices import DevicePlan, device_memory, divide_threads, plan_devices
+from devices import DevicePlan, plan_devices
 from evaluation.run_report import write_run_report
-from execution import prepare_step
 from health_plot import plot_health
 from lightning_setup import pl
 from loss_plot import plot_loss
-from net import EMBEDDING_SIZE, check_architecture
 from optimization import scaled_learning_rate
-from partial_fc import choose_sharding
 from plots import plot_roc, plot_similarity_histograms
 from process_watch import ProcessWatch
 from processes import (
@@ -56,17 +43,16 @@ from processes import (
     end_with_parent,
     find_launch,
     join,
+    say,
     tell_those_who_wait,
 )
 from results import results_table, write_results
 from resume import check_still_new, with_checkpoint_options, with_run_folder
-from run_folder import choose_run_folder, describe_environment, make_run_folder, write_config, write_manifest
+from run_folder import choose_run_folder, make_run_folder, write_config, write_manifest
 from run_lock import RunLock
 from train_val import FaceRecognitionModule
-from trainer import batches_per_epoch, build_strategy, build_trainer, validation_interval
 
 _SAMPLES_IN_GRID = 64
-_OF_ONE_HOST = {"data_root", "num_workers"}  # may differ between the machines of a run
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -80,14 +66,14 @@ def main(arguments: list[str] | None = None) -> int:
         if action == "print_config":
             print(config.as_yaml(), end="")
             return 0
-        with terminated_as_interrupted(), RunLock(_say) as lock:
+        with terminated_as_interrupted(), RunLock(say) as lock:
             config, notes = with_checkpoint_options(with_run_folder(config))
             return _run(config, notes, lock, plan_only=action == "plan")
     except InterruptedTrainingError as stop:
-        _say(f"{stop}\n{how_to_go_on(stop.checkpoint)}")
+        say(f"{stop}\n{how_to_go_on(stop.checkpoint)}")
         return INTERRUPTED
     except KeyboardInterrupt:
-        _say("stopped at once; what had been saved is whole")
+        say("stopped at once; what had been saved is whole")
         return INTERRUPTED
     except ToldError:
         return FAILED
@@ -109,27 +95,29 @@ def _run(config: Config, notes: list[str], lock: RunLock, *, plan_only: bool = F
         precision=config.precision,
     )
     for note in (*notes, *devices.notes, *_advice(config, launch)):
-        _say(f"note: {note}")
+        say(f"note: {note}")
     if launch.external or not plan_only:  # several machines can be planned for on one
         check_launch(launch, devices.devices, config.num_nodes)
     end_with_parent(launch)
     join(launch, devices.accelerator, config.collective_timeout_sec)
     with failure_told():
-        data, module, sharded = _build(config, devices)
-        facts = _facts(config, devices, data, module)
+        data, module, sharded = build(config, devices)
+        facts = facts_of(config, devices, data, module)
     check_agreement(facts)
-    if not config.evaluate and config.accumulate_grad_batches > _batches_per_epoch(config, data):
-        _say(
+    if not config.evaluate and config.accumulate_grad_batches > epoch_batches(config, data):
+        say(
             f"note: --accumulate_grad_batches {config.accumulate_grad_batches} is more than the "
-            f"{_batches_per_epoch(config, data)} batches of an epoch: its one step has so much less weight"
+            f"{epoch_batches(config, data)} batches of an epoch: its one step has so much less weight"
         )
     if plan_only:
-        return _plan(config, devices, launch, data, module)
+        for line in plan_lines(config, devices, launch, data, module):
+            say(line)
+        return 0
     folder = Path(decided_by_rank_0("RUN_FOLDER", lambda: str(_run_folder(config, lock)), launch))
     keeper = CheckpointKeeper(folder, save_all=config.save_all_models, every_steps=config.checkpoint_every_steps)
     watch = ProcessWatch(facts, lambda: _after_a_loss(config, keeper), config.collective_timeout_sec)
     with failure_told():
-        trainer = _build_trainer(config, devices, launch, data, keeper, watch, sharded)
+        trainer = build_run_trainer(config, devices, launch, data, keeper, watch, sharded)
         if trainer.is_global_zero:
             _describe(config, devices, data, module, folder)
     check_agreement({})  # else the others would wait for one that cannot write, or draw, to the run folder
@@ -148,206 +136,6 @@ def _after_a_loss(config: Config, keeper: CheckpointKeeper) -> str:
     return f"the same command goes on in {keeper.folder}" if config.run_folder else how_to_go_on(keeper.last)
 
 
-def _build(config: Config, devices: DevicePlan) -> tuple[FaceDataModule, FaceRecognitionModule, bool]:
-    """Open the data and build the module, or say why this cannot be done; also, whether the head is sharded."""
-    if config.sync_batchnorm and devices.accelerator != "gpu":
-        raise ValueError(
-            f"--sync_batchnorm is for GPUs, this run is on {devices.accelerator}, where PyTorch has no synchronised "
-            "batch norm: leave it out"
-        )
-    divide_threads(devices.devices)
-    check_architecture(config.arch)
-    pl.seed_everything(config.seed, verbose=False)
-    data = _open_data(config, devices)
-    sharded, notes = _choose_sharding(config, devices, data)
-    module = _build_module(config, data, sharded)
-    for note in notes + prepare_step(
-        module,
-        accelerator=devices.accelerator,
-        processes=devices.devices,
-        batch_size=data.batch_size_per_process,
-        channels_last=config.channels_last,
-        compile_backbone=config.compile,
-        gradient_checkpointing=config.gradient_checkpointing,
-        head_memory=config.head_memory,
-    ):
-        _say(f"note: {note}")
-    return data, module, sharded
-
-
-def _facts(config: Config, devices: DevicePlan, data: FaceDataModule, module: FaceRecognitionModule) -> dict[str, Any]:
-    """Return what has to be the same in all processes; check the checkpoint to go on with."""
-    facts = {f"--{name}": value for name, value in config.as_dict().items() if name not in _OF_ONE_HOST}
-    facts["the device"] = f"{devices.accelerator}, {devices.precision}"
-    facts["the fingerprint of the training data"] = data.fingerprint()
-    # auto goes by each machine's memory
-    facts["the head's sharding (--head_sharding on or off says it for all)"] = module.sharded
-    if config.resume_from_checkpoint:
-        checkpoint = load_checkpoint(config.resume_from_checkpoint)
-        check_fits(checkpoint, module.checkpoint_shapes(), config.resume_from_checkpoint)
-        if checkpoint["adaface"].get("data_fingerprint") not in (None, data.fingerprint()):
-            _say("note: the training data is not what the run began with: an epoch goes on in another order")
-        position = checkpoint["adaface"]["position"]
-        facts["the position of the checkpoint"] = position
-        if position["epoch"] >= config.epochs:
-            _say(f"note: the run of {config.resume_from_checkpoint} has done its {config.epochs} epochs: only tested")
-    return facts
-
-
-def _plan(
-    config: Config, devices: DevicePlan, launch: Launch, data: FaceDataModule, module: FaceRecognitionModule
-) -> int:
-    """Print what the training would take."""
-    schedule = plan.schedule(
-        data,
-        epochs=1 if config.fast_dev_run else config.epochs,
-        steps_per_epoch=_batches_per_epoch(config, data),
-        val_check_interval=_validation_interval(config, data),
-        batch_size=config.batch_size * config.num_nodes,
-        world_size=devices.devices * config.num_nodes,
-        accumulate_grad_batches=config.accumulate_grad_batches,
-    )
-    for line in plan.lines(module, data, devices, launch, schedule, config.num_nodes, _strategy(config, devices)):
-        _say(line)
-    return 0
-
-
-def _open_data(config: Config, devices: DevicePlan) -> FaceDataModule:
-    data = FaceDataModule(
-        data_root=config.data_root,
-        train_data_path=config.train_data_path,
-        val_data_path=config.val_data_path,
-        use_mxrecord=config.use_mxrecord,
-        train_data_subset=config.train_data_subset,
-        swap_color_channel=config.swap_color_channel,
-        batch_size=config.batch_size,
-        devices=devices.devices,
-        num_nodes=config.num_nodes,
-        num_workers=config.num_workers,
-        seed=config.seed,
-        low_res_augmentation_prob=config.low_res_augmentation_prob,
-        crop_augmentation_prob=config.crop_augmentation_prob,
-        photometric_augmentation_prob=config.photometric_augmentation_prob,
-        more_augmentations=config.more_augmentations,
-        custom_num_class=config.custom_num_class,
-        skip_bad_images=config.skip_bad_images,
-        evaluate_only=config.evaluate,
-    )
-    data.open()
-    return data
-
-
-def _choose_sharding(config: Config, devices: DevicePlan, data: FaceDataModule) -> tuple[bool, list[str]]:
-    """Decide whether the head is sharded; say so where nobody asked for it."""
-    if config.evaluate:
-        return False, []
-    option = config.head_sharding
-    if option == "auto" and config.sample_rate < 1:
-        return True, [f"--sample_rate {config.sample_rate} needs a sharded head: --head_sharding on"]
-    if option == "auto" and config.batch_statistics == "process":
-        return False, []
-    sharded = choose_sharding(
-        option,
-        class_num=data.num_classes,
-        embedding_size=EMBEDDING_SIZE,
-        processes=devices.devices * config.num_nodes,
-        memory_bytes=device_memory(devices.accelerator, devices.devices),
-    )
-    automatic = sharded and option == "auto"
-    note = f"the head's {data.num_classes:,} classes are shared out over the processes (--head_sharding off: not)"
-    return sharded, [note] if automatic else []
-
-
-def _build_module(config: Config, data: FaceDataModule, sharded: bool) -> FaceRecognitionModule:
-    """Build backbone and head; load the backbone's start weights where asked for."""
-    module = FaceRecognitionModule(
-        arch=config.arch,
-        class_num=0 if config.evaluate else data.num_classes,
-        head_type=config.head,
-        m=config.m,
-        h=config.h,
-        s=config.s,
-        t_alpha=config.t_alpha,
-        sharded=sharded,
-        sample_rate=config.sample_rate,
-        batch_statistics=config.batch_statistics,
-        gradient_clip_val=config.gradient_clip_val,
-        optimizer=config.optimizer,
-        lr=scaled_learning_rate(config.lr, _images_per_update(config), config.lr_base_batch_size),
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-        lr_schedule=config.lr_schedule,
-        lr_milestones=config.lr_milestones,
-        lr_gamma=config.lr_gamma,
-        lr_power=config.lr_power,
-        warmup_epochs=config.warmup_epochs,
-        seed=config.seed,
-        metadata={
-            "config": config.as_dict(),
-            "given": sorted(config.given),
-            "class_names": [] if config.evaluate else data.class_names,
-            "data_fingerprint": data.fingerprint(),
-            "input": {"color": "BGR", "size": [112, 112], "mean": 127.5, "std": 127.5},
-            **describe_environment(),
-        },
-    )
-    if config.start_from_model_statedict:
-        load_backbone(module.model, config.start_from_model_statedict, config.arch)
-    return module
-
-
-def _images_per_update(config: Config) -> int:
-    """Return the images, of all machines, whose gradients make one step of the optimiser."""
-    return config.batch_size * config.num_nodes * config.accumulate_grad_batches
-
-
-def _batches_per_epoch(config: Config, data: FaceDataModule) -> int:
-    return 1 if config.fast_dev_run else batches_per_epoch(data.steps_per_epoch, test_run=config.test_run)
-
-
-def _validation_interval(config: Config, data: FaceDataModule) -> int | float:
-    if config.evaluate or config.fast_dev_run:
-        return 1.0
-    return validation_interval(_batches_per_epoch(config, data), config.epochs, config.accumulate_grad_batches)
-
-
-def _build_trainer(
-    config: Config,
-    devices: DevicePlan,
-    launch: Launch,
-    data: FaceDataModule,
-    keeper: CheckpointKeeper,
-    watch: ProcessWatch,
-    sharded: bool,
-) -> "pl.Trainer":
-    return build_trainer(
-        devices,
-        launch,
-        keeper,
-        num_nodes=config.num_nodes,
-        strategy=_strategy(config, devices),
-        sharded=sharded,
-        batch_size=config.batch_size * config.num_nodes,
-        epochs=config.epochs,
-        steps_per_epoch=0 if config.evaluate else data.steps_per_epoch,
-        accumulate_grad_batches=config.accumulate_grad_batches,
-        val_check_interval=_validation_interval(config, data),
-        test_run=config.test_run,
-        fast_dev_run=config.fast_dev_run,
-        resumed=bool(config.resume_from_checkpoint),
-        deterministic=config.deterministic,
-        sync_batchnorm=config.sync_batchnorm,
-        stalled_after_steps=config.stalled_after_steps,
-        use_wandb=config.use_wandb,
-        more_callbacks=[watch],
-    )
-
-
-def _strategy(config: Config, devices: DevicePlan) -> Any:
-    distributed = devices.devices * config.num_nodes > 1
-    return build_strategy(config.distributed_backend, config.collective_timeout_sec, distributed=distributed)
-
-
 def _test(
     trainer: "pl.Trainer", module: FaceRecognitionModule, data: FaceDataModule, keeper: CheckpointKeeper, config: Config
 ) -> None:
@@ -355,7 +143,7 @@ def _test(
     best = keeper.best if keeper.best.exists() else keeper.last
     if not config.evaluate and not config.fast_dev_run:
         module.model.load_state_dict(backbone_state(load_checkpoint(best), best))
-        _say(f"testing {best}")
+        say(f"testing {best}")
     trainer.test(module, datamodule=data, verbose=False)
 
 
@@ -414,7 +202,7 @@ def _advice(config: Config, launch: Launch) -> list[str]:
     if config.head == "adaface" and config.h == 0:
         notes.append("--head adaface with --h 0 is CosFace: the paper uses --m 0.4 --h 0.333")
     if config.lr_base_batch_size:
-        images = _images_per_update(config)
+        images = images_per_update(config)
         lr = scaled_learning_rate(config.lr, images, config.lr_base_batch_size)
         notes.append(
             f"learning rate {lr:g}: --lr {config.lr:g} x {images:,} images per update / --lr_base_batch_size "
@@ -449,12 +237,6 @@ def _report(error: Exception) -> int:
         message = f"the memory is full: --plan tells what a step takes, and what takes less ({message.splitlines()[0]})"
     print(f"main.py: error: {message}", *getattr(error, "__notes__", []), sep="\n", file=sys.stderr, flush=True)
     return FAILED
-
-
-def _say(text: str) -> None:
-    """Print for the user, once: from rank 0."""
-    if find_launch().rank == 0:
-        print(text, flush=True)
 
 
 if __name__ == "__main__":

@@ -120,6 +120,16 @@ def _tasks_on_this_node(environment: Mapping[str, str]) -> int:
     return int(environment.get("SLURM_NTASKS_PER_NODE", "0"))
 
 
+def say(text: str) -> None:
+    """Print for the user, once: in process 0 of the run.
+
+    Args:
+        text: a line, or several.
+    """
+    if find_launch().rank == 0:
+        print(text, flush=True)
+
+
 def check_launch(launch: Launch, devices: int, num_nodes: int) -> None:
     """Raise ValueError where the options ask for other processes than were started.
 

@@ -153,6 +153,7 @@ LEVELS = {
     "evaluation.findings": 2.2,
     "evaluation.protocols": 2.3,
     "evaluation.__main__": 3,
+    "assembly": 2.9,
     "convert": 3,
     "inference_commands": 3,
     "export_onnx": 3,

@@ -186,7 +186,8 @@ def test_help_explains_every_option(capsys):
 def test_every_option_is_read_by_main():
     read = {
         node.attr
-        for node in ast.walk(ast.parse((ROOT / "main.py").read_text()))
+        for file in ("main.py", "assembly.py")
+        for node in ast.walk(ast.parse((ROOT / file).read_text()))
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "config"
     }
     assert "more_augmentations" in read
