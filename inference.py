@@ -392,7 +392,7 @@ def _load_onnx(path: Path, arch: str | None) -> Embedder:
 def _open_session(path: Path) -> Any:
     """Open an ONNX file on the CPU, with as many threads as PyTorch has."""
     try:
-        runtime = importlib.import_module("onnxruntime")
+        runtime = importlib.import_module("onnx_runtime").onnxruntime
     except ModuleNotFoundError as error:
         raise RuntimeError(f"{path} needs the package onnxruntime: pip install onnxruntime") from error
     settings = runtime.SessionOptions()

@@ -16,16 +16,10 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnxruntime.quantization import (
-    CalibrationDataReader,
-    CalibrationMethod,
-    QuantFormat,
-    QuantType,
-    quantize_static,
-)
 
 from inference import OnnxNetwork
 from onnx_graph import INPUT
+from onnx_runtime import quantization
 
 FEWEST_IMAGES = 32  # to calibrate on
 MOST_IMAGES = 256
@@ -64,22 +58,22 @@ def quantize(graph: onnx.ModelProto, images: np.ndarray, network: OnnxNetwork) -
         output = Path(folder, "int8.onnx")
         copy = onnx.ModelProto()
         copy.CopyFrom(graph)  # the quantiser works in place
-        quantize_static(
+        quantization.quantize_static(
             copy,
             output,
             _Batches(images, network),
-            quant_format=QuantFormat.QDQ,
+            quant_format=quantization.QuantFormat.QDQ,
             op_types_to_quantize=list(QUANTISED),
             per_channel=True,
             reduce_range=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            calibrate_method=CalibrationMethod.MinMax,
+            activation_type=quantization.QuantType.QUInt8,
+            weight_type=quantization.QuantType.QInt8,
+            calibrate_method=quantization.CalibrationMethod.MinMax,
         )
         return onnx.load(output)
 
 
-class _Batches(CalibrationDataReader):
+class _Batches(quantization.CalibrationDataReader):
     """Hands out the images, normalised, some at a time."""
 
     def __init__(self, images: np.ndarray, network: OnnxNetwork) -> None:

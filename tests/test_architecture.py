@@ -145,6 +145,7 @@ LEVELS = {
     "onnx_int8": 1.3,
     "onnx_parity": 1.2,
     "memory_plan": 2.1,
+    "onnx_runtime": 0,
     "step_measurement": 2.2,
     "plan": 2.3,
     "evaluation.published": 0.1,
