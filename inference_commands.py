@@ -3,19 +3,22 @@ r"""Use a trained or published model on faces.
     python inference.py compare a.jpg b.jpg --model adaface_ir101_webface12m --save picture.png
     python inference.py embed <faces> --out faces.npz --checkpoint experiments/default_11-24_0/best.ckpt
     python inference.py search faces.npz c.jpg --top 5 --csv found.csv --model adaface_ir101_webface12m
+    python inference.py serve --model adaface_ir101_webface12m
 
-Faces are aligned to 112x112; with --align, photographs are given. Similarities are cosines; the quality of a face is
-the norm of its embedding, which is AdaFace's measure and comparable within one model. ``python inference.py <command>
---help`` explains every option.
+Faces are aligned to 112x112; with --align, photographs are given, as to the page of ``serve``. Similarities are
+cosines; the quality of a face is the norm of its embedding, which is AdaFace's measure and comparable within one model.
+``python inference.py <command> --help`` explains every option.
 """
 
 import argparse
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from alignment.detector import MTCNN
 from alignment.photograph_list import Photographs
 from atomic_files import write_atomically
 from command_line import Parser, run_to_status
@@ -29,7 +32,9 @@ from face_comparison import (
     compare_faces,
     comparison_text,
     draw_comparison,
+    threshold_text,
 )
+from face_server import FaceServer, Limits, serve
 from found_faces import FoundFaces, found_csv, found_text
 from gallery_search import ENGINES, LARGE_GALLERY, choose_engine, most_similar
 from model_options import add_model_options, check_model_options, model_path
@@ -37,6 +42,8 @@ from sample_images import find_images
 
 # what turns image files into aligned faces: called with a name for the list and its files
 OpenFaces = Callable[[str, Sequence[Path]], ImageList]
+HOST, PORT, MOST_PORT = "127.0.0.1", 8000, 65535
+BATCH_SIZE = 64
 _SHOWN_UNREADABLE = 5
 _EMBEDDINGS = ".npz"
 
@@ -62,7 +69,15 @@ def build_parsers() -> tuple[Parser, dict[str, Parser]]:
         "--engine", choices=ENGINES, default=ENGINES[0],
         help=f"what searches; all are exact; auto: faiss in a gallery of {LARGE_GALLERY:,} or more",
     )  # fmt: skip
-    for command in (compare, search):
+    page = commands.add_parser("serve", help="a web page that compares two photographs")
+    page.add_argument(
+        "--port", type=int, default=PORT, metavar="N", help=f"of the page (default {PORT}; 0: any that is free)"
+    )
+    page.add_argument(
+        "--host", default=HOST,
+        help=f"name or address to listen at (default {HOST}: this machine alone; 0.0.0.0: whoever reaches it)",
+    )  # fmt: skip
+    for command in (compare, search, page):
         command.add_argument(
             "--threshold", type=float, default=None, metavar="COSINE",
             help="from which on two faces are one person's, -1 to 1 (default: that of the model, if it has one)",
@@ -70,8 +85,14 @@ def build_parsers() -> tuple[Parser, dict[str, Parser]]:
     for command in (embed, search):
         _add_list_options(command)
     for command in (compare, embed, search):
-        _add_model_options(command)
-    return parser, {"compare": compare, "embed": embed, "search": search}
+        _add_image_options(command)
+    for command in (compare, embed, search, page):
+        group = command.add_argument_group("model")
+        add_model_options(group)
+        group.add_argument(
+            "--accelerator", choices=("auto", "cpu", "gpu"), default="auto", help="auto: a GPU if there is one"
+        )
+    return parser, {"compare": compare, "embed": embed, "search": search, "serve": page}
 
 
 def _add_list_options(command: Parser) -> None:
@@ -85,16 +106,13 @@ def _add_list_options(command: Parser) -> None:
     )  # fmt: skip
 
 
-def _add_model_options(command: Parser) -> None:
+def _add_image_options(command: Parser) -> None:
     command.add_argument(
         "--align", action="store_true", help="the images are photographs: find the largest face of each, and align it"
     )
-    group = command.add_argument_group("model")
-    add_model_options(group)
-    group.add_argument(
-        "--accelerator", choices=("auto", "cpu", "gpu"), default="auto", help="auto: a GPU if there is one"
+    command.add_argument(
+        "--batch_size", type=int, default=BATCH_SIZE, metavar="N", help=f"images at a time (default {BATCH_SIZE})"
     )
-    group.add_argument("--batch_size", type=int, default=64, metavar="N", help="images at a time (default 64)")
 
 
 def parse(words: list[str]) -> argparse.Namespace:
@@ -118,13 +136,15 @@ def parse(words: list[str]) -> argparse.Namespace:
 
 
 def _check_values(command: Parser, options: argparse.Namespace) -> None:
-    if options.batch_size < 1:
+    if getattr(options, "batch_size", 1) < 1:
         command.error(f"--batch_size {options.batch_size}: at least 1 is expected")
     if options.command == "compare" and len(options.images) < 2:
         command.error("give two or more images to compare")
     if options.command == "search" and options.top < 1:
         command.error(f"--top {options.top}: at least 1 is expected")
-    if options.command != "compare" and not 0 <= options.most_unreadable <= 1:
+    if options.command == "serve" and not 0 <= options.port <= MOST_PORT:
+        command.error(f"--port {options.port}: a number from 0 to {MOST_PORT} is expected")
+    if options.command in ("embed", "search") and not 0 <= options.most_unreadable <= 1:
         command.error(f"--most_unreadable {options.most_unreadable}: a share from 0 to 1 is expected")
     for name, ending in {"save": ".png", "out": _EMBEDDINGS, "csv": ".csv"}.items():
         file = Path(getattr(options, name, None) or f"default{ending}")
@@ -148,8 +168,7 @@ def main(words: list[str] | None = None) -> int:
 
     def job() -> int:
         options = parse(sys.argv[1:] if words is None else words)
-        open_faces = Photographs if options.align else ImageFiles
-        _COMMANDS[options.command](options, _open_model(options), open_faces)
+        _COMMANDS[options.command](options, _open_model(options))
         return 0
 
     stopped = "what has been embedded of folders is kept, the same command goes on"
@@ -164,16 +183,20 @@ def _open_model(options: argparse.Namespace) -> CachedEmbedding:
     model = CachedEmbedding(
         ModelFile(str(path), options.arch, accelerator),
         folder=Path(cache) if cache else None,
-        batch_size=options.batch_size,
+        batch_size=getattr(options, "batch_size", BATCH_SIZE),
         most_unreadable=getattr(options, "most_unreadable", 0),
     )
     print(f"model: {path} ({model.embedder.arch})")
     return model
 
 
-def _compare(options: argparse.Namespace, model: CachedEmbedding, open_faces: OpenFaces) -> None:
+def _opener(options: argparse.Namespace) -> OpenFaces:
+    return Photographs if options.align else ImageFiles
+
+
+def _compare(options: argparse.Namespace, model: CachedEmbedding) -> None:
     threshold = choose_threshold(options.threshold, model.embedder.threshold)
-    faces = _read(options.images, open_faces)
+    faces = _read(options.images, _opener(options))
     comparison = compare_faces(model.embedder, faces, options.images, threshold)
     print(comparison_text(comparison))
     if options.save:
@@ -181,14 +204,15 @@ def _compare(options: argparse.Namespace, model: CachedEmbedding, open_faces: Op
         print(f"the picture is {options.save}")
 
 
-def _embed(options: argparse.Namespace, model: CachedEmbedding, open_faces: OpenFaces) -> None:
-    faces = _of_folder(Path(options.folder), model, open_faces)
+def _embed(options: argparse.Namespace, model: CachedEmbedding) -> None:
+    faces = _of_folder(Path(options.folder), model, _opener(options))
     write_embeddings(Path(options.out), faces)
     print(f"{len(faces):,} faces of {options.folder} are in {options.out}")
 
 
-def _search(options: argparse.Namespace, model: CachedEmbedding, open_faces: OpenFaces) -> None:
+def _search(options: argparse.Namespace, model: CachedEmbedding) -> None:
     threshold = choose_threshold(options.threshold, model.embedder.threshold)
+    open_faces = _opener(options)
     gallery = _named(Path(options.gallery), model, open_faces)
     files = [path for path in options.probes if not Path(path).is_dir() and Path(path).suffix != _EMBEDDINGS]
     parts = [_named(Path(path), model, open_faces) for path in options.probes if path not in files]
@@ -212,7 +236,16 @@ def _search(options: argparse.Namespace, model: CachedEmbedding, open_faces: Ope
         print(f"the table is {options.csv}")
 
 
-_COMMANDS = {"compare": _compare, "embed": _embed, "search": _search}
+def _serve(options: argparse.Namespace, model: CachedEmbedding) -> None:
+    threshold = choose_threshold(options.threshold, model.embedder.threshold)
+    print(
+        "threshold: none, so there are no decisions" if threshold is None else f"threshold: {threshold_text(threshold)}"
+    )
+    warnings.filterwarnings("ignore", module="PIL")  # damaged metadata; damaged photographs raise
+    serve(FaceServer(options.host, options.port, model.embedder, MTCNN(), threshold, Limits()))
+
+
+_COMMANDS = {"compare": _compare, "embed": _embed, "search": _search, "serve": _serve}
 
 
 def _named(path: Path, model: CachedEmbedding, open_faces: OpenFaces) -> NamedEmbeddings:

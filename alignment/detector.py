@@ -128,10 +128,22 @@ class MTCNN:
         kept = keep_best(boxes, scores, 0.7, of_smaller=True)
         return [Face(tuple(boxes[place].tolist()), landmarks[place], float(scores[place])) for place in kept]
 
+    def smallest_face_px(self, size_px: tuple[int, ...]) -> int:
+        """Return the side of the smallest face that is looked for in an image, rounded.
+
+        Args:
+            size_px: height and width of the image, in either order.
+        """
+        return round(_CELL_PX / self._largest_scale(size_px))
+
+    def _largest_scale(self, size_px: tuple[int, ...]) -> float:
+        """Return the factor to the largest copy."""
+        return min(self._first_scale, math.sqrt(_MOST_PIXELS / math.prod(size_px)))
+
     def _proposals(self, image: np.ndarray) -> np.ndarray:
         """Return squares that may hold a face, (N, 4), from copies of the image."""
         found = [(np.empty((0, 4)), np.empty(0))]
-        scale = min(self._first_scale, math.sqrt(_MOST_PIXELS / (image.shape[0] * image.shape[1])))
+        scale = self._largest_scale(image.shape[:2])
         copies = [image, image]
         while min(image.shape[:2]) * scale >= _CELL_PX:
             size = [math.ceil(side * scale) for side in image.shape[:2]]

@@ -1,13 +1,12 @@
 import base64
 import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from browser import in_browser, needs_chromium
 from test_evaluation_hardest_pairs import Images
 from test_quality_plot import Curve
 
@@ -267,17 +266,7 @@ def test_many_pairs_and_many_pictures_make_a_small_file(tmp_path):
     assert (tmp_path / "report.html").stat().st_size < 3_000_000
 
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-
-def in_browser(page: Path, *options: str) -> subprocess.CompletedProcess:
-    """Open a page and return its elements (stdout) and what the browser complains of (stderr)."""
-    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={page.parent / 'profile'}"]
-    command += ["--enable-logging=stderr", "--v=0", *options, "--dump-dom", page.as_uri()]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+@needs_chromium
 @pytest.mark.parametrize("name", ["lfw", EVIL])
 def test_a_browser_opens_it_without_complaint(tmp_path, name):
     write_report(tmp_path / "report.html", everything(name))
@@ -294,7 +283,7 @@ onload = () => { document.body.dataset.widths = [...document.querySelectorAll("i
 </script>%s"""
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+@needs_chromium
 def test_no_page_is_wider_than_the_screen(tmp_path):
     widths = [320, 400, 700, 1000, 1400]
     for name in ("lfw", "a_long_name_" * 20):

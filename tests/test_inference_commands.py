@@ -228,6 +228,11 @@ def test_embeddings_of_another_model_are_refused(run, people, tmp_path):
         (["search", "people", "people", "--top", "0"], "at least 1 is expected"),
         (["search", "people", "people", "--tpo", "1"], "did you mean --top"),
         (["find", "people"], "invalid choice: 'find'"),
+        (["serve", "--port", "65536"], "--port 65536: a number from 0 to 65535 is expected"),
+        (["serve", "--port", "x"], "invalid int value: 'x'"),
+        (["serve", "--align"], "unknown option --align"),
+        (["serve", "--host", "no host"], "there is no host 'no host'"),
+        (["serve", "--threshold", "2"], "is not a cosine from -1 to 1"),
     ],
 )
 def test_mistakes_are_told_in_a_line(run, people, words, message):

@@ -91,7 +91,7 @@ def test_inference_commands_parse(words):
 def test_there_are_commands_to_check():
     assert len(commands("-m alignment")) >= 2
     assert len(commands("export_onnx.py")) >= 2
-    assert {words[0] for words in commands("inference.py")} == {"compare", "embed", "search"}
+    assert {words[0] for words in commands("inference.py")} == {"compare", "embed", "search", "serve"}
     assert len(commands("-m evaluation")) >= 4
     assert len(commands("main.py")) >= 4
     assert sum("--run_folder" in words for words in commands("main.py")) == 2
