@@ -7,6 +7,7 @@ Source: Pillow decodes. The number of pixels is read from the header first, and 
 itself are tried: no file makes it start another program.
 """
 
+import contextlib
 import io
 import struct
 from pathlib import Path
@@ -75,10 +76,9 @@ def _decoded(file: BinaryIO, name: str, most_pixels: int) -> np.ndarray:
 
 def _upright(image: Image.Image) -> Image.Image:
     """Return the image as its camera was held, or as it is where that cannot be read."""
-    try:
-        return ImageOps.exif_transpose(image)
-    except _BROKEN:
-        return image
+    with contextlib.suppress(*_BROKEN):
+        ImageOps.exif_transpose(image, in_place=True)  # otherwise it copies what is upright already
+    return image
 
 
 def _colours(image: Image.Image) -> np.ndarray:
@@ -91,4 +91,4 @@ def _colours(image: Image.Image) -> np.ndarray:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
-    return np.asarray(image.convert("RGB"))
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
