@@ -137,6 +137,7 @@ def open_data(config: Config, devices: DevicePlan) -> FaceDataModule:
         val_data_path=config.val_data_path,
         use_mxrecord=config.use_mxrecord,
         train_data_subset=config.train_data_subset,
+        train_data_index=config.train_data_index,
         swap_color_channel=config.swap_color_channel,
         batch_size=config.batch_size,
         devices=devices.devices,

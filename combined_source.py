@@ -23,6 +23,7 @@ class CombinedSource:
     Attributes:
         class_names: `<name>/<name of the class>`.
         location: names, sizes and places of all, for messages.
+        flaws: what was passed over in them.
     """
 
     def __init__(self, parts: Sequence[tuple[str, TrainingSource]]) -> None:
@@ -35,6 +36,15 @@ class CombinedSource:
             for name, part in parts
         )
         self.location = " + ".join(described)
+        self.flaws = [
+            flaw._replace(identity=flaw.identity and f"{name}/{flaw.identity}")
+            for name, part in parts
+            for flaw in getattr(part, "flaws", [])
+        ]
+
+    def parts(self) -> list[TrainingSource]:
+        """Return the sources."""
+        return list(self._parts)
 
     def __len__(self) -> int:
         return self._starts[-1]

@@ -46,6 +46,9 @@ class Config:
     val_data_path: str = _option("faces_emore", "folder of the validation sets (converted, or .bin)")
     use_mxrecord: bool = _option(False, "train straight from train.rec even where an image folder exists")
     train_data_subset: bool = _option(False, "train on the paper's subset list (ms1mv2_train_subset_index.txt)")
+    train_data_index: str = _option(
+        "", "train on the images that this file uses, as whose it says; written by convert.py --audit --apply (ours)"
+    )
     swap_color_channel: bool = _option(False, "the training images on disk have red and blue swapped")
     custom_num_class: int = _option(
         -1, "number of classes of the head, at least that of the data; -1: that of the data"

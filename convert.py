@@ -6,6 +6,7 @@ r"""Convert face data sets: `.rec` to image folders, `.bin` to memory-mapped set
     python convert.py --pack <IMAGE_FOLDER> --output <DIR>             # image folder -> train.rec
     python convert.py --pairs pairs.txt --images_root <DIR>            # pairs file -> .bin
     python convert.py --checkpoint <RUN>/last.ckpt --output one.ckpt   # of a sharded head -> single file
+    python convert.py --audit <DATA> --test_sets lfw.bin --apply       # what is wrong with the training images
 
 Source: the data layout of InsightFace and the official AdaFace converter (`imgs/<label>/<key>.jpg`).
 Differences: encoded images are copied byte for byte (the official converter decodes and encodes them again,
@@ -35,6 +36,7 @@ from unpack_bin import convert_set
 from unpack_rec import convert_images
 
 _LISTED = 10
+_JOBS = ("rec_path", "pack", "pairs", "checkpoint", "audit")
 
 
 # --- command line ---------------------------------------------------------------------------------------------
@@ -97,7 +99,7 @@ def build_parser() -> Parser:
         "--output",
         metavar="PATH",
         help="--pack: folder to write to (default IMAGE_FOLDER_rec); --pairs: the .bin (default: beside PAIRS_FILE); "
-        "--checkpoint: the file",
+        "--checkpoint: the file; --audit: folder of the report",
     )
     checkpoints = parser.add_argument_group("checkpoints")
     checkpoints.add_argument(
@@ -105,12 +107,41 @@ def build_parser() -> Parser:
         metavar="FOLDER",
         help="write the checkpoint of a sharded head, a folder, as one file of all classes, for the official code too",
     )
+    _add_audit_options(parser.add_argument_group("audit"))
     parser.add_argument(
         "--overwrite",
         action="store_true",
-        help="delete what an earlier conversion left, and convert again; without it finished work is kept",
+        help="delete what an earlier conversion left, and convert again; without it finished work is kept. --audit: "
+        "look at all images again",
     )
     return parser
+
+
+def _add_audit_options(group: argparse._ArgumentGroup) -> None:
+    """Add the options of the audit."""
+    group.add_argument(
+        "--audit",
+        metavar="DATA",
+        help="find what is wrong with training images: an image folder, or a folder with train.rec (train_0.rec, ...); "
+        "several with commas. Writes audit.html, audit.csv and audit.json to --output (default DATA_audit), ends with "
+        "status 3 where it found more than notes. A stopped audit goes on when it is started again",
+    )
+    group.add_argument(
+        "--test_sets",
+        default="",
+        metavar="SETS",
+        help="find images that are in these test sets too: .bin files, folders of verification sets or of images, with "
+        "commas between them",
+    )
+    group.add_argument(
+        "--apply",
+        action="store_true",
+        help="write cleaned_index.csv too, for main.py --train_data_index: which images to train on, and as whose. "
+        "Nothing is deleted",
+    )
+    group.add_argument(
+        "--threads", type=int, default=0, metavar="N", help="that read and compare (default: one for each core)"
+    )
 
 
 def parse(words: list[str]) -> argparse.Namespace:
@@ -127,10 +158,10 @@ def parse(words: list[str]) -> argparse.Namespace:
     """
     parser = build_parser()
     options = parser.parse(words)
-    jobs = [name for name in ("rec_path", "pack", "pairs", "checkpoint") if getattr(options, name)]
+    jobs = [name for name in _JOBS if getattr(options, name)]
     if len(jobs) != 1:
         got = ", ".join(f"--{job}" for job in jobs) or "none"
-        parser.error(f"give one of --rec_path, --pack, --pairs, --checkpoint; got {got}")
+        parser.error(f"give one of {', '.join(f'--{job}' for job in _JOBS)}; got {got}")
     allowed = {
         "rec_path": {
             "make_image_files",
@@ -142,6 +173,7 @@ def parse(words: list[str]) -> argparse.Namespace:
         "pack": {"output", "swap_color_channel", "skip_bad_images"},
         "pairs": {"images_root", "output", "swap_color_channel"},
         "checkpoint": {"output"},
+        "audit": {"test_sets", "apply", "threads", "output", "swap_color_channel"},
     }[jobs[0]] | {jobs[0], "overwrite"}
     for name, value in vars(options).items():
         if name not in allowed and value != parser.get_default(name):
@@ -150,6 +182,8 @@ def parse(words: list[str]) -> argparse.Namespace:
         parser.error("--pairs needs --images_root, the folder that its paths start from")
     if options.checkpoint and not options.output:
         parser.error("--checkpoint needs --output, the file to write")
+    if options.threads < 0:
+        parser.error(f"--threads must be at least 1, or 0 for one for each core; got {options.threads}")
     return options
 
 
@@ -160,15 +194,17 @@ def main(words: list[str] | None = None) -> int:
         words: what follows the program's name; those of the process when None.
 
     Returns:
-        Exit status: 0 done, 1 error (one line on stderr), 130 stopped with Ctrl-C.
+        Exit status: 0 done, 1 error (one line on stderr), 3 an audit has found more than notes, 130 stopped with
+        Ctrl-C.
     """
 
     def run() -> int:
         options = parse(sys.argv[1:] if words is None else words)
         jobs = {"pack": _run_pack, "pairs": _run_pairs, "checkpoint": _run_checkpoint, "rec_path": _run_conversion}
-        job = next(job for name, job in jobs.items() if getattr(options, name))
         with _warnings_as_notes():
-            job(options)
+            if options.audit:
+                return _run_audit(options)
+            next(job for name, job in jobs.items() if getattr(options, name))(options)
         return 0
 
     return run_to_status("convert.py", run, stopped="nothing is half written, the same command goes on", failed=1)
@@ -191,6 +227,23 @@ def _run_checkpoint(options: argparse.Namespace) -> None:
 
     export_single_file(options.checkpoint, options.output)
     print(f"{options.output}: {Path(options.output).stat().st_size / 1e6:,.1f} MB")
+
+
+def _run_audit(options: argparse.Namespace) -> int:
+    """Find what is wrong with training images."""
+    from audit.run import AuditOptions, audit  # it imports what conversion does without
+
+    return audit(
+        AuditOptions(
+            options.audit,
+            test_sets=options.test_sets,
+            output=options.output or "",
+            apply=options.apply,
+            swapped=options.swap_color_channel,
+            threads=options.threads,
+            overwrite=options.overwrite,
+        )
+    )
 
 
 # --- .rec and .bin of one folder --------------------------------------------------------------------------------

@@ -23,7 +23,8 @@ from pairs import IMAGE_SHAPE, PAPER_SETS, PairSet, find_pair_sets, open_pair_se
 from sampler import EpochBatchSampler, RandomStreams, ShardedBatchSampler
 from source_finder import open_training_source, split_paths
 from threads import usable_cores
-from training_source import fingerprint_of
+from training_index import select_indexed
+from training_source import TrainingSource, fingerprint_of
 from training_subset import SUBSET_LIST, read_subset_list, select_subset
 
 _SHOWN_BAD = 10
@@ -40,6 +41,7 @@ class FaceDataModule(pl.LightningDataModule):
         val_data_path: folder of the verification sets.
         use_mxrecord: train from `train.rec` even where there is an image folder.
         train_data_subset: train on the paper's subset list.
+        train_data_index: train on the images of this file (``training_index.py``), as whose it says; empty: on all.
         swap_color_channel: the training images have red and blue swapped. Verification sets are read as they are,
             like in the official code: they never passed through its swapped folders.
         batch_size: images per step over all devices of a node.
@@ -73,6 +75,7 @@ class FaceDataModule(pl.LightningDataModule):
         batch_size: int,
         use_mxrecord: bool = False,
         train_data_subset: bool = False,
+        train_data_index: str = "",
         swap_color_channel: bool = False,
         devices: int = 1,
         num_nodes: int = 1,
@@ -89,6 +92,7 @@ class FaceDataModule(pl.LightningDataModule):
         super().__init__()
         self.data_root, self.train_data_path, self.val_data_path = data_root, train_data_path, val_data_path
         self.use_mxrecord, self.train_data_subset = use_mxrecord, train_data_subset
+        self.train_data_index = train_data_index
         self.swap_color_channel, self.skip_bad_images = swap_color_channel, skip_bad_images
         self.custom_num_class, self.evaluate_only = custom_num_class, evaluate_only
         self.seed = seed
@@ -113,13 +117,8 @@ class FaceDataModule(pl.LightningDataModule):
             ValueError: what is there is damaged, or does not fit the options.
         """
         if not self.evaluate_only:
-            if self.train_data_subset:
-                self._refuse_subset_of_several()
-            source = open_training_source(self.data_root, self.train_data_path, use_mxrecord=self.use_mxrecord)
-            if self.train_data_subset:
-                source = select_subset(source, read_subset_list(self.data_root, self.train_data_path))
             self._dataset = TrainingDataset(
-                source,
+                self._open_source(),
                 self.augmenter,
                 seed=self.seed,
                 swap_color_channel=self.swap_color_channel,
@@ -275,6 +274,22 @@ class FaceDataModule(pl.LightningDataModule):
             print(f"{which}{len(bad)} bad training image(s) replaced by the next good one:{listed}{more}", flush=True)
 
     # parts
+
+    def _open_source(self) -> TrainingSource:
+        """Open the training images, or those of them that a list names."""
+        if self.train_data_subset:
+            self._refuse_subset_of_several()
+        source = open_training_source(
+            self.data_root,
+            self.train_data_path,
+            use_mxrecord=self.use_mxrecord,
+            flawed=bool(self.train_data_index),
+        )
+        if self.train_data_index:
+            return select_indexed(source, self.train_data_index)
+        if self.train_data_subset:
+            return select_subset(source, read_subset_list(self.data_root, self.train_data_path))
+        return source
 
     def _refuse_subset_of_several(self) -> None:
         paths = split_paths(self.data_root, self.train_data_path)

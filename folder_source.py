@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from conversion_journal import JOURNAL
+from training_source import Flaw
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 _SHOWN = 6
@@ -22,13 +23,17 @@ class FolderSource:
 
     Args:
         root: folder of the class folders.
+        flawed: pass over classes without images instead of refusing them.
+
+    Attributes:
+        flaws: what was passed over.
 
     Raises:
-        FileNotFoundError: no such folder, no class folders in it, or a class without images.
+        FileNotFoundError: no such folder, no class folders in it, a class without images, or no images at all.
         ValueError: `convert.py` was stopped before it had written all images.
     """
 
-    def __init__(self, root: str | os.PathLike[str]) -> None:
+    def __init__(self, root: str | os.PathLike[str], *, flawed: bool = False) -> None:
         self.root = Path(root)
         self.location = str(root)
         if not self.root.is_dir():
@@ -45,7 +50,12 @@ class FolderSource:
             counts.append(len(files))
             names.append(b"".join(files))
             lengths.append(np.fromiter(map(len, files), np.uint8, len(files)))
-        _refuse_empty_classes(self.root, self.class_names, np.array(counts))
+        empty = [name for name, count in zip(self.class_names, counts, strict=True) if not count]
+        if len(empty) == len(counts) or not flawed:
+            _refuse_empty_classes(self.root, empty, len(counts))
+        self.flaws = [Flaw("empty identity", name, f"no images in {self.root / name}") for name in empty]
+        self.class_names = [name for name, count in zip(self.class_names, counts, strict=True) if count]
+        counts = [count for count in counts if count]
         self._names = b"".join(names)
         self._ends = np.cumsum(np.concatenate(lengths), dtype=np.uint32 if len(self._names) < 2**32 else np.uint64)
         self.labels = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
@@ -101,12 +111,11 @@ def _image_files(folder: Path) -> list[bytes]:
     return [os.fsencode(name) for name in sorted(found)]
 
 
-def _refuse_empty_classes(root: Path, class_names: list[str], counts: np.ndarray) -> None:
-    empty = np.flatnonzero(counts == 0)
-    if len(empty):
-        names = ", ".join(class_names[i] for i in empty[:_SHOWN]) + (", ..." if len(empty) > _SHOWN else "")
+def _refuse_empty_classes(root: Path, empty: list[str], count: int) -> None:
+    if empty:
+        names = ", ".join(empty[:_SHOWN]) + (", ..." if len(empty) > _SHOWN else "")
         raise FileNotFoundError(
-            f"{len(empty)} of {len(class_names)} class folders in {root} hold no images: {names}. Expected "
+            f"{len(empty)} of {count} class folders in {root} hold no images: {names}. Expected "
             f"<class>/<image> with one of {' '.join(IMAGE_EXTENSIONS)}; remove empty folders, or name the right folder"
         )
 

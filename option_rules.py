@@ -104,6 +104,8 @@ def check_combinations(config: "Config") -> None:
         raise ValueError(
             f"--batch_statistics process contradicts {sharding}: a sharded head sees the batch of all processes"
         )
+    if config.train_data_index and config.train_data_subset:
+        raise ValueError("--train_data_index and --train_data_subset both say which images to use: give one of them")
     if config.evaluate and not config.start_from_model_statedict:
         raise ValueError("--evaluate needs --start_from_model_statedict CHECKPOINT: the model to evaluate")
     if config.evaluate and config.resume_from_checkpoint:
@@ -122,7 +124,7 @@ def check_combinations(config: "Config") -> None:
             "--resume_from_checkpoint restores all weights, --start_from_model_statedict the backbone only: "
             "give one of them"
         )
-    for name in ("resume_from_checkpoint", "start_from_model_statedict"):
+    for name in ("resume_from_checkpoint", "start_from_model_statedict", "train_data_index"):
         path = getattr(config, name)
         if path and not Path(path).exists():
             raise FileNotFoundError(f"--{name}: there is no file {path}")

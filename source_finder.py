@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from combined_source import CombinedSource
+from flawed_record_source import FlawedRecordSource
 from folder_source import FolderSource, listing
 from record_shards import IMAGE_FOLDER, RECORD_FILE, find_records, holds_records
 from record_source import RecordSource
@@ -39,13 +40,19 @@ class _Found(NamedTuple):
         """Return the folder that holds `imgs` or the `.rec`."""
         return (self.home if self.is_folder else self.paths[0].parent).resolve()
 
-    def open(self) -> TrainingSource:
+    def open(self, flawed: bool) -> TrainingSource:
         """Open it."""
-        return FolderSource(self.paths[0]) if self.is_folder else RecordSource(*self.paths)
+        if self.is_folder:
+            return FolderSource(self.paths[0], flawed=flawed)
+        return FlawedRecordSource(*self.paths) if flawed else RecordSource(*self.paths)
 
 
 def open_training_source(
-    data_root: str | os.PathLike[str], train_data_path: str | os.PathLike[str], *, use_mxrecord: bool = False
+    data_root: str | os.PathLike[str],
+    train_data_path: str | os.PathLike[str],
+    *,
+    use_mxrecord: bool = False,
+    flawed: bool = False,
 ) -> TrainingSource:
     """Find and open the training data.
 
@@ -54,6 +61,8 @@ def open_training_source(
         train_data_path: of each set the image folder, the folder above it or with `train.rec` or `train_0.rec`, ...,
             or a `.rec`; several sets with commas between them.
         use_mxrecord: take the `.rec` even where there is an image folder; look for it one folder above too.
+        flawed: pass over identities without images and labels that mean nothing, instead of refusing the data; what
+            was passed over is in ``flaws`` of the source.
 
     Returns:
         The image folder where there is one, else the `.rec`; several sets together as one.
@@ -65,7 +74,7 @@ def open_training_source(
     words = split_paths(data_root, train_data_path)
     paths = [Path(data_root, word) for word in words]
     if len(paths) == 1:
-        return _find(paths[0], use_mxrecord).open()
+        return _find(paths[0], use_mxrecord).open(flawed)
     found, sources = [], []
     for number, path in enumerate(paths):
         with _naming(number, words):
@@ -73,7 +82,7 @@ def open_training_source(
             _refuse_twice(found)
     for number, one in enumerate(found):
         with _naming(number, words):
-            sources.append(one.open())
+            sources.append(one.open(flawed))
     return CombinedSource(list(zip(_names([one.home for one in found]), sources, strict=True)))
 
 

@@ -9,12 +9,26 @@ Source: torchvision's `ImageFolder`.
 
 import hashlib
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 _FINGERPRINT_IMAGES = 256
 _NAMES_AT_ONCE = 1 << 14
+
+
+class Flaw(NamedTuple):
+    """What keeps data from being trained on as it is, and was passed over where that was asked for.
+
+    Attributes:
+        kind: ``empty identity``, ``label gap`` or ``damaged label``.
+        identity: name of the class; empty where it has none.
+        text: what was found, for people.
+    """
+
+    kind: str
+    identity: str
+    text: str
 
 
 class TrainingSource(Protocol):

@@ -27,11 +27,14 @@ class SelectedSource:
         indices: (M,) positions in ``source``.
         labels: (M,) class of each, 0..C-1.
         class_names: of the C classes.
+        location: what they are, for messages.
     """
 
-    def __init__(self, source: TrainingSource, indices: np.ndarray, labels: np.ndarray, class_names: list[str]) -> None:
+    def __init__(
+        self, source: TrainingSource, indices: np.ndarray, labels: np.ndarray, class_names: list[str], location: str
+    ) -> None:
         self.labels, self.class_names = labels.astype(np.int32), class_names
-        self.location = f"the subset list of {source.location}"
+        self.location = location
         self._source, self._indices = source, indices
 
     def __len__(self) -> int:
@@ -77,7 +80,8 @@ def select_subset(source: TrainingSource, positions: np.ndarray) -> SelectedSour
     new_label = np.cumsum(kept) - 1
     chosen = kept[labels]
     names = [source.class_names[label] for label in np.flatnonzero(kept).tolist()]
-    return SelectedSource(source, positions[chosen].astype(np.uint32), new_label[labels[chosen]], names)
+    location = f"the subset list of {source.location}"
+    return SelectedSource(source, positions[chosen].astype(np.uint32), new_label[labels[chosen]], names, location)
 
 
 def read_subset_list(data_root: str | os.PathLike[str], train_data_path: str | os.PathLike[str]) -> np.ndarray:

@@ -84,12 +84,14 @@ LEVELS = {
     "results": 1,
     "record_shards": 0.6,
     "training_source": 0.5,
-    "folder_source": 0.5,
+    "folder_source": 0.6,
+    "flawed_record_source": 1,
     "record_source": 1,
     "combined_source": 1,
     "source_finder": 1.1,
     "face_datasets": 1.1,
     "training_subset": 1.1,
+    "training_index": 1.15,
     "unpack_bin": 1,
     "unpack_rec": 1.1,
     "data": 1.2,
@@ -114,6 +116,19 @@ LEVELS = {
     "alignment.journal": 1.1,
     "alignment.__main__": 3,
     "alignment.photograph_list": 1.3,
+    "audit": 0,
+    "audit.finding": 0,
+    "audit.picture_hash": 0,
+    "audit.quiet_decoder": 0,
+    "audit.near_pairs": 0.1,
+    "audit.audited_images": 1.2,
+    "audit.cleaning": 1.3,
+    "audit.colours": 1.3,
+    "audit.scan": 1.4,
+    "audit.counting": 1.5,
+    "audit.duplicates": 1.5,
+    "audit.report": 1.5,
+    "audit.run": 2,
     "evaluation": 0,
     "evaluation.identification": 0.2,
     "evaluation.similarity_search": 0.2,
@@ -179,7 +194,7 @@ VAGUE = {"utils", "util", "common", "misc", "helpers", "helper"}
 # "/" is apart so that this file does not contain what it looks for
 DEVELOPER_PATHS = re.compile(rb"(?<![\w.}$)-])/" + rb"(?:work|root|Users)/")
 
-PACKAGES = ("alignment", "evaluation")
+PACKAGES = ("alignment", "audit", "evaluation")
 MODULES = sorted([*ROOT.glob("*.py"), *(path for package in PACKAGES for path in (ROOT / package).glob("*.py"))])
 
 

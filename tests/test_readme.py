@@ -51,7 +51,7 @@ def _parsed(lines: list[str], program: str) -> list[list[str]]:
 def test_main_commands_parse(words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in words:
-        if name.endswith((".ckpt", ".yaml")):  # options check that such files exist
+        if name.endswith((".ckpt", ".yaml", ".csv")):  # options check that such files exist
             Path(name).parent.mkdir(parents=True, exist_ok=True)
             Path(name).write_text("lr: 0.1\n")
     if "--help" in words:

@@ -1,0 +1,226 @@
+"""The images that an audit looks at: those of the data, and those of test sets that must not be among them."""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from combined_source import CombinedSource
+from flawed_record_source import FlawedRecordSource
+from folder_source import IMAGE_EXTENSIONS, FolderSource, listing
+from pair_pickle import EncodedImage
+from pairs import PairSet, decode_image, find_pair_sets, open_pair_set
+from source_finder import open_training_source
+from training_source import Flaw, TrainingSource
+
+_LONGEST_NAME = 60
+
+
+@dataclass(frozen=True)
+class AuditedData:
+    """The training data.
+
+    Attributes:
+        source: encoded images and labels, flaws passed over.
+        swapped: red and blue of all images are swapped.
+    """
+
+    source: TrainingSource
+    swapped: bool = False
+
+    @property
+    def name(self) -> str:
+        """What the images are, for progress bars."""
+        return "images"
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """Class of each sample, int32 (N,), ascending."""
+        return self.source.labels
+
+    @property
+    def flaws(self) -> Sequence[Flaw]:
+        """What was passed over."""
+        return getattr(self.source, "flaws", [])
+
+    def encoded(self, index: int) -> EncodedImage:
+        """Return an image as it is stored.
+
+        Raises:
+            OSError: it cannot be read.
+            ValueError: its record is damaged.
+        """
+        return self.source.read(index)
+
+    def read(self, index: int) -> np.ndarray:
+        """Return an image, (112, 112, 3) uint8 BGR.
+
+        Raises:
+            ValueError: it is no such image.
+        """
+        try:
+            image = decode_image(self.encoded(index), self.source.describe(index))
+        except OSError as error:
+            raise ValueError(f"{self.source.describe(index)} cannot be read: {error.strerror or error}") from error
+        return np.ascontiguousarray(image[:, :, ::-1]) if self.swapped else image
+
+    def identity(self, index: int) -> str:
+        """Return the name of a sample's class."""
+        return self.source.class_names[int(self.labels[index])]
+
+    def fingerprint(self) -> str:
+        """Return a text that changes where the images do: names, sizes, times of change, and labels."""
+        digest = hashlib.sha256(f"{self.swapped} {len(self)}\n".encode())
+        for path in _files(self.source):
+            status = os.stat(path)  # noqa: PTH116 - millions of times
+            digest.update(os.fsencode(path) + f"\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+        digest.update(np.ascontiguousarray(self.labels, "<i4").data)
+        return digest.hexdigest()
+
+
+def _files(source: TrainingSource) -> Iterator[str | Path]:
+    if isinstance(source, CombinedSource):
+        for part in source.parts():
+            yield from _files(part)
+    elif isinstance(source, FolderSource):
+        yield from map(source.path, range(len(source)))
+    elif isinstance(source, FlawedRecordSource):
+        yield from source.files
+    else:
+        raise TypeError(f"no audit of a {type(source).__name__}")
+
+
+def image_folders(source: TrainingSource) -> list[Path]:
+    """Return the folders of class folders in a source."""
+    if isinstance(source, CombinedSource):
+        return [folder for part in source.parts() for folder in image_folders(part)]
+    return [source.root] if isinstance(source, FolderSource) else []
+
+
+def open_audited_data(path: str, *, swapped: bool = False) -> AuditedData:
+    """Open the training data, whatever its flaws.
+
+    Args:
+        path: an image folder, a folder with `train.rec` or `train_0.rec`, ..., or a `.rec`; several with commas.
+        swapped: red and blue of all images are swapped.
+
+    Raises:
+        FileNotFoundError: there is nothing.
+        ValueError: it cannot even be listed.
+    """
+    try:
+        return AuditedData(open_training_source(".", path, flawed=True), swapped)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"--audit: {error}".replace(". Check --data_root and --train_data_path", "")) from error
+
+
+@dataclass(frozen=True)
+class TestImages:
+    """The images of a test set.
+
+    Attributes:
+        name: of the set, for people.
+        count: how many.
+        get: returns one, encoded or decoded; raises ValueError or OSError.
+        where: returns where one lies, for messages.
+        state: a text that changes where they do.
+    """
+
+    __test__ = False  # no test of pytest's
+
+    name: str
+    count: int
+    get: Callable[[int], EncodedImage]
+    where: Callable[[int], str]
+    state: str
+
+    def __len__(self) -> int:
+        return self.count
+
+    def encoded(self, index: int) -> EncodedImage:
+        """Return an image, encoded; or decoded, which then is (112, 112, 3) uint8 RGB."""
+        return self.get(index)
+
+    def read(self, index: int) -> np.ndarray:
+        """Return an image, (112, 112, 3) uint8 BGR.
+
+        Raises:
+            ValueError: it is no such image.
+        """
+        try:
+            return decode_image(self.get(index), self.where(index))
+        except OSError as error:
+            raise ValueError(f"{self.where(index)} cannot be read: {error.strerror or error}") from error
+
+    def fingerprint(self) -> str:
+        """Return a text that changes where the images do."""
+        return self.state
+
+
+def open_test_sets(paths: str) -> list[TestImages]:
+    """Open the test sets that must not be in the training data.
+
+    Args:
+        paths: `.bin` files, folders of verification sets, or folders of images at any depth; with commas between them.
+
+    Raises:
+        FileNotFoundError: one of them is not there, or a folder without images.
+        ValueError: one is damaged, or a name is empty.
+    """
+    words = [paths] if Path(paths).exists() else [word.strip() for word in paths.split(",")]
+    found: list[TestImages] = []
+    for word in words:
+        path = Path(word)
+        if not word:
+            raise ValueError(f"--test_sets {paths!r}: a name is empty; expected .bin files or folders, with commas")
+        if not path.exists():
+            raise FileNotFoundError(f"--test_sets: there is no {path}; expected a .bin file, or a folder")
+        if path.is_dir():
+            sets = find_pair_sets(path)
+            found += [_pair_images(open_pair_set(path, name), file) for name, file in sets.items()]
+            found += [] if sets else [_folder_images(path)]
+        elif path.suffix == ".bin":
+            found.append(_pair_images(open_pair_set(path.parent, path.stem), path))
+        else:
+            raise ValueError(f"--test_sets: {path} is neither a .bin file nor a folder")
+    return found
+
+
+def _pair_images(pair_set: PairSet, path: Path) -> TestImages:
+    def get(index: int) -> EncodedImage:
+        return np.ascontiguousarray(pair_set.images[index][:, :, ::-1])
+
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    return TestImages(
+        pair_set.name, len(pair_set.images), get, lambda i: f"{path}, image {i} (of pair {i // 2})", _state_of(files)
+    )
+
+
+def _folder_images(folder: Path) -> TestImages:
+    names = sorted(
+        Path(root, name)
+        for root, _, files in os.walk(folder, followlinks=True)
+        for name in files
+        if name.lower().endswith(IMAGE_EXTENSIONS) and not name.startswith(".")
+    )
+    if not names:
+        raise FileNotFoundError(
+            f"--test_sets: {folder} holds neither verification sets nor images; it holds {listing(folder)}"
+        )
+    name = folder.resolve().name[:_LONGEST_NAME]
+    return TestImages(name, len(names), lambda i: names[i].read_bytes(), lambda i: str(names[i]), _state_of(names))
+
+
+def _state_of(files: Sequence[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in files:
+        status = path.stat()
+        digest.update(os.fsencode(path.resolve()) + f"\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()

@@ -1,0 +1,81 @@
+"""From findings to a cleaned index: which images are left out, and which are trained as another's."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from audit.audited_images import AuditedData
+from audit.finding import Finding
+from training_index import TrainingIndex
+
+# in this order: what a later kind says does not undo what an earlier one has
+_DROPPED = (
+    "unreadable image",
+    "wrong size",
+    "grey image",
+    "blank image",
+    "leaked image",
+    "leaked identity",
+    "duplicate inside",
+    "red and blue swapped",
+    "split",
+)
+_BOTH_DROPPED = ("duplicate across", "near duplicate across")
+_FEWEST_IMAGES = 2
+
+
+def cleaned_index(data: AuditedData, findings: Sequence[Finding]) -> TrainingIndex:
+    """Decide which images to train on.
+
+    What is certain or likely wrong is dropped; of copies inside an identity the first is kept; what likely is of
+    another identity is trained as that one; two identities that likely are one person become the one with more images;
+    and identities of which fewer than two images are left are dropped.
+
+    Args:
+        data: the images.
+        findings: all that were found.
+    """
+    classes = np.array(data.labels, np.int32)
+    reasons: dict[int, str] = {}
+
+    def drop(sample: int, why: str) -> None:
+        if classes[sample] >= 0:
+            classes[sample] = -1
+            reasons[sample] = why
+
+    for kind in _DROPPED:
+        for finding in (one for one in findings if one.kind == kind):
+            for sample in finding.samples:
+                drop(sample, f"{kind}: {finding.text}")
+    for finding in (one for one in findings if one.kind in _BOTH_DROPPED):
+        for sample, other in ((finding.samples[0], finding.other), (finding.other, finding.samples[0])):
+            drop(sample, f"{finding.kind}: {data.source.describe(other)}")
+    _move(data, findings, classes, reasons)
+    counts = np.bincount(classes[classes >= 0], minlength=len(data.source.class_names))
+    for sample in np.flatnonzero((classes >= 0) & (counts[classes] < _FEWEST_IMAGES)).tolist():
+        drop(sample, "the only image left of its identity")
+    return TrainingIndex(classes, reasons)
+
+
+def _move(data: AuditedData, findings: Sequence[Finding], classes: np.ndarray, reasons: dict[int, str]) -> None:
+    """Train images as others', in place."""
+    names = data.source.class_names
+    for finding in (one for one in findings if one.kind == "mislabelled"):
+        for sample in finding.samples:
+            if classes[sample] >= 0:
+                classes[sample] = finding.target
+                reasons[sample] = f"mislabelled: {finding.text}"
+    merged = {_class_of(finding, data): finding.target for finding in findings if finding.kind == "merge"}
+    for label in sorted(merged):
+        target, seen = label, set()
+        while target in merged and target not in seen:
+            seen.add(target)
+            target = merged[target]
+        for sample in np.flatnonzero(classes == label).tolist():
+            classes[sample] = target
+            reasons[sample] = f"merge: likely the same person as {names[target]}"
+
+
+def _class_of(finding: Finding, data: AuditedData) -> int:
+    """Return the class that a finding on whole identities is about."""
+    return int(data.labels[finding.samples[0]])

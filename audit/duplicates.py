@@ -1,0 +1,135 @@
+"""The same picture twice: in an identity, in two of them, or in the data and in a test set.
+
+The same pixels are found by their hash. Nearly the same picture is looked for by the hash of its look, and then both
+are read again and compared: only what is alike as pictures is told.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from audit.audited_images import AuditedData, TestImages
+from audit.finding import Finding
+from audit.near_pairs import near_pairs
+from audit.picture_hash import LEAST_LIKENESS, likeness
+from audit.scan import GOOD, states
+from threads import in_order
+
+Scanned = tuple[TestImages, np.ndarray]  # a test set and its (M,) rows of `scan.ROW`
+
+
+def duplicate_findings(
+    data: AuditedData, table: np.ndarray, test_sets: Sequence[Scanned] = (), *, threads: int
+) -> list[Finding]:
+    """Find copies and near copies inside and across identities, and those of images of test sets.
+
+    A sample is compared with the first one that it is a copy of, inside its identity and outside; or with the first
+    such image of a test set.
+
+    Args:
+        data: the images.
+        table: (N,) of ``scan.ROW``.
+        test_sets: of the same usual frequencies.
+        threads: that compare; the result does not depend on it.
+    """
+    good = states(table, GOOD)
+    firsts = _firsts(table["pixels"][good])
+    findings = list(_exact(data, good, firsts))
+    leaks = _exact_leaks(data, table, good, test_sets)
+    kept = good[firsts == np.arange(len(good))]  # of the same pixels one is enough
+    tests = [(images, int(place), rows["look"][place]) for images, rows in test_sets for place in states(rows, GOOD)]
+    looks = np.concatenate([table["look"][kept], *(look[None] for _, _, look in tests)])
+    pairs = near_pairs(looks, threads=threads)
+    inner = kept[pairs[pairs[:, 1] < len(kept)]]
+    alike = _verified([(data, a, data, b) for a, b in inner.tolist()], "near copies", threads)
+    findings += _near(data, inner, alike)
+    outer = pairs[(pairs[:, 0] < len(kept)) & (pairs[:, 1] >= len(kept))]
+    crossed = [(int(kept[a]), *tests[b - len(kept)][:2]) for a, b in outer.tolist() if int(kept[a]) not in leaks]
+    alike = _verified([(images, place, data, sample) for sample, images, place in crossed], "near leaks", threads)
+    for (sample, images, place), value in zip(crossed, alike, strict=True):
+        if value >= LEAST_LIKENESS:
+            leaks.setdefault(sample, _leak(data, sample, images, place, value))
+    return findings + [leaks[sample] for sample in sorted(leaks)]
+
+
+def _exact_leaks(
+    data: AuditedData, table: np.ndarray, good: np.ndarray, test_sets: Sequence[Scanned]
+) -> dict[int, Finding]:
+    """Return a finding for each sample that is in a test set, pixel by pixel."""
+    found: dict[int, Finding] = {}
+    for images, rows in test_sets:
+        there = states(rows, GOOD)
+        firsts = _firsts(np.concatenate([rows["pixels"][there], table["pixels"][good]]))[len(there) :]
+        for place in np.flatnonzero(firsts < len(there)).tolist():
+            sample = int(good[place])
+            if sample not in found:
+                found[sample] = _leak(data, sample, images, int(there[firsts[place]]), 1.0)
+    return found
+
+
+def _firsts(pixels: np.ndarray) -> np.ndarray:
+    """Return for each of (N, 2) hashes the place of the first equal one, (N,) int64."""
+    if not len(pixels):
+        return np.empty(0, np.int64)
+    order = np.lexsort((pixels[:, 1], pixels[:, 0]))  # stable: of equal ones the first comes first
+    ordered = pixels[order]
+    begins = np.append(True, (ordered[1:] != ordered[:-1]).any(axis=1))
+    firsts = np.empty(len(pixels), np.int64)
+    firsts[order] = order[begins][np.cumsum(begins) - 1]
+    return firsts
+
+
+def _exact(data: AuditedData, good: np.ndarray, firsts: np.ndarray) -> Iterator[Finding]:
+    seen: dict[tuple[int, int], int] = {}  # of a group of copies and an identity the first sample
+    copies = np.bincount(firsts, minlength=len(good)) > 1
+    for place in np.flatnonzero(copies[firsts]).tolist():
+        first, sample = int(firsts[place]), int(good[place])
+        label = int(data.labels[sample])
+        if (first, label) in seen:
+            yield _pair("duplicate inside", data, sample, seen[first, label], "the same pixels as")
+            continue
+        seen[first, label] = sample
+        if first != place:
+            yield _pair("duplicate across", data, sample, int(good[first]), "the same pixels as")
+
+
+def _near(data: AuditedData, pairs: np.ndarray, alike: Sequence[float]) -> Iterator[Finding]:
+    """Yield for each sample the first one that it is nearly the same as, inside its identity and outside."""
+    told = set()
+    for (first, sample), value in zip(pairs.tolist(), alike, strict=True):
+        inside = data.labels[first] == data.labels[sample]
+        if value < LEAST_LIKENESS or (sample, inside) in told:
+            continue
+        told.add((sample, inside))
+        kind = "near duplicate inside" if inside else "near duplicate across"
+        yield _pair(kind, data, sample, first, f"nearly the same picture (likeness {value:.3f}) as", value)
+
+
+def _pair(kind: str, data: AuditedData, sample: int, other: int, text: str, value: float = 1.0) -> Finding:
+    text = f"{text} {data.source.describe(other)}"
+    return Finding(kind, data.identity(sample), text, samples=(sample,), other=other, value=value)
+
+
+def _leak(data: AuditedData, sample: int, images: TestImages, test: int, value: float) -> Finding:
+    same = "the same pixels as" if value == 1 else f"nearly the same picture (likeness {value:.3f}) as"
+    return Finding(
+        "leaked image",
+        data.identity(sample),
+        f"{same} {images.where(test)}",
+        samples=(sample,),
+        test_image=(images.name, test),
+        value=value,
+    )
+
+
+def _verified(pairs: Sequence[tuple[Any, int, Any, int]], what: str, threads: int) -> list[float]:
+    """Return the likeness of pairs of images as pictures."""
+
+    def compare(pair: tuple[Any, int, Any, int]) -> float:
+        left, a, right, b = pair
+        return likeness(left.read(a), right.read(b))
+
+    results = in_order(compare, pairs, threads=threads, ahead=4 * threads)
+    return list(tqdm(results, total=len(pairs), desc=what, unit="pair", disable=None if pairs else True))

@@ -1,0 +1,207 @@
+"""One audit, from the command line's words to the files it leaves: list, look, compare, report, clean.
+
+What the long passes find is kept in `<output>/cache`, so that a stopped audit, or one with another test set or model,
+begins where that was; a change of the data begins it anew.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import shlex
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from audit.audited_images import AuditedData, TestImages, image_folders, open_audited_data, open_test_sets
+from audit.cleaning import cleaned_index
+from audit.colours import colour_findings
+from audit.counting import counted_findings
+from audit.duplicates import Scanned, duplicate_findings
+from audit.finding import ERROR, KINDS, NOTE, WARNING, Finding
+from audit.quiet_decoder import quiet_decoder
+from audit.report import CSV, HTML, JSON, counts_of, in_order_of_level, write_csv, write_html, write_json
+from audit.scan import GOOD, open_table, scan, states, usual_of
+from run_lock import try_lock
+from threads import usable_cores
+from training_index import write_index
+
+INDEX = "cleaned_index.csv"
+FOUND = 3  # exit status of an audit that has found more than notes
+_CACHE, _LOCK = "cache", ".lock"
+_FORM = 1  # of what is kept; raise it when a row's meaning changes
+_KEY_LETTERS = 24
+
+
+@dataclass(frozen=True)
+class AuditOptions:
+    """What is asked for.
+
+    Attributes:
+        data: path of the data, or several with commas between them.
+        test_sets: paths with commas between them; empty for none.
+        output: folder to write to; empty: beside the data.
+        apply: write the cleaned index too.
+        swapped: red and blue of all images are swapped.
+        threads: that read, decode and compare; 0: one for each core.
+        overwrite: look at everything again.
+    """
+
+    data: str
+    test_sets: str = ""
+    output: str = ""
+    apply: bool = False
+    swapped: bool = False
+    threads: int = 0
+    overwrite: bool = False
+
+
+def audit(options: AuditOptions) -> int:
+    """Audit a data set, write the report, and print a summary.
+
+    Args:
+        options: what is asked for.
+
+    Returns:
+        Exit status: 0 where nothing above a note was found, else 3.
+
+    Raises:
+        FileNotFoundError: data or test sets are not there.
+        ValueError: they cannot be listed, or the output folder will not do.
+        RuntimeError: another audit writes to the same folder.
+    """
+    began = time.monotonic()
+    threads = options.threads or usable_cores()
+    data = open_audited_data(options.data, swapped=options.swapped)
+    tests = _named(open_test_sets(options.test_sets)) if options.test_sets else {}
+    output = _output_folder(options, data)
+    print(f"{data.source.location}: {len(data):,} images of {len(data.source.class_names):,} identities", flush=True)
+    with _only_one(output), quiet_decoder():
+        findings = in_order_of_level(_find(options, data, tests, output / _CACHE, threads))
+        _report(data, findings, tests, output, began)
+        if options.apply:
+            _apply(options, data, findings, output / INDEX)
+    return FOUND if any(finding.level != NOTE for finding in findings) else 0
+
+
+def _find(
+    options: AuditOptions, data: AuditedData, tests: dict[str, TestImages], cache: Path, threads: int
+) -> list[Finding]:
+    """Return all findings."""
+    path = _table_path(cache, data, options.overwrite)
+    usual = usual_of(data, threads=threads)
+    table = scan(data, usual, threads=threads, table=open_table(path, len(data)), swapped=data.swapped)
+    scanned: list[Scanned] = [(images, scan(images, usual, threads=threads)) for images in tests.values()]
+    for images, rows in scanned:
+        if not len(states(rows, GOOD)):
+            raise ValueError(f"--test_sets: no image of {images.name} is a colour image of 112x112 px")
+    return [
+        *counted_findings(data, table),
+        *colour_findings(data, table, states(table, GOOD)),
+        *duplicate_findings(data, table, scanned, threads=threads),
+    ]
+
+
+def _named(sets: Sequence[TestImages]) -> dict[str, TestImages]:
+    """Return test sets by name; of those of one name the later ones are numbered."""
+    named: dict[str, TestImages] = {}
+    for images in sets:
+        name, number = images.name, 2
+        while name in named:
+            name, number = f"{images.name} ({number})", number + 1
+        named[name] = TestImages(name, images.count, images.get, images.where, images.state)
+    return named
+
+
+def _output_folder(options: AuditOptions, data: AuditedData) -> Path:
+    """Return the folder to write to, made where it is absent."""
+    first = Path(options.data if Path(options.data).exists() else options.data.split(",")[0].strip()).resolve()
+    output = Path(options.output) if options.output else first.with_name(f"{first.name}_audit")
+    for folder in [*image_folders(data.source), *map(Path, filter(None, options.test_sets.split(",")))]:
+        if folder.is_dir() and output.resolve().is_relative_to(folder.resolve()):
+            raise ValueError(
+                f"--output {output} lies in the image folder {folder}, where it would be an identity: give another one"
+            )
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"--output {output} is a file, expected a folder")
+    if output.is_dir() and not (output / _CACHE).is_dir() and any(output.iterdir()):
+        raise ValueError(f"--output {output} holds other things than an audit: give a new folder, or an empty one")
+    (output / _CACHE).mkdir(parents=True, exist_ok=True)
+    return output
+
+
+@contextlib.contextmanager
+def _only_one(output: Path) -> Iterator[None]:
+    """Keep a second audit out of the folder; the lock goes away with the process."""
+    lock = try_lock(output / _CACHE / _LOCK)
+    if lock is None:
+        raise RuntimeError(f"another audit writes to {output}; wait for it, stop it, or give another --output")
+    try:
+        yield
+    finally:
+        os.close(lock)
+
+
+def _table_path(cache: Path, data: AuditedData, overwrite: bool) -> Path:
+    """Return the file of the rows of this data; those of other states of it are deleted."""
+    key = hashlib.sha256(f"{_FORM} {data.fingerprint()}".encode()).hexdigest()[:_KEY_LETTERS]
+    path = cache / f"scan-{key}.npy"
+    for old in cache.glob("scan-*.npy"):
+        if old != path or overwrite:
+            old.unlink()
+    return path
+
+
+def _report(
+    data: AuditedData, findings: list[Finding], tests: dict[str, TestImages], output: Path, began: float
+) -> None:
+    """Write the three files and print a summary."""
+    counts = counts_of(findings)
+    by_level = {
+        level: sum(count for kind, count in counts.items() if KINDS[kind].level == level)
+        for level in (ERROR, WARNING, NOTE)
+    }
+    notes = [] if tests else ["No test sets were given (--test_sets): leaks were not looked for."]
+    write_csv(output / CSV, data, findings, tests)
+    facts = [("images", f"{len(data):,}"), ("identities", f"{len(data.source.class_names):,}")]
+    facts += [(f"{level}s", f"{count:,}") for level, count in by_level.items()]
+    facts += [("test sets", ", ".join(tests))] if tests else []
+    write_html(output / HTML, data, findings, tests, facts=facts, notes=notes)
+    summary = {
+        "data": data.source.location,
+        "images": len(data),
+        "identities": len(data.source.class_names),
+        "findings": counts,
+        "levels": by_level,
+        "test_sets": {name: len(images) for name, images in tests.items()},
+        "swap_color_channel": data.swapped,
+        "versions": {"python": platform.python_version(), "numpy": np.__version__},
+    }
+    write_json(output / JSON, json.loads(json.dumps(summary).encode("utf-8", "backslashreplace")))
+    for kind, count in counts.items():
+        print(f"{KINDS[kind].level:<8}{count:>9,}  {KINDS[kind].title[0].lower()}{KINDS[kind].title[1:]}")
+    if not findings:
+        print("nothing was found")
+    print("\n".join(f"note: {note}" for note in notes), end="\n" if notes else "")
+    print(f"{output / HTML}, {output / CSV}: {time.monotonic() - began:.1f} s")
+
+
+def _apply(options: AuditOptions, data: AuditedData, findings: list[Finding], path: Path) -> None:
+    """Write the cleaned index and say how to train with it."""
+    index = cleaned_index(data, findings)
+    write_index(path, data.source, index)
+    moved = int(((index.classes >= 0) & (index.classes != data.labels)).sum())
+    left = len(np.unique(index.classes[index.classes >= 0]))
+    print(
+        f"{path}: {index.used:,} of {len(data):,} images of {left:,} identities are used, {moved:,} of them as "
+        "another's; nothing was deleted"
+    )
+    first = Path(options.data).resolve()
+    place = f"--data_root {shlex.quote(str(first.parent))} --train_data_path {shlex.quote(first.name)}"
+    if not first.exists():
+        place = f"--train_data_path {shlex.quote(options.data)}"
+    print(f"next: python main.py {place} --train_data_index {shlex.quote(str(path))} ...")

@@ -1,0 +1,211 @@
+"""The long pass of an audit: every image is read and decoded once, and what is kept of it fits in 73 bytes.
+
+What is kept lies in one file, a row for each image, that a stopped audit goes on with. A row depends on its image and
+on the frequencies that are usual in the data, not on threads or on where an audit was stopped.
+"""
+
+import contextlib
+import hashlib
+import os
+from pathlib import Path
+from typing import Protocol
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from audit.colours import colour_spread, warmth
+from audit.picture_hash import frequencies, picture_hash, usual_frequencies
+from pack import image_suffix
+from pair_pickle import EncodedImage
+from pairs import IMAGE_SHAPE
+from threads import in_order
+
+TO_DO, GOOD, UNREADABLE, WRONG_SIZE, GREY = range(5)
+# `state` is written last: a row that says it is done is whole
+ROW = np.dtype(
+    [
+        ("pixels", "<u8", (2,)),  # hash of the pixels: equal for the same picture, whatever its encoding
+        ("look", "<u8", (4,)),
+        ("warmth", "<f4"),
+        ("contrast", "<f4"),
+        ("colour", "<f4"),
+        ("width", "<u4"),
+        ("height", "<u4"),
+        ("state", "u1"),
+    ]
+)
+_AT_ONCE = 128
+_SAMPLED = 4096
+_SEEN_AS_CUT_ROWS = 8
+_FILLER = 128  # what libjpeg paints where a picture's data ends too early
+_ENCODED_WITH_END = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
+
+
+class Images(Protocol):
+    """Images that can be looked at."""
+
+    @property
+    def name(self) -> str:
+        """What they are, for the progress bar."""
+
+    def __len__(self) -> int: ...
+
+    def encoded(self, index: int) -> EncodedImage:
+        """Return one as it is stored; raises OSError or ValueError."""
+
+
+def scan(
+    images: Images, usual: np.ndarray, *, threads: int, table: np.ndarray | None = None, swapped: bool = False
+) -> np.ndarray:
+    """Look at all images that have not been looked at.
+
+    Args:
+        images: to look at.
+        usual: (256,) of ``usual_of``.
+        threads: that read and decode; the result does not depend on it.
+        table: (N,) of ``ROW``, filled in place; None makes one.
+        swapped: red and blue of the images are swapped.
+
+    Returns:
+        (N,) of ``ROW``.
+    """
+    table = np.zeros(len(images), ROW) if table is None else table
+    left = np.flatnonzero(table["state"] == TO_DO)
+    parts = [left[start : start + _AT_ONCE] for start in range(0, len(left), _AT_ONCE)]
+    rows = in_order(
+        lambda part: [_look(images, int(index), usual, swapped) for index in part],
+        parts,
+        threads=threads,
+        ahead=2 * threads,
+    )
+    begun = len(images) - len(left)
+    with tqdm(total=len(images), initial=begun, desc=images.name, unit="img", disable=None) as bar:
+        for part, found in zip(parts, rows, strict=True):
+            new = np.concatenate(found)
+            for field in ROW.names or ():
+                table[field][part] = new[field]
+            bar.update(len(part))
+    return table
+
+
+def usual_of(images: Images, *, threads: int) -> np.ndarray:
+    """Return the usual frequencies of some images spread over all of them.
+
+    Args:
+        images: of which up to 4,096 are looked at.
+        threads: that read and decode.
+
+    Returns:
+        (256,) float32.
+    """
+    chosen = np.unique(np.linspace(0, len(images) - 1, min(_SAMPLED, len(images))).astype(np.int64))
+
+    def look(index: int) -> np.ndarray | None:
+        image = _decoded(images, index)[0]
+        return None if image is None or image.shape != IMAGE_SHAPE else frequencies(image)
+
+    found = in_order(look, chosen.tolist(), threads=threads, ahead=4 * threads)
+    return usual_frequencies(np.array([some for some in found if some is not None], np.float32))
+
+
+def open_table(path: Path, count: int) -> np.ndarray:
+    """Open the rows that an audit was stopped with, or new ones.
+
+    Args:
+        path: of the file.
+        count: N images.
+
+    Returns:
+        (N,) of ``ROW``, written through to the file.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    with contextlib.suppress(ValueError, EOFError, FileNotFoundError):  # absent, or killed before its header was whole
+        table = np.lib.format.open_memmap(path, mode="r+")
+        if table.shape == (count,) and table.dtype == ROW:
+            return table
+    new = path.with_name(f".{path.name}.part")
+    table = np.lib.format.open_memmap(new, mode="w+", dtype=ROW, shape=(count,))
+    if hasattr(os, "posix_fallocate"):  # where space is missing later, writing would kill the process
+        with new.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, new.stat().st_size)
+    new.replace(path)
+    return table
+
+
+def displayed(images: Images, index: int) -> np.ndarray | None:
+    """Return an image of any size as it is stored, (H, W, 3) BGR or (H, W) grey uint8; None where it is unreadable.
+
+    Args:
+        images: it is one of.
+        index: of the image.
+    """
+    return _decoded(images, index)[0]
+
+
+def why_unreadable(images: Images, index: int) -> str:
+    """Say what is wrong with an image that a scan could not read.
+
+    Args:
+        images: of the scan.
+        index: of the image.
+    """
+    return _decoded(images, index)[1]
+
+
+def _look(images: Images, index: int, usual: np.ndarray, swapped: bool) -> np.ndarray:
+    """Return the row of one image, (1,) of ``ROW``."""
+    row = np.zeros(1, ROW)
+    image, _ = _decoded(images, index)
+    if image is None:
+        row["state"] = UNREADABLE
+        return row
+    row["height"], row["width"] = image.shape[:2]
+    if image.shape[:2] != IMAGE_SHAPE[:2]:
+        row["state"] = WRONG_SIZE
+    elif image.shape != IMAGE_SHAPE:
+        row["state"] = GREY
+    else:
+        row["state"] = GOOD
+        image = np.ascontiguousarray(image[:, :, ::-1]) if swapped else image
+        row["pixels"] = np.frombuffer(hashlib.blake2b(image.data, digest_size=16).digest(), "<u8")
+        row["look"] = picture_hash(frequencies(image), usual)
+        row["warmth"], row["colour"] = warmth(image), colour_spread(image)
+        row["contrast"] = image.std()
+    return row
+
+
+def _decoded(images: Images, index: int) -> tuple[np.ndarray | None, str]:
+    """Return the pixels of an image, BGR or grey, of any size; or None, and why."""
+    try:
+        encoded = images.encoded(index)
+    except (OSError, ValueError) as error:
+        return None, str(getattr(error, "strerror", None) or error)
+    if isinstance(encoded, np.ndarray) and encoded.ndim == 3:
+        return np.ascontiguousarray(encoded[:, :, ::-1]), ""
+    data = encoded if isinstance(encoded, bytes) else encoded.tobytes()
+    try:
+        if not data or data.startswith(_ENCODED_WITH_END):
+            image_suffix(data, "it")
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_ANYCOLOR)
+    except ValueError as error:
+        return None, str(error)
+    except cv2.error:
+        image = None
+    if image is None:
+        return None, f"no picture of a known form ({len(data):,} bytes that start with {data[:4].hex(' ')})"
+    if len(image) > _SEEN_AS_CUT_ROWS and (image[-_SEEN_AS_CUT_ROWS:] == _FILLER).all():
+        return None, "its lower part is missing"
+    return np.asarray(image, np.uint8), ""
+
+
+def states(table: np.ndarray, *wanted: int) -> np.ndarray:
+    """Return the samples of some states, ascending.
+
+    Args:
+        table: (N,) of ``ROW``.
+        wanted: such as ``GOOD``.
+    """
+    return np.flatnonzero(np.isin(table["state"], wanted))

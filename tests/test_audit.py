@@ -1,0 +1,344 @@
+"""The audit through its command line: 200 planted faults, untouched data, records, kills, the cleaned index."""
+
+import csv
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from planted_faults import (
+    EACH,
+    KINDS,
+    NEEDS_MODEL,
+    Fault,
+    above_notes,
+    make_clean_copy,
+    not_found,
+    plant,
+    read_findings,
+)
+
+import convert
+import main
+from data import FaceDataModule
+from folder_source import FolderSource
+from recordio import ImageHeader, RecordWriter, pack
+from training_source import fingerprint_of
+
+ROOT = Path(__file__).resolve().parents[1]
+MOST_FALSE_ALARMS = 0.02
+
+
+class Data:
+    """An untouched image folder, a copy of it with 200 faults, and the test set that some of these leaked from."""
+
+    def __init__(self, folder: Path) -> None:
+        self.clean, self.test_set = make_clean_copy(folder)
+        self.faulty = folder / "faulty"
+        self.faults = plant(self.clean, self.faulty, self.test_set)
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory) -> Data:
+    return Data(tmp_path_factory.mktemp("audit"))
+
+
+@pytest.fixture(scope="session")
+def audited(data, tmp_path_factory) -> Path:
+    """Output of the audit of the faulty copy, without a model."""
+    output = tmp_path_factory.mktemp("audited") / "out"
+    assert audit(data.faulty, output, "--test_sets", data.test_set, "--apply") == 3
+    return output
+
+
+def audit(path: Path, output: Path, *more: object) -> int:
+    return convert.main(["--audit", str(path), "--output", str(output), *map(str, more)])
+
+
+def named(findings: list[dict[str, str]]) -> list[tuple[str, str, str, str]]:
+    """Findings by sample, without paths."""
+    return sorted((row["kind"], row["identity"], row["sample"], row["other_sample"]) for row in findings)
+
+
+def write_rec(folder: Path, images: list[tuple[float, bytes]]) -> Path:
+    """`train.rec` of labels and encoded images, keys from 1 on; no header record, so that labels may be any."""
+    folder.mkdir(parents=True)
+    with RecordWriter(folder / "train.rec") as writer:
+        for key, (label, encoded) in enumerate(images, 1):
+            writer.write(key, pack(ImageHeader(label, key), encoded))
+    return folder
+
+
+# --- what is found ----------------------------------------------------------------------------------------------
+
+
+def test_every_planted_fault_that_needs_no_model_is_found(data, audited):
+    assert len(data.faults) == 200
+    assert {kind: sum(fault.kind == kind for fault in data.faults) for kind in KINDS} == dict.fromkeys(KINDS, EACH)
+    visible = [fault for fault in data.faults if fault.kind != NEEDS_MODEL]
+    assert not_found(visible, read_findings(audited)) == []
+
+
+def test_nothing_is_found_that_was_not_planted(data, audited):
+    planted = {(fault.identity, fault.image) for fault in data.faults}
+
+    def is_planted(row: dict[str, str]) -> bool:
+        images = [Path(row[column]) for column in ("image", "other_image")]
+        return any((image.parent.name, image.name) in planted for image in images) or (row["identity"], "") in planted
+
+    extra = [row for row in above_notes(read_findings(audited)) if not is_planted(row)]
+    assert len(extra) <= MOST_FALSE_ALARMS * len(FolderSource(data.faulty, flawed=True)), extra
+
+
+def test_the_untouched_copy_gives_few_false_alarms(data, tmp_path, capsys):
+    status = audit(data.clean, tmp_path / "out", "--test_sets", data.test_set)
+    alarms = above_notes(read_findings(tmp_path / "out"))
+    assert len(alarms) <= MOST_FALSE_ALARMS * len(FolderSource(data.clean)), alarms
+    assert status == (3 if alarms else 0)
+    facts = json.loads((tmp_path / "out" / "audit.json").read_text())
+    assert (facts["images"], facts["identities"], facts["test_sets"]) == (576, 48, {"lfw": 40})
+    assert "576 images of 48 identities" in capsys.readouterr().out
+
+
+def test_a_fault_that_is_not_there_is_missed(data, audited):
+    """The search for planted faults is one that can fail."""
+    absent = [Fault("unreadable", "0", "absent.jpg"), Fault("empty or single", "0")]
+    assert not_found(absent, read_findings(audited)) == absent
+
+
+def test_records_and_the_folder_of_them_have_the_same_findings(data, tmp_path):
+    source = FolderSource(data.faulty, flawed=True)
+    records = [(float(source.label(i)), source.read(i) or b"nothing") for i in range(len(source))]
+    rec = write_rec(tmp_path / "rec", records)
+    images = tmp_path / "imgs"  # as `convert.py` names them
+    for key, (label, image) in enumerate(records, 1):
+        path = images / f"{label:g}" / f"{key}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(image)
+    for path in (rec, images):
+        assert audit(path, tmp_path / f"{path.name}_out", "--test_sets", data.test_set, "--apply") == 3
+    found = [named(read_findings(tmp_path / name)) for name in ("rec_out", "imgs_out")]
+    assert len(found[0]) > 150
+    assert found[0] == found[1]
+    # an index of one is an index of the other
+    indices = [(tmp_path / name / "cleaned_index.csv").read_text().splitlines() for name in ("rec_out", "imgs_out")]
+    assert indices[0][0] == indices[1][0]
+    assert [line.split(",")[:4] for line in indices[0]] == [line.split(",")[:4] for line in indices[1]]
+
+
+def test_gaps_and_damaged_labels_of_records(data, tmp_path):
+    source = FolderSource(data.clean)
+    labels = [0, 0, 1, 1, 4, 4, 4, float("nan"), 2.5, -1, 1e9]
+    rec = write_rec(tmp_path / "rec", [(label, source.read(12 * i)) for i, label in enumerate(labels)])
+    assert audit(rec, tmp_path / "out", "--apply") == 3
+    findings = read_findings(tmp_path / "out")
+    assert [row["text"] for row in findings if row["kind"] == "label gap"] == ["no images of label 2 to 3 (2 of 5)"]
+    damaged = [re.search(r"key (\d+): its label is (\S+),", row["text"]).groups() for row in findings if row["kind"] == "damaged label"]  # fmt: skip # noqa: E501
+    assert damaged == [("8", "nan"), ("9", "2.5"), ("10", "-1"), ("11", "1e+09")]
+    module = FaceDataModule(
+        data_root=str(tmp_path), train_data_path="rec", val_data_path="none", batch_size=2,
+        train_data_index=str(tmp_path / "out" / "cleaned_index.csv"),
+    )  # fmt: skip
+    module.open()
+    assert list(module.class_names) == ["0", "1", "4"]
+    assert module.dataset.source.labels.tolist() == [0, 0, 1, 1, 2, 2, 2]
+
+
+def test_a_data_set_with_red_and_blue_swapped_everywhere(data, tmp_path):
+    source = FolderSource(data.clean)
+    images = []
+    for sample in range(0, len(source), 6):
+        pixels = cv2.imdecode(np.frombuffer(source.read(sample), np.uint8), cv2.IMREAD_COLOR)
+        images.append((float(source.label(sample)), cv2.imencode(".png", pixels[:, :, ::-1])[1].tobytes()))
+    rec = write_rec(tmp_path / "rec", images)
+    assert audit(rec, tmp_path / "out") == 3
+    assert {row["kind"] for row in read_findings(tmp_path / "out")} == {"data set swapped"}
+    assert audit(rec, tmp_path / "right", "--swap_color_channel") == 0
+    assert read_findings(tmp_path / "right") == []
+
+
+# --- how it is done -----------------------------------------------------------------------------------------------
+
+
+def test_the_number_of_threads_changes_nothing(data, audited, tmp_path):
+    for threads in (1, 5):
+        output = tmp_path / str(threads)
+        assert audit(data.faulty, output, "--test_sets", data.test_set, "--apply", "--threads", threads) == 3
+        for name in ("audit.csv", "cleaned_index.csv"):
+            assert (output / name).read_bytes() == (audited / name).read_bytes()
+
+
+def test_a_killed_audit_goes_on_where_it_was(data, audited, tmp_path):
+    output = tmp_path / "out"
+    command = [sys.executable, "convert.py", "--audit", str(data.faulty), "--output", str(output), "--apply"]
+    command += ["--test_sets", str(data.test_set), "--threads", "1"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not (tables := list(output.glob("cache/scan-*.npy"))):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    table = np.load(tables[0], mmap_mode="r+")
+    table[:300] = np.load(next((audited / "cache").glob("scan-*.npy")))[:300]  # as if it had come so far
+    table["warmth"][0] = 0.125
+    table.flush()
+    assert audit(data.faulty, output, "--test_sets", data.test_set, "--apply") == 3
+    for name in ("audit.csv", "cleaned_index.csv"):
+        assert (output / name).read_bytes() == (audited / name).read_bytes()
+    assert np.load(tables[0])["warmth"][0] == 0.125  # what was done was not done again
+    assert audit(data.faulty, output, "--test_sets", data.test_set, "--overwrite") == 3
+    assert np.load(tables[0])["warmth"][0] != 0.125
+
+
+def test_changed_data_is_looked_at_anew(data, tmp_path):
+    faces = shutil.copytree(data.clean, tmp_path / "faces")
+    assert audit(faces, tmp_path / "out") == 0
+    next((faces / "7").iterdir()).write_bytes(b"no image")
+    assert audit(faces, tmp_path / "out") == 3
+    assert [row["kind"] for row in read_findings(tmp_path / "out")] == ["unreadable image"]
+    assert len(list((tmp_path / "out" / "cache").glob("scan-*.npy"))) == 1
+
+
+def test_ctrl_c_ends_with_130(data, tmp_path, monkeypatch, capsys):
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("audit.run.duplicate_findings", stop)
+    assert audit(data.clean, tmp_path / "out") == 130
+    assert "the same command goes on" in capsys.readouterr().err
+
+
+# --- the page -----------------------------------------------------------------------------------------------------
+
+
+def test_the_page_needs_nothing_else_and_escapes_names(data, tmp_path):
+    faces = tmp_path / "<b>faces"
+    hostile = '"><script>alert(1)</script>&{{ 7 * 7 }}'.replace("/", "\N{FRACTION SLASH}")
+    images = sorted((data.clean / "3").glob("*.jpg"))
+    for name, some in {hostile: images[:3], "4": images[3:6]}.items():
+        (faces / name).mkdir(parents=True)
+        for image in some:
+            shutil.copy(image, faces / name)
+    shutil.copy(images[0], faces / hostile / "copy of <i>.jpg")
+    (faces / hostile / os.fsdecode(b"\xff.jpg")).write_bytes(b"")
+    assert audit(faces, tmp_path / "out", "--apply") == 3
+    page = (tmp_path / "out" / "audit.html").read_text(encoding="utf-8")
+    assert (
+        "<script" not in page
+        and "<b>" not in page
+        and "<i>" not in page
+        and "49" not in re.sub(r"base64,\S+", "", page)
+    )
+    assert "&lt;script&gt;alert(1)" in page
+    assert "copy of &lt;i&gt;.jpg" in page
+    assert re.findall(r'(?:src|href)="(?!data:image/jpeg;base64,|#)[^"]*', page) == []
+    assert "http" not in re.sub(r"base64,\S+", "", page).replace("http-equiv", "")
+    assert {row["kind"] for row in read_findings(tmp_path / "out")} == {"unreadable image", "duplicate inside"}
+    module = FaceDataModule(
+        data_root=str(tmp_path), train_data_path=faces.name, val_data_path="none", batch_size=2,
+        train_data_index=str(tmp_path / "out" / "cleaned_index.csv"),
+    )  # fmt: skip
+    module.open()
+    assert len(module.dataset) == 6
+
+
+def test_a_page_of_many_findings_stays_small(data, tmp_path):
+    faces = tmp_path / "faces"
+    for label in range(60):
+        (faces / str(label)).mkdir(parents=True)
+        for place in range(2):
+            (faces / str(label) / f"{place}.jpg").write_bytes(
+                b"" if place else next((data.clean / "3").glob("*")).read_bytes()
+            )
+    assert audit(faces, tmp_path / "out") == 3
+    assert "The first 48 of 60; audit.csv has them all." in (tmp_path / "out" / "audit.html").read_text()
+    assert sum(row["kind"] == "unreadable image" for row in read_findings(tmp_path / "out")) == 60
+
+
+# --- the cleaned index ----------------------------------------------------------------------------------------------
+
+
+def test_training_takes_exactly_the_images_of_the_index(data, audited, tmp_path):
+    index = audited / "cleaned_index.csv"
+    root = tmp_path / "root"
+    shutil.copytree(data.faulty, root / "faces")
+    module = FaceDataModule(
+        data_root=str(root), train_data_path="faces", val_data_path="none", batch_size=8, train_data_index=str(index)
+    )
+    module.open()
+    with index.open(newline="") as file:
+        next(file)
+        rows = list(csv.DictReader(file))
+    source = module.dataset.source
+    used = [row for row in rows if row["use"] == "1"]
+    assert [source.describe(i).removeprefix(str(root / "faces")) for i in range(len(source))] == [
+        row["image"].removeprefix(str(data.faulty)) for row in used
+    ]
+    assert [module.class_names[label] for label in source.labels] == [row["train_as"] for row in used]
+    assert all(row["why"] for row in rows if row["use"] == "0")
+    gone = {Path(row["image"]).name for row in rows if row["use"] == "0"}
+    assert {fault.image for fault in data.faults if fault.image and fault.kind != NEEDS_MODEL} <= gone
+    bad = [i for i in range(len(source)) if module.dataset[0, i][0].shape != (112, 112, 3)]  # raises where one is bad
+    assert not bad
+    words = ["--data_root", str(root), "--train_data_path", "faces", "--gpus", "0", "--arch", "ir_mini"]
+    words += ["--batch_size", "8", "--num_workers", "0", "--fast_dev_run", "--output_dir", str(tmp_path / "runs")]
+    assert main.main([*words, "--train_data_index", str(index)]) == 0
+    (manifest,) = (tmp_path / "runs").glob("*/manifest.json")
+    assert json.loads(manifest.read_text())["data"] == {"fingerprint": fingerprint_of(source), "classes": 47}
+    assert main.main(words) == 2  # the folder as it is: identities without images
+
+
+# --- what is refused ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--audit", "absent"], "no training data in"),
+        (["--audit", "empty"], "no training data in"),
+        (["--audit", "clean", "--test_sets", "absent.bin"], "--test_sets: there is no absent.bin"),
+        (["--audit", "clean", "--test_sets", "empty"], "holds neither verification sets nor images"),
+        (["--audit", "clean", "--test_sets", "a.txt"], "neither a .bin file nor a folder"),
+        (["--audit", "clean", "--output", "clean/out"], "where it would be an identity"),
+        (["--audit", "clean", "--output", "a.txt"], "is a file, expected a folder"),
+        (["--audit", "clean", "--output", "full"], "holds other things than an audit"),
+        (["--audit", "clean", "--threads", "-1"], "--threads must be at least 1"),
+        (["--audit", "clean", "--pack", "clean"], "give one of"),
+        (["--audit", "clean", "--images_root", "x"], "--images_root has no meaning with --audit"),
+        (["--rec_path", "clean", "--apply"], "--apply has no meaning with --rec_path"),
+        (["--audit", "clean", "--test_set", "x"], "did you mean --test_sets?"),
+    ],
+)
+def test_what_cannot_be_audited_is_refused_in_a_line(data, tmp_path, monkeypatch, capsys, words, message):
+    (tmp_path / "clean").symlink_to(data.clean)
+    for name in ("empty", "full"):
+        (tmp_path / name).mkdir()
+    for name in ("a.txt", "full/notes.txt"):
+        (tmp_path / name).write_text("mine")
+    monkeypatch.chdir(tmp_path)
+    assert convert.main(words) == 1
+    error = capsys.readouterr().err.strip()
+    assert message in error
+    assert len(error.splitlines()) == 1
+    assert (tmp_path / "a.txt").read_text() == (tmp_path / "full" / "notes.txt").read_text() == "mine"
+
+
+def test_a_second_audit_of_the_same_folder_is_kept_out(data, tmp_path, monkeypatch, capsys):
+    output = tmp_path / "out"
+
+    def again(*_: object, **__: object) -> list[object]:
+        assert audit(data.clean, output) == 1
+        return []
+
+    monkeypatch.setattr("audit.run.duplicate_findings", again)
+    audit(data.clean, output)
+    assert "another audit writes to" in capsys.readouterr().err

@@ -1,0 +1,105 @@
+"""The file that says which images are trained on, and as whose: written, read, edited by hand, refused."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sharded_records import face
+
+import config
+from folder_source import FolderSource
+from training_index import TrainingIndex, select_indexed, write_index
+
+NAMES = ["Ada", 'B "o", b', "Cy\nd", os.fsdecode(b"D\xff")]
+
+
+@pytest.fixture
+def source(tmp_path) -> FolderSource:
+    """Four people of three images each, with awkward names."""
+    for number, name in enumerate(NAMES):
+        (tmp_path / "faces" / name).mkdir(parents=True)
+        for place in range(3):
+            (tmp_path / "faces" / name / f"{place}.jpg").write_bytes(face(3 * number + place))
+    return FolderSource(tmp_path / "faces")
+
+
+@pytest.fixture
+def index(tmp_path, source) -> Path:
+    """Sample 1 is dropped, 3 is trained as Ada, and nothing is left of the third person."""
+    classes = source.labels.copy()
+    classes[[1, 6, 7, 8]] = -1
+    classes[3] = 0
+    write_index(tmp_path / "index.csv", source, TrainingIndex(classes, {1: 'a, "copy"', 3: "looks like Ada"}))
+    return tmp_path / "index.csv"
+
+
+def test_what_is_written_is_what_is_trained_on(source, index):
+    chosen = select_indexed(source, index)
+    assert chosen.class_names == [NAMES[0], NAMES[1], NAMES[3]]
+    assert chosen.labels.tolist() == [0, 0, 0, 1, 1, 2, 2, 2]
+    assert [chosen.read(i) for i in range(8)] == [source.read(i) for i in (0, 2, 3, 4, 5, 9, 10, 11)]
+    assert chosen.describe(2) == source.describe(3)
+    assert str(index) in chosen.location
+
+
+def test_the_file_is_one_that_a_person_reads(index):
+    lines = index.read_bytes().split(b"\n")
+    assert lines[0].startswith(b"# adaface index 1: 12 images, fingerprint ")
+    assert lines[1] == b"sample,use,identity,train_as,why,image"
+    assert lines[2].startswith(b"0,1,Ada,Ada,,")
+    assert lines[3].startswith(b'1,0,Ada,,"a, ""copy""",')
+
+
+def edited(index: Path, old: str, new: str) -> Path:
+    text = index.read_text(encoding="utf-8", errors="surrogateescape")
+    assert old in text
+    index.write_text(text.replace(old, new, 1), encoding="utf-8", errors="surrogateescape")
+    return index
+
+
+def test_a_line_edited_by_hand_counts(source, index):
+    edited(index, "1,0,Ada,,", "1,1,Ada,Ada,")
+    assert select_indexed(source, index).labels.tolist() == [0, 0, 0, 0, 1, 1, 2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("# adaface index 1", "# nothing", "is no index of"),
+        (": 12 images", ": 13 images", "is of 13 images, .* has 12"),
+        ("fingerprint ", f"fingerprint {'0' * 64}\n#", "is of other data than"),
+        ("sample,use", "sample,used", "no column use; it has sample, used"),
+        ("0,1,Ada,Ada", "0,yes,Ada,Ada", "line 3: use is 'yes', expected 1 or 0"),
+        ("0,1,Ada,Ada", "12,1,Ada,Ada", "line 3: sample is '12', expected a number from 0 to 11"),
+        ("0,1,Ada,Ada", "-1,1,Ada,Ada", "sample is '-1'"),
+        ("0,1,Ada,Ada", "2,1,Ada,Ada", "sample 2 comes twice"),
+        ("0,1,Ada,Ada", "0,1,Ada,Adda", "train_as is 'Adda', which is no identity of the data; did you mean Ada"),
+        ("0,1,Ada,Ada", "0", "use is ''"),
+    ],
+)
+def test_an_index_that_does_not_fit_is_refused(source, index, old, new, message):
+    with pytest.raises(ValueError, match=message):
+        select_indexed(source, edited(index, old, new))
+
+
+def test_an_index_that_was_cut_off_is_refused(source, index):
+    text = index.read_bytes().splitlines(keepends=True)
+    index.write_bytes(b"".join(text[:4]))
+    with pytest.raises(ValueError, match="says nothing of 10 of 12 images, the first is sample 2"):
+        select_indexed(source, index)
+    with pytest.raises(FileNotFoundError, match="there is no file"):
+        select_indexed(source, index.with_name("absent.csv"))
+
+
+def test_an_index_of_one_identity_is_refused(tmp_path, source):
+    write_index(tmp_path / "index.csv", source, TrainingIndex(np.where(source.labels == 2, 2, -1), {}))
+    with pytest.raises(ValueError, match="uses images of 1 identities"):
+        select_indexed(source, tmp_path / "index.csv")
+
+
+def test_options_that_contradict_an_index_are_refused(index):
+    with pytest.raises(ValueError, match="both say which images"):
+        config.parse(["--train_data_index", str(index), "--train_data_subset"])
+    with pytest.raises(FileNotFoundError, match="--train_data_index: there is no file absent"):
+        config.parse(["--train_data_index", "absent.csv"])

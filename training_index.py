@@ -1,0 +1,182 @@
+"""A cleaned index: which images of a training set are used, and as whose; written by `convert.py --audit --apply`.
+
+A CSV file that a person may edit. The first line says of which data it is, the second names the columns:
+
+    # adaface index 1: 4527 images, fingerprint 01b2...
+    sample,use,identity,train_as,why,image
+    0,1,Ada,Ada,,faces/Ada/0.jpg
+    1,0,Ada,,copy of faces/Ada/0.jpg,faces/Ada/1.jpg
+    2,1,Ada,Bob,looks like Bob,faces/Ada/2.jpg
+
+``sample`` counts from 0 in the order of the data (that of torchvision's ``ImageFolder``), which is the same for a
+`.rec` and the folder made of it. ``use`` is 1 or 0; ``train_as`` is an identity of the data. Nothing is deleted.
+"""
+
+import csv
+import io
+import itertools
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from atomic_files import atomic_file
+from command_line import nearest
+from training_source import TrainingSource, fingerprint_of
+from training_subset import SelectedSource
+
+COLUMNS = ("sample", "use", "identity", "train_as", "why", "image")
+_FIRST_LINE = re.compile(r"# adaface index 1: (\d+) images, fingerprint ([0-9a-f]{64})\s*")
+_ENCODING: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
+_SHOWN = 12
+_LINES_AT_ONCE = 1 << 14
+
+
+@dataclass(frozen=True)
+class TrainingIndex:
+    """Which samples are used.
+
+    Attributes:
+        classes: (N,) int32, class of the data that each sample is trained as; -1 for one that is not used.
+        reasons: why a sample is not used, or used as another's.
+    """
+
+    classes: np.ndarray
+    reasons: Mapping[int, str]
+
+    @property
+    def used(self) -> int:
+        """How many samples are used."""
+        return int((self.classes >= 0).sum())
+
+
+def write_index(path: Path, source: TrainingSource, index: TrainingIndex) -> None:
+    """Write an index as a whole file or not at all.
+
+    Args:
+        path: the CSV file; its folder exists.
+        source: the data that it is of.
+        index: which samples are used.
+
+    Raises:
+        OSError: it cannot be written; what was there before is untouched.
+    """
+    with atomic_file(path) as file:
+        first = f"# adaface index 1: {len(source)} images, fingerprint {fingerprint_of(source)}\n"
+        file.write(first.encode() + f"{','.join(COLUMNS)}\n".encode())
+        rows = _rows(source, index)
+        while text := _csv_text(rows):
+            file.write(text.encode(_ENCODING["encoding"], _ENCODING["errors"]))
+
+
+def _rows(source: TrainingSource, index: TrainingIndex) -> Iterator[tuple[object, ...]]:
+    names, labels = source.class_names, source.labels
+    for sample, taken in enumerate(index.classes.tolist()):
+        as_whom = names[taken] if taken >= 0 else ""
+        why = index.reasons.get(sample, "")
+        yield sample, int(taken >= 0), names[labels[sample]], as_whom, why, source.describe(sample)
+
+
+def _csv_text(rows: Iterator[tuple[object, ...]]) -> str:
+    """Return the next rows as text; empty when there are none left."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(itertools.islice(rows, _LINES_AT_ONCE))
+    return text.getvalue()
+
+
+def select_indexed(source: TrainingSource, path: str | os.PathLike[str]) -> SelectedSource:
+    """Take the samples of a data set that an index uses, as whose it says.
+
+    Args:
+        source: the data; opened with its flaws passed over, as the index may leave them out.
+        path: the index.
+
+    Returns:
+        Those samples, in the order of the data; classes that none is left of are dropped, and the others renumbered in
+        their order.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: no index, one of other data, or a line that does not fit; no image or only one identity is used.
+    """
+    classes = _read(Path(path), source)
+    kept = np.unique(classes[classes >= 0])
+    if len(kept) < 2:
+        raise ValueError(f"{path} uses images of {len(kept)} identities, training needs at least 2")
+    chosen = np.flatnonzero(classes >= 0)
+    names = [source.class_names[number] for number in kept.tolist()]
+    small = np.uint32 if len(source) < 2**32 else np.int64
+    labels = np.searchsorted(kept, classes[chosen])
+    return SelectedSource(
+        source, chosen.astype(small), labels, names, location=f"those of {source.location} that {path} uses"
+    )
+
+
+def _read(path: Path, source: TrainingSource) -> np.ndarray:
+    """Return the class that each sample is trained as, int32 (N,), -1 where it is not used."""
+    if not path.is_file():
+        raise FileNotFoundError(f"--train_data_index: there is no file {path}")
+    with path.open(**_ENCODING) as file:
+        _check_first_line(path, file.readline(), source)
+        place = {name: number for number, name in enumerate(source.class_names)}
+        classes = np.full(len(source), -1, np.int32)
+        seen = np.zeros(len(source), bool)
+        rows = csv.reader(file)
+        try:
+            columns = next(rows, [])
+            if missing := [name for name in COLUMNS[:4] if name not in columns]:
+                raise ValueError(f"there is no column {', '.join(missing)}; it has {', '.join(columns) or 'none'}")
+            at = [columns.index(name) for name in ("sample", "use", "train_as")]
+            for row in filter(None, rows):
+                sample, used, as_whom = (row[column] if column < len(row) else "" for column in at)
+                _take(classes, seen, place, sample, used, as_whom)
+        except (ValueError, csv.Error) as error:
+            raise ValueError(f"{path}, line {rows.line_num + 1}: {error}") from error
+    if not seen.all():
+        raise ValueError(
+            f"{path} says nothing of {int((~seen).sum()):,} of {len(seen):,} images, the first is sample "
+            f"{int(np.argmin(seen))}: it is cut off; make it again with convert.py --audit ... --apply"
+        )
+    return classes
+
+
+def _take(
+    classes: np.ndarray, seen: np.ndarray, place: Mapping[str, int], sample: str, used: str, as_whom: str
+) -> None:
+    """Enter one line."""
+    if not (sample.isascii() and sample.isdigit() and int(sample) < len(classes)):
+        raise ValueError(f"sample is {sample!r}, expected a number from 0 to {len(classes) - 1}")
+    if used not in ("0", "1"):
+        raise ValueError(f"use is {used!r}, expected 1 or 0")
+    number = int(sample)
+    if seen[number]:
+        raise ValueError(f"sample {number} comes twice")
+    seen[number] = True
+    if used == "1":
+        if as_whom not in place:
+            some = list(place)
+            hint = nearest(as_whom, some) if len(some) <= _SHOWN * 1000 else f"they are {', '.join(some[:_SHOWN])}, ..."
+            raise ValueError(f"train_as is {as_whom!r}, which is no identity of the data; {_short(hint)}")
+        classes[number] = place[as_whom]
+
+
+def _short(text: str, most: int = 200) -> str:
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
+def _check_first_line(path: Path, line: str, source: TrainingSource) -> None:
+    match = _FIRST_LINE.fullmatch(line)
+    if match is None:
+        raise ValueError(f"{path} is no index of `convert.py --audit <data> --apply`: it begins with {line[:60]!r}")
+    count, fingerprint = int(match.group(1)), match.group(2)
+    if count != len(source):
+        raise ValueError(
+            f"{path} is of {count:,} images, {source.location} has {len(source):,}: it is of other data, or the data "
+            "has changed since; audit it again"
+        )
+    if fingerprint != fingerprint_of(source):
+        raise ValueError(f"{path} is of other data than {source.location}, or that has changed since; audit it again")
