@@ -22,7 +22,7 @@ from run_folder import describe_environment
 from train_val import FaceRecognitionModule
 from trainer import batches_per_epoch, build_strategy, build_trainer, validation_interval
 
-_OF_ONE_HOST = {"data_root", "num_workers"}  # may differ between the machines of a run
+_OF_ONE_HOST = {"data_root", "num_workers", "train_data_index"}  # may differ between the machines of a run
 
 
 def build(config: Config, devices: DevicePlan) -> tuple[FaceDataModule, FaceRecognitionModule, bool]:
