@@ -3,6 +3,7 @@
 The only rooms that see the whole configuration are this one and ``main.py``, which runs what is built here.
 """
 
+from pathlib import Path
 from typing import Any
 
 import plan
@@ -153,6 +154,11 @@ def open_data(config: Config, devices: DevicePlan) -> FaceDataModule:
         evaluate_only=config.evaluate,
     )
     data.open()
+    if config.early_stopping_patience and not data.pair_sets:
+        raise ValueError(
+            f"--early_stopping_patience {config.early_stopping_patience} goes by the accuracy on validation sets, and "
+            f"there are none in {Path(config.data_root, config.val_data_path)}: name their folder, or leave it out"
+        )
     return data
 
 
@@ -209,6 +215,7 @@ def build_module(config: Config, data: FaceDataModule, sharded: bool) -> FaceRec
         sample_rate=config.sample_rate,
         batch_statistics=config.batch_statistics,
         gradient_clip_val=config.gradient_clip_val,
+        ema_decay=config.ema_decay,
         optimizer=config.optimizer,
         lr=scaled_learning_rate(config.lr, images_per_update(config), config.lr_base_batch_size),
         momentum=config.momentum,
@@ -299,6 +306,7 @@ def build_run_trainer(
         deterministic=config.deterministic,
         sync_batchnorm=config.sync_batchnorm,
         stalled_after_steps=config.stalled_after_steps,
+        early_stopping_patience=config.early_stopping_patience,
         use_wandb=config.use_wandb,
         more_callbacks=[watch],
     )

@@ -126,6 +126,12 @@ class Config:
     warmup_epochs: float = _option(0.0, "epochs in which the learning rate first rises, step by step (ours)")
     momentum: float = _option(0.9, "momentum of SGD")
     gradient_clip_val: float = _option(0.0, "largest L2 norm of the gradient of backbone and head; 0: any (ours)")
+    ema_decay: float = _option(
+        0.0, "decay of a moving average of the weights, as 0.999: it is evaluated and kept; 0: no average (ours)"
+    )
+    early_stopping_patience: int = _option(
+        0, "stop after so many epochs in a row without a better mean validation accuracy; 0: never (ours)"
+    )
     weight_decay: float = _option(5e-4, "weight decay of all but the batch-norm parameters; adamw wants more, as 0.1")
     stalled_after_steps: int = _option(
         5000, "batches after which to warn, once, when the loss shows no learning; 0: never (ours)"

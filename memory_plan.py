@@ -59,6 +59,7 @@ class StepMemory:
         gradient_checkpointing: whether they are computed again.
         keep_exponentials: whether the head keeps its samples x classes numbers.
         batch_size: images B of one process.
+        averaged: an average of the backbone's weights is kept.
     """
 
     backbone_parameters: int
@@ -74,6 +75,7 @@ class StepMemory:
     gradient_checkpointing: bool
     keep_exponentials: bool
     batch_size: int
+    averaged: bool = False
 
     @property
     def head_parameters(self) -> int:
@@ -89,7 +91,7 @@ class StepMemory:
         if self.sample_rate < 1:  # the gradient of the step's classes, and for a moment copies of all that is theirs
             touched = 1 - (1 - self.sample_rate) ** self.accumulated
             head = self.head_parameters * (kept + touched * (kept + 1))
-        numbers: float = self.backbone_parameters * (kept + 1) + head
+        numbers: float = self.backbone_parameters * (kept + 1 + self.averaged) + head
         if self.processes > 1:
             numbers += self.backbone_parameters + (0 if self.sharded else self.head_parameters)
         return numbers * self.bytes_per_number
@@ -141,6 +143,7 @@ def step_memory(
         gradient_checkpointing=module.model.gradient_checkpointing,
         keep_exponentials=module.class_num > 0 and module.keep_exponentials,
         batch_size=batch_size,
+        averaged=module.ema_decay > 0,
     )
 
 

@@ -38,7 +38,7 @@ def check_ranges(config: "Config") -> None:
         "epochs": 1, "batch_size": 1, "accumulate_grad_batches": 1, "num_nodes": 1,
         "num_workers": 0, "gpus": 0, "devices": 0, "seed": 0, "custom_num_class": -1, "lr_base_batch_size": 0,
         "lr": 0.0, "lr_gamma": 0.0, "momentum": 0.0, "weight_decay": 0.0, "gradient_clip_val": 0.0,
-        "warmup_epochs": 0.0, "m": 0.0, "h": 0.0, "checkpoint_every_steps": 0,
+        "warmup_epochs": 0.0, "m": 0.0, "h": 0.0, "checkpoint_every_steps": 0, "early_stopping_patience": 0,
     }  # fmt: skip
     for name, bound in lowest.items():
         if not getattr(config, name) >= bound:
@@ -52,6 +52,8 @@ def check_ranges(config: "Config") -> None:
             raise ValueError(f"--{name} must be above 0, got {getattr(config, name)}")
     if config.momentum >= 1:
         raise ValueError(f"--momentum must be below 1, got {config.momentum}: from 1 on old gradients never fade")
+    if not 0.0 <= config.ema_decay < 1.0:
+        raise ValueError(f"--ema_decay is a share in [0, 1), as 0.999, got {config.ema_decay}")
     for name in options:
         value = getattr(config, name)
         if value in (math.inf, -math.inf):

@@ -18,7 +18,8 @@ _SHOWN_NAMES = 3
 # another value changes what the rest of the run computes
 _NOTED = (
     "seed", "batch_size", "num_nodes", "accumulate_grad_batches", "lr", "lr_base_batch_size", "lr_schedule",
-    "lr_milestones", "lr_gamma", "lr_power", "warmup_epochs", "momentum", "weight_decay", "gradient_clip_val", "m", "h",
+    "lr_milestones", "lr_gamma", "lr_power", "warmup_epochs", "momentum", "weight_decay", "gradient_clip_val",
+    "ema_decay", "m", "h",
     "s", "t_alpha", "batch_statistics", "sample_rate", "low_res_augmentation_prob", "crop_augmentation_prob",
     "photometric_augmentation_prob", *(f"{name}_augmentation_prob" for name in MORE_AUGMENTATIONS),
 )  # fmt: skip

@@ -33,6 +33,7 @@ from results import SetResult, evaluate_set
 from sharded_checkpoint import KERNEL, fill_in_head, strip_head
 from sharded_gradients import clip_gradient, start_momentum_at_zero
 from touched_rows import step_on_touched_rows
+from weight_average import WeightAverage, put_into, take_from
 
 Batch = tuple[Tensor, Tensor]
 EvaluationBatch = tuple[Tensor, Tensor, Tensor]
@@ -54,6 +55,7 @@ class FaceRecognitionModule(pl.LightningModule):
         batch_statistics: ``global`` takes AdaFace's statistics from the batch over all processes, ``process`` from each
             process's own; a sharded head has the former.
         gradient_clip_val: largest L2 norm of the gradient of backbone and head; 0 clips nothing.
+        ema_decay: of the moving average of the backbone's weights (``weight_average.py``), in [0, 1); 0 keeps none.
         optimizer: ``sgd`` or ``adamw``.
         lr: highest learning rate.
         momentum: momentum of SGD.
@@ -70,6 +72,7 @@ class FaceRecognitionModule(pl.LightningModule):
     Attributes:
         channels_last: memory layout of the backbone's weights, and so of its input (``execution.prepare_step``).
         schedule: the learning rate of each step.
+        average: of the weights, while it trains; it is what is validated, and ``model.*`` of the checkpoints.
         last_norms: (B, 1) feature norms of the newest training batch, without gradient.
         results: of the last evaluation, one for each set.
     """
@@ -88,6 +91,7 @@ class FaceRecognitionModule(pl.LightningModule):
         sample_rate: float = 1.0,
         batch_statistics: str = "global",
         gradient_clip_val: float = 0.0,
+        ema_decay: float = 0.0,
         optimizer: str = "sgd",
         lr: float = 0.1,
         momentum: float = 0.9,
@@ -107,6 +111,9 @@ class FaceRecognitionModule(pl.LightningModule):
         self._head_options = (head_type, EMBEDDING_SIZE, class_num, m, t_alpha, h, s)
         self.sharded, self.sample_rate = sharded, sample_rate
         self.batch_statistics, self.gradient_clip_val = batch_statistics, gradient_clip_val
+        self.ema_decay = ema_decay
+        self.average: WeightAverage | None = None
+        self._resumed_average: tuple[dict[str, Tensor], int] | None = None
         self._keep_exponentials = True
         self._head_random_state = torch.get_rng_state()  # a sharded head is drawn from it later, to the same weights
         if class_num and not sharded:
@@ -179,9 +186,15 @@ class FaceRecognitionModule(pl.LightningModule):
     # training
 
     def on_fit_start(self) -> None:
-        """Let the optimiser step on the sampled classes alone."""
+        """Let the optimiser step on the sampled classes alone; begin the average of the weights."""
         if self.sharded_head:
             step_on_touched_rows(self.trainer.optimizers[0], self.shards)
+        if self.ema_decay:
+            self.average = WeightAverage(self.model, self.ema_decay)
+            if self._resumed_average:
+                weights, self.average.updates = self._resumed_average
+                self.average.model.load_state_dict(weights)
+            self._resumed_average = None
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Set learning rate and seeds of the position, so that a resume has nothing to restore."""
@@ -226,6 +239,12 @@ class FaceRecognitionModule(pl.LightningModule):
             scaler.unscale_(optimizer)  # fused optimisers leave that to their step, which takes note that it is done
         clip_gradient(self.parameters(), self.shards, self.gradient_clip_val)
 
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        """Step, and take the weights into their average."""
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        if self.average:
+            self.average.update(self.model)
+
     def configure_optimizers(self) -> dict[str, Optimizer]:
         """Return the optimiser; its learning rate is set before each step."""
         optimizer = build_optimizer(self, self.optimizer_name, self.schedule.lr, self.momentum, self.weight_decay)
@@ -248,12 +267,16 @@ class FaceRecognitionModule(pl.LightningModule):
     # evaluation, the same for validation and test
 
     def on_validation_epoch_start(self) -> None:
-        """Begin an evaluation: every rank with rank 0's batch-norm and AdaFace statistics, folded for speed."""
+        """Begin a validation, of the average where there is one."""
+        self._begin_evaluation(self.average.model if self.average else self.model)
+
+    def _begin_evaluation(self, model: nn.Module) -> None:
+        """Give every rank rank 0's batch-norm and AdaFace statistics, and fold the former into a copy for speed."""
         self._embedded = []
         if dist.is_initialized() and dist.get_world_size() > 1:
-            for buffer in self.buffers():
+            for buffer in (*self.buffers(), *(model.buffers() if model is not self.model else ())):
                 dist.broadcast(buffer, 0)
-        self._inference_model = (prepare_for_inference(self.model),)
+        self._inference_model = (prepare_for_inference(model),)
 
     def validation_step(self, batch: EvaluationBatch, batch_idx: int) -> None:
         """Embed images (B, 112, 112, 3) uint8 BGR and keep them with their set and place, each (B,)."""
@@ -296,8 +319,8 @@ class FaceRecognitionModule(pl.LightningModule):
             self.log("val_acc", float(np.mean(list(accuracies.values()))))
 
     def on_test_epoch_start(self) -> None:
-        """Begin a test as a validation."""
-        self.on_validation_epoch_start()
+        """Begin a test, of the weights that were loaded for it."""
+        self._begin_evaluation(self.model)
 
     def test_step(self, batch: EvaluationBatch, batch_idx: int) -> None:
         """Embed one batch as in validation."""
@@ -321,6 +344,8 @@ class FaceRecognitionModule(pl.LightningModule):
         # names of millions of classes are made when they are asked for
         names = list(self.metadata.get("class_names", ()))
         checkpoint["adaface"] = {**self.metadata, "class_names": names, "position": position}
+        if self.average:
+            put_into(checkpoint, self.average)
         if self.sharded_head:
             strip_head(checkpoint, self.sharded_head, self.trainer.optimizers[0])
 
@@ -330,6 +355,7 @@ class FaceRecognitionModule(pl.LightningModule):
             return
         if self.trainer.datamodule is not None:
             self.trainer.datamodule.go_on_from(**checkpoint["adaface"]["position"])
+        self._resumed_average = take_from(checkpoint)
         fill_in_head(checkpoint, self.sharded_head)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from callbacks import CheckpointKeeper, NonFiniteLossGuard, StopOnSignal
 from checkpoint_io import AtomicCheckpointIO
 from devices import DevicePlan
+from early_stopping import EarlyStopping
 from health import HealthMonitor, StalledLossWarning
 from lightning_setup import pl
 from processes import Launch, lightning_environment
@@ -73,6 +74,7 @@ def build_trainer(
     deterministic: bool,
     sync_batchnorm: bool,
     stalled_after_steps: int,
+    early_stopping_patience: int,
     use_wandb: bool,
     more_callbacks: list["pl.Callback"],
 ) -> "pl.Trainer":
@@ -96,6 +98,7 @@ def build_trainer(
         deterministic: only algorithms that give the same result each time.
         sync_batchnorm: batch norm over all GPUs.
         stalled_after_steps: when to warn of a loss that has not moved; 0 for never.
+        early_stopping_patience: epochs without a better accuracy after which to stop; 0 for never.
         use_wandb: log to Weights & Biases too.
         more_callbacks: called after the others.
 
@@ -129,6 +132,7 @@ def build_trainer(
             NonFiniteLossGuard(folder),
             HealthMonitor(),
             *([StalledLossWarning(stalled_after_steps)] if stalled_after_steps else []),
+            *([EarlyStopping(early_stopping_patience)] if early_stopping_patience else []),
             keeper,
             StopOnSignal(keeper),
             *more_callbacks,

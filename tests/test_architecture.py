@@ -43,6 +43,8 @@ LEVELS = {
     "sampler": 0,
     "threads": 0,
     "training_metrics": 0,
+    "weight_average": 0,
+    "early_stopping": 0.1,
     "demo_faces": 0.2,
     "head": 0.1,
     "net": 0.1,

@@ -439,6 +439,80 @@ def test_a_checkpoint_every_few_steps_resumes_to_the_same_bits(faces, tmp_path, 
     assert_equal_optimizers(resumed / "single.ckpt", whole / "single.ckpt")
 
 
+def test_an_average_of_the_weights_is_kept_and_resumed_and_changes_no_training(whole_run, faces, tmp_path, capsys):
+    averaging = ["--ema_decay", "0.8", "--checkpoint_every_steps", "1"]
+    whole = run(faces, tmp_path / "whole", *AUGMENTED, *averaging)
+    assert losses(whole) == losses(whole_run)
+    checkpoint, without = load_checkpoint(whole / "last.ckpt"), load_checkpoint(whole_run / "last.ckpt")
+    trained, average = checkpoint["adaface"]["trained_weights"], checkpoint["state_dict"]
+    assert checkpoint["adaface"]["averaged_steps"] == checkpoint["global_step"]
+    for key, value in without["state_dict"].items():
+        assert torch.equal(value, trained[key] if key.startswith("model.") else average[key]), key
+        if key.endswith("weight"):
+            assert not torch.equal(value, average[key]) or key.startswith("head.")
+    # from the middle, and to the same bits of both
+    for stop in ("epoch=002", "epoch=003"):
+        resumed = tmp_path / stop
+        resumed.mkdir()
+        (kept,) = whole.glob(f"{stop}*")
+        shutil.copy(kept, resumed / "last.ckpt")
+        assert main.main(["--resume_from_checkpoint", str(resumed / "last.ckpt")]) == 0
+        assert_equal_weights(resumed / "last.ckpt", whole / "last.ckpt")
+        again = load_checkpoint(resumed / "last.ckpt")["adaface"]["trained_weights"]
+        assert all(torch.equal(again[key], value) for key, value in trained.items())
+    # without the average the weights themselves go on
+    capsys.readouterr()
+    assert main.main(["--resume_from_checkpoint", str(resumed / "last.ckpt"), "--ema_decay", "0", "--epochs", "7"]) == 0
+    assert "--ema_decay was 0.8 in the run that is resumed, now 0.0" in capsys.readouterr().out
+    assert "trained_weights" not in load_checkpoint(resumed / "last.ckpt")["adaface"]
+
+
+def test_what_is_validated_is_the_average(faces, tmp_path):
+    """Of a learning rate of 1e-9 the average is the weights; of none at all the test's accuracies are the same."""
+    still = ["--epochs", "5", "--lr", "1e-9", "--weight_decay", "0"]
+    plain, averaged = (run(faces, tmp_path / name, *still, *more) for name, more in (("a", []), ("b", EMA)))
+    same = [load_checkpoint(folder / "best.ckpt")["callbacks"]["CheckpointKeeper"] for folder in (plain, averaged)]
+    assert same[0] == same[1]
+    # of weights that jump, the table of the final test is that of `model.*` of best.ckpt, evaluated by itself
+    jumping = run(faces, tmp_path / "c", "--epochs", "5", "--lr", "0.1", *EMA)
+    table = (jumping / "results.csv").read_text()
+    alone = run(faces, tmp_path / "d", "--evaluate", "--start_from_model_statedict", str(jumping / "best.ckpt"))
+    assert (alone / "results.csv").read_text() == table
+
+
+EMA = ["--ema_decay", "0.9"]
+
+
+def test_a_run_that_gets_no_better_ends_early_and_stays_ended(faces, tmp_path, capsys):
+    never_better = [
+        "--epochs",
+        "9",
+        "--lr",
+        "0",
+        "--early_stopping_patience",
+        "2",
+        "--run_folder",
+        str(tmp_path / "run"),
+    ]
+    assert main.main(words(faces, tmp_path, *never_better)) == 0
+    said = capsys.readouterr().out
+    assert said.count("stopped early: 2 epochs brought no better mean accuracy than") == 1
+    # batch norm's statistics move without a learning rate: the first epochs may still get better
+    done = load_checkpoint(tmp_path / "run" / "last.ckpt")["adaface"]["position"]["epoch"]
+    assert 3 <= done < 9
+    assert (tmp_path / "run" / "results.csv").is_file()
+    assert main.main(words(faces, tmp_path, *never_better)) == 0
+    assert "stopped early" in capsys.readouterr().out
+    assert load_checkpoint(tmp_path / "run" / "last.ckpt")["adaface"]["position"]["epoch"] == done
+
+
+def test_early_stopping_without_validation_sets_is_refused(faces, tmp_path, capsys):
+    shutil.copytree(faces / "imgs", tmp_path / "imgs")
+    assert main.main([*SMALL, "--data_root", str(tmp_path), "--train_data_path", "imgs", "--val_data_path", ".",
+                      "--early_stopping_patience", "3"]) == 1  # fmt: skip
+    assert "--early_stopping_patience 3 goes by the accuracy on validation sets" in capsys.readouterr().err
+
+
 def test_an_epoch_is_finished_with_other_batches(faces, tmp_path, capsys):
     """30 images: 12 in batches of 4, the other 18 in batches of 9, and the next epoch in batches of 9."""
     common = ["--epochs", "2", "--batch_size", "4", "--accumulate_grad_batches", "3", "--save_all_models"]

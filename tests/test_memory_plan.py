@@ -36,6 +36,7 @@ def test_the_sums_by_hand():
     assert replace(MEMORY, processes=2).weights_bytes == 1_500_000 * 4 * 4  # and DDP's buckets
     assert MEMORY.activations_bytes == 5e3 + 8 * 1.2e6
     assert replace(MEMORY, gradient_checkpointing=True).activations_bytes == pytest.approx(5e3 + 8 * 6e5)
+    assert replace(MEMORY, averaged=True).weights_bytes == 18_000_000 + 4_000_000
     assert MEMORY.head_bytes == 8 * 1000 * 4
     assert replace(MEMORY, keep_exponentials=False).head_bytes == 0
     sharded = replace(MEMORY, processes=3, sharded=True)

@@ -1,0 +1,103 @@
+"""A moving average of the backbone's weights: smoother than the weights of any one step, and it is what is evaluated.
+
+After each step of the optimiser ``average += (1 - decay) * (weights - average)``, batch-norm statistics included. In
+the first steps the decay is less, (1 + n) / (10 + n) after n of them, so that the random weights of the beginning are
+soon forgotten. Nothing flows back: the training itself has the same bits with and without an average.
+
+In a checkpoint ``model.*`` is the average, since that is the model whose accuracy is known, and what everything that
+reads a checkpoint should get; the weights to go on with lie beside it, under ``adaface``.
+
+Sources: Polyak and Juditsky, "Acceleration of stochastic approximation by averaging" (1992); the smaller decay of the
+first steps is TensorFlow's ``ExponentialMovingAverage(num_updates=...)``.
+"""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_TRAINED, _UPDATES = "trained_weights", "averaged_steps"
+_PREFIX = "model."
+
+
+class WeightAverage:
+    """The average of a network's weights, as a network.
+
+    Args:
+        model: begins as a copy of it, on its device.
+        decay: share of the average that a step leaves, in (0, 1).
+
+    Attributes:
+        model: the average; trained by nobody.
+        updates: steps that have been taken in.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.model = copy.deepcopy(model).requires_grad_(False)
+        self.decay = decay
+        self.updates = 0
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Take the weights of a step in.
+
+        Args:
+            model: of the same architecture, on the same device.
+        """
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        self.updates += 1
+        averages, weights = list(self.model.state_dict().values()), list(model.state_dict().values())
+        moving = [number for number, value in enumerate(averages) if value.is_floating_point()]
+        torch._foreach_lerp_([averages[n] for n in moving], [weights[n] for n in moving], 1 - decay)
+        for average, value in zip(averages, weights, strict=True):
+            if not average.is_floating_point():  # batch norm's count of batches
+                average.copy_(value)
+
+
+def put_into(checkpoint: dict[str, Any], average: WeightAverage) -> None:
+    """Make the average the model of a checkpoint, and lay the weights to go on with beside it.
+
+    Args:
+        checkpoint: of Lightning, with an ``adaface`` part; changed in place.
+        average: of the backbone.
+    """
+    state = checkpoint["state_dict"]
+    checkpoint["adaface"][_TRAINED] = {key: value for key, value in state.items() if key.startswith(_PREFIX)}
+    checkpoint["adaface"][_UPDATES] = average.updates
+    averaged = {f"{_PREFIX}{key}": value for key, value in average.model.state_dict().items()}
+    # in the order of the state dict, which is the official one; not in place, for it is the caller's
+    checkpoint["state_dict"] = {key: averaged.get(key, value) for key, value in state.items()}
+
+
+def take_from(checkpoint: dict[str, Any]) -> tuple[dict[str, Tensor], int] | None:
+    """Make the weights to go on with the model of a checkpoint again.
+
+    Args:
+        checkpoint: that was read; changed in place.
+
+    Returns:
+        The average, with keys of the backbone, and its number of steps; None where the checkpoint has none.
+
+    Raises:
+        ValueError: the weights beside the average do not fit it.
+    """
+    trained, updates = (checkpoint["adaface"].pop(name, None) for name in (_TRAINED, _UPDATES))
+    if trained is None:
+        return None
+    state = checkpoint["state_dict"]
+    averaged = {key: value for key, value in state.items() if key.startswith(_PREFIX)}
+    fits = (
+        isinstance(trained, dict)
+        and isinstance(updates, int)
+        and updates >= 0
+        and list(trained) == list(averaged)
+        and all(isinstance(value, Tensor) and value.shape == averaged[key].shape for key, value in trained.items())
+    )
+    if not fits:
+        raise ValueError(
+            f"the checkpoint's averaged weights do not fit its `{_TRAINED}`: it is damaged, take another one, or start "
+            "a new run with --start_from_model_statedict"
+        )
+    checkpoint["state_dict"] = {**state, **trained}
+    return {key.removeprefix(_PREFIX): value for key, value in averaged.items()}, updates
