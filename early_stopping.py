@@ -60,7 +60,7 @@ class EarlyStopping(pl.Callback):
         trainer.should_stop = True
         if trainer.is_global_zero:
             print(
-                f"stopped early: {self.waited} epochs brought no better mean accuracy than {self.best:.2f} "
+                f"stopped early: the mean accuracy has not been above {self.best:.2f} for {self.waited} epoch(s) "
                 f"(--early_stopping_patience {self.patience})",
                 flush=True,
             )

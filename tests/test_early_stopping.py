@@ -32,7 +32,7 @@ def test_it_stops_after_so_many_epochs_without_a_better_one(capsys):
     done, _ = epochs(EarlyStopping(2), 50, 60, 59, 60, 90)
     assert done == 4  # as good is not better
     assert capsys.readouterr().out == (
-        "stopped early: 2 epochs brought no better mean accuracy than 60.00 (--early_stopping_patience 2)\n"
+        "stopped early: the mean accuracy has not been above 60.00 for 2 epoch(s) (--early_stopping_patience 2)\n"
     )
 
 

@@ -450,16 +450,15 @@ def test_an_average_of_the_weights_is_kept_and_resumed_and_changes_no_training(w
         assert torch.equal(value, trained[key] if key.startswith("model.") else average[key]), key
         if key.endswith("weight"):
             assert not torch.equal(value, average[key]) or key.startswith("head.")
-    # from the middle, and to the same bits of both
-    for stop in ("epoch=002", "epoch=003"):
-        resumed = tmp_path / stop
-        resumed.mkdir()
-        (kept,) = whole.glob(f"{stop}*")
-        shutil.copy(kept, resumed / "last.ckpt")
-        assert main.main(["--resume_from_checkpoint", str(resumed / "last.ckpt")]) == 0
-        assert_equal_weights(resumed / "last.ckpt", whole / "last.ckpt")
-        again = load_checkpoint(resumed / "last.ckpt")["adaface"]["trained_weights"]
-        assert all(torch.equal(again[key], value) for key, value in trained.items())
+    # from the middle to the same bits of both
+    resumed = tmp_path / "resumed"
+    resumed.mkdir()
+    (kept,) = whole.glob("epoch=003*")
+    shutil.copy(kept, resumed / "last.ckpt")
+    assert main.main(["--resume_from_checkpoint", str(resumed / "last.ckpt")]) == 0
+    assert_equal_weights(resumed / "last.ckpt", whole / "last.ckpt")
+    again = load_checkpoint(resumed / "last.ckpt")["adaface"]["trained_weights"]
+    assert all(torch.equal(again[key], value) for key, value in trained.items())
     # without the average the weights themselves go on
     capsys.readouterr()
     assert main.main(["--resume_from_checkpoint", str(resumed / "last.ckpt"), "--ema_decay", "0", "--epochs", "7"]) == 0
@@ -484,22 +483,14 @@ EMA = ["--ema_decay", "0.9"]
 
 
 def test_a_run_that_gets_no_better_ends_early_and_stays_ended(faces, tmp_path, capsys):
-    never_better = [
-        "--epochs",
-        "9",
-        "--lr",
-        "0",
-        "--early_stopping_patience",
-        "2",
-        "--run_folder",
-        str(tmp_path / "run"),
-    ]
+    # batch norm's statistics move without a learning rate, so that an epoch may get better by chance, but not each one
+    never_better = ["--epochs", "9", "--lr", "0", "--early_stopping_patience", "1"]
+    never_better += ["--run_folder", str(tmp_path / "run")]
     assert main.main(words(faces, tmp_path, *never_better)) == 0
     said = capsys.readouterr().out
-    assert said.count("stopped early: 2 epochs brought no better mean accuracy than") == 1
-    # batch norm's statistics move without a learning rate: the first epochs may still get better
+    assert said.count("stopped early: the mean accuracy has not been above") == 1
     done = load_checkpoint(tmp_path / "run" / "last.ckpt")["adaface"]["position"]["epoch"]
-    assert 3 <= done < 9
+    assert 2 <= done < 9
     assert (tmp_path / "run" / "results.csv").is_file()
     assert main.main(words(faces, tmp_path, *never_better)) == 0
     assert "stopped early" in capsys.readouterr().out
@@ -509,7 +500,7 @@ def test_a_run_that_gets_no_better_ends_early_and_stays_ended(faces, tmp_path, c
 def test_early_stopping_without_validation_sets_is_refused(faces, tmp_path, capsys):
     shutil.copytree(faces / "imgs", tmp_path / "imgs")
     assert main.main([*SMALL, "--data_root", str(tmp_path), "--train_data_path", "imgs", "--val_data_path", ".",
-                      "--early_stopping_patience", "3"]) == 1  # fmt: skip
+                      "--early_stopping_patience", "3"]) == 2  # fmt: skip
     assert "--early_stopping_patience 3 goes by the accuracy on validation sets" in capsys.readouterr().err
 
 
