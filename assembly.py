@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import plan
+from backbone import EMBEDDING_SIZE
 from callbacks import CheckpointKeeper
 from checkpoints import check_fits, load_backbone, load_checkpoint
 from config import Config
@@ -14,7 +15,7 @@ from data import FaceDataModule
 from devices import DevicePlan, device_memory, divide_threads
 from execution import prepare_step
 from lightning_setup import pl
-from net import EMBEDDING_SIZE, check_architecture
+from net import check_architecture
 from optimization import scaled_learning_rate
 from partial_fc import choose_sharding
 from process_watch import ProcessWatch

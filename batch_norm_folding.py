@@ -4,15 +4,17 @@ import copy
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+_FOLDABLE = (nn.BatchNorm2d, nn.SyncBatchNorm)
 
 
 def fold_batch_norms(model: nn.Module) -> nn.Module:
     """Return a copy for inference, in which each batch norm that follows a convolution is a part of it.
 
     Args:
-        model: a network whose ``nn.Sequential`` parts hold convolutions followed by batch norms; not changed.
+        model: a network whose ``nn.Sequential`` parts hold convolutions followed by batch norms; not changed. Layers
+            of classes that are derived from these stay as they are: they may compute something else.
 
     Returns:
         The copy, in evaluation mode, without gradients; its outputs differ by rounding alone (1e-6 of unit
@@ -20,9 +22,9 @@ def fold_batch_norms(model: nn.Module) -> nn.Module:
     """
     folded = copy.deepcopy(model).eval().requires_grad_(False)
     with torch.no_grad():
-        for sequence in [module for module in folded.modules() if isinstance(module, nn.Sequential)]:
+        for sequence in [module for module in folded.modules() if type(module) is nn.Sequential]:
             for place, (layer, following) in enumerate(zip(list(sequence), list(sequence)[1:], strict=False)):
-                if isinstance(layer, nn.Conv2d) and isinstance(following, _BatchNorm):
+                if type(layer) is nn.Conv2d and isinstance(following, _FOLDABLE) and type(following) in _FOLDABLE:
                     sequence[place] = fuse_conv_bn_eval(layer, following)
                     sequence[place + 1] = nn.Identity()
     return folded

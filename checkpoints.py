@@ -152,15 +152,50 @@ def backbone_state(checkpoint: dict[str, Any], path: str | Path) -> dict[str, Te
     return weights
 
 
+def told_architecture(checkpoint: Mapping[str, Any]) -> str | None:
+    """Return the architecture that a checkpoint tells of itself, by the options it was trained with; None: it does not.
+
+    Args:
+        checkpoint: what ``load_checkpoint`` returned.
+    """
+    ours = checkpoint.get("adaface")
+    config = ours.get("config") if isinstance(ours, Mapping) else None
+    arch = config.get("arch") if isinstance(config, Mapping) else None
+    return arch if isinstance(arch, str) and arch else None
+
+
+def find_architecture(checkpoint: dict[str, Any], path: str | Path) -> str:
+    """Return the architecture of a checkpoint: the one it tells, else the one whose keys and shapes its weights have.
+
+    Args:
+        checkpoint: what ``load_checkpoint`` returned.
+        path: its file, for the message.
+
+    Raises:
+        ValueError: no backbone weights, or weights of no architecture that is known.
+    """
+    weights = backbone_state(checkpoint, path)
+    found = told_architecture(checkpoint) or identify_architecture(weights)
+    if found is None:
+        nearest, misfit = nearest_architecture(weights)
+        raise ValueError(
+            f"{path} holds weights of no architecture that is known here ({len(weights)} entries); the nearest is "
+            f"{nearest}, but for {misfit}; python net.py lists what there is. Of a network of timm give "
+            "--arch timm:<name>: it cannot be told from the weights"
+        )
+    return found
+
+
 @functools.cache
 def expected_shapes(arch: str) -> Mapping[str, tuple[int, ...]]:
     """Return the shapes of an architecture's weights by key.
 
     Args:
-        arch: one of ``net.ARCHITECTURES``.
+        arch: a name that ``net.build_model`` takes.
 
     Raises:
         ValueError: unknown architecture.
+        RuntimeError: a network of timm, which is not installed.
     """
     with torch.device("meta"):
         shapes = {key: tuple(value.shape) for key, value in net.build_model(arch).state_dict().items()}
@@ -217,11 +252,12 @@ def load_backbone(model: nn.Module, path: str | Path, arch: str) -> None:
     Raises:
         ValueError: the checkpoint is of another architecture (named), or its keys do not fit.
     """
-    weights = backbone_state(load_checkpoint(path), path)
+    checkpoint = load_checkpoint(path)
+    weights = backbone_state(checkpoint, path)
     misfit = key_misfit(weights, {key: tuple(value.shape) for key, value in model.state_dict().items()})
     if misfit:
-        found = identify_architecture(weights)
-        if found is not None:
+        found = told_architecture(checkpoint) or identify_architecture(weights)
+        if found not in (None, arch):
             raise ValueError(f"{path} holds weights of {found}, the run uses --arch {arch}: give --arch {found}")
         raise ValueError(f"{path} does not hold weights of {arch}: {misfit}")
     model.load_state_dict(weights)

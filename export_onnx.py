@@ -27,9 +27,10 @@ from tqdm import tqdm
 
 from alignment.warp import ARCFACE_TEMPLATE
 from atomic_files import atomic_file
+from backbone import IMAGE_SIZE
 from command_line import Parser, run_to_status
 from inference import Description, OnnxNetwork, load_network, read_model
-from net import ARCHITECTURES, IMAGE_SIZE, check_architecture
+from net import ARCHITECTURES, check_architecture
 from onnx_graph import OPSET, set_metadata, to_onnx
 from onnx_int8 import FEWEST_IMAGES, LEAST_MEAN_COSINE, MOST_IMAGES, check_enough, quantize
 from onnx_parity import compare_networks, compare_with_pytorch
@@ -50,7 +51,9 @@ def build_parser() -> Parser:
     parser.add_argument("--checkpoint", metavar="PATH", required=True, help="a .ckpt, ours or official, file or folder")
     parser.add_argument("--output", metavar="FILE", required=True, help="the .onnx to write")
     parser.add_argument(
-        "--arch", metavar="NAME", help=f"default: read from the weights; one of {', '.join(ARCHITECTURES)}"
+        "--arch",
+        metavar="NAME",
+        help=f"default: as the checkpoint tells, or its weights; one of {', '.join(ARCHITECTURES)}, or timm:<name>",
     )
     parser.add_argument(
         "--verify_images",

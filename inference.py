@@ -26,17 +26,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from backbone import EMBEDDING_SIZE, IMAGE_SIZE, Backbone
 from batch_norm_folding import fold_batch_norms
 from checkpoints import (
     THRESHOLD,
     backbone_state,
-    identify_architecture,
+    find_architecture,
     load_backbone,
     load_checkpoint,
-    nearest_architecture,
 )
 from evaluate_utils import fuse_flip
-from net import EMBEDDING_SIZE, IMAGE_SIZE, Backbone, build_model, normalize_images
+from net import build_model, normalize_images
 
 FUSED, IMAGE, MIRROR = VIEWS = ("fused", "image", "mirror")
 ONNX_METADATA = "adaface"  # key of the ONNX file's metadata that holds ours, as JSON
@@ -99,7 +99,7 @@ def load_pretrained_model(architecture: str | None, path: str | Path) -> Backbon
     """Build a backbone and load the weights of a checkpoint into it.
 
     Args:
-        architecture: such as ``ir_50``; None reads it from the file.
+        architecture: such as ``ir_50``; None takes the one that the file tells, or its weights have.
         path: a checkpoint, ours or official.
 
     Returns:
@@ -109,7 +109,7 @@ def load_pretrained_model(architecture: str | None, path: str | Path) -> Backbon
         FileNotFoundError: there is no such file.
         ValueError: no checkpoint, of another architecture, or of none that is known.
     """
-    architecture = architecture or _architecture_of(load_checkpoint(path), path)
+    architecture = architecture or find_architecture(load_checkpoint(path), path)
     model = build_model(architecture)
     load_backbone(model, path, architecture)
     return model.eval()
@@ -290,7 +290,7 @@ def read_model(path: str | Path, arch: str | None = None) -> tuple[Backbone, Des
 
     Args:
         path: a checkpoint, ours or official, file or folder.
-        arch: architecture; None reads it from the weights.
+        arch: architecture; None takes the one that the file tells, or its weights have.
 
     Returns:
         The network in evaluation mode, on the CPU, and what the checkpoint tells of it.
@@ -300,7 +300,7 @@ def read_model(path: str | Path, arch: str | None = None) -> tuple[Backbone, Des
         ValueError: no checkpoint, of another architecture, or of none that is known.
     """
     checkpoint = load_checkpoint(path)
-    arch = arch or _architecture_of(checkpoint, path)
+    arch = arch or find_architecture(checkpoint, path)
     ours = _ours(checkpoint)
     return load_pretrained_model(arch, path), Description(
         arch=arch,
@@ -326,19 +326,6 @@ def _ours(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return what training has stored beside the weights; empty in an official checkpoint."""
     ours = checkpoint.get("adaface", {})
     return ours if isinstance(ours, Mapping) else {}
-
-
-def _architecture_of(checkpoint: Mapping[str, Any], path: str | Path) -> str:
-    """Return the architecture whose keys and shapes the weights have, or raise ValueError."""
-    weights = backbone_state(dict(checkpoint), path)
-    arch = identify_architecture(weights)
-    if arch is None:
-        nearest, misfit = nearest_architecture(weights)
-        raise ValueError(
-            f"{path} holds weights of no architecture that is known here ({len(weights)} entries); the nearest is "
-            f"{nearest}, but for {misfit}; python net.py lists what there is"
-        )
-    return arch
 
 
 def _digest(weights: Mapping[str, Tensor]) -> str:

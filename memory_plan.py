@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from net import EMBEDDING_SIZE, IMAGE_SIZE, Backbone, normalize_images
+from backbone import EMBEDDING_SIZE, IMAGE_SIZE, Backbone
+from net import normalize_images
 from train_val import FaceRecognitionModule
 
 _COUNTED_IMAGES = (2, 4)  # batch norm cannot train on one
@@ -162,41 +163,66 @@ def count_activations(model: Backbone, precision: str) -> Activations:
         precision: Lightning's name of the arithmetic.
     """
     few, more = (_saved_bytes(model, images, precision) for images in _COUNTED_IMAGES)
-    per_image = [(b - a) / (_COUNTED_IMAGES[1] - _COUNTED_IMAGES[0]) for (a, _), (b, _) in zip(few, more, strict=True)]
-    blocks = [block for _, block in few]
-    by_block = [
-        sum(size for size, at in zip(per_image, blocks, strict=True) if at == n) for n in range(max(blocks) + 1)
-    ]
-    # the first thing that a block keeps is its input
-    inputs = [per_image[blocks.index(n)] for n in range(1, len(by_block))]
+    per_image = [(b.size - a.size) / (_COUNTED_IMAGES[1] - _COUNTED_IMAGES[0]) for a, b in zip(few, more, strict=True)]
+    fixed = sum(a.size - _COUNTED_IMAGES[0] * slope for a, slope in zip(few, per_image, strict=True))
+    inside: dict[int, float] = {}  # by block
+    outside = inputs = 0.0
+    for kept, slope in zip(few, per_image, strict=True):
+        if kept.is_input:
+            inputs += slope
+        elif kept.block is None:
+            outside += slope
+        else:
+            inside[kept.block] = inside.get(kept.block, 0.0) + slope
     width = 2 if precision.startswith("64") else 1
+    largest_inside = max(inside.values(), default=0.0)
     return Activations(
-        kept=sum(per_image) * width,
-        kept_checkpointing=(by_block[0] + sum(inputs) + max(by_block[1:])) * width,
+        kept=(outside + inputs + sum(inside.values())) * width,
+        kept_checkpointing=(outside + inputs + largest_inside) * width,
         largest=max(per_image) * width,
-        fixed=sum(size - _COUNTED_IMAGES[0] * slope for (size, _), slope in zip(few, per_image, strict=True)) * width,
+        fixed=fixed * width,
     )
 
 
-def _saved_bytes(model: Backbone, images: int, precision: str) -> list[tuple[int, int]]:
-    """List the tensors that a forward pass saves: bytes, and the block; 0 is the input layer."""
-    saved: dict[int, tuple[int, int]] = {}  # by address
-    block = 0
+@dataclass(frozen=True)
+class _Kept:
+    """A tensor that a forward pass keeps: bytes, the block that keeps it (None outside), whether it is its input."""
+
+    size: int
+    block: int | None
+    is_input: bool
+
+
+def _saved_bytes(model: Backbone, images: int, precision: str) -> list[_Kept]:
+    """List the tensors that a forward pass saves, in order."""
+    saved: dict[int, tuple[int, int | None]] = {}  # bytes and block, by address
+    inside: int | None = None
+    entered: set[int] = set()  # addresses of the inputs of blocks
     stay = {p.untyped_storage().data_ptr() for p in (*model.parameters(), *model.buffers())}
 
     def save(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in stay and storage.nbytes():
-            saved.setdefault(storage.data_ptr(), (storage.nbytes(), block))
+            saved.setdefault(storage.data_ptr(), (storage.nbytes(), inside))
         return tensor
 
-    def enter(*_: Any) -> None:
-        nonlocal block
-        block += 1
+    def enter(block: nn.Module, inputs: tuple[Any, ...]) -> None:
+        nonlocal inside
+        inside = numbers[block]
+        entered.update(x.untyped_storage().data_ptr() for x in inputs if isinstance(x, Tensor))
+
+    def leave(*_: Any) -> None:
+        nonlocal inside
+        inside = None
 
     pixels = torch.randint(0, 256, (images, IMAGE_SIZE, IMAGE_SIZE, 3), dtype=torch.uint8)
     normalized = normalize_images(pixels, next(model.parameters()).dtype)
-    hooks = [layer.register_forward_pre_hook(enter) for layer in (*model.body, model.output_layer)]
+    numbers = {block: number for number, block in enumerate(model.blocks)}
+    hooks = [
+        hook
+        for block in numbers
+        for hook in (block.register_forward_pre_hook(enter), block.register_forward_hook(leave))
+    ]
     with (
         _plain(model),
         torch.autocast("cpu", torch.bfloat16, enabled="mixed" in precision),
@@ -206,7 +232,7 @@ def _saved_bytes(model: Backbone, images: int, precision: str) -> list[tuple[int
     del kept_alive
     for hook in hooks:
         hook.remove()
-    return list(saved.values())
+    return [_Kept(size, block, address in entered) for address, (size, block) in saved.items()]
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from checkpoints import (
     key_misfit,
     load_checkpoint,
     nearest_architecture,
+    told_architecture,
 )
 from published_models import PUBLISHED, published_by_name
 
@@ -115,11 +116,13 @@ def check_model(path: Path, source: ModelSource) -> None:
             f"{path} is not {source.name}: {size:,} bytes, the weights of {source.arch} alone take {least:,}; "
             f"delete it and get it again from {source.address}"
         )
-    weights = backbone_state(load_checkpoint(path), path)
-    arch = source.arch or identify_architecture(weights) or nearest_architecture(weights)[0]
+    checkpoint = load_checkpoint(path)
+    weights = backbone_state(checkpoint, path)
+    told = told_architecture(checkpoint)
+    arch = source.arch or told or identify_architecture(weights) or nearest_architecture(weights)[0]
     misfit = key_misfit(weights, expected_shapes(arch))
     if misfit:
-        found = identify_architecture(weights)
+        found = told if told not in (None, arch) else identify_architecture(weights)
         reason = f"it holds weights of {found}" if found else misfit
         raise ValueError(f"{path} is not {source.name}, a model of {arch}: {reason}")
 

@@ -20,7 +20,9 @@ def add_model_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--checkpoint", default="", metavar="FILE", help="a .ckpt, ours or official, or an exported .onnx"
     )
-    group.add_argument("--arch", default=None, help="architecture, where the file does not tell it (ir_50, ...)")
+    group.add_argument(
+        "--arch", default=None, help="architecture, where the file does not tell it (ir_50, timm:<name>, ...)"
+    )
 
 
 def check_model_options(options: argparse.Namespace) -> None:

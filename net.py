@@ -1,9 +1,12 @@
-"""IR-ResNets: faces of 112x112 pixels to unit embeddings and their norms.
+"""The backbones by name, and the IR-ResNets among them.
 
-Sources: He et al., "Deep Residual Learning" (CVPR 2016); Deng et al., "ArcFace" (CVPR 2019, section 3.2.2: the
-"improved residual" block, no activation after the sum, and the BN-dropout-linear-BN output); Hu et al.,
-"Squeeze-and-Excitation Networks" (CVPR 2018). State-dict keys are those of the official AdaFace code, so the
-published weights load. Input: BGR, ``x / 127.5 - 1``.
+    python net.py                                   # a table of all: parameters, arithmetic, input
+    python net.py timm:vit_small_patch16_224        # one of timm's
+
+Sources of the IR-ResNets: He et al., "Deep Residual Learning" (CVPR 2016); Deng et al., "ArcFace" (CVPR 2019, section
+3.2.2: the "improved residual" block, no activation after the sum, and the BN-dropout-linear-BN output); Hu et al.,
+"Squeeze-and-Excitation Networks" (CVPR 2018). State-dict keys are those of the official AdaFace code, so the published
+weights load.
 
 Differs from the official code: the embedding is normalised in float32 under autocast; names and shapes are checked;
 shortcuts take pixels where it pools over single ones, which is the same and does not look for maxima.
@@ -14,21 +17,25 @@ image (ir_18: 24 and 2,597). Forward and backward on one CPU core, channels last
 225 ms an image in batches of 8; medians of 5 interleaved repeats).
 """
 
-import contextlib
+import copy
 import difflib
+import runpy
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
+from backbone import EMBEDDING_SIZE, IMAGE_SIZE, Backbone, Stage
+from mobilefacenet import MobileFaceNet
 from prelu import PReLU
+from timm_backbone import TIMM_PREFIX, build_timm, check_timm_name
 
-EMBEDDING_SIZE = 512
-IMAGE_SIZE = 112
 _DROPOUT = 0.4
 _SE_REDUCTION = 16
 
@@ -142,7 +149,7 @@ def _bottleneck_branch(channels_in: int, width: int, stride: int) -> list[nn.Mod
 
 @dataclass(frozen=True)
 class Architecture:
-    """Sizes of one network.
+    """Sizes of one IR-ResNet.
 
     Attributes:
         units: blocks in each of the four stages; the first of a stage has its stride.
@@ -163,37 +170,15 @@ class Architecture:
     squeeze_excite: bool = False
 
 
-_DEEP_WIDTHS = (256, 512, 1024, 2048)
-ARCHITECTURES: dict[str, Architecture] = {
-    "ir_18": Architecture((2, 2, 2, 2)),
-    "ir_34": Architecture((3, 4, 6, 3)),
-    "ir_50": Architecture((3, 4, 14, 3)),
-    "ir_101": Architecture((3, 13, 30, 3)),
-    "ir_152": Architecture((3, 8, 36, 3), _DEEP_WIDTHS, bottleneck=True),
-    "ir_200": Architecture((3, 24, 36, 3), _DEEP_WIDTHS, bottleneck=True),
-    "ir_se_50": Architecture((3, 4, 14, 3), squeeze_excite=True),
-    "ir_se_101": Architecture((3, 13, 30, 3), squeeze_excite=True),
-    "ir_se_152": Architecture((3, 8, 36, 3), _DEEP_WIDTHS, bottleneck=True, squeeze_excite=True),
-    "ir_se_200": Architecture((3, 24, 36, 3), _DEEP_WIDTHS, bottleneck=True, squeeze_excite=True),
-    # half the resolution from the first layer on, and 7x7 at the end as in the others
-    "ir_mini": Architecture((1, 1, 1, 1), (24, 48, 96, 192), 24, stem_stride=2, stage_strides=(2, 2, 2, 1)),
-}
-
-
-class Backbone(nn.Module):
+class ImprovedResNet(Backbone):
     """Input layer, four stages of improved residual blocks, and the output layer.
 
     Args:
         architecture: its sizes.
-
-    Attributes:
-        gradient_checkpointing: keep only the blocks' inputs for the backward pass, and compute what is inside of them
-            again there: about a third more time, a fraction of the memory, the same bits.
     """
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
-        self.gradient_checkpointing = False
         a = architecture
         self.input_layer = nn.Sequential(
             nn.Conv2d(3, a.stem_width, 3, a.stem_stride, 1, bias=False),
@@ -212,60 +197,21 @@ class Backbone(nn.Module):
             nn.BatchNorm1d(EMBEDDING_SIZE, affine=False),
         )
         self.body = nn.Sequential(*_blocks(a))
+        self._units = a.units
         self.apply(_initialise)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Embed faces.
-
-        Args:
-            images: (B, 3, 112, 112) BGR, ``x / 127.5 - 1`` (see ``normalize_images``).
-
-        Returns:
-            Unit embeddings (B, 512) and their L2 norms before normalisation (B, 1); float32 under autocast.
-
-        Raises:
-            ValueError: images of another shape.
-        """
-        if images.shape[1:] != (3, IMAGE_SIZE, IMAGE_SIZE):
-            raise ValueError(
-                f"expected images (B, 3, {IMAGE_SIZE}, {IMAGE_SIZE}), aligned faces channels first, "
-                f"got {tuple(images.shape)}; normalize_images turns (B, {IMAGE_SIZE}, {IMAGE_SIZE}, 3) uint8 into them"
-            )
+    def features(self, images: Tensor) -> Tensor:
+        """Map (B, 3, 112, 112) to (B, 512)."""
         x = self.input_layer(images)  # (B, stem width, 112, 112)
-        recompute = self.gradient_checkpointing and torch.is_grad_enabled()
         for block in self.body:
-            x = _checkpointed(block, x) if recompute else block(x)  # at last (B, last width, 7, 7)
-        x = self.output_layer(x)  # (B, 512)
-        if x.dtype in (torch.float16, torch.bfloat16):
-            x = x.float()  # under autocast: squares of 512 numbers need more than 16 bits
-        norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)  # (B, 1)
-        return x / norm, norm
+            x = block(x)  # at last (B, last width, 7, 7)
+        return self.output_layer(x)  # (B, 512)
 
-
-def _checkpointed(block: nn.Module, x: Tensor) -> Tensor:
-    """Apply a block whose inner results are computed again in the backward pass."""
-    contexts = lambda: (contextlib.nullcontext(), _StatisticsKept(block))  # noqa: E731 (a fresh pair each time)
-    # nothing inside a block is random
-    return checkpoint(block, x, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
-
-
-class _StatisticsKept:
-    """Lets batch norms work without moving their running statistics, which the first forward pass has moved.
-
-    Entered again for each backward pass.
-    """
-
-    def __init__(self, block: nn.Module) -> None:
-        self._norms = [module for module in block.modules() if isinstance(module, _BatchNorm)]
-
-    def __enter__(self) -> None:
-        self._states = [(norm.momentum, norm.num_batches_tracked) for norm in self._norms]
-        for norm in self._norms:
-            norm.momentum, norm.num_batches_tracked = 0.0, None
-
-    def __exit__(self, *_: object) -> None:
-        for norm, (momentum, count) in zip(self._norms, self._states, strict=True):
-            norm.momentum, norm.num_batches_tracked = momentum, count
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The input layer, the blocks of the four stages, the output layer."""
+        blocks = iter(self.body)
+        return (self.input_layer,), *(tuple(islice(blocks, units)) for units in self._units), (self.output_layer,)
 
 
 def _blocks(a: Architecture) -> list[nn.Module]:
@@ -289,29 +235,63 @@ def _initialise(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
+_DEEP_WIDTHS = (256, 512, 1024, 2048)
+ARCHITECTURES: dict[str, Callable[[], Backbone]] = {
+    "ir_18": partial(ImprovedResNet, Architecture((2, 2, 2, 2))),
+    "ir_34": partial(ImprovedResNet, Architecture((3, 4, 6, 3))),
+    "ir_50": partial(ImprovedResNet, Architecture((3, 4, 14, 3))),
+    "ir_101": partial(ImprovedResNet, Architecture((3, 13, 30, 3))),
+    "ir_152": partial(ImprovedResNet, Architecture((3, 8, 36, 3), _DEEP_WIDTHS, bottleneck=True)),
+    "ir_200": partial(ImprovedResNet, Architecture((3, 24, 36, 3), _DEEP_WIDTHS, bottleneck=True)),
+    "ir_se_50": partial(ImprovedResNet, Architecture((3, 4, 14, 3), squeeze_excite=True)),
+    "ir_se_101": partial(ImprovedResNet, Architecture((3, 13, 30, 3), squeeze_excite=True)),
+    "ir_se_152": partial(
+        ImprovedResNet, Architecture((3, 8, 36, 3), _DEEP_WIDTHS, bottleneck=True, squeeze_excite=True)
+    ),
+    "ir_se_200": partial(
+        ImprovedResNet, Architecture((3, 24, 36, 3), _DEEP_WIDTHS, bottleneck=True, squeeze_excite=True)
+    ),
+    # half the resolution from the first layer on, and 7x7 at the end as in the others
+    "ir_mini": partial(
+        ImprovedResNet, Architecture((1, 1, 1, 1), (24, 48, 96, 192), 24, stem_stride=2, stage_strides=(2, 2, 2, 1))
+    ),
+    "mobilefacenet": MobileFaceNet,
+}
+
+
 def check_architecture(name: str) -> None:
-    """Raise ValueError for a name that is not a key of ``ARCHITECTURES``; the message lists the names.
+    """Raise an error for a name that ``build_model`` does not take.
 
     Args:
         name: what was asked for.
+
+    Raises:
+        ValueError: an unknown name; the message has the nearest one, and lists those of ``ARCHITECTURES``.
+        RuntimeError: a network of timm, which is not installed.
     """
-    if name not in ARCHITECTURES:
+    if name.startswith(TIMM_PREFIX):
+        check_timm_name(name)
+    elif name not in ARCHITECTURES:
         close = difflib.get_close_matches(name, ARCHITECTURES, n=1)
         hint = f"did you mean {close[0]}? " if close else ""
-        raise ValueError(f"unknown architecture {name!r}; {hint}known are: {', '.join(ARCHITECTURES)}")
+        raise ValueError(
+            f"unknown architecture {name!r}; {hint}known are: {', '.join(ARCHITECTURES)}; "
+            f"and {TIMM_PREFIX}<name> for a network of timm"
+        )
 
 
 def build_model(name: str) -> Backbone:
     """Build a network with random weights.
 
     Args:
-        name: a key of ``ARCHITECTURES``.
+        name: a key of ``ARCHITECTURES``, or ``timm:<name>`` (``timm_backbone.py``).
 
     Raises:
-        ValueError: an unknown name; the message lists the names.
+        ValueError: an unknown name; the message has the nearest one, and lists those of ``ARCHITECTURES``.
+        RuntimeError: a network of timm, which is not installed.
     """
     check_architecture(name)
-    return Backbone(ARCHITECTURES[name])
+    return build_timm(name) if name.startswith(TIMM_PREFIX) else ARCHITECTURES[name]()
 
 
 def normalize_images(
@@ -341,25 +321,17 @@ def normalize_images(
 
 
 def count_macs(model: nn.Module) -> int:
-    """Return the multiply-accumulates of convolutions and linear layers for one image.
+    """Return the multiply-accumulates of convolutions, linear layers and attention for one image.
 
     Args:
         model: a network of ``build_model``; not changed.
     """
-    macs = 0
+    without_storage = copy.deepcopy(model).to("meta").eval()
+    dtype = next(without_storage.parameters()).dtype
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        without_storage(torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE, device="meta", dtype=dtype))
+    return counter.get_total_flops() // 2
 
-    def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        nonlocal macs
-        weight: Tensor = module.weight  # type: ignore[assignment]
-        macs += output[0].numel() * weight[0].numel()
 
-    layers = [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
-    hooks = [layer.register_forward_hook(add) for layer in layers]
-    training = model.training
-    with torch.inference_mode():
-        parameter = next(model.parameters())
-        model.eval()(torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE, device=parameter.device, dtype=parameter.dtype))
-    model.train(training)
-    for hook in hooks:
-        hook.remove()
-    return macs
+if __name__ == "__main__":
+    runpy.run_module("architecture_table", run_name="__main__")  # not imported: that module stands above this one

@@ -19,9 +19,9 @@ from typing import Any
 import onnx
 import torch
 
+from backbone import IMAGE_SIZE, Backbone
 from batch_norm_folding import fold_batch_norms
 from inference import ONNX_METADATA
-from net import IMAGE_SIZE, Backbone
 
 OPSET = 18
 INPUT = "images"

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from backbone import Backbone
 from inference import InputFormat, OnnxNetwork
-from net import Backbone
 
 LEAST_COSINE = 0.99999
 MOST_NORM_DIFFERENCE = 1e-3  # of the norm

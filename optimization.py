@@ -21,6 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 OPTIMIZERS = ("sgd", "adamw")
+_NORMS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 _FUSED_DEVICES = ("cpu", "cuda")
 
 
@@ -111,12 +112,13 @@ def build_optimizer(module: nn.Module, name: str, lr: float, momentum: float, we
 def split_for_weight_decay(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """Split the parameters into those with weight decay and those of batch norms, without.
 
-    PReLU slopes, the linear layer's bias and the head's kernel decay too, as in the official code.
+    PReLU slopes, the linear layer's bias and the head's kernel decay too, as in the official code. The other norms that
+    networks of timm have are spared as batch norms are.
 
     Args:
         module: backbone with or without a head.
     """
-    norms = {p for m in module.modules() if isinstance(m, _BatchNorm) for p in m.parameters(recurse=False)}
+    norms = {p for m in module.modules() if isinstance(m, _NORMS) for p in m.parameters(recurse=False)}
     return [p for p in module.parameters() if p not in norms], [p for p in module.parameters() if p in norms]
 
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from checkpoints import backbone_state, check_resumable, identify_architecture, load_checkpoint
+from checkpoints import backbone_state, check_resumable, identify_architecture, load_checkpoint, told_architecture
 from config import OPTIONS, Config, convert_value
 from more_augmentations import MORE_AUGMENTATIONS
 from option_rules import check_optimisation
@@ -93,7 +93,8 @@ def with_checkpoint_options(config: Config) -> tuple[Config, list[str]]:
         return _resumed(config, saved["config"], saved["given"])
     if config.evaluate and "arch" not in config.given:
         path = config.start_from_model_statedict
-        arch = identify_architecture(backbone_state(load_checkpoint(path), path))
+        checkpoint = load_checkpoint(path)
+        arch = told_architecture(checkpoint) or identify_architecture(backbone_state(checkpoint, path))
         return replace(config, arch=arch or config.arch), []
     return config, []
 

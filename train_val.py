@@ -21,12 +21,13 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from backbone import EMBEDDING_SIZE
 from collectives import check_batch_sizes, gather_batch, gather_rows
 from evaluate_utils import fuse_flip
 from head import build_head
 from inference import prepare_for_inference
 from lightning_setup import pl
-from net import EMBEDDING_SIZE, build_model, normalize_images
+from net import build_model, normalize_images
 from optimization import Schedule, build_optimizer, group_options, settle_loaded_state
 from partial_fc import PartialFC, build_sharded_head
 from results import SetResult, evaluate_set
@@ -43,7 +44,7 @@ class FaceRecognitionModule(pl.LightningModule):
     """Backbone + head + optimiser.
 
     Args:
-        arch: backbone name (``net.ARCHITECTURES``).
+        arch: backbone name (``net.build_model``).
         class_num: number of identities C; 0 builds no head, for evaluation alone.
         head_type: margin name (``head.build_head``).
         m: margin.

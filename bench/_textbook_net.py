@@ -4,7 +4,8 @@ import copy
 
 from torch import nn
 
-from net import Backbone, Subsample
+from backbone import Backbone
+from net import Subsample
 from prelu import PReLU
 
 

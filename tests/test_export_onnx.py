@@ -21,13 +21,19 @@ from checkpoints import store_threshold
 from demo_data import write_demo_data
 from export_onnx import int8_file, main, parse
 from inference import ONNX_METADATA, Embedder, InputFormat, load_network
-from net import ARCHITECTURES, Backbone, build_model
+from net import ARCHITECTURES, ImprovedResNet, build_model
 from onnx_graph import set_metadata, to_onnx
 from onnx_int8 import FEWEST_IMAGES, quantize
-from onnx_parity import compare_with_pytorch
+from onnx_parity import compare_networks, compare_with_pytorch
 from sample_images import drawn_faces, read_pair_set, read_sample
 
 THRESHOLD = {"cosine": 0.3, "far": 0.001}
+OF_TIMM = [
+    "timm:resnet18@112",
+    "timm:vit_tiny_patch16_224@112",
+    "timm:convnext_atto@112",
+    "timm:swin_tiny_patch4_window7_224",
+]
 
 
 def write_checkpoint(path: Path, arch: str = "ir_mini", **ours) -> Path:
@@ -167,11 +173,23 @@ def check_export(model, path):
 
 @pytest.mark.parametrize("name", TINY)
 def test_every_kind_of_block_computes_what_pytorch_does(name, tmp_path):
-    check_export(Backbone(TINY[name]), tmp_path / "model.onnx")
+    check_export(ImprovedResNet(TINY[name]), tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize("arch", ["mobilefacenet", "timm:test_vit@64", "timm:test_resnet@160"])
+def test_other_backbones_are_exported_and_quantised(arch, tmp_path):
+    model = build_model(arch)
+    check_export(model, tmp_path / "model.onnx")
+    reference = load_network(tmp_path / "model.onnx")[0]
+    integers = quantize(onnx.load(tmp_path / "model.onnx"), drawn_faces(FEWEST_IMAGES), reference)
+    set_metadata(integers, {"arch": arch})
+    onnx.save(integers, tmp_path / "int8.onnx")
+    parity = compare_networks(reference, load_network(tmp_path / "int8.onnx")[0], drawn_faces(9))
+    assert 0.95 < parity.mean_cosine < 0.99999
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("arch", [*ARCHITECTURES, *OF_TIMM])
 def test_every_architecture_computes_what_pytorch_does(arch, tmp_path):
     check_export(build_model(arch), tmp_path / "model.onnx")
 

@@ -13,6 +13,7 @@ from optimization import (
     group_options,
     scaled_learning_rate,
     settle_loaded_state,
+    split_for_weight_decay,
 )
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -134,3 +135,10 @@ def test_a_loaded_state_takes_this_runs_options_and_layout(name):
             torch.testing.assert_close(states[1][key], states[0][key], rtol=0, atol=0)
             if states[1][key].dim():
                 assert states[1][key].stride() == right.stride()
+
+
+def test_norms_of_every_kind_are_spared_weight_decay():
+    module = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.LayerNorm(4), nn.GroupNorm(2, 4), nn.RMSNorm(4))
+    decayed, spared = split_for_weight_decay(module)
+    assert decayed == list(module[0].parameters())
+    assert spared == [parameter for norm in module[1:] for parameter in norm.parameters()]

@@ -1,0 +1,74 @@
+"""The backbones as a table: parameters, arithmetic, input and embedding of each (``python net.py``)."""
+
+import argparse
+import sys
+
+import torch
+
+from backbone import EMBEDDING_SIZE, IMAGE_SIZE
+from command_line import Parser, run_to_status
+from net import ARCHITECTURES, build_model, check_architecture, count_macs
+
+_HEAD = ("architecture", "parameters", "multiply-accumulates", "input", "embedding")
+
+
+def rows(names: list[str]) -> list[tuple[str, ...]]:
+    """Return name, parameters, multiply-accumulates of one image, input and embedding of networks, for people.
+
+    Args:
+        names: of architectures.
+
+    Raises:
+        ValueError: an unknown name.
+        RuntimeError: a network of timm, which is not installed.
+    """
+    found: list[tuple[str, ...]] = []
+    for name in names:
+        check_architecture(name)
+        with torch.device("meta"):  # without storage: as fast for a hundred million parameters as for one
+            model = build_model(name)
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        side = getattr(model, "side", IMAGE_SIZE)
+        found.append((name, _millions(parameters), _millions(count_macs(model)), f"{side}x{side}", str(EMBEDDING_SIZE)))
+    return found
+
+
+def _millions(number: int) -> str:
+    return f"{number / 1e6:,.{1 if number < 1e9 else 0}f} M"
+
+
+def table(names: list[str]) -> str:
+    """Return the table of networks as text, in aligned columns.
+
+    Args:
+        names: of architectures.
+    """
+    lines = [_HEAD, *rows(names)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines)
+
+
+def main(words: list[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        words: what follows the program's name; those of the process when None.
+
+    Returns:
+        Exit status: 0 done, 2 error (one line on stderr), 130 stopped with Ctrl-C.
+    """
+    parser = Parser(prog="net.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help="architectures, timm:<name> among them (default: all but timm's)"
+    )
+
+    def job() -> int:
+        names = parser.parse(sys.argv[1:] if words is None else words).names
+        print(table(names or list(ARCHITECTURES)))
+        return 0
+
+    return run_to_status("net.py", job, stopped="nothing was written")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
