@@ -6,13 +6,13 @@ import cv2
 import numpy as np
 import pytest
 
-from docs import draw_augmentations
+from docs import draw_architecture, draw_augmentations
 from more_augmentations import MORE_AUGMENTATIONS
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.mark.parametrize("script", [draw_augmentations], ids=lambda script: script.PICTURE.stem)
+@pytest.mark.parametrize("script", [draw_architecture, draw_augmentations], ids=lambda script: script.PICTURE.stem)
 def test_a_picture_of_the_readme_is_what_its_script_draws(script, tmp_path):
     script.draw(tmp_path / "picture.png")
     drawn, kept = (cv2.imread(str(path)).astype(int) for path in (tmp_path / "picture.png", script.PICTURE))
@@ -28,3 +28,9 @@ def test_every_augmentation_is_shown_and_does_something():
     face = np.random.default_rng(0).integers(0, 256, (112, 112, 3), dtype=np.uint8)
     for change in shown.values():
         assert not np.array_equal(change(face, np.random.default_rng(1)), face)
+
+
+def test_the_architecture_names_rooms_that_are_there():
+    rooms = {room.strip() for box in draw_architecture.BOXES.values() for room in box.rooms.split(",")}
+    assert not [room for room in rooms if not (ROOT / room).exists()]
+    assert {end for arrow in draw_architecture.ARROWS for end in arrow[:2]} == set(draw_architecture.BOXES)

@@ -1,0 +1,106 @@
+"""Draw ``architecture.png``, beside this file: from images to a trained model, and from a photograph to an answer.
+
+    python -m docs.draw_architecture
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch
+
+from plot_style import BLACK, BLUE, DPI, GREEN, GREY, PURPLE, VERMILION, save_figure
+
+PICTURE = Path(__file__).with_name("architecture.png")
+_WIDTH, _HEIGHT = 2.3, 0.98
+
+
+@dataclass(frozen=True)
+class Box:
+    """A part of the program.
+
+    Attributes:
+        x: of its centre.
+        y: of its centre.
+        title: what it is.
+        text: what goes on in it.
+        rooms: the modules.
+        colour: of its frame.
+    """
+
+    x: float
+    y: float
+    title: str
+    text: str
+    rooms: str
+    colour: str
+
+
+BOXES = {
+    "images": Box(0, 3, "images", ".rec, folders, several", "source_finder.py, recordio.py", GREEN),
+    "batches": Box(2.8, 3, "batches", "decode, augment, flip: uint8 BGR", "data.py, augmenter.py", GREEN),
+    "backbone": Box(5.6, 3, "backbone", "IR-ResNet: embedding (B, 512)", "net.py", BLUE),
+    "head": Box(8.4, 3, "margin head", "cosines to C classes, margin", "head.py, partial_fc.py", BLUE),
+    "loss": Box(11.2, 3, "loss", "cross-entropy, SGD", "fused_softmax.py, optimization.py", BLUE),
+    "training": Box(8.4, 1.5, "training", "steps, validation, checkpoints", "main.py, train_val.py, trainer.py", BLUE),
+    "model": Box(5.6, 1.5, "model file", "official keys, no code in it", "checkpoints.py", VERMILION),
+    "onnx": Box(2.8, 1.5, "ONNX", "FP32 and INT8, compared", "export_onnx.py", VERMILION),
+    "evaluation": Box(11.2, 1.5, "evaluation", "accuracy, TAR, intervals, report", "evaluation/", PURPLE),
+    "protocols": Box(11.2, 0, "validation sets", ".bin pairs, IJB, TinyFace, folders", "pairs.py, evaluation/", PURPLE),
+    "photographs": Box(0, 0, "photographs", "any kind, any size", "alignment/photograph.py", GREEN),
+    "alignment": Box(2.8, 0, "alignment", "detector, five landmarks, warp", "alignment/", GREEN),
+    "embeddings": Box(5.6, 0, "embeddings", "direction: who; norm: quality", "inference.py", VERMILION),
+    "answers": Box(8.4, 0, "answers", "compare, search, a web page", "inference_commands.py", VERMILION),
+}
+# from, to, what passes along
+ARROWS = (
+    ("images", "batches", ""), ("batches", "backbone", ""), ("backbone", "head", "norm"), ("head", "loss", ""),
+    ("loss", "training", ""), ("training", "model", ""), ("model", "onnx", ""), ("model", "embeddings", ""),
+    ("protocols", "evaluation", ""), ("evaluation", "training", ""),
+    ("photographs", "alignment", ""), ("alignment", "embeddings", ""), ("embeddings", "answers", ""),
+)  # fmt: skip
+
+
+def draw(path: Path) -> None:
+    """Draw the boxes and the arrows between them.
+
+    Args:
+        path: PNG to write.
+    """
+    figure = Figure(figsize=(13.2, 4.6), dpi=DPI, layout="constrained")
+    axes = figure.subplots()
+    axes.set_xlim(-1.35, 12.55)
+    axes.set_ylim(-0.7, 3.7)
+    axes.set_axis_off()
+    for box in BOXES.values():
+        _draw_box(axes, box)
+    for start, end, label in ARROWS:
+        _draw_arrow(axes, BOXES[start], BOXES[end], label)
+    save_figure(figure, path)
+
+
+def _draw_box(axes: Axes, box: Box) -> None:
+    corner = box.x - _WIDTH / 2, box.y - _HEIGHT / 2
+    style = {"boxstyle": "round,pad=0,rounding_size=0.1", "facecolor": "white", "edgecolor": box.colour}
+    axes.add_patch(FancyBboxPatch(corner, _WIDTH, _HEIGHT, linewidth=1.8, **style))
+    axes.text(box.x, box.y + 0.26, box.title, ha="center", va="center", fontsize=11, fontweight="bold", color=BLACK)
+    axes.text(box.x, box.y, box.text, ha="center", va="center", fontsize=7.5, color=BLACK)
+    axes.text(box.x, box.y - 0.28, box.rooms, ha="center", va="center", fontsize=7, color=GREY, family="monospace")
+
+
+def _draw_arrow(axes: Axes, start: Box, end: Box, label: str) -> None:
+    along_row = start.y == end.y
+    right = 1 if end.x > start.x else -1
+    if along_row:
+        begin, tip = (start.x + right * _WIDTH / 2, start.y), (end.x - right * _WIDTH / 2, end.y)
+    else:
+        down = 1 if end.y > start.y else -1
+        begin, tip = (start.x, start.y + down * _HEIGHT / 2), (end.x, end.y - down * _HEIGHT / 2)
+    axes.annotate("", tip, begin, arrowprops={"arrowstyle": "-|>", "color": BLACK, "linewidth": 1.2})
+    if label:
+        axes.text((begin[0] + tip[0]) / 2, begin[1] + 0.08, label, ha="center", fontsize=7.5, color=BLACK)
+
+
+if __name__ == "__main__":
+    draw(PICTURE)
