@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter, MaxNLocator
 
 from plot_style import BLUE, DPI, GREY, ORANGE, SKY, VERMILION, dress, save_figure
-from training_metrics import read_metrics
+from training_metrics import logged_rows, read_metrics
 
 _FEW_EPOCHS = 40  # up to here each epoch is a dot too
 
@@ -50,9 +50,7 @@ def health_rows(table: pd.DataFrame) -> pd.DataFrame:
     Args:
         table: what ``training_metrics.read_metrics`` returns.
     """
-    if "feature_norm" not in table:
-        return table.iloc[:0]
-    return table[np.isfinite(table["feature_norm"])].drop_duplicates("epoch", keep="last")
+    return logged_rows(table, "feature_norm", "epoch")
 
 
 def draw_gradient_norm(axes: Axes, rows: pd.DataFrame) -> None:

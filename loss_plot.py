@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from plot_style import BLACK, BLUE, DPI, GREY, SKY, VERMILION, dress, line_looks, plain, save_figure
-from training_metrics import read_metrics
+from training_metrics import logged_rows, read_metrics
 
 _SMOOTHED_SHARE = 1 / 40
 _MOST_LEVELS = 6  # of a learning rate that falls in steps
@@ -62,9 +62,7 @@ def training_rows(table: pd.DataFrame) -> pd.DataFrame:
     Args:
         table: what ``training_metrics.read_metrics`` returns.
     """
-    if "train_loss" not in table:
-        return table.iloc[:0]
-    return table[np.isfinite(table["train_loss"])].drop_duplicates("step", keep="last")
+    return logged_rows(table, "train_loss", "step")
 
 
 def validation_rows(table: pd.DataFrame) -> pd.DataFrame:
@@ -73,9 +71,7 @@ def validation_rows(table: pd.DataFrame) -> pd.DataFrame:
     Args:
         table: what ``training_metrics.read_metrics`` returns.
     """
-    if "val_acc" not in table:
-        return table.iloc[:0]
-    return table[np.isfinite(table["val_acc"])].drop_duplicates("step", keep="last")
+    return logged_rows(table, "val_acc", "step")
 
 
 def draw_loss(axes: Axes, table: pd.DataFrame) -> None:

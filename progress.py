@@ -48,7 +48,7 @@ class ProgressLine(pl.callbacks.ProgressBar):
     def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Begin to measure time over the whole training, validations included."""
         self._started = time.monotonic()
-        self._first_batch = self._steps_done(trainer)
+        self._first_step: int | None = None
         self._waited = self._worked = 0.0
         self._judged_steps = 0
         self._warned = False
@@ -61,10 +61,8 @@ class ProgressLine(pl.callbacks.ProgressBar):
     def _open_line(self, trainer: "pl.Trainer") -> None:
         self._begin_interval(trainer)
         self._name = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
-        done = trainer.fit_loop.epoch_loop.batch_progress.current.ready if trainer.fit_loop.restarting else 0
         self._bar = tqdm(
             total=trainer.num_training_batches,
-            initial=done,
             desc=self._name,
             leave=False,
             disable=not self.terminal,
@@ -75,7 +73,9 @@ class ProgressLine(pl.callbacks.ProgressBar):
     def on_train_batch_start(
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", batch: Any, batch_idx: int
     ) -> None:
-        """Open the line of an epoch that is resumed in its middle, whose start Lightning does not announce again."""
+        """Note where this start begins; open the line of an epoch resumed in its middle, which is not announced."""
+        if self._first_step is None:
+            self._first_step = trainer.current_epoch * int(trainer.num_training_batches) + batch_idx
         if not self._hidden and self._bar is None:
             self._open_line(trainer)
 
@@ -97,7 +97,7 @@ class ProgressLine(pl.callbacks.ProgressBar):
         line = (
             f"loss {float(outputs['loss']) * trainer.accumulate_grad_batches:.3f}, lr {lr:.4g}, "
             f"{rate:{'.3g' if rate < 10 else ',.0f'}} images/s, {waiting:.0%} waiting for data, {peak / 1e9:.1f} GB, "
-            f"{duration(self._remaining_sec(trainer, now))} left"
+            f"{duration(self._remaining_sec(trainer, batch_idx, now))} left"
         )
         if self.terminal:
             self._bar.n = batch_idx + 1
@@ -122,14 +122,10 @@ class ProgressLine(pl.callbacks.ProgressBar):
             self._warned = True
             self._print(f"warning: {input_bottleneck(waiting)}")
 
-    def _steps_done(self, trainer: "pl.Trainer") -> int:
-        progress = trainer.fit_loop.epoch_loop.batch_progress.current.ready
-        return trainer.current_epoch * int(trainer.num_training_batches) + progress
-
-    def _remaining_sec(self, trainer: "pl.Trainer", now: float) -> float:
-        done = self._steps_done(trainer) - self._first_batch
-        total = trainer.max_epochs * int(trainer.num_training_batches) - self._first_batch
-        return (now - self._started) * (total - done) / max(done, 1)
+    def _remaining_sec(self, trainer: "pl.Trainer", batch_idx: int, now: float) -> float:
+        batches, first = int(trainer.num_training_batches), self._first_step or 0
+        done = trainer.current_epoch * batches + batch_idx + 1 - first
+        return (now - self._started) * (trainer.max_epochs * batches - first - done) / done
 
     def on_train_epoch_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Close the epoch's line."""

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 
@@ -35,6 +36,19 @@ def read_metrics(source: str | Path) -> pd.DataFrame:
         if not newer.empty:
             table = pd.concat([table[table["step"] < newer["step"].min()], newer], ignore_index=True)
     return table
+
+
+def logged_rows(table: pd.DataFrame, column: str, by: str) -> pd.DataFrame:
+    """Return the rows in which a metric has a finite value, the last one of each step or epoch.
+
+    Args:
+        table: of ``read_metrics``.
+        column: the metric; where it was never logged there are no rows.
+        by: ``step`` or ``epoch``.
+    """
+    if column not in table:
+        return table.iloc[:0]
+    return table[np.isfinite(table[column])].drop_duplicates(by, keep="last")
 
 
 def _version_number(file: Path) -> int:

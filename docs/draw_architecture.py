@@ -1,6 +1,6 @@
 """Draw ``architecture.png``, beside this file: from images to a trained model, and from a photograph to an answer.
 
-    python -m docs.draw_architecture
+python -m docs.draw_architecture
 """
 
 from dataclasses import dataclass

@@ -10,7 +10,7 @@ from progress import ProgressLine
 
 
 def fake_trainer(batches=4, epochs=2):
-    trainer = SimpleNamespace(
+    return SimpleNamespace(
         current_epoch=0,
         max_epochs=epochs,
         num_training_batches=batches,
@@ -23,17 +23,12 @@ def fake_trainer(batches=4, epochs=2):
         strategy=SimpleNamespace(root_device=torch.device("cpu")),
         train_dataloader=SimpleNamespace(waited_sec=0.0),
     )
-    trainer.fit_loop = SimpleNamespace(
-        restarting=False, epoch_loop=SimpleNamespace(batch_progress=SimpleNamespace(current=SimpleNamespace(ready=0)))
-    )
-    return trainer
 
 
 def train_one_epoch(line, trainer):
     line.on_train_start(trainer, None)
     line.on_train_epoch_start(trainer, None)
     for batch in range(trainer.num_training_batches):
-        trainer.fit_loop.epoch_loop.batch_progress.current.ready = batch + 1
         # the module sets each step's own learning rate, after the callbacks' start of the batch
         line.on_train_batch_start(trainer, None, None, batch)
         trainer.optimizers[0].param_groups[0]["lr"] = 0.01 if batch + 1 == trainer.num_training_batches else 0.1
@@ -101,6 +96,20 @@ def train_with_a_slow_input(monkeypatch, capsys, load_sec, step_sec, steps):
         clock.now += step_sec
         line.on_train_batch_end(trainer, None, {"loss": torch.tensor(1.0)}, None, batch)
     return capsys.readouterr().out.splitlines()
+
+
+@pytest.mark.parametrize(("epoch", "batch", "left"), [(0, 0, "0:07"), (1, 0, "0:03"), (1, 2, "0:01")])
+def test_the_time_left_goes_by_the_steps_of_this_start(monkeypatch, capsys, epoch, batch, left):
+    """Of a run that begins, that is resumed between two epochs, and inside one: a second a step, one of 2 x 4 done."""
+    clock = Clock()
+    monkeypatch.setattr(progress, "time", clock)
+    line, trainer = ProgressLine(8, log_every_sec=0.5), fake_trainer()
+    line.on_train_start(trainer, None)
+    trainer.current_epoch = epoch
+    line.on_train_batch_start(trainer, None, None, batch)
+    clock.now += 1.0
+    line.on_train_batch_end(trainer, None, {"loss": torch.tensor(1.0)}, None, batch)
+    assert capsys.readouterr().out.rstrip().endswith(f"{left} left")
 
 
 def test_the_share_of_waiting_is_shown_and_warned_of_once(monkeypatch, capsys):
