@@ -10,6 +10,7 @@ import plan
 from backbone import EMBEDDING_SIZE
 from callbacks import CheckpointKeeper
 from checkpoints import check_fits, load_backbone, load_checkpoint
+from class_means import HeadFromClassMeans
 from config import Config
 from data import FaceDataModule
 from devices import DevicePlan, device_memory, divide_threads
@@ -17,14 +18,16 @@ from execution import prepare_step
 from lightning_setup import pl
 from net import check_architecture
 from optimization import scaled_learning_rate
+from option_rules import HELD_OUT
 from partial_fc import choose_sharding
+from pretrained import find_pretrained, fingerprint_to_finetune
 from process_watch import ProcessWatch
 from processes import Launch, say
 from run_folder import describe_environment
 from train_val import FaceRecognitionModule
 from trainer import batches_per_epoch, build_strategy, build_trainer, validation_interval
 
-_OF_ONE_HOST = {"data_root", "num_workers", "train_data_index"}  # may differ between the machines of a run
+_OF_ONE_HOST = {"data_root", "num_workers", "train_data_index", "finetune"}  # may differ between the machines of a run
 
 
 def build(config: Config, devices: DevicePlan) -> tuple[FaceDataModule, FaceRecognitionModule, bool]:
@@ -82,6 +85,7 @@ def facts_of(
         ValueError: the checkpoint does not fit.
     """
     facts = {f"--{name}": value for name, value in config.as_dict().items() if name not in _OF_ONE_HOST}
+    facts["the model to fine-tune"] = module.metadata["pretrained"]
     facts["the device"] = f"{devices.accelerator}, {devices.precision}"
     facts["the fingerprint of the training data"] = data.fingerprint()
     # auto goes by each machine's memory
@@ -89,13 +93,28 @@ def facts_of(
     if config.resume_from_checkpoint:
         checkpoint = load_checkpoint(config.resume_from_checkpoint)
         check_fits(checkpoint, module.checkpoint_shapes(), config.resume_from_checkpoint)
+        _check_same_model(config, checkpoint["adaface"].get("pretrained", ""), module.metadata["pretrained"])
         if checkpoint["adaface"].get("data_fingerprint") not in (None, data.fingerprint()):
+            if HELD_OUT in data.pair_sets:
+                raise ValueError(
+                    f"the people held out are not those of the run of {config.resume_from_checkpoint}, which may have "
+                    "been trained on these: go on with the same data, --seed and --held_out_share, or start a new run"
+                )
             say("note: the training data is not what the run began with: an epoch goes on in another order")
         position = checkpoint["adaface"]["position"]
         facts["the position of the checkpoint"] = position
         if position["epoch"] >= config.epochs:
             say(f"note: the run of {config.resume_from_checkpoint} has done its {config.epochs} epochs: only tested")
     return facts
+
+
+def _check_same_model(config: Config, before: str, now: str) -> None:
+    """Raise ValueError where a run that goes on would be compared with another model than it began from."""
+    if before != now:
+        raise ValueError(
+            f"--finetune {config.finetune} is not the model that the run of {config.resume_from_checkpoint} began "
+            "from: give that one, or start a new run"
+        )
 
 
 def plan_lines(
@@ -153,6 +172,9 @@ def open_data(config: Config, devices: DevicePlan) -> FaceDataModule:
         custom_num_class=config.custom_num_class,
         skip_bad_images=config.skip_bad_images,
         evaluate_only=config.evaluate,
+        val_sets=config.val_sets,
+        held_out_share=config.held_out_share,
+        needs_validation=bool(config.finetune),
     )
     data.open()
     if config.early_stopping_patience and not data.pair_sets:
@@ -226,18 +248,23 @@ def build_module(config: Config, data: FaceDataModule, sharded: bool) -> FaceRec
         lr_gamma=config.lr_gamma,
         lr_power=config.lr_power,
         warmup_epochs=config.warmup_epochs,
+        freeze_stages=config.freeze_stages,
+        freeze_batch_norm=config.freeze_batch_norm,
+        layer_lr_decay=config.layer_lr_decay,
         seed=config.seed,
         metadata={
             "config": config.as_dict(),
             "given": sorted(config.given),
             "class_names": [] if config.evaluate else data.class_names,
             "data_fingerprint": data.fingerprint(),
+            "pretrained": fingerprint_to_finetune(config.finetune, config.arch) if config.finetune else "",
             "input": {"color": "BGR", "size": [112, 112], "mean": 127.5, "std": 127.5},
             **describe_environment(),
         },
     )
-    if config.start_from_model_statedict:
-        load_backbone(module.model, config.start_from_model_statedict, config.arch)
+    word = config.finetune or config.start_from_model_statedict
+    if word and not config.resume_from_checkpoint:
+        load_backbone(module.model, find_pretrained(word), config.arch)
     return module
 
 
@@ -289,6 +316,7 @@ def build_run_trainer(
     Raises:
         RuntimeError: Weights & Biases is asked for and not installed.
     """
+    resumed = bool(config.resume_from_checkpoint)
     return build_trainer(
         devices,
         launch,
@@ -303,13 +331,13 @@ def build_run_trainer(
         val_check_interval=_interval(config, data),
         test_run=config.test_run,
         fast_dev_run=config.fast_dev_run,
-        resumed=bool(config.resume_from_checkpoint),
+        resumed=resumed,
         deterministic=config.deterministic,
         sync_batchnorm=config.sync_batchnorm,
         stalled_after_steps=config.stalled_after_steps,
         early_stopping_patience=config.early_stopping_patience,
         use_wandb=config.use_wandb,
-        more_callbacks=[watch],
+        more_callbacks=[watch, *([HeadFromClassMeans(data)] if config.finetune and not resumed else [])],
     )
 
 

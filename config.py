@@ -13,7 +13,7 @@ import argparse
 import dataclasses
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -44,6 +44,10 @@ class Config:
         "faces_emore/imgs", "training images: image folder, or folder with train.rec or train_0.rec, ...; several: a,b"
     )
     val_data_path: str = _option("faces_emore", "folder of the validation sets (converted, or .bin)")
+    val_sets: str = _option(
+        "", "validation sets to use, as lfw,mine; held_out: pairs of people held out of the training data (ours)"
+    )
+    held_out_share: float = _option(0.1, "share of the people that --val_sets held_out keeps out of training (ours)")
     use_mxrecord: bool = _option(False, "train straight from train.rec even where an image folder exists")
     train_data_subset: bool = _option(False, "train on the paper's subset list (ms1mv2_train_subset_index.txt)")
     train_data_index: str = _option(
@@ -67,7 +71,13 @@ class Config:
     test_run: bool = _option(False, "50 training batches per epoch, for a trial")
     evaluate: bool = _option(False, "no training: evaluate --start_from_model_statedict on the validation sets")
     resume_from_checkpoint: str = _option("", "checkpoint (.ckpt) of an interrupted run to go on from, in its folder")
-    start_from_model_statedict: str = _option("", "checkpoint (.ckpt) whose backbone weights to start from")
+    start_from_model_statedict: str = _option(
+        "", "checkpoint (.ckpt), or name of a published model, whose backbone weights to start from"
+    )
+    finetune: str = _option(
+        "", "checkpoint, or name of a published model, to fine-tune: evaluated before and after, on held_out people "
+        "where there are no validation sets; has defaults of its own (ours)"
+    )  # fmt: skip
     checkpoint_every_steps: int = _option(
         0, "write last.ckpt after every so many steps of the optimiser too; 0: after validations and epochs (ours)"
     )
@@ -133,6 +143,13 @@ class Config:
         0, "stop after so many epochs in a row without a better mean validation accuracy; 0: never (ours)"
     )
     weight_decay: float = _option(5e-4, "weight decay of all but the batch-norm parameters; adamw wants more, as 0.1")
+    layer_lr_decay: float = _option(
+        1.0, "factor of the learning rate from each stage of a pretrained backbone to the one before it (ours)"
+    )
+    freeze_stages: int = _option(
+        0, "input layer and first stages, of a pretrained backbone, that training leaves as they are; 0: none (ours)"
+    )
+    freeze_batch_norm: bool = _option(False, "training leaves a pretrained backbone's batch norms as they are (ours)")
     stalled_after_steps: int = _option(
         5000, "batches after which to warn, once, when the loss shows no learning; 0: never (ours)"
     )
@@ -187,6 +204,11 @@ class Config:
         """Return the options as a recipe that ``--config`` takes."""
         return yaml.safe_dump(self.as_dict(), sort_keys=False)
 
+
+# of --finetune, in place of the above: less and smaller steps, and the paper's margin
+FINETUNE_DEFAULTS: dict[str, Any] = {"epochs": 8, "batch_size": 64, "lr": 0.01, "lr_schedule": "cosine"}
+FINETUNE_MARGIN: dict[str, Any] = {"m": 0.4, "h": 0.333}  # of AdaFace
+_OF_OTHER_SCHEDULES = ("lr_milestones", "lr_gamma", "lr_power")
 
 # the first option of each group of --help
 _GROUPS = {
@@ -330,6 +352,23 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path}: {error}") from error
 
 
+def finetune_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the defaults that a fine-tuning has in place of the ordinary ones.
+
+    Args:
+        values: what was given, by option; it wins.
+    """
+    if not values.get("finetune"):
+        return {}
+    margin = FINETUNE_MARGIN if values.get("head", Config.head) == "adaface" else {}
+    of_another = any(name in values for name in _OF_OTHER_SCHEDULES)
+    return {
+        name: value
+        for name, value in (FINETUNE_DEFAULTS | margin).items()
+        if name not in values and not (name == "lr_schedule" and of_another)
+    }
+
+
 def parse(arguments: Sequence[str]) -> tuple[Config, Action]:
     """Parse a command line into a checked configuration.
 
@@ -354,7 +393,7 @@ def parse(arguments: Sequence[str]) -> tuple[Config, Action]:
     for name in OPTIONS:
         if (value := getattr(parsed, name)) is not None:
             values[name] = convert_value(name, value)
-    config = Config(**values, given=frozenset(values))
+    config = Config(**values, **finetune_defaults(values), given=frozenset(values))
     if parsed.plan and config.evaluate:
         raise ValueError("--plan is for a training, --evaluate does none: give one of them")
     return config, "print_config" if parsed.print_config else "plan" if parsed.plan else "run"

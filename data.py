@@ -8,7 +8,6 @@ its images become float32 in the workers; class count, validation sets and paths
 the path's name; the five sets of the paper are not compulsory.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,18 +16,19 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 from augmenter import Augmenter
-from face_datasets import TrainingDataset, ValidationDataset, WaitingLoader, as_it_is, start_worker
+from face_datasets import PlainDataset, TrainingDataset, ValidationDataset, WaitingLoader, as_it_is, start_worker
+from held_out import hold_out
 from lightning_setup import pl
-from pairs import IMAGE_SHAPE, PAPER_SETS, PairSet, find_pair_sets, open_pair_set
-from sampler import EpochBatchSampler, RandomStreams, ShardedBatchSampler
+from pairs import PairSet
+from sampler import EpochBatchSampler, ShardedBatchSampler
 from source_finder import open_training_source, split_paths
 from threads import usable_cores
 from training_index import select_indexed
 from training_source import TrainingSource, fingerprint_of
 from training_subset import SUBSET_LIST, read_subset_list, select_subset
+from validation_sets import open_sets
 
 _SHOWN_BAD = 10
-_GRID_GAP_PX = 2
 
 
 class FaceDataModule(pl.LightningDataModule):
@@ -56,6 +56,10 @@ class FaceDataModule(pl.LightningDataModule):
         custom_num_class: classes of the head, at least those of the data; -1 for those.
         skip_bad_images: count, report and replace training images that cannot be decoded.
         evaluate_only: there is no training; its data need not be there.
+        val_sets: names of the verification sets to use, with commas between them; all there are when empty.
+            ``held_out`` is one of people held out of the training data.
+        held_out_share: of the people to hold out, in (0, 1).
+        needs_validation: hold people out where ``val_sets`` is empty and there are no sets.
 
     Attributes:
         pair_sets: name -> verification set, of those present, the paper's first.
@@ -88,6 +92,9 @@ class FaceDataModule(pl.LightningDataModule):
         custom_num_class: int = -1,
         skip_bad_images: bool = False,
         evaluate_only: bool = False,
+        val_sets: str = "",
+        held_out_share: float = 0.1,
+        needs_validation: bool = False,
     ) -> None:
         super().__init__()
         self.data_root, self.train_data_path, self.val_data_path = data_root, train_data_path, val_data_path
@@ -95,6 +102,7 @@ class FaceDataModule(pl.LightningDataModule):
         self.train_data_index = train_data_index
         self.swap_color_channel, self.skip_bad_images = swap_color_channel, skip_bad_images
         self.custom_num_class, self.evaluate_only = custom_num_class, evaluate_only
+        self.val_sets, self.held_out_share, self.needs_validation = val_sets, held_out_share, needs_validation
         self.seed = seed
         self.augmenter = Augmenter(
             crop_augmentation_prob, low_res_augmentation_prob, photometric_augmentation_prob, more=more_augmentations
@@ -116,9 +124,23 @@ class FaceDataModule(pl.LightningDataModule):
             FileNotFoundError: data or the subset list are not there.
             ValueError: what is there is damaged, or does not fit the options.
         """
+        folder = Path(self.data_root, self.val_data_path)
+        sets = open_sets(folder, self.val_sets, held_out_otherwise=self.needs_validation, compulsory=self.evaluate_only)
+        self.pair_sets, self.missing_sets = sets.opened, sets.missing
+        self.notes += [sets.note] if sets.note else []
         if not self.evaluate_only:
+            source = self._open_source()
+            if sets.held_out:
+                source, held_out = hold_out(
+                    source,
+                    self.held_out_share,
+                    self.seed,
+                    swap_color_channel=self.swap_color_channel,
+                    skip_bad_images=self.skip_bad_images,
+                )
+                self.pair_sets = {**self.pair_sets, held_out.name: held_out}
             self._dataset = TrainingDataset(
-                self._open_source(),
+                source,
                 self.augmenter,
                 seed=self.seed,
                 swap_color_channel=self.swap_color_channel,
@@ -126,7 +148,6 @@ class FaceDataModule(pl.LightningDataModule):
             )
             self._check_class_count()
             self._batches(0, self.processes)  # refuses too few images
-        self._open_pair_sets()
 
     @property
     def dataset(self) -> TrainingDataset:
@@ -203,25 +224,6 @@ class FaceDataModule(pl.LightningDataModule):
             self._fingerprint = "" if self._dataset is None else fingerprint_of(self._dataset.source)
         return self._fingerprint
 
-    def sample_grid(self, n: int = 64) -> np.ndarray:
-        """Return the first training samples of the run, augmented, in a grid.
-
-        Args:
-            n: number of samples, at most.
-
-        Returns:
-            (rows * 114, columns * 114, 3) uint8 BGR, to be written by ``cv2.imwrite``.
-        """
-        order = RandomStreams(self.seed).shuffled(len(self.dataset), 0)[:n].tolist()
-        columns = math.ceil(math.sqrt(len(order)))
-        cell = IMAGE_SHAPE[0] + _GRID_GAP_PX
-        grid = np.full((math.ceil(len(order) / columns) * cell, columns * cell, 3), 255, np.uint8)
-        for place, sample in enumerate(order):
-            top, left = cell * (place // columns), cell * (place % columns)
-            image = self.dataset[0, sample][0].numpy()
-            grid[top : top + IMAGE_SHAPE[0], left : left + IMAGE_SHAPE[1]] = image
-        return grid
-
     # loaders
 
     def train_dataloader(self) -> DataLoader[Any]:
@@ -246,6 +248,18 @@ class FaceDataModule(pl.LightningDataModule):
     def test_dataloader(self) -> Any:
         """Return the loader of the verification images, as for validation."""
         return self.val_dataloader()
+
+    def plain_dataloader(self, samples: np.ndarray) -> DataLoader[Any]:
+        """Return a loader of training images as they are: images (B, 112, 112, 3) uint8 BGR, labels (B,) int64.
+
+        Args:
+            samples: (M,) which of them, in this order; what cannot be decoded is left out where ``skip_bad_images``.
+        """
+        dataset = PlainDataset(
+            self.dataset.source, swap_color_channel=self.swap_color_channel, skip_bad_images=self.skip_bad_images
+        )
+        size = self.batch_size_per_process
+        return self._loader(dataset, [samples[start : start + size] for start in range(0, len(samples), size)])
 
     # bad images
 
@@ -306,19 +320,6 @@ class FaceDataModule(pl.LightningDataModule):
                 f"--custom_num_class {self.custom_num_class}, but the training data has {found} identities; "
                 f"give {found} or more, or leave the option out"
             )
-
-    def _open_pair_sets(self) -> None:
-        folder = Path(self.data_root, self.val_data_path)
-        found = find_pair_sets(folder) if folder.is_dir() else {}
-        self.pair_sets = {name: open_pair_set(folder, name) for name in found}
-        self.missing_sets = [name for name in PAPER_SETS if name not in found]
-        if found:
-            return
-        why = "none there" if folder.is_dir() else "no such folder"
-        message = f"no validation sets in {folder.absolute()} ({why}; looked for .bin files and converted sets)"
-        if self.evaluate_only:
-            raise FileNotFoundError(f"{message}. Check --data_root and --val_data_path")
-        self.notes.append(f"{message}: training goes on without validation")
 
     def _batches(self, rank: int, world_size: int) -> EpochBatchSampler:
         return EpochBatchSampler(

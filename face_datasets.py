@@ -104,14 +104,7 @@ class TrainingDataset(Dataset[tuple[Tensor, int]]):
 
     def _decode(self, sample: int) -> tuple[np.ndarray, int]:
         """Return an image and its sample."""
-        encoded = self.source.read(sample)
-        try:
-            image = decode_image(encoded, "")
-        except ValueError:
-            image = decode_image(encoded, self.source.describe(sample))  # fails again, now with a name
-        if self.swap_color_channel:
-            image = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
-        return image, sample
+        return decode_sample(self.source, sample, swap_color_channel=self.swap_color_channel), sample
 
     def _decode_next_good(self, sample: int, bad: Tensor) -> tuple[np.ndarray, int]:
         """Return the first image that can be decoded, from ``sample`` on, and its sample."""
@@ -123,6 +116,68 @@ class TrainingDataset(Dataset[tuple[Tensor, int]]):
                 bad[taken] = True
                 reason = error
         raise ValueError(f"{_MOST_BAD_IN_A_ROW} images in a row cannot be used; the last one: {reason}") from reason
+
+
+class PlainDataset(Dataset[tuple[Tensor, Tensor]]):
+    """Decoded training images as they are, without augmentation, asked for by sample.
+
+    Args:
+        source: encoded images and labels.
+        swap_color_channel: the stored images have red and blue swapped.
+        skip_bad_images: leave out images that cannot be decoded.
+    """
+
+    def __init__(self, source: TrainingSource, *, swap_color_channel: bool = False, skip_bad_images: bool) -> None:
+        self.source, self.swap_color_channel, self.skip_bad_images = source, swap_color_channel, skip_bad_images
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitems__(self, samples: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Return a batch, collated already: use it with ``collate_fn=as_it_is``.
+
+        Args:
+            samples: B of them.
+
+        Returns:
+            Images (M, 112, 112, 3) uint8 BGR, and labels (M,) int64; M = B unless some were left out.
+
+        Raises:
+            ValueError: an image cannot be decoded, is not 112x112 or not colour.
+        """
+        images = np.empty((len(samples), *IMAGE_SHAPE), np.uint8)
+        labels: list[int] = []
+        for sample in map(int, samples):
+            try:
+                images[len(labels)] = decode_sample(self.source, sample, swap_color_channel=self.swap_color_channel)
+            except ValueError:
+                if not self.skip_bad_images:
+                    raise
+            else:
+                labels.append(self.source.label(sample))
+        return torch.from_numpy(images[: len(labels)]), torch.tensor(labels, dtype=torch.int64)
+
+
+def decode_sample(source: TrainingSource, sample: int, *, swap_color_channel: bool) -> np.ndarray:
+    """Return the image of a training sample.
+
+    Args:
+        source: encoded images.
+        sample: which of them.
+        swap_color_channel: the stored images have red and blue swapped.
+
+    Returns:
+        (112, 112, 3) uint8 BGR.
+
+    Raises:
+        ValueError: it cannot be decoded, is not 112x112 or not colour; it is named.
+    """
+    encoded = source.read(sample)
+    try:
+        image = decode_image(encoded, "")
+    except ValueError:
+        image = decode_image(encoded, source.describe(sample))  # fails again, now with a name
+    return cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if swap_color_channel else image
 
 
 class ValidationDataset(Dataset[tuple[Tensor, int, int]]):

@@ -29,12 +29,16 @@ from command_line import EXPECTED_ERRORS, FAILED, INTERRUPTED, terminated_as_int
 from config import Config
 from data import FaceDataModule
 from devices import DevicePlan, plan_devices
+from evaluation.before_after import compare_before_after, verdict, write_before_after
+from evaluation.embedding import CachedEmbedding, ModelFile
+from evaluation.model_comparison import comparison_text, write_comparison
 from evaluation.run_report import write_run_report
 from health_plot import plot_health
 from lightning_setup import pl
 from loss_plot import plot_loss
 from optimization import scaled_learning_rate
 from plots import plot_roc, plot_similarity_histograms
+from pretrained import find_pretrained
 from process_watch import ProcessWatch
 from processes import (
     Launch,
@@ -50,6 +54,7 @@ from results import results_table, write_results
 from resume import check_still_new, with_checkpoint_options, with_run_folder
 from run_folder import choose_run_folder, make_run_folder, write_config, write_manifest
 from run_lock import RunLock
+from sample_grid import draw_sample_grid
 from train_val import FaceRecognitionModule
 
 _SAMPLES_IN_GRID = 64
@@ -123,11 +128,16 @@ def _run(config: Config, notes: list[str], lock: RunLock, *, plan_only: bool = F
     check_agreement({})  # else the others would wait for one that cannot write, or draw, to the run folder
     with watch, _errors_kept_in(folder, launch):
         if not config.evaluate:
+            if config.finetune and not config.resume_from_checkpoint:
+                _test_pretrained(trainer, module, data)
             trainer.fit(module, data, ckpt_path=config.resume_from_checkpoint or None, weights_only=True)
         if data.pair_sets:
             _test(trainer, module, data, keeper, config)
     if trainer.is_global_zero:
         _finish(module, data, folder, config)
+        if config.finetune and not config.fast_dev_run:
+            _compare_with_pretrained(config, devices, data, keeper)
+        print(f"everything of this run is in {folder}, begin with report.html")
     return 0
 
 
@@ -140,11 +150,41 @@ def _test(
     trainer: "pl.Trainer", module: FaceRecognitionModule, data: FaceDataModule, keeper: CheckpointKeeper, config: Config
 ) -> None:
     """Evaluate the best checkpoint of the run, or the given model, on all validation sets."""
-    best = keeper.best if keeper.best.exists() else keeper.last
+    best = _best_of(keeper)
     if not config.evaluate and not config.fast_dev_run:
         module.model.load_state_dict(backbone_state(load_checkpoint(best), best))
         say(f"testing {best}")
     trainer.test(module, datamodule=data, verbose=False)
+
+
+def _best_of(keeper: CheckpointKeeper) -> Path:
+    """Return the checkpoint that a run is judged by."""
+    return keeper.best if keeper.best.exists() else keeper.last
+
+
+def _test_pretrained(trainer: "pl.Trainer", module: FaceRecognitionModule, data: FaceDataModule) -> None:
+    """Evaluate the model that the fine-tuning begins from."""
+    trainer.test(module, datamodule=data, verbose=False)
+    say(f"the pretrained model, before any training:\n{results_table(module.results)}")
+
+
+def _compare_with_pretrained(
+    config: Config, devices: DevicePlan, data: FaceDataModule, keeper: CheckpointKeeper
+) -> None:
+    """Compare the best checkpoint of the run with the model that it began from, clear and blurred."""
+    before, after = (
+        CachedEmbedding(
+            ModelFile(str(path), config.arch, "gpu" if devices.accelerator == "gpu" else "cpu"),
+            folder=None,
+            batch_size=data.batch_size_per_process,
+        )
+        for path in (find_pretrained(config.finetune), _best_of(keeper))
+    )
+    comparison = compare_before_after(before, after, data.pair_sets, keeper.folder, seed=config.seed)
+    words = verdict(comparison)
+    print(comparison_text(comparison), "", *words, sep="\n")
+    write_comparison(comparison, keeper.folder)
+    write_before_after(comparison, words, keeper.folder)
 
 
 def _finish(module: FaceRecognitionModule, data: FaceDataModule, folder: Path, config: Config) -> None:
@@ -158,7 +198,6 @@ def _finish(module: FaceRecognitionModule, data: FaceDataModule, folder: Path, c
         plot_roc(module.results, folder / "roc.png")
         plot_similarity_histograms(module.results, folder / "similarity.png")
     write_run_report(folder, module.results, data.pair_sets)
-    print(f"everything of this run is in {folder}, begin with report.html")
 
 
 def _describe(
@@ -174,7 +213,7 @@ def _describe(
     print(f"model: {config.arch}, {parameters:.1f} M parameters, on {hardware}")
     print(data.summary())
     if not config.evaluate:
-        encoded = cv2.imencode(".png", data.sample_grid(_SAMPLES_IN_GRID))[1]
+        encoded = cv2.imencode(".png", draw_sample_grid(data.dataset, data.seed, _SAMPLES_IN_GRID))[1]
         write_atomically(folder / "train_samples.png", encoded.tobytes())
 
 

@@ -12,6 +12,7 @@ scaling rule: Goyal et al. (arXiv 1706.02677); AdamW: Loshchilov and Hutter (ICL
 
 import math
 from bisect import bisect_right
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,7 @@ from torch.optim import Optimizer
 
 OPTIMIZERS = ("sgd", "adamw")
 _NORMS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+LR_SCALE = "lr_scale"  # in a parameter group: its learning rate is the schedule's times this
 _FUSED_DEVICES = ("cpu", "cuda")
 
 
@@ -85,32 +87,50 @@ def scaled_learning_rate(lr: float, images_per_update: int, base_batch_size: int
     return lr * images_per_update / base_batch_size if base_batch_size else lr
 
 
-def build_optimizer(module: nn.Module, name: str, lr: float, momentum: float, weight_decay: float) -> Optimizer:
-    """Build the optimiser of all parameters of a module, with weight decay on all but batch norm.
+def build_optimizer(
+    module: nn.Module,
+    name: str,
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+    scales: Mapping[nn.Parameter, float] | None = None,
+) -> Optimizer:
+    """Build the optimiser of a module's parameters that take part, with weight decay on all but batch norm.
 
     Args:
-        module: backbone with or without a head.
+        module: backbone with or without a head; frozen parameters are left out.
         name: ``sgd`` or ``adamw``; AdamW has PyTorch's betas (0.9, 0.999) and decoupled weight decay.
         lr: learning rate of the first step.
         momentum: of SGD.
         weight_decay: factor.
+        scales: factor of the learning rate of some parameters; 1 for the others.
+
+    Returns:
+        The optimiser. Each of its groups has its factor under ``LR_SCALE``; the first one's is the largest.
 
     Raises:
         ValueError: an unknown name.
     """
     if name not in OPTIMIZERS:
         raise ValueError(f"unknown optimiser {name!r}; known are: {', '.join(OPTIMIZERS)}")
-    decayed, not_decayed = split_for_weight_decay(module)
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": not_decayed, "weight_decay": 0.0}]
+    of_scale: dict[float, list[dict[str, Any]]] = {}
+    for parameters, decay in zip(split_for_weight_decay(module), (weight_decay, 0.0), strict=True):
+        parts: dict[float, list[nn.Parameter]] = {}
+        for parameter in parameters:
+            parts.setdefault((scales or {}).get(parameter, 1.0), []).append(parameter)
+        for scale, part in parts.items():
+            group = {"params": part, "weight_decay": decay, "lr": lr * scale, LR_SCALE: scale}
+            of_scale.setdefault(scale, []).append(group)
+    groups = [group for scale in sorted(of_scale, reverse=True) for group in of_scale[scale]]
     # one pass over the weights; with 16 bits the only form that does not wait for the loss scaler
-    fused = decayed[0].device.type in _FUSED_DEVICES
+    fused = groups[0]["params"][0].device.type in _FUSED_DEVICES
     if name == "adamw":
         return torch.optim.AdamW(groups, lr=lr, fused=fused)
     return torch.optim.SGD(groups, lr=lr, momentum=momentum, fused=fused)
 
 
 def split_for_weight_decay(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Split the parameters into those with weight decay and those of batch norms, without.
+    """Split the parameters that take part into those with weight decay and those of batch norms, without.
 
     PReLU slopes, the linear layer's bias and the head's kernel decay too, as in the official code. The other norms that
     networks of timm have are spared as batch norms are.
@@ -119,7 +139,8 @@ def split_for_weight_decay(module: nn.Module) -> tuple[list[nn.Parameter], list[
         module: backbone with or without a head.
     """
     norms = {p for m in module.modules() if isinstance(m, _NORMS) for p in m.parameters(recurse=False)}
-    return [p for p in module.parameters() if p not in norms], [p for p in module.parameters() if p in norms]
+    trained = [p for p in module.parameters() if p.requires_grad]
+    return [p for p in trained if p not in norms], [p for p in trained if p in norms]
 
 
 def group_options(optimizer: Optimizer) -> list[dict[str, Any]]:

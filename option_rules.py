@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from checkpoint_folders import run_folder_of
 from command_line import nearest
+from published_models import published_by_name
 
 if TYPE_CHECKING:  # config.py imports this module
     from config import Config
 
+HELD_OUT = "held_out"  # the name of a verification set
 _FEWEST_STALLED_STEPS = 20  # four windows of five losses
 _TOO_MANY = 2**31
 _LONGEST_WAIT_SEC = 1e9  # a Python timedelta ends at 9e13
@@ -39,6 +41,7 @@ def check_ranges(config: "Config") -> None:
         "num_workers": 0, "gpus": 0, "devices": 0, "seed": 0, "custom_num_class": -1, "lr_base_batch_size": 0,
         "lr": 0.0, "lr_gamma": 0.0, "momentum": 0.0, "weight_decay": 0.0, "gradient_clip_val": 0.0,
         "warmup_epochs": 0.0, "m": 0.0, "h": 0.0, "checkpoint_every_steps": 0, "early_stopping_patience": 0,
+        "freeze_stages": 0,
     }  # fmt: skip
     for name, bound in lowest.items():
         if not getattr(config, name) >= bound:
@@ -47,6 +50,10 @@ def check_ranges(config: "Config") -> None:
         raise ValueError(f"--seed must be below 2**32, got {config.seed}")
     if not 0.0 < config.sample_rate <= 1.0:
         raise ValueError(f"--sample_rate is a share of the classes in (0, 1], got {config.sample_rate}")
+    if not 0.0 < config.held_out_share < 1.0:
+        raise ValueError(f"--held_out_share is a share of the people in (0, 1), got {config.held_out_share}")
+    if not 0.0 < config.layer_lr_decay <= 1.0:
+        raise ValueError(f"--layer_lr_decay is a factor in (0, 1], got {config.layer_lr_decay}")
     for name in ("s", "lr_power", "collective_timeout_sec"):
         if not getattr(config, name) > 0:
             raise ValueError(f"--{name} must be above 0, got {getattr(config, name)}")
@@ -108,6 +115,7 @@ def check_combinations(config: "Config") -> None:
         )
     if config.train_data_index and config.train_data_subset:
         raise ValueError("--train_data_index and --train_data_subset both say which images to use: give one of them")
+    _check_finetuning(config)
     if config.evaluate and not config.start_from_model_statedict:
         raise ValueError("--evaluate needs --start_from_model_statedict CHECKPOINT: the model to evaluate")
     if config.evaluate and config.resume_from_checkpoint:
@@ -126,10 +134,49 @@ def check_combinations(config: "Config") -> None:
             "--resume_from_checkpoint restores all weights, --start_from_model_statedict the backbone only: "
             "give one of them"
         )
-    for name in ("resume_from_checkpoint", "start_from_model_statedict", "train_data_index"):
+    for name in ("resume_from_checkpoint", "train_data_index"):
         path = getattr(config, name)
         if path and not Path(path).exists():
             raise FileNotFoundError(f"--{name}: there is no file {path}")
+    for name in ("start_from_model_statedict", "finetune"):
+        _check_model(name, getattr(config, name))
+
+
+def _check_finetuning(config: "Config") -> None:
+    if config.finetune and config.evaluate:
+        raise ValueError(
+            "--evaluate contradicts --finetune, which trains: --start_from_model_statedict names the model to evaluate"
+        )
+    if config.finetune and config.start_from_model_statedict:
+        raise ValueError(
+            "--finetune contradicts --start_from_model_statedict: both say which model to start from; give one of them"
+        )
+    options = _options(config)
+    partly = [
+        name
+        for name in ("freeze_stages", "freeze_batch_norm", "layer_lr_decay")
+        if getattr(config, name) != options[name].default
+    ]
+    # a run that is resumed has its backbone from there
+    if partly and not (config.finetune or config.start_from_model_statedict or config.resume_from_checkpoint):
+        raise ValueError(
+            f"--{partly[0]} is for a pretrained backbone, this one starts at random: give --finetune CHECKPOINT (or "
+            "--start_from_model_statedict)"
+        )
+    if config.evaluate and HELD_OUT in config.val_sets.split(","):
+        raise ValueError(f"--val_sets {HELD_OUT} is cut from the training data, of which --evaluate reads none")
+
+
+def _check_model(option: str, word: str) -> None:
+    """Refuse a word that is neither a file nor the name of a published model."""
+    if not word or word.startswith("hf:") or Path(word).exists():
+        return
+    if "/" in word or "\\" in word:
+        raise FileNotFoundError(f"--{option}: there is no file {word}")
+    try:
+        published_by_name(word)
+    except ValueError as error:
+        raise FileNotFoundError(f"--{option}: there is no file {word}, and {error}") from None
 
 
 def _check_same_folder(config: "Config") -> None:

@@ -220,11 +220,13 @@ class PairSet:
         name: such as `lfw`.
         images: 2P images, each (112, 112, 3) uint8 BGR; images 2k and 2k+1 are pair k.
         issame: bool (P,).
+        identities: (P, 2) whom the images show, where it is known.
     """
 
     name: str
     images: Sequence[np.ndarray]
     issame: np.ndarray
+    identities: np.ndarray | None = None
 
 
 def find_pair_sets(folder: str | os.PathLike[str]) -> dict[str, Path]:

@@ -4,10 +4,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from checkpoints import backbone_state, check_resumable, identify_architecture, load_checkpoint, told_architecture
-from config import OPTIONS, Config, convert_value
+from checkpoints import check_resumable, load_checkpoint
+from config import OPTIONS, Config, convert_value, finetune_defaults
 from more_augmentations import MORE_AUGMENTATIONS
 from option_rules import check_optimisation
+from pretrained import with_pretrained, with_whole_path
 from run_folder import CONFIG, LAST_CHECKPOINT
 
 # of these one option overrides the others when a run goes on with other hardware
@@ -69,7 +70,7 @@ def check_still_new(folder: Path) -> None:
 
 
 def with_checkpoint_options(config: Config) -> tuple[Config, list[str]]:
-    """Take the options that were not given from the checkpoint to resume, or the architecture to evaluate.
+    """Take the options that were not given from the checkpoint to resume, the architecture from that to start from.
 
     Args:
         config: of this command line.
@@ -91,23 +92,44 @@ def with_checkpoint_options(config: Config) -> tuple[Config, list[str]]:
             )
         check_resumable(checkpoint, config.resume_from_checkpoint)
         return _resumed(config, saved["config"], saved["given"])
-    if config.evaluate and "arch" not in config.given:
-        path = config.start_from_model_statedict
-        checkpoint = load_checkpoint(path)
-        arch = told_architecture(checkpoint) or identify_architecture(backbone_state(checkpoint, path))
-        return replace(config, arch=arch or config.arch), []
-    return config, []
+    config = with_pretrained(config)
+    return config, _finetune_notes(config)
+
+
+def _finetune_notes(config: Config) -> list[str]:
+    """Say which defaults a fine-tuning has that other runs do not have."""
+    given = {name: getattr(config, name) for name in config.given}
+    shown = " ".join(f"--{name} {value}" for name, value in finetune_defaults(given).items())
+    return [f"--finetune has defaults of its own: {shown}"] if shown else []
+
+
+def _with_model_to_finetune(config: Config, saved: str) -> Config:
+    """Name the model that a fine-tuning began from, which is needed again for the comparison at its end."""
+    if "finetune" in config.given and not saved:
+        raise ValueError(
+            f"--finetune {config.finetune}, but {config.resume_from_checkpoint} is no run of a fine-tuning: leave "
+            "--finetune out, or give another --run_folder for a new run"
+        )
+    if "finetune" in config.given:
+        return with_whole_path(config)
+    if Path(saved).is_absolute() and not Path(saved).exists():
+        raise FileNotFoundError(
+            f"{saved}, which the run of {config.resume_from_checkpoint} fine-tunes and is compared with at its end, is "
+            "no longer there: put it back, or give --finetune with its new place"
+        )
+    return config
 
 
 def _resumed(config: Config, saved: dict[str, Any], given: list[str]) -> tuple[Config, list[str]]:
     """Return the options of the run to go on with; those of this command line win."""
     saved = {**Config().as_dict(), **saved}  # an older run may lack the newest options
-    for name in ("arch", "head", "optimizer"):
+    for name in ("arch", "head", "optimizer", "freeze_stages", "freeze_batch_norm", "layer_lr_decay"):
         if name in config.given and saved[name] != getattr(config, name):
             raise ValueError(
                 f"--{name} {getattr(config, name)}, but {config.resume_from_checkpoint} is a run of {saved[name]}: "
                 f"leave --{name} out, or start a new run with --start_from_model_statedict"
             )
+    config = _with_model_to_finetune(config, saved["finetune"])
     before = {name: convert_value(name, saved[name]) for name in OPTIONS}
     changed = {name for name in config.given if before[name] != getattr(config, name)}
     notes = [

@@ -24,11 +24,12 @@ from torch.optim import Optimizer
 from backbone import EMBEDDING_SIZE
 from collectives import check_batch_sizes, gather_batch, gather_rows
 from evaluate_utils import fuse_flip
+from freezing import freeze, frozen_modules, learning_rate_scales
 from head import build_head
 from inference import prepare_for_inference
 from lightning_setup import pl
 from net import build_model, normalize_images
-from optimization import Schedule, build_optimizer, group_options, settle_loaded_state
+from optimization import LR_SCALE, Schedule, build_optimizer, group_options, settle_loaded_state
 from partial_fc import PartialFC, build_sharded_head
 from results import SetResult, evaluate_set
 from sharded_checkpoint import KERNEL, fill_in_head, strip_head
@@ -66,6 +67,9 @@ class FaceRecognitionModule(pl.LightningModule):
         lr_gamma: multistep: factor of the learning rate.
         lr_power: poly: its power.
         warmup_epochs: epochs in which the learning rate rises to ``lr``.
+        freeze_stages: input layer and first stages of the backbone that stay as they are; 0 for none.
+        freeze_batch_norm: the backbone's batch norms stay as they are.
+        layer_lr_decay: factor of the learning rate from each stage of the backbone to the one before, in (0, 1].
         seed: seed of dropout and of the sampled classes.
         metadata: plain values stored in each checkpoint under ``adaface`` (config, versions); ``class_names`` may be
             any sequence.
@@ -102,6 +106,9 @@ class FaceRecognitionModule(pl.LightningModule):
         lr_gamma: float = 0.1,
         lr_power: float = 2.0,
         warmup_epochs: float = 0.0,
+        freeze_stages: int = 0,
+        freeze_batch_norm: bool = False,
+        layer_lr_decay: float = 1.0,
         seed: int = 42,
         metadata: dict[str, Any] | None = None,
     ) -> None:
@@ -121,6 +128,9 @@ class FaceRecognitionModule(pl.LightningModule):
             self.head = build_head(*self._head_options)
         self.optimizer_name, self.momentum, self.weight_decay = optimizer, momentum, weight_decay
         self.schedule = Schedule(lr, lr_schedule, lr_milestones, lr_gamma, lr_power, warmup_epochs)
+        self.freeze_stages, self.freeze_batch_norm = freeze_stages, freeze_batch_norm
+        freeze(self.model, freeze_stages, batch_norm=freeze_batch_norm)
+        self.layer_lr_decay = layer_lr_decay
         self.seed = seed
         self.metadata = dict(metadata or {})
         self.results: list[SetResult] = []
@@ -186,8 +196,16 @@ class FaceRecognitionModule(pl.LightningModule):
 
     # training
 
+    def train(self, mode: bool = True) -> "FaceRecognitionModule":
+        """Set the mode; what is frozen stays in evaluation mode, so that its batch norms do not move."""
+        super().train(mode)
+        for module in frozen_modules(self.model, self.freeze_stages, batch_norm=self.freeze_batch_norm):
+            module.eval()
+        return self
+
     def on_fit_start(self) -> None:
-        """Let the optimiser step on the sampled classes alone; begin the average of the weights."""
+        """Let the optimiser step on the sampled classes alone, what is frozen stay as it is, the average begin."""
+        self.train()
         if self.sharded_head:
             step_on_touched_rows(self.trainer.optimizers[0], self.shards)
         if self.ema_decay:
@@ -203,7 +221,8 @@ class FaceRecognitionModule(pl.LightningModule):
         updates = -(-int(self.trainer.num_training_batches) // window)
         update = self.current_epoch * updates + batch_idx // window
         for group in self.optimizers().param_groups:
-            group["lr"] = self.schedule.learning_rate(update, updates, self.trainer.max_epochs)
+            rate = self.schedule.learning_rate(update, updates, self.trainer.max_epochs)
+            group["lr"] = rate * group[LR_SCALE]
         position = (self.seed, self.current_epoch, batch_idx, self.global_rank)
         dropout, sampling = np.random.SeedSequence(position).generate_state(2, np.uint64)
         torch.manual_seed(int(dropout))
@@ -248,7 +267,10 @@ class FaceRecognitionModule(pl.LightningModule):
 
     def configure_optimizers(self) -> dict[str, Optimizer]:
         """Return the optimiser; its learning rate is set before each step."""
-        optimizer = build_optimizer(self, self.optimizer_name, self.schedule.lr, self.momentum, self.weight_decay)
+        scales = learning_rate_scales(self.model, self.layer_lr_decay)
+        optimizer = build_optimizer(
+            self, self.optimizer_name, self.schedule.lr, self.momentum, self.weight_decay, scales
+        )
         self._group_options = group_options(optimizer)
         return {"optimizer": optimizer}
 
@@ -306,10 +328,19 @@ class FaceRecognitionModule(pl.LightningModule):
         self.results = []
         for number, (name, pair_set) in enumerate(self.trainer.datamodule.pair_sets.items()):
             chosen = sets == number
-            complete, issame = _pairs_in_order(embeddings[chosen], places[chosen], pair_set.issame)
-            if len(issame):
+            complete, kept = _pairs_in_order(embeddings[chosen], places[chosen], np.arange(len(pair_set.issame)))
+            if len(kept):
+                identities = None if pair_set.identities is None else pair_set.identities[kept]
                 # intervals only where somebody reads them: not in every validation
-                self.results.append(evaluate_set(name, complete, issame, intervals=self.trainer.testing))
+                self.results.append(
+                    evaluate_set(
+                        name,
+                        complete,
+                        pair_set.issame[kept],
+                        intervals=self.trainer.testing,
+                        identities=identities,
+                    )
+                )
         if self.trainer.testing:
             return  # a table of its own, not a point of the validation curves
         # a single pair cannot be cut into folds: it has no accuracy
@@ -360,19 +391,19 @@ class FaceRecognitionModule(pl.LightningModule):
         fill_in_head(checkpoint, self.sharded_head)
 
 
-def _pairs_in_order(embeddings: np.ndarray, places: np.ndarray, issame: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _pairs_in_order(embeddings: np.ndarray, places: np.ndarray, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Put embeddings in file order, each image once, and keep the pairs of which both images are there.
 
     Args:
         embeddings: (N, D), as gathered; images may occur twice (the sampler's padding).
         places: (N,) index of each row's image in its set.
-        issame: (P,) of the whole set.
+        pairs: (P,) what is known of each pair of the whole set.
 
     Returns:
-        Embeddings (2Q, D) and issame (Q,) of the Q complete pairs; Q = P unless the run saw a part only.
+        Embeddings (2Q, D) and what is known (Q,) of the Q complete pairs; Q = P unless the run saw a part only.
     """
     unique, first = np.unique(places, return_index=True)
-    position = np.full(2 * len(issame), -1)
+    position = np.full(2 * len(pairs), -1)
     position[unique] = first
     complete = (position.reshape(-1, 2) >= 0).all(axis=1)
-    return embeddings[position.reshape(-1, 2)[complete].reshape(-1)], issame[complete]
+    return embeddings[position.reshape(-1, 2)[complete].reshape(-1)], pairs[complete]

@@ -33,8 +33,7 @@ class SelectedSource:
     def __init__(
         self, source: TrainingSource, indices: np.ndarray, labels: np.ndarray, class_names: list[str], location: str
     ) -> None:
-        self.labels, self.class_names = labels.astype(np.int32), class_names
-        self.location = location
+        self.labels, self.class_names, self.location = labels.astype(np.int32), class_names, location
         self._source, self._indices = source, indices
 
     def __len__(self) -> int:
@@ -77,10 +76,25 @@ def select_subset(source: TrainingSource, positions: np.ndarray) -> SelectedSour
         raise ValueError(
             f"no identity has {_FEWEST_IMAGES} images or more among the {len(positions)} of the subset list"
         )
-    new_label = np.cumsum(kept) - 1
+    return select_classes(source, kept, f"the subset list of {source.location}", positions)
+
+
+def select_classes(
+    source: TrainingSource, kept: np.ndarray, location: str, positions: np.ndarray | None = None
+) -> SelectedSource:
+    """Select the samples of some classes, and renumber these in the order of their old labels.
+
+    Args:
+        source: all samples.
+        kept: (C,) booleans, which classes.
+        location: what they are, for messages.
+        positions: (M,) of the samples to select from; all when None.
+    """
+    positions = np.arange(len(source)) if positions is None else positions
+    labels = source.labels[positions]
     chosen = kept[labels]
     names = [source.class_names[label] for label in np.flatnonzero(kept).tolist()]
-    location = f"the subset list of {source.location}"
+    new_label = np.cumsum(kept) - 1
     return SelectedSource(source, positions[chosen].astype(np.uint32), new_label[labels[chosen]], names, location)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from evaluation.comparison import Comparison, compare_auc, compare_decisions, compare_tar
 from evaluation.model_comparison import ModelComparison
 from evaluation.outcome import EmbedImages, Outcome
-from evaluation.verification import run
+from evaluation.verification import PairList, VerifiedSet, open_pair_lists, verify
 from results import SetResult
 
 FAR = 1e-2
@@ -35,35 +35,59 @@ def compare_on_pairs(
         FileNotFoundError: as ``verification.run``.
         ValueError: as ``verification.run``; or too few impostor pairs for the FAR.
     """
-    found = {model: [verified.result for verified in run(embed, root, names, limit)] for model, embed in models.items()}
-    shown = ("accuracy", "AUC", f"TAR at FAR {far:g}")
+    return compare_pair_lists(models, list(open_pair_lists(root, names, limit)), Path(root).name, far=far)
+
+
+def compare_pair_lists(
+    models: Mapping[str, EmbedImages], pair_lists: Sequence[PairList], data: str, *, far: float | None = FAR
+) -> ModelComparison:
+    """Verify lists of pairs with each model.
+
+    Args:
+        models: as ``compare_on_pairs``.
+        pair_lists: of different names.
+        data: what they are, for the caption.
+        far: as ``compare_on_pairs``; None leaves the TAR out, of pairs that are too few for it.
+
+    Raises:
+        ValueError: images that cannot be used; or too few impostor pairs for the FAR.
+    """
+    found = {model: [verify(embed, pair_list) for pair_list in pair_lists] for model, embed in models.items()}
+    measured = _measures(far)
     first = next(iter(models))
     outcomes: dict[tuple[str, str], Outcome] = {}
     differences: dict[tuple[str, str, str], Comparison] = {}
     for number, of_first in enumerate(found[first]):
-        _check_enough(of_first, far)
-        measured = dict(zip(shown, _measures(far), strict=True))
-        for model, results in found.items():
-            compared = {name: measure(of_first, results[number]) for name, measure in measured.items()}
-            outcomes[model, of_first.name] = _outcome(results[number], compared)
+        _check_enough(of_first.result, far)
+        name_of_set = of_first.result.name
+        for model, verified in found.items():
+            compared = {name: measure(of_first, verified[number]) for name, measure in measured.items()}
+            outcomes[model, name_of_set] = _outcome(verified[number].result, compared)
             if model != first:
-                differences |= {(model, of_first.name, name): one for name, one in compared.items()}
-    notes = dict.fromkeys(
-        f"{result.name}: {note}" for results in found.values() for result in results for note in result.notes
-    )
-    sets = tuple(result.name for result in found[first])
-    return ModelComparison(Path(root).name, tuple(models), sets, outcomes, differences, tuple(notes), "pairs", shown)
+                differences |= {(model, name_of_set, name): one for name, one in compared.items()}
+    results = [verified.result for of_model in found.values() for verified in of_model]
+    notes = tuple(dict.fromkeys(f"{result.name}: {note}" for result in results for note in result.notes))
+    sets = tuple(verified.result.name for verified in found[first])
+    return ModelComparison(data, tuple(models), sets, outcomes, differences, notes, "pairs", tuple(measured))
 
 
-def _measures(far: float) -> tuple[Callable[[SetResult, SetResult], Comparison], ...]:
-    return (
-        lambda first, second: compare_decisions(first.correct, second.correct),
-        lambda first, second: compare_auc(first.similarity, second.similarity, first.issame),
-        lambda first, second: compare_tar(first.similarity, second.similarity, first.issame, far),
-    )
+def _measures(far: float | None) -> dict[str, Callable[[VerifiedSet, VerifiedSet], Comparison]]:
+    """Return what is compared, by name."""
+    measures: dict[str, Callable[[VerifiedSet, VerifiedSet], Comparison]] = {
+        "accuracy": lambda a, b: compare_decisions(a.result.correct, b.result.correct, a.identities),
+        "AUC": lambda a, b: compare_auc(a.result.similarity, b.result.similarity, a.result.issame, a.identities),
+    }
+    if far is not None:
+        measures[f"TAR at FAR {far:g}"] = lambda a, b: compare_tar(
+            a.result.similarity, b.result.similarity, a.result.issame, far, a.identities
+        )
+    return measures
 
 
-def _check_enough(result: SetResult, far: float) -> None:
+def _check_enough(result: SetResult, far: float | None) -> None:
+    if far is None and result.genuine and result.impostors:
+        return
+    far = FAR if far is None else far
     if not result.genuine or result.pairs < 2 or far * result.impostors < 1:
         raise ValueError(
             f"{result.name} has {result.genuine:,} genuine and {result.impostors:,} impostor pairs; a comparison at "

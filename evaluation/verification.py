@@ -4,7 +4,7 @@ Source: LFW's protocol as InsightFace and the official AdaFace code compute it (
 Differs from them: no set is compulsory; pairs with an image that cannot be read are left out and counted.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,9 +12,26 @@ import numpy as np
 
 import pairs
 from evaluation.image_list import ChosenImages, ImageList, PairSetImages
-from evaluation.outcome import Embedded, EmbedImages, unreadable_note
+from evaluation.outcome import EmbedImages, unreadable_note
 from folder_source import listing
 from results import SetResult, evaluate_set
+
+
+@dataclass(frozen=True)
+class PairList:
+    """Pairs to verify.
+
+    Attributes:
+        images: 2P of them; images 2k and 2k+1 are pair k.
+        issame: bool (P,).
+        identities: (P, 2) whom they show, where it is known, for the intervals.
+        notes: what is unusual about them.
+    """
+
+    images: ImageList
+    issame: np.ndarray
+    identities: np.ndarray | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -26,12 +43,14 @@ class VerifiedSet:
         images: of the set, for pictures.
         places: (Q, 2) index of each pair's images in ``images``.
         norms: (Q, 2) of each pair's images.
+        identities: (Q, 2) whom they show, where it is known.
     """
 
     result: SetResult
     images: ImageList
     places: np.ndarray
     norms: np.ndarray
+    identities: np.ndarray | None = None
 
 
 def find_sets(root: str | Path, names: Sequence[str] = ()) -> dict[str, Path]:
@@ -80,26 +99,60 @@ def run(embed: EmbedImages, root: str | Path, names: Sequence[str] = (), limit: 
         FileNotFoundError: no sets.
         ValueError: damaged sets, or too many unreadable images.
     """
-    return [_verify(embed, name, folder, limit) for name, folder in find_sets(root, names).items()]
+    return [verify(embed, pair_list) for pair_list in open_pair_lists(root, names, limit)]
 
 
-def _verify(embed: EmbedImages, name: str, folder: Path, limit: int) -> VerifiedSet:
+def open_pair_lists(root: str | Path, names: Sequence[str] = (), limit: int = 0) -> Iterator[PairList]:
+    """Open the pairs of all sets, or of those that are named, one set at a time.
+
+    Args:
+        root: what ``find_sets`` takes.
+        names: sets; all when empty.
+        limit: pairs of each set, spread evenly; 0 for all.
+
+    Raises:
+        FileNotFoundError: no sets.
+        ValueError: damaged sets.
+    """
+    for name, folder in find_sets(root, names).items():
+        yield _open(name, folder, limit)
+
+
+def _open(name: str, folder: Path, limit: int) -> PairList:
     pair_set = pairs.open_pair_set(folder, name)
     chosen = _spread(len(pair_set.issame), limit)
     images: ImageList = PairSetImages(pair_set, pairs.find_pair_sets(folder)[name])
     if len(chosen) < len(pair_set.issame):
         images = ChosenImages(images, tuple(np.stack([2 * chosen, 2 * chosen + 1], axis=1).ravel().tolist()))
-    embedded = embed(images)
+    pairs_in_all = len(pair_set.issame)
+    limited = len(chosen) < pairs_in_all
+    notes = (f"a quick look: {len(chosen):,} of {pairs_in_all:,} pairs",) if limited else ()
+    return PairList(images, pair_set.issame[chosen], notes=notes)
+
+
+def verify(embed: EmbedImages, pair_list: PairList) -> VerifiedSet:
+    """Verify pairs.
+
+    Args:
+        embed: of the model.
+        pair_list: opened.
+
+    Raises:
+        ValueError: damaged images, or too many unreadable ones.
+    """
+    embedded = embed(pair_list.images)
     kept = embedded.readable.reshape(-1, 2).all(axis=1)
-    places = np.arange(len(images)).reshape(-1, 2)[kept]
+    places = np.arange(len(pair_list.images)).reshape(-1, 2)[kept]
+    identities = None if pair_list.identities is None else pair_list.identities[kept]
     result = evaluate_set(
-        name,
+        pair_list.images.name,
         np.asarray(embedded.embeddings)[places.ravel()],
-        pair_set.issame[chosen][kept],
+        pair_list.issame[kept],
         intervals=True,
+        identities=identities,
     )
-    result = replace(result, notes=(*_notes(embedded, len(chosen), len(pair_set.issame)), *result.notes))
-    return VerifiedSet(result, images, places, np.asarray(embedded.norms)[places, 0])
+    result = replace(result, notes=(*pair_list.notes, *unreadable_note(embedded.readable), *result.notes))
+    return VerifiedSet(result, pair_list.images, places, np.asarray(embedded.norms)[places, 0], identities)
 
 
 def _spread(count: int, limit: int) -> np.ndarray:
@@ -107,8 +160,3 @@ def _spread(count: int, limit: int) -> np.ndarray:
     if not 0 < limit < count:
         return np.arange(count)
     return np.linspace(0, count - 1, limit).round().astype(int)
-
-
-def _notes(embedded: Embedded, taken: int, pairs_in_all: int) -> tuple[str, ...]:
-    limited = (f"a quick look: {taken:,} of {pairs_in_all:,} pairs",) if taken < pairs_in_all else ()
-    return limited + unreadable_note(embedded.readable)

@@ -17,6 +17,7 @@ from data import FaceDataModule
 from face_datasets import TrainingDataset
 from folder_source import FolderSource
 from record_source import RecordSource
+from sample_grid import draw_sample_grid
 from source_finder import open_training_source
 from training_source import fingerprint_of
 
@@ -109,7 +110,7 @@ def test_a_run_counts_names_and_fingerprints_all_of_them(root: Path) -> None:
     data = module(root)
     assert data.num_classes == 7 and list(data.class_names)[:4] == ["a/x", "a/y", "a/z", "b/0"]
     assert "training data: 15 images of 7 identities, a (6 images" in data.summary()
-    assert data.sample_grid(9).shape == (342, 342, 3)
+    assert draw_sample_grid(data.dataset, data.seed, 9).shape == (342, 342, 3)
     fingerprints = {data.fingerprint(), module(root, train_data_path="a,b").fingerprint()}
     (root / "a").rename(root / "d")
     fingerprints.add(module(root, train_data_path="d,b,c").fingerprint())

@@ -25,6 +25,7 @@ from lightning_setup import pl
 from pairs import PairSet, write_memfile
 from record_source import RecordSource
 from recordio import ImageHeader, RecordWriter, pack
+from sample_grid import draw_sample_grid
 from sampler import EpochBatchSampler, RandomStreams, ShardedBatchSampler
 from source_finder import open_training_source
 from training_subset import SUBSET_LIST, read_subset_list, select_subset
@@ -555,7 +556,7 @@ def test_red_stays_red_through_reader_batch_and_grid(tmp_path: Path, use_mxrecor
     images, _ = training_batches(data, 0)[0]
     means = images.float().mean(dim=(0, 1, 2))
     assert means[2] > 190 and means[0] < 10 and means[1] < 10
-    grid = data.sample_grid(3)
+    grid = draw_sample_grid(data.dataset, data.seed, 3)
     assert grid.shape == (228, 228, 3) and grid.dtype == np.uint8
     assert grid[50, 50, 2] > 190 and grid[50, 50, 0] < 10
     assert grid[150, 150].tolist() == [255, 255, 255]  # the fourth cell is empty

@@ -4,13 +4,14 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 import convert
 import main
 from config import OPTIONS, parse
 from demo_data import write_demo_data
-from net import check_architecture
+from net import build_model, check_architecture
 from published_models import PUBLISHED
 from training_subset import SUBSET_LIST
 
@@ -86,6 +87,11 @@ def faces(tmp_path_factory) -> Path:
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.stem)
 def test_a_recipe_starts_on_small_data(recipe, faces, tmp_path, capsys):
     paths = ["--data_root", str(faces.parent), "--train_data_path", "faces", "--val_data_path", "faces"]
-    status = main.main(["--config", str(recipe), *paths, "--output_dir", str(tmp_path), *SCALED_DOWN, "--fast_dev_run"])
+    paths += ["--output_dir", str(tmp_path / "runs")]
+    if parse(["--config", str(recipe)])[0].finetune:
+        state = {f"model.{key}": value for key, value in build_model("ir_mini").state_dict().items()}
+        torch.save({"state_dict": state}, tmp_path / "pretrained.ckpt")
+        paths += ["--finetune", str(tmp_path / "pretrained.ckpt")]
+    status = main.main(["--config", str(recipe), *paths, *SCALED_DOWN, "--fast_dev_run"])
     assert status == 0, capsys.readouterr().err
     assert "everything of this run is in" in capsys.readouterr().out

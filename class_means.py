@@ -1,0 +1,118 @@
+"""The head of a fine-tuning: each class begins as the mean of its images' pretrained embeddings.
+
+A head of random weights would first have to find the classes, with gradients that spoil the backbone meanwhile; with
+the means it knows them from the first step on. The embeddings are those of the images as they are, without mirror or
+augmentation, each of length 1; the mean is scaled to length 1 again. Each process embeds the images of a range of
+classes, in a sharded head of its own ones.
+
+Source: "weight imprinting", Qi, Brown and Lowe, "Low-Shot Learning with Imprinted Weights" (CVPR 2018, section 3.2).
+"""
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from collectives import gather_rows, rank, world_size
+from data import FaceDataModule
+from head import Head
+from inference import prepare_for_inference
+from lightning_setup import pl
+from net import normalize_images
+from partial_fc import PartialFC, shard_range
+
+_NO_DIRECTION = 1e-6  # length of a mean of unit vectors that point nowhere
+
+
+def mean_directions(
+    batches: Iterable[tuple[Tensor, Tensor]], embed: Callable[[Tensor], Tensor], first: int, end: int, size: int
+) -> Tensor:
+    """Return the mean direction of each class of a range.
+
+    Args:
+        batches: images (B, 112, 112, 3) uint8 BGR and labels (B,) in [first, end); B may be 0.
+        embed: takes the images, returns unit embeddings (B, D).
+        first: the first class.
+        end: one after the last.
+        size: D.
+
+    Returns:
+        (K, D) float32 unit vectors on the CPU, K = end - first; zeros for a class without images, or whose images have
+        no common direction.
+    """
+    sums = torch.zeros(end - first, size)
+    for images, labels in batches:
+        if len(labels):
+            sums.index_add_(0, labels.cpu() - first, embed(images).float().cpu())
+    means = F.normalize(sums, dim=1)
+    means[sums.norm(dim=1) < _NO_DIRECTION] = 0.0
+    return means
+
+
+class HeadFromClassMeans(pl.Callback):
+    """Set the head's weights at the beginning of a training, and say what it was set from.
+
+    Args:
+        data: the training data, opened.
+    """
+
+    def __init__(self, data: FaceDataModule) -> None:
+        self.data = data
+
+    def on_fit_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        """Embed the training images and set the weights, in all processes at once."""
+        head = pl_module.head
+        first, end = shard_range(head.class_num, rank(), world_size())
+        model = prepare_for_inference(pl_module.model)
+        means = mean_directions(
+            self._batches(first, end, shown=trainer.is_global_zero),
+            lambda images: _embed(model, images.to(pl_module.device)),
+            first,
+            end,
+            head.kernel.shape[1] if isinstance(head, PartialFC) else head.kernel.shape[0],
+        )
+        missing = set_classes(head, means.to(pl_module.device))
+        if trainer.is_global_zero:
+            print(f"the head's {head.class_num:,} classes begin as the means of their images' embeddings", flush=True)
+            if missing:
+                print(f"note: {missing:,} of them have no usable image: their weights begin at random", flush=True)
+
+    def _batches(self, first: int, end: int, *, shown: bool) -> Iterable[tuple[Tensor, Tensor]]:
+        """Yield the images of a range of classes, and their labels."""
+        labels = self.data.dataset.source.labels
+        samples = np.flatnonzero((labels >= first) & (labels < end))
+        with tqdm(total=len(samples), desc="class means", unit="img", disable=not shown) as bar:
+            for images, of_classes in self.data.plain_dataloader(samples):
+                yield images, of_classes
+                bar.update(min(self.data.batch_size_per_process, len(samples) - bar.n))
+
+
+def set_classes(head: Head, means: Tensor) -> int:
+    """Set the weights of classes; to be called in all processes at once.
+
+    Args:
+        head: changed in place; all centers of a class are set alike.
+        means: (K, D) unit vectors of this process's range of classes (``partial_fc.shard_range``); classes whose row is
+            zeros are left as they are.
+
+    Returns:
+        How many classes of all processes were left.
+    """
+    if isinstance(head, PartialFC):
+        rows, shown = head.kernel.data, means  # (K, D), a row a center
+    else:
+        shown = gather_rows(means)  # (C, D)
+        rows = head.kernel.data.t()
+    known = shown.any(dim=1)
+    centers = len(rows) // max(1, len(shown))
+    rows[known.repeat_interleave(centers)] = shown[known].repeat_interleave(centers, dim=0).to(rows)
+    own = (~known).sum().reshape(1)
+    return int((gather_rows(own) if isinstance(head, PartialFC) else own).sum())
+
+
+@torch.inference_mode()
+def _embed(model: nn.Module, images: Tensor) -> Tensor:
+    return model(normalize_images(images, next(model.parameters()).dtype))[0]

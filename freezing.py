@@ -1,0 +1,87 @@
+"""Training a part of a pretrained backbone: frozen stages, frozen batch norms, smaller steps towards the input.
+
+What is frozen gets no gradient and no step, and its batch norms compute with the statistics that they have, which no
+batch moves: not a bit of it changes.
+
+Sources: fewer layers that learn, and a learning rate that falls by a factor from stage to stage towards the input, are
+Howard and Ruder, "Universal Language Model Fine-tuning" (ACL 2018, arXiv 1801.06146, "discriminative fine-tuning"), as
+in the recipes of BEiT (arXiv 2106.08254): the factor counts from the output layer, which, as the head, has the whole
+learning rate.
+"""
+
+from collections.abc import Iterator
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from backbone import Backbone
+
+
+def check_stages(network: Backbone) -> None:
+    """Raise ValueError where a network is not made of stages.
+
+    Args:
+        network: whose ``stages`` are wanted.
+    """
+    try:
+        _ = network.stages
+    except NotImplementedError as error:
+        raise ValueError(
+            f"{type(network).__name__} does not tell its stages: leave --freeze_stages and --layer_lr_decay out, or "
+            "take another --arch"
+        ) from error
+
+
+def freeze(network: Backbone, stages: int, *, batch_norm: bool) -> None:
+    """Take parameters out of the training; to be done before an optimiser is built.
+
+    Args:
+        network: changed in place.
+        stages: freezes the input layer and the first so many stages; 0 freezes none.
+        batch_norm: freeze all batch norms.
+
+    Raises:
+        ValueError: more stages than the network has.
+    """
+    if stages:
+        check_stages(network)
+        body = len(network.stages) - 2
+        if stages > body:
+            raise ValueError(f"--freeze_stages {stages}, but the network has {body} stages: give 0 to {body}")
+        for group in network.stage_parameters()[: 1 + stages]:
+            for parameter in group:
+                parameter.requires_grad_(False)
+    for module in frozen_modules(network, 0, batch_norm=batch_norm):
+        module.requires_grad_(False)
+
+
+def frozen_modules(network: Backbone, stages: int, *, batch_norm: bool) -> Iterator[nn.Module]:
+    """Yield the modules that ``freeze`` freezes, and that have to stay in evaluation mode.
+
+    Args:
+        network: as it is now: batch norms may have been exchanged for synchronised ones.
+        stages: as of ``freeze``.
+        batch_norm: as of ``freeze``.
+    """
+    if stages:
+        for stage in network.stages[: 1 + stages]:
+            yield from stage
+    if batch_norm:
+        yield from (module for module in network.modules() if isinstance(module, _BatchNorm))
+
+
+def learning_rate_scales(network: Backbone, decay: float) -> dict[nn.Parameter, float]:
+    """Return the factor of each parameter's learning rate: 1 in the output layer, ``decay`` times that a stage before.
+
+    Args:
+        network: with stages, unless ``decay`` is 1.
+        decay: in (0, 1].
+
+    Raises:
+        ValueError: a network that is not made of stages.
+    """
+    if decay == 1:
+        return dict.fromkeys(network.parameters(), 1.0)
+    check_stages(network)
+    groups = reversed(network.stage_parameters())
+    return {parameter: decay**distance for distance, group in enumerate(groups) for parameter in group}
