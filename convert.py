@@ -140,6 +140,15 @@ def _add_audit_options(group: argparse._ArgumentGroup) -> None:
         "Nothing is deleted",
     )
     group.add_argument(
+        "--audit_checkpoint",
+        default="",
+        metavar="FILE",
+        help="also ask a model (a .ckpt, ours or official, or an exported .onnx) for images of another identity, "
+        "identities that are one person or two, and people of the test sets",
+    )
+    group.add_argument("--model", default="", metavar="NAME", help="the same, a published model by its name")
+    group.add_argument("--audit_arch", default=None, metavar="ARCH", help="its architecture, where no file tells it")
+    group.add_argument(
         "--threads", type=int, default=0, metavar="N", help="that read and compare (default: one for each core)"
     )
 
@@ -173,7 +182,16 @@ def parse(words: list[str]) -> argparse.Namespace:
         "pack": {"output", "swap_color_channel", "skip_bad_images"},
         "pairs": {"images_root", "output", "swap_color_channel"},
         "checkpoint": {"output"},
-        "audit": {"test_sets", "apply", "threads", "output", "swap_color_channel"},
+        "audit": {
+            "test_sets",
+            "apply",
+            "audit_checkpoint",
+            "model",
+            "audit_arch",
+            "threads",
+            "output",
+            "swap_color_channel",
+        },
     }[jobs[0]] | {jobs[0], "overwrite"}
     for name, value in vars(options).items():
         if name not in allowed and value != parser.get_default(name):
@@ -182,6 +200,10 @@ def parse(words: list[str]) -> argparse.Namespace:
         parser.error("--pairs needs --images_root, the folder that its paths start from")
     if options.checkpoint and not options.output:
         parser.error("--checkpoint needs --output, the file to write")
+    if options.model and options.audit_checkpoint:
+        parser.error("--model and --audit_checkpoint both name a model: give one of them")
+    if options.audit_arch and not (options.model or options.audit_checkpoint):
+        parser.error("--audit_arch is of a model: give --audit_checkpoint or --model too")
     if options.threads < 0:
         parser.error(f"--threads must be at least 1, or 0 for one for each core; got {options.threads}")
     return options
@@ -231,8 +253,10 @@ def _run_checkpoint(options: argparse.Namespace) -> None:
 
 def _run_audit(options: argparse.Namespace) -> int:
     """Find what is wrong with training images."""
-    from audit.run import AuditOptions, audit  # it imports what conversion does without
+    from audit.model_pass import AskedModel  # these import what conversion does without
+    from audit.run import AuditOptions, audit
 
+    asked = AskedModel(options.model, options.audit_checkpoint, options.audit_arch)
     return audit(
         AuditOptions(
             options.audit,
@@ -242,7 +266,8 @@ def _run_audit(options: argparse.Namespace) -> int:
             swapped=options.swap_color_channel,
             threads=options.threads,
             overwrite=options.overwrite,
-        )
+        ),
+        asked if options.model or options.audit_checkpoint else None,
     )
 
 

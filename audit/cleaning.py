@@ -27,9 +27,10 @@ _FEWEST_IMAGES = 2
 def cleaned_index(data: AuditedData, findings: Sequence[Finding]) -> TrainingIndex:
     """Decide which images to train on.
 
-    What is certain or likely wrong is dropped; of copies inside an identity the first is kept; what likely is of
-    another identity is trained as that one; two identities that likely are one person become the one with more images;
-    and identities of which fewer than two images are left are dropped.
+    What is certain or likely wrong is dropped; of copies inside an identity the first is kept, of copies across two
+    the one that a model does not doubt, where it doubts one; what likely is of another identity is trained as that one;
+    two identities that likely are one person become the one with more images; and identities of which fewer than two
+    images are left are dropped.
 
     Args:
         data: the images.
@@ -47,8 +48,11 @@ def cleaned_index(data: AuditedData, findings: Sequence[Finding]) -> TrainingInd
         for finding in (one for one in findings if one.kind == kind):
             for sample in finding.samples:
                 drop(sample, f"{kind}: {finding.text}")
+    doubted = {finding.samples[0] for finding in findings if finding.kind == "mislabelled"}
     for finding in (one for one in findings if one.kind in _BOTH_DROPPED):
-        for sample, other in ((finding.samples[0], finding.other), (finding.other, finding.samples[0])):
+        both = {finding.samples[0], finding.other}
+        for sample in both if len(both & doubted) != 1 else both & doubted:
+            (other,) = both - {sample}
             drop(sample, f"{finding.kind}: {data.source.describe(other)}")
     _move(data, findings, classes, reasons)
     counts = np.bincount(classes[classes >= 0], minlength=len(data.source.class_names))
@@ -67,9 +71,8 @@ def _move(data: AuditedData, findings: Sequence[Finding], classes: np.ndarray, r
                 reasons[sample] = f"mislabelled: {finding.text}"
     merged = {_class_of(finding, data): finding.target for finding in findings if finding.kind == "merge"}
     for label in sorted(merged):
-        target, seen = label, set()
-        while target in merged and target not in seen:
-            seen.add(target)
+        target = label
+        while target in merged:  # ends: a smaller identity becomes a larger one
             target = merged[target]
         for sample in np.flatnonzero(classes == label).tolist():
             classes[sample] = target

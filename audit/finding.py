@@ -42,12 +42,14 @@ KINDS = {
     "duplicate across": Kind(
         ERROR,
         "One image, two identities",
-        "The very same pixels under two names: one label is wrong. Both are dropped.",
+        "The very same pixels under two names: one label is wrong. "
+        "Both are dropped, or the one that a model doubts.",
     ),
     "near duplicate across": Kind(
         ERROR,
         "Nearly one image, two identities",
-        "The same picture, mirrored, encoded or cropped anew, under two names: one label is wrong. Both are dropped.",
+        "The same picture, mirrored, encoded or cropped anew, under two names: one label is wrong. "
+        "Both are dropped, or the one that a model doubts.",
     ),
     "duplicate inside": Kind(
         WARNING, "Copies inside an identity", "The very same pixels again: they count double. The first one is kept."

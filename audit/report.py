@@ -27,6 +27,7 @@ CSV, HTML, JSON = "audit.csv", "audit.html", "audit.json"
 COLUMNS = ("level", "kind", "identity", "sample", "image", "other_sample", "other_image", "rather", "value", "text")
 _SHOWN_OF_KIND = 48
 _SHOWN_OF_FINDING = 6
+_SHOWN_OF_CLASS = 2
 _MOST_PICTURE_BYTES = 4_000_000
 _SIDE_PX = 112
 _JPEG_QUALITY = 85
@@ -168,8 +169,11 @@ def _card(data: AuditedData, finding: Finding, tests: Mapping[str, TestImages]) 
         images, number = tests[finding.test_image[0]], finding.test_image[1]
         pictures.append((_uri(images, number), f"{images.name}, image {number}"))
     if finding.target >= 0:
-        first = int(np.searchsorted(data.labels, finding.target))
-        pictures.append((_uri(data, first), f"of {data.source.class_names[finding.target]}"))
+        shown = set(finding.samples)
+        for label in (int(data.labels[finding.samples[0]]), finding.target):
+            of_class = range(*np.searchsorted(data.labels, (label, label + 1)).tolist())
+            some = itertools.islice((sample for sample in of_class if sample not in shown), _SHOWN_OF_CLASS)
+            pictures += [(_uri(data, sample), f"of {data.source.class_names[label]}") for sample in some]
     return {
         "identity": _printable(finding.identity),
         "text": _printable(finding.text),

@@ -6,7 +6,6 @@ begins where that was; a change of the data begins it anew.
 
 import contextlib
 import hashlib
-import json
 import os
 import platform
 import shlex
@@ -14,6 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -23,9 +23,11 @@ from audit.colours import colour_findings
 from audit.counting import counted_findings
 from audit.duplicates import Scanned, duplicate_findings
 from audit.finding import ERROR, KINDS, NOTE, WARNING, Finding
+from audit.model_pass import model_findings
 from audit.quiet_decoder import quiet_decoder
 from audit.report import CSV, HTML, JSON, counts_of, in_order_of_level, write_csv, write_html, write_json
 from audit.scan import GOOD, open_table, scan, states, usual_of
+from evaluation.outcome import EmbedImages
 from run_lock import try_lock
 from threads import usable_cores
 from training_index import write_index
@@ -60,11 +62,19 @@ class AuditOptions:
     overwrite: bool = False
 
 
-def audit(options: AuditOptions) -> int:
+class LoadEmbed(Protocol):
+    """Loads a model."""
+
+    def __call__(self, folder: Path) -> tuple[EmbedImages, str]:
+        """Return what embeds with it and keeps embeddings in a folder, and what it is."""
+
+
+def audit(options: AuditOptions, load_embed: LoadEmbed | None = None) -> int:
     """Audit a data set, write the report, and print a summary.
 
     Args:
         options: what is asked for.
+        load_embed: loads a model to ask; None asks none.
 
     Returns:
         Exit status: 0 where nothing above a note was found, else 3.
@@ -79,19 +89,29 @@ def audit(options: AuditOptions) -> int:
     data = open_audited_data(options.data, swapped=options.swapped)
     tests = _named(open_test_sets(options.test_sets)) if options.test_sets else {}
     output = _output_folder(options, data)
-    print(f"{data.source.location}: {len(data):,} images of {len(data.source.class_names):,} identities", flush=True)
-    with _only_one(output), quiet_decoder():
-        findings = in_order_of_level(_find(options, data, tests, output / _CACHE, threads))
-        _report(data, findings, tests, output, began)
+    model = load_embed(output / _CACHE) if load_embed else None
+    _say(f"{data.source.location}: {len(data):,} images of {len(data.source.class_names):,} identities")
+    with _only_one(output):
+        notes = [] if tests else ["No test sets were given (--test_sets): leaks were not looked for."]
+        with quiet_decoder():
+            table, scanned = _looked_at(options, data, tests, output / _CACHE, threads)
+            found = _found(data, table, scanned, threads)
+        if model is not None:
+            more, said = model_findings(data, table, model[0], scanned)
+            found, notes = found + more, notes + said
+        findings = in_order_of_level(found)
+        with quiet_decoder():
+            _report(data, findings, tests, output, model[1] if model else "", notes)
+        _say(f"{output / HTML}, {output / CSV}: {time.monotonic() - began:.1f} s")
         if options.apply:
             _apply(options, data, findings, output / INDEX)
     return FOUND if any(finding.level != NOTE for finding in findings) else 0
 
 
-def _find(
+def _looked_at(
     options: AuditOptions, data: AuditedData, tests: dict[str, TestImages], cache: Path, threads: int
-) -> list[Finding]:
-    """Return all findings."""
+) -> tuple[np.ndarray, list[Scanned]]:
+    """Return the rows of the data, and the test sets with theirs."""
     path = _table_path(cache, data, options.overwrite)
     usual = usual_of(data, threads=threads)
     table = scan(data, usual, threads=threads, table=open_table(path, len(data)), swapped=data.swapped)
@@ -99,6 +119,11 @@ def _find(
     for images, rows in scanned:
         if not len(states(rows, GOOD)):
             raise ValueError(f"--test_sets: no image of {images.name} is a colour image of 112x112 px")
+    return table, scanned
+
+
+def _found(data: AuditedData, table: np.ndarray, scanned: list[Scanned], threads: int) -> list[Finding]:
+    """Return what is found without a model."""
     return [
         *counted_findings(data, table),
         *colour_findings(data, table, states(table, GOOD)),
@@ -157,7 +182,12 @@ def _table_path(cache: Path, data: AuditedData, overwrite: bool) -> Path:
 
 
 def _report(
-    data: AuditedData, findings: list[Finding], tests: dict[str, TestImages], output: Path, began: float
+    data: AuditedData,
+    findings: list[Finding],
+    tests: dict[str, TestImages],
+    output: Path,
+    model: str,
+    notes: list[str],
 ) -> None:
     """Write the three files and print a summary."""
     counts = counts_of(findings)
@@ -165,11 +195,11 @@ def _report(
         level: sum(count for kind, count in counts.items() if KINDS[kind].level == level)
         for level in (ERROR, WARNING, NOTE)
     }
-    notes = [] if tests else ["No test sets were given (--test_sets): leaks were not looked for."]
     write_csv(output / CSV, data, findings, tests)
     facts = [("images", f"{len(data):,}"), ("identities", f"{len(data.source.class_names):,}")]
     facts += [(f"{level}s", f"{count:,}") for level, count in by_level.items()]
     facts += [("test sets", ", ".join(tests))] if tests else []
+    facts += [("model", model)] if model else []
     write_html(output / HTML, data, findings, tests, facts=facts, notes=notes)
     summary = {
         "data": data.source.location,
@@ -178,16 +208,18 @@ def _report(
         "findings": counts,
         "levels": by_level,
         "test_sets": {name: len(images) for name, images in tests.items()},
+        "model": model,
+        "notes": notes,
         "swap_color_channel": data.swapped,
         "versions": {"python": platform.python_version(), "numpy": np.__version__},
     }
-    write_json(output / JSON, json.loads(json.dumps(summary).encode("utf-8", "backslashreplace")))
+    write_json(output / JSON, summary)
     for kind, count in counts.items():
-        print(f"{KINDS[kind].level:<8}{count:>9,}  {KINDS[kind].title[0].lower()}{KINDS[kind].title[1:]}")
+        _say(f"{KINDS[kind].level:<8}{count:>9,}  {KINDS[kind].title[0].lower()}{KINDS[kind].title[1:]}")
     if not findings:
-        print("nothing was found")
-    print("\n".join(f"note: {note}" for note in notes), end="\n" if notes else "")
-    print(f"{output / HTML}, {output / CSV}: {time.monotonic() - began:.1f} s")
+        _say("nothing was found")
+    for note in notes:
+        _say(f"note: {note}")
 
 
 def _apply(options: AuditOptions, data: AuditedData, findings: list[Finding], path: Path) -> None:
@@ -196,7 +228,7 @@ def _apply(options: AuditOptions, data: AuditedData, findings: list[Finding], pa
     write_index(path, data.source, index)
     moved = int(((index.classes >= 0) & (index.classes != data.labels)).sum())
     left = len(np.unique(index.classes[index.classes >= 0]))
-    print(
+    _say(
         f"{path}: {index.used:,} of {len(data):,} images of {left:,} identities are used, {moved:,} of them as "
         "another's; nothing was deleted"
     )
@@ -204,4 +236,9 @@ def _apply(options: AuditOptions, data: AuditedData, findings: list[Finding], pa
     place = f"--data_root {shlex.quote(str(first.parent))} --train_data_path {shlex.quote(first.name)}"
     if not first.exists():
         place = f"--train_data_path {shlex.quote(options.data)}"
-    print(f"next: python main.py {place} --train_data_index {shlex.quote(str(path))} ...")
+    _say(f"next: python main.py {place} --train_data_index {shlex.quote(str(path))} ...")
+
+
+def _say(line: str) -> None:
+    """Print a line; the name of a file need not be text."""
+    print(line.encode("utf-8", "backslashreplace").decode("utf-8"), flush=True)

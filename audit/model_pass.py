@@ -1,0 +1,105 @@
+"""The second long pass of an audit: the images of the data and of test sets through a model, and what it says of them.
+
+Embeddings are kept beside the report, by weights and images, so that a stopped audit goes on where it was.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from audit.audited_images import AuditedData, TestImages
+from audit.duplicates import Scanned
+from audit.finding import Finding
+from audit.good_images import GoodImages
+from audit.identities import Embeddings, identity_findings, leaked_identities, levels_of
+from audit.scan import GOOD, states
+from evaluation.outcome import EmbedImages
+
+_FEWEST_IDENTITIES = 2
+
+
+@dataclass(frozen=True)
+class AskedModel:
+    """The model that an audit asks, loaded when it is called with the folder for its embeddings.
+
+    Attributes:
+        name: of a published model; empty where there is a file.
+        file: checkpoint or ONNX file.
+        arch: its architecture, where the file does not tell it.
+    """
+
+    name: str
+    file: str
+    arch: str | None = None
+
+    def __call__(self, folder: Path) -> tuple[EmbedImages, str]:
+        """Load the model, on all GPUs where there are any.
+
+        Args:
+            folder: embeddings are kept there.
+
+        Returns:
+            What embeds, and passes over images that cannot be read; and what the model is.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: no model, or an unknown name.
+            RuntimeError: it cannot be downloaded.
+        """
+        import torch  # takes seconds, and an audit without a model does without
+
+        from evaluation.embedding import CachedEmbedding, ModelFile
+        from model_files import find_model
+
+        path = find_model(self.name) if self.name else Path(self.file)
+        gpus = torch.cuda.device_count()
+        model = ModelFile(str(path), self.arch, "gpu" if gpus else "cpu")
+        embed = CachedEmbedding(
+            model,
+            folder=folder / "embeddings",
+            processes=max(gpus, 1),
+            most_unreadable=1.0,
+            progress=sys.stderr.isatty(),
+        )
+        return embed, f"{self.name or self.file} ({embed.embedder.arch})"
+
+
+def model_findings(
+    data: AuditedData, table: np.ndarray, embed: EmbedImages, test_sets: Sequence[Scanned]
+) -> tuple[list[Finding], list[str]]:
+    """Find what a model finds.
+
+    Args:
+        data: the images.
+        table: (N,) of ``scan.ROW``.
+        embed: of a model; passes over images that can no longer be read.
+        test_sets: whose people must not be in the data.
+
+    Returns:
+        Findings, and notes on what the model could not say.
+    """
+    samples, vectors = _embedded(data, table, embed)
+    faces = Embeddings(samples, data.labels[samples], vectors, len(data.source.class_names))
+    if (faces.counts > 1).sum() < _FEWEST_IDENTITIES:
+        return [], [f"The model was not asked: fewer than {_FEWEST_IDENTITIES} identities have two usable images."]
+    levels = levels_of(faces)
+    told = f"cosine {levels.own:.2f} of an image to its own identity, {levels.other:.2f} to others (median, mean)"
+    if not levels.useful:
+        return [], [f"The model does not tell these identities apart ({told}): what it says of labels is left out."]
+    sets = [(images.name, *_embedded(images, rows, embed)) for images, rows in test_sets]
+    findings = identity_findings(data, faces, levels) + list(leaked_identities(data, faces, levels, sets))
+    return findings, [f"The model: {told}."]
+
+
+def _embedded(images: AuditedData | TestImages, table: np.ndarray, embed: EmbedImages) -> tuple[np.ndarray, np.ndarray]:
+    """Return which images are embedded, and their vectors; of one view, as two would take twice the time."""
+    from inference import IMAGE  # see above
+
+    good = states(table, GOOD)
+    found = embed(GoodImages(images, good), IMAGE)
+    if found.readable.all():
+        return good, found.embeddings
+    return good[found.readable], found.embeddings[found.readable]
