@@ -92,7 +92,7 @@ def facts_of(
     facts["the head's sharding (--head_sharding on or off says it for all)"] = module.sharded
     if config.resume_from_checkpoint:
         checkpoint = load_checkpoint(config.resume_from_checkpoint)
-        check_fits(checkpoint, module.checkpoint_shapes(), config.resume_from_checkpoint)
+        check_fits(checkpoint, module.checkpoint_shapes(), config.resume_from_checkpoint, module.sub_centers)
         _check_same_model(config, checkpoint["adaface"].get("pretrained", ""), module.metadata["pretrained"])
         if checkpoint["adaface"].get("data_fingerprint") not in (None, data.fingerprint()):
             if HELD_OUT in data.pair_sets:
@@ -205,7 +205,7 @@ def choose_head_sharding(config: Config, devices: DevicePlan, data: FaceDataModu
         return False, []
     sharded = choose_sharding(
         option,
-        class_num=data.num_classes,
+        columns=data.num_classes * int(config.margin_options.get("sub_centers", 1)),
         embedding_size=EMBEDDING_SIZE,
         processes=devices.devices * config.num_nodes,
         memory_bytes=device_memory(devices.accelerator, devices.devices),
@@ -234,6 +234,7 @@ def build_module(config: Config, data: FaceDataModule, sharded: bool) -> FaceRec
         h=config.h,
         s=config.s,
         t_alpha=config.t_alpha,
+        margin_options=config.margin_options,
         sharded=sharded,
         sample_rate=config.sample_rate,
         batch_statistics=config.batch_statistics,

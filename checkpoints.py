@@ -273,13 +273,16 @@ def head_shape(checkpoint: dict[str, Any]) -> tuple[int, ...] | None:
     return None if sharded is None else tuple(sharded["shape"])
 
 
-def check_fits(checkpoint: dict[str, Any], expected: dict[str, tuple[int, ...]], path: str | Path) -> None:
+def check_fits(
+    checkpoint: dict[str, Any], expected: dict[str, tuple[int, ...]], path: str | Path, sub_centers: int = 1
+) -> None:
     """Raise ValueError where the weights of a run to resume do not fit the module built for it.
 
     Args:
         checkpoint: what ``load_checkpoint`` returned.
         expected: shapes of backbone and head, the head's with all classes.
         path: the checkpoint's file, for the message.
+        sub_centers: columns of the head for each class.
     """
     found = {key: tuple(value.shape) for key, value in checkpoint["state_dict"].items()}
     shape = head_shape(checkpoint)
@@ -288,9 +291,9 @@ def check_fits(checkpoint: dict[str, Any], expected: dict[str, tuple[int, ...]],
     wrong = [key for key in expected | found if expected.get(key) != found.get(key)]
     if wrong == ["head.kernel"]:
         raise ValueError(
-            f"{path} has a head of {found['head.kernel'][1]} classes, the training data has "
-            f"{expected['head.kernel'][1]}: resume on the data the run began with, or start a new run with "
-            "--start_from_model_statedict"
+            f"{path} has a head of {found['head.kernel'][1] // sub_centers} classes, the training data has "
+            f"{expected['head.kernel'][1] // sub_centers}: resume on the data the run began with, or start a new run "
+            "with --start_from_model_statedict"
         )
     if wrong:
         raise ValueError(

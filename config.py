@@ -21,13 +21,15 @@ from typing import Any, NoReturn
 import yaml
 
 from command_line import nearest
+from head import HEADS
 from more_augmentations import MORE_AUGMENTATIONS
-from option_rules import check_combinations, check_optimisation, check_ranges
+from option_rules import check_combinations, check_head_options, check_optimisation, check_ranges
 
 Action = typing.Literal["run", "plan", "print_config"]
 
 _TRUE = ("true", "yes", "on", "1")
 _FALSE = ("false", "no", "off", "0")
+_PAPER = {name: value for margin in HEADS.values() for name, value in margin.options.items()}
 
 
 def _option(default: Any, text: str, choices: Sequence[str] = ()) -> Any:
@@ -155,16 +157,25 @@ class Config:
     )
     # model
     arch: str = _option("ir_18", "backbone, a name that python net.py lists, or timm:<name>, a network of timm")
-    head: str = _option("adaface", "margin of the loss", ("adaface", "arcface", "cosface"))
+    head: str = _option("adaface", "margin of the loss; what each is, and which options it reads: below", tuple(HEADS))
     m: float = _option(0.5, "margin; the paper's AdaFace uses 0.4")
     h: float = _option(0.0, "AdaFace: concentration; the paper uses 0.333 (0 makes it CosFace)")
     s: float = _option(64.0, "scale of the logits")
-    t_alpha: float = _option(0.01, "AdaFace: weight of the newest batch in the running norm statistics")
+    t_alpha: float = _option(0.01, "AdaFace, CurricularFace: weight of the newest batch in the running statistics")
     batch_statistics: str = _option(
         "global",
-        "AdaFace: norms of all processes, or of each process's own as officially (ours)",
+        "AdaFace, CurricularFace: statistics of all processes' batches, or of each one's own as officially (ours)",
         ("global", "process"),
     )
+    l_margin: float = _option(_PAPER["l_margin"], "MagFace: margin of images with norms up to --l_a (ours)")
+    u_margin: float = _option(_PAPER["u_margin"], "MagFace: margin of images with norms from --u_a on (ours)")
+    l_a: float = _option(_PAPER["l_a"], "MagFace: feature norm from which the margin grows (ours)")
+    u_a: float = _option(_PAPER["u_a"], "MagFace: feature norm up to which the margin grows (ours)")
+    lambda_g: float = _option(_PAPER["lambda_g"], "MagFace: weight of what pulls the norms up (ours)")
+    sub_centers: int = _option(_PAPER["sub_centers"], "sub-center ArcFace: centers of each class (ours)")
+    m1: float = _option(_PAPER["m1"], "combined margin: factor of the angle (ours)")
+    m2: float = _option(_PAPER["m2"], "combined margin: added to the angle (ours)")
+    m3: float = _option(_PAPER["m3"], "combined margin: taken off the cosine (ours)")
     sample_rate: float = _option(
         1.0,
         "share of the classes in a step, in (0, 1]: those of the batch, random others; below 1: sharded head (ours)",
@@ -189,6 +200,12 @@ class Config:
         check_combinations(self)
         if not self.resume_from_checkpoint:  # then the options of the checkpoint are still to come
             check_optimisation(self)
+            check_head_options(self, self.given)
+
+    @property
+    def margin_options(self) -> dict[str, float]:
+        """The options that the chosen margin reads beside those of the official code."""
+        return {name: getattr(self, name) for name in HEADS[self.head].options if name not in ("m", "h", "t_alpha")}
 
     @property
     def more_augmentations(self) -> dict[str, float]:
@@ -291,12 +308,22 @@ class _Parser(argparse.ArgumentParser):
         raise ValueError(message)
 
 
+def _margins_explained() -> str:
+    """Return a line for each margin: the first of its docstring, and its options."""
+    lines = ["margins (--head), each with --s and:"]
+    for name, margin in HEADS.items():
+        what = (margin.__doc__ or "").partition("\n")[0]
+        lines.append(f"  {name}: {what} ({', '.join(f'--{option}' for option in margin.options)})")
+    return "\n".join(lines)
+
+
 def _parser() -> _Parser:
     parser = _Parser(
         prog="main.py",
         usage="main.py [--config RECIPE] [--option value ...]",
-        description="Train and evaluate a face recognition model with AdaFace (or ArcFace, CosFace).",
-        epilog="Every option is also a key of a recipe (YAML); the command line wins over the recipe.",
+        description="Train and evaluate a face recognition model with AdaFace (or ArcFace, CosFace, MagFace, ...).",
+        epilog=f"{_margins_explained()}\n\n"
+        "Every option is also a key of a recipe (YAML); the command line wins over the recipe.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )

@@ -11,11 +11,11 @@ import shutil
 import torch
 
 from devices import available_memory
+from fused_softmax import kept_bytes
 from train_val import FaceRecognitionModule
 
 _COMPILERS = ("g++", "clang++", "c++")
 _MOST_OF_FREE_MEMORY = 0.25  # for the head's (B, C) numbers; activations, gradients and momentum want the rest
-_FLOAT32_BYTES = 4
 
 
 def prepare_step(
@@ -61,7 +61,7 @@ def prepare_step(
         notes.append("--compile: the first step takes a minute, or several for the deep networks")
     if module.class_num:
         # of a sharded head it is the batch of all processes with a part of the classes: as many numbers
-        wanted = batch_size * module.class_num * module.sample_rate * _FLOAT32_BYTES
+        wanted = batch_size * module.class_num * module.sample_rate * kept_bytes(module.sub_centers)
         fits = wanted <= _MOST_OF_FREE_MEMORY * available_memory(accelerator, processes)
         module.keep_exponentials = head_memory == "fast" or (head_memory == "auto" and fits)
         if head_memory == "auto" and not fits:

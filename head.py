@@ -1,176 +1,36 @@
-"""Margin heads: AdaFace, ArcFace, CosFace, from unit embeddings to scaled logits and the loss.
+"""The margins, each a head from unit embeddings to scaled logits and the loss: AdaFace, ArcFace, CosFace, ...
+
+A new margin is a subclass of ``Head`` (``margin_head.py``) with one method, ``margin(target_cosine (M,), norms (M, 1))
+-> target_logit (M,)``, and the options that it reads, and a line in ``HEADS``.
 
 Sources: AdaFace (Kim et al., CVPR 2022, equations 14 to 16); ArcFace (Deng et al., CVPR 2019); CosFace (Wang et al.,
-CVPR 2018); the official AdaFace code for clamps, statistics and initialisation.
+CVPR 2018); MagFace (Meng et al., CVPR 2021); CurricularFace (Huang et al., CVPR 2020); Sub-center ArcFace (Deng et al.,
+ECCV 2020); the official code of AdaFace, MagFace and CurricularFace where a paper leaves something open.
 
-A margin changes the target's cosine alone, ``margin(target_cosine (M,), norms (M, 1)) -> target_logit (M,)``. A new
-margin is a subclass of ``Head`` with that one method (and ``update_statistics`` where it keeps any), and a line in
-``HEADS``. The head itself registers the statistics, so that its state dict is the official one: ``kernel``, then the
-buffers. Training takes ``Head.loss``, which never makes the logits; ``Head.forward`` makes them, for those who write
-their own loss.
-
-Differs from the official code: a batch of one sample leaves ``batch_std`` as it is (there it turns NaN for good);
-labels out of range are refused.
+Differs from the official AdaFace code: a batch of one sample leaves ``batch_std`` as it is (there it turns NaN for
+good); labels out of range are refused.
 """
 
 import difflib
 import math
 import struct
-from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
-from fused_softmax import target_and_negatives
+from margin_head import Head
 
 _NORM_RANGE = (0.001, 100.0)
-SOFTPLUS_IS_LINEAR = 50.0  # log(1 + exp(x)) - x is below float64's precision from here on
-
-
-class Head(nn.Module, ABC):
-    """Class weights and a margin.
-
-    Args:
-        embedding_size: D.
-        class_num: C.
-        m: margin.
-        t_alpha: weight of the newest batch in running statistics (margins that have them).
-        h: concentration (AdaFace).
-        s: scale of the logits.
-
-    Attributes:
-        keep_exponentials: ``loss`` keeps (B, C) numbers from the forward to the backward pass. False computes them
-            again there, for a quarter more time and the same bits: for class counts that would not fit.
-        last_target_cosine: of the newest ``loss``, (B,) cosines of the images' own classes before the margin, without
-            gradient.
-    """
-
-    eps: ClassVar[float] = 1e-4
-    keep_exponentials = True
-    last_target_cosine: Tensor | None = None
-
-    def __init__(self, embedding_size: int, class_num: int, m: float, t_alpha: float, h: float, s: float) -> None:
-        super().__init__()
-        self.class_num = class_num
-        self.m, self.t_alpha, self.h, self.s = m, t_alpha, h, s
-        # each column one class; uniform, then brought inside the unit ball as the official code does
-        kernel = torch.empty(embedding_size, class_num).uniform_(-1, 1)
-        self.kernel = nn.Parameter(kernel.renorm_(2, 1, 1e-5).mul_(1e5))  # (D, C)
-
-    @abstractmethod
-    def margin(self, target_cosine: Tensor, norms: Tensor) -> Tensor:
-        """Return the target logits before scaling; changes nothing.
-
-        Args:
-            target_cosine: (M,) cosine between each embedding and its own class, clamped inside (-1, 1).
-            norms: (M, 1) feature norms; no gradient flows through them.
-
-        Returns:
-            (M,) target logits divided by s.
-        """
-
-    def update_statistics(self, norms: Tensor) -> None:
-        """Take a training batch into the running statistics; called before ``margin``, in training mode only.
-
-        Args:
-            norms: (B, 1) feature norms of the whole batch, without gradient.
-        """
-
-    def forward(self, embeddings: Tensor, norms: Tensor, labels: Tensor) -> Tensor:
-        """Compute the scaled logits.
-
-        Args:
-            embeddings: (B, D) unit vectors.
-            norms: (B, 1) their norms before normalisation.
-            labels: (B,) classes in [0, C).
-
-        Returns:
-            (B, C) logits; float32 under autocast.
-
-        Raises:
-            ValueError: labels out of range (looked at on the CPU only: on a GPU it would make the step wait).
-        """
-        self._check_labels(labels)
-        cosine = at_least_float32(embeddings @ F.normalize(self.kernel, dim=0))  # (B, C)
-        with torch.autocast(cosine.device.type, enabled=False):
-            norms = norms.detach().to(cosine.dtype)
-            if self.training:
-                self.update_statistics(norms)
-            low, high = -1 + self.eps, 1 - self.eps
-            columns = labels.unsqueeze(1)  # (B, 1)
-            target = self.margin(cosine.gather(1, columns).squeeze(1).clamp(low, high), norms)  # (B,)
-            # in place on the clamped copy: beside the cosines, which clamp keeps for backward, one (B, C) buffer
-            logits = cosine.clamp(low, high).mul_(self.s)  # (B, C)
-            return logits.scatter_(1, columns, target.unsqueeze(1) * self.s)
-
-    def loss(self, embeddings: Tensor, norms: Tensor, labels: Tensor, batch_norms: Tensor | None = None) -> Tensor:
-        """Compute the mean cross-entropy over the logits, without making them.
-
-        Args:
-            embeddings: (B, D) unit vectors.
-            norms: (B, 1) their norms before normalisation.
-            labels: (B,) classes in [0, C).
-            batch_norms: (N, 1) norms for the running statistics, such as those of all processes; ``norms`` when None.
-
-        Returns:
-            Scalar loss; float32 under autocast and of 16-bit embeddings. Equal to
-            ``cross_entropy(head(embeddings, norms, labels), labels)``, in a third of the time and half of the memory
-            (``bench/head.py``).
-
-        Raises:
-            ValueError: labels out of range (on a GPU, where looking would make the step wait, the loss is NaN).
-        """
-        self._check_labels(labels)
-        device = embeddings.device.type
-        product_dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else embeddings.dtype
-        with torch.autocast(device, enabled=False):
-            embeddings = at_least_float32(embeddings)
-            norms = norms.detach().to(embeddings.dtype)
-            if self.training:
-                self.update_statistics(norms if batch_norms is None else batch_norms.detach().to(norms))
-            target_cosine, negatives = target_and_negatives(
-                embeddings,
-                self.kernel,
-                labels,
-                scale=self.s,
-                eps=self.eps,
-                product_dtype=product_dtype,
-                keep_exponentials=self.keep_exponentials,
-            )
-            self.last_target_cosine = target_cosine.detach()
-            target = self.margin(target_cosine.clamp(-1 + self.eps, 1 - self.eps), norms) * self.s  # (B,)
-            return F.softplus(negatives - target, threshold=SOFTPLUS_IS_LINEAR).mean()
-
-    def _check_labels(self, labels: Tensor) -> None:
-        if labels.device.type == "cpu" and len(labels) and not 0 <= labels.min() <= labels.max() < self.class_num:
-            raise ValueError(
-                f"labels must be in [0, {self.class_num}), got {int(labels.min())} to {int(labels.max())}: "
-                "the head has fewer classes than the data"
-            )
-
-    def _angle(self, target_cosine: Tensor, g_angle: Tensor | float) -> Tensor:
-        """Return cos(clip(theta + g_angle, eps, pi - eps)) for theta = acos(target_cosine)."""
-        return torch.cos(torch.clamp(torch.acos(target_cosine) + g_angle, self.eps, math.pi - self.eps))
-
-
-def at_least_float32(numbers: Tensor) -> Tensor:
-    """Return numbers of 16 bits as float32, others as they are: 1 - eps and acos need more than 8 or 11 bits.
-
-    Args:
-        numbers: of any shape.
-    """
-    return numbers.float() if numbers.dtype in (torch.float16, torch.bfloat16) else numbers
-
-
-def _as_float32(margin: float) -> float:
-    """Round as the official CosFace and ArcFace do, which hold m in a float32 tensor; it shows in float64 only."""
-    return struct.unpack("f", struct.pack("f", margin))[0]
+_NEARLY_ONE = 1e-6  # the official codes of MagFace and CurricularFace clamp at 1 itself, where acos has no slope
 
 
 class CosFace(Head):
     """Additive cosine margin: s (cos theta - m). Paper: m 0.35 or 0.4, s 64."""
+
+    options: ClassVar[Mapping[str, float]] = {"m": 0.35}
+    m: float
 
     def margin(self, target_cosine: Tensor, norms: Tensor) -> Tensor:
         """Subtract m from the cosine."""
@@ -180,9 +40,12 @@ class CosFace(Head):
 class ArcFace(Head):
     """Additive angular margin: s cos(theta + m). Paper: m 0.5, s 64."""
 
+    options: ClassVar[Mapping[str, float]] = {"m": 0.5}
+    m: float
+
     def margin(self, target_cosine: Tensor, norms: Tensor) -> Tensor:
         """Add m to the angle."""
-        return self._angle(target_cosine, _as_float32(self.m))
+        return self.cosine_of(torch.acos(target_cosine) + _as_float32(self.m))
 
 
 class AdaFace(Head):
@@ -191,27 +54,26 @@ class AdaFace(Head):
     The norms of a batch are compared with their running mean and standard deviation (buffers ``batch_mean`` and
     ``batch_std``), which move by ``t_alpha`` towards the batch's before use, in training mode: once for each batch that
     ``loss`` is given, so with accumulated gradients once for each of the batches of a step. Across processes the
-    statistics are those of what the caller hands over: the training module gives the norms of all processes
-    (``batch_norms``), so that all have the same; with each process's own, DistributedDataParallel's broadcast of
-    buffers makes rank 0's the running ones, as in the official code.
+    statistics are those of what the caller's ``gather`` returns: the training module gathers the norms of all
+    processes, so that all have the same; with each process's own, DistributedDataParallel's broadcast of buffers makes
+    rank 0's the running ones, as in the official code.
     """
 
     eps: ClassVar[float] = 1e-3
-    t: Tensor
+    options: ClassVar[Mapping[str, float]] = {"m": 0.4, "h": 0.333, "t_alpha": 0.01}
+    # t is unused; official checkpoints hold it
+    statistics: ClassVar[Mapping[str, float]] = {"t": 0.0, "batch_mean": 20.0, "batch_std": 100.0}
+    m: float
+    h: float
+    t_alpha: float
     batch_mean: Tensor
     batch_std: Tensor
-
-    def __init__(self, embedding_size: int, class_num: int, m: float, t_alpha: float, h: float, s: float) -> None:
-        super().__init__(embedding_size, class_num, m, t_alpha, h, s)
-        self.register_buffer("t", torch.zeros(1))  # unused; official checkpoints hold it
-        self.register_buffer("batch_mean", torch.full((1,), 20.0))
-        self.register_buffer("batch_std", torch.full((1,), 100.0))
 
     def margin(self, target_cosine: Tensor, norms: Tensor) -> Tensor:
         """Apply g_angle = -m z and g_add = m + m z, with z the clipped normalised norm."""
         norms = norms.clamp(*_NORM_RANGE).squeeze(1)  # (M,)
         z = (self.h * (norms - self.batch_mean) / (self.batch_std + self.eps)).clamp(-1, 1)  # (M,)
-        return self._angle(target_cosine, -self.m * z) - (self.m + self.m * z)
+        return self.cosine_of(torch.acos(target_cosine) + -self.m * z) - (self.m + self.m * z)
 
     @torch.no_grad()
     def update_statistics(self, norms: Tensor) -> None:
@@ -222,11 +84,113 @@ class AdaFace(Head):
             self.batch_std.lerp_(norms.std().to(self.batch_std), self.t_alpha)
 
 
-HEADS: dict[str, type[Head]] = {"adaface": AdaFace, "arcface": ArcFace, "cosface": CosFace}
+class CombinedMargin(Head):
+    """Multiplicative and both additive margins: s (cos(m1 theta + m2) - m3). Paper: 1, 0.3, 0.2, s 64 (ArcFace, eq. 4).
+
+    Where m1 theta + m2 would pass pi it stays there, as in ``ArcFace``.
+    """
+
+    options: ClassVar[Mapping[str, float]] = {"m1": 1.0, "m2": 0.3, "m3": 0.2}
+    m1: float
+    m2: float
+    m3: float
+
+    def margin(self, target_cosine: Tensor, norms: Tensor) -> Tensor:
+        """Multiply the angle, add to it, subtract from its cosine."""
+        return self.cosine_of(self.m1 * torch.acos(target_cosine) + self.m2) - self.m3
+
+
+class MagFace(Head):
+    """Angular margin that grows with the feature norm, which is pulled up. Paper: 0.45 to 0.8 for norms 10 to 110.
+
+    m(a) is linear from l_margin at norm l_a to u_margin at u_a, the norm a clamped to that range; lambda_g times the
+    mean of g(a) = a / u_a^2 + 1 / a is added to the loss (equations 4 to 6). Gradient reaches the norm through both.
+    The margin applies where the target cosine is above 0, elsewhere the cosine stays as it is ("easy margin" of the
+    official code).
+    """
+
+    eps: ClassVar[float] = _NEARLY_ONE
+    norms_learn: ClassVar[bool] = True
+    options: ClassVar[Mapping[str, float]] = {
+        "l_margin": 0.45, "u_margin": 0.8, "l_a": 10.0, "u_a": 110.0, "lambda_g": 35.0,
+    }  # fmt: skip
+    l_margin: float
+    u_margin: float
+    l_a: float
+    u_a: float
+    lambda_g: float
+
+    def margin(self, target_cosine: Tensor, norms: Tensor) -> Tensor:
+        """Add m(a) to the angle of samples on their own class's side."""
+        a = norms.clamp(self.l_a, self.u_a).squeeze(1)  # (M,)
+        m = self.l_margin + (self.u_margin - self.l_margin) * (a - self.l_a) / (self.u_a - self.l_a)
+        return torch.where(target_cosine > 0, torch.cos(torch.acos(target_cosine) + m), target_cosine)
+
+    def penalty(self, norms: Tensor) -> Tensor:
+        """Return lambda_g g(a), least at u_a."""
+        a = norms.clamp(self.l_a, self.u_a).squeeze(1)  # (M,)
+        return self.lambda_g * (a / self.u_a**2 + 1 / a)
+
+
+class CurricularFace(Head):
+    """ArcFace's margin, and hard negatives that weigh more as training goes on. Paper: m 0.5, t_alpha 0.01, s 64.
+
+    A negative is hard where its cosine is above cos(theta + m) of the target: its logit is then s cos (t + cos). The
+    buffer ``t`` is the running mean of the target cosines; it moves by ``t_alpha`` towards the batch's before use, in
+    training mode, over processes as AdaFace's statistics do. Where theta + m passes pi, the target's logit is that of a
+    straight line, s (cos theta - m sin m), as in the official code.
+    """
+
+    eps: ClassVar[float] = _NEARLY_ONE
+    changes_negatives: ClassVar[bool] = True
+    options: ClassVar[Mapping[str, float]] = {"m": 0.5, "t_alpha": 0.01}
+    statistics: ClassVar[Mapping[str, float]] = {"t": 0.0}
+    m: float
+    t_alpha: float
+    t: Tensor
+
+    def margin(self, target_cosine: Tensor, norms: Tensor) -> Tensor:
+        """Add m to the angle, up to pi."""
+        with_margin = torch.cos(torch.acos(target_cosine) + self.m)
+        straight = target_cosine - self.m * math.sin(math.pi - self.m)
+        return torch.where(target_cosine > math.cos(math.pi - self.m), with_margin, straight)
+
+    def negatives(self, cosine: Tensor, target_cosine: Tensor) -> Tensor:
+        """Weigh hard negatives by t + cos."""
+        hard = cosine > torch.cos(torch.acos(target_cosine) + self.m)
+        return torch.where(hard, cosine * (self.t + cosine), cosine)
+
+    def update_from_targets(self, target_cosine: Tensor) -> None:
+        """Move t towards the batch's mean."""
+        self.t.lerp_(target_cosine.mean().to(self.t), self.t_alpha)
+
+
+class SubCenterArcFace(ArcFace):
+    """ArcFace to the nearest of several centers a class, for labels with errors. Paper: m 0.5, 3 centers, s 64."""
+
+    options: ClassVar[Mapping[str, float]] = {"m": 0.5, "sub_centers": 3}
+
+
+HEADS: dict[str, type[Head]] = {
+    "adaface": AdaFace,
+    "arcface": ArcFace,
+    "cosface": CosFace,
+    "magface": MagFace,
+    "curricularface": CurricularFace,
+    "subcenter_arcface": SubCenterArcFace,
+    "combined": CombinedMargin,
+}
 
 
 def build_head(
-    head_type: str, embedding_size: int, class_num: int, m: float, t_alpha: float, h: float, s: float
+    head_type: str,
+    embedding_size: int,
+    class_num: int,
+    m: float | None = None,
+    t_alpha: float | None = None,
+    h: float | None = None,
+    s: float = 64.0,
+    **more: float,
 ) -> Head:
     """Build a head.
 
@@ -234,15 +198,40 @@ def build_head(
         head_type: a key of ``HEADS``.
         embedding_size: D.
         class_num: C, at least 1.
-        m: margin.
-        t_alpha: weight of the newest batch in AdaFace's statistics, in [0, 1].
+        m: margin; as t_alpha and h left alone where this margin does not read it, its paper's value when None.
+        t_alpha: weight of the newest batch in running statistics, in [0, 1].
         h: concentration of AdaFace.
         s: scale of the logits, above 0.
+        more: other options of this margin, by name.
 
     Raises:
-        ValueError: an unknown type (the message lists the names) or no classes.
+        ValueError: an unknown type (the message lists the names), no classes, or an option that the margin has not.
     """
-    return head_class(head_type, class_num)(embedding_size, class_num, m, t_alpha, h, s)
+    margin = head_class(head_type, class_num)
+    return margin(embedding_size, class_num, s, **chosen_options(margin, m=m, t_alpha=t_alpha, h=h, more=more))
+
+
+def chosen_options(
+    margin: type[Head], *, m: float | None, t_alpha: float | None, h: float | None, more: Mapping[str, float]
+) -> dict[str, float]:
+    """Return the options of a margin: those given, and its paper's values for the others.
+
+    Args:
+        margin: of ``HEADS``.
+        m: as t_alpha and h left alone where this margin does not read it, or it is None.
+        t_alpha: see m.
+        h: see m.
+        more: others, each of which it has to read.
+
+    Raises:
+        ValueError: one of ``more`` is none of its options.
+    """
+    for name in more:
+        if name not in margin.options:
+            raise ValueError(f"{margin.__name__} has no option {name!r}; it reads s, {', '.join(margin.options)}")
+    official = {name: value for name, value in {"m": m, "t_alpha": t_alpha, "h": h}.items() if value is not None}
+    given = {**official, **more}
+    return {name: given.get(name, default) for name, default in margin.options.items()}
 
 
 def head_class(head_type: str, class_num: int) -> type[Head]:
@@ -262,3 +251,8 @@ def head_class(head_type: str, class_num: int) -> type[Head]:
     if class_num < 1:
         raise ValueError(f"a head needs at least one class, got class_num {class_num}")
     return HEADS[head_type]
+
+
+def _as_float32(margin: float) -> float:
+    """Round as the official CosFace and ArcFace do, which hold m in a float32 tensor; it shows in float64 only."""
+    return struct.unpack("f", struct.pack("f", margin))[0]

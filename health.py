@@ -14,13 +14,15 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
 
-from head import AdaFace, Head
+from head import AdaFace
 from lightning_setup import pl
+from margin_head import Head
 from sharded_gradients import gradient_norm
 
 _FOLD_EVERY_STEPS = 64  # the noted tensors become six numbers
 _WINDOWS = 4  # of the stalled loss, before it is first judged
 _CLEAR_FALL = 3.0  # standard errors
+_HIGH_NORM = 1e4  # where no margin grows any more
 _CLEARLY_LEARNT = 0.05  # share of log(C) below what a head reaches that knows nothing
 
 
@@ -192,15 +194,19 @@ def _line(values: dict[str, float], not_finite: int, *, skipped: bool) -> str:
 def uninformed_loss(head: Head) -> float:
     """Return the loss of a head that knows nothing: all cosines equal (0, where it depends on that), norms average.
 
-    Of C classes and for the cosine margin m it is log(C - 1 + exp(-s m)) + s m, some log(C) + s m.
+    Of C classes and for the cosine margin m it is log(C - 1 + exp(-s m)) + s m, some log(C) + s m. A margin that
+    rewards high norms (MagFace) has its reward too: that much anybody can learn.
 
     Args:
         head: with at least two classes.
     """
-    mean_norm = head.batch_mean if isinstance(head, AdaFace) else torch.ones(1, device=head.kernel.device)
+    device = head.kernel.device
+    norm = (head.batch_mean if isinstance(head, AdaFace) else torch.full((1,), _HIGH_NORM, device=device)).unsqueeze(1)
     classes = max(2.0, head.class_num * getattr(head, "sample_rate", 1.0))  # of a step
-    target = head.s * float(head.margin(torch.zeros_like(mean_norm), mean_norm.unsqueeze(1)))
-    return float(F.softplus(torch.tensor(math.log(classes - 1) - target, dtype=torch.float64)))
+    target = head.s * float(head.margin(torch.zeros(1, device=device), norm))
+    penalty = head.penalty(norm)
+    softmax = float(F.softplus(torch.tensor(math.log(classes - 1) - target, dtype=torch.float64)))
+    return softmax + (0.0 if penalty is None else float(penalty))
 
 
 class StalledLossWarning(pl.Callback):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from backbone import EMBEDDING_SIZE, IMAGE_SIZE, Backbone
+from fused_softmax import kept_bytes
 from net import normalize_images
 from train_val import FaceRecognitionModule
 
@@ -50,6 +51,7 @@ class StepMemory:
         backbone_parameters: numbers in the backbone.
         embedding_size: D.
         class_num: classes C of the whole head; 0 without one.
+        sub_centers: columns of each class.
         sharded: each process has ceil(C / W) of them, and the samples of all processes; else all, and its own samples.
         sample_rate: share of its classes that a step uses, below 1 of a sharded head only.
         accumulated: batches whose gradients are summed before a step of the optimiser; each draws its own classes.
@@ -66,6 +68,7 @@ class StepMemory:
     backbone_parameters: int
     embedding_size: int
     class_num: int
+    sub_centers: int
     sharded: bool
     sample_rate: float
     accumulated: int
@@ -82,7 +85,7 @@ class StepMemory:
     def head_parameters(self) -> int:
         """Numbers in this process's part of the head."""
         classes = -(-self.class_num // self.processes) if self.sharded else self.class_num
-        return self.embedding_size * classes
+        return self.embedding_size * classes * self.sub_centers
 
     @property
     def weights_bytes(self) -> float:
@@ -108,8 +111,8 @@ class StepMemory:
     def head_bytes(self) -> float:
         """The samples x classes numbers that the head keeps."""
         samples = self.batch_size * (self.processes if self.sharded else 1)
-        classes = self.head_parameters // self.embedding_size * self.sample_rate
-        return samples * classes * _FLOAT32_BYTES if self.keep_exponentials else 0.0
+        classes = self.head_parameters // self.embedding_size // self.sub_centers * self.sample_rate
+        return samples * classes * kept_bytes(self.sub_centers) if self.keep_exponentials else 0.0
 
     @property
     def total_bytes(self) -> float:
@@ -134,6 +137,7 @@ def step_memory(
         backbone_parameters=sum(p.numel() for p in module.model.parameters()),
         embedding_size=EMBEDDING_SIZE,
         class_num=module.class_num,
+        sub_centers=module.sub_centers,
         sharded=module.sharded,
         sample_rate=module.sample_rate,
         accumulated=accumulated,

@@ -2,12 +2,14 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from checkpoint_folders import run_folder_of
 from command_line import nearest
+from head import HEADS
+from margin_head import MOST_CENTERS
 from published_models import published_by_name
 
 if TYPE_CHECKING:  # config.py imports this module
@@ -42,6 +44,7 @@ def check_ranges(config: "Config") -> None:
         "lr": 0.0, "lr_gamma": 0.0, "momentum": 0.0, "weight_decay": 0.0, "gradient_clip_val": 0.0,
         "warmup_epochs": 0.0, "m": 0.0, "h": 0.0, "checkpoint_every_steps": 0, "early_stopping_patience": 0,
         "freeze_stages": 0,
+        "sub_centers": 1, "l_margin": 0.0, "u_margin": 0.0, "lambda_g": 0.0, "m2": 0.0, "m3": 0.0,
     }  # fmt: skip
     for name, bound in lowest.items():
         if not getattr(config, name) >= bound:
@@ -54,7 +57,7 @@ def check_ranges(config: "Config") -> None:
         raise ValueError(f"--held_out_share is a share of the people in (0, 1), got {config.held_out_share}")
     if not 0.0 < config.layer_lr_decay <= 1.0:
         raise ValueError(f"--layer_lr_decay is a factor in (0, 1], got {config.layer_lr_decay}")
-    for name in ("s", "lr_power", "collective_timeout_sec"):
+    for name in ("s", "lr_power", "collective_timeout_sec", "l_a", "m1"):
         if not getattr(config, name) > 0:
             raise ValueError(f"--{name} must be above 0, got {getattr(config, name)}")
     if config.momentum >= 1:
@@ -79,6 +82,13 @@ def check_ranges(config: "Config") -> None:
         )
     if not 0.0 <= config.t_alpha <= 1.0:
         raise ValueError(f"--t_alpha is a weight in [0, 1], got {config.t_alpha}")
+    if not config.u_a > config.l_a or not config.u_margin >= config.l_margin:
+        raise ValueError(
+            "the margin grows from --l_margin at --l_a to --u_margin at --u_a, got "
+            f"{config.l_margin} at {config.l_a} and {config.u_margin} at {config.u_a}"
+        )
+    if config.sub_centers > MOST_CENTERS:
+        raise ValueError(f"--sub_centers must be at most {MOST_CENTERS}, got {config.sub_centers}")
     if list(config.lr_milestones) != sorted(set(config.lr_milestones)) or min(config.lr_milestones, default=1) < 1:
         raise ValueError(f"--lr_milestones must be increasing epochs from 1 on, got {config.lr_milestones}")
 
@@ -217,6 +227,26 @@ def check_optimisation(config: "Config") -> None:
             f"--warmup_epochs {config.warmup_epochs:g} must be below --epochs {config.epochs}: "
             "the warm-up would last to the end of the training"
         )
+
+
+def check_head_options(config: "Config", given: Collection[str]) -> None:
+    """Refuse options that the chosen margin does not read.
+
+    Args:
+        config: with the options of the checkpoint where a run is resumed.
+        given: options that the user gave, now.
+
+    Raises:
+        ValueError: such an option is given a value that is not its default, for which there is no reader.
+    """
+    read = HEADS[config.head].options
+    for name in sorted({name for margin in HEADS.values() for name in margin.options} - set(read)):
+        if name in given and getattr(config, name) != _options(config)[name].default:
+            readers = [head for head, margin in HEADS.items() if name in margin.options]
+            raise ValueError(
+                f"--{name} is read by {' and '.join(readers)} only, got --head {config.head}, which reads "
+                f"{', '.join(f'--{option}' for option in read)}: leave --{name} out"
+            )
 
 
 def _options(config: "Config") -> dict[str, "dataclasses.Field[Any]"]:

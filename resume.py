@@ -7,7 +7,7 @@ from typing import Any
 from checkpoints import check_resumable, load_checkpoint
 from config import OPTIONS, Config, convert_value, finetune_defaults
 from more_augmentations import MORE_AUGMENTATIONS
-from option_rules import check_optimisation
+from option_rules import check_head_options, check_optimisation
 from pretrained import with_pretrained, with_whole_path
 from run_folder import CONFIG, LAST_CHECKPOINT
 
@@ -21,7 +21,8 @@ _NOTED = (
     "seed", "batch_size", "num_nodes", "accumulate_grad_batches", "lr", "lr_base_batch_size", "lr_schedule",
     "lr_milestones", "lr_gamma", "lr_power", "warmup_epochs", "momentum", "weight_decay", "gradient_clip_val",
     "ema_decay", "m", "h",
-    "s", "t_alpha", "batch_statistics", "sample_rate", "low_res_augmentation_prob", "crop_augmentation_prob",
+    "s", "t_alpha", "batch_statistics", "l_margin", "u_margin", "l_a", "u_a", "lambda_g", "m1", "m2", "m3",
+    "sample_rate", "low_res_augmentation_prob", "crop_augmentation_prob",
     "photometric_augmentation_prob", *(f"{name}_augmentation_prob" for name in MORE_AUGMENTATIONS),
 )  # fmt: skip
 
@@ -123,7 +124,7 @@ def _with_model_to_finetune(config: Config, saved: str) -> Config:
 def _resumed(config: Config, saved: dict[str, Any], given: list[str]) -> tuple[Config, list[str]]:
     """Return the options of the run to go on with; those of this command line win."""
     saved = {**Config().as_dict(), **saved}  # an older run may lack the newest options
-    for name in ("arch", "head", "optimizer", "freeze_stages", "freeze_batch_norm", "layer_lr_decay"):
+    for name in ("arch", "head", "optimizer", "sub_centers", "freeze_stages", "freeze_batch_norm", "layer_lr_decay"):
         if name in config.given and saved[name] != getattr(config, name):
             raise ValueError(
                 f"--{name} {getattr(config, name)}, but {config.resume_from_checkpoint} is a run of {saved[name]}: "
@@ -146,6 +147,7 @@ def _resumed(config: Config, saved: dict[str, Any], given: list[str]) -> tuple[C
     kept = set(OPTIONS) - replaced
     resumed = replace(config, **{name: before[name] for name in kept}, given=config.given | (set(given) & kept))
     check_optimisation(resumed)
+    check_head_options(resumed, config.given)
     if "epochs" in changed and resumed.lr_schedule != "multistep":
         notes.append(
             f"--epochs was {before['epochs']} in the run that is resumed, now {resumed.epochs}: from here on the "

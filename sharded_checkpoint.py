@@ -48,7 +48,7 @@ def strip_head(checkpoint: dict[str, Any], head: PartialFC, optimizer: torch.opt
     # a new dictionary: the saved one is the optimiser's own
     checkpoint["optimizer_states"][0] = {**saved, "state": {**saved["state"], number: state}}
     checkpoint["adaface"][SHARDED_HEAD] = {
-        "shape": [head.kernel.shape[1], head.class_num],
+        "shape": [head.kernel.shape[1], head.columns],
         "files": world_size(),
         "dtype": str(head.kernel.dtype).removeprefix("torch."),
         "states": sorted(matrices),
@@ -68,7 +68,7 @@ def write_head(folder: Path, head: PartialFC, optimizer: torch.optim.Optimizer) 
         RuntimeError: a file cannot be written.
     """
     tensors = {KERNEL: head.kernel.detach(), **_matrices(head, optimizer)}
-    columns = {name: _global(value.t().contiguous(), head.class_num) for name, value in tensors.items()}
+    columns = {name: _global(value.t().contiguous(), head.columns) for name, value in tensors.items()}
     writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
     try:
         with _alone_is_meant():
@@ -102,7 +102,7 @@ def fill_in_head(checkpoint: dict[str, Any], head: PartialFC | None) -> None:
     folder = Path(checkpoint["folder"])
     D, C = sharded["shape"]
     _check_files(folder, sharded)
-    width = C if head is None else head.end_class - head.first_class
+    width = C if head is None else len(head.kernel)
     dtype = _DTYPES[sharded["dtype"]]
     columns = {name: torch.empty(D, width, dtype=dtype) for name in (KERNEL, *sharded["states"])}
     # a process without classes reads nothing, and still has to take part
@@ -169,13 +169,13 @@ def _place_of(parameter: nn.Parameter, optimizer: torch.optim.Optimizer) -> int:
     return next(number for number, other in enumerate(parameters) if other is parameter)
 
 
-def _global(columns: Tensor, class_num: int) -> Tensor:
+def _global(columns: Tensor, number: int) -> Tensor:
     """Return this process's columns (D, K) as a part of (D, C), for torch.distributed.checkpoint."""
     if world_size() == 1:
         return columns
     mesh = init_device_mesh(columns.device.type, (world_size(),))
-    shape = torch.Size((len(columns), class_num))
-    return DTensor.from_local(columns, mesh, [Shard(1)], run_check=False, shape=shape, stride=(class_num, 1))
+    shape = torch.Size((len(columns), number))
+    return DTensor.from_local(columns, mesh, [Shard(1)], run_check=False, shape=shape, stride=(number, 1))
 
 
 @contextmanager

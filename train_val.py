@@ -7,11 +7,12 @@ keys, ``model.*`` and ``head.*``.
 Sources: AdaFace (Kim, Jain, Liu, CVPR 2022); the official repository for schedule, weight decay and evaluation.
 Differs from the official code: weight decay is the option's value; several processes evaluate every pair exactly
 once, in order; dropout depends on (seed, epoch, batch, rank) alone, so that a resumed run goes on with the same
-numbers; AdaFace's running statistics are those of the batch over all processes, once for each batch (with
+numbers; a margin's running statistics are those of the batch over all processes, once for each batch (with
 ``batch_statistics="process"`` those of each process's own, of which rank 0's are kept, as officially). The head's
 classes may be shared out over the processes (``partial_fc.py``).
 """
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from backbone import EMBEDDING_SIZE
 from collectives import check_batch_sizes, gather_batch, gather_rows
 from evaluate_utils import fuse_flip
 from freezing import freeze, frozen_modules, learning_rate_scales
-from head import build_head
+from head import build_head, chosen_options, head_class
 from inference import prepare_for_inference
 from lightning_setup import pl
 from net import build_model, normalize_images
@@ -51,11 +52,12 @@ class FaceRecognitionModule(pl.LightningModule):
         m: margin.
         h: concentration of AdaFace.
         s: scale of the logits.
-        t_alpha: weight of the newest batch in AdaFace's statistics.
+        t_alpha: weight of the newest batch in running statistics.
+        margin_options: the margin's other options, by name; its paper's values where absent.
         sharded: share the classes out over the processes; the head is then built when a trainer starts.
         sample_rate: share of the classes that a step uses, in (0, 1]; below 1 of a sharded head only.
-        batch_statistics: ``global`` takes AdaFace's statistics from the batch over all processes, ``process`` from each
-            process's own; a sharded head has the former.
+        batch_statistics: ``global`` takes running statistics of the margin from the batch over all processes,
+            ``process`` from each process's own; a sharded head has the former.
         gradient_clip_val: largest L2 norm of the gradient of backbone and head; 0 clips nothing.
         ema_decay: of the moving average of the backbone's weights (``weight_average.py``), in [0, 1); 0 keeps none.
         optimizer: ``sgd`` or ``adamw``.
@@ -75,6 +77,7 @@ class FaceRecognitionModule(pl.LightningModule):
             any sequence.
 
     Attributes:
+        sub_centers: columns of the head for each class.
         channels_last: memory layout of the backbone's weights, and so of its input (``execution.prepare_step``).
         schedule: the learning rate of each step.
         average: of the weights, while it trains; it is what is validated, and ``model.*`` of the checkpoints.
@@ -92,6 +95,7 @@ class FaceRecognitionModule(pl.LightningModule):
         h: float = 0.333,
         s: float = 64.0,
         t_alpha: float = 0.01,
+        margin_options: Mapping[str, float] | None = None,
         sharded: bool = False,
         sample_rate: float = 1.0,
         batch_statistics: str = "global",
@@ -116,7 +120,12 @@ class FaceRecognitionModule(pl.LightningModule):
         self.arch, self.class_num = arch, class_num
         self.channels_last = False
         self.model = build_model(arch)
-        self._head_options = (head_type, EMBEDDING_SIZE, class_num, m, t_alpha, h, s)
+        margin = head_class(head_type, max(1, class_num))
+        options = chosen_options(margin, m=m, t_alpha=t_alpha, h=h, more=margin_options or {})
+        self.sub_centers = int(options.get("sub_centers", 1))
+        self._head_options: dict[str, Any] = {
+            "head_type": head_type, "embedding_size": EMBEDDING_SIZE, "class_num": class_num, "s": s, **options,
+        }  # fmt: skip
         self.sharded, self.sample_rate = sharded, sample_rate
         self.batch_statistics, self.gradient_clip_val = batch_statistics, gradient_clip_val
         self.ema_decay = ema_decay
@@ -125,7 +134,7 @@ class FaceRecognitionModule(pl.LightningModule):
         self._keep_exponentials = True
         self._head_random_state = torch.get_rng_state()  # a sharded head is drawn from it later, to the same weights
         if class_num and not sharded:
-            self.head = build_head(*self._head_options)
+            self.head = build_head(**self._head_options)
         self.optimizer_name, self.momentum, self.weight_decay = optimizer, momentum, weight_decay
         self.schedule = Schedule(lr, lr_schedule, lr_milestones, lr_gamma, lr_power, warmup_epochs)
         self.freeze_stages, self.freeze_batch_norm = freeze_stages, freeze_batch_norm
@@ -157,7 +166,7 @@ class FaceRecognitionModule(pl.LightningModule):
         if not self.sharded or not self.class_num or self.sharded_head:
             return
         self.head = build_sharded_head(
-            *self._head_options, sample_rate=self.sample_rate, random_state=self._head_random_state
+            **self._head_options, sample_rate=self.sample_rate, random_state=self._head_random_state
         )
         self.head.keep_exponentials = self._keep_exponentials
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, [KERNEL])
@@ -190,7 +199,7 @@ class FaceRecognitionModule(pl.LightningModule):
         shapes = {key: tuple(value.shape) for key, value in self.state_dict().items() if not key.startswith("head.")}
         if self.class_num:
             with torch.device("meta"):
-                head = build_head(*self._head_options).state_dict()
+                head = build_head(**self._head_options).state_dict()
             shapes |= {f"head.{key}": tuple(value.shape) for key, value in head.items()}
         return shapes
 
@@ -233,7 +242,7 @@ class FaceRecognitionModule(pl.LightningModule):
         """Return the mean loss of one batch: images (B, 112, 112, 3) uint8 BGR, labels (B,)."""
         images, labels = batch
         embeddings, norms = self(images)
-        loss = self.head.loss(embeddings, norms, labels, self._batch_norms(norms))
+        loss = self.head.loss(embeddings, norms, labels, self._gather_for_statistics(len(labels), labels.device))
         self.last_norms = norms.detach()
         self.log("train_loss", loss, batch_size=len(labels))
         # filled in on the device: a number copied to a GPU makes the GPU's host wait
@@ -241,12 +250,12 @@ class FaceRecognitionModule(pl.LightningModule):
         self.log("lr", lr, batch_size=len(labels))
         return loss
 
-    def _batch_norms(self, norms: Tensor) -> Tensor | None:
-        """Return the norms for AdaFace's statistics: of all processes, or None for what the head takes by itself."""
+    def _gather_for_statistics(self, batch_size: int, device: torch.device) -> Callable[[Tensor], Tensor] | None:
+        """Return what gathers the margin's statistics from all processes; None for what the head sees by itself."""
         if self.sharded or self.batch_statistics == "process":
             return None
-        check_batch_sizes(len(norms), norms.device)
-        return gather_batch(norms.detach())
+        check_batch_sizes(batch_size, device)
+        return gather_batch
 
     def configure_gradient_clipping(
         self, optimizer: torch.optim.Optimizer, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
@@ -294,7 +303,7 @@ class FaceRecognitionModule(pl.LightningModule):
         self._begin_evaluation(self.average.model if self.average else self.model)
 
     def _begin_evaluation(self, model: nn.Module) -> None:
-        """Give every rank rank 0's batch-norm and AdaFace statistics, and fold the former into a copy for speed."""
+        """Give every rank rank 0's batch-norm and margin statistics, and fold the former into a copy for speed."""
         self._embedded = []
         if dist.is_initialized() and dist.get_world_size() > 1:
             for buffer in (*self.buffers(), *(model.buffers() if model is not self.model else ())):

@@ -11,16 +11,17 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from head import build_head
+from head import HEADS, build_head
 from partial_fc import build_sharded_head
 from sharded_gradients import AgreedGradScaler, clip_gradient, gradient_norm
 from touched_rows import step_on_touched_rows
 
-MARGINS = {"adaface": 0.4, "arcface": 0.5, "cosface": 0.35}
+MARGINS: dict[str, float | None] = {**dict.fromkeys(HEADS), "adaface": 0.4, "arcface": 0.5, "cosface": 0.35}
 FEATURES, D, B = 6, 8, 4  # B samples for each process and micro-batch
 MICRO_BATCHES = 3
 ODD, FEW = 11, 5  # classes: 4 + 4 + 3 of 3 processes; 2 + 2 + 1 + 0 of 4
 RATE = 0.4
+SAMPLED = ("adaface", "magface", "curricularface", "subcenter_arcface")
 
 
 class Model(nn.Module):
@@ -73,7 +74,7 @@ def outcome(model: Model, losses: list[float]) -> dict:
         "losses": losses,
         "backbone": model.backbone.weight.grad.clone(),
         "kernel": model.head.kernel.grad,
-        "statistics": [state[key].item() for key in ("batch_mean", "batch_std") if key in state],
+        "statistics": [state[key].item() for key in ("batch_mean", "batch_std", "t") if key in state],
         "cosine": getattr(model.head, "last_target_cosine", None),
     }
 
@@ -91,9 +92,9 @@ def sharded_case(
     return outcome(model, losses)
 
 
-def sampled_case(rank: int, W: int) -> dict:
+def sampled_case(name: str, rank: int, W: int) -> dict:
     """Two accumulated micro-batches of sampled classes, then a step of fused SGD."""
-    model = Model("adaface", 40, sharded=True, sample_rate=RATE)
+    model = Model(name, 40, sharded=True, sample_rate=RATE)
     chosen = []
     sample = model.head._sample
     model.head._sample = lambda *words: chosen.append(sample(*words)) or chosen[-1]
@@ -168,7 +169,7 @@ def main(rank: int, W: int, folder: Path) -> None:
                 results[name, classes, count] = sharded_case(name, classes, count, rank, W)
     results["one shard"] = sharded_case("adaface", ODD, 1, rank, W, labels=[0])
     results["autocast"] = sharded_case("adaface", ODD, 1, rank, W, autocast=True)
-    results["sampled"] = sampled_case(rank, W)
+    results["sampled"] = {name: sampled_case(name, rank, W) for name in SAMPLED}
     results["clipped"] = clipped_case(rank, W)
     results["overflow"] = [overflow_case(rank, W, fused) for fused in (False, True)]
     results["refused"] = [refused(rank, sizes) for sizes in (True, False)]

@@ -6,6 +6,7 @@ import yaml
 
 from command_line import nearest
 from config import OPTIONS, Config, parse
+from head import HEADS
 from more_augmentations import MORE_AUGMENTATIONS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -117,6 +118,18 @@ def test_print_config_round_trips(tmp_path):
         ("--h inf", "--h must be a finite number"),
         ("--lr_gamma -1", "--lr_gamma must be at least 0.0, got -1.0"),
         ("--lr_gamma nan", "--lr_gamma must be at least 0.0, got nan"),
+        ("--head arcface --h 0.333", "--h is read by adaface only, got --head arcface, which reads --m: leave --h out"),
+        ("--head magface --m 0.4", "--m is read by adaface and arcface .* only, got --head magface, .* --l_margin"),
+        ("--u_a 120", "--u_a is read by magface only, got --head adaface, which reads --m, --h, --t_alpha"),
+        ("--head arcface --t_alpha 0.1", "--t_alpha is read by adaface and curricularface only"),
+        ("--head arcface --sub_centers 4", "--sub_centers is read by subcenter_arcface only"),
+        ("--head magface --l_a 110", "grows from --l_margin at --l_a .* got 0.45 at 110.0 and 0.8 at 110.0"),
+        ("--head magface --u_margin 0.3", "grows from .* got 0.45 at 10.0 and 0.3 at 110.0"),
+        ("--head magface --l_a 0", "--l_a must be above 0"),
+        ("--head subcenter_arcface --sub_centers 0", "--sub_centers must be at least 1"),
+        ("--head subcenter_arcface --sub_centers 256", "--sub_centers must be at most 255, got 256"),
+        ("--head combined --m1 0", "--m1 must be above 0"),
+        ("--head combined --m3 -1", "--m3 must be at least 0"),
         ("--stalled_after_steps 5", "--stalled_after_steps must be 0 .* or at least 20, got 5"),
     ],
 )
@@ -183,6 +196,27 @@ def test_help_explains_every_option(capsys):
         assert len(option.metadata["help"]) > 10
 
 
+@pytest.mark.parametrize("name", HEADS)
+def test_every_margin_has_its_papers_options_and_a_line_of_help(name, capsys):
+    parsed, _ = parse(["--head", name])
+    for option, value in parsed.margin_options.items():
+        assert value == HEADS[name].options[option]
+    with pytest.raises(SystemExit):
+        parse(["--help"])
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith(f"  {name}: ")]
+    assert all(f"--{option}" in line for option in HEADS[name].options)
+
+
+def test_a_recipe_with_every_option_may_name_any_margin(tmp_path):
+    recipe = tmp_path / "all.yaml"
+    for name in HEADS:
+        recipe.write_text(parse(["--head", name])[0].as_yaml())
+        assert parse(["--config", str(recipe)])[0].head == name
+    recipe.write_text("head: cosface\nh: 0.333\n")
+    with pytest.raises(ValueError, match="--h is read by adaface only"):
+        parse(["--config", str(recipe)])
+
+
 def test_every_option_is_read_by_main():
     read = {
         node.attr
@@ -192,6 +226,10 @@ def test_every_option_is_read_by_main():
     }
     assert "more_augmentations" in read
     read |= {f"{name}_augmentation_prob" for name in MORE_AUGMENTATIONS}
+    assert "margin_options" in read
+    of_margins = {name for margin in HEADS.values() for name in margin.options}
+    assert all(name in OPTIONS for name in of_margins)
+    read |= of_margins
     assert set(OPTIONS) <= read, f"no one reads {set(OPTIONS) - read}"
 
 

@@ -158,6 +158,11 @@ def test_skipped_steps_are_counted_on_the_line():
     assert "AdaFace" not in health._line(values, 0, skipped=False)
 
 
+def test_a_head_that_knows_nothing_has_the_reward_for_high_norms():
+    head = build_head("magface", 512, 50)
+    assert uninformed_loss(head) == pytest.approx(np.log(50) + 35 * (110 / 110**2 + 1 / 110), rel=1e-6)
+
+
 @pytest.mark.parametrize(("name", "m"), [("adaface", 0.4), ("arcface", 0.5), ("cosface", 0.35)])
 def test_a_head_that_knows_nothing(name, m):
     head = build_head(name, 512, 50, m, 0.01, 0.333, 64.0)

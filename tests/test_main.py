@@ -523,9 +523,9 @@ def test_an_epoch_is_finished_with_other_batches(faces, tmp_path, capsys):
 def test_a_non_finite_loss_stops_and_keeps_the_good_checkpoint(faces, tmp_path, capsys, monkeypatch):
     calls = []
 
-    def poisoned(self, embeddings, norms, labels, batch_norms=None, honest=Head.loss):
+    def poisoned(self, embeddings, norms, labels, gather=None, honest=Head.loss):
         calls.append(len(labels))
-        return honest(self, embeddings, norms, labels, batch_norms) * (float("nan") if len(calls) == 7 else 1.0)
+        return honest(self, embeddings, norms, labels, gather) * (float("nan") if len(calls) == 7 else 1.0)
 
     monkeypatch.setattr(Head, "loss", poisoned)
     assert main.main(words(faces, tmp_path, "--epochs", "6", "--lr", "0.01")) == 2

@@ -18,6 +18,7 @@ MEMORY = StepMemory(
     backbone_parameters=1_000_000,
     embedding_size=500,
     class_num=1000,
+    sub_centers=1,
     sharded=False,
     sample_rate=1.0,
     accumulated=1,
@@ -39,6 +40,9 @@ def test_the_sums_by_hand():
     assert replace(MEMORY, averaged=True).weights_bytes == 18_000_000 + 4_000_000
     assert MEMORY.head_bytes == 8 * 1000 * 4
     assert replace(MEMORY, keep_exponentials=False).head_bytes == 0
+    centers = replace(MEMORY, sub_centers=3)
+    assert centers.head_parameters == 3 * 1000 * 500
+    assert centers.head_bytes == 8 * 1000 * 5  # and which center is nearest
     sharded = replace(MEMORY, processes=3, sharded=True)
     assert sharded.head_parameters == 334 * 500
     assert sharded.weights_bytes == (1_000_000 * 4 + 334 * 500 * 3) * 4  # DDP's buckets are the backbone's alone

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import sharded_worker as worker
 import torch
-from sharded_worker import FEW, MARGINS, MICRO_BATCHES, ODD, B, Model, micro_batches
+from sharded_worker import FEW, MARGINS, MICRO_BATCHES, ODD, SAMPLED, B, Model, micro_batches
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -66,7 +66,7 @@ def test_loss_gradients_and_statistics_are_those_of_the_dense_head(group, name, 
     expected = dense(name, classes, micro_batches(classes, W)[:count])
     assert len({tuple(part["losses"]) for part in parts}) == 1, "one number in all processes"
     assert_same(expected, parts, **TOLERANCE)
-    torch.testing.assert_close(torch.cat([p["kernel"] for p in parts]).shape[0], classes)
+    assert len(torch.cat([p["kernel"] for p in parts])) == len(expected["kernel"].t())
 
 
 @pytest.mark.parametrize("name", ["arcface", "cosface"])
@@ -107,9 +107,11 @@ def test_each_process_knows_the_target_cosines_of_its_own_images(group):
     torch.testing.assert_close(expected, cosines.gather(1, labels[:, None])[:, 0].detach(), **TOLERANCE)
 
 
-def test_sampled_steps_keep_the_positives_and_equal_a_head_of_the_chosen_classes(group):
+@pytest.mark.parametrize("name", SAMPLED)
+def test_sampled_steps_keep_the_positives_and_equal_a_head_of_the_chosen_classes(group, name):
     W, results = group
-    parts = [result["sampled"] for result in results]
+    parts = [result["sampled"][name] for result in results]
+    K = Model(name, 40).head.sub_centers
     assert all(part["sparse"] for part in parts)
     for number, (features, labels) in enumerate(micro_batches(40, W)[:2]):
         chosen = [part["chosen"][number] + shard_range(40, rank, W)[0] for rank, part in enumerate(parts)]
@@ -120,18 +122,20 @@ def test_sampled_steps_keep_the_positives_and_equal_a_head_of_the_chosen_classes
             assert len(classes) == max(len(positives), int(worker.RATE * (end - first)))
             assert (classes[1:] > classes[:-1]).all()
         union = torch.cat(chosen)
-        model = Model("adaface", 40)
+        columns = (union[:, None] * K + torch.arange(K)).flatten()
+        model = Model(name, 40)
         if number == 0:  # the statistics of the second batch follow from the first
-            model.head.kernel = torch.nn.Parameter(model.head.kernel.detach()[:, union])
+            model.head.kernel = torch.nn.Parameter(model.head.kernel.detach()[:, columns])
             model.head.class_num = len(union)
             losses = worker.accumulate(model, [(features, torch.searchsorted(union, labels))])
             assert parts[0]["losses"][:1] == pytest.approx(losses, rel=1e-5)
-            gradient = torch.zeros(40, worker.D)
-            gradient[union] = model.head.kernel.grad.t()
+            gradient = torch.zeros(40 * K, worker.D)
+            gradient[columns] = model.head.kernel.grad.t()
             torch.testing.assert_close(torch.cat([part["first"] for part in parts]), gradient, **TOLERANCE)
     for part in parts:
-        touched = torch.zeros(len(part["before"]), dtype=torch.bool)
+        touched = torch.zeros(len(part["before"]) // K, dtype=torch.bool)
         touched[torch.cat(part["chosen"])] = True
+        touched = touched.repeat_interleave(K)
         assert 0 < touched.sum() < len(touched)
         assert torch.equal(part["after"][~touched], part["before"][~touched]), "not even weight decay"
         moved = part["before"] - 0.1 * (part["kernel"] + 0.1 * part["before"])
@@ -276,7 +280,7 @@ def test_ranges_are_those_of_chunk(classes, W):
 
 
 def test_sharding_is_chosen_where_the_dense_head_would_not_fit():
-    sizes = {"class_num": 1_000_000, "embedding_size": 512, "processes": 2}
+    sizes = {"columns": 1_000_000, "embedding_size": 512, "processes": 2}
     needed = 4 * 12 * 512 * 1_000_000
     assert choose_sharding("auto", **sizes, memory_bytes=needed - 1)
     assert not choose_sharding("auto", **sizes, memory_bytes=needed)

@@ -15,6 +15,7 @@ import convert
 import evaluation.command
 import export_onnx
 import inference_commands
+from head import HEADS
 from net import check_architecture
 from published_models import PUBLISHED
 
@@ -129,6 +130,18 @@ def test_the_table_of_identities_and_devices_is_what_a_plan_computes():
     ideal = [replace(head, class_num=10**6, sharded=True, processes=W).weights_bytes / 1e9 for W in (1, 2, 4)]
     told = re.search(r"the arithmetic gives ([\d.]+), ([\d.]+) and ([\d.]+)\.", text)
     assert list(told.groups()) == [f"{number:.2f}" for number in ideal]
+
+
+def test_the_table_of_margins_has_all_of_them_with_their_options():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `(\w+)` \| .* \| `(--[^`]+)` \|$", text, re.MULTILINE))
+    assert list(rows) == list(HEADS)
+    for name, options in rows.items():
+        words = options.split()
+        values = dict(zip(words[::2], map(float, words[1::2]), strict=True))
+        assert values == {f"--{option}": value for option, value in HEADS[name].options.items()}
+        parsed, _ = config.parse(["--head", name, *words])
+        assert parsed.head == name
 
 
 def test_the_batch_job_is_a_shell_script():
