@@ -109,7 +109,9 @@ def _is_sharded_head(checkpoint: dict[str, Any]) -> bool:
         return True
     counts = [*head["shape"], head["files"], head["parameter"]]
     names = [head["dtype"], *head["states"]]
+    centers = head.get("sub_centers", 1)
     right = len(head["shape"]) == 2 and all(map(_is_count, counts)) and all(isinstance(name, str) for name in names)
+    right = right and _is_count(centers) and centers > 0 and head["shape"][1] % centers == 0
     return right and head["dtype"] in ("float32", "float64") and "folder" in checkpoint
 
 

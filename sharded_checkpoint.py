@@ -2,7 +2,8 @@
 
 Format: a folder with ``rest.ckpt`` (all of an ordinary checkpoint but the head's matrices, read with ``weights_only``)
 and one safetensors file of each process, written by torch.distributed.checkpoint: ``head.kernel`` and
-what the optimiser keeps of its shape, (D, C) each, cut by columns. There is no pickle but the restricted one, nobody
+what the optimiser keeps of its shape, (D, C) each, cut by columns; of a head with sub-centers (D * sub_centers, C), so
+that no class is cut. There is no pickle but the restricted one, nobody
 holds more than it trains, and any number of processes, sharded or not, can read it. A single file of a dense head is
 read by a sharded one too, and ``export_single_file`` makes one, as the official code reads it.
 """
@@ -49,6 +50,7 @@ def strip_head(checkpoint: dict[str, Any], head: PartialFC, optimizer: torch.opt
     checkpoint["optimizer_states"][0] = {**saved, "state": {**saved["state"], number: state}}
     checkpoint["adaface"][SHARDED_HEAD] = {
         "shape": [head.kernel.shape[1], head.columns],
+        "sub_centers": head.sub_centers,
         "files": world_size(),
         "dtype": str(head.kernel.dtype).removeprefix("torch."),
         "states": sorted(matrices),
@@ -68,7 +70,8 @@ def write_head(folder: Path, head: PartialFC, optimizer: torch.optim.Optimizer) 
         RuntimeError: a file cannot be written.
     """
     tensors = {KERNEL: head.kernel.detach(), **_matrices(head, optimizer)}
-    columns = {name: _global(value.t().contiguous(), head.columns) for name, value in tensors.items()}
+    classes = {name: _by_class(value.t(), head.sub_centers) for name, value in tensors.items()}
+    columns = {name: _global(value, head.class_num) for name, value in classes.items()}
     writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
     try:
         with _alone_is_meant():
@@ -100,11 +103,12 @@ def fill_in_head(checkpoint: dict[str, Any], head: PartialFC | None) -> None:
     if "folder" not in checkpoint:
         raise ValueError("the checkpoint is one file of several, its head is in others: name the folder they are in")
     folder = Path(checkpoint["folder"])
-    D, C = sharded["shape"]
-    _check_files(folder, sharded)
-    width = C if head is None else len(head.kernel)
+    centers = sharded.get("sub_centers", 1)
+    rows, C = sharded["shape"][0] * centers, sharded["shape"][1] // centers
+    _check_files(folder, sharded, rows, C)
+    width = C if head is None else head.end_class - head.first_class
     dtype = _DTYPES[sharded["dtype"]]
-    columns = {name: torch.empty(D, width, dtype=dtype) for name in (KERNEL, *sharded["states"])}
+    columns = {name: torch.empty(rows, width, dtype=dtype) for name in (KERNEL, *sharded["states"])}
     # a process without classes reads nothing, and still has to take part
     wanted = {name: value if head is None else _global(value, C) for name, value in columns.items()}
     try:
@@ -113,6 +117,7 @@ def fill_in_head(checkpoint: dict[str, Any], head: PartialFC | None) -> None:
     except (Exception, dcp.api.CheckpointException) as error:  # the latter is no Exception
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
         raise ValueError(f"{folder} is not a whole checkpoint: {reason}; take another one") from error
+    columns = {name: _by_column(value, centers) for name, value in columns.items()}
     # a dense head is (D, C); of a sharded one the optimiser has rows
     checkpoint["state_dict"] = _with_kernel(checkpoint["state_dict"], columns.pop(KERNEL))
     by_rows = {name: value if head is None else value.t().contiguous() for name, value in columns.items()}
@@ -169,6 +174,16 @@ def _place_of(parameter: nn.Parameter, optimizer: torch.optim.Optimizer) -> int:
     return next(number for number, other in enumerate(parameters) if other is parameter)
 
 
+def _by_class(columns: Tensor, centers: int) -> Tensor:
+    """Put the columns of each class (D, C * centers) below each other, (D * centers, C)."""
+    return columns.unflatten(1, (-1, centers)).transpose(1, 2).flatten(0, 1).contiguous()
+
+
+def _by_column(classes: Tensor, centers: int) -> Tensor:
+    """Put them side by side again, (D, C * centers)."""
+    return classes.unflatten(0, (-1, centers)).transpose(1, 2).flatten(1)
+
+
 def _global(columns: Tensor, number: int) -> Tensor:
     """Return this process's columns (D, K) as a part of (D, C), for torch.distributed.checkpoint."""
     if world_size() == 1:
@@ -186,9 +201,8 @@ def _alone_is_meant() -> Iterator[None]:
         yield
 
 
-def _check_files(folder: Path, sharded: dict[str, Any]) -> None:
+def _check_files(folder: Path, sharded: dict[str, Any], rows: int, classes: int) -> None:
     """Raise ValueError where the files are not all there, or do not hold each class once: PyTorch looks at neither."""
-    D, C = sharded["shape"]
     files = sorted(folder.glob(_FILES))
     if len(files) != sharded["files"]:
         raise ValueError(
@@ -197,14 +211,14 @@ def _check_files(folder: Path, sharded: dict[str, Any]) -> None:
         )
     parts: dict[str, list[tuple[int, int]]] = {name: [] for name in (KERNEL, *sharded["states"])}
     for file in files:
-        for name, (first_row, first), (rows, width) in _parts_in(file):
-            if name in parts and width and (first_row, rows) == (0, D):
+        for name, (first_row, first), (height, width) in _parts_in(file):
+            if name in parts and width and (first_row, height) == (0, rows):
                 parts[name].append((first, first + width))
     for name, found in parts.items():
         ends = [0, *(end for _, end in sorted(found))]
-        if [first for first, _ in sorted(found)] != ends[:-1] or ends[-1] != C:
+        if [first for first, _ in sorted(found)] != ends[:-1] or ends[-1] != classes:
             raise ValueError(
-                f"the files in {folder} do not hold each of the {C} classes of {name} once: they are not of one "
+                f"the files in {folder} do not hold each of the {classes} classes of {name} once: they are not of one "
                 f"checkpoint; {_INSTEAD}"
             )
 

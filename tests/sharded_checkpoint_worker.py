@@ -1,6 +1,6 @@
 """One process that writes or reads the checkpoint of a sharded head, for test_sharded_checkpoint.py.
 
-python sharded_checkpoint_worker.py write|read RANK WORLD CLASSES FOLDER STORE
+python sharded_checkpoint_worker.py write|read RANK WORLD CLASSES FOLDER STORE HEAD
 """
 
 import sys
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from checkpoints import REST, load_checkpoint
 from partial_fc import build_sharded_head
-from sharded_checkpoint import KERNEL, fill_in_head, strip_head, write_head
+from sharded_checkpoint import fill_in_head, strip_head, write_head
 
 D, B = 8, 12
 
@@ -24,10 +24,12 @@ def checkpoint_of(head: torch.nn.Module, optimizer: torch.optim.Optimizer) -> di
     return {"state_dict": state, "optimizer_states": [optimizer.state_dict()], "adaface": {}}
 
 
-def trained(classes: int, name: str = "sgd") -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+def trained(
+    classes: int, name: str = "sgd", head_type: str = "adaface"
+) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
     """A head after two steps, the same whatever the number of processes."""
     torch.manual_seed(3)
-    head = build_sharded_head("adaface", D, classes, 0.4, 0.01, 0.333, 64.0)
+    head = build_sharded_head(head_type, D, classes, 0.4, 0.01, 0.333, 64.0)
     parameters = [torch.nn.Parameter(torch.zeros(2)), head.kernel]  # the backbone's come first
     adam = torch.optim.AdamW(parameters, lr=0.1)
     optimizer = torch.optim.SGD(parameters, lr=0.1, momentum=0.9) if name == "sgd" else adam
@@ -44,10 +46,10 @@ def trained(classes: int, name: str = "sgd") -> tuple[torch.nn.Module, torch.opt
 
 
 def main() -> None:
-    action, rank, world, classes, folder, store = sys.argv[1:]
+    action, rank, world, classes, folder, store, head_type = sys.argv[1:]
     if int(world) > 1:
         dist.init_process_group("gloo", init_method=f"file://{store}", rank=int(rank), world_size=int(world))
-    head, optimizer = trained(int(classes))
+    head, optimizer = trained(int(classes), head_type=head_type)
     if action == "write":
         checkpoint = checkpoint_of(head, optimizer)
         strip_head(checkpoint, head, optimizer)
@@ -60,7 +62,8 @@ def main() -> None:
         fill_in_head(read, head)
         # two trainings with other numbers of processes: equal to rounding
         tolerance = {"rtol": 1e-3, "atol": 1e-4}
-        torch.testing.assert_close(read["state_dict"][KERNEL], expected["state_dict"][KERNEL], **tolerance)
+        for key, value in expected["state_dict"].items():
+            torch.testing.assert_close(read["state_dict"][key], value, **tolerance, msg=key)
         mine, theirs = (c["optimizer_states"][0]["state"][1]["momentum_buffer"] for c in (expected, read))
         torch.testing.assert_close(theirs, mine, **tolerance)
         assert theirs.shape == head.kernel.shape

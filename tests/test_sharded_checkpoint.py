@@ -20,12 +20,12 @@ TESTS = Path(__file__).parent
 ODD, FEW = 11, 5  # not divisible by 2, 3 or 4; and so few that the last of four processes has none
 
 
-def start(action: str, world: int, classes: int, folder: Path, store: Path) -> None:
+def start(action: str, world: int, classes: int, folder: Path, store: Path, head: str = "adaface") -> None:
     path = os.pathsep.join([str(TESTS.parent), str(TESTS)])
     processes = [
         subprocess.Popen(
             [sys.executable, str(TESTS / "sharded_checkpoint_worker.py"), action, str(rank), str(world), str(classes),
-             str(folder), str(store)],
+             str(folder), str(store), head],
             env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}, stderr=subprocess.PIPE, text=True,
         )
         for rank in range(world)
@@ -50,6 +50,21 @@ def of_four(request, tmp_path_factory) -> tuple[int, Path]:
 def test_a_checkpoint_of_four_processes_is_read_by_fewer(of_four, world, tmp_path):
     classes, folder = of_four
     start("read", world, classes, folder, tmp_path / "store")
+
+
+@pytest.mark.parametrize("head", ["curricularface", "subcenter_arcface"])
+def test_statistics_and_all_centers_of_a_class_are_read_by_other_numbers_of_processes(head, tmp_path):
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    start("write", 3, ODD, folder, tmp_path / "store3", head)
+    start("read", 2, ODD, folder, tmp_path / "store2", head)
+    export_single_file(folder, tmp_path / "single.ckpt")
+    saved = {k.removeprefix("head."): v for k, v in load_checkpoint(tmp_path / "single.ckpt")["state_dict"].items()}
+    dense = build_head(head, D, ODD)
+    dense.load_state_dict(saved)
+    of_one = trained(ODD, head_type=head)[0].state_dict()
+    for key, value in dense.state_dict().items():
+        torch.testing.assert_close(value, of_one[key], rtol=1e-3, atol=1e-4, msg=key)
 
 
 def test_one_process_reads_it_sharded_or_not(of_four):
@@ -189,6 +204,9 @@ def test_another_class_count_is_refused(of_four):
     with pytest.raises(ValueError, match=f"has a head of {classes} classes, the training data has 99"):
         check_fits(load_checkpoint(folder), shapes, folder)
     check_fits(load_checkpoint(folder), {**shapes, KERNEL: (D, classes)}, folder)
+    with pytest.raises(ValueError, match="has a head of 2 classes, the training data has 3"):
+        state = {**load_checkpoint(folder)["state_dict"], KERNEL: torch.zeros(D, 6)}
+        check_fits({"state_dict": state}, {**shapes, KERNEL: (D, 9)}, folder, sub_centers=3)
 
 
 def test_all_that_adam_keeps_is_kept(tmp_path):

@@ -44,8 +44,13 @@ def momenta(checkpoint: dict) -> dict[int, torch.Tensor]:
         {"head_type": "adaface", "sharded": True, "accumulate": 1, "gradient_clip_val": 0.5},
         {"head_type": "arcface", "sharded": True, "accumulate": 3},
         {"head_type": "adaface", "sharded": False, "accumulate": 3, "gradient_clip_val": 0.5},
+        {"head_type": "magface", "sharded": True, "accumulate": 1},
+        {"head_type": "magface", "sharded": False, "accumulate": 1},
+        {"head_type": "curricularface", "sharded": True, "accumulate": 1},
+        {"head_type": "curricularface", "sharded": False, "accumulate": 1},
+        {"head_type": "subcenter_arcface", "sharded": True, "accumulate": 1, "gradient_clip_val": 0.5},
     ],
-    ids=["sharded clipped", "sharded accumulated", "dense"],
+    ids=lambda options: " ".join(f"{name}={value}" for name, value in options.items()),
 )
 def test_two_processes_train_as_one_with_twice_the_batch(tmp_path, options):
     two, one = tmp_path / "two", tmp_path / "one"
@@ -121,15 +126,16 @@ def test_machines_of_which_one_shards_the_head_by_its_memory_do_not_agree():
     assert "--head_sharding on or off" in different
 
 
-def test_a_sharded_head_is_the_dense_one_of_the_same_seed():
+@pytest.mark.parametrize("name", ["adaface", "curricularface", "subcenter_arcface"])
+def test_a_sharded_head_is_the_dense_one_of_the_same_seed(name):
     heads = []
     for sharded in (False, True):
         torch.manual_seed(8)
-        module = FaceRecognitionModule(arch="ir_mini", class_num=5, sharded=sharded)
+        module = FaceRecognitionModule(arch="ir_mini", class_num=5, head_type=name, sharded=sharded)
         torch.rand(3)  # what happens in between does not matter
         module.configure_model()
         heads.append(module.head.state_dict()["kernel"])
         shapes = module.checkpoint_shapes()
-        assert shapes["head.kernel"] == (512, 5)
+        assert shapes["head.kernel"] == (512, 5 * module.sub_centers)
         assert list(shapes) == list(module.state_dict())
     torch.testing.assert_close(heads[1], heads[0], rtol=1e-6, atol=0)
