@@ -1,5 +1,6 @@
 """Files that are whole or absent: written under a temporary name in the same folder, then renamed."""
 
+import contextlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,15 +21,18 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """
     final = Path(path)
     part = final.with_name(f".{final.name}.part")
-    part.unlink(missing_ok=True)  # what a kill left may be another name of a file that is in use, or a link to it
     try:
+        part.unlink(missing_ok=True)  # what a kill left may be another name of a file that is in use, or a link to it
         with part.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         part.replace(final)
-    except BaseException:
-        part.unlink(missing_ok=True)
+    except BaseException as error:
+        if isinstance(error, OSError) and error.filename == str(part):
+            error.filename = str(final)  # of which the user knows
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
         raise
 
 

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import difflib
 import errno
+import io
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -63,6 +64,9 @@ def run_to_status(program: str, job: Callable[[], int], *, stopped: str, failed:
     Returns:
         The job's exit status, ``failed``, or 130 where it was stopped.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # file names need not be text
     try:
         with terminated_as_interrupted():
             return job()
@@ -83,7 +87,19 @@ def one_line(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno in _NO_SPACE:
         place = f" for {error.filename}" if error.filename else ""
         return f"no space left on the disk{place}; free some, then run the same command again. No file is half written"
-    return " ".join(str(error).split())
+    told = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
+    return printable(" ".join(told.split()))
+
+
+def printable(text: str) -> str:
+    r"""Return a text in one line, without control characters: file names may hold any bytes.
+
+    Args:
+        text: such as a file name; what cannot be shown becomes ``\n``, ``\x1b``, ``\udcff``.
+    """
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii") for letter in text
+    )
 
 
 @contextlib.contextmanager

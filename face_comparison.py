@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from command_line import printable
 from inference import Embedder
 from plot_style import BLACK, GREEN, GREY, plain, save_figure
 
@@ -18,6 +19,7 @@ NO_THRESHOLD = (
 )
 _CELL_INCHES = 1.1
 _LONGEST_NAME = 40
+MOST_DRAWN = 40  # faces in a picture, which has a cell for each two
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,8 @@ def threshold_text(threshold: Threshold) -> str:
 
 
 def short_name(name: str) -> str:
-    """Return a name, or the end of a long one."""
+    """Return a name as it can be printed, or the end of a long one."""
+    name = printable(name)
     return name if len(name) <= _LONGEST_NAME else f"...{name[3 - _LONGEST_NAME :]}"
 
 

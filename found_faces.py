@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from command_line import printable
 from embedding_file import NamedEmbeddings
 from face_comparison import NO_THRESHOLD, Threshold, short_name, threshold_text
 
@@ -48,7 +49,7 @@ def found_text(found: FoundFaces) -> str:
         lines.append(f"{short_name(name)} (quality {found.probes.norms[probe]:.2f})")
         for rank, face, similarity, norm in found._rows(probe):
             mark = "*" if found.same(probe, rank) else " "
-            lines.append(f"{rank + 1:>5}  {similarity:>8.4f}{mark}  {face} (quality {norm:.2f})")
+            lines.append(f"{rank + 1:>5}  {similarity:>8.4f}{mark}  {printable(face)} (quality {norm:.2f})")
     decided = found.threshold
     lines.append(NO_THRESHOLD if decided is None else f"* one person: cosine at or above {threshold_text(decided)}")
     return "\n".join(lines)

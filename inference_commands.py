@@ -12,7 +12,6 @@ cosines; the quality of a face is the norm of its embedding, which is AdaFace's 
 
 import argparse
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -21,13 +20,14 @@ import numpy as np
 from alignment.detector import MTCNN
 from alignment.photograph_list import Photographs
 from atomic_files import write_atomically
-from command_line import Parser, run_to_status
+from command_line import Parser, printable, run_to_status
 from devices import plan_devices
 from embedding_file import NamedEmbeddings, read_embeddings, write_embeddings
 from evaluation.command import CACHE
 from evaluation.embedding import MOST_UNREADABLE, CachedEmbedding, ModelFile
 from evaluation.image_list import ImageFiles, ImageList
 from face_comparison import (
+    MOST_DRAWN,
     choose_threshold,
     compare_faces,
     comparison_text,
@@ -38,6 +38,7 @@ from face_server import FaceServer, Limits, serve
 from found_faces import FoundFaces, found_csv, found_text
 from gallery_search import ENGINES, LARGE_GALLERY, choose_engine, most_similar
 from model_options import add_model_options, check_model_options, model_path
+from quiet_decoders import quiet_decoders
 from sample_images import find_images
 
 # what turns image files into aligned faces: called with a name for the list and its files
@@ -140,6 +141,8 @@ def _check_values(command: Parser, options: argparse.Namespace) -> None:
         command.error(f"--batch_size {options.batch_size}: at least 1 is expected")
     if options.command == "compare" and len(options.images) < 2:
         command.error("give two or more images to compare")
+    if options.command == "compare" and options.save and len(options.images) > MOST_DRAWN:
+        command.error(f"--save draws at most {MOST_DRAWN} faces, {len(options.images)} images are given")
     if options.command == "search" and options.top < 1:
         command.error(f"--top {options.top}: at least 1 is expected")
     if options.command == "serve" and not 0 <= options.port <= MOST_PORT:
@@ -168,7 +171,8 @@ def main(words: list[str] | None = None) -> int:
 
     def job() -> int:
         options = parse(sys.argv[1:] if words is None else words)
-        _COMMANDS[options.command](options, _open_model(options))
+        with quiet_decoders():
+            _COMMANDS[options.command](options, _open_model(options))
         return 0
 
     stopped = "what has been embedded of folders is kept, the same command goes on"
@@ -241,7 +245,6 @@ def _serve(options: argparse.Namespace, model: CachedEmbedding) -> None:
     print(
         "threshold: none, so there are no decisions" if threshold is None else f"threshold: {threshold_text(threshold)}"
     )
-    warnings.filterwarnings("ignore", module="PIL")  # damaged metadata; damaged photographs raise
     serve(FaceServer(options.host, options.port, model.embedder, MTCNN(), threshold, Limits()))
 
 
@@ -267,8 +270,8 @@ def _of_folder(folder: Path, model: CachedEmbedding, open_faces: OpenFaces) -> N
     good = np.flatnonzero(embedded.readable)
     bad = [names[index] for index in np.flatnonzero(~embedded.readable)]
     if bad:
-        more = ", ..." if len(bad) > _SHOWN_UNREADABLE else ""
-        print(f"left out, unreadable: {len(bad):,} of {len(files):,} ({', '.join(bad[:_SHOWN_UNREADABLE])}{more})")
+        shown = ", ".join(map(printable, bad[:_SHOWN_UNREADABLE])) + (", ..." if len(bad) > _SHOWN_UNREADABLE else "")
+        print(f"left out, unreadable: {len(bad):,} of {len(files):,} ({shown})")
     if not len(good):
         raise ValueError(f"no image of {folder} can be used: no embeddings")
     return _with_model(model, [names[i] for i in good], embedded.embeddings[good], embedded.norms[good, 0])

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from atomic_files import write_atomically
+from command_line import printable
 
 BLUE, VERMILION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 ORANGE, SKY, BLACK, GREY = "#E69F00", "#56B4E9", "#222222", "#8A8A8A"
@@ -59,12 +60,14 @@ def line_looks(names: Iterable[str]) -> dict[str, dict[str, Any]]:
 
 
 def plain(text: str) -> str:
-    """Return a text that matplotlib shows as it is: ``$`` would begin a formula, and a broken one ends the drawing.
+    """Return a text that matplotlib shows as it is.
+
+    ``$`` would begin a formula, and a broken one ends the drawing; so does a file name that is no UTF-8.
 
     Args:
         text: such as the name of a set.
     """
-    return text.replace("$", r"\$")
+    return printable(text).replace("$", r"\$")
 
 
 def power_of_ten(value: float) -> str:

@@ -10,10 +10,8 @@ same command is given again.
 
 import argparse
 import hashlib
-import os
 import sys
 import time
-import warnings
 from pathlib import Path
 
 import cv2
@@ -22,7 +20,8 @@ from alignment.detector import MTCNN, SMALLEST_FACE_PX, WHICH_FACES
 from alignment.journal import TABLE, Journal
 from alignment.landmark_file import read_landmarks
 from alignment.tree import CROP_SUFFIXES, SUFFIXES, FindFaces, Outcome, Wanted, align_tree, find_photographs
-from command_line import FAILED, INTERRUPTED, Parser, run_to_status
+from command_line import FAILED, INTERRUPTED, Parser, printable, run_to_status
+from quiet_decoders import quiet_decoders
 from run_lock import RunLock
 from threads import usable_cores
 
@@ -104,8 +103,7 @@ def main(words: list[str] | None = None) -> int:
     def job() -> int:
         options = parse(sys.argv[1:] if words is None else words)
         cv2.setNumThreads(1)  # photographs are what is shared out
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="PIL")  # damaged metadata; damaged images raise
+        with quiet_decoders():
             return _run(options)
 
     try:
@@ -168,7 +166,7 @@ def _tell(outcome: Outcome, seconds: float, output: Path) -> None:
     kinds = ", ".join(f"{count:,} {status}" for status, count in outcome.by_status.most_common())
     print(f"no face from {len(outcome.without):,} photographs ({kinds}), all of them in {output / TABLE}:")
     for name, reason in outcome.without[:_SHOWN]:
-        print(f"  {os.fsencode(name).decode(errors='replace')}: {reason}")
+        print(f"  {printable(name)}: {printable(reason)}")
 
 
 if __name__ == "__main__":

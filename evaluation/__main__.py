@@ -9,7 +9,6 @@ r"""Evaluate any model by the protocols of the paper, or on your own faces.
 """
 
 import argparse
-import io
 import shlex
 import sys
 import tempfile
@@ -37,9 +36,6 @@ def main(words: list[str] | None = None) -> int:
         Exit status: 0 done, 2 error (one line on stderr), 3 a number outside its interval with --strict, 130 stopped.
     """
     words = sys.argv[1:] if words is None else words
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # file names need not be text
     stopped = "what has been embedded is kept, the same command goes on"
     return run_to_status("evaluation", lambda: _run(parse(words), words), stopped=stopped)
 

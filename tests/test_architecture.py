@@ -88,6 +88,7 @@ LEVELS = {
     "pack": 1,
     "plots": 1,
     "quality_plot": 1,
+    "quiet_decoders": 0,
     "svg_figure": 0.2,
     "progress": 1,
     "results": 1,

@@ -1,4 +1,5 @@
 import csv
+import os
 import re
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from photographs import astronaut
+from PIL import Image
 from test_inference import faces, write_checkpoint
 from test_model_files import write_official
 
@@ -210,6 +212,7 @@ def test_embeddings_of_another_model_are_refused(run, people, tmp_path):
         (["compare", "large.png", "large.png"], "large.png is 224x200 px, expected an aligned face"),
         (["compare", "a.png", "b.png", "--save", "x.jpg"], "a file name that ends in .png"),
         (["compare", "a.png", "b.png", "--save", "none/x.png"], "there is no folder none"),
+        (["compare", *["a.png"] * 41, "--save", "x.png"], "--save draws at most 40 faces, 41 images are given"),
         (["compare", "a.png", "b.png", "--threshold", "2"], "is not a cosine from -1 to 1"),
         (["compare", "a.png", "b.png", "--batch_size", "0"], "at least 1 is expected"),
         (["compare", "a.png", "b.png", "--model", "adaface_ir50_ms1mv2"], "give --model with the name"),
@@ -263,6 +266,35 @@ def test_a_checkpoint_with_other_keys_lists_them(run, people, tmp_path):
     error = run("embed", "people", "--out", "x.npz", model=["--checkpoint", str(path)], expected=2)
     missing = first.removeprefix("model.")
     assert f"ir_mini, but for 1 entries missing ({missing}), 1 entries too many (more)" in error
+
+
+def test_names_of_any_bytes_are_shown_and_drawn(run, people):
+    names = [os.fsdecode(b"n\xff.png"), "two\nlines \x1b[1m.png"]
+    for name in names:
+        shutil.copy("people/person 0/0.png", name)
+    shown = ["n\\udcff.png", "two\\nlines \\x1b[1m.png"]
+    out = run("compare", *names, "--save", "x.png")
+    assert all(f"  {row}  {name}" in out for row, name in zip((1, 2), shown, strict=True))
+    assert cv2.imread("x.png") is not None
+    Path("odd").mkdir()
+    for name in names:
+        shutil.move(name, "odd")
+    out = run("search", "odd", "people/person 0/0.png", "--cache", "")
+    assert all(f"  {name} (quality" in out for name in shown)
+
+
+def test_damaged_files_are_told_once(people, checkpoint, capfd, recwarn, monkeypatch):
+    model = ["--checkpoint", str(checkpoint)]
+    encoded = Path("people/person 0/0.png").read_bytes()
+    Path("cut.png").write_bytes(encoded[: len(encoded) // 2])
+    assert main(["compare", "cut.png", "cut.png", *model]) == 2
+    error = capfd.readouterr().err
+    assert (error.count("\n"), "cut.png is no readable image" in error) == (1, True)
+    Image.new("1", (9_500, 9_500)).save("large.png")  # of which Pillow warns
+    monkeypatch.setattr(MTCNN, "detect", lambda self, image: [])
+    assert main(["compare", "large.png", "large.png", "--align", *model]) == 2
+    assert capfd.readouterr().err == "inference: error: no face was found in large.png\n"
+    assert not [warning for warning in recwarn if "Bomb" in str(warning.category)]
 
 
 def test_every_option_is_explained():

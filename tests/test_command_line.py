@@ -1,0 +1,47 @@
+import errno
+import io
+import os
+import sys
+
+import pytest
+
+from atomic_files import write_atomically
+from command_line import one_line, printable, run_to_status
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("Zoë 张.png", "Zoë 张.png"),
+        ("a\nb\tc", "a\\nb\\tc"),
+        ("\x1b[2Jx", "\\x1b[2Jx"),
+        (os.fsdecode(b"n\xff.png"), "n\\udcff.png"),
+        ("gnp.\u202etxt", "gnp.\\u202etxt"),
+    ],
+)
+def test_names_are_printed_in_one_line(text, shown):
+    assert printable(text) == shown
+    assert one_line(ValueError(f"{text} is wrong")) == f"{printable(' '.join(text.split()))} is wrong"
+
+
+def test_errors_of_the_system_name_their_file(tmp_path):
+    with pytest.raises(OSError, match="No such file") as caught:
+        write_atomically(tmp_path / "none" / "x.csv", "")
+    assert one_line(caught.value) == f"{tmp_path}/none/x.csv: No such file or directory"
+    assert one_line(OSError(errno.ENOSPC, "full", "x.npz")).startswith("no space left on the disk for x.npz")
+    assert one_line(FileNotFoundError("there is no image x")) == "there is no image x"
+
+
+def test_names_that_are_no_text_do_not_end_a_command(monkeypatch):
+    streams = [io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="strict") for _ in range(2)]
+    monkeypatch.setattr(sys, "stdout", streams[0])
+    monkeypatch.setattr(sys, "stderr", streams[1])
+
+    def job() -> int:
+        print(os.fsdecode(b"n\xff.png"))
+        raise ValueError(os.fsdecode(b"\xfe is wrong"))
+
+    assert run_to_status("program", job, stopped="") == 2
+    for stream, expected in zip(streams, (b"n\\udcff.png\n", b"program: error: \\udcfe is wrong\n"), strict=True):
+        stream.flush()
+        assert stream.buffer.getvalue() == expected
