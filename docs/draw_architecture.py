@@ -82,8 +82,11 @@ def draw(path: Path) -> None:
 
 def _draw_box(axes: Axes, box: Box) -> None:
     corner = box.x - _WIDTH / 2, box.y - _HEIGHT / 2
-    style = {"boxstyle": "round,pad=0,rounding_size=0.1", "facecolor": "white", "edgecolor": box.colour}
-    axes.add_patch(FancyBboxPatch(corner, _WIDTH, _HEIGHT, linewidth=1.8, **style))
+    patch = FancyBboxPatch(
+        corner, _WIDTH, _HEIGHT, boxstyle="round,pad=0,rounding_size=0.1", linewidth=1.8,
+        facecolor="white", edgecolor=box.colour,
+    )  # fmt: skip
+    axes.add_patch(patch)
     axes.text(box.x, box.y + 0.26, box.title, ha="center", va="center", fontsize=11, fontweight="bold", color=BLACK)
     axes.text(box.x, box.y, box.text, ha="center", va="center", fontsize=7.5, color=BLACK)
     axes.text(box.x, box.y - 0.28, box.rooms, ha="center", va="center", fontsize=7, color=GREY, family="monospace")
