@@ -43,6 +43,8 @@ def with_pretrained(config: Config) -> Config:
     if name is None:
         return config
     path = find_pretrained(getattr(config, name))
+    if path.suffix == ".onnx":
+        raise ValueError(f"--{name} {path} is an ONNX export: give the checkpoint (.ckpt) that it was made of")
     config = with_whole_path(config)
     if "arch" in config.given:
         return config

@@ -45,7 +45,7 @@ def open_sets(folder: Path, wanted: str, *, held_out_otherwise: bool, compulsory
             known = nearest(name, [*found, HELD_OUT])
             raise FileNotFoundError(f"--val_sets {wanted}: there is no set {name} in {folder.absolute()}; {known}")
     opened = {name: open_pair_set(folder, name) for name in found if not names or name in names}
-    missing = [] if names else [name for name in PAPER_SETS if name not in found]
+    missing = [name for name in PAPER_SETS if name not in found] if found and not names else []
     held_out = HELD_OUT in names and HELD_OUT not in found if names else held_out_otherwise and not found
     why = "none there" if folder.is_dir() else "no such folder"
     none = f"no validation sets in {folder.absolute()} ({why}; looked for .bin files and converted sets)"

@@ -283,6 +283,7 @@ def test_published_names_are_taken_like_files(private, model, tmp_path, monkeypa
         (["--arch", "ir_18"], f"holds weights of {ARCH}, the run uses --arch ir_18: give --arch {ARCH}"),
         (["--finetune", "adaface_ir50_ms1mv22"], "did you mean adaface_ir50_ms1mv2?"),
         (["--finetune", "no/such.ckpt"], "--finetune: there is no file no/such.ckpt"),
+        (["--finetune", "{onnx}"], "--finetune {onnx} is an ONNX export: give the checkpoint (.ckpt)"),
         (["--finetune", "{folder}"], "{folder} is a folder without rest.ckpt"),
         (["--freeze_stages", "5"], "the network has 4 stages"),
         (["--freeze_stages", "-1"], "--freeze_stages must be at least 0"),
@@ -312,7 +313,8 @@ def test_what_cannot_work_is_refused_in_a_line(private, model, tmp_path, capsys,
         "optimizer_states": [{"state": {}, "param_groups": []}],
     }  # fmt: skip
     torch.save(other, tmp_path / "other.ckpt")
-    places = {"{folder}": str(tmp_path), "{other}": str(tmp_path / "other.ckpt")}
+    places = {"{folder}": str(tmp_path), "{other}": str(tmp_path / "other.ckpt"), "{onnx}": str(tmp_path / "m.onnx")}
+    (tmp_path / "m.onnx").touch()
     for name, path in places.items():
         more, message = [word.replace(name, path) for word in more], message.replace(name, path)
     assert main.main(words(private, model, tmp_path / "runs", *more)) == 2
