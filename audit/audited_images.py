@@ -131,6 +131,7 @@ class TestImages:
         get: returns one, encoded or decoded; raises ValueError or OSError.
         where: returns where one lies, for messages.
         state: a text that changes where they do.
+        folder: of its image files; None where they are in a `.bin` or the like.
     """
 
     __test__ = False  # no test of pytest's
@@ -140,6 +141,7 @@ class TestImages:
     get: Callable[[int], EncodedImage]
     where: Callable[[int], str]
     state: str
+    folder: Path | None = None
 
     def __len__(self) -> int:
         return self.count
@@ -215,7 +217,9 @@ def _folder_images(folder: Path) -> TestImages:
             f"--test_sets: {folder} holds neither verification sets nor images; it holds {listing(folder)}"
         )
     name = folder.resolve().name[:_LONGEST_NAME]
-    return TestImages(name, len(names), lambda i: names[i].read_bytes(), lambda i: str(names[i]), _state_of(names))
+    return TestImages(
+        name, len(names), lambda i: names[i].read_bytes(), lambda i: str(names[i]), _state_of(names), folder
+    )
 
 
 def _state_of(files: Sequence[Path]) -> str:

@@ -1,9 +1,10 @@
 """Find all pairs of hashes that are nearly the same, without comparing every hash with every other.
 
 A hash is cut into bands; two that differ in few bits have a band in common as a rule. Of each band the hashes are
-sorted by it, and compared inside a run of equal ones: 6 million hashes are ten sorts of 12 million numbers. In trials
-on real faces a picture encoded anew, blurred, made brighter or mirrored was found at least 97 times in 100, one shifted
-by a pixel 86 times in 100 with wide bands (of large data), 99 times with narrow ones.
+sorted by it, and compared inside a run of equal ones: 6 million hashes are ten sorts of 12 million numbers. Of 300 LFW
+faces and their copies, all but one were found of those encoded anew (quality 50 and 20), made brighter, blurred,
+reduced to 64x64 px, or mirrored; of those one pixel aside all with narrow bands and 90 % with the wide ones of large
+data; of those 2 % larger 97 and 88 %; of those two pixels aside 21 and 14 %.
 
 Source: Manku, Jain, Das Sarma, "Detecting Near-Duplicates for Web Crawling" (2007), simplified.
 """

@@ -10,8 +10,8 @@ import os
 import platform
 import shlex
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -37,6 +37,7 @@ FOUND = 3  # exit status of an audit that has found more than notes
 _CACHE, _LOCK = "cache", ".lock"
 _FORM = 1  # of what is kept; raise it when a row's meaning changes
 _KEY_LETTERS = 24
+_FEWEST_IDENTITIES = 2
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def audit(options: AuditOptions, load_embed: LoadEmbed | None = None) -> int:
     threads = options.threads or usable_cores()
     data = open_audited_data(options.data, swapped=options.swapped)
     tests = _named(open_test_sets(options.test_sets)) if options.test_sets else {}
-    output = _output_folder(options, data)
+    output = _output_folder(options, data, tests.values())
     model = load_embed(output / _CACHE) if load_embed else None
     _say(f"{data.source.location}: {len(data):,} images of {len(data.source.class_names):,} identities")
     with _only_one(output):
@@ -138,16 +139,16 @@ def _named(sets: Sequence[TestImages]) -> dict[str, TestImages]:
         name, number = images.name, 2
         while name in named:
             name, number = f"{images.name} ({number})", number + 1
-        named[name] = TestImages(name, images.count, images.get, images.where, images.state)
+        named[name] = replace(images, name=name)
     return named
 
 
-def _output_folder(options: AuditOptions, data: AuditedData) -> Path:
+def _output_folder(options: AuditOptions, data: AuditedData, tests: Iterable[TestImages]) -> Path:
     """Return the folder to write to, made where it is absent."""
     first = Path(options.data if Path(options.data).exists() else options.data.split(",")[0].strip()).resolve()
     output = Path(options.output) if options.output else first.with_name(f"{first.name}_audit")
-    for folder in [*image_folders(data.source), *map(Path, filter(None, options.test_sets.split(",")))]:
-        if folder.is_dir() and output.resolve().is_relative_to(folder.resolve()):
+    for folder in (*image_folders(data.source), *(images.folder for images in tests if images.folder is not None)):
+        if output.resolve().is_relative_to(folder.resolve()):
             raise ValueError(
                 f"--output {output} lies in the image folder {folder}, where it would be an identity: give another one"
             )
@@ -232,6 +233,9 @@ def _apply(options: AuditOptions, data: AuditedData, findings: list[Finding], pa
         f"{path}: {index.used:,} of {len(data):,} images of {left:,} identities are used, {moved:,} of them as "
         "another's; nothing was deleted"
     )
+    if left < _FEWEST_IDENTITIES:
+        _say(f"that is too little to train on: at least {_FEWEST_IDENTITIES} identities are needed")
+        return
     first = Path(options.data).resolve()
     place = f"--data_root {shlex.quote(str(first.parent))} --train_data_path {shlex.quote(first.name)}"
     if not first.exists():

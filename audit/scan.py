@@ -6,12 +6,15 @@ on the frequencies that are usual in the data, not on threads or on where an aud
 
 import contextlib
 import hashlib
+import io
 import os
+import warnings
 from pathlib import Path
 from typing import Protocol
 
 import cv2
 import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
 from audit.colours import colour_spread, warmth
@@ -39,6 +42,8 @@ _AT_ONCE = 128
 _SAMPLED = 4096
 _SEEN_AS_CUT_ROWS = 8
 _FILLER = 128  # what libjpeg paints where a picture's data ends too early
+_MOST_PIXELS = 1 << 26
+_LEAST_BYTES_OF_LARGE = 1 << 15  # of a PNG of so many pixels and one colour
 _ENCODED_WITH_END = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
 
 
@@ -177,6 +182,21 @@ def _look(images: Images, index: int, usual: np.ndarray, swapped: bool) -> np.nd
     return row
 
 
+def _is_too_large(data: bytes) -> bool:
+    """Whether a file's head tells more pixels than a photograph has: a small file can unfold to gigabytes."""
+    if len(data) < _LEAST_BYTES_OF_LARGE:
+        return False
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's own, of the same thing
+        try:
+            with Image.open(io.BytesIO(data)) as image:
+                return image.width * image.height > _MOST_PIXELS
+        except Image.DecompressionBombError:
+            return True
+        except (OSError, ValueError, SyntaxError):
+            return False
+
+
 def _decoded(images: Images, index: int) -> tuple[np.ndarray | None, str]:
     """Return the pixels of an image, BGR or grey, of any size; or None, and why."""
     try:
@@ -186,6 +206,8 @@ def _decoded(images: Images, index: int) -> tuple[np.ndarray | None, str]:
     if isinstance(encoded, np.ndarray) and encoded.ndim == 3:
         return np.ascontiguousarray(encoded[:, :, ::-1]), ""
     data = encoded if isinstance(encoded, bytes) else encoded.tobytes()
+    if _is_too_large(data):
+        return None, f"more than {_MOST_PIXELS / 1e6:.0f} million pixels: not decoded"
     try:
         if not data or data.startswith(_ENCODED_WITH_END):
             image_suffix(data, "it")

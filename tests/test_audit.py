@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -375,6 +376,54 @@ def test_training_takes_exactly_the_images_of_the_index(data, audited, tmp_path)
     assert main.main(words) == 2  # the folder as it is: identities without images
 
 
+def test_test_sets_may_be_folders_and_lie_around_the_output(data, tmp_path):
+    """As in `--audit faces_emore/imgs --test_sets faces_emore`, and of two sets of one name."""
+    shutil.copytree(data.clean, tmp_path / "emore" / "imgs")
+    shutil.copy(data.test_set, tmp_path / "emore")
+    assert convert.main(["--rec_path", str(tmp_path / "emore"), "--make_validation_memfiles"]) == 0
+    for label in ("5", "9"):
+        shutil.copytree(data.clean / label, tmp_path / "probes" / "lfw" / label)
+    path = tmp_path / "emore" / "imgs"
+    sets = f"{path.parent},{tmp_path / 'probes' / 'lfw'}"
+    assert convert.main(["--audit", str(path), "--test_sets", sets]) == 3
+    output = tmp_path / "emore" / "imgs_audit"
+    assert json.loads((output / "audit.json").read_text())["test_sets"] == {"lfw": 40, "lfw (2)": 24}
+    findings = read_findings(output)
+    assert {(row["kind"], row["identity"]) for row in findings} == {("leaked image", "5"), ("leaked image", "9")}
+    assert len(findings) == 24
+
+
+def png_that_says(side: int) -> bytes:
+    """A file of 40 KB whose head tells of side x side pixels."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    head = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", bytes(40_000)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("side", [8200, 2**30])
+def test_a_small_file_of_very_many_pixels_is_not_decoded(data, tmp_path, side):
+    faces = tmp_path / "faces"
+    for label in ("1", "2"):
+        shutil.copytree(data.clean / label, faces / label)
+    (faces / "1" / "large.png").write_bytes(png_that_says(side))
+    (faces / "1" / "small.png").write_bytes(png_that_says(300))
+    assert audit(faces, tmp_path / "out") == 3
+    large, small = (row for row in read_findings(tmp_path / "out") if row["kind"] == "unreadable image")
+    assert large["text"] == "more than 67 million pixels: not decoded"
+    assert "no picture of a known form" in small["text"]
+
+
+def test_too_little_is_left_to_train_on(data, tmp_path, capsys):
+    shutil.copytree(data.clean / "3", tmp_path / "faces" / "3")
+    assert audit(tmp_path / "faces", tmp_path / "out", "--apply") == 0
+    out = capsys.readouterr().out
+    assert "at least 2 identities are needed" in out
+    assert "next: python main.py" not in out
+
+
 # --- what is refused ----------------------------------------------------------------------------------------------
 
 
@@ -387,6 +436,7 @@ def test_training_takes_exactly_the_images_of_the_index(data, audited, tmp_path)
         (["--audit", "clean", "--test_sets", "empty"], "holds neither verification sets nor images"),
         (["--audit", "clean", "--test_sets", "a.txt"], "neither a .bin file nor a folder"),
         (["--audit", "clean", "--output", "clean/out"], "where it would be an identity"),
+        (["--audit", "empty/../clean", "--test_sets", "clean", "--output", "clean/7/out"], "where it would be an"),
         (["--audit", "clean", "--output", "a.txt"], "is a file, expected a folder"),
         (["--audit", "clean", "--output", "full"], "holds other things than an audit"),
         (["--audit", "clean", "--audit_checkpoint", "absent.ckpt"], "absent.ckpt"),
