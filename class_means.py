@@ -3,12 +3,15 @@
 A head of random weights would first have to find the classes, with gradients that spoil the backbone meanwhile; with
 the means it knows them from the first step on. The embeddings are those of the images as they are, without mirror or
 augmentation, each of length 1; the mean is scaled to length 1 again. Each process embeds the images of a range of
-classes, in a sharded head of its own ones.
+classes, in a sharded head of its own ones. The norms of these embeddings are where AdaFace's running statistics begin:
+from the official 20 and 100 a short training would not get to those of the faces, and its margin would be CosFace's.
 
 Source: "weight imprinting", Qi, Brown and Lowe, "Low-Shot Learning with Imprinted Weights" (CVPR 2018, section 3.2).
 """
 
+import math
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,38 +21,55 @@ from tqdm import tqdm
 
 from collectives import gather_rows, rank, world_size
 from data import FaceDataModule
-from head import Head
+from head import AdaFace
 from inference import prepare_for_inference
 from lightning_setup import pl
+from margin_head import Head
 from net import normalize_images
 from partial_fc import PartialFC, shard_range
 
 _NO_DIRECTION = 1e-6  # length of a mean of unit vectors that point nowhere
 
 
-def mean_directions(
-    batches: Iterable[tuple[Tensor, Tensor]], embed: Callable[[Tensor], Tensor], first: int, end: int, size: int
-) -> Tensor:
-    """Return the mean direction of each class of a range.
+@dataclass(frozen=True)
+class ClassMeans:
+    """What the embeddings of the images of some classes tell.
+
+    Attributes:
+        directions: (K, D) float32 unit vectors on the CPU; zeros for a class without images, or whose images have no
+            common direction.
+        norm_moments: (3,) float64, number, sum and sum of squares of the embeddings' norms.
+    """
+
+    directions: Tensor
+    norm_moments: Tensor
+
+
+def class_means(
+    batches: Iterable[tuple[Tensor, Tensor]],
+    embed: Callable[[Tensor], tuple[Tensor, Tensor]],
+    first: int,
+    end: int,
+    size: int,
+) -> ClassMeans:
+    """Embed the images of a range of classes and take the mean direction of each.
 
     Args:
         batches: images (B, 112, 112, 3) uint8 BGR and labels (B,) in [first, end); B may be 0.
-        embed: takes the images, returns unit embeddings (B, D).
+        embed: takes the images, returns unit embeddings (B, D) and their norms (B, 1).
         first: the first class.
-        end: one after the last.
+        end: one after the last, K = end - first.
         size: D.
-
-    Returns:
-        (K, D) float32 unit vectors on the CPU, K = end - first; zeros for a class without images, or whose images have
-        no common direction.
     """
-    sums = torch.zeros(end - first, size)
+    sums, moments = torch.zeros(end - first, size), torch.zeros(3, dtype=torch.float64)
     for images, labels in batches:
         if len(labels):
-            sums.index_add_(0, labels.cpu() - first, embed(images).float().cpu())
-    means = F.normalize(sums, dim=1)
-    means[sums.norm(dim=1) < _NO_DIRECTION] = 0.0
-    return means
+            embeddings, norms = (numbers.cpu() for numbers in embed(images))
+            sums.index_add_(0, labels.cpu() - first, embeddings.float())
+            moments += torch.stack([torch.ones_like(norms), norms, norms**2]).double().sum(dim=(1, 2))
+    directions = F.normalize(sums, dim=1)
+    directions[sums.norm(dim=1) < _NO_DIRECTION] = 0.0
+    return ClassMeans(directions, moments)
 
 
 class HeadFromClassMeans(pl.Callback):
@@ -67,14 +87,15 @@ class HeadFromClassMeans(pl.Callback):
         head = pl_module.head
         first, end = shard_range(head.class_num, rank(), world_size())
         model = prepare_for_inference(pl_module.model)
-        means = mean_directions(
+        means = class_means(
             self._batches(first, end, shown=trainer.is_global_zero),
             lambda images: _embed(model, images.to(pl_module.device)),
             first,
             end,
             head.kernel.shape[1] if isinstance(head, PartialFC) else head.kernel.shape[0],
         )
-        missing = set_classes(head, means.to(pl_module.device))
+        missing = set_classes(head, means.directions.to(pl_module.device))
+        begin_statistics(head, means.norm_moments.to(pl_module.device))
         if trainer.is_global_zero:
             print(f"the head's {head.class_num:,} classes begin as the means of their images' embeddings", flush=True)
             if missing:
@@ -113,6 +134,20 @@ def set_classes(head: Head, means: Tensor) -> int:
     return int((gather_rows(own) if isinstance(head, PartialFC) else own).sum())
 
 
+def begin_statistics(head: Head, norm_moments: Tensor) -> None:
+    """Let AdaFace's running statistics begin at those of all norms; to be called in all processes at once.
+
+    Args:
+        head: changed in place; of another margin it is left alone.
+        norm_moments: (3,) of this process (``ClassMeans``).
+    """
+    count, total, squares = gather_rows(norm_moments.unsqueeze(0)).sum(dim=0).tolist()
+    if isinstance(head, AdaFace) and count > 1:
+        mean = total / count
+        head.batch_mean.fill_(mean)
+        head.batch_std.fill_(math.sqrt(max(0.0, squares - count * mean**2) / (count - 1)))
+
+
 @torch.inference_mode()
-def _embed(model: nn.Module, images: Tensor) -> Tensor:
-    return model(normalize_images(images, next(model.parameters()).dtype))[0]
+def _embed(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    return model(normalize_images(images, next(model.parameters()).dtype))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from class_means import mean_directions, set_classes
+from class_means import begin_statistics, class_means, set_classes
 from head import build_head
 from partial_fc import build_sharded_head
 
@@ -19,17 +19,34 @@ def test_means_are_those_of_a_slow_loop():
     # the "images" are places in the list
     batches = [(torch.arange(start, start + 5), torch.from_numpy(labels[start : start + 5])) for start in (0, 5)]
     batches.append((torch.arange(0), torch.arange(0)))
-    found = mean_directions(batches, lambda places: torch.from_numpy(embeddings)[places], 5, 9, 4)
+    norms = rng.uniform(1, 40, (12, 1))
+    means = class_means(batches, lambda i: (torch.from_numpy(embeddings)[i], torch.from_numpy(norms)[i]), 5, 9, 4)
+    found = means.directions
     for label in range(5, 9):
         own = embeddings[:10][labels[:10] == label].sum(axis=0)
         expected = own / np.linalg.norm(own) if label != 7 else np.zeros(4)
         np.testing.assert_allclose(found[label - 5], expected, atol=1e-6)
+    np.testing.assert_allclose(means.norm_moments, [10, norms[:10].sum(), (norms[:10] ** 2).sum()])
+
+
+@pytest.mark.parametrize("build", [build_head, build_sharded_head], ids=["dense", "sharded"])
+def test_adaface_begins_with_the_statistics_of_all_norms(build):
+    norms = torch.tensor([18.0, 22.0, 30.0, 26.0], dtype=torch.float64)
+    moments = torch.stack([torch.tensor(4.0), norms.sum(), (norms**2).sum()])
+    head, other = build("adaface", 4, 3), build("arcface", 4, 3)
+    for one in (head, other):
+        begin_statistics(one, moments)
+    assert head.batch_mean.item() == pytest.approx(24.0)
+    assert head.batch_std.item() == pytest.approx(norms.std().item())
+    begin_statistics(head, torch.tensor([1.0, 9.0, 81.0]))  # of one image there is no deviation: left as it is
+    assert head.batch_mean.item() == pytest.approx(24.0)
 
 
 def test_opposite_images_have_no_direction():
     directions = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
-    found = mean_directions([(torch.arange(2), torch.zeros(2, dtype=torch.int64))], lambda i: directions[i], 0, 1, 2)
-    assert found.tolist() == [[0.0, 0.0]]
+    batches = [(torch.arange(2), torch.zeros(2, dtype=torch.int64))]
+    found = class_means(batches, lambda i: (directions[i], torch.ones(2, 1)), 0, 1, 2)
+    assert found.directions.tolist() == [[0.0, 0.0]]
 
 
 @pytest.mark.parametrize("build", [build_head, build_sharded_head], ids=["dense", "sharded"])
