@@ -5,7 +5,7 @@ import sys
 
 import torch
 
-from backbone import EMBEDDING_SIZE, IMAGE_SIZE
+from backbone import EMBEDDING_SIZE
 from command_line import Parser, run_to_status
 from net import ARCHITECTURES, build_model, check_architecture, count_macs
 
@@ -28,8 +28,8 @@ def rows(names: list[str]) -> list[tuple[str, ...]]:
         with torch.device("meta"):  # without storage: as fast for a hundred million parameters as for one
             model = build_model(name)
         parameters = sum(parameter.numel() for parameter in model.parameters())
-        side = getattr(model, "side", IMAGE_SIZE)
-        found.append((name, _millions(parameters), _millions(count_macs(model)), f"{side}x{side}", str(EMBEDDING_SIZE)))
+        size = f"{model.side}x{model.side}"
+        found.append((name, _millions(parameters), _millions(count_macs(model)), size, str(EMBEDDING_SIZE)))
     return found
 
 

@@ -27,10 +27,12 @@ class Backbone(nn.Module):
     """Base of all backbones; a subclass defines ``features`` and ``stages``.
 
     Attributes:
+        side: pixels of the images that the network itself works on; another one than 112 where it resizes them.
         gradient_checkpointing: keep only the blocks' inputs for the backward pass, and compute what is inside of them
             again there: about a third more time, a fraction of the memory, the same bits.
     """
 
+    side = IMAGE_SIZE
     random_blocks = False  # whether something inside of a block draws random numbers, such as dropout
 
     def __init__(self) -> None:
