@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,3 +49,20 @@ def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None
     """
     with atomic_file(path) as file:
         file.write(content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content)
+
+
+def check_writable(folder: Path, told: str) -> None:
+    """Raise now, and not after hours, where no file can be made in a folder.
+
+    Args:
+        folder: that exists.
+        told: what to call it in the message.
+
+    Raises:
+        OSError: none can.
+    """
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(f"{told} cannot be written into ({error.strerror}): give another") from error

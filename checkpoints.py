@@ -75,8 +75,17 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not a training checkpoint: it has no `state_dict`")
     if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in checkpoint["state_dict"].items()):
         raise ValueError(f"{path} is not a training checkpoint: its `state_dict` holds more than weights by name")
+    odd = [key for key, value in checkpoint["state_dict"].items() if not _is_plain(value)]
+    if odd:
+        raise ValueError(f"{path}: {len(odd)} of its weights are no plain real numbers, the first is {odd[0]}")
     checkpoint.pop("folder", None)  # where the head's files are is not for the file to say
     return checkpoint
+
+
+def _is_plain(weight: Tensor) -> bool:
+    """Whether a tensor is dense, holds numbers, and real ones."""
+    quantised_or_complex = weight.is_quantized or weight.is_complex()
+    return weight.layout is torch.strided and not weight.is_meta and not quantised_or_complex
 
 
 def check_resumable(checkpoint: dict[str, Any], path: str | Path) -> None:
@@ -262,6 +271,10 @@ def load_backbone(model: nn.Module, path: str | Path, arch: str) -> None:
         if found not in (None, arch):
             raise ValueError(f"{path} holds weights of {found}, the run uses --arch {arch}: give --arch {found}")
         raise ValueError(f"{path} does not hold weights of {arch}: {misfit}")
+    own = model.state_dict()
+    rounded = [key for key in own if own[key].is_floating_point() and not weights[key].is_floating_point()]
+    if rounded:
+        raise ValueError(f"{path}: {len(rounded)} weights are whole numbers, expected fractions; {rounded[0]} is one")
     model.load_state_dict(weights)
 
 

@@ -33,9 +33,15 @@ class Parser(argparse.ArgumentParser):
 
     def parse(self, words: list[str]) -> argparse.Namespace:
         """Parse all words; unknown ones are an error."""
-        options, unknown = self.parse_known_args(words)
+        names = [name for action in self._actions for name in action.option_strings]
+        try:
+            options, unknown = self.parse_known_args(words)
+        except ValueError as error:
+            # a misspelt option may be why another one, or what it is about, is missing
+            unknown = [word for word in words if word[:2] == "--" and word != "--" and word.split("=")[0] not in names]
+            if not unknown or "are required" not in str(error):
+                raise
         if unknown:
-            names = [name for action in self._actions for name in action.option_strings]
             near = difflib.get_close_matches(unknown[0].split("=")[0], names, n=1)
             self.error(f"unknown option {unknown[0]}" + (f"; did you mean {near[0]}?" if near else ""))
         return options

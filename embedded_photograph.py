@@ -63,8 +63,6 @@ def embed_photograph(
         )
     crop = warp_face(photograph, faces[0].landmarks)
     embeddings, norms = embedder.embed(crop[None])
-    if not (np.isfinite(embeddings).all() and np.isfinite(norms).all()):
-        raise ValueError("the model gives no finite numbers for this face: its weights are damaged, or overflow")
     return EmbeddedPhotograph(
         size_px=(width, height),
         faces=len(faces),

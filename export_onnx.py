@@ -26,13 +26,14 @@ import onnx
 from tqdm import tqdm
 
 from alignment.warp import ARCFACE_TEMPLATE
-from atomic_files import atomic_file
+from atomic_files import atomic_file, check_writable
 from backbone import IMAGE_SIZE
 from command_line import Parser, run_to_status
-from inference import Description, OnnxNetwork, load_network, read_model
+from inference import Description, read_model
 from net import ARCHITECTURES, check_architecture
 from onnx_graph import OPSET, set_metadata, to_onnx
 from onnx_int8 import FEWEST_IMAGES, LEAST_MEAN_COSINE, MOST_IMAGES, check_enough, quantize
+from onnx_network import OnnxNetwork, load_network
 from onnx_parity import compare_networks, compare_with_pytorch
 from pairs import PairSet
 from results import evaluate_set
@@ -133,6 +134,7 @@ def _check_outputs(options: argparse.Namespace) -> None:
         raise ValueError(f"--output {output} must end in .onnx")
     if not output.parent.is_dir():
         raise FileNotFoundError(f"--output {output}: there is no folder {output.parent}; make it first")
+    check_writable(output.parent, f"--output {output}: the folder {output.parent}")
     for file in [output, int8_file(output)] if options.int8 else [output]:
         if file.is_dir():
             raise ValueError(f"{file} is a folder, --output is the file to write")

@@ -71,11 +71,13 @@ def choose_threshold(given: float | None, stored: Mapping[str, Any] | None) -> T
     if given is None:
         if stored is None:
             return None
+        if not isinstance(stored, Mapping):
+            raise ValueError(f"the model's threshold is {stored!r}, expected its cosine by name: give --threshold")
         cosine = stored.get("cosine")
         found = [f"FAR {stored['wanted_far']:g}"] if isinstance(stored.get("wanted_far"), float) else []
         found += [f"on {stored['sets']}"] if isinstance(stored.get("sets"), str) else []
         origin = "stored in the model" + (f": {' '.join(found)}" if found else "")
-    if not isinstance(cosine, int | float) or not -1 <= cosine <= 1:
+    if not isinstance(cosine, int | float) or isinstance(cosine, bool) or not -1 <= cosine <= 1:
         raise ValueError(f"the threshold {cosine!r} ({origin}) is not a cosine from -1 to 1")
     return Threshold(float(cosine), origin)
 

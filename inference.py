@@ -13,9 +13,6 @@ Differs from it: the architecture is read from the file, nothing in the file is 
 """
 
 import hashlib
-import importlib
-import json
-import math
 import runpy
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -36,63 +33,11 @@ from checkpoints import (
     load_checkpoint,
 )
 from evaluate_utils import fuse_flip
+from input_format import InputFormat
 from net import build_model, normalize_images
+from onnx_network import load_network
 
 FUSED, IMAGE, MIRROR = VIEWS = ("fused", "image", "mirror")
-ONNX_METADATA = "adaface"  # key of the ONNX file's metadata that holds ours, as JSON
-_ERRORS_ONLY = 3  # ONNX Runtime's level of messages
-
-
-@dataclass(frozen=True)
-class InputFormat:
-    """What a network wants as its input.
-
-    Attributes:
-        color: ``BGR`` or ``RGB``.
-        mean: subtracted from the grey levels 0 to 255.
-        std: what the difference is divided by.
-    """
-
-    color: str = "BGR"
-    mean: float = 127.5
-    std: float = 127.5
-
-    @classmethod
-    def of(cls, metadata: Any, path: str | Path) -> "InputFormat":
-        """Return the format that a model file tells of.
-
-        Args:
-            metadata: with ``color``, ``size``, ``mean``, ``std``; what is absent is as in the official code.
-            path: the file, for the message.
-
-        Raises:
-            ValueError: a format that no network of ours has.
-        """
-        if not isinstance(metadata, Mapping):
-            raise ValueError(f"{path} tells of its images {metadata!r}, expected color, size, mean and std by name")
-        found = cls(metadata.get("color", cls.color), metadata.get("mean", cls.mean), metadata.get("std", cls.std))
-        size = metadata.get("size", [IMAGE_SIZE, IMAGE_SIZE])
-        numbers = all(isinstance(number, int | float) and math.isfinite(number) for number in (found.mean, found.std))
-        if (
-            found.color not in ("BGR", "RGB")
-            or not numbers
-            or found.std == 0
-            or size not in ([IMAGE_SIZE, IMAGE_SIZE], (IMAGE_SIZE, IMAGE_SIZE))
-        ):
-            raise ValueError(
-                f"{path} wants images that are not known here: {dict(metadata)}; expected color BGR or RGB, size "
-                f"[{IMAGE_SIZE}, {IMAGE_SIZE}], and numbers for mean and std"
-            )
-        return found
-
-    def normalized(self, images: Tensor, *, channels_last: bool = True) -> Tensor:
-        """Turn (B, 112, 112, 3) uint8 in the network's colour order into its input, (B, 3, 112, 112) float32.
-
-        Args:
-            images: on whatever device they are.
-            channels_last: as of ``net.normalize_images``.
-        """
-        return normalize_images(images, channels_last=channels_last, mean=self.mean, std=self.std)
 
 
 def load_pretrained_model(architecture: str | None, path: str | Path) -> Backbone:
@@ -191,7 +136,7 @@ class Embedder:
             Unit embeddings (N, D) and norms (N, 1), float32.
 
         Raises:
-            ValueError: another shape or type.
+            ValueError: another shape or type, or embeddings that are not finite.
         """
         images = np.asarray(images)
         _check_images(images, "the images")
@@ -201,6 +146,11 @@ class Embedder:
         if not parts:
             return np.empty((0, self.embedding_size), np.float32), np.empty((0, 1), np.float32)
         embeddings, norms = (np.concatenate(part) for part in zip(*parts, strict=True))
+        if not (np.isfinite(embeddings).all() and np.isfinite(norms).all()):
+            raise ValueError(
+                f"{self.name} gives embeddings that are not finite (NaN or infinite): the network is broken, for "
+                "example by a training that diverged"
+            )
         return embeddings, norms
 
     def _embed(self, images: np.ndarray, view: str) -> tuple[np.ndarray, np.ndarray]:
@@ -243,29 +193,6 @@ class _TorchNetwork:
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         embeddings, norms = self._model(self._format.normalized(torch.from_numpy(images).to(self._device)))
         return embeddings.cpu().numpy(), norms.cpu().numpy()
-
-
-class OnnxNetwork:
-    """An exported network in ONNX Runtime.
-
-    Args:
-        session: an ``onnxruntime.InferenceSession`` of one input and the outputs embedding and norm.
-        input_format: what the network wants.
-    """
-
-    def __init__(self, session: Any, input_format: InputFormat) -> None:
-        self._session, self._format = session, input_format
-        self._input = session.get_inputs()[0].name
-        self.embedding_size = int(session.get_outputs()[0].shape[1])
-
-    def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Embed (B, 112, 112, 3) uint8 in the network's colour order: (B, D) and (B, 1) float32."""
-        embeddings, norms = self._session.run(None, {self._input: self.normalized(images)})
-        return embeddings, norms
-
-    def normalized(self, images: np.ndarray) -> np.ndarray:
-        """Turn (B, 112, 112, 3) uint8 into the network's input, (B, 3, 112, 112) float32."""
-        return self._format.normalized(torch.from_numpy(np.ascontiguousarray(images)), channels_last=False).numpy()
 
 
 @dataclass(frozen=True)
@@ -337,28 +264,6 @@ def _digest(weights: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()[:16]
 
 
-def load_network(path: Path) -> tuple[OnnxNetwork, InputFormat, Mapping[str, Any]]:
-    """Open an ONNX file of ``export_onnx.py``.
-
-    Args:
-        path: the file, of any name.
-
-    Returns:
-        The network, what it wants, and all that ``export_onnx.py`` has written into the file.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: no ONNX file, or one of another program.
-        RuntimeError: the package onnxruntime is missing.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no ONNX file {path}")
-    session = _open_session(path)
-    metadata = _onnx_metadata(session, path)
-    input_format = InputFormat.of(metadata, path)
-    return OnnxNetwork(session, input_format), input_format, metadata
-
-
 def _load_onnx(path: Path, arch: str | None) -> Embedder:
     network, input_format, metadata = load_network(path)
     found = str(metadata.get("arch", "unknown"))
@@ -374,33 +279,6 @@ def _load_onnx(path: Path, arch: str | None) -> Embedder:
         fingerprint=f"onnx-{digest}",
         threshold=metadata.get("threshold"),
     )
-
-
-def _open_session(path: Path) -> Any:
-    """Open an ONNX file on the CPU, with as many threads as PyTorch has."""
-    try:
-        runtime = importlib.import_module("onnx_runtime").onnxruntime
-    except ModuleNotFoundError as error:
-        raise RuntimeError(f"{path} needs the package onnxruntime: pip install onnxruntime") from error
-    settings = runtime.SessionOptions()
-    settings.intra_op_num_threads = torch.get_num_threads()
-    settings.log_severity_level = _ERRORS_ONLY
-    try:
-        return runtime.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
-    except Exception as error:  # of many kinds, all of the runtime's own
-        raise ValueError(f"{path} is no ONNX file that ONNX Runtime can read ({str(error).splitlines()[0]})") from error
-
-
-def _onnx_metadata(session: Any, path: Path) -> dict[str, Any]:
-    """Return what ``export_onnx.py`` has written into a file, or raise ValueError where it has not."""
-    try:
-        metadata = json.loads(session.get_modelmeta().custom_metadata_map[ONNX_METADATA])
-    except (KeyError, ValueError):
-        metadata = None
-    outputs = [len(output.shape) for output in session.get_outputs()]
-    if not isinstance(metadata, dict) or len(session.get_inputs()) != 1 or outputs != [2, 2]:
-        raise ValueError(f"{path} is not an export of export_onnx.py: nothing in it tells which images it wants")
-    return metadata
 
 
 def _check_images(images: np.ndarray, what: str) -> None:

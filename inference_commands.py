@@ -19,7 +19,7 @@ import numpy as np
 
 from alignment.detector import MTCNN
 from alignment.photograph_list import Photographs
-from atomic_files import write_atomically
+from atomic_files import check_writable, write_atomically
 from command_line import Parser, printable, run_to_status
 from devices import plan_devices
 from embedding_file import NamedEmbeddings, read_embeddings, write_embeddings
@@ -57,7 +57,7 @@ def build_parsers() -> tuple[Parser, dict[str, Parser]]:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     compare = commands.add_parser("compare", help="similarities of images, and who is one person")
     compare.add_argument("images", nargs="+", metavar="IMAGE", help="two or more image files")
-    compare.add_argument("--save", default="", metavar="PNG", help="write a picture of faces and similarities")
+    compare.add_argument("--save", metavar="PNG", help="write a picture of faces and similarities")
     embed = commands.add_parser("embed", help="embeddings of all images of a folder, into one file")
     embed.add_argument("folder", help="of the images, at any depth")
     embed.add_argument("--out", required=True, metavar="NPZ", help="names, embeddings, norms, and of which model")
@@ -65,7 +65,7 @@ def build_parsers() -> tuple[Parser, dict[str, Parser]]:
     search.add_argument("gallery", help="a folder of images, or an .npz of `embed`")
     search.add_argument("probes", nargs="+", metavar="PROBE", help="image files, folders, or .npz files of `embed`")
     search.add_argument("--top", type=int, default=5, metavar="K", help="faces to find for each probe (default 5)")
-    search.add_argument("--csv", default="", metavar="FILE", help="write what was found as a table")
+    search.add_argument("--csv", metavar="FILE", help="write what was found as a table")
     search.add_argument(
         "--engine", choices=ENGINES, default=ENGINES[0],
         help=f"what searches; all are exact; auto: faiss in a gallery of {LARGE_GALLERY:,} or more",
@@ -150,13 +150,16 @@ def _check_values(command: Parser, options: argparse.Namespace) -> None:
     if options.command in ("embed", "search") and not 0 <= options.most_unreadable <= 1:
         command.error(f"--most_unreadable {options.most_unreadable}: a share from 0 to 1 is expected")
     for name, ending in {"save": ".png", "out": _EMBEDDINGS, "csv": ".csv"}.items():
-        file = Path(getattr(options, name, None) or f"default{ending}")
+        if getattr(options, name, None) is None:
+            continue
+        file = Path(getattr(options, name))
         if file.suffix != ending:
             command.error(f"--{name} {file}: a file name that ends in {ending} is expected")
         if file.is_dir():
             command.error(f"--{name} {file} is a folder, a file is expected")
         if not file.parent.is_dir():
             command.error(f"--{name} {file}: there is no folder {file.parent}")
+        check_writable(file.parent, f"--{name} {file}: the folder {file.parent}")
 
 
 def main(words: list[str] | None = None) -> int:

@@ -21,7 +21,7 @@ import torch
 
 from backbone import IMAGE_SIZE, Backbone
 from batch_norm_folding import fold_batch_norms
-from inference import ONNX_METADATA
+from onnx_network import ONNX_METADATA
 
 OPSET = 18
 INPUT = "images"

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import onnx
 
-from inference import OnnxNetwork
 from onnx_graph import INPUT
+from onnx_network import OnnxNetwork
 from onnx_runtime import quantization
 
 FEWEST_IMAGES = 32  # to calibrate on

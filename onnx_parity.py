@@ -7,7 +7,8 @@ import numpy as np
 import torch
 
 from backbone import Backbone
-from inference import InputFormat, OnnxNetwork
+from input_format import InputFormat
+from onnx_network import OnnxNetwork
 
 LEAST_COSINE = 0.99999
 MOST_NORM_DIFFERENCE = 1e-3  # of the norm

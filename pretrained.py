@@ -5,7 +5,8 @@ from pathlib import Path
 
 from checkpoints import find_architecture, load_checkpoint
 from config import Config
-from inference import InputFormat, read_model
+from inference import read_model
+from input_format import InputFormat
 from model_files import find_model
 
 _OPTIONS = ("finetune", "start_from_model_statedict")

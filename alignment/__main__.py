@@ -118,6 +118,8 @@ def _run(options: argparse.Namespace) -> int:
         raise FileNotFoundError(
             f"{source} is {'a file' if source.exists() else 'not there'}, expected a folder of photographs"
         )
+    if output.exists() and not output.is_dir():
+        raise NotADirectoryError(f"{output} is a file, expected a folder for the faces")
     if output.resolve() == source.resolve():
         raise ValueError(f"photographs and faces are both to be in {source}: give another folder for the faces")
     settings = {"source": str(source.resolve()), "faces": options.faces, "format": options.format}

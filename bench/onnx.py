@@ -19,10 +19,10 @@ import torch
 
 from bench._textbook_net import textbook
 from bench.timing import Side, compare, options, report
-from inference import OnnxNetwork, load_network
 from net import build_model, count_macs, normalize_images
 from onnx_graph import set_metadata, to_onnx
 from onnx_int8 import FEWEST_IMAGES, quantize
+from onnx_network import OnnxNetwork, load_network
 from sample_images import drawn_faces
 
 _MATRIX = 2048

@@ -11,9 +11,9 @@ r"""Evaluate any model by the protocols of the paper, or on your own faces.
 import argparse
 import shlex
 import sys
-import tempfile
 from pathlib import Path
 
+from atomic_files import check_writable
 from command_line import run_to_status
 from devices import plan_devices
 from evaluation.command import parse
@@ -62,10 +62,9 @@ def _check_output(folder: Path) -> None:
         raise NotADirectoryError(f"--output_dir {folder} is a file: give a folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
     except OSError as error:
-        raise OSError(f"--output_dir {folder} cannot be written into ({error.strerror}): give another") from error
+        raise OSError(f"--output_dir {folder} cannot be made ({error.strerror}): give another") from error
+    check_writable(folder, f"--output_dir {folder}")
 
 
 def _open_model(options: argparse.Namespace, path: str) -> CachedEmbedding:

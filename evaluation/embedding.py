@@ -224,11 +224,6 @@ def _embed_some(
     ):
         if good.any():
             embeddings, norms = embedder.embed(pictures, batch_size, view=view)
-            if not (np.isfinite(embeddings).all() and np.isfinite(norms).all()):
-                raise ValueError(
-                    f"{embedder.name} gives embeddings of {images.name} that are not finite (NaN or infinite): the "
-                    "network is broken, for example by a training that diverged"
-                )
             table[chosen[good], :-1] = np.concatenate([embeddings, norms], axis=1)
         table[chosen, -1] = np.where(good, _DONE, _UNREADABLE)
         yield len(chosen)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 _ROWS = 1 << 20  # in a piece
+_SHOWN_LETTERS = 80  # of what is wrong
 _KINDS = {"int64": (int, "a whole number"), "float32": (float, "a number"), "str": (str, "a text")}
 
 
@@ -86,13 +87,14 @@ def _first_misfit(path: Path, columns: Mapping[str, str], commas: bool) -> str:
             fields = [field.strip() for field in line.split(",")] if commas else line.split()
             if len(fields) < len(columns) or (len(fields) > len(columns) and not commas):
                 expected = f"{len(columns)} ({', '.join(columns)})"
-                return f"{path}, line {number}: got {len(fields)} fields, expected {expected}: {line.strip()!r}"
+                shown = line.strip()[:_SHOWN_LETTERS]
+                return f"{path}, line {number}: got {len(fields)} fields, expected {expected}: {shown!r}"
             for (name, kind), field in zip(columns.items(), fields, strict=False):
                 convert, what = _KINDS[kind]
                 try:
                     value = convert(field)
                 except ValueError:
-                    return f"{path}, line {number}: {name} must be {what}, got {field!r}"
+                    return f"{path}, line {number}: {name} must be {what}, got {field[:_SHOWN_LETTERS]!r}"
                 if kind == "int64" and not -(2**63) <= value < 2**63:
-                    return f"{path}, line {number}: {name} must fit into 64 bits, got {field}"
+                    return f"{path}, line {number}: {name} must fit into 64 bits, got {field[:_SHOWN_LETTERS]}"
     return ""

@@ -201,6 +201,7 @@ def test_two_alignments_into_one_folder(tmp_path, monkeypatch, capsys):
     [
         (["absent", "out"], "absent is not there, expected a folder of photographs"),
         (["file.jpg", "out"], "file.jpg is a file, expected a folder of photographs"),
+        (["in", "file.jpg"], "file.jpg is a file, expected a folder for the faces"),
         (["empty", "out"], "no photographs in empty; expected files of .jpg"),
         (["in", "in"], "photographs and faces are both to be in in"),
         (["in", "out", "--threads", "0"], "--threads must be at least 1, got 0"),

@@ -180,6 +180,8 @@ LEVELS = {
     "evaluation.model_comparison": 2.1,
     "sample_images": 1.2,
     "onnx_runtime": 0,
+    "input_format": 0.9,
+    "onnx_network": 1,
     "onnx_graph": 1.2,
     "onnx_int8": 1.3,
     "onnx_parity": 1.2,

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from atomic_files import write_atomically
-from command_line import one_line, printable, run_to_status
+from atomic_files import check_writable, write_atomically
+from command_line import Parser, one_line, printable, run_to_status
 
 
 @pytest.mark.parametrize(
@@ -24,12 +24,30 @@ def test_names_are_printed_in_one_line(text, shown):
     assert one_line(ValueError(f"{text} is wrong")) == f"{printable(' '.join(text.split()))} is wrong"
 
 
+def test_a_misspelt_option_is_named_before_what_is_missing_for_it():
+    parser = Parser(prog="python x.py")
+    parser.add_argument("--checkpoint", required=True, help="a file")
+    for words in (["--checkpoit", "x"], ["--checkpoit=x"], ["--checkpoint", "x", "--chekpoint"]):
+        with pytest.raises(ValueError, match=r"unknown option --che.*; did you mean --checkpoint"):
+            parser.parse(words)
+    for words in ([], ["--"]):
+        with pytest.raises(ValueError, match="required: --checkpoint"):
+            parser.parse(words)
+
+
 def test_errors_of_the_system_name_their_file(tmp_path):
     with pytest.raises(OSError, match="No such file") as caught:
         write_atomically(tmp_path / "none" / "x.csv", "")
     assert one_line(caught.value) == f"{tmp_path}/none/x.csv: No such file or directory"
     assert one_line(OSError(errno.ENOSPC, "full", "x.npz")).startswith("no space left on the disk for x.npz")
     assert one_line(FileNotFoundError("there is no image x")) == "there is no image x"
+
+
+def test_a_folder_is_tried_before_the_work(tmp_path):
+    check_writable(tmp_path, "--output_dir x")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(OSError, match=r"--output_dir x cannot be written into \(No such file"):
+        check_writable(tmp_path / "none", "--output_dir x")
 
 
 def test_names_that_are_no_text_do_not_end_a_command(monkeypatch):

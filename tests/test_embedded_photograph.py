@@ -62,12 +62,3 @@ def test_what_is_no_photograph(embedder, detector):
         embed_photograph(png(astronaut())[:5000], embedder, detector)
     with pytest.raises(ValueError, match="512x512 px, more than the 262,143 pixels"):
         embed_photograph(png(astronaut()), embedder, detector, most_pixels=512 * 512 - 1)
-
-
-def test_a_model_that_overflows_is_told(detector):
-    class Overflowing:
-        def embed(self, images):
-            return np.full((1, 512), np.nan, np.float32), np.full((1, 1), np.inf, np.float32)
-
-    with pytest.raises(ValueError, match="no finite numbers"):
-        embed_photograph(png(astronaut()), Overflowing(), detector)

@@ -217,9 +217,7 @@ def test_a_network_that_is_broken_is_refused_at_once(files, tmp_path, processes)
         if weights.is_floating_point():
             weights.fill_(torch.nan)
     torch.save(checkpoint, path)
-    with pytest.raises(
-        (ValueError, RuntimeError), match=r"diverged\.ckpt gives embeddings of some that are not finite"
-    ):
+    with pytest.raises((ValueError, RuntimeError), match=r"diverged\.ckpt gives embeddings that are not finite"):
         embed(ModelFile(str(path)), tmp_path / "cache", processes=processes, batch_size=4)(files)
     assert not kept(tmp_path / "cache")
 

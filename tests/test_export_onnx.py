@@ -20,10 +20,12 @@ import export_onnx
 from checkpoints import store_threshold
 from demo_data import write_demo_data
 from export_onnx import int8_file, main, parse
-from inference import ONNX_METADATA, Embedder, InputFormat, load_network
+from inference import Embedder
+from input_format import InputFormat
 from net import ARCHITECTURES, ImprovedResNet, build_model
 from onnx_graph import set_metadata, to_onnx
 from onnx_int8 import FEWEST_IMAGES, quantize
+from onnx_network import ONNX_METADATA, load_network
 from onnx_parity import compare_networks, compare_with_pytorch
 from sample_images import drawn_faces, read_pair_set, read_sample
 
@@ -424,6 +426,45 @@ def test_the_embedder_refuses_files_that_are_not_ours(files, tmp_path):
     onnx.save(graph, tmp_path / "colour.onnx")
     with pytest.raises(ValueError, match="expected color BGR or RGB"):
         Embedder.load(tmp_path / "colour.onnx")
+
+
+def test_graphs_that_take_or_give_something_else_are_refused(files, tmp_path):
+    def shape(value):
+        return value.type.tensor_type.shape.dim
+
+    def one_image(graph):
+        shape(graph.input[0])[0].dim_value = 1
+
+    def larger(graph):
+        shape(graph.input[0])[2].dim_value = 224
+
+    def turned_round(graph):
+        values = [onnx.ValueInfoProto.FromString(value.SerializeToString()) for value in graph.output]
+        del graph.output[:]
+        graph.output.extend(values[::-1])
+
+    def no_norm(graph):
+        del graph.output[1:]
+
+    for change in (one_image, larger, turned_round, no_norm):
+        model = onnx.load(files / "model.onnx")
+        change(model.graph)
+        onnx.save(model, tmp_path / "changed.onnx")
+        with pytest.raises(ValueError, match=r"not an export of export_onnx\.py: it takes .* any number of float"):
+            Embedder.load(tmp_path / "changed.onnx")
+    model = onnx.load(files / "model.onnx")
+    for entry in model.metadata_props:
+        entry.value = "[" * 100_000
+    onnx.save(model, tmp_path / "deep.onnx")
+    with pytest.raises(ValueError, match="nothing in it tells which images it wants"):
+        Embedder.load(tmp_path / "deep.onnx")
+
+
+def test_a_folder_that_cannot_be_written_into_is_told_first(files, monkeypatch, capsys):
+    monkeypatch.chdir(files)
+    monkeypatch.setattr("export_onnx.read_model", lambda *_: pytest.fail("work was begun"))
+    assert main(["--checkpoint", "model.ckpt", "--output", "/proc/model.onnx"]) == 2
+    assert "--output /proc/model.onnx: the folder /proc cannot be written into" in capsys.readouterr().err
 
 
 # --- the faces --------------------------------------------------------------------------------------------------

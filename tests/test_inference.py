@@ -7,7 +7,8 @@ import torch
 from golden_fill import fill_state_dict
 
 import net
-from inference import FUSED, IMAGE, MIRROR, Embedder, InputFormat, load_pretrained_model, to_input
+from inference import FUSED, IMAGE, MIRROR, Embedder, load_pretrained_model, to_input
+from input_format import InputFormat
 
 
 def faces(count: int, seed: int = 0) -> np.ndarray:
@@ -115,6 +116,43 @@ def test_what_is_no_model_is_refused(tmp_path):
         Embedder.load(tmp_path / "x.ckpt")
     with pytest.raises(FileNotFoundError, match="there is no ONNX file"):
         Embedder.load(tmp_path / "x.onnx")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda weight: weight.to_sparse(),
+            "1 of its weights are no plain real numbers, the first is model.input_layer",
+        ),
+        (lambda weight: weight.to(torch.complex64), "no plain real numbers"),
+        (lambda weight: weight.to("meta"), "no plain real numbers"),
+        (lambda weight: weight.to(torch.int8), "1 weights are whole numbers, expected fractions; input_layer"),
+    ],
+    ids=["sparse", "complex", "meta", "whole"],
+)
+def test_weights_of_another_kind_are_refused(tmp_path, checkpoint, change, message):
+    weights = torch.load(checkpoint, weights_only=True)["state_dict"]
+    first = next(iter(weights))
+    torch.save({"state_dict": {**weights, first: change(weights[first])}}, tmp_path / "odd.ckpt")
+    with pytest.raises(ValueError, match=message):
+        Embedder.load(tmp_path / "odd.ckpt")
+
+
+def test_weights_of_half_precision_are_as_good(tmp_path, checkpoint):
+    weights = torch.load(checkpoint, weights_only=True)["state_dict"]
+    halved = {key: value.half() if value.is_floating_point() else value for key, value in weights.items()}
+    torch.save({"state_dict": halved}, tmp_path / "half.ckpt")
+    found, expected = (Embedder.load(path).embed(faces(2))[0] for path in (tmp_path / "half.ckpt", checkpoint))
+    np.testing.assert_allclose(found, expected, atol=5e-3)
+
+
+def test_embeddings_that_are_not_finite_are_refused(tmp_path, checkpoint):
+    weights = torch.load(checkpoint, weights_only=True)["state_dict"]
+    first = next(iter(weights))
+    torch.save({"state_dict": {**weights, first: weights[first] * float("nan")}}, tmp_path / "diverged.ckpt")
+    with pytest.raises(ValueError, match=r"diverged\.ckpt gives embeddings that are not finite"):
+        Embedder.load(tmp_path / "diverged.ckpt").embed(faces(1))
 
 
 @pytest.mark.parametrize("told", [5, {"mean": float("nan")}, {"size": 112}, {"std": 0}])

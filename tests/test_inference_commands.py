@@ -89,6 +89,9 @@ def test_the_threshold_of_the_model_decides(run, people, tmp_path):
     strange = write_checkpoint(tmp_path / "strange.ckpt", adaface_threshold={"cosine": "high"})
     error = run("compare", *same, model=["--checkpoint", str(strange)], expected=2)
     assert "the threshold 'high' (stored in the model) is not a cosine" in error
+    for stored, message in (([1], "threshold is [1], expected its cosine by name"), ({"cosine": True}, "True (stored")):
+        write_checkpoint(strange, adaface_threshold=stored)
+        assert message in run("compare", *same, model=["--checkpoint", str(strange)], expected=2)
 
 
 def test_the_picture_shows_the_colours_and_frames_of_the_faces(people, checkpoint, run):
@@ -217,6 +220,9 @@ def test_embeddings_of_another_model_are_refused(run, people, tmp_path):
         (["compare", "a.png", "b.png", "--batch_size", "0"], "at least 1 is expected"),
         (["compare", "a.png", "b.png", "--model", "adaface_ir50_ms1mv2"], "give --model with the name"),
         (["embed", "empty", "--out", "x.npz"], "no images in empty"),
+        (["embed", "people", "--out", "/proc/x.npz"], "the folder /proc cannot be written into"),
+        (["embed", "people", "--out", ""], "a file name that ends in .npz is expected"),
+        (["embed", "people", "--otu", "x.npz"], "did you mean --out"),
         (["embed", "none", "--out", "x.npz"], "there is no folder none"),
         (["embed", "large.png", "--out", "x.npz"], "large.png is a file, expected a folder"),
         (["embed", "bad", "--out", "x.npz"], "1 of 1 images of bad cannot be used"),

@@ -1,0 +1,106 @@
+"""An exported network in ONNX Runtime: opened, checked to be one of ours, asked for embeddings."""
+
+import importlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from backbone import IMAGE_SIZE
+from input_format import InputFormat
+
+ONNX_METADATA = "adaface"  # key of the ONNX file's metadata that holds ours, as JSON
+_ERRORS_ONLY = 3  # ONNX Runtime's level of messages
+
+
+class OnnxNetwork:
+    """An exported network in ONNX Runtime.
+
+    Args:
+        session: an ``onnxruntime.InferenceSession`` of one input and the outputs embedding and norm.
+        input_format: what the network wants.
+    """
+
+    def __init__(self, session: Any, input_format: InputFormat) -> None:
+        self._session, self._format = session, input_format
+        self._input = session.get_inputs()[0].name
+        self.embedding_size = int(session.get_outputs()[0].shape[1])
+
+    def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Embed (B, 112, 112, 3) uint8 in the network's colour order: (B, D) and (B, 1) float32."""
+        embeddings, norms = self._session.run(None, {self._input: self.normalized(images)})
+        return embeddings, norms
+
+    def normalized(self, images: np.ndarray) -> np.ndarray:
+        """Turn (B, 112, 112, 3) uint8 into the network's input, (B, 3, 112, 112) float32."""
+        return self._format.normalized(torch.from_numpy(np.ascontiguousarray(images)), channels_last=False).numpy()
+
+
+def load_network(path: Path) -> tuple[OnnxNetwork, InputFormat, Mapping[str, Any]]:
+    """Open an ONNX file of ``export_onnx.py``.
+
+    Args:
+        path: the file, of any name.
+
+    Returns:
+        The network, what it wants, and all that ``export_onnx.py`` has written into the file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: no ONNX file, or one of another program.
+        RuntimeError: the package onnxruntime is missing.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no ONNX file {path}")
+    session = _open_session(path)
+    metadata = _onnx_metadata(session, path)
+    input_format = InputFormat.of(metadata, path)
+    return OnnxNetwork(session, input_format), input_format, metadata
+
+
+def _open_session(path: Path) -> Any:
+    """Open an ONNX file on the CPU, with as many threads as PyTorch has."""
+    try:
+        runtime = importlib.import_module("onnx_runtime").onnxruntime
+    except ModuleNotFoundError as error:
+        raise RuntimeError(f"{path} needs the package onnxruntime: pip install onnxruntime") from error
+    settings = runtime.SessionOptions()
+    settings.intra_op_num_threads = torch.get_num_threads()
+    settings.log_severity_level = _ERRORS_ONLY
+    try:
+        return runtime.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
+    except Exception as error:  # of many kinds, all of the runtime's own
+        raise ValueError(f"{path} is no ONNX file that ONNX Runtime can read ({str(error).splitlines()[0]})") from error
+
+
+def _onnx_metadata(session: Any, path: Path) -> dict[str, Any]:
+    """Return what ``export_onnx.py`` has written into a file, or raise ValueError where it has not."""
+    try:
+        metadata = json.loads(session.get_modelmeta().custom_metadata_map[ONNX_METADATA])
+    except (KeyError, ValueError, RecursionError):
+        metadata = None
+    if not isinstance(metadata, dict):
+        raise ValueError(f"{path} is not an export of export_onnx.py: nothing in it tells which images it wants")
+    inputs = [(wanted.type, wanted.shape) for wanted in session.get_inputs()]
+    outputs = [output.shape for output in session.get_outputs()]
+    if not _takes_faces(inputs) or not _gives_embeddings(outputs):
+        raise ValueError(
+            f"{path} is not an export of export_onnx.py: it takes {inputs} and gives {outputs}, expected any number of "
+            f"float (3, {IMAGE_SIZE}, {IMAGE_SIZE}), and embeddings and norms"
+        )
+    return metadata
+
+
+def _takes_faces(inputs: list[tuple[str, list[Any]]]) -> bool:
+    """Whether a graph takes (B, 3, 112, 112) float32, for any B."""
+    return [(kind, shape[1:]) for kind, shape in inputs] == [("tensor(float)", [3, IMAGE_SIZE, IMAGE_SIZE])] and (
+        not isinstance(inputs[0][1][0], int)
+    )
+
+
+def _gives_embeddings(outputs: list[list[Any]]) -> bool:
+    """Whether a graph gives (B, D) and (B, 1)."""
+    return [len(shape) for shape in outputs] == [2, 2] and isinstance(outputs[0][1], int) and outputs[1][1] == 1
