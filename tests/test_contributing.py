@@ -1,6 +1,10 @@
 """What CONTRIBUTING.md shows is code that works."""
 
+import math
+import os
 import re
+import subprocess
+import sys
 import textwrap
 from pathlib import Path
 
@@ -8,16 +12,20 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch.nn import functional as F
 
 import convert
 import data
+import head as heads
 import main
 import net
 from architecture_table import rows
 from backbone import Backbone
 from demo_data import write_demo_data
 from folder_source import FolderSource
+from head import build_head
 from inference import load_pretrained_model
+from partial_fc import build_sharded_head
 from train_val import FaceRecognitionModule
 from training_source import fingerprint_of
 
@@ -91,3 +99,68 @@ def test_a_source_that_follows_the_steps_trains_as_the_folder_of_the_same_images
     listing.write_text("file,who\na.png,b\n")
     with pytest.raises(ValueError, match="expected a CSV with the columns path and person"):
         module["ListedSource"](listing)
+
+
+MOST_LINES = 20  # of a margin
+
+
+def written_margin() -> tuple[str, type[heads.Head]]:
+    """The code of the margin that CONTRIBUTING.md adds to head.py, and its class."""
+    (code,) = blocks_of("How to add a margin")
+    module = dict(vars(heads))
+    exec(compile(code, "head.py", "exec"), module)
+    return code, module["LiArcFace"]
+
+
+def test_a_margin_that_follows_the_steps_is_short_and_learns_dense_and_sharded(monkeypatch):
+    code, margin = written_margin()
+    lines = [line for line in code.splitlines() if line.strip()]
+    assert len(lines) + 1 <= MOST_LINES, "with its line in HEADS"
+    monkeypatch.setitem(heads.HEADS, "li_arcface", margin)
+    generator = torch.Generator().manual_seed(1)
+    features = torch.randn(12, 8, generator=generator, dtype=torch.float64)
+    norms, labels = torch.full((12, 1), 20.0), torch.arange(12) % 5
+    outcomes = []
+    for build in (build_head, build_sharded_head):
+        torch.manual_seed(0)
+        head = build("li_arcface", 8, 5).double()
+        assert head.m == 0.4
+        embeddings = F.normalize(features).requires_grad_()
+        theta = torch.arccos(embeddings @ F.normalize(head.state_dict()["kernel"], dim=0))
+        own = F.one_hot(labels, 5).double()
+        expected = F.cross_entropy(64 * (1 - 2 * (theta + 0.4 * own) / math.pi), labels)
+        (of_formula,) = torch.autograd.grad(expected, embeddings)
+        loss = head.loss(embeddings, norms, labels)
+        loss.backward()
+        torch.testing.assert_close(loss, expected, rtol=1e-9, atol=0)
+        torch.testing.assert_close(embeddings.grad, of_formula, rtol=1e-7, atol=1e-10)
+        torch.optim.SGD(head.parameters(), lr=0.1).step()
+        assert head.loss(embeddings, norms, labels) < loss
+        outcomes.append(head.state_dict()["kernel"])
+    torch.testing.assert_close(outcomes[1], outcomes[0])
+
+
+def test_a_new_margin_is_known_to_the_command_line():
+    code, _ = written_margin()
+    program = (
+        "import sys, head\n"
+        "exec(sys.stdin.read(), vars(head))\n"
+        "head.HEADS['li_arcface'] = head.LiArcFace\n"
+        "import config\n"
+        "print(config.parse(['--head', 'li_arcface', '--m', '0.3'])[0].head)\n"
+        "config.parse(['--help'])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], input=code, cwd=ROOT, env=dict(os.environ), capture_output=True, text=True
+    )
+    assert done.stdout.startswith("li_arcface\n"), done.stderr
+    assert "\n  li_arcface: Additive margin, linear in the angle: s (1 - 2 (theta + m) / pi)." in done.stdout
+
+
+def test_the_hooks_named_are_there():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    part = text.partition("| of `Head` |")[2].partition("\n\n")[0]
+    rows = [row.split("|")[1] for row in part.splitlines()[2:]]
+    named = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+    assert len(named) == 10
+    assert all(hasattr(heads.Head, name) for name in named)
