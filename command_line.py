@@ -5,14 +5,18 @@ import contextlib
 import difflib
 import errno
 import io
+import os
+import select
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
 FAILED = 2
 INTERRUPTED = 130
+NOBODY_READS = 141  # as of a program that SIGPIPE ends
 EXPECTED_ERRORS = (ValueError, FileNotFoundError, RuntimeError, OSError)  # told in a line, without a traceback
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
@@ -68,20 +72,39 @@ def run_to_status(program: str, job: Callable[[], int], *, stopped: str, failed:
         failed: exit status of an error.
 
     Returns:
-        The job's exit status, ``failed``, or 130 where it was stopped.
+        The job's exit status, ``failed``, 130 where it was stopped, or 141 where what reads its output has ended.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # file names need not be text
     try:
         with terminated_as_interrupted():
-            return job()
+            status = job()
+            if sys.stdout is not None:
+                sys.stdout.flush()  # an output that cannot be written is an error like any other
+            return status
     except KeyboardInterrupt:
         print(f"\n{program}: stopped; {stopped}", file=sys.stderr)
         return INTERRUPTED
     except EXPECTED_ERRORS as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            return NOBODY_READS
         print(f"{program}: error: {one_line(error)}", file=sys.stderr)
         return failed
+
+
+def _nobody_reads() -> bool:
+    """Whether what is printed goes to a program that has ended, such as ``head``."""
+    output = select.poll()
+    try:
+        output.register(sys.stdout, select.POLLOUT)
+    except (OSError, TypeError, ValueError):  # no file
+        return False
+    if not any(events & (select.POLLERR | select.POLLHUP) for _, events in output.poll(0)):
+        return False
+    with Path(os.devnull).open("w") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())  # Python writes what is left when it ends
+    return True
 
 
 def one_line(error: Exception) -> str:

@@ -1,12 +1,16 @@
 import errno
 import io
 import os
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from atomic_files import check_writable, write_atomically
 from command_line import Parser, one_line, printable, run_to_status
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.mark.parametrize(
@@ -41,6 +45,35 @@ def test_errors_of_the_system_name_their_file(tmp_path):
     assert one_line(caught.value) == f"{tmp_path}/none/x.csv: No such file or directory"
     assert one_line(OSError(errno.ENOSPC, "full", "x.npz")).startswith("no space left on the disk for x.npz")
     assert one_line(FileNotFoundError("there is no image x")) == "there is no image x"
+
+
+PROGRAM = """
+import sys
+from command_line import run_to_status
+
+def job():
+    for number in range(int(sys.argv[1])):
+        print(number)
+    return 0
+
+sys.exit(run_to_status("program", job, stopped=""))
+"""
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("lines", [1, 100_000])
+def test_an_output_that_cannot_be_written(lines, unbuffered):
+    command = [sys.executable, "-c", PROGRAM, str(lines)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": unbuffered}
+    reading, writing = os.pipe()
+    os.close(reading)  # as `head` does when it has seen enough
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, env=environment, timeout=60)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, b"")
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, env=environment, timeout=60)
+    assert done.returncode != 0
+    assert done.stderr.startswith(b"program: error: no space left on the disk")
 
 
 def test_a_folder_is_tried_before_the_work(tmp_path):
