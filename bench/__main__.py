@@ -14,7 +14,7 @@ from pathlib import Path
 from bench.timing import RESULTS
 
 _HERE = Path(__file__).parent
-_NO_ROWS = ("__main__", "__init__", "timing", "interval_coverage")
+_NO_ROWS = ("__main__", "__init__", "timing", "interval_coverage", "finetune_gain")
 
 
 def scripts(words: list[str]) -> list[str]:
