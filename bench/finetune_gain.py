@@ -4,8 +4,8 @@
 
 The people of an image folder are split into three parts: half of them for the pretraining, by the recipe
 `lfw112_small_cpu.yaml`; three tenths for the fine-tuning, with blurring augmentations; the rest for the test (`python
--m evaluation folder --compare`). Three seeds of the fine-tuning; the macro F1 on clear and on blurred faces is told of the
-best epoch, chosen on held out people, and of the last one. A killed run goes on when the same command is given again.
+-m evaluation folder --compare`). Three seeds of the fine-tuning; the macro F1 on clear and on blurred faces is told of
+the best epoch, chosen on held out people, and of the last. A killed run goes on when the same command is given again.
 On two CPU cores it takes half an hour.
 """
 
