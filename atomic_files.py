@@ -1,6 +1,6 @@
 """Files that are whole or absent: written under a temporary name in the same folder, then renamed."""
 
-import contextlib
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
@@ -19,22 +19,37 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
     Yields:
         The open binary file, `.<name>.part` in the same folder.
+
+    Raises:
+        OSError: it cannot be written, or someone else writes the same file at the same time.
     """
     final = Path(path)
     part = final.with_name(f".{final.name}.part")
+    own = None
     try:
         part.unlink(missing_ok=True)  # what a kill left may be another name of a file that is in use, or a link to it
-        with part.open("wb") as file:
+        with part.open("xb") as file:
+            own = os.fstat(file.fileno())
             yield file
             file.flush()
             os.fsync(file.fileno())
-        part.replace(final)
+            if not _is(part, own):  # another's half, which must not get the name
+                raise FileExistsError(errno.EEXIST, "another process writes it at the same time", str(final))
+            part.replace(final)
     except BaseException as error:
         if isinstance(error, OSError) and error.filename == str(part):
             error.filename = str(final)  # of which the user knows
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
+        if own is not None and _is(part, own):
+            part.unlink()
         raise
+
+
+def _is(path: Path, status: os.stat_result) -> bool:
+    """Whether a path leads to a file whose status was taken."""
+    try:
+        return os.path.samestat(path.lstat(), status)
+    except OSError:
+        return False
 
 
 def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from atomic_files import check_writable, write_atomically
+from atomic_files import write_atomically
 from command_line import Parser, one_line, printable, run_to_status
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -74,13 +74,6 @@ def test_an_output_that_cannot_be_written(lines, unbuffered):
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, env=environment, timeout=60)
     assert done.returncode != 0
     assert done.stderr.startswith(b"program: error: no space left on the disk")
-
-
-def test_a_folder_is_tried_before_the_work(tmp_path):
-    check_writable(tmp_path, "--output_dir x")
-    assert list(tmp_path.iterdir()) == []
-    with pytest.raises(OSError, match=r"--output_dir x cannot be written into \(No such file"):
-        check_writable(tmp_path / "none", "--output_dir x")
 
 
 def test_names_that_are_no_text_do_not_end_a_command(monkeypatch):

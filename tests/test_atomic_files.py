@@ -1,0 +1,56 @@
+import pytest
+
+from atomic_files import atomic_file, check_writable, write_atomically
+
+
+def test_a_file_is_whole_or_absent(tmp_path):
+    path = tmp_path / "x.csv"
+    with pytest.raises(KeyError), atomic_file(path) as file:
+        file.write(b"half")
+        raise KeyError
+    assert list(tmp_path.iterdir()) == []
+    write_atomically(path, "whole")
+    with pytest.raises(KeyError), atomic_file(path) as file:
+        file.write(b"half")
+        assert path.read_text() == "whole"
+        raise KeyError
+    assert path.read_text() == "whole"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_kill_left_is_replaced_and_not_written_through(tmp_path):
+    in_use = tmp_path / "in_use"
+    in_use.write_text("in use")
+    (tmp_path / ".x.csv.part").symlink_to(in_use)
+    write_atomically(tmp_path / "x.csv", "new")
+    (tmp_path / ".x.csv.part").hardlink_to(in_use)
+    write_atomically(tmp_path / "x.csv", "newer")
+    assert (in_use.read_text(), (tmp_path / "x.csv").read_text()) == ("in use", "newer")
+    assert not (tmp_path / "x.csv").is_symlink()
+
+
+@pytest.mark.parametrize("first_fails", [False, True])
+def test_two_that_write_the_same_file_do_not_mix(tmp_path, first_fails):
+    path = tmp_path / "x.csv"
+    first, second = atomic_file(path), atomic_file(path)
+    first.__enter__().write(b"first")
+    file = second.__enter__()
+    file.write(b"sec")
+    file.flush()
+    if first_fails:
+        assert not first.__exit__(KeyError, KeyError(), None)
+    else:
+        with pytest.raises(FileExistsError, match="another process writes it at the same time"):
+            first.__exit__(None, None, None)
+    assert not path.exists()
+    file.write(b"ond")
+    second.__exit__(None, None, None)
+    assert path.read_bytes() == b"second"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_is_tried_before_the_work(tmp_path):
+    check_writable(tmp_path, "--output_dir x")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(OSError, match=r"--output_dir x cannot be written into \(No such file"):
+        check_writable(tmp_path / "none", "--output_dir x")
