@@ -7,9 +7,12 @@ Source: the data sets of the official AdaFace code. Differences: there the rando
 and images become float32 (four times the bytes) before they leave it.
 """
 
+import multiprocessing.util
 import signal
 import time
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import cv2
@@ -232,6 +235,7 @@ class WaitingLoader(DataLoader[Any]):
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         batches = super().__iter__()
+        _workers.update(getattr(batches, "_workers", ()))
         while True:
             started = time.monotonic()
             try:
@@ -240,6 +244,19 @@ class WaitingLoader(DataLoader[Any]):
                 return
             self.waited_sec += time.monotonic() - started
             yield batch
+
+
+_workers: "weakref.WeakSet[BaseProcess]" = weakref.WeakSet()
+
+
+def _end_workers() -> None:
+    for worker in list(_workers):
+        worker.kill()
+
+
+# An error may keep a loader, and so its workers, to the end of the program: multiprocessing then asks them to stop by
+# SIGTERM, which they leave to the main process, and would wait for them for ever.
+multiprocessing.util.Finalize(None, _end_workers, exitpriority=0)
 
 
 def as_it_is(batch: Any) -> Any:

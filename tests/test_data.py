@@ -4,6 +4,8 @@ import itertools
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,7 @@ from sampler import EpochBatchSampler, RandomStreams, ShardedBatchSampler
 from source_finder import open_training_source
 from training_subset import SUBSET_LIST, read_subset_list, select_subset
 
+ROOT = Path(__file__).resolve().parents[1]
 CLASSES = 105
 
 
@@ -439,6 +442,31 @@ def test_ctrl_c_does_not_end_the_workers(small: Path) -> None:
     first = next(batches)
     os.kill(loader._iterator._workers[0].pid, signal.SIGINT)
     assert equal([first, *batches], training_batches(module(small), 0))
+
+
+def test_a_program_that_ends_with_a_loader_in_use_does_not_wait_for_its_workers(small: Path) -> None:
+    """As after an error whose traceback holds the loader."""
+    program = f"""
+import torch
+from data import FaceDataModule
+data = FaceDataModule(data_root={str(small.parent)!r}, train_data_path={small.name!r}, val_data_path="none",
+                      batch_size=4, num_workers=1)
+data.open()
+loader = data.train_dataloader()
+batches = iter(loader)
+next(batches)
+print(loader._iterator._workers[0].pid)
+class Kept:
+    def __init__(self): self.itself, self.loader, self.batches = self, loader, batches
+kept = Kept()
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True
+    )
+    worker = int(ended.stdout.split()[-1])
+    assert not ended.stderr
+    with pytest.raises(ProcessLookupError):
+        os.kill(worker, 0)
 
 
 def test_augmentation_differs_between_epochs_and_samples(small: Path) -> None:
