@@ -30,8 +30,9 @@ from training_source import TrainingSource, fingerprint_of
 from training_subset import SelectedSource
 
 COLUMNS = ("sample", "use", "identity", "train_as", "why", "image")
-_FIRST_LINE = re.compile(r"# adaface index 1: (\d+) images, fingerprint ([0-9a-f]{64})\s*")
+_FIRST_LINE = re.compile(r"# adaface index 1: (\d+) images, fingerprint ([0-9a-f]{64})")
 _ENCODING: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
+_FROM_SPREADSHEET = "utf-8-sig"  # some put a mark before UTF-8
 _SHOWN = 12
 _LINES_AT_ONCE = 1 << 14
 
@@ -120,22 +121,28 @@ def _read(path: Path, source: TrainingSource) -> np.ndarray:
     """Return the class that each sample is trained as, int32 (N,), -1 where it is not used."""
     if not path.is_file():
         raise FileNotFoundError(f"--train_data_index: there is no file {path}")
-    with path.open(**_ENCODING) as file:
-        _check_first_line(path, file.readline(), source)
-        place = {name: number for number, name in enumerate(source.class_names)}
+    with path.open(**_ENCODING | {"encoding": _FROM_SPREADSHEET}) as file:
+        rows = csv.reader(file)
+        _check_first_line(path, rows, source)
+        names, labels = source.class_names, source.labels
+        place = {name: number for number, name in enumerate(names)}
         classes = np.full(len(source), -1, np.int32)
         seen = np.zeros(len(source), bool)
-        rows = csv.reader(file)
         try:
             columns = next(rows, [])
             if missing := [name for name in COLUMNS[:4] if name not in columns]:
                 raise ValueError(f"there is no column {', '.join(missing)}; it has {', '.join(columns) or 'none'}")
-            at = [columns.index(name) for name in ("sample", "use", "train_as")]
-            for row in filter(None, rows):
-                sample, used, as_whom = (row[column] if column < len(row) else "" for column in at)
-                _take(classes, seen, place, sample, used, as_whom)
+            at = [columns.index(name) for name in COLUMNS[:4]]
+            for row in filter(any, rows):
+                sample, used, whose, as_whom = (row[column] if column < len(row) else "" for column in at)
+                number = _take(classes, seen, place, sample, used, as_whom)
+                if whose != (name := names[labels[number]]):
+                    raise ValueError(
+                        f"identity is {_short(whose)!r}, sample {number} is of {_short(name)!r}: a spreadsheet may "
+                        "have changed it (as 007 to 7), or sorted one column alone"
+                    )
         except (ValueError, csv.Error) as error:
-            raise ValueError(f"{path}, line {rows.line_num + 1}: {error}") from error
+            raise ValueError(f"{path}, line {rows.line_num}: {error}") from error
     if not seen.all():
         raise ValueError(
             f"{path} says nothing of {int((~seen).sum()):,} of {len(seen):,} images, the first is sample "
@@ -144,10 +151,8 @@ def _read(path: Path, source: TrainingSource) -> np.ndarray:
     return classes
 
 
-def _take(
-    classes: np.ndarray, seen: np.ndarray, place: Mapping[str, int], sample: str, used: str, as_whom: str
-) -> None:
-    """Enter one line."""
+def _take(classes: np.ndarray, seen: np.ndarray, place: Mapping[str, int], sample: str, used: str, as_whom: str) -> int:
+    """Enter one line; return its sample."""
     if not (sample.isascii() and sample.isdigit() and int(sample) < len(classes)):
         raise ValueError(f"sample is {sample!r}, expected a number from 0 to {len(classes) - 1}")
     if used not in ("0", "1"):
@@ -162,13 +167,18 @@ def _take(
             hint = nearest(as_whom, some) if len(some) <= _SHOWN * 1000 else f"they are {', '.join(some[:_SHOWN])}, ..."
             raise ValueError(f"train_as is {as_whom!r}, which is no identity of the data; {_short(hint)}")
         classes[number] = place[as_whom]
+    return number
 
 
 def _short(text: str, most: int = 200) -> str:
     return text if len(text) <= most else f"{text[:most]}..."
 
 
-def _check_first_line(path: Path, line: str, source: TrainingSource) -> None:
+def _check_first_line(path: Path, rows: Iterator[list[str]], source: TrainingSource) -> None:
+    try:
+        line = ",".join(next(rows, [])).rstrip(", ")  # spreadsheets fill each line up to the longest
+    except csv.Error:
+        line = ""
     match = _FIRST_LINE.fullmatch(line)
     if match is None:
         raise ValueError(f"{path} is no index of `convert.py --audit <data> --apply`: it begins with {line[:60]!r}")

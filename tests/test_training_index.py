@@ -1,5 +1,6 @@
 """The file that says which images are trained on, and as whose: written, read, edited by hand, refused."""
 
+import csv
 import os
 from pathlib import Path
 
@@ -63,6 +64,17 @@ def test_a_line_edited_by_hand_counts(source, index):
     assert select_indexed(source, index).labels.tolist() == [0, 0, 0, 0, 1, 1, 2, 2, 2]
 
 
+@pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_ALL])
+def test_what_a_spreadsheet_has_saved_is_read(source, index, quoting):
+    told = select_indexed(source, index).labels
+    with index.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+        rows = list(csv.reader(file))
+    filled = [row + [""] * (6 - len(row)) for row in [*rows, []]]  # each line as long as the longest
+    with index.open("w", encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        csv.writer(file, quoting=quoting, lineterminator="\r\n").writerows(filled)
+    assert select_indexed(source, index).labels.tolist() == told.tolist()
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
@@ -76,6 +88,7 @@ def test_a_line_edited_by_hand_counts(source, index):
         ("0,1,Ada,Ada", "2,1,Ada,Ada", "sample 2 comes twice"),
         ("0,1,Ada,Ada", "0,1,Ada,Adda", "train_as is 'Adda', which is no identity of the data; did you mean Ada"),
         ("0,1,Ada,Ada", "0", "use is ''"),
+        ("0,1,Ada,Ada", "0,1,Bob,Ada", "line 3: identity is 'Bob', sample 0 is of 'Ada': a spreadsheet may"),
     ],
 )
 def test_an_index_that_does_not_fit_is_refused(source, index, old, new, message):
