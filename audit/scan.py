@@ -43,8 +43,8 @@ _SAMPLED = 4096
 _SEEN_AS_CUT_ROWS = 8
 _FILLER = 128  # what libjpeg paints where a picture's data ends too early
 _MOST_PIXELS = 1 << 26
-_LEAST_BYTES_OF_LARGE = 1 << 15  # of a PNG of so many pixels and one colour
-_ENCODED_WITH_END = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
+_LEAST_BYTES_OF_LARGE = 1 << 15  # of a JPEG of so many pixels; a WebP of one colour has hundreds
+_JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 
 
 class Images(Protocol):
@@ -184,7 +184,7 @@ def _look(images: Images, index: int, usual: np.ndarray, swapped: bool) -> np.nd
 
 def _is_too_large(data: bytes) -> bool:
     """Whether a file's head tells more pixels than a photograph has: a small file can unfold to gigabytes."""
-    if len(data) < _LEAST_BYTES_OF_LARGE:
+    if len(data) < _LEAST_BYTES_OF_LARGE and data.startswith(_JPEG):
         return False
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's own, of the same thing
@@ -209,7 +209,7 @@ def _decoded(images: Images, index: int) -> tuple[np.ndarray | None, str]:
     if _is_too_large(data):
         return None, f"more than {_MOST_PIXELS / 1e6:.0f} million pixels: not decoded"
     try:
-        if not data or data.startswith(_ENCODED_WITH_END):
+        if not data or data.startswith((_JPEG, _PNG)):
             image_suffix(data, "it")
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_ANYCOLOR)
     except ValueError as error:
