@@ -27,11 +27,12 @@ class EarlyStopping(pl.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run has to know."""
-        return {"best": self.best, "waited": self.waited}
+        return {"best": self.best, "waited": self.waited, "newest": self._newest}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on counting."""
         self.best, self.waited = state_dict["best"], state_dict["waited"]
+        self._newest = state_dict.get("newest")  # of an epoch that was stopped inside; older checkpoints have none
 
     def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Train no further where the run that is resumed had ended."""

@@ -56,6 +56,18 @@ def test_of_several_validations_in_an_epoch_the_best_counts():
     assert callback.best == 70 and not trainer.should_stop
 
 
+def test_validations_before_a_resume_inside_an_epoch_count():
+    stopped, resumed = EarlyStopping(1), EarlyStopping(1)
+    trainer = epochs(stopped, 50)[1]
+    trainer.callback_metrics["val_acc"] = torch.tensor(70.0)
+    stopped.on_validation_end(trainer, None)
+    resumed.load_state_dict(stopped.state_dict())
+    trainer.callback_metrics["val_acc"] = torch.tensor(40.0)
+    resumed.on_validation_end(trainer, None)
+    resumed.on_train_epoch_end(trainer, None)
+    assert resumed.best == 70 and not trainer.should_stop
+
+
 @pytest.mark.parametrize("fn, checking", [("test", False), ("validate", False), ("fit", True)])
 def test_other_evaluations_do_not_count(fn, checking):
     callback = EarlyStopping(1)
