@@ -14,6 +14,7 @@ from class_means import HeadFromClassMeans
 from config import Config
 from data import FaceDataModule
 from devices import DevicePlan, device_memory, divide_threads
+from evaluation.before_after import comparable_sets
 from execution import prepare_step
 from lightning_setup import pl
 from net import check_architecture
@@ -177,6 +178,8 @@ def open_data(config: Config, devices: DevicePlan) -> FaceDataModule:
         needs_validation=bool(config.finetune),
     )
     data.open()
+    if config.finetune:
+        comparable_sets(data.pair_sets)
     if config.early_stopping_patience and not data.pair_sets:
         raise ValueError(
             f"--early_stopping_patience {config.early_stopping_patience} goes by the accuracy on validation sets, and "

@@ -30,6 +30,24 @@ _BLURRED = "{name} blurred"
 _FEWEST_IMPOSTORS = math.ceil(1 / FAR)
 
 
+def comparable_sets(pair_sets: Mapping[str, PairSet]) -> dict[str, PairSet]:
+    """Return the sets that two models can be compared on; to be asked before a training too.
+
+    Args:
+        pair_sets: by name.
+
+    Raises:
+        ValueError: none has pairs of both kinds.
+    """
+    usable = {name: one for name, one in pair_sets.items() if one.issame.any() and not one.issame.all()}
+    if not usable:
+        raise ValueError(
+            f"none of the verification sets ({', '.join(pair_sets)}) has pairs of one person and of two people: there "
+            "is nothing to compare the models on"
+        )
+    return usable
+
+
 def compare_before_after(
     pretrained: EmbedImages, finetuned: EmbedImages, pair_sets: Mapping[str, PairSet], folder: Path, *, seed: int
 ) -> ModelComparison:
@@ -45,12 +63,7 @@ def compare_before_after(
     Raises:
         ValueError: no set has pairs of both kinds, or images cannot be used.
     """
-    usable = {name: one for name, one in pair_sets.items() if one.issame.any() and not one.issame.all()}
-    if not usable:
-        raise ValueError(
-            f"none of the verification sets ({', '.join(pair_sets)}) has pairs of one person and of two people: there "
-            "is nothing to compare the models on"
-        )
+    usable = comparable_sets(pair_sets)
     pair_lists = []
     for pair_set in usable.values():
         images = PairSetImages(pair_set, folder)

@@ -249,6 +249,17 @@ def test_sets_that_are_there_are_used_and_nobody_is_held_out(private, model, tmp
     assert {row["condition"] for row in rows} == {"lfw", "lfw blurred", "cplfw", "cplfw blurred"}
 
 
+def test_pairs_that_no_model_can_be_judged_by_are_refused_before_the_training(private, model, tmp_path, capsys):
+    first, second = sorted((private / "people" / "0").iterdir())[:2]
+    (tmp_path / "pairs.csv").write_text(f"path1,path2,same\n{first},{second},1\n{second},{first},1\n")
+    sets = ["--pairs", str(tmp_path / "pairs.csv"), "--images_root", "/", "--output", str(tmp_path / "mine.bin")]
+    assert convert.main(sets) == 0
+    arguments = words(private, model, tmp_path / "runs", "--val_data_path", str(tmp_path))
+    assert main.main(arguments) == 2
+    assert "none of the verification sets (mine) has pairs of one person and of two" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
 def test_people_can_be_held_out_of_any_training(private, tmp_path, capsys):
     more = ["--arch", ARCH, "--val_data_path", "faces", "--val_sets", "held_out,lfw"]
     arguments = words(private, "", tmp_path, *more)[2:]
