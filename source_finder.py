@@ -188,4 +188,5 @@ def _nearest_folder(path: Path) -> str:
     """Say what is in the deepest folder of ``path`` that exists."""
     path = path.absolute()
     folder = next(p for p in (path, *path.parents) if p.is_dir())
-    return f"{'it' if folder == path else f'it does not exist; {folder}'} holds {listing(folder)}"
+    why = "it is a file, not a folder" if path.is_file() else "it does not exist"
+    return f"{'it' if folder == path else f'{why}; {folder}'} holds {listing(folder)}"

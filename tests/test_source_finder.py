@@ -117,6 +117,15 @@ def test_errors_name_the_set(tmp_path: Path) -> None:
 # --- commas ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("path", "why"), [("d/0/0.jpg", "it is a file, not a folder; .* holds 0.jpg"), ("d/x", "it does not exist; ")]
+)
+def test_what_is_no_folder_is_told_from_what_is_not_there(tmp_path: Path, path: str, why: str) -> None:
+    write_images(tmp_path / "d", "0")
+    with pytest.raises(FileNotFoundError, match=why):
+        open_training_source(tmp_path, path)
+
+
 def test_commas_separate_unless_they_belong_to_a_name(tmp_path: Path) -> None:
     for name in ("a", "b", "a,b", "c,d,e"):
         (tmp_path / name).mkdir()
