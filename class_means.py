@@ -105,7 +105,7 @@ class HeadFromClassMeans(pl.Callback):
         """Yield the images of a range of classes, and their labels."""
         labels = self.data.dataset.source.labels
         samples = np.flatnonzero((labels >= first) & (labels < end))
-        with tqdm(total=len(samples), desc="class means", unit="img", disable=not shown) as bar:
+        with tqdm(total=len(samples), desc="class means", unit="img", disable=None if shown else True) as bar:
             for images, of_classes in self.data.plain_dataloader(samples):
                 yield images, of_classes
                 bar.update(min(self.data.batch_size_per_process, len(samples) - bar.n))

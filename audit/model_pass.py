@@ -3,7 +3,6 @@
 Embeddings are kept beside the report, by weights and images, so that a stopped audit goes on where it was.
 """
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +61,6 @@ class AskedModel:
             folder=folder / "embeddings",
             processes=max(gpus, 1),
             most_unreadable=1.0,
-            progress=sys.stderr.isatty(),
         )
         return embed, f"{self.name or self.file} ({embed.embedder.arch})"
 

@@ -71,7 +71,6 @@ class CachedEmbedding:
         processes: at work at a time.
         batch_size: images of one step of a process.
         most_unreadable: share of the images that may be unreadable, in [0, 1].
-        progress: show a bar.
 
     Attributes:
         embedder: the model, in this process.
@@ -85,11 +84,10 @@ class CachedEmbedding:
         processes: int = 1,
         batch_size: int = 64,
         most_unreadable: float = MOST_UNREADABLE,
-        progress: bool = True,
     ) -> None:
         self.embedder = model.load()
         self._model, self._folder, self._processes = model, folder, processes
-        self._batch_size, self._most_unreadable, self._progress = batch_size, most_unreadable, progress
+        self._batch_size, self._most_unreadable = batch_size, most_unreadable
 
     def __call__(self, images: ImageList, view: str = FUSED) -> Embedded:
         """Embed all images of a list.
@@ -125,9 +123,7 @@ class CachedEmbedding:
     def _embed_all(self, images: ImageList, view: str, part: Path, shape: tuple[int, int]) -> None:
         table = open_table(part, shape)
         left = np.flatnonzero(table[:, -1] == _TO_DO)
-        with tqdm(
-            total=shape[0], initial=shape[0] - len(left), desc=images.name, unit="img", disable=not self._progress
-        ) as bar:
+        with tqdm(total=shape[0], initial=shape[0] - len(left), desc=images.name, unit="img", disable=None) as bar:
             if self._processes == 1:
                 for done in _embed_some(self.embedder, images, view, table, left, self._batch_size, usable_cores()):
                     bar.update(done)

@@ -37,7 +37,7 @@ def files(tmp_path) -> ImageFiles:
 
 
 def embed(model, folder, **options) -> CachedEmbedding:
-    return CachedEmbedding(model, folder=folder, progress=False, **options)
+    return CachedEmbedding(model, folder=folder, **options)
 
 
 def kept(folder: Path) -> list[Path]:
