@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
 
-from head import AdaFace
+from head import AdaFace, CurricularFace
 from lightning_setup import pl
 from margin_head import Head
 from sharded_gradients import gradient_norm
@@ -87,13 +87,13 @@ def summarise(values: Tensor) -> Tensor:
 
 
 class HealthMonitor(pl.Callback):
-    """Log and print, after each epoch: gradient norm, target cosine, feature norms and AdaFace's statistics.
+    """Log and print, after each epoch: gradient norm, target cosine, feature norms and the margin's statistics.
 
     Metrics: ``gradient_norm`` and ``gradient_norm_max`` (mean and maximum over the steps of the optimiser, before any
     clipping; steps that the 16-bit loss scaler skips because a gradient is not finite are left out, and counted on the
     screen), ``target_cosine`` (mean, before the margin), ``feature_norm`` with ``_std``, ``_min`` and ``_max``, and
-    ``adaface_mean`` and ``adaface_std``, the running statistics at the end of the epoch. All are over all images of all
-    processes; after a resume inside an epoch over those that were left.
+    ``adaface_mean`` and ``adaface_std``, or ``curricularface_t``, the running statistics at the end of the epoch. All
+    are over all images of all processes; after a resume inside an epoch over those that were left.
     """
 
     _names = ("gradient_norm", "target_cosine", "feature_norm")
@@ -175,6 +175,8 @@ def _metrics(distributions: dict[str, Distribution], head: Head) -> dict[str, fl
     }
     if isinstance(head, AdaFace):
         values |= {"adaface_mean": float(head.batch_mean), "adaface_std": float(head.batch_std)}
+    if isinstance(head, CurricularFace):
+        values["curricularface_t"] = float(head.t)
     return values
 
 
@@ -187,6 +189,8 @@ def _line(values: dict[str, float], not_finite: int, *, skipped: bool) -> str:
     )
     if "adaface_mean" in values:
         line += f", AdaFace's {values['adaface_mean']:.1f} with {values['adaface_std']:.1f}"
+    if "curricularface_t" in values:
+        line += f", CurricularFace's t {values['curricularface_t']:.3f}"
     done = "steps skipped, their gradients" if skipped else "steps taken whose gradients were"
     return f"{line}; {not_finite} {done} not finite" if not_finite else line
 

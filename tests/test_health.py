@@ -158,6 +158,16 @@ def test_skipped_steps_are_counted_on_the_line():
     assert "AdaFace" not in health._line(values, 0, skipped=False)
 
 
+def test_the_line_tells_the_curriculum():
+    three = (health.Distribution.merged([[2.0, 0.5, 0.1, 0.4, 0.6, 0.0]]),) * 3
+    head = build_head("curricularface", 8, 5)
+    head.t.fill_(0.25)
+    names = ("gradient_norm", "target_cosine", "feature_norm")
+    values = health._metrics(dict(zip(names, three, strict=True)), head)
+    assert health._line(values, 0, skipped=False).endswith(", CurricularFace's t 0.250")
+    assert "curricularface_t" not in health._metrics(dict(zip(names, three, strict=True)), build_head("arcface", 8, 5))
+
+
 def test_a_head_that_knows_nothing_has_the_reward_for_high_norms():
     head = build_head("magface", 512, 50)
     assert uninformed_loss(head) == pytest.approx(np.log(50) + 35 * (110 / 110**2 + 1 / 110), rel=1e-6)

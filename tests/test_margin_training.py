@@ -14,7 +14,7 @@ from head import HEADS
 
 OPTIONS = {"adaface": "--m 0.4 --h 0.333", "cosface": "--m 0.35"}  # the others' defaults are their papers'
 SMALL = (
-    "--train_data_path faces/imgs --val_data_path faces --gpus 0 --num_workers 1 --arch ir_mini --batch_size 64 "
+    "--train_data_path faces/imgs --val_data_path faces --gpus 0 --num_workers 1 --arch ir_mini --batch_size 32 "
     "--epochs 6 --lr 0.1 --lr_milestones 3,5"
 )
 CHANCE = 50.0
@@ -23,7 +23,7 @@ CHANCE = 50.0
 @pytest.fixture(scope="module")
 def faces(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "faces"
-    write_demo_data(folder, identities=60, images_per_identity=20, pairs=200, seed=3)
+    write_demo_data(folder, identities=40, images_per_identity=16, pairs=60, seed=3)
     assert convert.main(["--rec_path", str(folder)]) == 0
     return folder
 
