@@ -121,7 +121,10 @@ def test_who_decides_on_sharding(words, memory_bytes, expected, monkeypatch):
 
 def test_machines_of_which_one_shards_the_head_by_its_memory_do_not_agree():
     data, plan = SimpleNamespace(fingerprint=lambda: "faces"), DevicePlan("cpu", 2, "32-true")
-    facts = [assembly.facts_of(parse([])[0], plan, data, SimpleNamespace(sharded=sharded)) for sharded in (False, True)]
+    facts = [
+        assembly.facts_of(parse([])[0], plan, data, SimpleNamespace(sharded=sharded, metadata={"pretrained": ""}))
+        for sharded in (False, True)
+    ]
     (different,) = [name for name in facts[0] if facts[0][name] != facts[1][name]]
     assert "--head_sharding on or off" in different
 
