@@ -95,7 +95,8 @@ class HeadFromClassMeans(pl.Callback):
             head.kernel.shape[1] if isinstance(head, PartialFC) else head.kernel.shape[0],
         )
         missing = set_classes(head, means.directions.to(pl_module.device))
-        begin_statistics(head, means.norm_moments.to(pl_module.device))
+        moments = means.norm_moments  # stays on the CPU where it can: an Apple GPU has no float64
+        begin_statistics(head, moments if world_size() == 1 else moments.to(pl_module.device))
         if trainer.is_global_zero:
             print(f"the head's {head.class_num:,} classes begin as the means of their images' embeddings", flush=True)
             if missing:

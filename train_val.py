@@ -316,7 +316,7 @@ class FaceRecognitionModule(pl.LightningModule):
         # two passes: one of twice the size is no faster, and takes twice the memory
         embeddings, norms = self._embed(images)
         mirrored, mirrored_norms = self._embed(images.flip(2))
-        fused, _ = fuse_flip(embeddings.double(), norms.double(), mirrored.double(), mirrored_norms.double())
+        fused, _ = fuse_flip(*map(_in_double, (embeddings, norms, mirrored, mirrored_norms)))
         self._embedded.append((fused.float(), set_index, image_index))
 
     def _embed(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -398,6 +398,11 @@ class FaceRecognitionModule(pl.LightningModule):
             self.trainer.datamodule.go_on_from(**checkpoint["adaface"]["position"])
         self._resumed_average = take_from(checkpoint)
         fill_in_head(checkpoint, self.sharded_head)
+
+
+def _in_double(numbers: Tensor) -> Tensor:
+    """Return numbers in double precision, where the device has it: Apple's GPUs have not."""
+    return numbers if numbers.device.type == "mps" else numbers.double()
 
 
 def _pairs_in_order(embeddings: np.ndarray, places: np.ndarray, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

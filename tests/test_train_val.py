@@ -1,10 +1,12 @@
+from types import SimpleNamespace
+
 import numpy as np
 import torch
 from golden_fill import fill_state_dict
 from torch import nn
 
 from optimization import split_for_weight_decay
-from train_val import FaceRecognitionModule, _pairs_in_order
+from train_val import FaceRecognitionModule, _in_double, _pairs_in_order
 
 
 def test_six_sgd_steps_follow_the_official_trajectory(golden):
@@ -86,3 +88,9 @@ def test_pairs_that_were_seen_in_part_are_left_out():
     ordered, same = _pairs_in_order(places[:, None] * 1.0, places, issame)
     assert ordered[:, 0].tolist() == [0, 1, 4, 5]
     assert same.tolist() == [True, True]
+
+
+def test_embeddings_are_fused_in_double_precision_where_the_device_has_it():
+    of_apple = SimpleNamespace(device=torch.device("mps"))  # and no `double`, which raises there
+    assert _in_double(of_apple) is of_apple
+    assert _in_double(torch.ones(2)).dtype == torch.float64
