@@ -301,6 +301,8 @@ def test_the_command_serves_until_it_is_stopped(tmp_path, capsys):
     running = subprocess.Popen(
         command, cwd=folders["work"], env=environment, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        # a shell starts what runs in the background, these tests perhaps, with Ctrl-C ignored
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
     try:
         lines = [running.stdout.readline() for _ in range(3)]
