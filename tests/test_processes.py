@@ -173,11 +173,6 @@ def test_processes_that_do_not_come_are_missed(data_root, tmp_path):
     assert "did not come together with the other processes of 2 at 127.0.0.1:" in file.read_text()
 
 
-def without_pytorchs(output: str) -> str:
-    """Leave out what PyTorch's own store says where the process that has it is gone in the middle of a question."""
-    return re.sub(r"^\[W[^\n]*TCPStore(?s:.*?)(?=\n\n|\nmain\.py|\Z)", "", output, flags=re.MULTILINE).strip()
-
-
 @pytest.mark.parametrize("bad", [0, 1])
 def test_a_process_that_fails_before_it_joins_keeps_nobody_waiting(data_root, tmp_path, bad):
     """Nobody else ends them: srun would with --kill-on-bad-exit, torchrun on its own machine alone."""
@@ -189,7 +184,8 @@ def test_a_process_that_fails_before_it_joins_keeps_nobody_waiting(data_root, tm
     assert "main.py: error: --config: there is no recipe" in outputs[bad]
     if bad:
         assert re.search(r"main\.py: error: process 1 on \S+ cannot start: --config: there is no recipe", outputs[0])
-    assert without_pytorchs(outputs[2]) == "", "said once"
+    # PyTorch's store may say that process 0, which has it, is gone in the middle of a question
+    assert "main.py" not in outputs[2], "said once"
 
 
 def test_what_fails_in_process_0_before_the_training_keeps_nobody_waiting(data_root, tmp_path):
