@@ -16,6 +16,8 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageOps
 
+from alignment.jpeg_scans import MOST_SCANS, count_scans
+
 MOST_PIXELS = 178_000_000  # about what Pillow opens without being told to; 534 MB when decoded
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "PPM", "GIF", "JPEG2000")
 _DEEP = ("I;16", "I;16B", "I;16L", "I;16N", "I")
@@ -67,11 +69,24 @@ def _decoded(file: BinaryIO, name: str, most_pixels: int) -> np.ndarray:
             f"{name} is {image.width}x{image.height} px, more than the {most_pixels:,} pixels that are read: "
             "make it smaller first"
         )
+    if image.format in ("JPEG", "MPO"):
+        _check_scans(file, name)
     try:
         image.load()
         return np.ascontiguousarray(_colours(_upright(image))[..., ::-1])
     except _BROKEN as error:
         raise ValueError(f"{name} is damaged: {error}") from error
+
+
+def _check_scans(file: BinaryIO, name: str) -> None:
+    place = file.tell()
+    file.seek(0)
+    scans = count_scans(file.read())
+    file.seek(place)
+    if scans > MOST_SCANS:
+        raise ValueError(
+            f"{name} has more than {MOST_SCANS} scans, each of which takes as long as a whole image: save it anew"
+        )
 
 
 def _upright(image: Image.Image) -> Image.Image:

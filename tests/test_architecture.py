@@ -122,6 +122,7 @@ LEVELS = {
     "trainer": 2.1,
     "alignment": 0,
     "alignment.boxes": 0.1,
+    "alignment.jpeg_scans": 0,
     "alignment.networks": 0.1,
     "alignment.photograph": 0.1,
     "alignment.warp": 0.1,
