@@ -226,6 +226,7 @@ def join(launch: Launch, accelerator: str, timeout_sec: float) -> None:
             "main.py ..., or torchrun on every machine), and can the machines reach each other there?"
         ) from error
     if why_not:
+        _stay_for_the_others(store, launch)
         raise ToldError(why_not) if launch.rank else NotTogetherError(why_not)
 
 
@@ -241,8 +242,14 @@ def tell_those_who_wait(launch: Launch, error: Exception) -> None:
     with contextlib.suppress(RuntimeError, ValueError):  # the others are not there either
         store = _meet(launch, timedelta(seconds=_TELL_SEC))
         why = f"process {launch.rank} on {platform.node()} cannot start: {error}"
-        keeps_store = launch.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-        roll_call.refuse(store, launch.world_size, why, stay_sec=_TELL_SEC if keeps_store else 0.0)
+        roll_call.refuse(store, why)
+        _stay_for_the_others(store, launch)
+
+
+def _stay_for_the_others(store: dist.Store, launch: Launch) -> None:
+    """Keep the store, where it is this process's, until the others have read why nobody starts."""
+    if launch.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        roll_call.wait_until_read(store, launch.world_size, _TELL_SEC)
 
 
 def _meet(launch: Launch, timeout: timedelta) -> dist.Store:

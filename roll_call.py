@@ -31,17 +31,25 @@ def answer(store: dist.Store, world_size: int) -> str:
     return text
 
 
-def refuse(store: dist.Store, world_size: int, why: str, *, stay_sec: float) -> None:
+def refuse(store: dist.Store, why: str) -> None:
     """Tell the others that this process cannot start.
 
     Args:
         store: of this start, seen by all processes.
-        world_size: number of processes W.
         why: for the user.
-        stay_sec: how long to wait for the others to read it, at most, where the store ends with this process.
     """
     store.set(_ANSWER, why)
     store.add(_READ, 1)
-    deadline = time.monotonic() + stay_sec
+
+
+def wait_until_read(store: dist.Store, world_size: int, most_sec: float) -> None:
+    """Wait until all have read the answer: for the process with which the store ends.
+
+    Args:
+        store: of this start, seen by all processes.
+        world_size: number of processes W.
+        most_sec: how long to wait, at most.
+    """
+    deadline = time.monotonic() + most_sec
     while time.monotonic() < deadline and store.add(_READ, 0) < world_size:
         time.sleep(_LOOK_EVERY_SEC)
