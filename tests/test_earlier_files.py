@@ -1,7 +1,7 @@
 """Files that an earlier version has written (commit 673588e) go on working: checkpoint, run folder, sidecar, recipe.
 
-`golden/earlier` holds drawn faces, a recipe, the folder of a run that was stopped in the second of its two epochs, and in
-`expected.npz` the weights with which that version resumed and ended it.
+`golden/earlier` holds drawn faces, a recipe, the folder of a run that was stopped in the second of its two epochs, and
+in `expected.npz` the weights with which that version resumed and ended it.
 """
 
 import os
