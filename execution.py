@@ -12,13 +12,13 @@ import torch
 
 from devices import available_memory
 from fused_softmax import kept_bytes
-from train_val import FaceRecognitionModule
+from training_module import FaceRecognitionModule
 
 _COMPILERS = ("g++", "clang++", "c++")
 _MOST_OF_FREE_MEMORY = 0.25  # for the head's (B, C) numbers; activations, gradients and momentum want the rest
 
 
-def prepare_step(
+def configure_backbone(
     module: FaceRecognitionModule,
     *,
     accelerator: str,

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from head import AdaFace, CurricularFace
+from lightning_internals import unscales_in_its_step
 from lightning_setup import pl
 from margin_head import Head
 from sharded_gradients import gradient_norm
@@ -115,7 +116,7 @@ class HealthMonitor(pl.Callback):
         """Note the norm of all gradients: one pass over them, 0.5 % of a small network's step on a CPU."""
         norm = gradient_norm(pl_module.parameters(), pl_module.shards)
         # a fused optimiser takes the scale off itself, inside its step
-        if trainer.scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
+        if trainer.scaler is not None and unscales_in_its_step(optimizer):
             norm = norm / trainer.scaler.scale(torch.ones_like(norm))
         self._noted["gradient_norm"].append(norm.reshape(1))
 

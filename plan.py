@@ -13,8 +13,8 @@ from devices import DevicePlan, available_memory
 from memory_plan import StepMemory, step_memory, what_takes_less
 from processes import Launch, decided_by_rank_0, lightning_environment
 from progress import MUCH_WAITING, duration, input_bottleneck
-from step_measurement import Measured, StepClock, build_trainer, measure
-from train_val import FaceRecognitionModule
+from step_timing import Measured, StepClock, build_trainer, measure
+from training_module import FaceRecognitionModule
 
 _TIGHT = 0.75  # of the memory: measured peaks lie 15 to 30 % above what is counted
 

@@ -23,8 +23,8 @@ from typing import Any, NamedTuple
 import torch.distributed as dist
 
 from agreement import ToldError, check_agreement
-from callbacks import InterruptedTrainingError
 from lightning_setup import pl
+from stopping import InterruptedTrainingError
 
 _KEEP_ALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 4, "TCP_KEEPCNT": 5}  # 30 s without an answer: the link is dead
 _CONNECT_SEC = 30.0

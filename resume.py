@@ -6,9 +6,9 @@ from typing import Any
 
 from checkpoints import check_resumable, load_checkpoint
 from config import OPTIONS, Config, convert_value, finetune_defaults
+from finetuning import with_pretrained, with_whole_path
 from more_augmentations import MORE_AUGMENTATIONS
 from option_rules import check_head_options, check_optimisation
-from pretrained import with_pretrained, with_whole_path
 from run_folder import CONFIG, LAST_CHECKPOINT
 
 # of these one option overrides the others when a run goes on with other hardware

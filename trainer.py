@@ -4,15 +4,15 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from callbacks import CheckpointKeeper, NonFiniteLossGuard, StopOnSignal
 from checkpoint_io import AtomicCheckpointIO
+from checkpointing import CheckpointKeeper
 from devices import DevicePlan
-from early_stopping import EarlyStopping
 from health import HealthMonitor, StalledLossWarning
 from lightning_setup import pl
 from processes import Launch, lightning_environment
 from progress import ProgressLine
 from sharded_gradients import AgreedGradScaler
+from stopping import EarlyStopping, NonFiniteLossGuard, StopOnSignal
 
 _TEST_RUN_BATCHES = 50
 _LOG_EVERY_STEPS = 10

@@ -19,9 +19,9 @@ from torch import Tensor
 from bench._textbook_net import textbook
 from bench.head import WrittenOutHead
 from bench.timing import Side, compare, options, report
-from execution import prepare_step
+from execution import configure_backbone
 from net import normalize_images
-from train_val import FaceRecognitionModule
+from training_module import FaceRecognitionModule
 
 _CLASSES = 10_000
 _LR = 1e-6  # the weights stay what they are, so that every step is the same work
@@ -70,9 +70,9 @@ class Problem:
         return step
 
     def ours(self, *, bf16: bool = False, **given: Any) -> Callable[[], Tensor]:
-        """Return the step of the training module, with options of ``prepare_step``."""
+        """Return the step of the training module, with options of ``configure_backbone``."""
         module = copy.deepcopy(self.module)
-        prepare_step(module, batch_size=len(self.images), **{**_AS_GIVEN, **given})
+        configure_backbone(module, batch_size=len(self.images), **{**_AS_GIVEN, **given})
         sgd = module.configure_optimizers()["optimizer"]
 
         def step() -> Tensor:

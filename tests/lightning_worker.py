@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from callbacks import CheckpointKeeper
+from checkpointing import CheckpointKeeper
 from lightning_setup import pl
 from train_val import FaceRecognitionModule
 

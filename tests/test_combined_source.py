@@ -17,8 +17,8 @@ from data import FaceDataModule
 from face_datasets import TrainingDataset
 from folder_source import FolderSource
 from record_source import RecordSource
-from sample_grid import draw_sample_grid
 from source_finder import open_training_source
+from train_command import draw_sample_grid
 from training_source import fingerprint_of
 
 B_LABELS = [[0, 0, 0, 1], [1, 2, 2]]

@@ -220,7 +220,7 @@ def test_a_recipe_with_every_option_may_name_any_margin(tmp_path):
 def test_every_option_is_read_by_main():
     read = {
         node.attr
-        for file in ("main.py", "assembly.py")
+        for file in ("train_command.py", "build.py")
         for node in ast.walk(ast.parse((ROOT / file).read_text()))
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "config"
     }

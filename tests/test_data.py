@@ -27,9 +27,9 @@ from lightning_setup import pl
 from pairs import PairSet, write_memfile
 from record_source import RecordSource
 from recordio import ImageHeader, RecordWriter, pack
-from sample_grid import draw_sample_grid
 from sampler import EpochBatchSampler, RandomStreams, ShardedBatchSampler
 from source_finder import open_training_source
+from train_command import draw_sample_grid
 from training_subset import SUBSET_LIST, read_subset_list, select_subset
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import devices
 import execution
 import fused_softmax
-from execution import prepare_step
+from execution import configure_backbone
 from train_val import FaceRecognitionModule
 
 B, C = 4, 7
@@ -24,7 +24,7 @@ def _module(**options):
     for layer in module.modules():
         if isinstance(layer, torch.nn.Dropout):
             layer.p = 0.0
-    notes = prepare_step(module, **{**PLAIN, **options})
+    notes = configure_backbone(module, **{**PLAIN, **options})
     return module, notes
 
 

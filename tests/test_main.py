@@ -19,6 +19,7 @@ import checkpoint_folders
 import config as options
 import convert
 import main
+import train_command
 from checkpoints import load_checkpoint
 from demo_data import write_demo_data
 from head import Head
@@ -616,7 +617,7 @@ def test_a_full_memory_is_named_with_what_helps(capsys):
     told = (
         "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
     )
-    assert main._report(RuntimeError(f"{told}\nframe #0: ...")) == 2
+    assert train_command._report(RuntimeError(f"{told}\nframe #0: ...")) == 2
     assert capsys.readouterr().err == (
         f"main.py: error: the memory is full: --plan tells what a step takes, and what takes less ({told})\n"
     )

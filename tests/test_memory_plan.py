@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import memory_plan
-from execution import prepare_step
+from execution import configure_backbone
 from memory_plan import Activations, StepMemory, count_activations, step_memory, what_takes_less
 from net import build_model, normalize_images
 from train_val import FaceRecognitionModule
@@ -113,7 +113,7 @@ def test_a_step_is_described_by_its_module():
         "accelerator": "cpu", "processes": 1, "batch_size": 4, "channels_last": "auto", "compile_backbone": False,
         "gradient_checkpointing": True, "head_memory": "small",
     }  # fmt: skip
-    prepare_step(module, **words)
+    configure_backbone(module, **words)
     memory = step_memory(module, processes=2, batch_size=4, accumulated=3, precision="32-true")
     assert (memory.optimizer_numbers, memory.class_num, memory.head_parameters) == (0, 7, 7 * 512)
     assert memory.accumulated == 3

@@ -14,10 +14,10 @@ from torch.utils.data import DataLoader, Dataset
 import convert
 import main
 import plan
-import step_measurement
+import step_timing
 from demo_data import write_demo_data
 from plan import Schedule
-from step_measurement import Measured
+from step_timing import Measured
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULE = SimpleNamespace(class_num=1000)
@@ -98,7 +98,7 @@ def test_loading_is_timed_however_short_the_epoch(workers, batches):
             return index
 
     loader = DataLoader(Slow(), batch_size=None, num_workers=workers, persistent_workers=workers > 0)
-    assert 0.015 < step_measurement._loading_sec(loader) < 1
+    assert 0.015 < step_timing._loading_sec(loader) < 1
 
 
 def test_a_plan_measures_and_writes_nothing(words, capsys):

@@ -10,12 +10,12 @@ import lightning_worker as worker
 import pytest
 import torch
 
-import assembly
-from callbacks import NonFiniteLossError, NonFiniteLossGuard
+import build
 from checkpoints import load_checkpoint
 from config import parse
 from devices import DevicePlan
 from sharded_checkpoint import fill_in_head
+from stopping import NonFiniteLossError, NonFiniteLossGuard
 from train_val import FaceRecognitionModule
 
 TESTS = Path(__file__).parent
@@ -110,10 +110,10 @@ def test_bad_weights_of_another_process_stop_this_one_too():
     ],
 )
 def test_who_decides_on_sharding(words, memory_bytes, expected, monkeypatch):
-    monkeypatch.setattr(assembly, "device_memory", lambda accelerator, processes: memory_bytes)
+    monkeypatch.setattr(build, "device_memory", lambda accelerator, processes: memory_bytes)
     config, _ = parse(["--accelerator", "cpu", "--devices", "2", *words.split()])
     plan = DevicePlan("cpu", config.devices, "32-true")
-    sharded, notes = assembly.choose_head_sharding(config, plan, SimpleNamespace(num_classes=100))
+    sharded, notes = build.choose_head_sharding(config, plan, SimpleNamespace(num_classes=100))
     assert sharded is expected
     asked_for = any(word.startswith("--head_sharding") for word in words.split())
     assert bool(notes) == (expected and not asked_for), "what nobody asked for is said"
@@ -122,7 +122,7 @@ def test_who_decides_on_sharding(words, memory_bytes, expected, monkeypatch):
 def test_machines_of_which_one_shards_the_head_by_its_memory_do_not_agree():
     data, plan = SimpleNamespace(fingerprint=lambda: "faces"), DevicePlan("cpu", 2, "32-true")
     facts = [
-        assembly.facts_of(parse([])[0], plan, data, SimpleNamespace(sharded=sharded, metadata={"pretrained": ""}))
+        build.facts_of(parse([])[0], plan, data, SimpleNamespace(sharded=sharded, metadata={"pretrained": ""}))
         for sharded in (False, True)
     ]
     (different,) = [name for name in facts[0] if facts[0][name] != facts[1][name]]

@@ -17,8 +17,8 @@ from types import SimpleNamespace
 import torch.distributed as dist
 
 from agreement import ToldError
-from callbacks import InterruptedTrainingError
 from process_watch import ProcessWatch
+from stopping import InterruptedTrainingError
 
 SCENARIOS = {  # how each process ends
     "killed": ("waits", "waits", "killed"),

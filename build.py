@@ -8,25 +8,24 @@ from typing import Any
 
 import plan
 from backbone import EMBEDDING_SIZE
-from callbacks import CheckpointKeeper
+from checkpointing import CheckpointKeeper
 from checkpoints import check_fits, load_backbone, load_checkpoint
-from class_means import HeadFromClassMeans
 from config import Config
 from data import FaceDataModule
 from devices import DevicePlan, device_memory, divide_threads
 from evaluation.before_after import comparable_sets
-from execution import prepare_step
+from execution import configure_backbone
+from finetuning import HeadFromClassMeans, find_pretrained, fingerprint_to_finetune
 from lightning_setup import pl
 from net import check_architecture
 from optimization import scaled_learning_rate
 from option_rules import HELD_OUT
 from partial_fc import choose_sharding
-from pretrained import find_pretrained, fingerprint_to_finetune
 from process_watch import ProcessWatch
 from processes import Launch, say
 from run_folder import describe_environment
-from train_val import FaceRecognitionModule
 from trainer import batches_per_epoch, build_strategy, build_trainer, validation_interval
+from training_module import FaceRecognitionModule
 
 _OF_ONE_HOST = {"data_root", "num_workers", "train_data_index", "finetune"}  # may differ between the machines of a run
 
@@ -57,7 +56,7 @@ def build(config: Config, devices: DevicePlan) -> tuple[FaceDataModule, FaceReco
     data = open_data(config, devices)
     sharded, notes = choose_head_sharding(config, devices, data)
     module = build_module(config, data, sharded)
-    for note in notes + prepare_step(
+    for note in notes + configure_backbone(
         module,
         accelerator=devices.accelerator,
         processes=devices.devices,

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from data import FaceDataModule
 from devices import DevicePlan, peak_memory
 from lightning_setup import pl
-from train_val import FaceRecognitionModule
+from training_module import FaceRecognitionModule
 
 _WARM_UP_STEPS = 2
 _MOST_STEPS, _MOST_SEC = 12, 30.0

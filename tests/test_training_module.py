@@ -6,7 +6,7 @@ from golden_fill import fill_state_dict
 from torch import nn
 
 from optimization import split_for_weight_decay
-from train_val import FaceRecognitionModule, _in_double, _pairs_in_order
+from training_module import FaceRecognitionModule, _in_double, _pairs_in_order
 
 
 def test_six_sgd_steps_follow_the_official_trajectory(golden):

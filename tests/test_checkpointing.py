@@ -7,9 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 
-import callbacks
+import checkpointing
 from atomic_files import write_atomically
-from callbacks import CheckpointKeeper
+from checkpointing import CheckpointKeeper
 
 
 def trainer_of(head: object = None, step: int = 1) -> SimpleNamespace:
@@ -49,7 +49,7 @@ def test_a_link_that_a_kill_left_is_in_no_files_way(tmp_path):
 
 
 def test_from_sharded_to_dense_and_back_nothing_is_left_behind(tmp_path, monkeypatch):
-    monkeypatch.setattr(callbacks, "write_head", lambda part, head, optimizer: None)
+    monkeypatch.setattr(checkpointing, "write_head", lambda part, head, optimizer: None)
     keeper = CheckpointKeeper(tmp_path)
     keeper.save(trainer_of(head=object(), step=1))
     assert (tmp_path / "last.ckpt").is_symlink()
@@ -67,7 +67,7 @@ def test_from_sharded_to_dense_and_back_nothing_is_left_behind(tmp_path, monkeyp
 
 @pytest.mark.parametrize("head", [None, object()], ids=["dense", "sharded"])
 def test_a_disk_that_is_full_when_names_are_given_is_told(tmp_path, monkeypatch, head):
-    monkeypatch.setattr(callbacks, "write_head", lambda part, head, optimizer: None)
+    monkeypatch.setattr(checkpointing, "write_head", lambda part, head, optimizer: None)
     keeper = CheckpointKeeper(tmp_path, save_all=True)
     keeper.save(trainer_of(head, step=1))
 
@@ -75,9 +75,9 @@ def test_a_disk_that_is_full_when_names_are_given_is_told(tmp_path, monkeypatch,
         raise OSError(errno.ENOSPC, "No space left on device")
 
     for name in ("link", "symlink"):
-        monkeypatch.setattr(callbacks.os, name, full)
+        monkeypatch.setattr(checkpointing.os, name, full)
     monkeypatch.setattr(Path, "symlink_to", full)
-    monkeypatch.setattr(callbacks.shutil, "copyfileobj", full)
+    monkeypatch.setattr(checkpointing.shutil, "copyfileobj", full)
     keeper._newest = 0.5
     with pytest.raises(RuntimeError, match=r"ckpt could not be written: .*No space left.*make room"):
         keeper.save(trainer_of(head, step=2))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from class_means import begin_statistics, class_means, set_classes
+from finetuning import begin_statistics, class_means, set_classes
 from head import build_head
 from partial_fc import build_sharded_head
 

@@ -1,4 +1,6 @@
-"""The head of a fine-tuning: each class begins as the mean of its images' pretrained embeddings.
+"""Fine-tuning: the trained model that a run starts from, and the head that suits it.
+
+Each class of the head begins as the mean of its images' pretrained embeddings.
 
 A head of random weights would first have to find the classes, with gradients that spoil the backbone meanwhile; with
 the means it knows them from the first step on. The embeddings are those of the images as they are, without mirror or
@@ -11,7 +13,8 @@ Source: "weight imprinting", Qi, Brown and Lowe, "Low-Shot Learning with Imprint
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,16 +22,93 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from checkpoints import find_architecture, load_checkpoint
 from collectives import gather_rows, rank, world_size
+from config import Config
 from data import FaceDataModule
 from head import AdaFace
-from inference import prepare_for_inference
+from inference import prepare_for_inference, read_model
+from input_format import InputFormat
 from lightning_setup import pl
 from margin_head import Head
+from model_files import find_model
 from net import normalize_images
 from partial_fc import PartialFC, shard_range
 
 _NO_DIRECTION = 1e-6  # length of a mean of unit vectors that point nowhere
+_OPTIONS = ("finetune", "start_from_model_statedict")
+
+
+def find_pretrained(word: str) -> Path:
+    """Return the checkpoint that an option names.
+
+    Args:
+        word: a file (or the folder of a sharded head's checkpoint), else the name of a published model, downloaded
+            where it is absent.
+
+    Raises:
+        ValueError: neither.
+        RuntimeError: a published model that cannot be downloaded.
+    """
+    return Path(word) if Path(word).exists() else find_model(word)
+
+
+def with_pretrained(config: Config) -> Config:
+    """Find the model to start from, and take its architecture where none was given.
+
+    Args:
+        config: of a run that is not resumed.
+
+    Returns:
+        The options to run with.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no checkpoint, or one of no architecture that is known.
+        RuntimeError: a published model that cannot be downloaded.
+    """
+    name = next((name for name in _OPTIONS if getattr(config, name)), None)
+    if name is None:
+        return config
+    path = find_pretrained(getattr(config, name))
+    if path.suffix == ".onnx":
+        raise ValueError(f"--{name} {path} is an ONNX export: give the checkpoint (.ckpt) that it was made of")
+    config = with_whole_path(config)
+    if "arch" in config.given:
+        return config
+    return replace(config, arch=find_architecture(load_checkpoint(path), path))
+
+
+def with_whole_path(config: Config) -> Config:
+    """Name a file to fine-tune by its whole path: it is needed again at the end, maybe after a resume elsewhere.
+
+    Args:
+        config: with or without such a file.
+    """
+    file = Path(config.finetune)
+    return replace(config, finetune=str(file.absolute())) if config.finetune and file.exists() else config
+
+
+def fingerprint_to_finetune(word: str, arch: str) -> str:
+    """Return what identifies the weights of the model to fine-tune.
+
+    Args:
+        word: as of ``find_pretrained``.
+        arch: its architecture.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: of another architecture, or it wants other images than a training gives.
+        RuntimeError: a published model that cannot be downloaded.
+    """
+    path = find_pretrained(word)
+    _, told = read_model(path, arch)
+    if told.input_format != InputFormat():
+        raise ValueError(
+            f"{path} wants {told.input_format.color} images less {told.input_format.mean:g} over "
+            f"{told.input_format.std:g}; a training gives BGR less 127.5 over 127.5, so it cannot be fine-tuned here"
+        )
+    return told.fingerprint
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,221 @@
+"""What ends a training before its last epoch: a signal, a loss that is not finite, no better accuracy.
+
+Each class is one Lightning callback; none of them changes the numbers of a run.
+"""
+
+import signal
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from checkpointing import CheckpointKeeper, how_to_go_on, validation_is_due
+from lightning_internals import do_not_broadcast_sigterm, in_the_middle_of_an_epoch
+from lightning_setup import pl
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_GUARD_EVERY_STEPS_GPU = 50
+_STOP_EVERY_STEPS_GPU = 20
+
+
+class InterruptedTrainingError(Exception):
+    """Training stopped on request after saving ``checkpoint``."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        super().__init__(f"stopped on request; everything up to here is in {checkpoint}")
+        self.checkpoint = checkpoint
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss became infinite or not a number."""
+
+
+class StopOnSignal(pl.Callback):
+    """On Ctrl-C or SIGTERM finish the step, save ``last.ckpt``, and leave by ``InterruptedTrainingError``.
+
+    All processes stop at the same step, whichever of them got the signal. A second Ctrl-C stops at once. During a
+    validation the validation is finished first, and inside a window of accumulated gradients the window: the sum of
+    the gradients is in no checkpoint.
+
+    Args:
+        keeper: writes the checkpoint.
+    """
+
+    def __init__(self, keeper: CheckpointKeeper) -> None:
+        self.keeper = keeper
+        self.requested = False
+        self._previous: dict[int, Any] = {}
+
+    def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        """Take over the signals from Lightning, whose own handler ends the process group inside a collective."""
+        self._children = list(getattr(trainer.strategy.launcher, "procs", []))
+        do_not_broadcast_sigterm(trainer)
+        for number in _SIGNALS:
+            self._previous[number] = signal.signal(number, self._handle)
+
+    def teardown(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
+        """Give the signals back."""
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous.clear()
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt
+            return  # a batch system sends SIGTERM to every process, and rank 0 has passed its own on
+        self.requested = True
+        if number == signal.SIGTERM:  # a terminal sends Ctrl-C to every process, `kill` to one
+            for child in self._children:
+                child.send_signal(number)
+
+    def on_train_batch_end(
+        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Stop between two steps of an epoch, unless a validation is due here."""
+        whole_window = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        due = validation_is_due(trainer, batch_idx)
+        if not whole_window or due or not in_the_middle_of_an_epoch(trainer):
+            return
+        if self._all_agree(trainer, batch_idx):
+            self.keeper.save(trainer)
+            raise InterruptedTrainingError(self.keeper.last)
+
+    def on_validation_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        """Stop after a validation inside an epoch; the keeper has saved already."""
+        if trainer.state.fn != "fit" or trainer.sanity_checking or not in_the_middle_of_an_epoch(trainer):
+            return
+        if self._all_agree(trainer, None):
+            raise InterruptedTrainingError(self.keeper.last)
+
+    def on_train_epoch_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        """Stop between two epochs; the keeper has saved already."""
+        if trainer.current_epoch + 1 < trainer.max_epochs and self._all_agree(trainer, None):
+            raise InterruptedTrainingError(self.keeper.last)
+
+    def _all_agree(self, trainer: "pl.Trainer", batch_idx: int | None) -> bool:
+        """Whether any process was asked to stop; asked rarely on GPUs, where the answer costs a synchronisation."""
+        if trainer.world_size == 1:
+            return self.requested
+        on_gpu = trainer.strategy.root_device.type == "cuda"
+        if batch_idx is not None and on_gpu and (batch_idx + 1) % _STOP_EVERY_STEPS_GPU:
+            return False
+        return trainer.strategy.reduce_boolean_decision(self.requested, all=False)
+
+
+class NonFiniteLossGuard(pl.Callback):
+    """Stop when the loss is infinite or not a number, naming the first such step.
+
+    The first bad step is kept on the device and looked at now and then, so that a GPU never waits for it; it is
+    always looked at before anything is saved.
+
+    Args:
+        folder: run folder, for the message.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._first_bad: Tensor | None = None
+
+    def on_train_batch_end(
+        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Note a bad loss; look at the note now and then."""
+        loss = outputs["loss"].detach()
+        if self._first_bad is None:
+            self._first_bad = torch.full((), -1, dtype=torch.long, device=loss.device)
+        step = torch.full_like(self._first_bad, trainer.fit_loop.total_batch_idx)
+        bad = ~torch.isfinite(loss) & (self._first_bad < 0)
+        self._first_bad = torch.where(bad, step, self._first_bad)
+        if loss.device.type == "cpu" or (batch_idx + 1) % _GUARD_EVERY_STEPS_GPU == 0:
+            self._check()
+
+    def on_validation_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        """Look before a checkpoint can be written."""
+        self._check()
+
+    def on_save_checkpoint(
+        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", checkpoint: dict[str, Any]
+    ) -> None:
+        """Refuse to write weights that are not finite over good ones: a finite loss can be followed by a bad update."""
+        self._check()
+        weights = checkpoint["state_dict"].items()
+        bad = next((k for k, v in weights if v.is_floating_point() and not torch.isfinite(v).all()), None)
+        # of a sharded head one process may have the bad part: all have to leave, or the others wait for it
+        if trainer.strategy.reduce_boolean_decision(bad is not None, all=False):
+            step, where = trainer.fit_loop.total_batch_idx, f"{bad} is the first" if bad else "in another process"
+            raise self._error(f"the weights are not finite after step {step} ({where})")
+
+    def _check(self) -> None:
+        if self._first_bad is not None and int(self._first_bad) >= 0:
+            raise self._error(f"the loss was not finite at step {int(self._first_bad)}")
+
+    def _error(self, what: str) -> NonFiniteLossError:
+        return NonFiniteLossError(
+            f"{what}; run folder {self.folder}, {how_to_go_on(self.folder / 'last.ckpt')}. Usual causes: a learning "
+            "rate too high for the batch size (try --lr divided by 10), --precision 16-mixed where bf16-mixed or 32 "
+            "would do, damaged images"
+        )
+
+
+class EarlyStopping(pl.Callback):
+    """Stop after so many epochs in a row whose validations brought no better mean accuracy.
+
+    Differs from Lightning's callback of this name: it decides between two epochs alone, where a checkpoint resumes
+    exactly; the patience is that of the command line, not of the checkpoint; a run that has ended by it ends at once
+    when the same command is given again.
+
+    To be called before what writes the checkpoints, so that its count is in them.
+
+    Args:
+        patience: epochs, 1 or more.
+    """
+
+    def __init__(self, patience: int) -> None:
+        self.patience = patience
+        self.best: float | None = None
+        self.waited = 0
+        self._newest: float | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run has to know."""
+        return {"best": self.best, "waited": self.waited, "newest": self._newest}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on counting."""
+        self.best, self.waited = state_dict["best"], state_dict["waited"]
+        self._newest = state_dict.get("newest")  # of an epoch that was stopped inside; older checkpoints have none
+
+    def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        """Train no further where the run that is resumed had ended."""
+        self._decide(trainer)
+
+    def on_validation_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        """Note the best accuracy of the epoch."""
+        accuracy = trainer.callback_metrics.get("val_acc")
+        if accuracy is not None and trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._newest = max(float(accuracy), self._newest or 0.0)
+
+    def on_train_epoch_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        """Count; all processes have the same accuracies, and come to the same end."""
+        newest, self._newest = self._newest, None
+        if newest is None:
+            return
+        if self.best is None or newest > self.best:
+            self.best, self.waited = newest, 0
+        else:
+            self.waited += 1
+        self._decide(trainer)
+
+    def _decide(self, trainer: "pl.Trainer") -> None:
+        if self.waited < self.patience:
+            return
+        trainer.should_stop = True
+        if trainer.is_global_zero:
+            print(
+                f"stopped early: the mean accuracy has not been above {self.best:.2f} for {self.waited} epoch(s) "
+                f"(--early_stopping_patience {self.patience})",
+                flush=True,
+            )

@@ -1,0 +1,305 @@
+r"""Train and evaluate: parse -> Config -> seed -> build -> fit, test.
+
+    python main.py --data_root <ROOT> --train_data_path faces_emore/imgs --val_data_path faces_emore \
+        --gpus 2 --use_16bit --batch_size 512 --epochs 26 --lr_milestones 12,20,24 --arch ir_18 \
+        --head adaface --m 0.4 --h 0.333 --low_res_augmentation_prob 0.2 \
+        --crop_augmentation_prob 0.2 --photometric_augmentation_prob 0.2
+
+``python main.py --help`` explains every option. A run's files (checkpoints, tables, plots, manifest) are in
+``experiments/<prefix>_<MM-DD>_<n>``.
+"""
+
+import contextlib
+import math
+import sys
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+import config as options
+from agreement import ToldError, check_agreement, failure_told
+from atomic_files import write_atomically
+from build import build, build_run_trainer, epoch_batches, facts_of, images_per_update, plan_lines
+from checkpoint_folders import run_folder_of
+from checkpointing import CheckpointKeeper, how_to_go_on
+from checkpoints import backbone_state, load_checkpoint
+from command_line import EXPECTED_ERRORS, FAILED, INTERRUPTED, terminated_as_interrupted
+from config import Config
+from data import FaceDataModule
+from devices import DevicePlan, plan_devices
+from evaluation.before_after import compare_before_after, verdict, write_before_after
+from evaluation.embedding import CachedEmbedding, ModelFile
+from evaluation.model_comparison import comparison_text, write_comparison
+from evaluation.run_report import write_run_report
+from face_datasets import TrainingDataset
+from finetuning import find_pretrained
+from health_plot import plot_health
+from lightning_setup import pl
+from loss_plot import plot_loss
+from optimization import scaled_learning_rate
+from pairs import IMAGE_SHAPE
+from plots import plot_roc, plot_similarity_histograms
+from process_watch import ProcessWatch
+from processes import (
+    Launch,
+    check_launch,
+    decided_by_rank_0,
+    end_with_parent,
+    find_launch,
+    join,
+    say,
+    tell_those_who_wait,
+)
+from results import results_table, write_results
+from resume import check_still_new, with_checkpoint_options, with_run_folder
+from run_folder import choose_run_folder, make_run_folder, write_config, write_manifest
+from run_lock import RunLock
+from sampler import RandomStreams
+from stopping import InterruptedTrainingError
+from training_module import FaceRecognitionModule
+
+_SAMPLES_IN_GRID = 64
+_GAP_PX = 2
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line and return the exit status.
+
+    Args:
+        arguments: words after the program's name; those of the process when None.
+    """
+    try:
+        config, action = options.parse(sys.argv[1:] if arguments is None else arguments)
+        if action == "print_config":
+            print(config.as_yaml(), end="")
+            return 0
+        with terminated_as_interrupted(), RunLock(say) as lock:
+            config, notes = with_checkpoint_options(with_run_folder(config))
+            return _run(config, notes, lock, plan_only=action == "plan")
+    except InterruptedTrainingError as stop:
+        say(f"{stop}\n{how_to_go_on(stop.checkpoint)}")
+        return INTERRUPTED
+    except KeyboardInterrupt:
+        say("stopped at once; what had been saved is whole")
+        return INTERRUPTED
+    except ToldError:
+        return FAILED
+    except EXPECTED_ERRORS as error:
+        status = _report(error)
+        tell_those_who_wait(find_launch(), error)
+        return status
+
+
+def _run(config: Config, notes: list[str], lock: RunLock, *, plan_only: bool = False) -> int:
+    """Build everything, then train and test, or only test, or only plan; ``notes`` are shown first."""
+    launch = find_launch()
+    devices = plan_devices(
+        config.accelerator,
+        config.gpus,
+        config.devices,
+        gpus_given="gpus" in config.given,
+        use_16bit=config.use_16bit,
+        precision=config.precision,
+    )
+    for note in (*notes, *devices.notes, *_advice(config, launch)):
+        say(f"note: {note}")
+    if launch.external or not plan_only:  # several machines can be planned for on one
+        check_launch(launch, devices.devices, config.num_nodes)
+    end_with_parent(launch)
+    join(launch, devices.accelerator, config.collective_timeout_sec)
+    with failure_told():
+        data, module, sharded = build(config, devices)
+        facts = facts_of(config, devices, data, module)
+    check_agreement(facts)
+    if not config.evaluate and config.accumulate_grad_batches > epoch_batches(config, data):
+        say(
+            f"note: --accumulate_grad_batches {config.accumulate_grad_batches} is more than the "
+            f"{epoch_batches(config, data)} batches of an epoch: its one step has so much less weight"
+        )
+    if plan_only:
+        for line in plan_lines(config, devices, launch, data, module):
+            say(line)
+        return 0
+    folder = Path(decided_by_rank_0("RUN_FOLDER", lambda: str(_run_folder(config, lock)), launch))
+    keeper = CheckpointKeeper(folder, save_all=config.save_all_models, every_steps=config.checkpoint_every_steps)
+    watch = ProcessWatch(facts, lambda: _after_a_loss(config, keeper), config.collective_timeout_sec)
+    with failure_told():
+        trainer = build_run_trainer(config, devices, launch, data, keeper, watch, sharded)
+        if trainer.is_global_zero:
+            _describe(config, devices, data, module, folder)
+    check_agreement({})  # else the others would wait for one that cannot write, or draw, to the run folder
+    with watch, _errors_kept_in(folder, launch):
+        if not config.evaluate:
+            if config.finetune and not config.resume_from_checkpoint:
+                _test_pretrained(trainer, module, data)
+            trainer.fit(module, data, ckpt_path=config.resume_from_checkpoint or None, weights_only=True)
+        if data.pair_sets:
+            _test(trainer, module, data, keeper, config)
+    if trainer.is_global_zero:
+        _finish(module, data, folder, config)
+        if config.finetune and not config.fast_dev_run:
+            _compare_with_pretrained(config, devices, data, keeper)
+        print(f"everything of this run is in {folder}, begin with report.html")
+    return 0
+
+
+def _after_a_loss(config: Config, keeper: CheckpointKeeper) -> str:
+    """Return how to go on when a process of the run is lost."""
+    return f"the same command goes on in {keeper.folder}" if config.run_folder else how_to_go_on(keeper.last)
+
+
+def _test(
+    trainer: "pl.Trainer", module: FaceRecognitionModule, data: FaceDataModule, keeper: CheckpointKeeper, config: Config
+) -> None:
+    """Evaluate the best checkpoint of the run, or the given model, on all validation sets."""
+    best = _best_of(keeper)
+    if not config.evaluate and not config.fast_dev_run:
+        module.model.load_state_dict(backbone_state(load_checkpoint(best), best))
+        say(f"testing {best}")
+    trainer.test(module, datamodule=data, verbose=False)
+
+
+def _best_of(keeper: CheckpointKeeper) -> Path:
+    """Return the checkpoint that a run is judged by."""
+    return keeper.best if keeper.best.exists() else keeper.last
+
+
+def _test_pretrained(trainer: "pl.Trainer", module: FaceRecognitionModule, data: FaceDataModule) -> None:
+    """Evaluate the model that the fine-tuning begins from."""
+    trainer.test(module, datamodule=data, verbose=False)
+    say(f"the pretrained model, before any training:\n{results_table(module.results)}")
+
+
+def _compare_with_pretrained(
+    config: Config, devices: DevicePlan, data: FaceDataModule, keeper: CheckpointKeeper
+) -> None:
+    """Compare the best checkpoint of the run with the model that it began from, clear and blurred."""
+    before, after = (
+        CachedEmbedding(
+            ModelFile(str(path), config.arch, "gpu" if devices.accelerator == "gpu" else "cpu"),
+            folder=None,
+            batch_size=data.batch_size_per_process,
+        )
+        for path in (find_pretrained(config.finetune), _best_of(keeper))
+    )
+    comparison = compare_before_after(before, after, data.pair_sets, keeper.folder, seed=config.seed)
+    words = verdict(comparison)
+    print(comparison_text(comparison), "", *words, sep="\n")
+    write_comparison(comparison, keeper.folder)
+    write_before_after(comparison, words, keeper.folder)
+
+
+def _finish(module: FaceRecognitionModule, data: FaceDataModule, folder: Path, config: Config) -> None:
+    """Print and write the results, draw the plots, write the report."""
+    if not config.evaluate:
+        plot_loss(folder / "metrics", folder / "loss.png")
+        plot_health(folder / "metrics", folder / "health.png")
+    if module.results:
+        print(results_table(module.results))
+        write_results(folder, module.results)
+        plot_roc(module.results, folder / "roc.png")
+        plot_similarity_histograms(module.results, folder / "similarity.png")
+    write_run_report(folder, module.results, data.pair_sets)
+
+
+def _describe(
+    config: Config, devices: DevicePlan, data: FaceDataModule, module: FaceRecognitionModule, folder: Path
+) -> None:
+    """Print what is about to happen; write config, manifest and a picture of training samples."""
+    write_config(folder, config.as_dict())
+    lr = None if config.evaluate else module.schedule.lr
+    write_manifest(folder, config.as_dict(), data.fingerprint(), data.num_classes, learning_rate=lr)
+    parameters = sum(p.numel() for p in module.model.parameters()) / 1e6
+    print(f"run folder: {folder}")
+    hardware = f"{devices.devices} x {devices.device_name} ({devices.precision})"
+    print(f"model: {config.arch}, {parameters:.1f} M parameters, on {hardware}")
+    print(data.summary())
+    if not config.evaluate:
+        encoded = cv2.imencode(".png", draw_sample_grid(data.dataset, data.seed, _SAMPLES_IN_GRID))[1]
+        write_atomically(folder / "train_samples.png", encoded.tobytes())
+
+
+def draw_sample_grid(dataset: TrainingDataset, seed: int, n: int = 64) -> np.ndarray:
+    """Return the first training samples of a run, augmented, in a grid.
+
+    Args:
+        dataset: the training data.
+        seed: of the run.
+        n: number of samples, at most.
+
+    Returns:
+        (rows * 114, columns * 114, 3) uint8 BGR, to be written by ``cv2.imwrite``.
+    """
+    order = RandomStreams(seed).shuffled(len(dataset), 0)[:n].tolist()
+    columns = math.ceil(math.sqrt(len(order)))
+    cell = IMAGE_SHAPE[0] + _GAP_PX
+    grid = np.full((math.ceil(len(order) / columns) * cell, columns * cell, 3), 255, np.uint8)
+    for place, sample in enumerate(order):
+        top, left = cell * (place // columns), cell * (place % columns)
+        grid[top : top + IMAGE_SHAPE[0], left : left + IMAGE_SHAPE[1]] = dataset[0, sample][0].numpy()
+    return grid
+
+
+def _run_folder(config: Config, lock: RunLock) -> Path:
+    """A new run folder, the one that is named, or that of the checkpoint to resume; locked against a second run."""
+    if config.run_folder:
+        folder = lock.take(make_run_folder(config.run_folder))
+        if not config.resume_from_checkpoint:
+            check_still_new(folder)
+        return folder
+    if config.resume_from_checkpoint:
+        return lock.take(run_folder_of(Path(config.resume_from_checkpoint)).resolve())
+    return lock.take(choose_run_folder(config.output_dir, config.prefix))
+
+
+def _advice(config: Config, launch: Launch) -> list[str]:
+    """Notes on options that mean something else than they seem to."""
+    if config.evaluate:
+        return []
+    notes = []
+    if launch.restarts and not config.run_folder:
+        notes.append(
+            f"torchrun may restart this run ({launch.restarts} times), and without --run_folder a restart begins anew"
+        )
+    if config.head == "adaface" and config.h == 0:
+        notes.append("--head adaface with --h 0 is CosFace: the paper uses --m 0.4 --h 0.333")
+    if config.lr_base_batch_size:
+        images = images_per_update(config)
+        lr = scaled_learning_rate(config.lr, images, config.lr_base_batch_size)
+        notes.append(
+            f"learning rate {lr:g}: --lr {config.lr:g} x {images:,} images per update / --lr_base_batch_size "
+            f"{config.lr_base_batch_size:,}"
+        )
+    return notes
+
+
+@contextlib.contextmanager
+def _errors_kept_in(folder: Path, launch: Launch) -> Iterator[None]:
+    """Write the traceback of what goes wrong to a file of this process in the run folder, and pass it on."""
+    try:
+        yield
+    except InterruptedTrainingError:
+        raise
+    except Exception as error:
+        log = folder / (f"error_rank{launch.rank}.log" if launch.rank else "error.log")
+        with contextlib.suppress(OSError):  # the disk may be what is full
+            log.write_text(traceback.format_exc(), encoding="utf-8")
+            error.add_note(f"details: {log}")
+        raise
+
+
+def _report(error: Exception) -> int:
+    """Print an error on one line; return the exit status."""
+    message = str(error).strip()
+    if "in DataLoader worker process" in message:  # a traceback of another process: its last line is the message
+        message = message.splitlines()[-1].partition(": ")[2]
+    if isinstance(error, torch.OutOfMemoryError):
+        message = f"the GPU's memory is full: give a smaller --batch_size, or --use_16bit ({message.splitlines()[0]})"
+    if "DefaultCPUAllocator" in message:
+        message = f"the memory is full: --plan tells what a step takes, and what takes less ({message.splitlines()[0]})"
+    print(f"main.py: error: {message}", *getattr(error, "__notes__", []), sep="\n", file=sys.stderr, flush=True)
+    return FAILED

@@ -1,0 +1,416 @@
+"""The training module: a backbone and a margin head, trained together, evaluated on verification pairs.
+
+One step of training is ``loss = head.loss(model(images), labels)``; one step of evaluation embeds images and
+their mirrors, and serves validation and test alike. The checkpoint's ``state_dict`` has exactly the official
+keys, ``model.*`` and ``head.*``.
+
+Sources: AdaFace (Kim, Jain, Liu, CVPR 2022); the official repository for schedule, weight decay and evaluation.
+Differs from the official code: weight decay is the option's value; several processes evaluate every pair exactly
+once, in order; dropout depends on (seed, epoch, batch, rank) alone, so that a resumed run goes on with the same
+numbers; a margin's running statistics are those of the batch over all processes, once for each batch (with
+``batch_statistics="process"`` those of each process's own, of which rank 0's are kept, as officially). The head's
+classes may be shared out over the processes (``partial_fc.py``).
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from backbone import EMBEDDING_SIZE
+from collectives import check_batch_sizes, gather_batch, gather_rows
+from evaluate_utils import fuse_flip
+from freezing import freeze, frozen_modules, learning_rate_scales
+from head import build_head, chosen_options, head_class
+from inference import prepare_for_inference
+from lightning_internals import leave_out_of_ddp, position, set_epoch_length, unscales_in_its_step
+from lightning_setup import pl
+from net import build_model, normalize_images
+from optimization import LR_SCALE, Schedule, build_optimizer, group_options, settle_loaded_state
+from partial_fc import PartialFC, build_sharded_head
+from results import SetResult, evaluate_set
+from sharded_checkpoint import KERNEL, fill_in_head, strip_head
+from sharded_gradients import clip_gradient, start_momentum_at_zero
+from touched_rows import step_on_touched_rows
+from weight_average import WeightAverage, put_into, take_from
+
+Batch = tuple[Tensor, Tensor]
+EvaluationBatch = tuple[Tensor, Tensor, Tensor]
+
+
+class FaceRecognitionModule(pl.LightningModule):
+    """Backbone + head + optimiser.
+
+    Args:
+        arch: backbone name (``net.build_model``).
+        class_num: number of identities C; 0 builds no head, for evaluation alone.
+        head_type: margin name (``head.build_head``).
+        m: margin.
+        h: concentration of AdaFace.
+        s: scale of the logits.
+        t_alpha: weight of the newest batch in running statistics.
+        margin_options: the margin's other options, by name; its paper's values where absent.
+        sharded: share the classes out over the processes; the head is then built when a trainer starts.
+        sample_rate: share of the classes that a step uses, in (0, 1]; below 1 of a sharded head only.
+        batch_statistics: ``global`` takes running statistics of the margin from the batch over all processes,
+            ``process`` from each process's own; a sharded head has the former.
+        gradient_clip_val: largest L2 norm of the gradient of backbone and head; 0 clips nothing.
+        ema_decay: of the moving average of the backbone's weights (``weight_average.py``), in [0, 1); 0 keeps none.
+        optimizer: ``sgd`` or ``adamw``.
+        lr: highest learning rate.
+        momentum: momentum of SGD.
+        weight_decay: weight decay of all but the batch-norm parameters.
+        lr_schedule: ``multistep``, ``cosine`` or ``poly`` (``optimization.Schedule``).
+        lr_milestones: multistep: epochs after which the learning rate is multiplied by ``lr_gamma``.
+        lr_gamma: multistep: factor of the learning rate.
+        lr_power: poly: its power.
+        warmup_epochs: epochs in which the learning rate rises to ``lr``.
+        freeze_stages: input layer and first stages of the backbone that stay as they are; 0 for none.
+        freeze_batch_norm: the backbone's batch norms stay as they are.
+        layer_lr_decay: factor of the learning rate from each stage of the backbone to the one before, in (0, 1].
+        seed: seed of dropout and of the sampled classes.
+        metadata: plain values stored in each checkpoint under ``adaface`` (config, versions); ``class_names`` may be
+            any sequence.
+
+    Attributes:
+        sub_centers: columns of the head for each class.
+        channels_last: memory layout of the backbone's weights, and so of its input (``execution.configure_backbone``).
+        schedule: the learning rate of each step.
+        average: of the weights, while it trains; it is what is validated, and ``model.*`` of the checkpoints.
+        last_norms: (B, 1) feature norms of the newest training batch, without gradient.
+        results: of the last evaluation, one for each set.
+    """
+
+    def __init__(
+        self,
+        *,
+        arch: str,
+        class_num: int = 0,
+        head_type: str = "adaface",
+        m: float = 0.4,
+        h: float = 0.333,
+        s: float = 64.0,
+        t_alpha: float = 0.01,
+        margin_options: Mapping[str, float] | None = None,
+        sharded: bool = False,
+        sample_rate: float = 1.0,
+        batch_statistics: str = "global",
+        gradient_clip_val: float = 0.0,
+        ema_decay: float = 0.0,
+        optimizer: str = "sgd",
+        lr: float = 0.1,
+        momentum: float = 0.9,
+        weight_decay: float = 5e-4,
+        lr_schedule: str = "multistep",
+        lr_milestones: tuple[int, ...] = (),
+        lr_gamma: float = 0.1,
+        lr_power: float = 2.0,
+        warmup_epochs: float = 0.0,
+        freeze_stages: int = 0,
+        freeze_batch_norm: bool = False,
+        layer_lr_decay: float = 1.0,
+        seed: int = 42,
+        metadata: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.arch, self.class_num = arch, class_num
+        self.channels_last = False
+        self.model = build_model(arch)
+        margin = head_class(head_type, max(1, class_num))
+        options = chosen_options(margin, m=m, t_alpha=t_alpha, h=h, more=margin_options or {})
+        self.sub_centers = int(options.get("sub_centers", 1))
+        self._head_options: dict[str, Any] = {
+            "head_type": head_type, "embedding_size": EMBEDDING_SIZE, "class_num": class_num, "s": s, **options,
+        }  # fmt: skip
+        self.sharded, self.sample_rate = sharded, sample_rate
+        self.batch_statistics, self.gradient_clip_val = batch_statistics, gradient_clip_val
+        self.ema_decay = ema_decay
+        self.average: WeightAverage | None = None
+        self._resumed_average: tuple[dict[str, Tensor], int] | None = None
+        self._keep_exponentials = True
+        self._head_random_state = torch.get_rng_state()  # a sharded head is drawn from it later, to the same weights
+        if class_num and not sharded:
+            self.head = build_head(**self._head_options)
+        self.optimizer_name, self.momentum, self.weight_decay = optimizer, momentum, weight_decay
+        self.schedule = Schedule(lr, lr_schedule, lr_milestones, lr_gamma, lr_power, warmup_epochs)
+        self.freeze_stages, self.freeze_batch_norm = freeze_stages, freeze_batch_norm
+        freeze(self.model, freeze_stages, batch_norm=freeze_batch_norm)
+        self.layer_lr_decay = layer_lr_decay
+        self.seed = seed
+        self.metadata = dict(metadata or {})
+        self.results: list[SetResult] = []
+        self._embedded: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._inference_model: tuple[nn.Module, ...] = ()  # in a tuple, so that it is no part of the state dict
+        self.last_norms: Tensor | None = None
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Embed images, without labels.
+
+        Args:
+            images: (B, 112, 112, 3) uint8 BGR.
+
+        Returns:
+            Unit embeddings (B, 512) and their norms (B, 1).
+        """
+        dtype = next(self.model.parameters()).dtype
+        return self.model(normalize_images(images, dtype, channels_last=self.channels_last))
+
+    # the head
+
+    def configure_model(self) -> None:
+        """Build a sharded head once the process group is there; DistributedDataParallel leaves its weights alone."""
+        if not self.sharded or not self.class_num or self.sharded_head:
+            return
+        self.head = build_sharded_head(
+            **self._head_options, sample_rate=self.sample_rate, random_state=self._head_random_state
+        )
+        self.head.keep_exponentials = self._keep_exponentials
+        leave_out_of_ddp(self, [KERNEL])
+
+    @property
+    def sharded_head(self) -> PartialFC | None:
+        """The head, where its classes are shared out."""
+        head = getattr(self, "head", None)
+        return head if isinstance(head, PartialFC) else None
+
+    @property
+    def shards(self) -> list[nn.Parameter]:
+        """The parameters of which each process has another part."""
+        return [self.sharded_head.kernel] if self.sharded_head else []
+
+    @property
+    def keep_exponentials(self) -> bool:
+        """Whether the head keeps (B, C) numbers for its backward pass (``head.Head``), built or still to be."""
+        return self._keep_exponentials
+
+    @keep_exponentials.setter
+    def keep_exponentials(self, keep: bool) -> None:
+        """Set it, for the head that is there or comes."""
+        self._keep_exponentials = keep
+        if hasattr(self, "head"):
+            self.head.keep_exponentials = keep
+
+    def checkpoint_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of a checkpoint's state dict: with all classes, wherever they are."""
+        shapes = {key: tuple(value.shape) for key, value in self.state_dict().items() if not key.startswith("head.")}
+        if self.class_num:
+            with torch.device("meta"):
+                head = build_head(**self._head_options).state_dict()
+            shapes |= {f"head.{key}": tuple(value.shape) for key, value in head.items()}
+        return shapes
+
+    # training
+
+    def train(self, mode: bool = True) -> "FaceRecognitionModule":
+        """Set the mode; what is frozen stays in evaluation mode, so that its batch norms do not move."""
+        super().train(mode)
+        for module in frozen_modules(self.model, self.freeze_stages, batch_norm=self.freeze_batch_norm):
+            module.eval()
+        return self
+
+    def on_fit_start(self) -> None:
+        """Let the optimiser step on the sampled classes alone, what is frozen stay as it is, the average begin."""
+        self.train()
+        if self.sharded_head:
+            step_on_touched_rows(self.trainer.optimizers[0], self.shards)
+        if self.ema_decay:
+            self.average = WeightAverage(self.model, self.ema_decay)
+            if self._resumed_average:
+                weights, self.average.updates = self._resumed_average
+                self.average.model.load_state_dict(weights)
+            self._resumed_average = None
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Set learning rate and seeds of the position, so that a resume has nothing to restore."""
+        window = self.trainer.accumulate_grad_batches
+        updates = -(-int(self.trainer.num_training_batches) // window)
+        update = self.current_epoch * updates + batch_idx // window
+        for group in self.optimizers().param_groups:
+            rate = self.schedule.learning_rate(update, updates, self.trainer.max_epochs)
+            group["lr"] = rate * group[LR_SCALE]
+        position = (self.seed, self.current_epoch, batch_idx, self.global_rank)
+        dropout, sampling = np.random.SeedSequence(position).generate_state(2, np.uint64)
+        torch.manual_seed(int(dropout))
+        if self.sharded_head:
+            self.sharded_head.sampling_seed = int(sampling)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the mean loss of one batch: images (B, 112, 112, 3) uint8 BGR, labels (B,)."""
+        images, labels = batch
+        embeddings, norms = self(images)
+        loss = self.head.loss(embeddings, norms, labels, self._gather_for_statistics(len(labels), labels.device))
+        self.last_norms = norms.detach()
+        self.log("train_loss", loss, batch_size=len(labels))
+        # filled in on the device: a number copied to a GPU makes the GPU's host wait
+        lr = torch.full((), self.optimizers().param_groups[0]["lr"], device=loss.device)
+        self.log("lr", lr, batch_size=len(labels))
+        return loss
+
+    def _gather_for_statistics(self, batch_size: int, device: torch.device) -> Callable[[Tensor], Tensor] | None:
+        """Return what gathers the margin's statistics from all processes; None for what the head sees by itself."""
+        if self.sharded or self.batch_statistics == "process":
+            return None
+        check_batch_sizes(batch_size, device)
+        return gather_batch
+
+    def configure_gradient_clipping(
+        self, optimizer: torch.optim.Optimizer, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
+    ) -> None:
+        """Clip by ``gradient_clip_val`` of this module, over all processes; the trainer's own is not looked at."""
+        if not self.gradient_clip_val:
+            return
+        scaler = self.trainer.scaler
+        if scaler is not None and unscales_in_its_step(optimizer):
+            scaler.unscale_(optimizer)  # fused optimisers leave that to their step, which takes note that it is done
+        clip_gradient(self.parameters(), self.shards, self.gradient_clip_val)
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        """Step, and take the weights into their average."""
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        if self.average:
+            self.average.update(self.model)
+
+    def configure_optimizers(self) -> dict[str, Optimizer]:
+        """Return the optimiser; its learning rate is set before each step."""
+        scales = learning_rate_scales(self.model, self.layer_lr_decay)
+        optimizer = build_optimizer(
+            self, self.optimizer_name, self.schedule.lr, self.momentum, self.weight_decay, scales
+        )
+        self._group_options = group_options(optimizer)
+        return {"optimizer": optimizer}
+
+    def on_train_start(self) -> None:
+        """Make the state of the optimiser that a resume has loaded fit this run."""
+        settle_loaded_state(self.optimizers(), self._group_options)
+        start_momentum_at_zero(self.optimizers())
+
+    def on_train_epoch_start(self) -> None:
+        """Let Lightning know this epoch's length: one resumed with other batches differs from those after it."""
+        set_epoch_length(self.trainer, len(self.trainer.train_dataloader))
+
+    # evaluation, the same for validation and test
+
+    def on_validation_epoch_start(self) -> None:
+        """Begin a validation, of the average where there is one."""
+        self._begin_evaluation(self.average.model if self.average else self.model)
+
+    def _begin_evaluation(self, model: nn.Module) -> None:
+        """Give every rank rank 0's batch-norm and margin statistics, and fold the former into a copy for speed."""
+        self._embedded = []
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            for buffer in (*self.buffers(), *(model.buffers() if model is not self.model else ())):
+                dist.broadcast(buffer, 0)
+        self._inference_model = (prepare_for_inference(model),)
+
+    def validation_step(self, batch: EvaluationBatch, batch_idx: int) -> None:
+        """Embed images (B, 112, 112, 3) uint8 BGR and keep them with their set and place, each (B,)."""
+        images, set_index, image_index = batch
+        # two passes: one of twice the size is no faster, and takes twice the memory
+        embeddings, norms = self._embed(images)
+        mirrored, mirrored_norms = self._embed(images.flip(2))
+        fused, _ = fuse_flip(*map(_in_double, (embeddings, norms, mirrored, mirrored_norms)))
+        self._embedded.append((fused.float(), set_index, image_index))
+
+    def _embed(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        model = self._inference_model[0]
+        return model(normalize_images(images, next(model.parameters()).dtype))
+
+    def on_validation_epoch_end(self) -> None:
+        """Gather the embeddings of all ranks and compute the accuracies."""
+        self._inference_model = ()
+        if not self._embedded:
+            return
+        embeddings, sets, places = (
+            gather_rows(torch.cat(parts)).cpu().numpy() for parts in zip(*self._embedded, strict=True)
+        )
+        self._embedded = []
+        if self.trainer.sanity_checking:
+            return  # a few batches, to see that it works
+        self.results = []
+        for number, (name, pair_set) in enumerate(self.trainer.datamodule.pair_sets.items()):
+            chosen = sets == number
+            complete, kept = _pairs_in_order(embeddings[chosen], places[chosen], np.arange(len(pair_set.issame)))
+            if len(kept):
+                identities = None if pair_set.identities is None else pair_set.identities[kept]
+                # intervals only where somebody reads them: not in every validation
+                self.results.append(
+                    evaluate_set(
+                        name,
+                        complete,
+                        pair_set.issame[kept],
+                        intervals=self.trainer.testing,
+                        identities=identities,
+                    )
+                )
+        if self.trainer.testing:
+            return  # a table of its own, not a point of the validation curves
+        # a single pair cannot be cut into folds: it has no accuracy
+        accuracies = {result.name: result.accuracy for result in self.results if np.isfinite(result.accuracy)}
+        for name, accuracy in accuracies.items():
+            self.log(f"{name}_acc", accuracy)
+        if accuracies:
+            self.log("val_acc", float(np.mean(list(accuracies.values()))))
+
+    def on_test_epoch_start(self) -> None:
+        """Begin a test, of the weights that were loaded for it."""
+        self._begin_evaluation(self.model)
+
+    def test_step(self, batch: EvaluationBatch, batch_idx: int) -> None:
+        """Embed one batch as in validation."""
+        self.validation_step(batch, batch_idx)
+
+    def on_test_epoch_end(self) -> None:
+        """End a test as a validation."""
+        self.on_validation_epoch_end()
+
+    # checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Store the metadata and the position in the training data."""
+        epoch, batch = position(self.trainer)
+        place = {"epoch": epoch, "batch": batch}
+        if self.trainer.datamodule is not None:
+            place["samples"] = self.trainer.datamodule.samples_seen(epoch, batch)
+        # names of millions of classes are made when they are asked for
+        names = list(self.metadata.get("class_names", ()))
+        checkpoint["adaface"] = {**self.metadata, "class_names": names, "position": place}
+        if self.average:
+            put_into(checkpoint, self.average)
+        if self.sharded_head:
+            strip_head(checkpoint, self.sharded_head, self.trainer.optimizers[0])
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Tell the data module where in the epoch to go on, and take this process's part of the head."""
+        if "adaface" not in checkpoint:
+            return
+        if self.trainer.datamodule is not None:
+            self.trainer.datamodule.go_on_from(**checkpoint["adaface"]["position"])
+        self._resumed_average = take_from(checkpoint)
+        fill_in_head(checkpoint, self.sharded_head)
+
+
+def _in_double(numbers: Tensor) -> Tensor:
+    """Return numbers in double precision, where the device has it: Apple's GPUs have not."""
+    return numbers if numbers.device.type == "mps" else numbers.double()
+
+
+def _pairs_in_order(embeddings: np.ndarray, places: np.ndarray, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Put embeddings in file order, each image once, and keep the pairs of which both images are there.
+
+    Args:
+        embeddings: (N, D), as gathered; images may occur twice (the sampler's padding).
+        places: (N,) index of each row's image in its set.
+        pairs: (P,) what is known of each pair of the whole set.
+
+    Returns:
+        Embeddings (2Q, D) and what is known (Q,) of the Q complete pairs; Q = P unless the run saw a part only.
+    """
+    unique, first = np.unique(places, return_index=True)
+    position = np.full(2 * len(pairs), -1)
+    position[unique] = first
+    complete = (position.reshape(-1, 2) >= 0).all(axis=1)
+    return embeddings[position.reshape(-1, 2)[complete].reshape(-1)], pairs[complete]
