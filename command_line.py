@@ -9,7 +9,7 @@ import os
 import select
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -35,8 +35,15 @@ class Parser(argparse.ArgumentParser):
         """Raise instead of leaving the program, so that there is one way to report errors."""
         raise ValueError(f"{message} (python {self.prog.removeprefix('python ')} --help lists the options)")
 
-    def parse(self, words: list[str]) -> argparse.Namespace:
-        """Parse all words; unknown ones are an error."""
+    def parse(self, words: Sequence[str]) -> argparse.Namespace:
+        """Parse all words; unknown ones are an error.
+
+        Args:
+            words: what stands after the program's name.
+
+        Raises:
+            ValueError: an unknown option, a word too many, or an option without its value.
+        """
         names = [name for action in self._actions for name in action.option_strings]
         try:
             options, unknown = self.parse_known_args(words)
@@ -46,20 +53,27 @@ class Parser(argparse.ArgumentParser):
             if not unknown or "are required" not in str(error):
                 raise
         if unknown:
-            near = difflib.get_close_matches(unknown[0].split("=")[0], names, n=1)
-            self.error(f"unknown option {unknown[0]}" + (f"; did you mean {near[0]}?" if near else ""))
+            word = unknown[0].split("=")[0]
+            known = [name for name in names if name.startswith("--")]
+            self.error(f"unknown option {word}; {nearest(word, known)}" if word[:1] == "-" else f"stray word {word!r}")
         return options
 
 
-def nearest(name: str, known: Sequence[str]) -> str:
-    """Return a hint with the known name nearest to ``name``, or all of them when none is near.
+def nearest(name: str, known: Iterable[str], *, count: int = 1, always: str = "") -> str:
+    """Return a hint with the known names nearest to ``name``, or all of them when none is near.
 
     Args:
-        name: what was typed.
+        name: what was typed; case does not matter.
         known: the names that exist.
+        count: how many near names to give at most.
+        always: what follows the nearest names, and stands in place of the list of all where none is near.
     """
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"did you mean {close[0]}?" if close else f"known are: {', '.join(known)}"
+    by_lower = {one.lower(): one for one in known}
+    close = [by_lower[lower] for lower in difflib.get_close_matches(name.lower(), by_lower, n=count, cutoff=0.5)]
+    hint = f"did you mean {' or '.join(close)}?" if close else ""
+    if always:
+        return f"{hint} {always}".lstrip()
+    return hint or f"known are: {', '.join(by_lower.values())}"
 
 
 def run_to_status(program: str, job: Callable[[], int], *, stopped: str, failed: int = FAILED) -> int:

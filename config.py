@@ -16,11 +16,11 @@ import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
 
-from command_line import nearest
+from command_line import Parser, nearest
 from head import HEADS
 from more_augmentations import MORE_AUGMENTATIONS
 from option_rules import check_combinations, check_head_options, check_optimisation, check_ranges
@@ -301,13 +301,6 @@ def convert_value(name: str, value: Any) -> Any:
         raise ValueError(f"--{name} takes {expected}, got {value!r}") from error
 
 
-class _Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line, with the nearest option."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(message)
-
-
 def _margins_explained() -> str:
     """Return a line for each margin: the first of its docstring, and its options."""
     lines = ["margins (--head), each with --s and:"]
@@ -317,15 +310,14 @@ def _margins_explained() -> str:
     return "\n".join(lines)
 
 
-def _parser() -> _Parser:
-    parser = _Parser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="main.py",
         usage="main.py [--config RECIPE] [--option value ...]",
         description="Train and evaluate a face recognition model with AdaFace (or ArcFace, CosFace, MagFace, ...).",
         epilog=f"{_margins_explained()}\n\n"
         "Every option is also a key of a recipe (YAML); the command line wins over the recipe.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("--config", metavar="RECIPE", default="", help="YAML file with any of the options below")
     parser.add_argument("--print_config", action="store_true", help="print the resolved options as YAML and stop")
@@ -409,13 +401,7 @@ def parse(arguments: Sequence[str]) -> tuple[Config, Action]:
         ValueError: an unknown option, a bad value, or options that contradict each other.
         FileNotFoundError: a recipe or checkpoint that does not exist.
     """
-    parsed, unknown = _parser().parse_known_args(list(arguments))
-    if unknown:
-        word = unknown[0].split("=")[0]
-        known = [f"--{name}" for name in ("config", "print_config", "plan", *OPTIONS)]
-        raise ValueError(
-            f"unknown option {word}; {nearest(word, known)}" if word.startswith("-") else f"stray word {word!r}"
-        )
+    parsed = _parser().parse(arguments)
     values = read_recipe(parsed.config) if parsed.config else {}
     for name in OPTIONS:
         if (value := getattr(parsed, name)) is not None:
