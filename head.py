@@ -11,7 +11,6 @@ Differs from the official AdaFace code: a batch of one sample leaves ``batch_std
 good); labels out of range are refused.
 """
 
-import difflib
 import math
 import struct
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from command_line import nearest
 from margin_head import Head
 
 _NORM_RANGE = (0.001, 100.0)
@@ -245,9 +245,8 @@ def head_class(head_type: str, class_num: int) -> type[Head]:
         ValueError: an unknown type (the message lists the names) or no classes.
     """
     if head_type not in HEADS:
-        close = difflib.get_close_matches(head_type, HEADS, n=1)
-        hint = f"did you mean {close[0]}? " if close else ""
-        raise ValueError(f"unknown head {head_type!r}; {hint}known are: {', '.join(HEADS)}")
+        hint = nearest(head_type, HEADS, always=f"known are: {', '.join(HEADS)}")
+        raise ValueError(f"unknown head {head_type!r}; {hint}")
     if class_num < 1:
         raise ValueError(f"a head needs at least one class, got class_num {class_num}")
     return HEADS[head_type]

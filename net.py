@@ -18,7 +18,6 @@ image (ir_18: 24 and 2,597). Forward and backward on one CPU core, channels last
 """
 
 import copy
-import difflib
 import runpy
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.flop_counter import FlopCounterMode
 
 from backbone import EMBEDDING_SIZE, IMAGE_SIZE, Backbone, Stage
+from command_line import nearest
 from mobilefacenet import MobileFaceNet
 from prelu import PReLU
 from timm_backbone import TIMM_PREFIX, build_timm, check_timm_name
@@ -272,12 +272,8 @@ def check_architecture(name: str) -> None:
     if name.startswith(TIMM_PREFIX):
         check_timm_name(name)
     elif name not in ARCHITECTURES:
-        close = difflib.get_close_matches(name, ARCHITECTURES, n=1)
-        hint = f"did you mean {close[0]}? " if close else ""
-        raise ValueError(
-            f"unknown architecture {name!r}; {hint}known are: {', '.join(ARCHITECTURES)}; "
-            f"and {TIMM_PREFIX}<name> for a network of timm"
-        )
+        known = f"known are: {', '.join(ARCHITECTURES)}; and {TIMM_PREFIX}<name> for a network of timm"
+        raise ValueError(f"unknown architecture {name!r}; {nearest(name, ARCHITECTURES, always=known)}")
 
 
 def build_model(name: str) -> Backbone:

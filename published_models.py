@@ -4,9 +4,10 @@ Source: the tables of the official AdaFace repository (accuracy, TAR at FAR 1e-4
 Google Drive files it links to.
 """
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
+
+from command_line import nearest
 
 _SETS = ("lfw", "cfp_fp", "cplfw", "calfw", "agedb_30", "ijbb", "ijbc")
 RANK_1, RANK_5 = "tinyface rank-1", "tinyface rank-5"
@@ -82,9 +83,8 @@ def published_by_name(name: str) -> PublishedModel:
         ValueError: no such model; the nearest one is named, and all are listed.
     """
     by_stem = {model.stem: model for model in PUBLISHED}
-    wanted = name.lower().removesuffix(".ckpt")
-    if wanted in by_stem:
-        return by_stem[wanted]
-    near = difflib.get_close_matches(wanted, by_stem, n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    raise ValueError(f"no published model is called {name!r}{hint} (there are {', '.join(by_stem)})")
+    stem = name.lower().removesuffix(".ckpt")
+    if stem in by_stem:
+        return by_stem[stem]
+    hint = nearest(stem, by_stem, always=f"known are: {', '.join(by_stem)}")
+    raise ValueError(f"no published model is called {name!r}; {hint}")

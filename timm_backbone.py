@@ -9,7 +9,6 @@ numbers whose length is AdaFace's norm.
 nothing that one of 112 does not, and takes four times the work. Weights are random: nothing is ever downloaded.
 """
 
-import difflib
 import importlib
 import re
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backbone import EMBEDDING_SIZE, IMAGE_SIZE, Backbone, Stage
+from command_line import nearest
 from torchvision_setup import make_torchvision_importable
 
 TIMM_PREFIX = "timm:"
@@ -143,9 +143,9 @@ def _parse(name: str) -> tuple[str, int | None]:
         raise ValueError(f"{name!r} is no network of timm: expected timm:<name> or timm:<name>@<side in pixels>")
     timm_name, side = match[1], int(match[2]) if match[2] else None
     if not timm.is_model(timm_name):
-        near = difflib.get_close_matches(timm_name, timm.list_models(), n=_NEAREST)
-        hint = f"; did you mean {' or '.join(f'{TIMM_PREFIX}{one}' for one in near)}?" if near else ""
-        raise ValueError(f"timm {timm.__version__} has no network {timm_name!r}{hint} (timm.list_models() has all)")
+        known = (f"{TIMM_PREFIX}{one}" for one in timm.list_models())
+        hint = nearest(f"{TIMM_PREFIX}{timm_name}", known, count=_NEAREST, always="timm.list_models() lists all")
+        raise ValueError(f"timm {timm.__version__} has no network {timm_name!r}; {hint}")
     if side is not None and not _SMALLEST_SIDE <= side <= _LARGEST_SIDE:
         raise ValueError(f"{name}: images of {side} pixels, expected {_SMALLEST_SIDE} to {_LARGEST_SIDE}")
     return timm_name, side

@@ -1,10 +1,10 @@
 """How measured results compare with the published ones of the paper's models."""
 
-import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from command_line import nearest
 from published_models import PUBLISHED, PublishedModel
 
 _ROUNDING = 0.005  # of the published figures
@@ -60,11 +60,14 @@ def find_published(name: str, *, arch: str = "", file: str = "") -> PublishedMod
         of_file = [model for model in PUBLISHED if model.file == file]
         if of_file:
             return of_file[0]
-    close = difflib.get_close_matches(name.lower(), by_name, n=1)
-    hint = f"; did you mean {by_name[close[0]].name!r}?" if close else ""
     known = ", ".join(repr(model.name) for model in PUBLISHED if not arch or name or model.arch == arch)
     got = f"--published {name!r} is not in the table" if name else f"{file} is not the name of a published checkpoint"
-    raise ValueError(f"{got}{hint}: give --published with the row to compare with: {known or 'none of this arch'}")
+    hint = nearest(
+        repr(name) if name else "",
+        (f"{model.name!r}" for model in PUBLISHED),
+        always=f"give --published with the row to compare with: {known or 'none of this arch'}",
+    )
+    raise ValueError(f"{got}: {hint}")
 
 
 def compare(model: PublishedModel, measured: Mapping[str, Measurement]) -> list[Comparison]:

@@ -235,4 +235,8 @@ def test_every_option_is_read_by_main():
 
 def test_nearest_names_the_closest_or_all():
     assert nearest("ir_51", ["ir_50", "vit"]) == "did you mean ir_50?"
+    assert nearest("VIT_", ["ir_50", "ViT"]) == "did you mean ViT?"
     assert nearest("zzz", ["ir_50", "vit"]) == "known are: ir_50, vit"
+    assert nearest("ir_5x", ["vit", "ir_50", "ir_5"], count=2) == "did you mean ir_5 or ir_50?"
+    assert nearest("ir_51", ["ir_50", "vit"], always="see --help") == "did you mean ir_50? see --help"
+    assert nearest("zzz", ["ir_50", "vit"], always="see --help") == "see --help"
