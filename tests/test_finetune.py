@@ -15,6 +15,7 @@ import torch
 import convert
 import finetuning
 import main
+import train_command
 from checkpoints import load_checkpoint
 from config import FINETUNE_DEFAULTS, Config, parse
 from demo_data import write_demo_data
@@ -277,7 +278,7 @@ def test_a_trial_run_ends_without_a_comparison(private, model, tmp_path):
 def test_published_names_are_taken_like_files(private, model, tmp_path, monkeypatch, option):
     asked = []
     monkeypatch.setattr(finetuning, "find_model", lambda name: asked.append(name) or model)
-    monkeypatch.setattr(main, "find_pretrained", lambda name: asked.append(name) or model)
+    monkeypatch.setattr(train_command, "find_pretrained", lambda name: asked.append(name) or model)
     arguments = words(private, "adaface_ir50_ms1mv2", tmp_path, "--fast_dev_run")
     arguments[0] = option
     assert main.main(arguments) == 0
