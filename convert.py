@@ -17,9 +17,6 @@ holds for a killed program, not for a power cut.
 
 import argparse
 import contextlib
-import errno
-import fcntl
-import os
 import shlex
 import sys
 import time
@@ -30,6 +27,7 @@ from pathlib import Path
 import pairs
 from command_line import Parser, run_to_status
 from folder_source import listing
+from locks import locked
 from pack import pack_folder, pack_pairs
 from record_shards import find_records
 from unpack_bin import convert_set
@@ -287,7 +285,7 @@ def _run_conversion(options: argparse.Namespace) -> None:
     if (want_images and not recs and not (everything and bins)) or (want_sets and not everything and not bins):
         wanted = "train.rec or *.bin" if everything else "train.rec" if want_images else "*.bin"
         raise FileNotFoundError(f"{folder} holds no {wanted}; found: {listing(folder)}")
-    with _only_one(folder):
+    with locked(folder, f"another conversion of {folder} is running; wait for it, or stop it"):
         if recs:
             convert_images(
                 recs, folder / "imgs", options.swap_color_channel, options.skip_bad_images, options.overwrite
@@ -307,24 +305,6 @@ def _bin_files(folder: Path) -> list[Path]:
     order = {name: rank for rank, name in enumerate(pairs.PAPER_SETS)}
     found = [path for path in folder.glob("*.bin") if path.is_file() and not path.name.startswith(".")]
     return sorted(found, key=lambda path: (order.get(path.stem, len(order)), path.stem))
-
-
-@contextlib.contextmanager
-def _only_one(folder: Path) -> Iterator[None]:
-    """Keep a second conversion of the same folder out; the lock goes away with the process."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RuntimeError(f"another conversion of {folder} is running; wait for it, or stop it") from None
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF):
-                raise
-            # A file system without locks (some network disks): go on without.
-        yield
-    finally:
-        os.close(handle)
 
 
 def _say_next(folder: Path) -> None:

@@ -39,6 +39,7 @@ from face_datasets import TrainingDataset
 from finetuning import find_pretrained
 from health_plot import plot_health
 from lightning_setup import pl
+from locks import RunLock
 from loss_plot import plot_loss
 from optimization import scaled_learning_rate
 from pairs import IMAGE_SHAPE
@@ -57,7 +58,6 @@ from processes import (
 from results import results_table, write_results
 from resume import check_still_new, with_checkpoint_options, with_run_folder
 from run_folder import choose_run_folder, make_run_folder, write_config, write_manifest
-from run_lock import RunLock
 from sampler import RandomStreams
 from stopping import InterruptedTrainingError
 from training_module import FaceRecognitionModule

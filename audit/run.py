@@ -4,13 +4,11 @@ What the long passes find is kept in `<output>/cache`, so that a stopped audit, 
 begins where that was; a change of the data begins it anew.
 """
 
-import contextlib
 import hashlib
-import os
 import platform
 import shlex
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -28,7 +26,7 @@ from audit.quiet_decoder import quiet_decoder
 from audit.report import CSV, HTML, JSON, counts_of, in_order_of_level, write_csv, write_html, write_json
 from audit.scan import GOOD, open_table, scan, states, usual_of
 from evaluation.outcome import EmbedImages
-from run_lock import try_lock
+from locks import locked
 from threads import usable_cores
 from training_index import write_index
 
@@ -92,7 +90,8 @@ def audit(options: AuditOptions, load_embed: LoadEmbed | None = None) -> int:
     output = _output_folder(options, data, tests.values())
     model = load_embed(output / _CACHE) if load_embed else None
     _say(f"{data.source.location}: {len(data):,} images of {len(data.source.class_names):,} identities")
-    with _only_one(output):
+    busy = f"another audit writes to {output}; wait for it, stop it, or give another --output"
+    with locked(output / _CACHE / _LOCK, busy):
         notes = [] if tests else ["No test sets were given (--test_sets): leaks were not looked for."]
         with quiet_decoder():
             table, scanned = _looked_at(options, data, tests, output / _CACHE, threads)
@@ -158,18 +157,6 @@ def _output_folder(options: AuditOptions, data: AuditedData, tests: Iterable[Tes
         raise ValueError(f"--output {output} holds other things than an audit: give a new folder, or an empty one")
     (output / _CACHE).mkdir(parents=True, exist_ok=True)
     return output
-
-
-@contextlib.contextmanager
-def _only_one(output: Path) -> Iterator[None]:
-    """Keep a second audit out of the folder; the lock goes away with the process."""
-    lock = try_lock(output / _CACHE / _LOCK)
-    if lock is None:
-        raise RuntimeError(f"another audit writes to {output}; wait for it, stop it, or give another --output")
-    try:
-        yield
-    finally:
-        os.close(lock)
 
 
 def _table_path(cache: Path, data: AuditedData, overwrite: bool) -> Path:

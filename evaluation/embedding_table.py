@@ -1,22 +1,20 @@
 """The files that embeddings are kept in: one evaluation at a time fills one, and none is read that is not whole.
 
-A table is a `.npy` of float32 that has `.<name>.part` as its name until all of it is filled. Who fills it holds the
-lock of `run_lock.try_lock` on that file; who wants the same one waits, and takes what the other has made.
+A table is a `.npy` of float32 that has `.<name>.part` as its name until all of it is filled. The process that fills it
+holds the lock of that file; another one that needs the same table waits, and reads what the first has made.
 """
 
 import contextlib
 import errno
 import os
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from run_lock import try_lock
+from locks import locked_when_free
 
-_ASK_EVERY_SEC = 0.2
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -59,20 +57,14 @@ def open_table(part: Path, shape: tuple[int, int]) -> np.memmap:
 
 def _fill(file: Path, shape: tuple[int, int], fill: Callable[[Path], None]) -> None:
     """Fill a table, or wait until another evaluation has."""
-    part, told = file.with_name(f".{file.name}.part"), False
-    while (lock := try_lock(part)) is None:
-        if not told:
-            print(f"note: another evaluation makes {file.name}; waiting for it", file=sys.stderr)
-            told = True
-        time.sleep(_ASK_EVERY_SEC)
-    try:
+    part = file.with_name(f".{file.name}.part")
+    note = f"note: another evaluation makes {file.name}; waiting for it"
+    with locked_when_free(part, lambda: print(note, file=sys.stderr)):
         if file.is_file():  # the other was first
             part.unlink()
             return
         fill(part)
         part.replace(file)
-    finally:
-        os.close(lock)
 
 
 def _load(file: Path, shape: tuple[int, int], mapped: bool) -> np.ndarray:

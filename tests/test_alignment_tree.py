@@ -16,7 +16,7 @@ import alignment.__main__
 from alignment.tree import crop_stems, find_photographs
 from alignment.warp import warp_face
 from evaluation.image_list import read_colour_image
-from run_lock import RunLock
+from locks import RunLock
 
 ROOT = Path(__file__).resolve().parents[1]
 ORIENTATION = 0x0112
@@ -189,7 +189,7 @@ def test_two_alignments_into_one_folder(tmp_path, monkeypatch, capsys):
     write(tmp_path / "in" / "a.png", head())
     output = tmp_path / "out"
     output.mkdir()
-    monkeypatch.setattr("run_lock._DYING_SEC", 0.1)
+    monkeypatch.setattr("locks._DYING_SEC", 0.1)
     with RunLock() as lock:
         lock.take(output)
         assert align(tmp_path / "in", output) == 2

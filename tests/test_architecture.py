@@ -108,7 +108,7 @@ LEVELS = {
     "data": 1.2,
     "resume": 2,
     "run_folder": 1,
-    "run_lock": 0,
+    "locks": 0,
     "roll_call": 0,
     "process_watch": 2.1,
     "processes": 0.1,

@@ -19,6 +19,7 @@ import pairs
 import recordio
 import source_finder
 import unpack_rec
+from locks import locked
 
 PROJECT = Path(convert.__file__).parent
 
@@ -252,7 +253,7 @@ def test_ctrl_c(faces: Path, capsys: pytest.CaptureFixture[str], monkeypatch: py
 
 
 def test_two_conversions_at_once_are_refused(faces: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with convert._only_one(faces):
+    with locked(faces, ""):
         assert "another conversion" in error_of(capsys, "--rec_path", faces)
     assert run("--rec_path", faces) == 0
 

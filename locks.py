@@ -1,16 +1,20 @@
-"""One run in a folder at a time: a lock that vanishes with the process that holds it, however that ends.
+"""Locks between processes, which vanish with the process that holds them, however that ends.
 
-The lock is ``flock`` on ``.lock`` in the run folder, which also says who has it. Data workers close it, so that it
-never outlives the process that trains. On a network file system a host that is lost keeps its locks for a while (about
-90 seconds with NFS 4), which is waited for; a file system without locks is used without.
+A lock is ``flock`` on a file or a folder. Forked children, such as data workers, close it, so that it never outlives
+the process that took it. A file system without locks is used without. On a network file system a host that is lost
+keeps its locks for a while (about 90 seconds with NFS 4), which a run waits for.
+
+The package filelock would need the same code around it: its ``FileLock`` locks no folders, raises where the file system
+has no locks, and hands out the lock of a file that its holder has renamed meanwhile, as the embedding cache does.
 """
 
 import contextlib
 import errno
+import functools
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 
@@ -23,7 +27,7 @@ LOCK = ".lock"
 _HELD = (errno.EWOULDBLOCK, errno.EACCES)
 _DYING_SEC = 5.0  # a killed process with much memory is not gone at once
 _LOST_HOST_SEC = 120.0
-_ASK_EVERY_SEC = 0.5
+_ASK_EVERY_SEC = 0.2
 
 
 class RunLock:
@@ -45,10 +49,10 @@ class RunLock:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Give the lock back."""
-        if self._file is not None:
+        if self._file in _open_locks():  # not in a forked child, whose copy is closed
             with contextlib.suppress(OSError):
                 self._path.unlink()  # while it is held: nobody else has this file and believes to hold the lock
-            self._close()
+            release(self._file)
 
     def take(self, folder: Path) -> Path:
         """Take the lock of a run folder.
@@ -62,7 +66,7 @@ class RunLock:
         Raises:
             RuntimeError: another live run has it.
         """
-        path, began, told = folder / LOCK, time.monotonic(), False
+        path, began, noted = folder / LOCK, time.monotonic(), False
         while (file := try_lock(path)) is None:
             holder = _holder(path)
             here = f"{holder} ".endswith(f" on {platform.node()} ")
@@ -71,32 +75,70 @@ class RunLock:
                     f"the run folder {folder} is in use by {holder}: wait for its end, stop it, or give another "
                     "--run_folder; two runs in one folder would overwrite each other's checkpoints"
                 )
-            if not told:
+            if not noted:
                 self._say(f"note: the run folder {folder} is in use by {holder}; waiting for a moment")
-                told = True
+                noted = True
             time.sleep(_ASK_EVERY_SEC)
         os.ftruncate(file, 0)
         os.pwrite(file, f"process {os.getpid()} on {platform.node()}\n".encode(), 0)
         self._file, self._path = file, path
-        os.register_at_fork(after_in_child=self._close)
         return folder
 
-    def _close(self) -> None:
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
+
+@contextlib.contextmanager
+def locked(path: Path, refusal: str) -> Iterator[None]:
+    """Hold a lock during a block.
+
+    Args:
+        path: the file, made where it is absent, or an existing folder.
+        refusal: the error message where another process has it.
+
+    Raises:
+        RuntimeError: another process has it.
+        OSError: it cannot be opened.
+    """
+    file = try_lock(path)
+    if file is None:
+        raise RuntimeError(refusal)
+    try:
+        yield
+    finally:
+        release(file)
+
+
+@contextlib.contextmanager
+def locked_when_free(path: Path, say: Callable[[], None]) -> Iterator[None]:
+    """Hold a lock during a block, after waiting for whoever has it.
+
+    Args:
+        path: the file, made where it is absent, or an existing folder.
+        say: called once where there is something to wait for.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+    noted = False
+    while (file := try_lock(path)) is None:
+        if not noted:
+            say()
+            noted = True
+        time.sleep(_ASK_EVERY_SEC)
+    try:
+        yield
+    finally:
+        release(file)
 
 
 def try_lock(path: Path) -> int | None:
     """Return a file, open and locked as far as the file system can; None where another process has it.
 
     Args:
-        path: the file; made where it is absent.
+        path: the file, made where it is absent, or an existing folder.
 
     Raises:
         OSError: it cannot be opened.
     """
-    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    file = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT, 0o666)
     try:
         if fcntl is not None:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -106,9 +148,34 @@ def try_lock(path: Path) -> int | None:
             return None
     with contextlib.suppress(FileNotFoundError):
         if os.path.samestat(os.fstat(file), path.stat()):
+            _open_locks().add(file)
             return file
     os.close(file)  # who had it has given it back since, and deleted it: the name is that of another file, or of none
     return try_lock(path)
+
+
+def release(file: int) -> None:
+    """Give a lock back.
+
+    Args:
+        file: of ``try_lock``.
+    """
+    if file in _open_locks():
+        _open_locks().remove(file)
+        os.close(file)
+
+
+@functools.cache
+def _open_locks() -> set[int]:
+    """Return the set of the locked files of this process, which its forked children close."""
+    files: set[int] = set()
+
+    def close_all() -> None:
+        while files:
+            os.close(files.pop())
+
+    os.register_at_fork(after_in_child=close_all)
+    return files
 
 
 def _holder(path: Path) -> str:

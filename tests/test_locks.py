@@ -4,20 +4,21 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import launched
 import pytest
 
+import locks
 import main
-import run_lock
-from run_lock import LOCK, RunLock
+from locks import LOCK, RunLock, locked, locked_when_free
 
 HOLDER = """
 import os, sys, time
 from pathlib import Path
-from run_lock import RunLock
+from locks import RunLock
 with RunLock() as lock:
     lock.take(Path(sys.argv[1]))
     if sys.argv[2] == "forks":
@@ -48,14 +49,14 @@ def hold(folder: Path, how: str = "stays") -> subprocess.Popen:
 
 @pytest.fixture(autouse=True)
 def patient(monkeypatch):
-    monkeypatch.setattr(run_lock, "_DYING_SEC", 0.1)
-    monkeypatch.setattr(run_lock, "_ASK_EVERY_SEC", 0.05)
+    monkeypatch.setattr(locks, "_DYING_SEC", 0.1)
+    monkeypatch.setattr(locks, "_ASK_EVERY_SEC", 0.05)
 
 
 def test_a_second_start_is_told_who_has_the_folder(tmp_path):
     process, said = hold(tmp_path), []
     try:
-        expected = rf"in use by process {process.pid} on {re.escape(run_lock.platform.node())}: wait for its end"
+        expected = rf"in use by process {process.pid} on {re.escape(locks.platform.node())}: wait for its end"
         with pytest.raises(RuntimeError, match=expected), RunLock(said.append) as lock:
             lock.take(tmp_path)
         assert len(said) == 1
@@ -96,7 +97,7 @@ def test_the_lock_of_a_host_that_is_gone_is_waited_for(tmp_path, monkeypatch):
             os.pwrite(file, b"process 5 on elsewhere\n", 0)
             raise OSError(errno.EWOULDBLOCK, "held")
 
-    monkeypatch.setattr(run_lock.fcntl, "flock", held_for_a_while)
+    monkeypatch.setattr(locks.fcntl, "flock", held_for_a_while)
     with RunLock() as lock:
         began = time.monotonic()
         lock.take(tmp_path)
@@ -109,13 +110,13 @@ def test_a_file_system_without_locks_is_used_without(tmp_path, monkeypatch, numb
     def refuse(file: int, how: int) -> None:
         raise OSError(number, "no locks here")
 
-    monkeypatch.setattr(run_lock.fcntl, "flock", refuse)
+    monkeypatch.setattr(locks.fcntl, "flock", refuse)
     with RunLock() as lock:
         lock.take(tmp_path)
 
 
 def test_a_lock_file_that_its_holder_deletes_meanwhile_is_not_taken_for_the_lock(tmp_path, monkeypatch):
-    flock, times = run_lock.fcntl.flock, []
+    flock, times = locks.fcntl.flock, []
 
     def deleted_just_then(file: int, how: int) -> None:
         flock(file, how)
@@ -123,11 +124,65 @@ def test_a_lock_file_that_its_holder_deletes_meanwhile_is_not_taken_for_the_lock
         if len(times) == 1:
             (tmp_path / LOCK).unlink()
 
-    monkeypatch.setattr(run_lock.fcntl, "flock", deleted_just_then)
+    monkeypatch.setattr(locks.fcntl, "flock", deleted_just_then)
     with RunLock() as lock:
         lock.take(tmp_path)
         assert (tmp_path / LOCK).exists()
     assert len(times) == 2
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_a_second_block_is_refused_until_the_first_has_ended(tmp_path, kind):
+    path = tmp_path if kind == "folder" else tmp_path / "table"
+    with locked(path, "busy"), pytest.raises(RuntimeError, match=r"^busy$"), locked(path, "busy"):
+        pytest.fail("locked twice")
+    with locked(path, "busy"):
+        pass
+    assert path.is_dir() if kind == "folder" else path.read_bytes() == b""
+
+
+def test_a_read_only_folder_can_be_locked(tmp_path):
+    tmp_path.chmod(0o555)
+    try:
+        with locked(tmp_path, "busy"):
+            assert not list(tmp_path.iterdir())
+    finally:
+        tmp_path.chmod(0o755)
+
+
+def test_who_waits_for_a_lock_says_so_once_and_gets_it(tmp_path):
+    said, order = [], []
+
+    def second() -> None:
+        with locked_when_free(tmp_path / "table", lambda: said.append("waiting")):
+            order.append("second")
+
+    with locked_when_free(tmp_path / "table", pytest.fail):
+        thread = threading.Thread(target=second)
+        thread.start()
+        while not said:
+            time.sleep(0.01)
+        time.sleep(0.2)
+        order.append("first")
+    thread.join()
+    assert said == ["waiting"]
+    assert order == ["first", "second"]
+
+
+def test_a_forked_child_does_not_keep_the_lock_of_a_block(tmp_path):
+    with locked(tmp_path / "table", "busy"):
+        begun, begins = os.pipe()
+        if (child := os.fork()) == 0:
+            os.write(begins, b"x")  # what is done after a fork is done
+            time.sleep(60)
+            os._exit(0)
+        os.read(begun, 1)
+    try:
+        with locked(tmp_path / "table", "busy"):
+            pass
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
 
 
 def test_two_live_starts_in_one_folder(tmp_path, capsys):
