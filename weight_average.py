@@ -11,11 +11,11 @@ Sources: Polyak and Juditsky, "Acceleration of stochastic approximation by avera
 first steps is TensorFlow's ``ExponentialMovingAverage(num_updates=...)``.
 """
 
-import copy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 _TRAINED, _UPDATES = "trained_weights", "averaged_steps"
 _PREFIX = "model."
@@ -30,29 +30,30 @@ class WeightAverage:
 
     Attributes:
         model: the average; trained by nobody.
-        updates: steps that have been taken in.
+        updates: steps that have been averaged.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        self.model = copy.deepcopy(model).requires_grad_(False)
-        self.decay = decay
-        self.updates = 0
+        self.decay, self.updates = decay, 0
+        self._averaged = AveragedModel(model, multi_avg_fn=self._lerp, use_buffers=True).requires_grad_(False)
+        self._averaged.n_averaged.fill_(1)  # at 0 PyTorch replaces the initial weights by those of the first step
+        self.model: nn.Module = self._averaged.module
 
-    @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Take the weights of a step in.
+        """Average the weights of a step in.
 
         Args:
             model: of the same architecture, on the same device.
         """
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        self._averaged.update_parameters(model)
         self.updates += 1
-        averages, weights = list(self.model.state_dict().values()), list(model.state_dict().values())
-        moving = [number for number, value in enumerate(averages) if value.is_floating_point()]
-        torch._foreach_lerp_([averages[n] for n in moving], [weights[n] for n in moving], 1 - decay)
-        for average, value in zip(averages, weights, strict=True):
-            if not average.is_floating_point():  # batch norm's count of batches
-                average.copy_(value)
+
+    def _lerp(self, averages: list[Tensor], weights: list[Tensor], _: Tensor | int) -> None:
+        """Update tensors of one dtype in place; ``updates`` counts, which needs no copy from the device."""
+        if averages[0].is_floating_point():
+            torch._foreach_lerp_(averages, weights, 1 - min(self.decay, (1 + self.updates) / (10 + self.updates)))
+        else:  # batch norm's count of batches
+            torch._foreach_copy_(averages, weights)
 
 
 def put_into(checkpoint: dict[str, Any], average: WeightAverage) -> None:
