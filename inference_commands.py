@@ -11,6 +11,7 @@ cosines; the quality of a face is the norm of its embedding, which is AdaFace's 
 """
 
 import argparse
+import importlib.util
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -34,7 +35,6 @@ from face_comparison import (
     draw_comparison,
     threshold_text,
 )
-from face_server import FaceServer, Limits, serve
 from found_faces import FoundFaces, found_csv, found_text
 from gallery_search import ENGINES, LARGE_GALLERY, choose_engine, most_similar
 from model_options import add_model_options, check_model_options, model_path
@@ -46,6 +46,7 @@ OpenFaces = Callable[[str, Sequence[Path]], ImageList]
 HOST, PORT, MOST_PORT = "127.0.0.1", 8000, 65535
 BATCH_SIZE = 64
 _SHOWN_UNREADABLE = 5
+_SERVING = {"starlette": "starlette", "uvicorn": "uvicorn", "python_multipart": "python-multipart"}  # module: package
 _EMBEDDINGS = ".npz"
 
 
@@ -147,6 +148,8 @@ def _check_values(command: Parser, options: argparse.Namespace) -> None:
         command.error(f"--top {options.top}: at least 1 is expected")
     if options.command == "serve" and not 0 <= options.port <= MOST_PORT:
         command.error(f"--port {options.port}: a number from 0 to {MOST_PORT} is expected")
+    if options.command == "serve" and not all(importlib.util.find_spec(name) for name in _SERVING):
+        raise RuntimeError(f"the page needs packages that are not installed: pip install {' '.join(_SERVING.values())}")
     if options.command in ("embed", "search") and not 0 <= options.most_unreadable <= 1:
         command.error(f"--most_unreadable {options.most_unreadable}: a share from 0 to 1 is expected")
     for name, ending in {"save": ".png", "out": _EMBEDDINGS, "csv": ".csv"}.items():
@@ -248,7 +251,12 @@ def _serve(options: argparse.Namespace, model: CachedEmbedding) -> None:
     print(
         "threshold: none, so there are no decisions" if threshold is None else f"threshold: {threshold_text(threshold)}"
     )
-    serve(FaceServer(options.host, options.port, model.embedder, MTCNN(), threshold, Limits()))
+    from face_app import Limits
+    from serve_page import build_server, listen, serve
+
+    listening = listen(options.host, options.port)
+    server = build_server(options.host, model.embedder, MTCNN(), threshold, Limits())
+    serve(server, listening, lambda line: print(line, flush=True))
 
 
 _COMMANDS = {"compare": _compare, "embed": _embed, "search": _search, "serve": _serve}

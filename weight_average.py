@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import PARAM_LIST, AveragedModel
 
 _TRAINED, _UPDATES = "trained_weights", "averaged_steps"
 _PREFIX = "model."
@@ -48,7 +48,7 @@ class WeightAverage:
         self._averaged.update_parameters(model)
         self.updates += 1
 
-    def _lerp(self, averages: list[Tensor], weights: list[Tensor], _: Tensor | int) -> None:
+    def _lerp(self, averages: PARAM_LIST, weights: PARAM_LIST, _: Tensor | int) -> None:
         """Update tensors of one dtype in place; ``updates`` counts, which needs no copy from the device."""
         if averages[0].is_floating_point():
             torch._foreach_lerp_(averages, weights, 1 - min(self.decay, (1 + self.updates) / (10 + self.updates)))

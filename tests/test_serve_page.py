@@ -1,6 +1,9 @@
+import ast
 import base64
 import contextlib
 import http.client
+import importlib.util
+import inspect
 import json
 import os
 import re
@@ -10,6 +13,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,16 +25,17 @@ import pytest
 from browser import Browser, needs_webdriver
 from photographs import astronaut, head, turned, two_heads
 from test_embedded_photograph import png
-from test_face_requests import form
+from test_face_app import FORM, form
 from test_inference import write_checkpoint
 
-import face_server
+import face_app
 import inference_commands
 from alignment.detector import MTCNN
 from embedded_photograph import embed_photograph
+from face_app import Limits
 from face_comparison import NO_THRESHOLD, Threshold
-from face_server import FaceServer, Limits
 from inference import Embedder
+from serve_page import build_server, is_open, listen, page_url
 
 ROOT = Path(__file__).resolve().parents[1]
 SEC = 60
@@ -43,28 +48,37 @@ def embedder(tmp_path_factory) -> Embedder:
     return Embedder.load(write_checkpoint(tmp_path_factory.mktemp("model") / "model.ckpt"))
 
 
+class Served:
+    """A server in a thread of this process, and its address."""
+
+    def __init__(self, embedder: Embedder, threshold: Threshold | None, limits: Limits) -> None:
+        listening = listen("127.0.0.1", 0)
+        self.address, self.url = listening.getsockname(), page_url(listening)
+        self.server = build_server("127.0.0.1", embedder, MTCNN(), threshold, limits)
+        self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [listening]})
+        self.thread.start()
+
+
 @contextlib.contextmanager
-def serving(embedder: Embedder, threshold: Threshold | None = THRESHOLD, **limits: Any) -> Iterator[FaceServer]:
-    server = FaceServer("127.0.0.1", 0, embedder, MTCNN(), threshold, Limits(**limits))
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
+def serving(embedder: Embedder, threshold: Threshold | None = THRESHOLD, **limits: Any) -> Iterator[Served]:
+    served = Served(embedder, threshold, Limits(**limits))
     try:
-        yield server
+        yield served
     finally:
-        server.shutdown()
-        thread.join()
-        server.wait_closed(SEC)
+        served.server.should_exit = True
+        served.thread.join(SEC)
+        assert not served.thread.is_alive()
 
 
 @pytest.fixture(scope="module")
-def server(embedder) -> Iterator[FaceServer]:
+def server(embedder) -> Iterator[Served]:
     with serving(embedder) as running:
         yield running
 
 
-def ask(server: FaceServer, method: str, path: str, body: bytes | None = None, **headers: str):
+def ask(server: Served, method: str, path: str, body: Any = None, **headers: str):
     """Return status, headers and content of an answer; its content must be what its header says."""
-    connection = http.client.HTTPConnection(*server.server_address, timeout=SEC)
+    connection = http.client.HTTPConnection(*server.address, timeout=SEC)
     connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
     answer = connection.getresponse()
     content = answer.read()
@@ -73,18 +87,21 @@ def ask(server: FaceServer, method: str, path: str, body: bytes | None = None, *
     return answer.status, answer.headers, json.loads(content) if is_json else content
 
 
-def compare(server: FaceServer, *fields: tuple[str, bytes], **more: str):
-    headers, body = form(*fields)
-    status, _, content = ask(server, "POST", "/compare", body, Content_Type=headers["Content-Type"], **more)
+def compare(server: Served, *fields: tuple[str, bytes], **more: str):
+    status, _, content = ask(server, "POST", "/compare", form(*fields), Content_Type=FORM, **more)
     return status, content
 
 
-def raw(server: FaceServer, sent: bytes) -> bytes:
+def everything(connection: socket.socket) -> bytes:
+    return b"".join(iter(lambda: connection.recv(65536), b""))
+
+
+def raw(server: Served, sent: bytes) -> bytes:
     """Send bytes as they are, then nothing more; return everything that comes back."""
-    with socket.create_connection(server.server_address, timeout=SEC) as connection:
+    with socket.create_connection(server.address, timeout=SEC) as connection:
         connection.sendall(sent)
         connection.shutdown(socket.SHUT_WR)
-        return b"".join(iter(lambda: connection.recv(65536), b""))
+        return everything(connection)
 
 
 def decoded(url: str, kind: str) -> np.ndarray:
@@ -151,7 +168,7 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(server):
 
 
 @pytest.mark.parametrize(
-    ("method", "path", "status", "told"),
+    ("method", "path", "status", "expected"),
     [
         ("GET", "/", 200, "<title>AdaFace"),
         ("GET", "/?x=1", 200, "<title>AdaFace"),
@@ -161,31 +178,36 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(server):
         ("GET", "/compare", 405, "GET is not for /compare, POST is"),
         ("DELETE", "/", 405, "DELETE is not for /, GET and HEAD is"),
         ("OPTIONS", "/compare", 405, "OPTIONS is not for /compare"),
-        ("BREW", "/", 501, "Unsupported method"),
+        ("CONNECT", "/", 405, "CONNECT is not for /"),
+        ("BREW", "/", 405, "BREW is not for /"),
+        ("OPTIONS", "*", 404, "there is no"),
+        ("GET", "http://evil.example/", 404, "there is no"),
         ("GET", "/none", 404, "there is no /none here: the page is at /"),
+        ("GET", "/model/", 404, "there is no /model/"),
         ("GET", "/../etc/passwd", 404, "there is no /../etc/passwd"),
         ("GET", "/%2e%2e/face_page.html", 404, "there is no"),
+        ("GET", "//etc/passwd", 404, "there is no"),
+        ("GET", "/%00%ff%0d%0aA:b", 404, "there is no"),
         ("HEAD", "/none", 404, ""),
-        ("GET", "/" + "x" * 70_000, 414, "Too Long"),
-        ("POST", "/compare", 411, "Content-Length header is expected"),
+        ("POST", "/compare", 415, "expected multipart/form-data"),
     ],
 )  # fmt: skip
-def test_every_answer_has_its_status_and_the_same_headers(server, method, path, status, told):
+def test_every_answer_has_its_status_and_the_same_headers(server, method, path, status, expected):
     answer = raw(server, f"{method} {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
     head_, _, body = answer.decode().partition("\r\n\r\n")
     assert head_.startswith(f"HTTP/1.1 {status} ")
-    assert told in body
-    assert bool(body) == bool(told)
-    fields = dict(line.split(": ", 1) for line in head_.splitlines()[1:])
-    assert method == "HEAD" or int(fields["Content-Length"]) == len(body.encode())
-    assert "default-src 'none'" in fields["Content-Security-Policy"]
-    assert "unsafe" not in fields["Content-Security-Policy"]
-    assert fields["X-Content-Type-Options"] == "nosniff"
-    assert fields["Cache-Control"] == "no-store"
-    assert fields["Connection"] == "close"
-    assert fields["Server"] == "AdaFace"
-    assert ("Allow" in fields) == (status == 405)
-    assert not any(name.startswith("Access-Control") for name in fields)
+    assert expected in body
+    assert bool(body) == bool(expected)
+    fields = dict(line.lower().split(": ", 1) for line in head_.splitlines()[1:])
+    assert method == "HEAD" or int(fields["content-length"]) == len(body.encode())
+    assert "default-src 'none'" in fields["content-security-policy"]
+    assert "unsafe" not in fields["content-security-policy"]
+    assert fields["x-content-type-options"] == "nosniff"
+    assert fields["cache-control"] == "no-store"
+    assert fields["connection"] == "close"
+    assert "server" not in fields
+    assert ("allow" in fields) == (status == 405)
+    assert not any(name.startswith("access-control") for name in fields)
     if status >= 400 and body:
         assert list(json.loads(body)) == ["error"]
 
@@ -201,94 +223,229 @@ def test_the_page_runs_only_its_own_script_and_loads_nothing(server):
 
 
 def test_other_names_and_other_pages_are_refused(server):
-    port = server.server_address[1]
+    port = server.address[1]
     assert ask(server, "GET", "/", Host=f"localhost:{port}")[0] == 200
-    status, _, answer = ask(server, "GET", "/", Host="evil.example")
+    status, headers, answer = ask(server, "GET", "/", Host="evil.example")
     assert (status, "is not called evil.example" in answer["error"]) == (421, True)
+    assert headers["Cache-Control"] == "no-store"
     assert compare(server, *PAIR, Origin="http://evil.example")[0] == 403
     assert compare(server, *PAIR, Origin=f"http://127.0.0.1:{port}")[0] == 200
 
 
 @pytest.mark.parametrize(
-    ("sent", "status"),
+    "sent",
     [
-        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\r\n\r\n", 400),  # TLS
-        (b"GET\r\n\r\n", 400),
-        (b"GET / HTTP/9.9\r\n\r\n", 505),
-        (b"GET / HTTP/1.1\r\n\r\n", 400),
-        (b"GET / HTTP/1.1\r\n" + b"A: b\r\n" * 200 + b"\r\n", 431),
-        (b"GET / HTTP/1.1\r\nA: " + b"x" * 70_000 + b"\r\n\r\n", 431),
-        (b"POST /compare HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 411),
-        (b"POST /compare HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1e3\r\n\r\n", 400),
-        (b"POST /compare HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n\r\n123", 400),
-        (b"POST /compare HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3\r\n\r\n123", 415),
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\r\n\r\n",  # TLS
+        b"GET\r\n\r\n",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"GET / HTTP/1.0\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nHost: localhost\r\n\r\n",
+        *(
+            b"POST /compare HTTP/1.1\r\nHost: localhost\r\nContent-Length: %s\r\n\r\n" % length
+            for length in (b"1e3", b"-1", b"+5", b"1_0", b"", b"5\r\nContent-Length: 6", b"9" * 5000)
+        ),
+        b"POST /compare HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: gzip\r\n\r\n",
     ],
+    ids=lambda sent: repr(sent[:12] + sent[-12:]),
 )
-def test_requests_that_nobody_should_send(server, sent, status):
-    answer = raw(server, sent)
-    assert answer.startswith(b"HTTP/1.1 %d " % status)
-    assert list(json.loads(answer.partition(b"\r\n\r\n")[2])) == ["error"]
+def test_requests_that_nobody_should_send(server, sent):
+    assert re.match(rb"HTTP/1\.1 (400|501) ", raw(server, sent))
     assert raw(server, b"") == b""
+
+
+@pytest.mark.parametrize("sent", [b"GET / HTTP/1.1\r\nHost: localhost\r\nA: ", b"GET /"], ids=["field", "address"])
+def test_a_header_without_end_is_refused(server, sent):
+    with socket.create_connection(server.address, timeout=SEC) as connection:
+        with contextlib.suppress(ConnectionError):  # the server stops reading: a reset may come before its answer
+            for _ in range(1000):
+                connection.sendall(sent)
+                sent = b"x" * 10_000
+            raise AssertionError("10 MB of header were taken")
+        with contextlib.suppress(ConnectionError):
+            assert everything(connection).startswith(b"HTTP/1.1 400 ")
+    assert ask(server, "GET", "/model")[0] == 200
+
+
+def test_a_request_that_ends_early_is_dropped(server):
+    start = b"POST /compare HTTP/1.1\r\nHost: localhost\r\nContent-Type: " + FORM.encode()
+    assert raw(server, start + b"\r\nContent-Length: 50\r\n\r\n--x-1") == b""
+    assert compare(server, *PAIR)[0] == 200
+
+
+def test_chunked_bodies_are_read_and_bounded(embedder):
+    body = form(*PAIR)
+    chunks = [body[start : start + 10_000] for start in range(0, len(body), 10_000)]
+    with serving(embedder, most_bytes=len(body)) as server:
+        assert ask(server, "POST", "/compare", iter(chunks), Content_Type=FORM)[0] == 200
+        status, _, answer = ask(server, "POST", "/compare", iter([*chunks, b"x"]), Content_Type=FORM)
+        assert (status, "bytes or more together" in answer["error"]) == (413, True)
 
 
 def test_a_large_request_is_refused_before_and_while_it_is_sent(embedder):
     with serving(embedder, most_bytes=1000) as server:
-        status, answer = compare(server, *PAIR)
-        assert status == 413
-        assert "bytes together, more than the 1,000 that are taken" in answer["error"]
-        asking = b"POST /compare HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n"
-        assert raw(server, asking % 1001).startswith(b"HTTP/1.1 413 ")
-        assert raw(server, asking % 3).startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 400 ")
+        for pair in (PAIR, (PAIR[0], ("second", bytes(20_000_000)))):
+            status, answer = compare(server, *pair)
+            assert status == 413
+            assert "bytes together, more than the 1,000 that are accepted" in answer["error"]
+        asking = (
+            b"POST /compare HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Type: %s\r\n"
+            b"Content-Length: %d\r\n\r\n"
+        )
+        with socket.create_connection(server.address, timeout=SEC) as connection:
+            connection.sendall(asking % (FORM.encode(), 1001))
+            assert everything(connection).startswith(b"HTTP/1.1 413 ")
+        with socket.create_connection(server.address, timeout=SEC) as connection:
+            connection.sendall(asking % (FORM.encode(), 9))
+            assert connection.recv(1000) == b"HTTP/1.1 100 Continue\r\n\r\n"
+            connection.sendall(b"--x-1--\r\n")
+            assert everything(connection).startswith(b"HTTP/1.1 400 ")
 
 
 def test_slow_clients_meet_a_deadline(embedder):
-    with serving(embedder, header_sec=0.2, body_sec=0.2) as server, contextlib.ExitStack() as stack:
-        slow = [stack.enter_context(socket.create_connection(server.server_address, timeout=SEC)) for _ in range(3)]
+    with serving(embedder, header_sec=0.3, body_sec=0.3) as server, contextlib.ExitStack() as stack:
+        slow = [stack.enter_context(socket.create_connection(server.address, timeout=SEC)) for _ in range(3)]
         slow[1].sendall(b"GET / HTTP/1.1\r\nHo")
-        slow[2].sendall(b"POST /compare HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n123")
-        assert [connection.recv(100) for connection in slow[:2]] == [b"", b""]
-        assert slow[2].recv(4096).startswith(b"HTTP/1.1 408 ")
+        slow[2].sendall(
+            b"POST /compare HTTP/1.1\r\nHost: localhost\r\nContent-Type: " + FORM.encode()
+            + b"\r\nContent-Length: 99\r\n\r\n--x"
+        )  # fmt: skip
+        assert [everything(connection) for connection in slow[:2]] == [b"", b""]
+        assert everything(slow[2]).startswith(b"HTTP/1.1 408 ")
 
 
-def test_too_many_connections_are_refused_in_words(embedder):
-    with serving(embedder, most_connections=1) as server, socket.create_connection(server.server_address):
-        status, headers, answer = ask(server, "GET", "/")
-        assert (status, headers["Cache-Control"]) == (503, "no-store")
-        assert answer["error"] == "1 connections are open, more are not taken: try again in a moment"
+def test_a_connection_has_an_end(embedder):
+    with serving(embedder, connection_sec=0.3) as server, socket.create_connection(server.address) as connection:
+        connection.settimeout(SEC)
+        assert connection.recv(100) == b""
 
 
-def test_comparisons_take_turns(server, embedder, monkeypatch):
+def test_too_many_connections_are_refused(embedder):
+    with serving(embedder, most_connections=2) as server, socket.create_connection(server.address, timeout=SEC):
+        assert raw(server, b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").startswith(b"HTTP/1.1 503 ")
+
+
+def test_fifty_at_once_take_turns_or_are_refused_in_words(server, embedder, monkeypatch):
+    running, most = [0], [0]
+    real, lock = face_app.embed_photograph, threading.Lock()
+
+    def counted(*arguments: Any):
+        with lock:
+            running[0] += 1
+            most[0] = max(most[0], running[0])
+        try:
+            return real(*arguments)
+        finally:
+            with lock:
+                running[0] -= 1
+
+    monkeypatch.setattr(face_app, "embed_photograph", counted)
     answers = []
-    threads = [threading.Thread(target=lambda: answers.append(compare(server, *PAIR))) for _ in range(4)]
+    threads = [threading.Thread(target=lambda: answers.append(compare(server, *PAIR))) for _ in range(50)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(SEC)
-    assert [status for status, _ in answers] == [200] * 4
-    assert all(answer == answers[0] for answer in answers)
-    with serving(embedder, turn_sec=0.05) as impatient, impatient.comparer._turn:
-        assert compare(impatient, *PAIR)[0] == 503
+    assert len(answers) == 50
+    compared = [answer for status, answer in answers if status == 200]
+    assert len(compared) >= Limits().most_comparisons
+    assert all(answer == compared[0] for answer in compared)
+    refused = [answer["error"] for status, answer in answers if status == 503]
+    assert len(compared) + len(refused) == 50
+    assert set(refused) <= {"16 comparisons are waiting already: try again in a moment"}
+    assert most == [1]
+    assert compare(server, *PAIR) == (200, compared[0])
+
+
+def test_comparisons_beyond_the_queue_are_refused(embedder, monkeypatch):
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow(*_: Any):
+        begun.set()
+        assert go_on.wait(SEC)
+        raise ValueError("no face")
+
+    monkeypatch.setattr(face_app, "embed_photograph", slow)
+    answers = []
+    with serving(embedder, most_comparisons=1) as server:
+        thread = threading.Thread(target=lambda: answers.append(compare(server, *PAIR)))
+        thread.start()
+        assert begun.wait(SEC)
+        status, answer = compare(server, *PAIR)
+        assert (status, answer["error"]) == (503, "1 comparisons are waiting already: try again in a moment")
+        assert ask(server, "GET", "/model")[0] == 200  # the page goes on
+        server.server.should_exit = True  # and an answer that has been begun is given
+        go_on.set()
+        thread.join(SEC)
+    assert answers[0][0] == 422
+
+
+def test_the_end_does_not_wait_for_requests(embedder):
+    with serving(embedder, closing_sec=1) as server:
+        silent = socket.create_connection(server.address, timeout=SEC)
+        slow = socket.create_connection(server.address, timeout=SEC)
+        slow.sendall(b"POST /compare HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\nContent-Type: ")
+        slow.sendall(FORM.encode() + b"\r\n\r\n-")
+        assert ask(server, "GET", "/")[0] == 200
+        began = time.monotonic()
+    assert time.monotonic() - began < 10
+    with silent, slow:
+        assert silent.recv(100) == b""
 
 
 def test_a_mistake_of_ours_is_an_answer_too(embedder, monkeypatch, capsys):
-    monkeypatch.setattr(face_server, "embed_photograph", lambda *_: 1 / 0)
+    monkeypatch.setattr(face_app, "embed_photograph", lambda *_: 1 / 0)
     with serving(embedder) as server:
         for _ in range(2):  # the turn was given back
-            status, answer = compare(server, *PAIR)
-            assert status == 500
+            status, headers, answer = ask(server, "POST", "/compare", form(*PAIR), Content_Type=FORM)
+            assert (status, headers["Cache-Control"]) == (500, "no-store")
             assert "ZeroDivisionError" in answer["error"]
-    assert capsys.readouterr().err == "a connection failed: ZeroDivisionError('division by zero')\n" * 2
+    assert capsys.readouterr().err == "a request failed: ZeroDivisionError('division by zero')\n" * 2
 
 
-def test_where_the_page_is(embedder):
-    for host, url, open_ in (
+def test_where_the_page_is():
+    for host, url, reachable in (
         ("127.0.0.1", r"http://127\.0\.0\.1:\d+/", False),
+        ("localhost", r"http://(127\.0\.0\.1|\[::1\]):\d+/", False),
         ("0.0.0.0", r"http://127\.0\.0\.1:\d+/", True),
     ):
-        server = FaceServer(host, 0, embedder, MTCNN(), None, Limits())
-        assert re.fullmatch(url, server.url)
-        assert server.is_open == open_
-        server.server_close()
+        with listen(host, 0) as listening:
+            assert re.fullmatch(url, page_url(listening))
+            assert is_open(listening) == reachable
+
+
+def test_places_where_nobody_can_listen():
+    with listen("127.0.0.1", 0) as taken:
+        port = taken.getsockname()[1]
+        message = (
+            rf"cannot listen at port {port} of 127\.0\.0\.1 \(Address already in use\): stop what uses it, or give"
+        )
+        with pytest.raises(RuntimeError, match=message):
+            listen("127.0.0.1", port)
+    for host in ("no such host", "a" * 70 + ".b", "\0"):
+        with pytest.raises(ValueError, match="there is no host"):
+            listen(host, 0)
+    with pytest.raises(RuntimeError, match="cannot listen"):
+        listen("192.0.2.1", 0)
+
+
+def test_a_missing_package_is_named_before_the_model_is_read(monkeypatch, capsys):
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *more: None if name == "uvicorn" else real(name, *more)
+    )
+    assert inference_commands.main(["serve", "--checkpoint", "none.ckpt"]) == 2
+    assert capsys.readouterr().err == (
+        "inference: error: the page needs packages that are not installed: pip install starlette uvicorn "
+        "python-multipart\n"
+    )
+
+
+def test_other_commands_do_not_import_the_server():
+    statements = ast.parse(inspect.getsource(inference_commands)).body
+    imports = [ast.unparse(node) for node in statements if isinstance(node, ast.Import | ast.ImportFrom)]
+    assert len(imports) > 10
+    assert not re.search(r"starlette|uvicorn|face_app|serve_page", "\n".join(imports))
 
 
 def test_the_command_serves_until_it_is_stopped(tmp_path, capsys):
@@ -308,9 +465,10 @@ def test_the_command_serves_until_it_is_stopped(tmp_path, capsys):
         lines = [running.stdout.readline() for _ in range(3)]
         assert lines[:2] == [f"model: {checkpoint} (ir_mini)\n", "threshold: 0.5000 (stored in the model)\n"]
         address, port = re.fullmatch(r"the page is at http://(127\.0\.0\.1):(\d+)/ - .*\n", lines[2]).groups()
-        headers, body = form(*PAIR)
+        # larger than what Starlette keeps in memory by itself
+        body = form(*PAIR, ("more", bytes(3_000_000)))
         connection = http.client.HTTPConnection(address, int(port), timeout=SEC)
-        connection.request("POST", "/compare", body, {"Content-Type": headers["Content-Type"]})
+        connection.request("POST", "/compare", body, {"Content-Type": FORM})
         assert json.loads(connection.getresponse().read())["decision"] == "one person"
         connection.close()
         assert inference_commands.main(["serve", "--checkpoint", str(checkpoint), "--port", port]) == 2

@@ -1,0 +1,141 @@
+"""The web page's server: uvicorn on one socket, with bounds on connections that uvicorn itself does not have."""
+
+import asyncio
+import errno
+import ipaddress
+import socket
+from collections.abc import Callable
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from alignment.detector import MTCNN
+from face_app import FaceComparer, Limits, build_app
+from face_comparison import Threshold
+from inference import Embedder
+
+_MOST_HEADER_BYTES = 16 * 1024
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a socket that accepts connections from now on.
+
+    Args:
+        host: name or address to listen at.
+        port: 0 takes any that is free.
+
+    Raises:
+        RuntimeError: the port is taken, or not allowed.
+        ValueError: no name or address of this machine.
+    """
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    except (OSError, UnicodeError) as error:
+        raise ValueError(f"there is no host {host!r} ({error}): give a name or address of this machine") from error
+    try:
+        return socket.create_server(address[:2], family=family, backlog=64)
+    except OSError as error:
+        advice = "stop what uses it, or give another port" if error.errno == errno.EADDRINUSE else "give another one"
+        reason = str(error.strerror).partition(" (while")[0]
+        raise RuntimeError(f"cannot listen at port {port} of {host} ({reason}): {advice}") from error
+
+
+def build_server(
+    host: str, embedder: Embedder, detector: MTCNN, threshold: Threshold | None, limits: Limits
+) -> uvicorn.Server:
+    """Return the server; ``run(sockets=[...])`` answers until ``should_exit`` is set or a signal arrives.
+
+    Args:
+        host: under which it may be called, beside localhost, the machine's name and addresses in numbers.
+        embedder: the model.
+        detector: finds the faces.
+        threshold: that decides; None where there is none.
+        limits: what is accepted from clients.
+    """
+    names = {"localhost", host.lower(), socket.gethostname().lower()}
+    config = uvicorn.Config(
+        build_app(FaceComparer(embedder, detector, threshold, limits), names),
+        http=_bounded_protocol(limits),
+        ws="none",
+        lifespan="off",
+        proxy_headers=False,
+        server_header=False,
+        log_config=None,
+        log_level="critical",  # no log: who compares which photographs is nobody's business
+        access_log=False,
+        limit_concurrency=limits.most_connections,
+        timeout_graceful_shutdown=limits.closing_sec,
+        h11_max_incomplete_event_size=_MOST_HEADER_BYTES,
+    )
+    return uvicorn.Server(config)
+
+
+def _bounded_protocol(limits: Limits) -> type[H11Protocol]:
+    """Return uvicorn's protocol with deadlines: uvicorn waits for a request's header, and for a reader, for ever."""
+
+    class BoundedProtocol(H11Protocol):
+        _deadlines: tuple[asyncio.TimerHandle, ...] = ()
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            self._deadlines = (
+                self.loop.call_later(limits.header_sec, lambda: transport.close() if self.cycle is None else None),
+                self.loop.call_later(limits.connection_sec, transport.abort),
+            )
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            super().connection_lost(exc)
+            for deadline in self._deadlines:
+                deadline.cancel()
+
+        def eof_received(self) -> bool:  # type: ignore[override]
+            """Keep the connection open for the answer where a client stops sending after a whole request."""
+            return self.cycle is not None and not self.cycle.more_body
+
+    return BoundedProtocol
+
+
+def page_url(listening: socket.socket) -> str:
+    """Return where a browser on this machine finds the page.
+
+    Args:
+        listening: of ``listen``.
+    """
+    port = listening.getsockname()[1]
+    host = _address(listening)
+    if host.is_unspecified:
+        host = ipaddress.ip_address("127.0.0.1" if host.version == 4 else "::1")
+    return f"http://[{host}]:{port}/" if host.version == 6 else f"http://{host}:{port}/"
+
+
+def is_open(listening: socket.socket) -> bool:
+    """Return whether other machines can reach it.
+
+    Args:
+        listening: of ``listen``.
+    """
+    return not _address(listening).is_loopback
+
+
+def _address(listening: socket.socket) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    return ipaddress.ip_address(str(listening.getsockname()[0]).partition("%")[0])
+
+
+def serve(server: uvicorn.Server, listening: socket.socket, say: Callable[[str], None]) -> None:
+    """Say where the page is, answer until Ctrl-C or SIGTERM, then finish what was begun.
+
+    Args:
+        server: of ``build_server``.
+        listening: of ``listen``.
+        say: shows a line to the user.
+    """
+    say(f"the page is at {page_url(listening)} - open it in a browser; Ctrl-C ends it")
+    if is_open(listening):
+        say("whoever reaches this machine over the network can use it: there is no password, and nothing is encrypted")
+    try:
+        server.run(sockets=[listening])
+    except KeyboardInterrupt:  # uvicorn, which has ended in order by then, hands the signal on
+        pass
+    finally:
+        listening.close()
+    say("\nthe page is closed; no photograph was kept")
