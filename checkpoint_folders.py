@@ -13,6 +13,8 @@ import secrets
 import shutil
 from pathlib import Path
 
+from atomic_files import atomic_path
+
 FOLDER = "checkpoints"
 _PART = ".part"
 _OURS = re.compile(r"step-\d{7,}-\d+|\.part.*")
@@ -58,33 +60,17 @@ def publish(run_folder: Path, part: Path, step: int, names: list[str]) -> Path:
 
 
 def link(target: Path, name: Path) -> None:
-    """Let ``name`` be a symbolic link to ``target``, in one step.
+    """Let ``name`` be a symbolic link to ``target``.
 
     Args:
         target: a checkpoint's folder below the folder of ``name``.
-        name: the link; what was there before is replaced, unless it is a real folder (``turn_copies_into_links``).
+        name: the link; what was there before is replaced, in one step unless it is a real folder, as in a run folder
+            that was copied by a program that follows links.
     """
-    _prepared_link(target, name).replace(name)
-
-
-def turn_copies_into_links(run_folder: Path, names: list[str], step: int) -> None:
-    """Make links of real folders: a run folder that was copied by a program that follows links has such.
-
-    A file or link takes the place of a link in one step, of a folder it cannot. Here a name is gone for a moment
-    between two renames, once after such a copy.
-
-    Args:
-        run_folder: folder of the run.
-        names: that will be written.
-        step: for the folder's name.
-    """
-    for name in (run_folder / name for name in names):
+    with atomic_path(name) as part:
+        part.symlink_to(os.path.relpath(target, name.parent), target_is_directory=True)
         if name.is_dir() and not name.is_symlink():
-            (run_folder / FOLDER).mkdir(exist_ok=True)
-            folder = _unused(run_folder, step)
-            part = _prepared_link(folder, name)
-            name.rename(folder)
-            part.replace(name)
+            name.rename(_unused(name.parent, 0))  # which is deleted as one that no link names
 
 
 def delete_unlinked(run_folder: Path) -> None:
@@ -113,11 +99,3 @@ def run_folder_of(checkpoint: Path) -> Path:
 def _unused(run_folder: Path, step: int) -> Path:
     folder = run_folder / FOLDER
     return next(p for n in itertools.count() if not (p := folder / f"step-{step:07d}-{n}").exists())
-
-
-def _prepared_link(target: Path, name: Path) -> Path:
-    """Return a link to ``target`` under another name, to be renamed to ``name``."""
-    part = name.with_name(f".{name.name}.part")
-    part.unlink(missing_ok=True)
-    part.symlink_to(os.path.relpath(target, name.parent), target_is_directory=True)
-    return part

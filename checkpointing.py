@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import checkpoint_folders
-from atomic_files import atomic_file
+from atomic_files import atomic_file, atomic_path
 from checkpoints import REST, not_written
 from lightning_internals import in_the_middle_of_an_epoch
 from lightning_setup import pl
@@ -117,8 +117,6 @@ class CheckpointKeeper(pl.Callback):
         ]
         write = self._write_folder if trainer.lightning_module.sharded_head else self._write_file
         try:
-            if trainer.is_global_zero:
-                checkpoint_folders.turn_copies_into_links(self.folder, names, trainer.global_step)
             write(trainer, names)
         except OSError as error:
             raise not_written(self.folder / names[0], error) from error
@@ -160,12 +158,9 @@ class CheckpointKeeper(pl.Callback):
 
 def _link(source: Path, target: Path) -> None:
     """Make ``target`` the same file as ``source``: both are only ever replaced, never changed."""
-    part = target.with_name(f".{target.name}.part")
-    part.unlink(missing_ok=True)
     try:
-        os.link(source, part)
+        with atomic_path(target) as part:
+            os.link(source, part)
     except OSError:  # a file system without hard links
         with source.open("rb") as file, atomic_file(target) as copy:
             shutil.copyfileobj(file, copy)
-    else:
-        part.replace(target)

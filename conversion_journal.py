@@ -7,6 +7,8 @@ import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from atomic_files import write_atomically
+
 JOURNAL = ".convert.json"
 
 
@@ -62,6 +64,5 @@ class Journal:
         Args:
             folder: the image folder.
         """
-        part = folder / (JOURNAL + ".part")
-        part.write_text(json.dumps(asdict(self)), encoding="utf-8")
-        part.replace(folder / JOURNAL)
+        # Not forced to the disk, as the images are not: a power cut is not promised to be survived.
+        write_atomically(folder / JOURNAL, json.dumps(asdict(self)), to_disk=False)

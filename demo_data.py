@@ -22,7 +22,6 @@ import argparse
 import json
 import multiprocessing
 import os
-import shutil
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -33,6 +32,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from atomic_files import atomic_path
 from demo_camera import draw_camera, photograph
 from demo_faces import draw_face
 from demo_head import SIDE_PX, Identity, draw_identity, draw_scene
@@ -253,21 +253,19 @@ def write_demo_data(
         print(f"{folder}: finished before with the same parameters, kept")
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    part = folder.parent / f".{folder.name}.part"
-    if part.exists():
-        shutil.rmtree(part)  # what a killed run left; drawing is quicker than checking it
-    part.mkdir()
     sets = {name: pair_pictures(size, name) for name in PAPER_SETS}
     pictures = training_pictures(size) + [picture for chosen, _ in sets.values() for picture in chosen]
-    with tqdm(total=len(pictures), desc="drawing faces", unit="image", disable=None) as bar:
+    # what a killed run left is deleted: drawing is quicker than checking it
+    with (
+        atomic_path(folder) as part,
+        tqdm(total=len(pictures), desc="drawing faces", unit="image", disable=None) as bar,
+    ):
+        part.mkdir()
         images = _encode_all(pictures, processes or usable_cores(), bar)
         _write_training_records(part, size, images)
         for name, (chosen, issame) in sets.items():
             write_bin(part / f"{name}.bin", [next(images) for _ in chosen], issame)
-    (part / _PARAMETERS_FILE).write_text(json.dumps(parameters, indent=2) + "\n", encoding="utf-8")
-    if folder.exists():
-        folder.rmdir()  # empty, see above
-    part.rename(folder)
+        (part / _PARAMETERS_FILE).write_text(json.dumps(parameters, indent=2) + "\n", encoding="utf-8")
     return folder
 
 

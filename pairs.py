@@ -26,7 +26,7 @@ from typing import Any, overload
 import cv2
 import numpy as np
 
-from atomic_files import atomic_file
+from atomic_files import atomic_file, atomic_path
 from pair_pickle import EncodedImage, check_counts, read_bin
 
 PAPER_SETS = ("agedb_30", "cfp_fp", "lfw", "cplfw", "calfw")
@@ -375,10 +375,8 @@ def write_bcolz(
     """
     _check_name(name)
     pairs = np.array([bool(value) for value in issame])
-    final, part = Path(folder) / name, Path(folder) / f".{name}.part"
-    shutil.rmtree(part, ignore_errors=True)  # left by a killed run
-    bcolz = _bcolz()
-    try:
+    bcolz, final = _bcolz(), Path(folder) / name
+    with atomic_path(final) as part:
         array = bcolz.carray(
             np.empty((0, 3, 112, 112), np.float32),
             rootdir=str(part),
@@ -390,10 +388,6 @@ def write_bcolz(
         array.flush()
         _forget_list(folder, name)
         shutil.rmtree(final, ignore_errors=True)
-        part.rename(final)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
     _write_list(folder, name, pairs)
 
 

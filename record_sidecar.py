@@ -14,7 +14,6 @@ import hashlib
 import json
 import mmap
 import os
-import secrets
 import warnings
 import zlib
 from collections.abc import Sequence
@@ -22,6 +21,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from atomic_files import atomic_file
 
 Columns = dict[str, np.ndarray]
 
@@ -136,18 +137,12 @@ def _write(path: Path, stamp: Stamp, columns: Columns) -> None:
         "columns": [[name, content.dtype.str, len(content)] for name, content in contents.items()],
     }
     header = json.dumps({**described, "checksum": _checksum(described, contents)}).encode()
-    part = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}.part")
-    try:
-        # Not forced to the disk: what a power cut leaves has another checksum.
-        with part.open("xb") as file:
-            file.write(header.ljust(_HEADER_BYTES))
-            for content in contents.values():
-                file.write(content.data)
-                file.write(bytes(-content.nbytes % _ALIGNMENT))
-        part.replace(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+    # Not forced to the disk: what a power cut leaves has another checksum.
+    with atomic_file(path, to_disk=False, several_writers=True) as file:
+        file.write(header.ljust(_HEADER_BYTES))
+        for content in contents.values():
+            file.write(content.data)
+            file.write(bytes(-content.nbytes % _ALIGNMENT))
 
 
 def _mapped(path: Path, stamp: Stamp, checked: bool) -> Columns | None:

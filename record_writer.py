@@ -9,10 +9,11 @@ import os
 from array import array
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import Self
 
 import numpy as np
 
+from atomic_files import atomic_file
 from record_format import LENGTH_MASK, frame
 from record_index import PathLike, default_idx_path
 
@@ -39,8 +40,10 @@ class RecordWriter:
                 raise FileNotFoundError(f"no folder {path.parent} to write {path.name} to; make it first")
         self._offset = 0
         self._keys = array("q")
-        self._rec: BinaryIO = _part_path(self.rec_path).open("wb")
-        self._idx: BinaryIO = _part_path(self.idx_path).open("wb")
+        # Forced to the disk in `close`, both before either gets its name.
+        self._files = contextlib.ExitStack()
+        self._idx = self._files.enter_context(atomic_file(self.idx_path, to_disk=False))
+        self._rec = self._files.enter_context(atomic_file(self.rec_path, to_disk=False))
 
     def write(self, key: int, record: bytes) -> None:
         """Append a record.
@@ -83,22 +86,20 @@ class RecordWriter:
             if len(twice):
                 raise ValueError(f"{self.rec_path}: key {keys[twice[0]]} was written twice; expected each key once")
             for file in (self._rec, self._idx):
-                _to_disk(file)
-                file.close()
+                file.flush()
+                os.fsync(file.fileno())
         except BaseException:
             self.abort()
             raise
         # At no time an old index beside a new file: one that is missing is rebuilt.
         self.idx_path.unlink(missing_ok=True)
-        _part_path(self.rec_path).replace(self.rec_path)
-        _part_path(self.idx_path).replace(self.idx_path)
+        self._files.close()  # the `.rec` first
 
     def abort(self) -> None:
         """Delete what was written; files that were there before stay."""
-        for file, path in ((self._rec, self.rec_path), (self._idx, self.idx_path)):
-            with contextlib.suppress(OSError):  # what the buffer holds may not fit on the disk either
-                file.close()
-            _part_path(path).unlink(missing_ok=True)
+        # what the buffers hold may not fit on the disk either
+        with contextlib.suppress(OSError, _AbortedError), self._files:
+            raise _AbortedError
 
     def __enter__(self) -> Self:
         return self
@@ -112,10 +113,5 @@ class RecordWriter:
             self.abort()
 
 
-def _part_path(path: Path) -> Path:
-    return path.with_name(f".{path.name}.part")
-
-
-def _to_disk(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())
+class _AbortedError(Exception):
+    pass

@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from atomic_files import atomic_path
 from audit.colours import colour_spread, warmth
 from audit.picture_hash import frequencies, picture_hash, usual_frequencies
 from pack import image_suffix
@@ -131,12 +132,11 @@ def open_table(path: Path, count: int) -> np.ndarray:
         table = np.lib.format.open_memmap(path, mode="r+")
         if table.shape == (count,) and table.dtype == ROW:
             return table
-    new = path.with_name(f".{path.name}.part")
-    table = np.lib.format.open_memmap(new, mode="w+", dtype=ROW, shape=(count,))
-    if hasattr(os, "posix_fallocate"):  # where space is missing later, writing would kill the process
-        with new.open("r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, new.stat().st_size)
-    new.replace(path)
+    with atomic_path(path) as part:
+        table = np.lib.format.open_memmap(part, mode="w+", dtype=ROW, shape=(count,))
+        if hasattr(os, "posix_fallocate"):  # where space is missing later, writing would kill the process
+            with part.open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, part.stat().st_size)
     return table
 
 

@@ -1,6 +1,8 @@
+from pathlib import Path
+
 import pytest
 
-from atomic_files import atomic_file, check_writable, write_atomically
+from atomic_files import atomic_file, atomic_path, check_writable, part_path, write_atomically
 
 
 def test_a_file_is_whole_or_absent(tmp_path):
@@ -47,6 +49,36 @@ def test_two_that_write_the_same_file_do_not_mix(tmp_path, first_fails):
     second.__exit__(None, None, None)
     assert path.read_bytes() == b"second"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_several_may_write_the_same_file_where_that_is_allowed(tmp_path):
+    path = tmp_path / "x.csv"
+    first = atomic_file(path, several_writers=True)
+    first.__enter__().write(b"first")
+    with atomic_file(path, several_writers=True) as file:
+        file.write(b"second")
+    assert path.read_bytes() == b"second"
+    first.__exit__(None, None, None)
+    assert path.read_bytes() == b"first"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "link"])
+def test_what_is_written_to_a_path_is_whole_or_absent(tmp_path, kind):
+    path = tmp_path / "x"
+    write = {"file": Path.touch, "folder": Path.mkdir, "link": lambda part: part.symlink_to("elsewhere")}[kind]
+    for left in (Path.touch, Path.mkdir):  # by a kill
+        left(part_path(path))
+        with pytest.raises(KeyError), atomic_path(path) as part:
+            write(part)
+            raise KeyError
+        assert list(tmp_path.iterdir()) == []
+    for _ in range(2):  # the second one replaces the first
+        with atomic_path(path) as part:
+            write(part)
+            assert part.name == ".x.part"
+        assert list(tmp_path.iterdir()) == [path]
+    assert (path.is_dir(), path.is_symlink()) == (kind == "folder", kind == "link")
 
 
 def test_a_folder_is_tried_before_the_work(tmp_path):
