@@ -1,5 +1,6 @@
 """From options to hardware: which accelerator, how many processes, which arithmetic, how many threads."""
 
+import importlib
 import math
 import os
 import sys
@@ -15,6 +16,7 @@ try:
 except ImportError:  # not Unix
     resource = None  # type: ignore[assignment]
 
+TORCH_PAIR = "torch==2.13.0 torchvision==0.28.0"  # as in the requirements files
 _MEMORY_INFO = Path("/proc/meminfo")
 _CONTROL_GROUP = Path("/sys/fs/cgroup")  # a container may have less than its host
 
@@ -162,3 +164,23 @@ def peak_memory(device_type: str) -> float:
         return 0.0
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def import_torchvision() -> None:
+    """Import torchvision where it is installed, as Lightning and timm are going to, and explain how it usually fails.
+
+    Raises:
+        RuntimeError: torchvision does not fit the installed torch.
+    """
+    try:
+        importlib.import_module("torchvision")
+    except ImportError:
+        return  # not installed: then nothing imports it either
+    except RuntimeError as error:
+        if "operator torchvision::" not in str(error):
+            raise
+        raise RuntimeError(
+            f"torch {torch.__version__} and the installed torchvision are of different builds (such as CPU and CUDA): "
+            f"install a pair from one index, for a CPU pip install --force-reinstall {TORCH_PAIR} --index-url "
+            "https://download.pytorch.org/whl/cpu"
+        ) from error

@@ -1,14 +1,13 @@
 """Lightning, imported safely and quietly: `from lightning_setup import pl`.
 
-This is the one module of the project whose import has an effect: torchvision is made importable first
-(``torchvision_setup.py``), and Lightning's tips and the deprecation chatter of its dependencies are silenced: what is
-printed should be read.
+This is the one module of the project whose import has an effect: Lightning's tips and the deprecation chatter of its
+dependencies are silenced, since what is printed should be read.
 """
 
 import logging
 import warnings
 
-from torchvision_setup import make_torchvision_importable
+from devices import import_torchvision
 
 
 def _silence() -> None:
@@ -23,7 +22,7 @@ def _silence() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-make_torchvision_importable()
+import_torchvision()  # before Lightning, which would fail without an explanation
 
 import pytorch_lightning as pl  # noqa: E402
 import pytorch_lightning.plugins.environments as environments  # noqa: E402

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from backbone import EMBEDDING_SIZE, IMAGE_SIZE, Backbone, Stage
 from command_line import nearest
-from torchvision_setup import make_torchvision_importable
+from devices import import_torchvision
 
 TIMM_PREFIX = "timm:"
 _NAME = re.compile(r"timm:([\w.-]+?)(?:@(\d+))?")
@@ -129,7 +129,7 @@ def build_timm(name: str) -> TimmBackbone:
 
 def _timm() -> Any:
     try:
-        make_torchvision_importable()
+        import_torchvision()
         return importlib.import_module("timm")
     except ModuleNotFoundError as error:
         raise RuntimeError(f"--arch {TIMM_PREFIX}<name> needs the package timm: pip install timm") from error

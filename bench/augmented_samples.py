@@ -18,16 +18,13 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms import ColorJitter, RandomResizedCrop
+from torchvision.transforms import functional as F
 
 from augmenter import CROP_ASPECT, INTERPOLATIONS, LOW_RES_SCALE, Augmenter
 from bench._drawn_faces import encoded_faces
 from bench.timing import Side, compare, options, report
 from face_datasets import TrainingDataset, start_worker
-from lightning_setup import pl
-
-assert pl is not None  # beside a CPU build of torch, torchvision can be imported after lightning_setup only
-from torchvision.transforms import ColorJitter, RandomResizedCrop  # noqa: E402
-from torchvision.transforms import functional as F  # noqa: E402
 
 _PROB = 0.2
 _BATCH = 128

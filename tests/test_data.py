@@ -106,7 +106,6 @@ def test_folder_and_record_are_the_same_data(both: Path) -> None:
 
 
 def test_folder_order_is_that_of_torchvision(both: Path) -> None:
-    assert pl is not None  # lightning_setup first: torchvision cannot be imported before it
     datasets = pytest.importorskip("torchvision.datasets")
     expected = datasets.ImageFolder(str(both / "imgs"))
     source = FolderSource(both / "imgs")

@@ -1,8 +1,11 @@
+import importlib
+from pathlib import Path
+
 import pytest
 import torch
 
 import devices
-from devices import divide_threads, plan_devices
+from devices import TORCH_PAIR, divide_threads, import_torchvision, plan_devices
 
 
 def plan(accelerator="auto", gpus=1, processes=0, *, given=False, use_16bit=False, precision="auto"):
@@ -99,3 +102,27 @@ def test_a_container_may_take_less_than_its_host_has(monkeypatch, tmp_path):
     (tmp_path / "memory.current").write_text("500000000\n")
     assert devices.device_memory("cpu", 2) == 1e9
     assert devices.available_memory("cpu", 2) == 7.5e8
+
+
+def test_a_torchvision_of_another_build_is_explained(monkeypatch):
+    failure: list[Exception] = []
+
+    def fail(name: str) -> None:
+        assert name == "torchvision"
+        raise failure[0]
+
+    monkeypatch.setattr(importlib, "import_module", fail)
+    failure[:] = [RuntimeError("operator torchvision::nms does not exist")]
+    with pytest.raises(RuntimeError, match=r"are of different builds .* pip install --force-reinstall torch=="):
+        import_torchvision()
+    failure[:] = [RuntimeError("something else")]
+    with pytest.raises(RuntimeError, match=r"^something else$"):
+        import_torchvision()
+    failure[:] = [ModuleNotFoundError("No module named 'torchvision'")]
+    import_torchvision()
+
+
+def test_the_pair_to_install_is_that_of_the_requirements():
+    root = Path(__file__).resolve().parents[1]
+    pins = [line for file in root.glob("requirements*.txt") for line in file.read_text(encoding="utf-8").split()]
+    assert all(pin in pins for pin in TORCH_PAIR.split())
