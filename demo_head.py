@@ -23,7 +23,6 @@ LANDMARKS_PX = np.array(
     [(38.2946, 51.6963), (73.5318, 51.5014), (56.0252, 71.7366), (41.5493, 92.3655), (70.7299, 92.2041)]
 )  # ArcFace template: eyes, nose tip, mouth corners
 
-_CENTRE_PX = np.array([56.0, 61.0])  # of the head, in a frontal picture
 EYE_Y = -9.5  # eyes, from the centre of the head
 HEAD_TOP, _HEAD_DEPTH = 52.0, 40.0
 _SUBPIXEL_BITS = 4

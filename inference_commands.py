@@ -38,7 +38,7 @@ from face_comparison import (
 from found_faces import FoundFaces, found_csv, found_text
 from gallery_search import ENGINES, LARGE_GALLERY, choose_engine, most_similar
 from model_options import add_model_options, check_model_options, model_path
-from quiet_decoders import quiet_decoders
+from quiet import quiet_decoders
 from sample_images import find_images
 
 # what turns image files into aligned faces: called with a name for the list and its files

@@ -141,10 +141,6 @@ class RecordFile:
         except ValueError as error:
             raise ValueError(f"{self._where(position)}: {error}") from None
 
-    def image_positions(self) -> np.ndarray:
-        """Return the positions of the records that hold images, int64 (M,), ascending by key."""
-        return np.arange(*self.image_range())
-
     def image_range(self) -> tuple[int, int]:
         """Return the position of the first record that holds an image, and the one past the last.
 

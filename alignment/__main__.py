@@ -22,7 +22,7 @@ from alignment.landmark_file import read_landmarks
 from alignment.tree import CROP_SUFFIXES, SUFFIXES, FindFaces, Outcome, Wanted, align_tree, find_photographs
 from command_line import FAILED, INTERRUPTED, Parser, printable, run_to_status
 from locks import RunLock
-from quiet_decoders import quiet_decoders
+from quiet import quiet_decoders
 from threads import usable_cores
 
 SOME_WITHOUT = 1

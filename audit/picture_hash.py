@@ -14,7 +14,6 @@ import numpy as np
 
 _SIDE_PX = 32
 _FREQUENCIES = 16
-_WORDS = 4  # of 64 bits
 _LEAST_CONTRAST = 1.0
 _LIKENESS_SIDE_PX = 16
 

@@ -22,11 +22,11 @@ from audit.counting import counted_findings
 from audit.duplicates import Scanned, duplicate_findings
 from audit.finding import ERROR, KINDS, NOTE, WARNING, Finding
 from audit.model_pass import model_findings
-from audit.quiet_decoder import quiet_decoder
 from audit.report import CSV, HTML, JSON, counts_of, in_order_of_level, write_csv, write_html, write_json
 from audit.scan import GOOD, open_table, scan, states, usual_of
 from evaluation.outcome import EmbedImages
 from locks import locked
+from quiet import quiet_error_output
 from threads import usable_cores
 from training_index import write_index
 
@@ -93,14 +93,14 @@ def audit(options: AuditOptions, load_embed: LoadEmbed | None = None) -> int:
     busy = f"another audit writes to {output}; wait for it, stop it, or give another --output"
     with locked(output / _CACHE / _LOCK, busy):
         notes = [] if tests else ["No test sets were given (--test_sets): leaks were not looked for."]
-        with quiet_decoder():
+        with quiet_error_output():
             table, scanned = _looked_at(options, data, tests, output / _CACHE, threads)
             found = _found(data, table, scanned, threads)
         if model is not None:
             more, said = model_findings(data, table, model[0], scanned)
             found, notes = found + more, notes + said
         findings = in_order_of_level(found)
-        with quiet_decoder():
+        with quiet_error_output():
             _report(data, findings, tests, output, model[1] if model else "", notes)
         _say(f"{output / HTML}, {output / CSV}: {time.monotonic() - began:.1f} s")
         if options.apply:

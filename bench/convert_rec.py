@@ -69,7 +69,7 @@ def copy_bytes(rec: Path, folder: Path) -> Path:
 def same_files(rec: Path, baseline: Path, candidate: Path) -> dict[str, object]:
     """Raise unless both made the files of all records, the candidate with the bytes of the records."""
     records = RecordFile(rec)
-    positions = records.image_positions()
+    positions = np.arange(*records.image_range())
     for position in positions:
         name = f"{int(records.labels[position])}/{records.keys[position]}.jpg"
         data = records.read_image(position)
@@ -85,7 +85,7 @@ def same_files(rec: Path, baseline: Path, candidate: Path) -> dict[str, object]:
 def bare_creation(rec: Path, folder: Path) -> float:
     """Open, write and close the same files and do nothing else; return files per second."""
     records = RecordFile(rec)
-    positions = records.image_positions()
+    positions = np.arange(*records.image_range())
     files = [(int(records.labels[p]), int(records.keys[p]), records.read_image(p)) for p in positions]
     handle = os.open(folder, os.O_RDONLY)
     started = time.perf_counter()

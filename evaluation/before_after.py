@@ -26,7 +26,6 @@ from pairs import PairSet
 PRETRAINED, FINETUNED = "pretrained", "fine-tuned"
 FILE = "comparison.json"
 _MEASURE = "accuracy"
-_BLURRED = "{name} blurred"
 _FEWEST_IMPOSTORS = math.ceil(1 / FAR)
 
 

@@ -49,7 +49,7 @@ def test_labels_and_records_are_those_of_a_pass_over_all_headers(large: Path, pa
     assert file.keys.tolist() == list(range(PAST + IDENTITIES))
     assert np.array_equal(file.labels, expected_labels())
     assert [file.read_image(i) for i in range(len(file))] == [image for _, image in records().values()]
-    assert np.array_equal(file.image_positions(), np.arange(1, PAST)) and file.num_identities() == IDENTITIES
+    assert np.array_equal(np.arange(*file.image_range()), np.arange(1, PAST)) and file.num_identities() == IDENTITIES
 
 
 def test_only_a_sample_of_a_large_file_is_looked_at(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,18 +1,33 @@
-"""Silence for libjpeg, which writes a line to the error output, without a name, each time it meets a damaged image."""
+"""Silence for image decoders, which warn about a damaged image without its name: our commands name it, once."""
 
 import contextlib
 import io
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
+
+import cv2
 
 _ERROR_OUTPUT = 2
 
 
 @contextlib.contextmanager
-def quiet_decoder() -> Iterator[None]:
-    """Drop what libraries write to the error output; what Python writes to `sys.stderr` still comes through."""
+def quiet_decoders() -> Iterator[None]:
+    """Drop the warnings of Pillow and OpenCV, about damaged metadata, large images and early ends of files."""
+    level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="PIL")
+            yield
+    finally:
+        cv2.utils.logging.setLogLevel(level)
+
+
+@contextlib.contextmanager
+def quiet_error_output() -> Iterator[None]:
+    """Drop what C libraries write to the error output, as libjpeg does; what Python writes to `sys.stderr` is kept."""
     python = sys.stderr
     python.flush()
     with contextlib.ExitStack() as undo:
