@@ -22,8 +22,15 @@ def points(path: ElementTree.Element) -> np.ndarray:
     return np.array([float(number) for number in re.findall(r"-?\d+\.?\d*", path.get("d"))]).reshape(-1, 2)
 
 
-def paths(svg: ElementTree.Element, name: str) -> list[ElementTree.Element]:
-    return [path for path in svg.iter("path") if name in path.get("class").split()]
+def paths(svg: ElementTree.Element, look: str, kind: str = "path") -> list[ElementTree.Element]:
+    return [path for path in svg.iter(kind) if look in path.get("style", "").split("; ")]
+
+
+def clip_box(svg: ElementTree.Element, path: ElementTree.Element) -> list[float]:
+    """Return the left, top, right and bottom of what is shown of a path."""
+    (clip,) = [clip for clip in svg.iter("clipPath") if path.get("clip-path") == f"url(#{clip.get('id')})"]
+    left, top, width, height = (float(clip.find("rect").get(name)) for name in ("x", "y", "width", "height"))
+    return [left, top, left + width, top + height]
 
 
 def test_it_is_named_for_those_who_cannot_see_it():
@@ -42,7 +49,8 @@ def test_texts_stay_texts_and_are_escaped():
     svg = parsed(axes)
     texts = {element.text: element for element in svg.iter("text")}
     assert "<script>alert(1)</script> & more" in texts
-    assert texts["<script>alert(1)</script> & more"].get("text-anchor") == "middle"
+    assert texts["<script>alert(1)</script> & more"].get("style") == "text-anchor: middle"
+    assert texts["<script>alert(1)</script> & more"].get("font-size")  # the page's style sheet may change it
     assert texts["upwards"].get("transform").startswith("rotate(-90 ")
     assert not list(svg.iter("script"))
 
@@ -53,8 +61,8 @@ def test_a_line_runs_where_its_data_are_with_y_upwards():
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1)
     svg = parsed(axes)
-    (line,) = paths(svg, "stroke-blue")
-    assert line.get("stroke-dasharray")
+    (line,) = paths(svg, "stroke: var(--blue)")
+    assert "stroke-dasharray: " in line.get("style")
     (left, bottom), (right, top) = points(line)
     box = axes.get_window_extent()
     assert (left, right) == pytest.approx((box.x0, box.x1), abs=0.1)
@@ -65,16 +73,26 @@ def test_what_lies_outside_the_axes_is_cut_off():
     axes = axes_of_a_figure()
     axes.plot([-100, 100], [0.5, 0.5], color=BLUE)
     axes.set_xlim(0, 1)
-    (line,) = paths(parsed(axes), "stroke-blue")
-    assert points(line)[:, 0].min() >= 0
-    assert points(line)[:, 0].max() <= 288
+    svg = parsed(axes)
+    (line,) = paths(svg, "stroke: var(--blue)")
+    box = axes.get_window_extent()
+    assert clip_box(svg, line) == pytest.approx([box.x0, 216 - box.y1, box.x1, 216 - box.y0], abs=0.2)
+
+
+def test_a_marker_at_the_edge_is_shown_whole():
+    axes = axes_of_a_figure()
+    axes.plot([1], [1], marker="*", linestyle="none", color=VERMILION)
+    axes.set_xlim(0, 1)
+    svg = parsed(axes)
+    assert len(paths(svg, "fill: var(--vermilion)", "use")) == 1
+    assert not any(group.get("clip-path") for group in svg.iter("g"))
 
 
 def test_a_long_curve_takes_the_space_of_a_screen():
     axes = axes_of_a_figure()
     steps = np.linspace(0, 20, 1_000_000)
     axes.plot(steps, np.sin(steps), color=BLUE)
-    (line,) = paths(parsed(axes), "stroke-blue")
+    (line,) = paths(parsed(axes), "stroke: var(--blue)")
     assert len(line.get("d")) < 20_000
     shown = points(line)
     box = axes.get_window_extent()
@@ -84,8 +102,8 @@ def test_a_long_curve_takes_the_space_of_a_screen():
 def test_areas_are_translucent():
     axes = axes_of_a_figure()
     axes.fill_between([0, 1], [0, 0], [1, 1], color=GREY, alpha=0.2, label="all")
-    (area,) = paths(parsed(axes), "fill-grey")
-    assert float(area.get("fill-opacity")) == pytest.approx(0.2)
+    (area,) = paths(parsed(axes), "fill: var(--grey)", "use")
+    assert "fill-opacity: 0.2" in area.get("style").split("; ")
 
 
 def test_legend_entries_of_lines_areas_and_marks():
@@ -106,12 +124,38 @@ def test_legend_entries_of_lines_areas_and_marks():
 def test_a_colour_of_no_name_is_refused():
     axes = axes_of_a_figure()
     axes.plot([0, 1], [0, 1], color="#123456")
-    with pytest.raises(ValueError, match="the colour #123456 has no name in a page: use one of plot_style's"):
+    with pytest.raises(ValueError, match="the color #123456 has no name in a page: use one of plot_style's"):
         parsed(axes)
 
 
-def test_no_ids_but_its_own_and_no_settings_of_the_process():
+def test_a_text_like_a_color_stays_as_it_is():
+    axes = axes_of_a_figure()
+    axes.set_xlabel('style="fill: #0072b2" #123456 url(#x) font-family: a; id="x"')
+    svg = parsed(axes)
+    assert axes.get_xlabel() in [element.text for element in svg.iter("text")]
+
+
+def test_figures_of_a_page_do_not_clash_and_no_settings_of_the_process_change():
     before = dict(matplotlib.rcParams)
-    svg = parsed(axes_of_a_figure())
-    assert [element.get("id") for element in svg.iter() if element.get("id")] == ["first-title", "first-description"]
+    seen: list[str] = []
+    for identifier in ("first", "second"):
+        sources = []
+        for _ in range(2):
+            axes = axes_of_a_figure()
+            axes.plot([0, 1], [0, 1], color=BLUE, marker="o")
+            sources.append(figure_as_svg(axes.figure, "a", "b", identifier))
+        source = sources[0]
+        assert source == sources[1]
+        svg = ElementTree.fromstring(source)
+        ids = [element.get("id") for element in svg.iter() if element.get("id")]
+        used = {element.get("href") for element in svg.iter("use")} | set(re.findall(r"url\(([^)]*)\)", source))
+        assert used <= {f"#{name}" for name in ids}
+        assert all(name.startswith(f"{identifier}-") for name in ids)
+        seen += ids
+    assert len(set(seen)) == len(seen)
     assert dict(matplotlib.rcParams) == before
+
+
+def test_nothing_of_matplotlib_s_own_page_is_left():
+    source = figure_as_svg(axes_of_a_figure().figure, "a", "b", "first")
+    assert not re.search(r"http|DejaVu|xmlns|metadata|<style|20\d\d-", source)
