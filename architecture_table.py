@@ -1,4 +1,8 @@
-"""The backbones as a table: parameters, arithmetic, input and embedding of each (``python net.py``)."""
+"""The backbones as a table: parameters, arithmetic, input and embedding of each.
+
+python architecture_table.py                                   # a table of all
+python architecture_table.py timm:vit_small_patch16_224        # one of timm's
+"""
 
 import argparse
 import sys
@@ -7,7 +11,7 @@ import torch
 
 from backbone import EMBEDDING_SIZE
 from command_line import Parser, run_to_status
-from net import ARCHITECTURES, build_model, check_architecture, count_macs
+from registry import ARCHITECTURES, build_model, check_architecture, count_macs
 
 _HEAD = ("architecture", "parameters", "multiply-accumulates", "input", "embedding")
 
@@ -57,7 +61,9 @@ def main(words: list[str] | None = None) -> int:
     Returns:
         Exit status: 0 done, 2 error (one line on stderr), 130 stopped with Ctrl-C.
     """
-    parser = Parser(prog="net.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(
+        prog="architecture_table.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
         "names", nargs="*", metavar="NAME", help="architectures, timm:<name> among them (default: all but timm's)"
     )
@@ -67,7 +73,7 @@ def main(words: list[str] | None = None) -> int:
         print(table(names or list(ARCHITECTURES)))
         return 0
 
-    return run_to_status("net.py", job, stopped="nothing was written")
+    return run_to_status("architecture_table.py", job, stopped="nothing was written")
 
 
 if __name__ == "__main__":

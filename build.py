@@ -17,12 +17,12 @@ from evaluation.before_after import comparable_sets
 from execution import configure_backbone
 from finetuning import HeadFromClassMeans, find_pretrained, fingerprint_to_finetune
 from lightning_setup import pl
-from net import check_architecture
 from optimization import scaled_learning_rate
 from option_rules import HELD_OUT
 from partial_fc import choose_sharding
 from process_watch import ProcessWatch
 from processes import Launch, say
+from registry import check_architecture
 from run_folder import describe_environment
 from trainer import batches_per_epoch, build_strategy, build_trainer, validation_interval
 from training_module import FaceRecognitionModule

@@ -4,7 +4,7 @@ A checkpoint is a Lightning ``.ckpt``: a zip with a pickle inside. Files people 
 read is ``torch.load(weights_only=True)``. The files published with the paper were written by an old Lightning that
 pickled two of its own classes by name; those names are read as plain ``dict`` and nothing of Lightning runs.
 
-Format: ``state_dict`` holds ``model.<key of net.py>`` and ``head.<key of head.py>``, exactly the official keys, so
+Format: ``state_dict`` holds ``model.<key of iresnet.py>`` and ``head.<key of head.py>``, exactly the official keys, so
 that files go both ways. What is ours beside it is under ``adaface`` (plain dict, list, str, int, float, bool).
 """
 
@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import net
+import registry
 from atomic_files import atomic_file
 
 # classes that old Lightning checkpoints name in their pickle; both are dictionaries
@@ -191,7 +191,7 @@ def find_architecture(checkpoint: dict[str, Any], path: str | Path) -> str:
         nearest, misfit = nearest_architecture(weights)
         raise ValueError(
             f"{path} holds weights of no architecture that is known here ({len(weights)} entries); the nearest is "
-            f"{nearest}, but for {misfit}; python net.py lists what there is. Of a network of timm give "
+            f"{nearest}, but for {misfit}; python architecture_table.py lists what there is. Of a network of timm give "
             "--arch timm:<name>: it cannot be told from the weights"
         )
     return found
@@ -202,14 +202,14 @@ def expected_shapes(arch: str) -> Mapping[str, tuple[int, ...]]:
     """Return the shapes of an architecture's weights by key.
 
     Args:
-        arch: a name that ``net.build_model`` takes.
+        arch: a name that ``registry.build_model`` takes.
 
     Raises:
         ValueError: unknown architecture.
         RuntimeError: a network of timm, which is not installed.
     """
     with torch.device("meta"):
-        shapes = {key: tuple(value.shape) for key, value in net.build_model(arch).state_dict().items()}
+        shapes = {key: tuple(value.shape) for key, value in registry.build_model(arch).state_dict().items()}
     return MappingProxyType(shapes)
 
 
@@ -237,7 +237,7 @@ def identify_architecture(weights: dict[str, Tensor]) -> str | None:
     Args:
         weights: backbone state dict.
     """
-    return next((name for name in net.ARCHITECTURES if not key_misfit(weights, expected_shapes(name))), None)
+    return next((name for name in registry.ARCHITECTURES if not key_misfit(weights, expected_shapes(name))), None)
 
 
 def nearest_architecture(weights: dict[str, Tensor]) -> tuple[str, str]:
@@ -247,7 +247,7 @@ def nearest_architecture(weights: dict[str, Tensor]) -> tuple[str, str]:
         weights: backbone state dict that no architecture has.
     """
     shapes = {(key, tuple(value.shape)) for key, value in weights.items()}
-    differing = {name: len(shapes ^ set(expected_shapes(name).items())) for name in net.ARCHITECTURES}
+    differing = {name: len(shapes ^ set(expected_shapes(name).items())) for name in registry.ARCHITECTURES}
     nearest = min(differing, key=differing.__getitem__)
     return nearest, key_misfit(weights, expected_shapes(nearest))
 
@@ -256,7 +256,7 @@ def load_backbone(model: nn.Module, path: str | Path, arch: str) -> None:
     """Load the backbone weights of a checkpoint into ``model``.
 
     Args:
-        model: a network of ``net.build_model(arch)``; changed in place.
+        model: a network of ``registry.build_model(arch)``; changed in place.
         path: checkpoint, ours or official.
         arch: its architecture's name, for the message.
 

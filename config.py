@@ -156,7 +156,9 @@ class Config:
         5000, "batches after which to warn, once, when the loss shows no learning; 0: never (ours)"
     )
     # model
-    arch: str = _option("ir_18", "backbone, a name that python net.py lists, or timm:<name>, a network of timm")
+    arch: str = _option(
+        "ir_18", "backbone, a name that python architecture_table.py lists, or timm:<name>, a network of timm"
+    )
     head: str = _option("adaface", "margin of the loss; what each is, and which options it reads: below", tuple(HEADS))
     m: float = _option(0.5, "margin; the paper's AdaFace uses 0.4")
     h: float = _option(0.0, "AdaFace: concentration; the paper uses 0.333 (0 makes it CosFace)")

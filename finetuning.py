@@ -28,11 +28,10 @@ from config import Config
 from data import FaceDataModule
 from head import AdaFace
 from inference import prepare_for_inference, read_model
-from input_format import InputFormat
+from input_format import InputFormat, normalize_images
 from lightning_setup import pl
 from margin_head import Head
 from model_files import find_model
-from net import normalize_images
 from partial_fc import PartialFC, shard_range
 
 _NO_DIRECTION = 1e-6  # length of a mean of unit vectors that point nowhere

@@ -24,7 +24,6 @@ import torch
 from torch import Tensor, nn
 
 from backbone import EMBEDDING_SIZE, IMAGE_SIZE, Backbone
-from batch_norm_folding import fold_batch_norms
 from checkpoints import (
     THRESHOLD,
     backbone_state,
@@ -33,9 +32,10 @@ from checkpoints import (
     load_checkpoint,
 )
 from evaluate_utils import fuse_flip
-from input_format import InputFormat
-from net import build_model, normalize_images
+from input_format import InputFormat, normalize_images
+from layers import fold_batch_norms
 from onnx_network import load_network
+from registry import build_model
 
 FUSED, IMAGE, MIRROR = VIEWS = ("fused", "image", "mirror")
 

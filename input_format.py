@@ -6,10 +6,36 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from backbone import IMAGE_SIZE
-from net import normalize_images
+
+
+def normalize_images(
+    images: Tensor,
+    dtype: torch.dtype = torch.float32,
+    *,
+    channels_last: bool = True,
+    mean: float = 127.5,
+    std: float = 127.5,
+) -> Tensor:
+    """Turn uint8 images into the network's input, on whatever device they are.
+
+    Args:
+        images: (B, 112, 112, 3) uint8 BGR.
+        dtype: floating type of the result.
+        channels_last: leave the memory as it is; False: one plane after the other, for a network in that layout.
+        mean: subtracted from the grey levels 0 to 255.
+        std: what the difference is divided by.
+
+    Returns:
+        (B, 3, 112, 112), in [-1, 1] unless mean or std say otherwise.
+    """
+    exact = torch.promote_types(dtype, torch.float32)  # a 16-bit division would lose the last grey levels
+    images = images.permute(0, 3, 1, 2)
+    images = images if channels_last else images.contiguous()
+    return images.to(exact).div_(std).sub_(mean / std).to(dtype)
 
 
 @dataclass(frozen=True)
@@ -60,6 +86,6 @@ class InputFormat:
 
         Args:
             images: on whatever device they are.
-            channels_last: as of ``net.normalize_images``.
+            channels_last: as of ``normalize_images``.
         """
         return normalize_images(images, channels_last=channels_last, mean=self.mean, std=self.std)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from backbone import EMBEDDING_SIZE, IMAGE_SIZE, Backbone
 from fused_softmax import kept_bytes
-from net import normalize_images
+from input_format import normalize_images
 from training_module import FaceRecognitionModule
 
 _COUNTED_IMAGES = (2, 4)  # batch norm cannot train on one

@@ -10,7 +10,7 @@ backbones here, so that AdaFace's norms mean the same.
 from torch import Tensor, nn
 
 from backbone import EMBEDDING_SIZE, Backbone, Stage
-from prelu import PReLU
+from layers import PReLU
 
 _STEM_WIDTH = 64
 _LAST_WIDTH = 512

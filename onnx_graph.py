@@ -20,7 +20,7 @@ import onnx
 import torch
 
 from backbone import IMAGE_SIZE, Backbone
-from batch_norm_folding import fold_batch_norms
+from layers import fold_batch_norms
 from onnx_network import ONNX_METADATA
 
 OPSET = 18

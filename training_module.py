@@ -27,11 +27,12 @@ from evaluate_utils import fuse_flip
 from freezing import freeze, frozen_modules, learning_rate_scales
 from head import build_head, chosen_options, head_class
 from inference import prepare_for_inference
+from input_format import normalize_images
 from lightning_internals import leave_out_of_ddp, position, set_epoch_length, unscales_in_its_step
 from lightning_setup import pl
-from net import build_model, normalize_images
 from optimization import LR_SCALE, Schedule, build_optimizer, group_options, settle_loaded_state
 from partial_fc import PartialFC, build_sharded_head
+from registry import build_model
 from results import SetResult, evaluate_set
 from sharded_checkpoint import KERNEL, fill_in_head, strip_head
 from sharded_gradients import clip_gradient, start_momentum_at_zero

@@ -5,8 +5,8 @@ import copy
 from torch import nn
 
 from backbone import Backbone
-from net import Subsample
-from prelu import PReLU
+from iresnet import Subsample
+from layers import PReLU
 
 
 def textbook(model: Backbone) -> Backbone:

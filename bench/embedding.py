@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from batch_norm_folding import fold_batch_norms
 from bench._textbook_net import textbook
 from bench.timing import Side, compare, options, report
-from net import build_model, normalize_images
+from input_format import normalize_images
+from layers import fold_batch_norms
+from registry import build_model
 
 _TOLERANCE = 1e-5  # of a unit embedding
 

@@ -19,10 +19,11 @@ import torch
 
 from bench._textbook_net import textbook
 from bench.timing import Side, compare, options, report
-from net import build_model, count_macs, normalize_images
+from input_format import normalize_images
 from onnx_graph import set_metadata, to_onnx
 from onnx_int8 import FEWEST_IMAGES, quantize
 from onnx_network import OnnxNetwork, load_network
+from registry import build_model, count_macs
 from sample_images import drawn_faces
 
 _MATRIX = 2048

@@ -20,7 +20,7 @@ from bench._textbook_net import textbook
 from bench.head import WrittenOutHead
 from bench.timing import Side, compare, options, report
 from execution import configure_backbone
-from net import normalize_images
+from input_format import normalize_images
 from training_module import FaceRecognitionModule
 
 _CLASSES = 10_000

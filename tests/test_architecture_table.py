@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import architecture_table
-from net import ARCHITECTURES
+from registry import ARCHITECTURES
 
 ROOT = Path(__file__).resolve().parents[1]
 README_ROW = re.compile(r"^\| `([\w:@]+)` \| ([\d.]+) M \| ([\d,.]+) M \| (\d+x\d+) \|", re.MULTILINE)
@@ -33,7 +33,7 @@ def test_the_command_lists_every_architecture(printed):
 
 
 def test_one_of_timms_is_told_of_as_a_user_asks(tmp_path):
-    command = [sys.executable, str(ROOT / "net.py"), "timm:test_vit@64"]
+    command = [sys.executable, str(ROOT / "architecture_table.py"), "timm:test_vit@64"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     _, row = done.stdout.splitlines()

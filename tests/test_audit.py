@@ -37,9 +37,9 @@ from data import FaceDataModule
 from evaluation.image_list import ImageList
 from evaluation.outcome import Embedded
 from folder_source import FolderSource
-from net import build_model
 from pairs import decode_image
 from recordio import ImageHeader, RecordWriter, pack
+from registry import build_model
 from training_source import fingerprint_of
 
 ROOT = Path(__file__).resolve().parents[1]

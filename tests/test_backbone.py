@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from backbone import Backbone
 from memory_plan import count_activations
-from net import ARCHITECTURES, build_model
+from registry import ARCHITECTURES, build_model
 
 SMALL = ("ir_mini", "mobilefacenet", "timm:test_resnet@64", "timm:test_vit@64")
 
@@ -204,7 +204,7 @@ def test_layout_and_arithmetic_do_not_change_the_embedding(name: str) -> None:
     torch.testing.assert_close(torch.linalg.vector_norm(halves, dim=1), torch.ones(3))
 
 
-@pytest.mark.parametrize("name", SMALL[1:])  # ir_mini: test_net.py
+@pytest.mark.parametrize("name", SMALL[1:])  # ir_mini: test_iresnet.py
 def test_gradient_reaches_every_parameter(name: str) -> None:
     model = fresh(name).train()
     for norm in model.modules():

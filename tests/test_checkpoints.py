@@ -17,7 +17,7 @@ from checkpoints import (
     load_backbone,
     load_checkpoint,
 )
-from net import build_model
+from registry import build_model
 
 SMALL = "ir_mini"
 

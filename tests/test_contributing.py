@@ -18,7 +18,7 @@ import convert
 import data
 import head as heads
 import main
-import net
+import registry
 from architecture_table import rows
 from backbone import Backbone
 from demo_data import write_demo_data
@@ -47,7 +47,7 @@ def test_a_backbone_that_follows_the_steps_is_trained_saved_and_loaded(monkeypat
     exec(compile(code, "plain_net.py", "exec"), module)
     plain_net = module["PlainNet"]
     assert issubclass(plain_net, Backbone)
-    monkeypatch.setitem(net.ARCHITECTURES, "plain_net", plain_net)
+    monkeypatch.setitem(registry.ARCHITECTURES, "plain_net", plain_net)
     torch.manual_seed(0)
     training = FaceRecognitionModule(arch="plain_net", class_num=5, metadata={"config": {"arch": "plain_net"}})
     training.model.gradient_checkpointing = True

@@ -14,7 +14,7 @@ import pytest
 import torch
 from golden_fill import fill_state_dict
 from onnx import TensorProto, helper
-from test_batch_norm_folding import TINY
+from small_networks import TINY
 
 import export_onnx
 from checkpoints import store_threshold
@@ -22,11 +22,12 @@ from demo_data import write_demo_data
 from export_onnx import int8_file, main, parse
 from inference import Embedder
 from input_format import InputFormat
-from net import ARCHITECTURES, ImprovedResNet, build_model
+from iresnet import ImprovedResNet
 from onnx_graph import set_metadata, to_onnx
 from onnx_int8 import FEWEST_IMAGES, quantize
 from onnx_network import ONNX_METADATA, load_network
 from onnx_parity import compare_networks, compare_with_pytorch
+from registry import ARCHITECTURES, build_model
 from sample_images import drawn_faces, read_pair_set, read_sample
 
 THRESHOLD = {"cosine": 0.3, "far": 0.001}
@@ -115,7 +116,7 @@ def test_the_graph_is_what_other_programs_expect(files):
 
 def test_the_graph_does_not_tell_where_it_was_made(files):
     content = (files / "model.onnx").read_bytes()
-    for word in (str(Path(export_onnx.__file__).parent), "site-packages", "net.py"):
+    for word in (str(Path(export_onnx.__file__).parent), "site-packages", "iresnet.py"):
         assert word.encode() not in content
 
 

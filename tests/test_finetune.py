@@ -22,8 +22,8 @@ from demo_data import write_demo_data
 from folder_source import FolderSource
 from held_out import hold_out
 from inference import IMAGE, Embedder
-from net import build_model
 from pairs import decode_image
+from registry import build_model
 
 ROOT = Path(__file__).resolve().parents[1]
 ARCH = "ir_mini"

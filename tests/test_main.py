@@ -23,7 +23,7 @@ import train_command
 from checkpoints import load_checkpoint
 from demo_data import write_demo_data
 from head import Head
-from net import build_model
+from registry import build_model
 from train_val import FaceRecognitionModule
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -10,7 +10,7 @@ import torch
 import memory_plan
 from execution import configure_backbone
 from memory_plan import Activations, StepMemory, count_activations, step_memory, what_takes_less
-from net import build_model, normalize_images
+from registry import build_model
 from train_val import FaceRecognitionModule
 
 ROOT = Path(__file__).resolve().parents[1]

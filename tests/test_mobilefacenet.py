@@ -2,7 +2,7 @@ import torch
 from torch import nn
 
 from mobilefacenet import InvertedResidual, MobileFaceNet
-from net import count_macs
+from registry import count_macs
 
 
 def test_parameters_are_those_of_the_papers_table() -> None:

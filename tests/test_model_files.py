@@ -7,7 +7,7 @@ import torch
 from test_checkpoints import Payload
 
 import lightning_setup  # noqa: F401  (Lightning is imported safely by it)
-import net
+import registry
 from checkpoints import expected_shapes
 from model_files import find_model, locate, models_folder
 from published_models import PUBLISHED, published_by_name
@@ -68,7 +68,7 @@ def test_the_folder_is_that_of_the_variable_or_the_users_cache(monkeypatch, tmp_
 
 def test_every_published_model_has_a_file_of_its_own():
     assert len(PUBLISHED) == len({model.drive_id for model in PUBLISHED}) == len({model.stem for model in PUBLISHED})
-    assert all(len(model.drive_id) == 33 and model.arch in net.ARCHITECTURES for model in PUBLISHED)
+    assert all(len(model.drive_id) == 33 and model.arch in registry.ARCHITECTURES for model in PUBLISHED)
     assert published_by_name("AdaFace_IR101_WebFace12M.ckpt").drive_id == "1dswnavflETcnAuplZj1IOKKP0eM8ITgT"
 
 

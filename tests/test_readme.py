@@ -16,8 +16,8 @@ import evaluation.command
 import export_onnx
 import inference_commands
 from head import HEADS
-from net import check_architecture
 from published_models import PUBLISHED
+from registry import check_architecture
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -90,14 +90,14 @@ def test_inference_commands_parse(words):
     assert inference_commands.parse(words).model in {model.stem for model in PUBLISHED}
 
 
-@pytest.mark.parametrize("words", commands("net.py"), ids=" ".join)
+@pytest.mark.parametrize("words", commands("architecture_table.py"), ids=" ".join)
 def test_the_table_of_backbones_takes_its_words(words):
     for name in words:
         check_architecture(name)
 
 
 def test_there_are_commands_to_check():
-    assert len(commands("net.py")) >= 2
+    assert len(commands("architecture_table.py")) >= 2
     assert len(commands("-m alignment")) >= 2
     assert len(commands("export_onnx.py")) >= 2
     assert {words[0] for words in commands("inference.py")} == {"compare", "embed", "search", "serve"}

@@ -11,8 +11,8 @@ import convert
 import main
 from config import OPTIONS, parse
 from demo_data import write_demo_data
-from net import build_model, check_architecture
 from published_models import PUBLISHED
+from registry import build_model, check_architecture
 from training_subset import SUBSET_LIST
 
 ROOT = Path(__file__).resolve().parents[1]

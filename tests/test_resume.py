@@ -4,7 +4,7 @@ from test_checkpoints import resumable
 
 import resume
 from config import Config, parse
-from net import build_model
+from registry import build_model
 
 
 def test_a_run_goes_on_with_other_hardware():

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import main
 from checkpoints import find_architecture, load_checkpoint, told_architecture
 from inference import IMAGE, Embedder, load_pretrained_model
-from net import build_model, check_architecture
+from registry import build_model, check_architecture
 from timm_backbone import TimmBackbone
 
 ARCH = "timm:test_resnet@64"

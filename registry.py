@@ -1,0 +1,82 @@
+"""The backbones by name: what ``build_model`` builds, and how much arithmetic a network takes."""
+
+import copy
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from backbone import IMAGE_SIZE, Backbone
+from command_line import nearest
+from iresnet import Architecture, ImprovedResNet
+from mobilefacenet import MobileFaceNet
+from timm_backbone import TIMM_PREFIX, build_timm, check_timm_name
+
+_DEEP_WIDTHS = (256, 512, 1024, 2048)
+ARCHITECTURES: dict[str, Callable[[], Backbone]] = {
+    "ir_18": partial(ImprovedResNet, Architecture((2, 2, 2, 2))),
+    "ir_34": partial(ImprovedResNet, Architecture((3, 4, 6, 3))),
+    "ir_50": partial(ImprovedResNet, Architecture((3, 4, 14, 3))),
+    "ir_101": partial(ImprovedResNet, Architecture((3, 13, 30, 3))),
+    "ir_152": partial(ImprovedResNet, Architecture((3, 8, 36, 3), _DEEP_WIDTHS, bottleneck=True)),
+    "ir_200": partial(ImprovedResNet, Architecture((3, 24, 36, 3), _DEEP_WIDTHS, bottleneck=True)),
+    "ir_se_50": partial(ImprovedResNet, Architecture((3, 4, 14, 3), squeeze_excite=True)),
+    "ir_se_101": partial(ImprovedResNet, Architecture((3, 13, 30, 3), squeeze_excite=True)),
+    "ir_se_152": partial(
+        ImprovedResNet, Architecture((3, 8, 36, 3), _DEEP_WIDTHS, bottleneck=True, squeeze_excite=True)
+    ),
+    "ir_se_200": partial(
+        ImprovedResNet, Architecture((3, 24, 36, 3), _DEEP_WIDTHS, bottleneck=True, squeeze_excite=True)
+    ),
+    # half the resolution from the first layer on, and 7x7 at the end as in the others
+    "ir_mini": partial(
+        ImprovedResNet, Architecture((1, 1, 1, 1), (24, 48, 96, 192), 24, stem_stride=2, stage_strides=(2, 2, 2, 1))
+    ),
+    "mobilefacenet": MobileFaceNet,
+}
+
+
+def check_architecture(name: str) -> None:
+    """Raise an error for a name that ``build_model`` does not take.
+
+    Args:
+        name: what was asked for.
+
+    Raises:
+        ValueError: an unknown name; the message has the nearest one, and lists those of ``ARCHITECTURES``.
+        RuntimeError: a network of timm, which is not installed.
+    """
+    if name.startswith(TIMM_PREFIX):
+        check_timm_name(name)
+    elif name not in ARCHITECTURES:
+        known = f"known are: {', '.join(ARCHITECTURES)}; and {TIMM_PREFIX}<name> for a network of timm"
+        raise ValueError(f"unknown architecture {name!r}; {nearest(name, ARCHITECTURES, always=known)}")
+
+
+def build_model(name: str) -> Backbone:
+    """Build a network with random weights.
+
+    Args:
+        name: a key of ``ARCHITECTURES``, or ``timm:<name>`` (``timm_backbone.py``).
+
+    Raises:
+        ValueError: an unknown name; the message has the nearest one, and lists those of ``ARCHITECTURES``.
+        RuntimeError: a network of timm, which is not installed.
+    """
+    check_architecture(name)
+    return build_timm(name) if name.startswith(TIMM_PREFIX) else ARCHITECTURES[name]()
+
+
+def count_macs(model: nn.Module) -> int:
+    """Return the multiply-accumulates of convolutions, linear layers and attention for one image.
+
+    Args:
+        model: a network of ``build_model``; not changed.
+    """
+    without_storage = copy.deepcopy(model).to("meta").eval()
+    dtype = next(without_storage.parameters()).dtype
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        without_storage(torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE, device="meta", dtype=dtype))
+    return counter.get_total_flops() // 2
