@@ -4,8 +4,8 @@ A checkpoint is a Lightning ``.ckpt``: a zip with a pickle inside. Files people 
 read is ``torch.load(weights_only=True)``. The files published with the paper were written by an old Lightning that
 pickled two of its own classes by name; those names are read as plain ``dict`` and nothing of Lightning runs.
 
-Format: ``state_dict`` holds ``model.<key of iresnet.py>`` and ``head.<key of head.py>``, exactly the official keys, so
-that files go both ways. What is ours beside it is under ``adaface`` (plain dict, list, str, int, float, bool).
+Format: ``state_dict`` holds ``model.<key of the backbone>`` and ``head.<key of the head>``, exactly the official keys,
+so that files go both ways. What is ours beside it is under ``adaface`` (plain dict, list, str, int, float, bool).
 """
 
 import functools

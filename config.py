@@ -21,7 +21,7 @@ from typing import Any
 import yaml
 
 from command_line import Parser, nearest
-from head import HEADS
+from margins import HEADS
 from more_augmentations import MORE_AUGMENTATIONS
 from option_rules import check_combinations, check_head_options, check_optimisation, check_ranges
 

@@ -26,11 +26,11 @@ from checkpoints import find_architecture, load_checkpoint
 from collectives import gather_rows, rank, world_size
 from config import Config
 from data import FaceDataModule
-from head import AdaFace
 from inference import prepare_for_inference, read_model
 from input_format import InputFormat, normalize_images
 from lightning_setup import pl
 from margin_head import Head
+from margins import AdaFace
 from model_files import find_model
 from partial_fc import PartialFC, shard_range
 

@@ -1,7 +1,7 @@
 """What all margin heads share: the class weights, and the loss of unit embeddings that a margin changes.
 
 A margin is a subclass of ``Head`` with one method, ``margin``, which changes the target's cosine, and what it needs of
-the hooks beside it; ``head.py`` has them all. Dense head and sharded head (``partial_fc.py``) share every margin.
+the hooks beside it; ``margins.py`` has them all. Dense head and sharded head (``partial_fc.py``) share every margin.
 Training takes ``Head.loss``, which never makes the logits; ``Head.forward`` makes them, for those who write their own
 loss. The state dict is the official one: ``kernel``, then the running statistics.
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from checkpoint_folders import run_folder_of
 from command_line import nearest
-from head import HEADS
 from margin_head import MOST_CENTERS
+from margins import HEADS
 from published_models import published_by_name
 
 if TYPE_CHECKING:  # config.py imports this module

@@ -11,7 +11,7 @@ from health import HealthMonitor, StalledLossWarning
 from lightning_setup import pl
 from processes import Launch, lightning_environment
 from progress import ProgressLine
-from sharded_gradients import AgreedGradScaler
+from sharded_optimizer import AgreedGradScaler
 from stopping import EarlyStopping, NonFiniteLossGuard, StopOnSignal
 
 _TEST_RUN_BATCHES = 50

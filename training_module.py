@@ -25,18 +25,17 @@ from backbone import EMBEDDING_SIZE
 from collectives import check_batch_sizes, gather_batch, gather_rows
 from evaluate_utils import fuse_flip
 from freezing import freeze, frozen_modules, learning_rate_scales
-from head import build_head, chosen_options, head_class
 from inference import prepare_for_inference
 from input_format import normalize_images
 from lightning_internals import leave_out_of_ddp, position, set_epoch_length, unscales_in_its_step
 from lightning_setup import pl
+from margins import build_head, chosen_options, head_class
 from optimization import LR_SCALE, Schedule, build_optimizer, group_options, settle_loaded_state
 from partial_fc import PartialFC, build_sharded_head
 from registry import build_model
 from results import SetResult, evaluate_set
 from sharded_checkpoint import KERNEL, fill_in_head, strip_head
-from sharded_gradients import clip_gradient, start_momentum_at_zero
-from touched_rows import step_on_touched_rows
+from sharded_optimizer import clip_gradient, start_momentum_at_zero, step_on_touched_rows
 from weight_average import WeightAverage, put_into, take_from
 
 Batch = tuple[Tensor, Tensor]
@@ -47,7 +46,7 @@ class FaceRecognitionModule(pl.LightningModule):
     """Backbone + head + optimiser.
 
     Args:
-        arch: backbone name (``net.build_model``).
+        arch: backbone name (``registry.build_model``).
         class_num: number of identities C; 0 builds no head, for evaluation alone.
         head_type: margin name (``head.build_head``).
         m: margin.

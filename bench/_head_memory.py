@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch.nn import functional as F
 
 from bench import timing
-from head import build_head
+from margins import build_head
 from partial_fc import build_sharded_head
 
 D = 512

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bench.timing import Side, compare, options, report
-from head import build_head
+from margins import build_head
 
 D = 512
 _M, _H, _S, _T_ALPHA, _EPS = 0.4, 0.333, 64.0, 0.01, 1e-3

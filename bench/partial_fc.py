@@ -22,9 +22,10 @@ from torch.nn import functional as F
 
 from bench._head_memory import D
 from bench.timing import Side, compare, compare_memory, options, report
-from head import Head, build_head
+from margin_head import Head
+from margins import build_head
 from partial_fc import PartialFC, build_sharded_head
-from touched_rows import step_on_touched_rows
+from sharded_optimizer import step_on_touched_rows
 
 _OPTIONS = (0.4, 0.01, 0.333, 64.0)  # m, t_alpha, h, s
 _LR = 1e-6  # the weights stay what they are, so that every step is the same work

@@ -6,7 +6,7 @@ import yaml
 
 from command_line import nearest
 from config import OPTIONS, Config, parse
-from head import HEADS
+from margins import HEADS
 from more_augmentations import MORE_AUGMENTATIONS
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -16,15 +16,15 @@ from torch.nn import functional as F
 
 import convert
 import data
-import head as heads
 import main
+import margins
 import registry
 from architecture_table import rows
 from backbone import Backbone
 from demo_data import write_demo_data
 from folder_source import FolderSource
-from head import build_head
 from inference import load_pretrained_model
+from margins import build_head
 from partial_fc import build_sharded_head
 from train_val import FaceRecognitionModule
 from training_source import fingerprint_of
@@ -104,11 +104,11 @@ def test_a_source_that_follows_the_steps_trains_as_the_folder_of_the_same_images
 MOST_LINES = 20  # of a margin
 
 
-def written_margin() -> tuple[str, type[heads.Head]]:
-    """The code of the margin that CONTRIBUTING.md adds to head.py, and its class."""
+def written_margin() -> tuple[str, type[margins.Head]]:
+    """The code of the margin that CONTRIBUTING.md adds to margins.py, and its class."""
     (code,) = blocks_of("How to add a margin")
-    module = dict(vars(heads))
-    exec(compile(code, "head.py", "exec"), module)
+    module = dict(vars(margins))
+    exec(compile(code, "margins.py", "exec"), module)
     return code, module["LiArcFace"]
 
 
@@ -116,7 +116,7 @@ def test_a_margin_that_follows_the_steps_is_short_and_learns_dense_and_sharded(m
     code, margin = written_margin()
     lines = [line for line in code.splitlines() if line.strip()]
     assert len(lines) + 1 <= MOST_LINES, "with its line in HEADS"
-    monkeypatch.setitem(heads.HEADS, "li_arcface", margin)
+    monkeypatch.setitem(margins.HEADS, "li_arcface", margin)
     generator = torch.Generator().manual_seed(1)
     features = torch.randn(12, 8, generator=generator, dtype=torch.float64)
     norms, labels = torch.full((12, 1), 20.0), torch.arange(12) % 5
@@ -143,9 +143,9 @@ def test_a_margin_that_follows_the_steps_is_short_and_learns_dense_and_sharded(m
 def test_a_new_margin_is_known_to_the_command_line():
     code, _ = written_margin()
     program = (
-        "import sys, head\n"
-        "exec(sys.stdin.read(), vars(head))\n"
-        "head.HEADS['li_arcface'] = head.LiArcFace\n"
+        "import sys, margins\n"
+        "exec(sys.stdin.read(), vars(margins))\n"
+        "margins.HEADS['li_arcface'] = margins.LiArcFace\n"
         "import config\n"
         "print(config.parse(['--head', 'li_arcface', '--m', '0.3'])[0].head)\n"
         "config.parse(['--help'])\n"
@@ -163,4 +163,4 @@ def test_the_hooks_named_are_there():
     rows = [row.split("|")[1] for row in part.splitlines()[2:]]
     named = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
     assert len(named) == 10
-    assert all(hasattr(heads.Head, name) for name in named)
+    assert all(hasattr(margins.Head, name) for name in named)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from finetuning import begin_statistics, class_means, set_classes
-from head import build_head
+from margins import build_head
 from partial_fc import build_sharded_head
 
 OPTIONS = ("adaface", 4, 3, 0.4, 0.01, 0.333, 64.0)

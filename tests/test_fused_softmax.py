@@ -9,7 +9,8 @@ from torch.nn import functional as F
 
 import fused_softmax
 from fused_softmax import target_and_negatives
-from head import HEADS, Head, build_head
+from margin_head import Head
+from margins import HEADS, build_head
 
 B, D, C = 10, 8, 23
 BLOCKS = {"one block": 1 << 21, "blocks of 4": 4 * C, "blocks of 1": C}

@@ -14,9 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
 import health
-from head import build_head
 from health import Distribution, HealthMonitor, StalledLossWarning, summarise, uninformed_loss
 from lightning_setup import pl
+from margins import build_head
 from train_val import FaceRecognitionModule
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -304,7 +304,7 @@ def test_trainings_that_learn_and_that_do_not(tmp_path, capsys, lr, shuffled, wa
 SHARDS = """
 import sys, torch, torch.distributed as dist
 from health import Distribution, _over_all_processes
-from sharded_gradients import gradient_norm
+from sharded_optimizer import gradient_norm
 
 rank, world, store = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)

@@ -22,7 +22,7 @@ import main
 import train_command
 from checkpoints import load_checkpoint
 from demo_data import write_demo_data
-from head import Head
+from margin_head import Head
 from registry import build_model
 from train_val import FaceRecognitionModule
 

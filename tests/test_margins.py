@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import fused_softmax
-from head import HEADS, Head, build_head, chosen_options
+from margin_head import Head
+from margins import HEADS, build_head, chosen_options
 
 NEWER = ("magface", "curricularface", "subcenter_arcface", "combined")
 D, C, B = 16, 9, 12

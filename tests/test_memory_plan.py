@@ -9,6 +9,7 @@ import torch
 
 import memory_plan
 from execution import configure_backbone
+from input_format import normalize_images
 from memory_plan import Activations, StepMemory, count_activations, step_memory, what_takes_less
 from registry import build_model
 from train_val import FaceRecognitionModule

@@ -15,7 +15,7 @@ import convert
 import evaluation.command
 import export_onnx
 import inference_commands
-from head import HEADS
+from margins import HEADS
 from published_models import PUBLISHED
 from registry import check_architecture
 

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from sharded_checkpoint_worker import D, checkpoint_of, trained
 
 from checkpoints import REST, check_fits, load_checkpoint
-from head import build_head
+from margins import build_head
 from sharded_checkpoint import KERNEL, export_single_file, fill_in_head, strip_head, write_head
 
 TESTS = Path(__file__).parent

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-import head as head_module
-from head import AdaFace, Head, build_head
+import margins
+from margin_head import Head
+from margins import AdaFace, build_head
 
 MARGINS = {"adaface": 0.4, "arcface": 0.5, "cosface": 0.35}
 NAMES = tuple(MARGINS)  # of the official code; the newer ones: test_margins.py
@@ -292,7 +293,7 @@ def test_a_new_margin_is_a_subclass_and_a_line_in_the_registry(monkeypatch: pyte
         def margin(self, target_cosine: Tensor, norms: Tensor) -> Tensor:
             return target_cosine * self.m
 
-    monkeypatch.setitem(head_module.HEADS, "sphere_like", SphereLike)
+    monkeypatch.setitem(margins.HEADS, "sphere_like", SphereLike)
     head = build_head("sphere_like", D, C, 0.5, 0.01, 0.333, 64.0).double()
     embeddings, norms, labels = batch()
     logits = head(embeddings, norms, labels)

@@ -1,0 +1,257 @@
+"""The margins, each a head from unit embeddings to scaled logits and the loss: AdaFace, ArcFace, CosFace, ...
+
+A new margin is a subclass of ``Head`` (``margin_head.py``) with one method, ``margin(target_cosine (M,), norms (M, 1))
+-> target_logit (M,)``, and the options that it reads, and a line in ``HEADS``.
+
+Sources: AdaFace (Kim et al., CVPR 2022, equations 14 to 16); ArcFace (Deng et al., CVPR 2019); CosFace (Wang et al.,
+CVPR 2018); MagFace (Meng et al., CVPR 2021); CurricularFace (Huang et al., CVPR 2020); Sub-center ArcFace (Deng et al.,
+ECCV 2020); the official code of AdaFace, MagFace and CurricularFace where a paper leaves something open.
+
+Differs from the official AdaFace code: a batch of one sample leaves ``batch_std`` as it is (there it turns NaN for
+good); labels out of range are refused.
+"""
+
+import math
+import struct
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from command_line import nearest
+from margin_head import Head
+
+_NORM_RANGE = (0.001, 100.0)
+_NEARLY_ONE = 1e-6  # the official codes of MagFace and CurricularFace clamp at 1 itself, where acos has no slope
+
+
+class CosFace(Head):
+    """Additive cosine margin: s (cos theta - m). Paper: m 0.35 or 0.4, s 64."""
+
+    options: ClassVar[Mapping[str, float]] = {"m": 0.35}
+    m: float
+
+    def margin(self, target_cosine: Tensor, norms: Tensor) -> Tensor:
+        """Subtract m from the cosine."""
+        return target_cosine - _as_float32(self.m)
+
+
+class ArcFace(Head):
+    """Additive angular margin: s cos(theta + m). Paper: m 0.5, s 64."""
+
+    options: ClassVar[Mapping[str, float]] = {"m": 0.5}
+    m: float
+
+    def margin(self, target_cosine: Tensor, norms: Tensor) -> Tensor:
+        """Add m to the angle."""
+        return self.cosine_of(torch.acos(target_cosine) + _as_float32(self.m))
+
+
+class AdaFace(Head):
+    """Quality adaptive margin: easy where the feature norm is low, hard where it is high. Paper: m 0.4, h 0.333, s 64.
+
+    The norms of a batch are compared with their running mean and standard deviation (buffers ``batch_mean`` and
+    ``batch_std``), which move by ``t_alpha`` towards the batch's before use, in training mode: once for each batch that
+    ``loss`` is given, so with accumulated gradients once for each of the batches of a step. Across processes the
+    statistics are those of what the caller's ``gather`` returns: the training module gathers the norms of all
+    processes, so that all have the same; with each process's own, DistributedDataParallel's broadcast of buffers makes
+    rank 0's the running ones, as in the official code.
+    """
+
+    eps: ClassVar[float] = 1e-3
+    options: ClassVar[Mapping[str, float]] = {"m": 0.4, "h": 0.333, "t_alpha": 0.01}
+    # t is unused; official checkpoints hold it
+    statistics: ClassVar[Mapping[str, float]] = {"t": 0.0, "batch_mean": 20.0, "batch_std": 100.0}
+    m: float
+    h: float
+    t_alpha: float
+    batch_mean: Tensor
+    batch_std: Tensor
+
+    def margin(self, target_cosine: Tensor, norms: Tensor) -> Tensor:
+        """Apply g_angle = -m z and g_add = m + m z, with z the clipped normalised norm."""
+        norms = norms.clamp(*_NORM_RANGE).squeeze(1)  # (M,)
+        z = (self.h * (norms - self.batch_mean) / (self.batch_std + self.eps)).clamp(-1, 1)  # (M,)
+        return self.cosine_of(torch.acos(target_cosine) + -self.m * z) - (self.m + self.m * z)
+
+    @torch.no_grad()
+    def update_statistics(self, norms: Tensor) -> None:
+        """Move the running mean and (unbiased) standard deviation towards those of the batch."""
+        norms = norms.clamp(*_NORM_RANGE)
+        self.batch_mean.lerp_(norms.mean().to(self.batch_mean), self.t_alpha)
+        if len(norms) > 1:  # one sample has no standard deviation
+            self.batch_std.lerp_(norms.std().to(self.batch_std), self.t_alpha)
+
+
+class CombinedMargin(Head):
+    """Multiplicative and both additive margins: s (cos(m1 theta + m2) - m3). Paper: 1, 0.3, 0.2, s 64 (ArcFace, eq. 4).
+
+    Where m1 theta + m2 would pass pi it stays there, as in ``ArcFace``.
+    """
+
+    options: ClassVar[Mapping[str, float]] = {"m1": 1.0, "m2": 0.3, "m3": 0.2}
+    m1: float
+    m2: float
+    m3: float
+
+    def margin(self, target_cosine: Tensor, norms: Tensor) -> Tensor:
+        """Multiply the angle, add to it, subtract from its cosine."""
+        return self.cosine_of(self.m1 * torch.acos(target_cosine) + self.m2) - self.m3
+
+
+class MagFace(Head):
+    """Angular margin that grows with the feature norm, which is pulled up. Paper: 0.45 to 0.8 for norms 10 to 110.
+
+    m(a) is linear from l_margin at norm l_a to u_margin at u_a, the norm a clamped to that range; lambda_g times the
+    mean of g(a) = a / u_a^2 + 1 / a is added to the loss (equations 4 to 6). Gradient reaches the norm through both.
+    The margin applies where the target cosine is above 0, elsewhere the cosine stays as it is ("easy margin" of the
+    official code).
+    """
+
+    eps: ClassVar[float] = _NEARLY_ONE
+    norms_learn: ClassVar[bool] = True
+    options: ClassVar[Mapping[str, float]] = {
+        "l_margin": 0.45, "u_margin": 0.8, "l_a": 10.0, "u_a": 110.0, "lambda_g": 35.0,
+    }  # fmt: skip
+    l_margin: float
+    u_margin: float
+    l_a: float
+    u_a: float
+    lambda_g: float
+
+    def margin(self, target_cosine: Tensor, norms: Tensor) -> Tensor:
+        """Add m(a) to the angle of samples on their own class's side."""
+        a = norms.clamp(self.l_a, self.u_a).squeeze(1)  # (M,)
+        m = self.l_margin + (self.u_margin - self.l_margin) * (a - self.l_a) / (self.u_a - self.l_a)
+        return torch.where(target_cosine > 0, torch.cos(torch.acos(target_cosine) + m), target_cosine)
+
+    def penalty(self, norms: Tensor) -> Tensor:
+        """Return lambda_g g(a), least at u_a."""
+        a = norms.clamp(self.l_a, self.u_a).squeeze(1)  # (M,)
+        return self.lambda_g * (a / self.u_a**2 + 1 / a)
+
+
+class CurricularFace(Head):
+    """ArcFace's margin, and hard negatives that weigh more as training goes on. Paper: m 0.5, t_alpha 0.01, s 64.
+
+    A negative is hard where its cosine is above cos(theta + m) of the target: its logit is then s cos (t + cos). The
+    buffer ``t`` is the running mean of the target cosines; it moves by ``t_alpha`` towards the batch's before use, in
+    training mode, over processes as AdaFace's statistics do. Where theta + m passes pi, the target's logit is that of a
+    straight line, s (cos theta - m sin m), as in the official code.
+    """
+
+    eps: ClassVar[float] = _NEARLY_ONE
+    changes_negatives: ClassVar[bool] = True
+    options: ClassVar[Mapping[str, float]] = {"m": 0.5, "t_alpha": 0.01}
+    statistics: ClassVar[Mapping[str, float]] = {"t": 0.0}
+    m: float
+    t_alpha: float
+    t: Tensor
+
+    def margin(self, target_cosine: Tensor, norms: Tensor) -> Tensor:
+        """Add m to the angle, up to pi."""
+        with_margin = torch.cos(torch.acos(target_cosine) + self.m)
+        straight = target_cosine - self.m * math.sin(math.pi - self.m)
+        return torch.where(target_cosine > math.cos(math.pi - self.m), with_margin, straight)
+
+    def negatives(self, cosine: Tensor, target_cosine: Tensor) -> Tensor:
+        """Weigh hard negatives by t + cos."""
+        hard = cosine > torch.cos(torch.acos(target_cosine) + self.m)
+        return torch.where(hard, cosine * (self.t + cosine), cosine)
+
+    def update_from_targets(self, target_cosine: Tensor) -> None:
+        """Move t towards the batch's mean."""
+        self.t.lerp_(target_cosine.mean().to(self.t), self.t_alpha)
+
+
+class SubCenterArcFace(ArcFace):
+    """ArcFace to the nearest of several centers a class, for labels with errors. Paper: m 0.5, 3 centers, s 64."""
+
+    options: ClassVar[Mapping[str, float]] = {"m": 0.5, "sub_centers": 3}
+
+
+HEADS: dict[str, type[Head]] = {
+    "adaface": AdaFace,
+    "arcface": ArcFace,
+    "cosface": CosFace,
+    "magface": MagFace,
+    "curricularface": CurricularFace,
+    "subcenter_arcface": SubCenterArcFace,
+    "combined": CombinedMargin,
+}
+
+
+def build_head(
+    head_type: str,
+    embedding_size: int,
+    class_num: int,
+    m: float | None = None,
+    t_alpha: float | None = None,
+    h: float | None = None,
+    s: float = 64.0,
+    **more: float,
+) -> Head:
+    """Build a head.
+
+    Args:
+        head_type: a key of ``HEADS``.
+        embedding_size: D.
+        class_num: C, at least 1.
+        m: margin; as t_alpha and h left alone where this margin does not read it, its paper's value when None.
+        t_alpha: weight of the newest batch in running statistics, in [0, 1].
+        h: concentration of AdaFace.
+        s: scale of the logits, above 0.
+        more: other options of this margin, by name.
+
+    Raises:
+        ValueError: an unknown type (the message lists the names), no classes, or an option that the margin has not.
+    """
+    margin = head_class(head_type, class_num)
+    return margin(embedding_size, class_num, s, **chosen_options(margin, m=m, t_alpha=t_alpha, h=h, more=more))
+
+
+def chosen_options(
+    margin: type[Head], *, m: float | None, t_alpha: float | None, h: float | None, more: Mapping[str, float]
+) -> dict[str, float]:
+    """Return the options of a margin: those given, and its paper's values for the others.
+
+    Args:
+        margin: of ``HEADS``.
+        m: as t_alpha and h left alone where this margin does not read it, or it is None.
+        t_alpha: see m.
+        h: see m.
+        more: others, each of which it has to read.
+
+    Raises:
+        ValueError: one of ``more`` is none of its options.
+    """
+    for name in more:
+        if name not in margin.options:
+            raise ValueError(f"{margin.__name__} has no option {name!r}; it reads s, {', '.join(margin.options)}")
+    official = {name: value for name, value in {"m": m, "t_alpha": t_alpha, "h": h}.items() if value is not None}
+    given = {**official, **more}
+    return {name: given.get(name, default) for name, default in margin.options.items()}
+
+
+def head_class(head_type: str, class_num: int) -> type[Head]:
+    """Return the class of a margin, where there is one and there are classes.
+
+    Args:
+        head_type: a key of ``HEADS``.
+        class_num: C.
+
+    Raises:
+        ValueError: an unknown type (the message lists the names) or no classes.
+    """
+    if head_type not in HEADS:
+        hint = nearest(head_type, HEADS, always=f"known are: {', '.join(HEADS)}")
+        raise ValueError(f"unknown head {head_type!r}; {hint}")
+    if class_num < 1:
+        raise ValueError(f"a head needs at least one class, got class_num {class_num}")
+    return HEADS[head_type]
+
+
+def _as_float32(margin: float) -> float:
+    """Round as the official CosFace and ArcFace do, which hold m in a float32 tensor; it shows in float64 only."""
+    return struct.unpack("f", struct.pack("f", margin))[0]
