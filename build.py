@@ -11,7 +11,7 @@ from backbone import EMBEDDING_SIZE
 from checkpointing import CheckpointKeeper
 from checkpoints import check_fits, load_backbone, load_checkpoint
 from config import Config
-from data import FaceDataModule
+from data_module import FaceDataModule
 from devices import DevicePlan, device_memory, divide_threads
 from evaluation.before_after import comparable_sets
 from execution import configure_backbone

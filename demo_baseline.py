@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from evaluate_utils import evaluate
 from pairs import PAPER_SETS, open_pair_set
+from verification_metrics import evaluate
 
 
 def raw_pixel_baseline(folder: str | os.PathLike[str]) -> tuple[dict[str, float], str]:

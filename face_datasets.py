@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from augmenter import Augmenter
 from pairs import IMAGE_SHAPE, PairSet, decode_image
+from paper_augmentation import Augmenter
 from sampler import RandomStreams
 from training_source import TrainingSource
 

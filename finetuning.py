@@ -25,7 +25,7 @@ from tqdm import tqdm
 from checkpoints import find_architecture, load_checkpoint
 from collectives import gather_rows, rank, world_size
 from config import Config
-from data import FaceDataModule
+from data_module import FaceDataModule
 from inference import prepare_for_inference, read_model
 from input_format import InputFormat, normalize_images
 from lightning_setup import pl

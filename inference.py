@@ -31,11 +31,11 @@ from checkpoints import (
     load_backbone,
     load_checkpoint,
 )
-from evaluate_utils import fuse_flip
 from input_format import InputFormat, normalize_images
 from layers import fold_batch_norms
 from onnx_network import load_network
 from registry import build_model
+from verification_metrics import fuse_flip
 
 FUSED, IMAGE, MIRROR = VIEWS = ("fused", "image", "mirror")
 

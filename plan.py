@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from data import FaceDataModule
+from data_module import FaceDataModule
 from devices import DevicePlan, available_memory
 from memory_plan import StepMemory, step_memory, what_takes_less
 from processes import Launch, decided_by_rank_0, lightning_environment

@@ -15,8 +15,8 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
-from evaluate_utils import auc, eer, roc, tar_at_far
 from plot_style import BLACK, BLUE, DPI, GREY, PERCENT, POWER_OF_TEN, VERMILION, dress, line_looks, plain, save_figure
+from verification_metrics import auc, eer, roc, tar_at_far
 
 _MOST_BINS = 60
 _FEWEST_BINS = 10

@@ -2,7 +2,7 @@
 
 Source: the tables of the AdaFace paper (mean 10-fold accuracy), with the 95% intervals, the spread over folds, the
 threshold and the error rates that the official code leaves out. Rates are in percent here, fractions in
-``evaluate_utils``.
+``verification_metrics``.
 """
 
 import csv
@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from atomic_files import write_atomically
-from evaluate_utils import auc, eer, evaluate, fold_decisions, pair_similarities, tar_at_far
 from evaluation.intervals import Interval, accuracy_interval, auc_interval, eer_interval, tar_intervals
+from verification_metrics import auc, eer, evaluate, fold_decisions, pair_similarities, tar_at_far
 
 FARS = (1e-1, 1e-2, 1e-3, 1e-4)
 _FOLDS = 10

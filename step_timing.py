@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from data import FaceDataModule
+from data_module import FaceDataModule
 from devices import DevicePlan, peak_memory
 from lightning_setup import pl
 from training_module import FaceRecognitionModule

@@ -29,7 +29,7 @@ from checkpointing import CheckpointKeeper, how_to_go_on
 from checkpoints import backbone_state, load_checkpoint
 from command_line import EXPECTED_ERRORS, FAILED, INTERRUPTED, terminated_as_interrupted
 from config import Config
-from data import FaceDataModule
+from data_module import FaceDataModule
 from devices import DevicePlan, plan_devices
 from evaluation.before_after import compare_before_after, verdict, write_before_after
 from evaluation.embedding import CachedEmbedding, ModelFile

@@ -23,7 +23,6 @@ from torch.optim import Optimizer
 
 from backbone import EMBEDDING_SIZE
 from collectives import check_batch_sizes, gather_batch, gather_rows
-from evaluate_utils import fuse_flip
 from freezing import freeze, frozen_modules, learning_rate_scales
 from inference import prepare_for_inference
 from input_format import normalize_images
@@ -36,6 +35,7 @@ from registry import build_model
 from results import SetResult, evaluate_set
 from sharded_checkpoint import KERNEL, fill_in_head, strip_head
 from sharded_optimizer import clip_gradient, start_momentum_at_zero, step_on_touched_rows
+from verification_metrics import fuse_flip
 from weight_average import WeightAverage, put_into, take_from
 
 Batch = tuple[Tensor, Tensor]

@@ -1,1 +1,1 @@
-"""Evaluation protocols: files on disk -> embeddings -> the numbers of ``evaluate_utils.py``, one command for all."""
+"""Evaluation protocols: from files on disk to the numbers of ``verification_metrics``, one command for all."""

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import binomtest, norm
 
-from evaluate_utils import auc, tar_at_far
 from evaluation.dependence import Identities
 from evaluation.intervals import Interval
 from evaluation.pair_scores import placements
+from verification_metrics import auc, tar_at_far
 
 _Z = float(norm.ppf(0.975))
 _TAILS = (0.025, 0.975)
@@ -93,7 +93,7 @@ def compare_auc(
         identities: (P, 2) of both images; None takes the pairs to be independent.
 
     Raises:
-        ValueError: scores that ``evaluate_utils.roc`` refuses.
+        ValueError: scores that ``verification_metrics.roc`` refuses.
     """
     areas = auc(first, issame), auc(second, issame)
     issame = np.asarray(issame).astype(bool)
@@ -134,7 +134,7 @@ def compare_tar(
         all pairs times the replicates.
 
     Raises:
-        ValueError: scores that ``evaluate_utils.roc`` refuses.
+        ValueError: scores that ``verification_metrics.roc`` refuses.
     """
     scores = [np.asarray(first), np.asarray(second)]
     tars = [tar_at_far(model, issame, [far])[far] for model in scores]

@@ -18,7 +18,6 @@ from typing import overload
 import numpy as np
 
 from alignment.warp import warp_face
-from evaluate_utils import tar_at_far
 from evaluation.identification import nonmates_needed, rank_rates, tpir_at_fpir
 from evaluation.ijb_metadata import (
     TITLES,
@@ -41,6 +40,7 @@ from evaluation.template_pooling import (
     pool_templates,
     unfused_features,
 )
+from verification_metrics import tar_at_far
 
 FARS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 RANKS = (1, 5, 10)

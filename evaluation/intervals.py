@@ -21,10 +21,10 @@ from scipy.optimize import brentq
 from scipy.special import betaincinv
 from scipy.stats import norm
 
-from evaluate_utils import auc, best_accuracy, eer, fold_decisions
 from evaluation.dependence import Identities
 from evaluation.pair_scores import PairScores, placements
 from evaluation.threshold_draws import rate_draws
+from verification_metrics import auc, best_accuracy, eer, fold_decisions
 
 Interval = tuple[float, float]
 
@@ -91,7 +91,7 @@ def accuracy_interval(
     Args:
         embeddings: (2P, D) unit vectors; rows 2k and 2k + 1 are pair k.
         issame: (P,) booleans.
-        thresholds: (folds,) the best thresholds of ``evaluate_utils.evaluate``, without pca.
+        thresholds: (folds,) the best thresholds of ``verification_metrics.evaluate``, without pca.
         identities: (P, 2) of both images; None takes the pairs to be independent.
 
     Returns:
@@ -129,7 +129,7 @@ def tar_intervals(
         the lower end rests on the exponential tail.
 
     Raises:
-        ValueError: a rate outside (0, 1), or scores that ``evaluate_utils.roc`` refuses.
+        ValueError: a rate outside (0, 1), or scores that ``verification_metrics.roc`` refuses.
     """
     sides = PairScores(similarity, issame, identities)
     outside = [far for far in fars if not 0 < far < 1]

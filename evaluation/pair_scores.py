@@ -7,8 +7,8 @@ Source: for the AUC, DeLong, DeLong and Clarke-Pearson, "Comparing the areas und
 import numpy as np
 from scipy.stats import rankdata
 
-from evaluate_utils import roc
 from evaluation.dependence import Identities
+from verification_metrics import roc
 
 
 def placements(similarity: np.ndarray, issame: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -45,7 +45,7 @@ class PairScores:
         impostor: (N,) scores, in the order of the pairs.
 
     Raises:
-        ValueError: scores that ``evaluate_utils.roc`` refuses, or identities of another shape.
+        ValueError: scores that ``verification_metrics.roc`` refuses, or identities of another shape.
     """
 
     def __init__(self, similarity: np.ndarray, issame: np.ndarray, identities: np.ndarray | None) -> None:

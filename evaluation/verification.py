@@ -1,6 +1,6 @@
 """The `pairs` protocol: verification sets in any form, by 10-fold accuracy, TAR at FAR, AUC and EER.
 
-Source: LFW's protocol as InsightFace and the official AdaFace code compute it (``evaluate_utils.py``).
+Source: LFW's protocol as InsightFace and the official AdaFace code compute it (``verification_metrics.py``).
 Differs from them: no set is compulsory; pairs with an image that cannot be read are left out and counted.
 """
 

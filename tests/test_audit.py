@@ -33,7 +33,7 @@ import convert
 import main
 from audit import run
 from audit.run import AuditOptions
-from data import FaceDataModule
+from data_module import FaceDataModule
 from evaluation.image_list import ImageList
 from evaluation.outcome import Embedded
 from folder_source import FolderSource

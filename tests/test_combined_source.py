@@ -11,11 +11,11 @@ import pytest
 import torch
 from sharded_records import face, write_chunks, write_parts
 
-from augmenter import Augmenter
 from combined_source import CombinedSource
-from data import FaceDataModule
+from data_module import FaceDataModule
 from face_datasets import TrainingDataset
 from folder_source import FolderSource
+from paper_augmentation import Augmenter
 from record_source import RecordSource
 from source_finder import open_training_source
 from train_command import draw_sample_grid

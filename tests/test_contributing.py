@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional as F
 
 import convert
-import data
+import data_module
 import main
 import margins
 import registry
@@ -87,7 +87,7 @@ def test_a_source_that_follows_the_steps_trains_as_the_folder_of_the_same_images
 
     losses = []
     for source in (folder, listed):
-        monkeypatch.setattr(data, "open_training_source", lambda *_, source=source, **__: source)
+        monkeypatch.setattr(data_module, "open_training_source", lambda *_, source=source, **__: source)
         words = ["--data_root", str(tmp_path), "--train_data_path", "faces", "--val_data_path", "none", "--gpus", "0"]
         words += ["--arch", "ir_mini", "--batch_size", "8", "--num_workers", "0", "--epochs", "1"]
         run = tmp_path / f"run{len(losses)}"

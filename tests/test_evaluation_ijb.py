@@ -8,11 +8,11 @@ import oracles_identification as oracle
 import pytest
 
 from alignment.warp import warp_face
-from evaluate_utils import fuse_flip
 from evaluation import ijb
 from evaluation.ijb_metadata import metadata_files, read_metadata, template_subjects
 from evaluation.outcome import Embedded
 from evaluation.template_pooling import POOLINGS
+from verification_metrics import fuse_flip
 
 SHARE = 100  # percent
 

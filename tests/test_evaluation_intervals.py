@@ -3,7 +3,6 @@ import pytest
 from oracles_evaluate import pairs_at, random_pairs
 
 from bench.interval_coverage import INDEPENDENT, SHARED, Case, coverage, intervals, misses
-from evaluate_utils import auc, best_accuracy, eer, evaluate, fold_decisions, tar_at_far
 from evaluation.intervals import (
     accuracy_interval,
     auc_interval,
@@ -13,6 +12,7 @@ from evaluation.intervals import (
     tar_intervals,
     wilson,
 )
+from verification_metrics import auc, best_accuracy, eer, evaluate, fold_decisions, tar_at_far
 
 FARS = (1e-1, 1e-2)
 

@@ -4,8 +4,8 @@ import numpy as np
 import oracles_identification as oracle
 import pytest
 
-from evaluate_utils import fuse_flip
 from evaluation.template_pooling import POOLINGS, UNFUSED_POOLINGS, fused_features, pool_templates, unfused_features
+from verification_metrics import fuse_flip
 
 IDS = np.array([7, 3, 7, 7, 3, 7])
 MEDIA = np.array([1, 1, 2, 2, 1, 2])

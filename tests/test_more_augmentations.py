@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 import more_augmentations
-from augmenter import Augmenter
 from config import parse
 from more_augmentations import MORE_AUGMENTATIONS
+from paper_augmentation import Augmenter
 
 NAMES = list(MORE_AUGMENTATIONS)
 OFF = {"crop_prob": 0.0, "low_res_prob": 0.0, "photometric_prob": 0.0, "flip_prob": 0.0}

@@ -10,10 +10,10 @@ from matplotlib.figure import Figure
 
 import loss_plot
 import plots
-from evaluate_utils import roc
 from loss_plot import plot_loss
 from plot_style import power_of_ten
 from plots import draw_det, draw_roc, plot_roc, plot_similarity_histograms
+from verification_metrics import roc
 
 
 @dataclass

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from oracles_evaluate import pairs_at, random_pairs
 
-from evaluate_utils import auc, evaluate, pair_similarities, tar_at_far
 from results import SetResult, evaluate_set, results_table, write_results
+from verification_metrics import auc, evaluate, pair_similarities, tar_at_far
 
 
 def result_of(pairs: int, issame: np.ndarray | None = None, name: str = "lfw", noise: float = 1.0) -> SetResult:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from oracles_evaluate import pairs_at, random_pairs
 
-from evaluate_utils import auc, eer, evaluate, fuse_flip, pair_similarities, roc, tar_at_far
+from verification_metrics import auc, eer, evaluate, fuse_flip, pair_similarities, roc, tar_at_far
 
 NAMES = ("tpr", "fpr", "accuracy", "best_thresholds")
 

@@ -19,12 +19,12 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 import training_subset
-from augmenter import Augmenter
-from data import FaceDataModule
+from data_module import FaceDataModule
 from face_datasets import TrainingDataset, ValidationDataset, WaitingLoader, as_it_is
 from folder_source import FolderSource
 from lightning_setup import pl
 from pairs import PairSet, write_memfile
+from paper_augmentation import Augmenter
 from record_source import RecordSource
 from recordio import ImageHeader, RecordWriter, pack
 from sampler import EpochBatchSampler, RandomStreams, ShardedBatchSampler

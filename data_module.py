@@ -1,0 +1,369 @@
+"""Training and validation data as Lightning takes them: found, checked, loaded, and what a run has to know of them.
+
+Images stay uint8 (112, 112, 3) BGR until they are on the device; a batch is one array of them. Every batch is a
+function of (seed, epoch, place in the epoch): not of the number of data workers, nor of where a run was interrupted.
+
+Source: the data module of the official AdaFace code. Differences: its randomness repeats itself in every worker and
+its images become float32 in the workers; class count, validation sets and paths are found in the data, not told by
+the path's name; the five sets of the paper are not compulsory.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch.utils.data import DataLoader, Dataset
+
+from face_datasets import PlainDataset, TrainingDataset, ValidationDataset, WaitingLoader, as_it_is, start_worker
+from held_out import hold_out
+from lightning_setup import pl
+from pairs import PairSet
+from paper_augmentation import Augmenter
+from sampler import EpochBatchSampler, ShardedBatchSampler
+from source_finder import open_training_source, split_paths
+from threads import usable_cores
+from training_index import select_indexed
+from training_source import TrainingSource, fingerprint_of
+from training_subset import SUBSET_LIST, read_subset_list, select_subset
+from validation_sets import open_sets
+
+_SHOWN_BAD = 10
+
+
+class FaceDataModule(pl.LightningDataModule):
+    """Training images, validation pairs and their loaders. Call ``open`` first.
+
+    Args:
+        data_root: folder that the two paths are relative to.
+        train_data_path: image folder, the folder above it or with `train.rec` or `train_0.rec`, ..., or a `.rec`;
+            several with commas between them are trained together.
+        val_data_path: folder of the verification sets.
+        use_mxrecord: train from `train.rec` even where there is an image folder.
+        train_data_subset: train on the paper's subset list.
+        train_data_index: train on the images of this file (``training_index.py``), as whose it says; empty: on all.
+        swap_color_channel: the training images have red and blue swapped. Verification sets are read as they are,
+            like in the official code: they never passed through its swapped folders.
+        batch_size: images per step over all devices of a node.
+        devices: processes per node.
+        num_nodes: machines.
+        num_workers: data loading processes per device, at most this process's share of the cores.
+        seed: of shuffling and augmentation, in [0, 2**32).
+        low_res_augmentation_prob: in [0, 1].
+        crop_augmentation_prob: in [0, 1].
+        photometric_augmentation_prob: in [0, 1].
+        more_augmentations: probabilities in [0, 1] of those of ``more_augmentations.py``, by name.
+        custom_num_class: classes of the head, at least those of the data; -1 for those.
+        skip_bad_images: count, report and replace training images that cannot be decoded.
+        evaluate_only: there is no training; its data need not be there.
+        val_sets: names of the verification sets to use, with commas between them; all there are when empty.
+            ``held_out`` is one of people held out of the training data.
+        held_out_share: of the people to hold out, in (0, 1).
+        needs_validation: hold people out where ``val_sets`` is empty and there are no sets.
+
+    Attributes:
+        pair_sets: name -> verification set, of those present, the paper's first.
+        missing_sets: those of the paper that are not there.
+        notes: what the user should know, one line each.
+        start_epoch: epoch in which an interrupted run goes on.
+        start_batch: number of batches of that epoch that it has done.
+        start_sample: number of samples of that epoch, of all processes, that it has done.
+    """
+
+    def __init__(
+        self,
+        *,
+        data_root: str,
+        train_data_path: str,
+        val_data_path: str,
+        batch_size: int,
+        use_mxrecord: bool = False,
+        train_data_subset: bool = False,
+        train_data_index: str = "",
+        swap_color_channel: bool = False,
+        devices: int = 1,
+        num_nodes: int = 1,
+        num_workers: int = 0,
+        seed: int = 42,
+        low_res_augmentation_prob: float = 0.0,
+        crop_augmentation_prob: float = 0.0,
+        photometric_augmentation_prob: float = 0.0,
+        more_augmentations: Mapping[str, float] | None = None,
+        custom_num_class: int = -1,
+        skip_bad_images: bool = False,
+        evaluate_only: bool = False,
+        val_sets: str = "",
+        held_out_share: float = 0.1,
+        needs_validation: bool = False,
+    ) -> None:
+        super().__init__()
+        self.data_root, self.train_data_path, self.val_data_path = data_root, train_data_path, val_data_path
+        self.use_mxrecord, self.train_data_subset = use_mxrecord, train_data_subset
+        self.train_data_index = train_data_index
+        self.swap_color_channel, self.skip_bad_images = swap_color_channel, skip_bad_images
+        self.custom_num_class, self.evaluate_only = custom_num_class, evaluate_only
+        self.val_sets, self.held_out_share, self.needs_validation = val_sets, held_out_share, needs_validation
+        self.seed = seed
+        self.augmenter = Augmenter(
+            crop_augmentation_prob, low_res_augmentation_prob, photometric_augmentation_prob, more=more_augmentations
+        )
+        self.notes: list[str] = []
+        self.batch_size_per_process = _divided(batch_size, devices)
+        self.num_workers = self._capped(num_workers, devices)
+        self.processes = devices * num_nodes
+        self.start_epoch = self.start_batch = self.start_sample = 0
+        self.pair_sets: dict[str, PairSet] = {}
+        self.missing_sets: list[str] = []
+        self._dataset: TrainingDataset | None = None
+        self._fingerprint: str | None = None  # of millions of images it takes seconds
+
+    def open(self) -> None:
+        """Find, open and check all data, before anything else is built.
+
+        Raises:
+            FileNotFoundError: data or the subset list are not there.
+            ValueError: what is there is damaged, or does not fit the options.
+        """
+        folder = Path(self.data_root, self.val_data_path)
+        sets = open_sets(folder, self.val_sets, held_out_otherwise=self.needs_validation, compulsory=self.evaluate_only)
+        self.pair_sets, self.missing_sets = sets.opened, sets.missing
+        self.notes += [sets.note] if sets.note else []
+        if not self.evaluate_only:
+            source = self._open_source()
+            if sets.held_out:
+                source, held_out = hold_out(
+                    source,
+                    self.held_out_share,
+                    self.seed,
+                    swap_color_channel=self.swap_color_channel,
+                    skip_bad_images=self.skip_bad_images,
+                )
+                self.pair_sets = {**self.pair_sets, held_out.name: held_out}
+            self._dataset = TrainingDataset(
+                source,
+                self.augmenter,
+                seed=self.seed,
+                swap_color_channel=self.swap_color_channel,
+                skip_bad_images=self.skip_bad_images,
+            )
+            self._check_class_count()
+            self._batches(0, self.processes)  # refuses too few images
+
+    @property
+    def dataset(self) -> TrainingDataset:
+        """The training data.
+
+        Raises:
+            RuntimeError: not opened, or opened for evaluation only.
+        """
+        if self._dataset is None:
+            raise RuntimeError("no training data: call open() first, without evaluate_only")
+        return self._dataset
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        """Folder name, or label in the `.rec`, of each class of the data; of several sets as <set>/<name>.
+
+        Empty in evaluation.
+        """
+        return [] if self._dataset is None else self._dataset.source.class_names
+
+    @property
+    def num_classes(self) -> int:
+        """Classes of the head: those of the data, or more where asked for; 0 in evaluation."""
+        return max(self.custom_num_class, len(self.class_names)) if self.class_names else 0
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches of one process in one epoch."""
+        return len(self._batches(0, self.processes))
+
+    def go_on_from(self, epoch: int, batch: int, samples: int | None = None) -> None:
+        """Begin in the middle of a run.
+
+        Args:
+            epoch: to begin with.
+            batch: batches of it that each process has done.
+            samples: samples of it that all processes have seen (``samples_seen``); None: as many as such batches have
+                now.
+        """
+        _, world_size = self._place()
+        self.start_epoch, self.start_batch = epoch, batch
+        self.start_sample = batch * self.batch_size_per_process * world_size if samples is None else samples
+
+    def samples_seen(self, epoch: int, batch: int) -> int:
+        """Return how many samples of an epoch all processes have seen after so many batches each.
+
+        Args:
+            epoch: 0, 1, ...
+            batch: batches of this epoch, those before a resume included.
+        """
+        _, world_size = self._place()
+        resumed = epoch == self.start_epoch
+        first_sample, first_batch = (self.start_sample, self.start_batch) if resumed else (0, 0)
+        seen = first_sample + (batch - first_batch) * self.batch_size_per_process * world_size
+        return min(seen, len(self.dataset))
+
+    def summary(self) -> str:
+        """Return what was found, in a few lines for the screen."""
+        lines = []
+        if self._dataset is not None:
+            source = self._dataset.source
+            lines.append(
+                f"training data: {len(source):,} images of {len(self.class_names):,} identities, {source.location}"
+            )
+        if self.pair_sets:
+            sets = ", ".join(f"{name} ({len(pair_set.issame):,} pairs)" for name, pair_set in self.pair_sets.items())
+            missing = f"; not there: {', '.join(self.missing_sets)}" if self.missing_sets else ""
+            lines.append(f"validation sets: {sets}{missing}")
+        return "\n".join(lines + [f"note: {note}" for note in self.notes])
+
+    def fingerprint(self) -> str:
+        """Identify the training data, see ``training_source.fingerprint_of``; empty in evaluation."""
+        if self._fingerprint is None:
+            self._fingerprint = "" if self._dataset is None else fingerprint_of(self._dataset.source)
+        return self._fingerprint
+
+    # loaders
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Return the loader of training batches: images (B, 112, 112, 3) uint8 BGR, labels (B,) int64."""
+        rank, world_size = self._place()
+        return self._loader(self.dataset, self._batches(rank, world_size), persistent_workers=self.num_workers > 0)
+
+    def val_dataloader(self) -> Any:
+        """Return the loader of this process's share of all verification images; an empty list without sets.
+
+        Batches are images (B, 112, 112, 3) uint8 BGR, number of the set (B,), place in the set (B,). Every process
+        gets the same number of batches; the last image may come more than once.
+        """
+        if not self.pair_sets:
+            return []
+        dataset = ValidationDataset(self.pair_sets)
+        rank, world_size = self._place()
+        return self._loader(
+            dataset, ShardedBatchSampler(len(dataset), self.batch_size_per_process, rank=rank, world_size=world_size)
+        )
+
+    def test_dataloader(self) -> Any:
+        """Return the loader of the verification images, as for validation."""
+        return self.val_dataloader()
+
+    def plain_dataloader(self, samples: np.ndarray) -> DataLoader[Any]:
+        """Return a loader of training images as they are: images (B, 112, 112, 3) uint8 BGR, labels (B,) int64.
+
+        Args:
+            samples: (M,) which of them, in this order; what cannot be decoded is left out where ``skip_bad_images``.
+        """
+        dataset = PlainDataset(
+            self.dataset.source, swap_color_channel=self.swap_color_channel, skip_bad_images=self.skip_bad_images
+        )
+        size = self.batch_size_per_process
+        return self._loader(dataset, [samples[start : start + size] for start in range(0, len(samples), size)])
+
+    # bad images
+
+    def bad_images(self) -> list[str]:
+        """Return where the training images lie that this process had to replace (``skip_bad_images``)."""
+        if self._dataset is None:
+            return []
+        return [self._dataset.source.describe(sample) for sample in self._dataset.bad_samples()]
+
+    def teardown(self, stage: str) -> None:
+        """Report replaced training images at the end of the training."""
+        if stage == "fit":
+            self._report_bad_images()
+
+    def on_exception(self, exception: BaseException) -> None:
+        """Report replaced training images where a run ends early."""
+        self._report_bad_images()
+
+    def _report_bad_images(self) -> None:
+        bad = self.bad_images()
+        if bad:
+            rank, world_size = self._place()
+            which = f"process {rank}: " if world_size > 1 else ""
+            more = f"\n  ... and {len(bad) - _SHOWN_BAD} more" if len(bad) > _SHOWN_BAD else ""
+            listed = "".join(f"\n  {name}" for name in bad[:_SHOWN_BAD])
+            print(f"{which}{len(bad)} bad training image(s) replaced by the next good one:{listed}{more}", flush=True)
+
+    # parts
+
+    def _open_source(self) -> TrainingSource:
+        """Open the training images, or those of them that a list names."""
+        if self.train_data_subset:
+            self._refuse_subset_of_several()
+        source = open_training_source(
+            self.data_root,
+            self.train_data_path,
+            use_mxrecord=self.use_mxrecord,
+            flawed=bool(self.train_data_index),
+        )
+        if self.train_data_index:
+            return select_indexed(source, self.train_data_index)
+        if self.train_data_subset:
+            return select_subset(source, read_subset_list(self.data_root, self.train_data_path))
+        return source
+
+    def _refuse_subset_of_several(self) -> None:
+        paths = split_paths(self.data_root, self.train_data_path)
+        if len(paths) > 1:
+            raise ValueError(
+                f"--train_data_subset, but --train_data_path names {len(paths)} data sets ({', '.join(paths)}): the "
+                f"list {SUBSET_LIST} is of MS1MV2 alone; name that one only, or leave the option out"
+            )
+
+    def _check_class_count(self) -> None:
+        found = len(self.class_names)
+        if self.custom_num_class != -1 and self.custom_num_class < found:
+            raise ValueError(
+                f"--custom_num_class {self.custom_num_class}, but the training data has {found} identities; "
+                f"give {found} or more, or leave the option out"
+            )
+
+    def _batches(self, rank: int, world_size: int) -> EpochBatchSampler:
+        return EpochBatchSampler(
+            len(self.dataset),
+            self.batch_size_per_process,
+            seed=self.seed,
+            rank=rank,
+            world_size=world_size,
+            start_epoch=self.start_epoch,
+            start_batch=self.start_batch,
+            start_sample=self.start_sample,
+        )
+
+    def _place(self) -> tuple[int, int]:
+        """Return rank and number of processes."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+
+    def _loader(self, dataset: Dataset[Any], batches: Any, persistent_workers: bool = False) -> DataLoader[Any]:
+        on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        return WaitingLoader(
+            dataset,
+            batch_sampler=batches,
+            num_workers=self.num_workers,
+            collate_fn=as_it_is,
+            worker_init_fn=start_worker,
+            pin_memory=on_gpu,
+            persistent_workers=persistent_workers,
+        )
+
+    def _capped(self, num_workers: int, devices: int) -> int:
+        cores = usable_cores()
+        most = max(1, cores // devices)
+        if num_workers > most:
+            self.notes.append(f"{most} data worker(s) per device instead of {num_workers}: there are {cores} cores")
+        return min(num_workers, most)
+
+
+def _divided(batch_size: int, devices: int) -> int:
+    """Return the batch size of one process, or refuse one that does not divide."""
+    rest = batch_size % devices
+    if rest:
+        nearest = [size for size in (batch_size - rest, batch_size - rest + devices) if size]
+        raise ValueError(
+            f"--batch_size {batch_size} is the total over all devices and does not divide by {devices}: "
+            f"use {' or '.join(map(str, nearest))}"
+        )
+    return batch_size // devices
