@@ -16,9 +16,9 @@ from devices import DevicePlan, device_memory, divide_threads
 from evaluation.before_after import comparable_sets
 from execution import configure_backbone
 from finetuning import HeadFromClassMeans, find_pretrained, fingerprint_to_finetune
+from held_out import HELD_OUT
 from lightning_setup import pl
 from optimization import scaled_learning_rate
-from option_rules import HELD_OUT
 from partial_fc import choose_sharding
 from process_watch import ProcessWatch
 from processes import Launch, say

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from class_names import PrefixedNames
+from class_order import PrefixedNames
 from training_source import TrainingSource
 
 

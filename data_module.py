@@ -16,17 +16,15 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 from face_datasets import PlainDataset, TrainingDataset, ValidationDataset, WaitingLoader, as_it_is, start_worker
-from held_out import hold_out
+from held_out import hold_out, open_sets
 from lightning_setup import pl
 from pairs import PairSet
 from paper_augmentation import Augmenter
 from sampler import EpochBatchSampler, ShardedBatchSampler
+from selection import SUBSET_LIST, read_subset_list, select_indexed, select_subset
 from source_finder import open_training_source, split_paths
 from threads import usable_cores
-from training_index import select_indexed
 from training_source import TrainingSource, fingerprint_of
-from training_subset import SUBSET_LIST, read_subset_list, select_subset
-from validation_sets import open_sets
 
 _SHOWN_BAD = 10
 
@@ -41,7 +39,7 @@ class FaceDataModule(pl.LightningDataModule):
         val_data_path: folder of the verification sets.
         use_mxrecord: train from `train.rec` even where there is an image folder.
         train_data_subset: train on the paper's subset list.
-        train_data_index: train on the images of this file (``training_index.py``), as whose it says; empty: on all.
+        train_data_index: train on the images of this file (``selection.py``), as whose it says; empty: on all.
         swap_color_channel: the training images have red and blue swapped. Verification sets are read as they are,
             like in the official code: they never passed through its swapped folders.
         batch_size: images per step over all devices of a node.

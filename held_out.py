@@ -1,33 +1,85 @@
-"""People held out of the training data, and verification pairs of them: a validation where there is no other.
+"""The verification sets of a run: those of ``--val_data_path``, and one of people held out of the training data.
 
-The pairs are those of LFW in small: as many of one person as of two people, each pair once, both kinds in turn, so that
-each fold of the cross-validation has both. Whom the images show is kept with them, because pairs of few people depend
-on each other, and intervals have to know it.
+The pairs of people held out are those of LFW in small: as many of one person as of two people, each pair once, both
+kinds in turn, so that each fold of the cross-validation has both. Whom the images show is kept with them, because pairs
+of few people depend on each other, and intervals have to know it.
 
-Everything depends on the seed and on the labels alone: a `.rec` and the folder made of it give the same people and the
-same pairs.
+Their choice depends on the seed and on the labels alone: a `.rec` and the folder made of it give the same people and
+the same pairs.
 
 Source: none, it is ours; the balance of the two kinds is LFW's (Huang et al., 2007).
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import overload
 
 import numpy as np
 
+from command_line import nearest
 from face_datasets import decode_sample
-from option_rules import HELD_OUT
-from pairs import PairSet
+from pairs import PAPER_SETS, PairSet, find_pair_sets, open_pair_set
 from sampler import RandomStreams
+from selection import SelectedSource, select_classes
 from training_source import TrainingSource
-from training_subset import SelectedSource, select_classes
 
+HELD_OUT = "held_out"  # the name of the verification set of people held out
 FEWEST_PEOPLE = 4
 MOST_PAIRS = 3000  # of each kind, as in LFW
 _MOST_OF_ONE_PERSON = 45  # genuine pairs: all of ten images
 _MOST_IMAGES_OF_ONE_PERSON = 200  # to take these pairs from
 _SPLIT, _GENUINE, _IMPOSTOR = range(3)  # places in the random streams
 _EPOCH = 2**32 - 1  # of those streams: no training comes so far
+
+
+@dataclass(frozen=True)
+class ChosenSets:
+    """Verification sets of a run.
+
+    Attributes:
+        opened: name -> set, of those on the disk, the paper's first.
+        missing: those of the paper that are not there, where nobody has chosen.
+        held_out: people are to be held out of the training data for one more.
+        note: what the user should know; empty where there is nothing.
+    """
+
+    opened: dict[str, PairSet]
+    missing: list[str]
+    held_out: bool
+    note: str = ""
+
+
+def open_sets(folder: Path, wanted: str, *, held_out_otherwise: bool, compulsory: bool) -> ChosenSets:
+    """Choose and open verification sets.
+
+    Args:
+        folder: of the sets; may be absent.
+        wanted: names with commas between them, ``held_out`` among them or not; all in the folder when empty.
+        held_out_otherwise: hold people out where nothing is wanted and nothing found.
+        compulsory: there is nothing to do without a set on the disk.
+
+    Raises:
+        FileNotFoundError: a set that is wanted, or compulsory, is not there.
+        ValueError: a damaged set.
+    """
+    found = list(find_pair_sets(folder)) if folder.is_dir() else []
+    names = [name for word in wanted.split(",") if (name := word.strip())]
+    for name in names:
+        if name not in (*found, HELD_OUT):
+            known = nearest(name, [*found, HELD_OUT])
+            raise FileNotFoundError(f"--val_sets {wanted}: there is no set {name} in {folder.absolute()}; {known}")
+    opened = {name: open_pair_set(folder, name) for name in found if not names or name in names}
+    missing = [name for name in PAPER_SETS if name not in found] if found and not names else []
+    held_out = HELD_OUT in names and HELD_OUT not in found if names else held_out_otherwise and not found
+    why = "none there" if folder.is_dir() else "no such folder"
+    none = f"no validation sets in {folder.absolute()} ({why}; looked for .bin files and converted sets)"
+    if compulsory and not opened:
+        raise FileNotFoundError(f"{none}. Check --data_root and --val_data_path")
+    if opened or names:
+        return ChosenSets(opened, missing, held_out)
+    instead = "people of the training data are held out" if held_out else "training goes on without validation"
+    return ChosenSets(opened, missing, held_out, f"{none}: {instead}")
 
 
 def hold_out(

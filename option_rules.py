@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from checkpoint_folders import run_folder_of
 from command_line import nearest
+from held_out import HELD_OUT
 from margin_head import MOST_CENTERS
 from margins import HEADS
 from published_models import published_by_name
@@ -15,7 +16,6 @@ from published_models import published_by_name
 if TYPE_CHECKING:  # config.py imports this module
     from config import Config
 
-HELD_OUT = "held_out"  # the name of a verification set
 _FEWEST_STALLED_STEPS = 20  # four windows of five losses
 _TOO_MANY = 2**31
 _LONGEST_WAIT_SEC = 1e9  # a Python timedelta ends at 9e13

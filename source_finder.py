@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from combined_source import CombinedSource
-from flawed_record_source import FlawedRecordSource
 from folder_source import FolderSource, listing
 from record_shards import IMAGE_FOLDER, RECORD_FILE, find_records, holds_records
-from record_source import RecordSource
+from record_source import FlawedRecordSource, RecordSource
 from training_source import TrainingSource
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from combined_source import CombinedSource
-from flawed_record_source import FlawedRecordSource
 from folder_source import IMAGE_EXTENSIONS, FolderSource, listing
 from pair_pickle import EncodedImage
 from pairs import PairSet, decode_image, find_pair_sets, open_pair_set
+from record_source import FlawedRecordSource
 from source_finder import open_training_source
 from training_source import Flaw, TrainingSource
 

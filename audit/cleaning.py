@@ -6,7 +6,7 @@ import numpy as np
 
 from audit.audited_images import AuditedData
 from audit.finding import Finding
-from training_index import TrainingIndex
+from selection import TrainingIndex
 
 # in this order: what a later kind says does not undo what an earlier one has
 _DROPPED = (

@@ -27,8 +27,8 @@ from audit.scan import GOOD, open_table, scan, states, usual_of
 from evaluation.outcome import EmbedImages
 from locks import locked
 from quiet import quiet_error_output
+from selection import write_index
 from threads import usable_cores
-from training_index import write_index
 
 INDEX = "cleaned_index.csv"
 FOUND = 3  # exit status of an audit that has found more than notes

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-import training_subset
+import selection
 from data_module import FaceDataModule
 from face_datasets import TrainingDataset, ValidationDataset, WaitingLoader, as_it_is
 from folder_source import FolderSource
@@ -28,9 +28,9 @@ from paper_augmentation import Augmenter
 from record_source import RecordSource
 from recordio import ImageHeader, RecordWriter, pack
 from sampler import EpochBatchSampler, RandomStreams, ShardedBatchSampler
+from selection import SUBSET_LIST, read_subset_list, select_subset
 from source_finder import open_training_source
 from train_command import draw_sample_grid
-from training_subset import SUBSET_LIST, read_subset_list, select_subset
 
 ROOT = Path(__file__).resolve().parents[1]
 CLASSES = 105
@@ -269,7 +269,7 @@ def test_subset_is_the_same_on_both_sources(both: Path) -> None:
 
 
 def test_subset_list_is_found_beside_the_data(both: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training_subset, "_ASSETS", tmp_path / "assets")
+    monkeypatch.setattr(selection, "_ASSETS", tmp_path / "assets")
     with pytest.raises(FileNotFoundError, match=rf"{SUBSET_LIST}.*official AdaFace repository.*put it into .*assets"):
         read_subset_list(both.parent, "faces/imgs")
     for folder in (

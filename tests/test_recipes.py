@@ -13,7 +13,7 @@ from config import OPTIONS, parse
 from demo_data import write_demo_data
 from published_models import PUBLISHED
 from registry import build_model, check_architecture
-from training_subset import SUBSET_LIST
+from selection import SUBSET_LIST
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))

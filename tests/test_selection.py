@@ -10,7 +10,7 @@ from sharded_records import face
 
 import config
 from folder_source import FolderSource
-from training_index import TrainingIndex, select_indexed, write_index
+from selection import TrainingIndex, select_indexed, write_index
 
 NAMES = ["Ada", 'B "o", b', "Cy\nd", os.fsdecode(b"D\xff")]
 
