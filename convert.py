@@ -24,11 +24,11 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-import pairs
 from command_line import Parser, run_to_status
 from folder_source import listing
 from locks import locked
 from pack import pack_folder, pack_pairs
+from pair_sets import PAPER_SETS
 from record_shards import find_records
 from unpack_bin import convert_set
 from unpack_rec import convert_images
@@ -302,7 +302,7 @@ def _run_conversion(options: argparse.Namespace) -> None:
 
 def _bin_files(folder: Path) -> list[Path]:
     """List the `.bin` files of a folder, the paper's sets first."""
-    order = {name: rank for rank, name in enumerate(pairs.PAPER_SETS)}
+    order = {name: rank for rank, name in enumerate(PAPER_SETS)}
     found = [path for path in folder.glob("*.bin") if path.is_file() and not path.name.startswith(".")]
     return sorted(found, key=lambda path: (order.get(path.stem, len(order)), path.stem))
 

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from face_datasets import PlainDataset, TrainingDataset, ValidationDataset, WaitingLoader, as_it_is, start_worker
 from held_out import hold_out, open_sets
 from lightning_setup import pl
-from pairs import PairSet
+from pair_sets import PairSet
 from paper_augmentation import Augmenter
 from sampler import EpochBatchSampler, ShardedBatchSampler
 from selection import SUBSET_LIST, read_subset_list, select_indexed, select_subset

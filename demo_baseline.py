@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pairs import PAPER_SETS, open_pair_set
+from pair_sets import PAPER_SETS, open_pair_set
 from verification_metrics import evaluate
 
 

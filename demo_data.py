@@ -36,7 +36,8 @@ from atomic_files import atomic_path
 from demo_camera import draw_camera, photograph
 from demo_faces import draw_face
 from demo_head import SIDE_PX, Identity, draw_identity, draw_scene
-from pairs import PAPER_SETS, write_bin
+from pair_pickle import write_bin
+from pair_sets import PAPER_SETS
 from recordio import ImageHeader, RecordWriter, pack
 from threads import usable_cores
 

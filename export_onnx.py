@@ -34,7 +34,7 @@ from onnx_graph import OPSET, set_metadata, to_onnx
 from onnx_int8 import FEWEST_IMAGES, LEAST_MEAN_COSINE, MOST_IMAGES, check_enough, quantize
 from onnx_network import OnnxNetwork, load_network
 from onnx_parity import compare_networks, compare_with_pytorch
-from pairs import PairSet
+from pair_sets import PairSet
 from registry import ARCHITECTURES, check_architecture
 from results import evaluate_set
 from run_folder import describe_environment

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from pairs import IMAGE_SHAPE, PairSet, decode_image
+from images import IMAGE_SHAPE, decode_image
+from pair_sets import PairSet
 from paper_augmentation import Augmenter
 from sampler import RandomStreams
 from training_source import TrainingSource

@@ -10,16 +10,15 @@ the same pairs.
 Source: none, it is ours; the balance of the two kinds is LFW's (Huang et al., 2007).
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import overload
 
 import numpy as np
 
 from command_line import nearest
 from face_datasets import decode_sample
-from pairs import PAPER_SETS, PairSet, find_pair_sets, open_pair_set
+from images import LazyImages
+from pair_sets import PAPER_SETS, PairSet, find_pair_sets, open_pair_set
 from sampler import RandomStreams
 from selection import SelectedSource, select_classes
 from training_source import TrainingSource
@@ -163,7 +162,7 @@ def draw_pairs(labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return places, np.arange(2 * number) % 2 == 0
 
 
-class HeldOutImages(Sequence[np.ndarray]):
+class HeldOutImages(LazyImages):
     """Images of training samples, each (112, 112, 3) uint8 BGR, decoded when asked for.
 
     Args:
@@ -173,18 +172,14 @@ class HeldOutImages(Sequence[np.ndarray]):
     """
 
     def __init__(self, source: TrainingSource, samples: np.ndarray, *, swap_color_channel: bool) -> None:
+        super().__init__(source.location)
         self.source, self.samples, self.swap_color_channel = source, samples, swap_color_channel
 
     def __len__(self) -> int:
         return len(self.samples)
 
-    @overload
-    def __getitem__(self, index: int) -> np.ndarray: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[np.ndarray]: ...
-    def __getitem__(self, index: int | slice) -> np.ndarray | list[np.ndarray]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def read(self, index: int) -> np.ndarray:
+        """Return one image, (112, 112, 3) uint8 BGR."""
         return decode_sample(self.source, int(self.samples[index]), swap_color_channel=self.swap_color_channel)
 
 

@@ -12,89 +12,32 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
-import cv2
 import numpy as np
 from tqdm import tqdm
 
-import pairs
 import recordio
 from atomic_files import atomic_file
+from images import decode_image, encode_image, image_suffix
+from pair_pickle import write_bin
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-_JPEG_START, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
-_PNG_START, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
-_SAMPLING_444 = 0x111111
-_JPEG_QUALITY = 95
 # The header record holds its counts as float32, exact up to here.
 _LARGEST_COUNT = 2**24
 _TRUE, _FALSE = ("1", "true", "yes"), ("0", "false", "no")
 _SAME_COLUMN = ("same", "issame", "is_same", "label")
 
 
-# --- encoded images -------------------------------------------------------------------------------------------
-
-
-def image_suffix(data: bytes, what: str) -> str:
-    """Recognise a whole JPEG or PNG by its first and last bytes, without decoding it.
-
-    Args:
-        data: encoded image.
-        what: name for the error message.
-
-    Returns:
-        `.jpg` or `.png`.
-
-    Raises:
-        ValueError: anything else, or an image whose end is missing.
-    """
-    for start, end, suffix in ((_JPEG_START, _JPEG_END, ".jpg"), (_PNG_START, _PNG_END, ".png")):
-        if data.startswith(start):
-            # Some writers pad the end; entropy-coded data never holds the end mark.
-            if data.endswith(end) or data.rfind(end) > 0:
-                return suffix
-            raise ValueError(f"{what} holds a {suffix[1:]} image without its end ({len(data)} bytes)")
-    if not data:
-        raise ValueError(f"{what} holds no image (0 bytes)")
-    raise ValueError(f"{what} holds no JPEG or PNG ({len(data)} bytes that start with {data[:4].hex(' ')})")
-
-
-def swap_red_blue(data: bytes, suffix: str, what: str) -> bytes:
-    """Swap red and blue of an encoded image; exact for PNG, lossy for JPEG.
-
-    Args:
-        data: encoded 112x112 colour image.
-        suffix: `.jpg` or `.png`, the form to write.
-        what: name for the error message.
-
-    Returns:
-        The encoded image, JPEG at quality 95 without colour subsampling.
-
-    Raises:
-        ValueError: not a 112x112 colour image.
-    """
-    return _encode(np.ascontiguousarray(pairs.decode_image(data, what)[:, :, ::-1]), suffix)
-
-
-def _encode(image: np.ndarray, suffix: str) -> bytes:
-    """Encode BGR pixels."""
-    options = [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, _SAMPLING_444]
-    done, encoded = cv2.imencode(suffix, image, options if suffix == ".jpg" else [])
-    if not done:
-        raise RuntimeError(f"OpenCV could not encode an image as {suffix}")
-    return encoded.tobytes()
-
-
 def _encoded_file(path: Path, swap: bool) -> bytes:
     """Read a 112x112 colour image file as JPEG or PNG bytes: copied when it is one already."""
     data = path.read_bytes()
-    image = pairs.decode_image(data, str(path))
+    image = decode_image(data, str(path))
     try:
         suffix = image_suffix(data, str(path))
     except ValueError:
         suffix = ""
     if suffix and not swap:
         return data
-    return _encode(np.ascontiguousarray(image[:, :, ::-1]) if swap else image, suffix or ".png")
+    return encode_image(np.ascontiguousarray(image[:, :, ::-1]) if swap else image, suffix or ".png")
 
 
 # --- image folder -> train.rec --------------------------------------------------------------------------------
@@ -197,7 +140,7 @@ def _usable(classes: list[list[Path]]) -> tuple[list[list[Path]], list[str]]:
             for path in files:
                 bar.update()
                 try:
-                    pairs.decode_image(path.read_bytes(), str(path))
+                    decode_image(path.read_bytes(), str(path))
                 except ValueError as error:
                     skipped.append(str(error))
                 else:
@@ -246,7 +189,7 @@ def pack_pairs(
             images.append(cache[path])
     issame = [same for *_, same in listed]
     output.parent.mkdir(parents=True, exist_ok=True)
-    pairs.write_bin(output, images, issame)
+    write_bin(output, images, issame)
     return sum(issame), len(issame) - sum(issame)
 
 

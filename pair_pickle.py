@@ -1,4 +1,4 @@
-"""Read InsightFace's `.bin` files, which are pickles, without trusting them.
+"""InsightFace's `.bin` files, which are pickles: written, and read without trusting them.
 
 A pickle names functions and has them called: an ordinary unpickler runs whatever the file says. Here every name
 that a verification set may need (`_codecs.encode`, `bytes`, `bytearray`, and numpy's `_reconstruct`, `scalar`,
@@ -10,10 +10,13 @@ Source: the pickle protocols 0 to 4 as Python 2 and 3 write them; what numpy pic
 
 import os
 import pickle
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from atomic_files import atomic_file
 
 EncodedImage = bytes | np.ndarray
 _NOT_A_SET = "is not a verification .bin (a pickle of (images, issame) as InsightFace writes it)"
@@ -272,3 +275,23 @@ def check_counts(image_count: int, pair_count: int, where: str | os.PathLike[str
         raise ValueError(f"{where}: {image_count} images for {pair_count} pairs, expected {2 * pair_count}")
     if not pair_count:
         raise ValueError(f"{where}: an empty verification set")
+
+
+def write_bin(path: str | os.PathLike[str], images: Sequence[bytes], issame: Iterable[bool]) -> None:
+    """Write a verification set the way InsightFace does: a pickle of (list of encoded images, list of bool).
+
+    Args:
+        path: the `.bin` to write; replaced only when complete.
+        images: 2P encoded images (JPEG or PNG).
+        issame: P booleans.
+
+    Raises:
+        ValueError: counts that do not belong together, or an image that is not bytes.
+    """
+    pairs = [bool(value) for value in issame]
+    check_counts(len(images), len(pairs), path)
+    for index, image in enumerate(images):
+        if not isinstance(image, bytes):
+            raise ValueError(f"{path}: image {index} is a {type(image).__name__}, expected encoded bytes")
+    with atomic_file(path) as file:
+        pickle.dump((list(images), pairs), file, protocol=4)

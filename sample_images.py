@@ -7,7 +7,7 @@ import numpy as np
 from demo_data import DemoSize, draw_picture, training_pictures
 from evaluation.image_list import ImageFiles, ImageList, PairSetImages
 from folder_source import IMAGE_EXTENSIONS, listing
-from pairs import PairSet, open_pair_set
+from pair_sets import PairSet, open_pair_set
 
 _DRAWN_PEOPLE = 8
 

@@ -38,11 +38,11 @@ from evaluation.run_report import write_run_report
 from face_datasets import TrainingDataset
 from finetuning import find_pretrained
 from health_plot import plot_health
+from images import IMAGE_SHAPE
 from lightning_setup import pl
 from locks import RunLock
 from loss_plot import plot_loss
 from optimization import scaled_learning_rate
-from pairs import IMAGE_SHAPE
 from plots import plot_roc, plot_similarity_histograms
 from process_watch import ProcessWatch
 from processes import (

@@ -16,8 +16,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-import pairs
 from atomic_files import atomic_file
+from images import decode_image
+from pair_pickle import EncodedImage, read_bin
+from pair_sets import write_bcolz, write_memfile
 from threads import in_order, usable_cores
 
 _SIDECAR = ".convert.json"
@@ -45,9 +47,9 @@ def convert_set(path: Path, form: str = "memfile", swap: bool = False, overwrite
         if reason:
             print(f"{path.name}: {reason}")
             return
-    images, issame = pairs.read_bin(path)
+    images, issame = read_bin(path)
     _save_sidecar(sidecar, {"form": "unfinished"})
-    write = pairs.write_bcolz if form == "bcolz" else pairs.write_memfile
+    write = write_bcolz if form == "bcolz" else write_memfile
     write(folder, name, _decoded(images, path, swap), issame)
     if form == "bcolz":  # an older memory-mapped set would hide the new one
         (folder / f"{name}_images.npy").unlink(missing_ok=True)
@@ -95,7 +97,7 @@ def _fingerprint(path: Path, with_hash: bool) -> dict[str, Any]:
     return known
 
 
-def _decoded(images: list[pairs.EncodedImage], path: Path, swap: bool) -> Iterator[np.ndarray]:
+def _decoded(images: list[EncodedImage], path: Path, swap: bool) -> Iterator[np.ndarray]:
     """Decode the images of a set, in their order, in as many threads as there are cores."""
     cores = usable_cores()
     decode = partial(_decode_some, images, path, swap)
@@ -103,10 +105,10 @@ def _decoded(images: list[pairs.EncodedImage], path: Path, swap: bool) -> Iterat
     return iter(tqdm(chain.from_iterable(parts), total=len(images), desc=path.stem, unit=" images", disable=None))
 
 
-def _decode_some(images: list[pairs.EncodedImage], path: Path, swap: bool, start: int) -> list[np.ndarray]:
+def _decode_some(images: list[EncodedImage], path: Path, swap: bool, start: int) -> list[np.ndarray]:
     """Decode the images from one place on."""
     decoded = []
     for index, image in enumerate(images[start : start + _IMAGES_AT_ONCE], start):
-        pixels = pairs.decode_image(image, f"{path}, image {index} (pair {index // 2})")
+        pixels = decode_image(image, f"{path}, image {index} (pair {index // 2})")
         decoded.append(np.ascontiguousarray(pixels[:, :, ::-1]) if swap else pixels)
     return decoded

@@ -21,7 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 from conversion_journal import JOURNAL, Journal
-from pack import image_suffix, swap_red_blue
+from images import image_suffix, swap_red_blue
 from record_shards import RecordShards
 from threads import in_order, usable_cores
 

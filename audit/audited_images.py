@@ -11,8 +11,9 @@ import numpy as np
 
 from combined_source import CombinedSource
 from folder_source import IMAGE_EXTENSIONS, FolderSource, listing
+from images import decode_image
 from pair_pickle import EncodedImage
-from pairs import PairSet, decode_image, find_pair_sets, open_pair_set
+from pair_sets import PairSet, find_pair_sets, open_pair_set
 from record_source import FlawedRecordSource
 from source_finder import open_training_source
 from training_source import Flaw, TrainingSource

@@ -7,7 +7,7 @@ import numpy as np
 from audit.audited_images import AuditedData
 from audit.finding import Finding
 from audit.scan import GOOD, GREY, UNREADABLE, WRONG_SIZE, states, why_unreadable
-from pairs import IMAGE_SHAPE
+from images import IMAGE_SHAPE
 
 _LEAST_CONTRAST = 4.0  # of 255; the flattest of 4,527 LFW faces has 13
 

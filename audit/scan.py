@@ -20,9 +20,8 @@ from tqdm import tqdm
 from atomic_files import atomic_path
 from audit.colours import colour_spread, warmth
 from audit.picture_hash import frequencies, picture_hash, usual_frequencies
-from pack import image_suffix
+from images import IMAGE_SHAPE, image_suffix
 from pair_pickle import EncodedImage
-from pairs import IMAGE_SHAPE
 from threads import in_order
 
 TO_DO, GOOD, UNREADABLE, WRONG_SIZE, GREY = range(5)

@@ -21,7 +21,8 @@ import torch
 from bench._drawn_faces import encoded_faces
 from bench._fresh_folders import scratch
 from bench.timing import Side, compare, options, report
-from pairs import open_pair_set, write_bin
+from pair_pickle import write_bin
+from pair_sets import open_pair_set
 from unpack_bin import convert_set
 
 _SHAPE = (3, 112, 112)

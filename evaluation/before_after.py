@@ -21,7 +21,7 @@ from evaluation.model_comparison import ModelComparison
 from evaluation.outcome import EmbedImages
 from evaluation.pair_comparison import FAR, compare_pair_lists
 from evaluation.verification import PairList
-from pairs import PairSet
+from pair_sets import PairSet
 
 PRETRAINED, FINETUNED = "pretrained", "fine-tuned"
 FILE = "comparison.json"

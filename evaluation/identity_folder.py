@@ -16,7 +16,7 @@ import numpy as np
 from conversion_journal import JOURNAL
 from evaluation.image_list import ImageFiles, read_colour_image
 from folder_source import FolderSource, listing
-from pairs import IMAGE_SHAPE
+from images import IMAGE_SHAPE
 
 GALLERY, PROBE = "gallery", "probe"
 _TRIED = 16

@@ -10,7 +10,8 @@ from typing import Protocol
 import cv2
 import numpy as np
 
-from pairs import IMAGE_SHAPE, PairSet
+from images import IMAGE_SHAPE
+from pair_sets import PairSet
 
 
 class ImageList(Protocol):
@@ -86,7 +87,7 @@ class PairSetImages:
     """The 2P images of a verification set; images 2k and 2k+1 are pair k.
 
     Attributes:
-        pair_set: opened by ``pairs.open_pair_set``.
+        pair_set: opened by ``pair_sets.open_pair_set``.
         path: of the file or folder that holds the images.
     """
 

@@ -12,7 +12,7 @@ import yaml
 from evaluation.hardest_pairs import hardest_pairs
 from evaluation.image_list import PairSetImages
 from evaluation.report import ReportContent, write_report
-from pairs import PairSet
+from pair_sets import PairSet
 from results import SetResult
 from run_folder import CONFIG, MANIFEST
 from training_metrics import read_metrics

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-import pairs
 from evaluation.image_list import ChosenImages, ImageList, PairSetImages
 from evaluation.outcome import EmbedImages, unreadable_note
 from folder_source import listing
+from pair_sets import PAPER_SETS, find_pair_sets, open_pair_set
 from results import SetResult, evaluate_set
 
 
@@ -72,7 +72,7 @@ def find_sets(root: str | Path, names: Sequence[str] = ()) -> dict[str, Path]:
     elif root.is_dir():
         found = {}
         for folder in (root, *sorted(entry for entry in root.iterdir() if entry.is_dir())):
-            for name in pairs.find_pair_sets(folder):
+            for name in find_pair_sets(folder):
                 found.setdefault(name, folder)
     else:
         raise FileNotFoundError(f"--root {root} is neither a folder nor a .bin file")
@@ -81,7 +81,7 @@ def find_sets(root: str | Path, names: Sequence[str] = ()) -> dict[str, Path]:
         wanted = f"set {', '.join(missing)}" if missing else "verification sets (lfw.bin, ... or converted ones)"
         there = ", ".join(found) or (listing(root) if root.is_dir() else root.name)
         raise FileNotFoundError(f"no {wanted} in {root}; found: {there}")
-    order = {name: rank for rank, name in enumerate(pairs.PAPER_SETS)}
+    order = {name: rank for rank, name in enumerate(PAPER_SETS)}
     chosen = sorted(names or found, key=lambda name: (order.get(name, len(order)), name))
     return {name: found[name] for name in chosen}
 
@@ -119,9 +119,9 @@ def open_pair_lists(root: str | Path, names: Sequence[str] = (), limit: int = 0)
 
 
 def _open(name: str, folder: Path, limit: int) -> PairList:
-    pair_set = pairs.open_pair_set(folder, name)
+    pair_set = open_pair_set(folder, name)
     chosen = _spread(len(pair_set.issame), limit)
-    images: ImageList = PairSetImages(pair_set, pairs.find_pair_sets(folder)[name])
+    images: ImageList = PairSetImages(pair_set, find_pair_sets(folder)[name])
     if len(chosen) < len(pair_set.issame):
         images = ChosenImages(images, tuple(np.stack([2 * chosen, 2 * chosen + 1], axis=1).ravel().tolist()))
     pairs_in_all = len(pair_set.issame)

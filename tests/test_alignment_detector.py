@@ -9,7 +9,7 @@ from photographs import ASTRONAUT_LANDMARKS, astronaut, head, turned, two_heads
 from alignment import detector
 from alignment.detector import MTCNN, Face, choose_faces
 from alignment.warp import ARCFACE_TEMPLATE, warp_face
-from pairs import open_pair_set
+from pair_sets import open_pair_set
 
 LFW = Path(__file__).resolve().parents[2] / "shared" / "data" / "lfw112"
 EYES_PX = 43  # between the eyes of the photograph

@@ -37,7 +37,7 @@ from data_module import FaceDataModule
 from evaluation.image_list import ImageList
 from evaluation.outcome import Embedded
 from folder_source import FolderSource
-from pairs import decode_image
+from images import decode_image
 from recordio import ImageHeader, RecordWriter, pack
 from registry import build_model
 from training_source import fingerprint_of

@@ -15,11 +15,13 @@ import pytest
 
 import convert
 import pack
-import pairs
+import pair_sets
 import recordio
 import source_finder
 import unpack_rec
+from images import decode_image
 from locks import locked
+from pair_pickle import read_bin, write_bin
 
 PROJECT = Path(convert.__file__).parent
 
@@ -60,8 +62,8 @@ def write_rec(folder: Path, payloads: list[bytes], labels: list[float], identiti
 def faces(tmp_path: Path) -> Path:
     """A small InsightFace folder with train.rec and two sets."""
     folder = write_rec(tmp_path / "faces", ENCODED, LABELS)
-    pairs.write_bin(folder / "lfw.bin", ENCODED, [True, False, True])
-    pairs.write_bin(folder / "mine.bin", ENCODED[:4], [True, False])
+    write_bin(folder / "lfw.bin", ENCODED, [True, False, True])
+    write_bin(folder / "mine.bin", ENCODED[:4], [True, False])
     return folder
 
 
@@ -100,10 +102,10 @@ def test_everything_is_converted_and_bytes_are_copied(faces: Path, capsys: pytes
     }
     assert files_below(faces / "imgs") == expected
     for name, count in (("lfw", 6), ("mine", 4)):
-        pair_set = pairs.open_pair_set(faces, name)
-        assert pairs.find_pair_sets(faces)[name] == faces / f"{name}_images.npy"
+        pair_set = pair_sets.open_pair_set(faces, name)
+        assert pair_sets.find_pair_sets(faces)[name] == faces / f"{name}_images.npy"
         for index, image in enumerate(pair_set.images):
-            np.testing.assert_array_equal(image, pairs.decode_image(ENCODED[index], "expected"))
+            np.testing.assert_array_equal(image, decode_image(ENCODED[index], "expected"))
         assert len(pair_set.images) == count
     out = capsys.readouterr().out
     assert "6 images, 4 identities" in out
@@ -350,38 +352,38 @@ def test_real_faces(lfw112: Path, tmp_path: Path) -> None:
 def test_bcolz_format(faces: Path) -> None:
     assert run("--rec_path", faces, "--validation_format", "bcolz") == 0
     stored = bcolz.carray(rootdir=str(faces / "lfw"), mode="r")
-    expected = pairs.decode_image(ENCODED[0], "expected").transpose(2, 0, 1) / 127.5 - 1
+    expected = decode_image(ENCODED[0], "expected").transpose(2, 0, 1) / 127.5 - 1
     np.testing.assert_allclose(stored[0], expected, atol=1e-6)
     assert not (faces / "lfw_images.npy").exists()
-    assert pairs.find_pair_sets(faces)["lfw"] == faces / "lfw"
+    assert pair_sets.find_pair_sets(faces)["lfw"] == faces / "lfw"
 
 
 def test_a_changed_bin_is_converted_again(faces: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run("--rec_path", faces)
-    pairs.write_bin(faces / "lfw.bin", ENCODED[::-1], [False, False, True])
+    write_bin(faces / "lfw.bin", ENCODED[::-1], [False, False, True])
     before = (faces / "mine_images.npy").stat().st_mtime_ns
     assert run("--rec_path", faces) == 0
-    pair_set = pairs.open_pair_set(faces, "lfw")
+    pair_set = pair_sets.open_pair_set(faces, "lfw")
     assert pair_set.issame.tolist() == [False, False, True]
-    np.testing.assert_array_equal(pair_set.images[0], pairs.decode_image(ENCODED[5], "expected"))
+    np.testing.assert_array_equal(pair_set.images[0], decode_image(ENCODED[5], "expected"))
     assert (faces / "mine_images.npy").stat().st_mtime_ns == before
     assert "lfw.bin: 3 pairs (1 same) as memfile" in capsys.readouterr().out
 
 
 def test_bcolz_after_memfile_is_what_is_read(faces: Path) -> None:
     run("--rec_path", faces, "--make_validation_memfiles")
-    pairs.write_bin(faces / "lfw.bin", ENCODED[:2], [True])
+    write_bin(faces / "lfw.bin", ENCODED[:2], [True])
     run("--rec_path", faces, "--make_validation_memfiles", "--validation_format", "bcolz")
-    assert len(pairs.open_pair_set(faces, "lfw").images) == 2
+    assert len(pair_sets.open_pair_set(faces, "lfw").images) == 2
 
 
 def test_sets_of_the_official_converter_are_kept(faces: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pairs.write_bcolz(faces, "lfw", IMAGES[:2], [True])
+    pair_sets.write_bcolz(faces, "lfw", IMAGES[:2], [True])
     run("--rec_path", faces, "--make_validation_memfiles", "--validation_format", "bcolz")
     assert "made by another program and is kept" in capsys.readouterr().out
-    assert len(pairs.open_pair_set(faces, "lfw").images) == 2
+    assert len(pair_sets.open_pair_set(faces, "lfw").images) == 2
     run("--rec_path", faces, "--make_validation_memfiles", "--validation_format", "bcolz", "--overwrite")
-    assert len(pairs.open_pair_set(faces, "lfw").images) == 6
+    assert len(pair_sets.open_pair_set(faces, "lfw").images) == 6
 
 
 @pytest.mark.parametrize(
@@ -395,14 +397,14 @@ def test_sets_of_the_official_converter_are_kept(faces: Path, capsys: pytest.Cap
 def test_bad_images_of_a_set_are_named(
     faces: Path, capsys: pytest.CaptureFixture[str], image: bytes, message: str
 ) -> None:
-    pairs.write_bin(faces / "lfw.bin", [*ENCODED[:3], image], [True, False])
+    write_bin(faces / "lfw.bin", [*ENCODED[:3], image], [True, False])
     for form in ("memfile", "bcolz"):
         command = ("--rec_path", faces, "--make_validation_memfiles", "--validation_format", form)
         assert message in error_of(capsys, *command)
     assert not any((faces / name).exists() for name in ("lfw_images.npy", "lfw_list.npy", "lfw"))
-    pairs.write_bin(faces / "lfw.bin", ENCODED, [True, False, True])
+    write_bin(faces / "lfw.bin", ENCODED, [True, False, True])
     assert run(*command) == 0
-    assert len(pairs.open_pair_set(faces, "lfw").images) == 6
+    assert len(pair_sets.open_pair_set(faces, "lfw").images) == 6
 
 
 # --- the way back -----------------------------------------------------------------------------------------------
@@ -438,7 +440,7 @@ def test_pack_and_convert_round_trip(tmp_path: Path) -> None:
     # ImageFolder order: a/x.png, a/y.bmp, b/10.jpg, b/2.jpg
     assert list(files) == ["0/1.png", "0/2.png", "1/3.jpg", "1/4.jpg"]
     assert [files["0/1.png"], files["1/3.jpg"], files["1/4.jpg"]] == [ENCODED[2], ENCODED[1], ENCODED[0]]
-    np.testing.assert_array_equal(pairs.decode_image(files["0/2.png"], "bmp"), IMAGES[3])
+    np.testing.assert_array_equal(decode_image(files["0/2.png"], "bmp"), IMAGES[3])
 
 
 def test_pack_refuses_and_skips_bad_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -493,7 +495,7 @@ def test_pairs_files(people: Path, tmp_path: Path, text: str) -> None:
     listed = tmp_path / "pairs.txt"
     listed.write_text(text)
     assert run("--pairs", listed, "--images_root", people) == 0
-    images, issame = pairs.read_bin(tmp_path / "pairs.bin")
+    images, issame = read_bin(tmp_path / "pairs.bin")
     assert images == [ENCODED[i] for i in (0, 1, 2, 3, 0, 2, 1, 3)]
     assert issame.tolist() == [True, True, False, False]
 
@@ -550,15 +552,15 @@ def test_red_stays_red_through_every_writer(tmp_path: Path, swap: bool, suffix: 
     assert run("--pack", source.parent, "--output", packed, *option) == 0
     listed = ("--pairs", tmp_path / "list.csv", "--images_root", source.parent)
     assert run(*listed, "--output", packed / "red.bin", *option) == 0
-    pairs.write_bin(plain / "red.bin", [stored, stored], [True])
+    write_bin(plain / "red.bin", [stored, stored], [True])
     assert run("--rec_path", packed) == 0
     assert run("--rec_path", plain, *option) == 0
     seen = []
     for folder in (packed, plain):
         seen.append(cv2.imread(str(folder / "imgs" / "0" / f"1{suffix}")))
-        seen.append(pairs.open_pair_set(folder, "red").images[0])
+        seen.append(pair_sets.open_pair_set(folder, "red").images[0])
         assert run("--rec_path", folder, "--validation_format", "bcolz", *(option if folder is plain else [])) == 0
-        seen.append(pairs.open_pair_set(folder, "red").images[1])
+        seen.append(pair_sets.open_pair_set(folder, "red").images[1])
     for image in seen:
         assert int(image[:, :, 2].min()) > 240
         assert int(image[:, :, :2].max()) < 15
@@ -571,7 +573,7 @@ def test_swap_is_lossless_for_png_and_close_for_jpeg(faces: Path, capsys: pytest
     png = cv2.imread(str(faces / "imgs" / "1" / "3.png"))
     np.testing.assert_array_equal(png[:, :, ::-1], IMAGES[2])
     jpeg = cv2.imread(str(faces / "imgs" / "0" / "1.jpg"))
-    difference = np.abs(jpeg[:, :, ::-1].astype(int) - pairs.decode_image(ENCODED[0], "expected"))
+    difference = np.abs(jpeg[:, :, ::-1].astype(int) - decode_image(ENCODED[0], "expected"))
     assert difference.mean() < 2
     assert "another --swap_color_channel" in error_of(capsys, "--rec_path", faces, "--make_image_files")
 

@@ -23,7 +23,7 @@ from data_module import FaceDataModule
 from face_datasets import TrainingDataset, ValidationDataset, WaitingLoader, as_it_is
 from folder_source import FolderSource
 from lightning_setup import pl
-from pairs import PairSet, write_memfile
+from pair_sets import PairSet, write_memfile
 from paper_augmentation import Augmenter
 from record_source import RecordSource
 from recordio import ImageHeader, RecordWriter, pack

@@ -24,7 +24,8 @@ from demo_data import (
 )
 from demo_faces import draw_face
 from demo_head import LANDMARKS_PX, Identity, Painter, Scene, draw_identity
-from pairs import PAPER_SETS, decode_image, open_pair_set, read_bin
+from images import decode_image
+from pair_sets import PAPER_SETS, open_pair_set, read_bin
 from recordio import RecordFile
 
 TINY = {"identities": 6, "images_per_identity": 4, "pairs": 10, "seed": 3}

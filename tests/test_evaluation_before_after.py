@@ -7,7 +7,7 @@ import pytest
 
 from evaluation.before_after import compare_before_after, verdict, write_before_after
 from evaluation.outcome import Embedded
-from pairs import PairSet
+from pair_sets import PairSet
 
 PAIRS = 60
 

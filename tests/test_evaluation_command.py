@@ -22,7 +22,7 @@ from evaluation.published import (
 )
 from evaluation.verification import find_sets
 from inference import Embedder
-from pairs import write_bin
+from pair_pickle import write_bin
 from published_models import PUBLISHED, RANK_1
 
 IDENTITIES, IMAGES = 12, 4

@@ -17,7 +17,8 @@ from evaluation.embedding_table import open_table
 from evaluation.image_list import ImageFiles, PairSetImages
 from evaluation.outcome import unreadable_note
 from inference import IMAGE, Embedder
-from pairs import open_pair_set, write_bin
+from pair_pickle import write_bin
+from pair_sets import open_pair_set
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from evaluation.hardest_pairs import hardest_pairs
-from pairs import IMAGE_SHAPE
+from images import IMAGE_SHAPE
 
 
 class Images:

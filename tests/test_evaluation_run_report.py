@@ -8,7 +8,7 @@ from test_loss_plot import metrics_file
 
 import run_folder
 from evaluation.run_report import write_run_report
-from pairs import open_pair_set, write_memfile
+from pair_sets import open_pair_set, write_memfile
 
 CONFIG = {
     "arch": "ir_18", "head": "adaface", "train_data_path": "faces_emore/imgs", "lr_milestones": [12, 20],

@@ -21,8 +21,8 @@ from config import FINETUNE_DEFAULTS, Config, parse
 from demo_data import write_demo_data
 from folder_source import FolderSource
 from held_out import hold_out
+from images import decode_image
 from inference import IMAGE, Embedder
-from pairs import decode_image
 from registry import build_model
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -9,7 +9,7 @@ import convert
 from demo_data import write_demo_data
 from folder_source import FolderSource
 from held_out import FEWEST_PEOPLE, HELD_OUT, MOST_PAIRS, choose_people, draw_pairs, hold_out, open_sets
-from pairs import write_memfile
+from pair_sets import write_memfile
 from record_source import RecordSource
 from training_source import fingerprint_of
 

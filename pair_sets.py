@@ -14,23 +14,21 @@ import importlib
 import itertools
 import json
 import os
-import pickle
 import shutil
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
-import cv2
 import numpy as np
 
 from atomic_files import atomic_file, atomic_path
+from images import IMAGE_SHAPE, LazyImages, decode_image
 from pair_pickle import EncodedImage, check_counts, read_bin
 
 PAPER_SETS = ("agedb_30", "cfp_fp", "lfw", "cplfw", "calfw")
-IMAGE_SHAPE = (112, 112, 3)
 _IMAGES_SUFFIX = "_images.npy"
 _LIST_SUFFIX = "_list.npy"
 # ToTensor, then Normalize(0.5, 0.5), in float32: the values that the official converter stores.
@@ -40,92 +38,14 @@ _FLOAT_SLACK = 0.01
 _BCOLZ_CHUNK_IMAGES = 4
 
 
-# --- images ---------------------------------------------------------------------------------------------------
-
-
-def decode_image(encoded: EncodedImage, what: str) -> np.ndarray:
-    """Decode one aligned face.
-
-    Args:
-        encoded: JPEG or PNG (any form OpenCV reads) as bytes or as a one-dimensional uint8 array; or the pixels
-            themselves, a (112, 112, 3) uint8 array in RGB order as old `.bin` files hold them.
-        what: name of the image for the error message, such as `train.rec, key 17`.
-
-    Returns:
-        (112, 112, 3) uint8 BGR.
-
-    Raises:
-        ValueError: not an image, damaged, not colour, or not 112x112.
-    """
-    if isinstance(encoded, np.ndarray):
-        if encoded.ndim != 1:
-            return _pixels_to_bgr(encoded, what)
-        data = encoded
-    else:
-        data = np.frombuffer(encoded, np.uint8)
-    try:
-        # ANYCOLOR leaves a grey source with one channel, so that it is found without a second look at the file.
-        image = cv2.imdecode(data, cv2.IMREAD_ANYCOLOR)
-    except cv2.error:
-        image = None
-    if image is None:
-        raise ValueError(f"{what}: not a readable image ({len(data)} bytes); the data is damaged")
-    if image.shape != IMAGE_SHAPE:
-        raise ValueError(_wrong_shape(image, what))
-    return image
-
-
-def _wrong_shape(image: np.ndarray, what: str) -> str:
-    """Say what is wrong with an image that is not (112, 112, 3)."""
-    if image.ndim == 2 or image.shape[2] != 3:
-        return f"{what}: a greyscale image, not colour; expected 112x112 colour faces (remove it or convert it)"
-    height, width = image.shape[:2]
-    return f"{what}: {width}x{height} px, expected 112x112: align the faces, or resize them, first"
-
-
-def _pixels_to_bgr(pixels: np.ndarray, what: str) -> np.ndarray:
-    """Check RGB pixels of an old `.bin` and turn them into BGR."""
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape != IMAGE_SHAPE:
-        raise ValueError(
-            f"{what}: an array of shape {pixels.shape} and type {pixels.dtype}, expected encoded bytes or "
-            f"(112, 112, 3) uint8 RGB pixels"
-        )
-    return np.ascontiguousarray(pixels[:, :, ::-1])
-
-
-# --- .bin ---------------------------------------------------------------------------------------------------
-
-
-def write_bin(path: str | os.PathLike[str], images: Sequence[bytes], issame: Iterable[bool]) -> None:
-    """Write a verification set the way InsightFace does: a pickle of (list of encoded images, list of bool).
-
-    Args:
-        path: the `.bin` to write; replaced only when complete.
-        images: 2P encoded images (JPEG or PNG).
-        issame: P booleans.
-
-    Raises:
-        ValueError: counts that do not belong together, or an image that is not bytes.
-    """
-    pairs = [bool(value) for value in issame]
-    check_counts(len(images), len(pairs), path)
-    for index, image in enumerate(images):
-        if not isinstance(image, bytes):
-            raise ValueError(f"{path}: image {index} is a {type(image).__name__}, expected encoded bytes")
-    with atomic_file(path) as file:
-        pickle.dump((list(images), pairs), file, protocol=4)
-
-
-# --- sets on disk ---------------------------------------------------------------------------------------------
-
-
-class PairImages(Sequence[np.ndarray]):
-    """The 2P images of a set, each (112, 112, 3) uint8 BGR, read when asked for.
+class PairImages(LazyImages):
+    """The 2P images of a set, in a file that is opened at the first use.
 
     A copy in another process reopens the file instead of carrying the images along.
     """
 
     def __init__(self, path: Path) -> None:
+        super().__init__(str(path))
         self.path = path
         self._store: Any = None
 
@@ -135,10 +55,6 @@ class PairImages(Sequence[np.ndarray]):
     @abstractmethod
     def _open(self) -> Any:
         """Open the file; what is returned is kept."""
-
-    @abstractmethod
-    def _read(self, index: int) -> np.ndarray:
-        """Read one image from the open store."""
 
     @property
     def store(self) -> Any:
@@ -150,19 +66,6 @@ class PairImages(Sequence[np.ndarray]):
     def __len__(self) -> int:
         return len(self.store)
 
-    @overload
-    def __getitem__(self, index: int) -> np.ndarray: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[np.ndarray]: ...
-    def __getitem__(self, index: int | slice) -> np.ndarray | list[np.ndarray]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        count = len(self)
-        position = int(index) + count if index < 0 else int(index)
-        if not 0 <= position < count:
-            raise IndexError(f"{self.path} holds {count} images, image {index} was asked for")
-        return self._read(position)
-
 
 class _BinImages(PairImages):
     """Images of a `.bin`, decoded when asked for."""
@@ -170,7 +73,8 @@ class _BinImages(PairImages):
     def _open(self) -> list[EncodedImage]:
         return read_bin(self.path)[0]
 
-    def _read(self, index: int) -> np.ndarray:
+    def read(self, index: int) -> np.ndarray:
+        """Return one image, (112, 112, 3) uint8 BGR."""
         return decode_image(self.store[index], f"{self.path}, image {index}")
 
 
@@ -186,7 +90,8 @@ class _MemfileImages(PairImages):
             )
         return images
 
-    def _read(self, index: int) -> np.ndarray:
+    def read(self, index: int) -> np.ndarray:
+        """Return one image, (112, 112, 3) uint8 BGR."""
         return np.array(self.store[index])
 
 
@@ -200,7 +105,8 @@ class _BcolzImages(PairImages):
         except Exception as error:  # bcolz raises many kinds
             raise ValueError(f"{self.path}: damaged bcolz folder ({error}); convert the set again") from error
 
-    def _read(self, index: int) -> np.ndarray:
+    def read(self, index: int) -> np.ndarray:
+        """Return one image, (112, 112, 3) uint8 BGR."""
         try:
             planes = self.store[index]
         except Exception as error:

@@ -1,4 +1,4 @@
-"""Verification sets: the restricted unpickler, the three forms on disk, decoding."""
+"""Verification sets: the restricted unpickler, the three forms on disk."""
 
 import io
 import os
@@ -11,7 +11,8 @@ import cv2
 import numpy as np
 import pytest
 
-import pairs
+import pair_sets
+from pair_pickle import read_bin, write_bin
 
 
 def smooth_image(seed: int) -> np.ndarray:
@@ -34,7 +35,7 @@ def dump(path: Path, content: object, protocol: int = 4) -> Path:
     return path
 
 
-def check_images(pair_set: pairs.PairSet) -> None:
+def check_images(pair_set: pair_sets.PairSet) -> None:
     assert len(pair_set.images) == 6
     for image, expected in zip(pair_set.images, IMAGES, strict=True):
         assert image.dtype == np.uint8
@@ -48,7 +49,7 @@ def check_images(pair_set: pairs.PairSet) -> None:
 
 @pytest.mark.parametrize("protocol", range(5))
 def test_bin_of_every_protocol(tmp_path: Path, protocol: int) -> None:
-    images, issame = pairs.read_bin(dump(tmp_path / "a.bin", (ENCODED, ISSAME), protocol))
+    images, issame = read_bin(dump(tmp_path / "a.bin", (ENCODED, ISSAME), protocol))
     assert images == ENCODED
     assert issame.tolist() == ISSAME
 
@@ -66,7 +67,7 @@ def python2_pickle(images: list[bytes], issame: list[bool]) -> bytes:
 def test_bin_of_python_2(tmp_path: Path) -> None:
     path = tmp_path / "lfw.bin"
     path.write_bytes(python2_pickle(ENCODED, ISSAME))
-    images, issame = pairs.read_bin(path)
+    images, issame = read_bin(path)
     assert images == ENCODED
     assert issame.tolist() == ISSAME
 
@@ -82,9 +83,9 @@ def test_bin_with_arrays(tmp_path: Path, protocol: int, module: str) -> None:
     if protocol < 4:  # text opcodes: the name can be replaced in place
         content = content.replace(b"numpy._core.multiarray", module.encode())
     path.write_bytes(content)
-    check_images(pairs.open_pair_set(tmp_path, "old"))
+    check_images(pair_sets.open_pair_set(tmp_path, "old"))
     dump(path, (encoded + pixels, np.array(ISSAME)), protocol)
-    check_images(pairs.open_pair_set(tmp_path, "old"))
+    check_images(pair_sets.open_pair_set(tmp_path, "old"))
 
 
 class Call:
@@ -104,7 +105,7 @@ def test_pickle_that_calls_is_refused_and_not_run(tmp_path: Path, protocol: int,
     command = f"touch {payload}" if function is os.system else f"open({str(payload)!r}, 'w').close()"
     path = dump(tmp_path / "evil.bin", (ENCODED, [Call(function, command), True, False]), protocol)
     with pytest.raises(ValueError, match=r"refused: the pickle asks for \w+\.(system|eval|exec)"):
-        pairs.read_bin(path)
+        read_bin(path)
     assert not payload.exists()
     pickle.loads(path.read_bytes())  # the file is armed: an ordinary unpickler runs it
     assert payload.exists()
@@ -127,7 +128,7 @@ def test_misused_globals_are_refused(tmp_path: Path, stream: bytes) -> None:
     path = tmp_path / "evil.bin"
     path.write_bytes(b"\x80\x02" + stream)
     with pytest.raises(ValueError, match=r"evil\.bin was refused"):
-        pairs.read_bin(path)
+        read_bin(path)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +138,7 @@ def test_misused_globals_are_refused(tmp_path: Path, stream: bytes) -> None:
 def test_other_arrays_are_refused(tmp_path: Path, array: np.ndarray) -> None:
     path = dump(tmp_path / "a.bin", ([array, array], [True]))
     with pytest.raises(ValueError, match=r"holds an array of type|structured"):
-        pairs.read_bin(path)
+        read_bin(path)
 
 
 def test_array_whose_shape_lies_is_refused(tmp_path: Path) -> None:
@@ -145,7 +146,7 @@ def test_array_whose_shape_lies_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.bin"
     path.write_bytes(content.replace(b"K\x02K\x03\x86", b"K\x02K\x63\x86"))
     with pytest.raises(ValueError, match=r"shape \(2, 99\) is stored in 6 bytes"):
-        pairs.read_bin(path)
+        read_bin(path)
 
 
 @pytest.mark.parametrize(
@@ -164,7 +165,7 @@ def test_array_whose_shape_lies_is_refused(tmp_path: Path) -> None:
 )
 def test_wrong_content_is_named(tmp_path: Path, content: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        pairs.read_bin(dump(tmp_path / "a.bin", content))
+        read_bin(dump(tmp_path / "a.bin", content))
 
 
 @pytest.mark.parametrize("content", [b"", b"hello world", b"\x80", pickle.dumps((ENCODED, ISSAME))[:-100]])
@@ -172,80 +173,49 @@ def test_not_a_pickle_or_truncated(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "a.bin"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"a\.bin is not a verification .bin .* or is truncated"):
-        pairs.read_bin(path)
+        read_bin(path)
     with pytest.raises(FileNotFoundError, match="does not exist"):
-        pairs.read_bin(tmp_path / "b.bin")
+        read_bin(tmp_path / "b.bin")
 
 
 def test_write_bin_reads_back_and_is_atomic(tmp_path: Path) -> None:
     path = tmp_path / "lfw.bin"
-    pairs.write_bin(path, ENCODED, np.array(ISSAME))
+    write_bin(path, ENCODED, np.array(ISSAME))
     assert pickle.loads(path.read_bytes()) == (ENCODED, ISSAME)
-    check_images(pairs.open_pair_set(tmp_path, "lfw"))
+    check_images(pair_sets.open_pair_set(tmp_path, "lfw"))
     with pytest.raises(ValueError, match="odd number"):
-        pairs.write_bin(path, ENCODED[:3], [True])
+        write_bin(path, ENCODED[:3], [True])
     assert [entry.name for entry in tmp_path.iterdir()] == ["lfw.bin"]
-    check_images(pairs.open_pair_set(tmp_path, "lfw"))
+    check_images(pair_sets.open_pair_set(tmp_path, "lfw"))
 
 
 def test_real_faces(lfw112: Path) -> None:
-    pair_set = pairs.open_pair_set(lfw112, "lfw")
+    pair_set = pair_sets.open_pair_set(lfw112, "lfw")
     assert len(pair_set.images) == 2400
     assert pair_set.issame.sum() == 600
     assert pair_set.images[-1].shape == (112, 112, 3)
-
-
-# --- decoding -------------------------------------------------------------------------------------------------
-
-
-def test_red_stays_red() -> None:
-    red = np.zeros((112, 112, 3), np.uint8)
-    red[:, :, 2] = 255  # BGR
-    for encoded in (encode(red), np.frombuffer(encode(red), np.uint8), red[:, :, ::-1]):
-        np.testing.assert_array_equal(pairs.decode_image(encoded, "red"), red)
-    blue, green, strong = pairs.decode_image(encode(red, ".jpg"), "red")[50, 50]
-    assert strong > 250
-    assert max(blue, green) < 5
-
-
-@pytest.mark.parametrize(
-    ("encoded", "message"),
-    [
-        (b"", r"key 7: not a readable image \(0 bytes\)"),
-        (b"no image at all", "key 7: not a readable image"),
-        (encode(IMAGES[0], ".jpg")[:300], "key 7: not a readable image"),
-        (encode(IMAGES[0][:, :, 0], ".jpg"), "key 7: a greyscale image"),
-        (encode(IMAGES[0][:, :, 0], ".png"), "key 7: a greyscale image"),
-        (encode(IMAGES[0][:, :96]), "key 7: 96x112 px, expected 112x112: align"),
-        (np.zeros((112, 112), np.uint8), r"key 7: an array of shape \(112, 112\)"),
-        (np.zeros((100, 112, 3), np.uint8), r"key 7: an array of shape \(100, 112, 3\)"),
-    ],
-)
-def test_bad_images_are_named(encoded: bytes | np.ndarray, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        pairs.decode_image(encoded, "key 7")
 
 
 # --- sets on disk ---------------------------------------------------------------------------------------------
 
 
 def test_memfile_round_trip(tmp_path: Path) -> None:
-    pairs.write_memfile(tmp_path, "lfw", iter(IMAGES), ISSAME)
+    pair_sets.write_memfile(tmp_path, "lfw", iter(IMAGES), ISSAME)
     stored = np.load(tmp_path / "lfw_images.npy", mmap_mode="r")
     assert stored.shape == (6, 112, 112, 3)
     assert stored.dtype == np.uint8
-    check_images(pairs.open_pair_set(tmp_path, "lfw"))
+    check_images(pair_sets.open_pair_set(tmp_path, "lfw"))
 
 
 def test_bcolz_is_what_the_official_code_writes(tmp_path: Path) -> None:
-    pairs.write_bcolz(tmp_path, "lfw", IMAGES, ISSAME)
+    pair_sets.write_bcolz(tmp_path, "lfw", IMAGES, ISSAME)
     stored = bcolz.carray(rootdir=str(tmp_path / "lfw"), mode="r")  # as the official reader opens it
     assert stored.shape == (6, 3, 112, 112)
     assert stored.dtype == np.float32
     for planes, image in zip(stored, IMAGES, strict=True):
         np.testing.assert_allclose(planes, image.transpose(2, 0, 1) / 127.5 - 1, atol=1e-6)
     assert np.load(tmp_path / "lfw_list.npy").tolist() == ISSAME
-    check_images(pairs.open_pair_set(tmp_path, "lfw"))
+    check_images(pair_sets.open_pair_set(tmp_path, "lfw"))
 
 
 def test_bcolz_written_by_bcolz_reads_back_exactly(tmp_path: Path) -> None:
@@ -256,44 +226,44 @@ def test_bcolz_written_by_bcolz_reads_back_exactly(tmp_path: Path) -> None:
     array[1, ...] = (levels.transpose(2, 0, 1) / 127.5 - 1).astype(np.float32)
     array.flush()
     np.save(tmp_path / "cfp_fp_list.npy", np.array([True]))
-    for image in pairs.open_pair_set(tmp_path, "cfp_fp").images:
+    for image in pair_sets.open_pair_set(tmp_path, "cfp_fp").images:
         np.testing.assert_array_equal(image, levels)
 
 
 def test_damaged_bcolz_is_named(tmp_path: Path) -> None:
-    pairs.write_bcolz(tmp_path, "lfw", IMAGES, ISSAME)
+    pair_sets.write_bcolz(tmp_path, "lfw", IMAGES, ISSAME)
     (tmp_path / "lfw" / "data" / "__0.blp").write_bytes(b"x" * 100)
     with pytest.raises(ValueError, match="lfw, image 0: damaged bcolz chunk"):
-        _ = pairs.open_pair_set(tmp_path, "lfw").images[0]
+        _ = pair_sets.open_pair_set(tmp_path, "lfw").images[0]
     storage = tmp_path / "lfw" / "meta" / "storage"
     storage.write_text(storage.read_text().replace("float32", "object"))
     with pytest.raises(ValueError, match="of object, expected float32"):
-        pairs.open_pair_set(tmp_path, "lfw")
+        pair_sets.open_pair_set(tmp_path, "lfw")
     (tmp_path / "lfw" / "meta" / "sizes").write_text("{")
     with pytest.raises(ValueError, match="damaged bcolz folder"):
-        pairs.open_pair_set(tmp_path, "lfw")
+        pair_sets.open_pair_set(tmp_path, "lfw")
 
 
 def test_damaged_memfile_is_named(tmp_path: Path) -> None:
-    pairs.write_memfile(tmp_path, "lfw", IMAGES, ISSAME)
+    pair_sets.write_memfile(tmp_path, "lfw", IMAGES, ISSAME)
     images = tmp_path / "lfw_images.npy"
     whole = images.read_bytes()
     images.write_bytes(whole[:-1])
     with pytest.raises(ValueError, match=r"lfw_images\.npy: damaged"):
-        pairs.open_pair_set(tmp_path, "lfw")
+        pair_sets.open_pair_set(tmp_path, "lfw")
     np.save(images, np.zeros((6, 112, 112), np.uint8))
     with pytest.raises(ValueError, match=r"expected uint8 \(2P, 112, 112, 3\)"):
-        pairs.open_pair_set(tmp_path, "lfw")
+        pair_sets.open_pair_set(tmp_path, "lfw")
     images.write_bytes(whole)
     np.save(tmp_path / "lfw_list.npy", np.array([True]))
     with pytest.raises(ValueError, match="6 images for 1 pairs"):
-        pairs.open_pair_set(tmp_path, "lfw")
+        pair_sets.open_pair_set(tmp_path, "lfw")
     np.save(tmp_path / "lfw_list.npy", np.array([object()]), allow_pickle=True)
     with pytest.raises(ValueError, match=r"lfw_list\.npy: damaged"):
-        pairs.open_pair_set(tmp_path, "lfw")
+        pair_sets.open_pair_set(tmp_path, "lfw")
 
 
-@pytest.mark.parametrize("write", [pairs.write_memfile, pairs.write_bcolz])
+@pytest.mark.parametrize("write", [pair_sets.write_memfile, pair_sets.write_bcolz])
 @pytest.mark.parametrize(
     ("images", "message"),
     [
@@ -311,9 +281,9 @@ def test_nothing_is_left_of_a_failed_write(tmp_path: Path, write: object, images
 @pytest.mark.parametrize("name", ["", "..", "../lfw", "a/b", ".hidden", "a\\b"])
 def test_names_do_not_lead_out_of_the_folder(tmp_path: Path, name: str) -> None:
     for call in (
-        lambda: pairs.write_memfile(tmp_path, name, IMAGES, ISSAME),
-        lambda: pairs.write_bcolz(tmp_path, name, IMAGES, ISSAME),
-        lambda: pairs.open_pair_set(tmp_path, name),
+        lambda: pair_sets.write_memfile(tmp_path, name, IMAGES, ISSAME),
+        lambda: pair_sets.write_bcolz(tmp_path, name, IMAGES, ISSAME),
+        lambda: pair_sets.open_pair_set(tmp_path, name),
     ):
         with pytest.raises(ValueError, match="cannot be the name of a verification set"):
             call()
@@ -321,30 +291,30 @@ def test_names_do_not_lead_out_of_the_folder(tmp_path: Path, name: str) -> None:
 
 def test_sets_are_found_in_the_order_of_the_paper(tmp_path: Path) -> None:
     for name in ("zoo", "calfw", "lfw"):
-        pairs.write_bin(tmp_path / f"{name}.bin", ENCODED, ISSAME)
-    pairs.write_bcolz(tmp_path, "lfw", IMAGES, ISSAME)
-    pairs.write_bcolz(tmp_path, "agedb_30", IMAGES, ISSAME)
-    assert list(pairs.find_pair_sets(tmp_path).items()) == [
+        write_bin(tmp_path / f"{name}.bin", ENCODED, ISSAME)
+    pair_sets.write_bcolz(tmp_path, "lfw", IMAGES, ISSAME)
+    pair_sets.write_bcolz(tmp_path, "agedb_30", IMAGES, ISSAME)
+    assert list(pair_sets.find_pair_sets(tmp_path).items()) == [
         ("agedb_30", tmp_path / "agedb_30"),
         ("lfw", tmp_path / "lfw"),
         ("calfw", tmp_path / "calfw.bin"),
         ("zoo", tmp_path / "zoo.bin"),
     ]
-    pairs.write_memfile(tmp_path, "lfw", IMAGES, ISSAME)
-    assert pairs.find_pair_sets(tmp_path)["lfw"] == tmp_path / "lfw_images.npy"
+    pair_sets.write_memfile(tmp_path, "lfw", IMAGES, ISSAME)
+    assert pair_sets.find_pair_sets(tmp_path)["lfw"] == tmp_path / "lfw_images.npy"
     with pytest.raises(FileNotFoundError, match=r"no verification set 'cplfw' .* agedb_30, lfw, calfw, zoo"):
-        pairs.open_pair_set(tmp_path, "cplfw")
+        pair_sets.open_pair_set(tmp_path, "cplfw")
     with pytest.raises(FileNotFoundError, match="not a folder"):
-        pairs.find_pair_sets(tmp_path / "none")
+        pair_sets.find_pair_sets(tmp_path / "none")
 
 
 @pytest.mark.parametrize("form", ["bin", "memfile", "bcolz"])
 def test_sets_travel_to_workers_without_their_images(tmp_path: Path, form: str) -> None:
     if form == "bin":
-        pairs.write_bin(tmp_path / "lfw.bin", ENCODED, ISSAME)
+        write_bin(tmp_path / "lfw.bin", ENCODED, ISSAME)
     else:
-        (pairs.write_memfile if form == "memfile" else pairs.write_bcolz)(tmp_path, "lfw", IMAGES, ISSAME)
-    pair_set = pairs.open_pair_set(tmp_path, "lfw")
+        (pair_sets.write_memfile if form == "memfile" else pair_sets.write_bcolz)(tmp_path, "lfw", IMAGES, ISSAME)
+    pair_set = pair_sets.open_pair_set(tmp_path, "lfw")
     _ = pair_set.images[0]
     parcel = pickle.dumps(pair_set)
     assert len(parcel) < 1500

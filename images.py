@@ -1,0 +1,156 @@
+"""Aligned face images: encoded bytes recognized, decoded and encoded; sequences that read an image on demand."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import overload
+
+import cv2
+import numpy as np
+
+from pair_pickle import EncodedImage
+
+IMAGE_SHAPE = (112, 112, 3)
+_JPEG_START, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
+_PNG_START, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
+_SAMPLING_444 = 0x111111
+_JPEG_QUALITY = 95
+
+
+def decode_image(encoded: EncodedImage, what: str) -> np.ndarray:
+    """Decode one aligned face.
+
+    Args:
+        encoded: JPEG or PNG (any form OpenCV reads) as bytes or as a one-dimensional uint8 array; or the pixels
+            themselves, a (112, 112, 3) uint8 array in RGB order as old `.bin` files hold them.
+        what: name of the image for the error message, such as `train.rec, key 17`.
+
+    Returns:
+        (112, 112, 3) uint8 BGR.
+
+    Raises:
+        ValueError: not an image, damaged, not colour, or not 112x112.
+    """
+    if isinstance(encoded, np.ndarray):
+        if encoded.ndim != 1:
+            return _pixels_to_bgr(encoded, what)
+        data = encoded
+    else:
+        data = np.frombuffer(encoded, np.uint8)
+    try:
+        # ANYCOLOR leaves a grey source with one channel, so that it is found without a second look at the file.
+        image = cv2.imdecode(data, cv2.IMREAD_ANYCOLOR)
+    except cv2.error:
+        image = None
+    if image is None:
+        raise ValueError(f"{what}: not a readable image ({len(data)} bytes); the data is damaged")
+    if image.shape != IMAGE_SHAPE:
+        raise ValueError(_wrong_shape(image, what))
+    return image
+
+
+def _wrong_shape(image: np.ndarray, what: str) -> str:
+    """Say what is wrong with an image that is not (112, 112, 3)."""
+    if image.ndim == 2 or image.shape[2] != 3:
+        return f"{what}: a greyscale image, not colour; expected 112x112 colour faces (remove it or convert it)"
+    height, width = image.shape[:2]
+    return f"{what}: {width}x{height} px, expected 112x112: align the faces, or resize them, first"
+
+
+def _pixels_to_bgr(pixels: np.ndarray, what: str) -> np.ndarray:
+    """Check RGB pixels of an old `.bin` and turn them into BGR."""
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape != IMAGE_SHAPE:
+        raise ValueError(
+            f"{what}: an array of shape {pixels.shape} and type {pixels.dtype}, expected encoded bytes or "
+            f"(112, 112, 3) uint8 RGB pixels"
+        )
+    return np.ascontiguousarray(pixels[:, :, ::-1])
+
+
+def image_suffix(data: bytes, what: str) -> str:
+    """Recognise a whole JPEG or PNG by its first and last bytes, without decoding it.
+
+    Args:
+        data: encoded image.
+        what: name for the error message.
+
+    Returns:
+        `.jpg` or `.png`.
+
+    Raises:
+        ValueError: anything else, or an image whose end is missing.
+    """
+    for start, end, suffix in ((_JPEG_START, _JPEG_END, ".jpg"), (_PNG_START, _PNG_END, ".png")):
+        if data.startswith(start):
+            # Some writers pad the end; entropy-coded data never holds the end mark.
+            if data.endswith(end) or data.rfind(end) > 0:
+                return suffix
+            raise ValueError(f"{what} holds a {suffix[1:]} image without its end ({len(data)} bytes)")
+    if not data:
+        raise ValueError(f"{what} holds no image (0 bytes)")
+    raise ValueError(f"{what} holds no JPEG or PNG ({len(data)} bytes that start with {data[:4].hex(' ')})")
+
+
+def swap_red_blue(data: bytes, suffix: str, what: str) -> bytes:
+    """Swap red and blue of an encoded image; exact for PNG, lossy for JPEG.
+
+    Args:
+        data: encoded 112x112 colour image.
+        suffix: `.jpg` or `.png`, the form to write.
+        what: name for the error message.
+
+    Returns:
+        The encoded image, JPEG at quality 95 without colour subsampling.
+
+    Raises:
+        ValueError: not a 112x112 colour image.
+    """
+    return encode_image(np.ascontiguousarray(decode_image(data, what)[:, :, ::-1]), suffix)
+
+
+def encode_image(image: np.ndarray, suffix: str) -> bytes:
+    """Encode a colour image.
+
+    Args:
+        image: (H, W, 3) uint8 BGR.
+        suffix: `.jpg` or `.png`.
+
+    Returns:
+        The encoded image, JPEG at quality 95 without colour subsampling.
+    """
+    options = [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, _SAMPLING_444]
+    done, encoded = cv2.imencode(suffix, image, options if suffix == ".jpg" else [])
+    if not done:
+        raise RuntimeError(f"OpenCV could not encode an image as {suffix}")
+    return encoded.tobytes()
+
+
+class LazyImages(Sequence[np.ndarray]):
+    """Images, each (112, 112, 3) uint8 BGR, read when asked for.
+
+    Args:
+        location: where they are, for messages.
+    """
+
+    def __init__(self, location: str) -> None:
+        self.location = location
+
+    @abstractmethod
+    def read(self, index: int) -> np.ndarray:
+        """Return one image, (112, 112, 3) uint8 BGR.
+
+        Args:
+            index: 0 to the number of images - 1.
+        """
+
+    @overload
+    def __getitem__(self, index: int) -> np.ndarray: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[np.ndarray]: ...
+    def __getitem__(self, index: int | slice) -> np.ndarray | list[np.ndarray]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        count = len(self)
+        position = int(index) + count if index < 0 else int(index)
+        if not 0 <= position < count:
+            raise IndexError(f"{self.location} holds {count} images, image {index} was asked for")
+        return self.read(position)

@@ -1,0 +1,62 @@
+"""Encoded faces decoded; sequences that read an image when it is asked for."""
+
+import cv2
+import numpy as np
+import pytest
+
+from images import LazyImages, decode_image
+
+NOISE = np.random.default_rng(0).integers(0, 256, (7, 7, 3), np.uint8)
+FACE = cv2.resize(NOISE, (112, 112), interpolation=cv2.INTER_CUBIC)  # smooth enough for JPEG
+
+
+def encode(image: np.ndarray, suffix: str = ".png") -> bytes:
+    return cv2.imencode(suffix, image)[1].tobytes()
+
+
+def test_red_stays_red() -> None:
+    red = np.zeros((112, 112, 3), np.uint8)
+    red[:, :, 2] = 255  # BGR
+    for encoded in (encode(red), np.frombuffer(encode(red), np.uint8), red[:, :, ::-1]):
+        np.testing.assert_array_equal(decode_image(encoded, "red"), red)
+    blue, green, strong = decode_image(encode(red, ".jpg"), "red")[50, 50]
+    assert strong > 250
+    assert max(blue, green) < 5
+
+
+@pytest.mark.parametrize(
+    ("encoded", "message"),
+    [
+        (b"", r"key 7: not a readable image \(0 bytes\)"),
+        (b"no image at all", "key 7: not a readable image"),
+        (encode(FACE, ".jpg")[:300], "key 7: not a readable image"),
+        (encode(FACE[:, :, 0], ".jpg"), "key 7: a greyscale image"),
+        (encode(FACE[:, :, 0], ".png"), "key 7: a greyscale image"),
+        (encode(FACE[:, :96]), "key 7: 96x112 px, expected 112x112: align"),
+        (np.zeros((112, 112), np.uint8), r"key 7: an array of shape \(112, 112\)"),
+        (np.zeros((100, 112, 3), np.uint8), r"key 7: an array of shape \(100, 112, 3\)"),
+    ],
+)
+def test_bad_images_are_named(encoded: bytes | np.ndarray, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        decode_image(encoded, "key 7")
+
+
+class GreyImages(LazyImages):
+    """Three images, each of its own grey level."""
+
+    def __len__(self) -> int:
+        return 3
+
+    def read(self, index: int) -> np.ndarray:
+        return np.full((112, 112, 3), index, np.uint8)
+
+
+def test_images_are_read_by_place_from_either_end_and_by_slice() -> None:
+    images = GreyImages("somewhere")
+    assert [int(image[0, 0, 0]) for image in images] == [0, 1, 2]
+    assert int(images[-1][0, 0, 0]) == 2
+    assert [int(image[0, 0, 0]) for image in images[::-2]] == [2, 0]
+    for index in (3, -4):
+        with pytest.raises(IndexError, match=f"somewhere holds 3 images, image {index} was asked for"):
+            images[index]
