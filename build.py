@@ -8,8 +8,9 @@ from typing import Any
 
 import plan
 from backbone import EMBEDDING_SIZE
+from checkpoint_weights import check_fits, load_backbone
 from checkpointing import CheckpointKeeper
-from checkpoints import check_fits, load_backbone, load_checkpoint
+from checkpoints import load_checkpoint
 from config import Config
 from data_module import FaceDataModule
 from devices import DevicePlan, device_memory, divide_threads

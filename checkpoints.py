@@ -8,20 +8,17 @@ Format: ``state_dict`` holds ``model.<key of the backbone>`` and ``head.<key of 
 so that files go both ways. What is ours beside it is under ``adaface`` (plain dict, list, str, int, float, bool).
 """
 
-import functools
 import pickle
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-import registry
 from atomic_files import atomic_file
 
 # classes that old Lightning checkpoints name in their pickle; both are dictionaries
@@ -30,11 +27,9 @@ _OLD_LIGHTNING_CLASSES = (
     "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
 )
 _REFUSED_GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
-_BACKBONE_PREFIX = "model."
 SHARDED_HEAD = "sharded_head"  # in the part that is ours: what the files of the head hold
 REST = "rest.ckpt"  # in the folder of a sharded head's checkpoint: all but the head's matrices
 THRESHOLD = "adaface_threshold"  # beside the state dict: the cosine above which two faces are one person's
-_SHOWN_KEYS = 5
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -144,177 +139,6 @@ _NEEDED: dict[str, Callable[[dict[str, Any]], bool]] = {
         and all(isinstance(group["params"], list) for group in c["optimizer_states"][0]["param_groups"])
     ),
 }
-
-
-def backbone_state(checkpoint: dict[str, Any], path: str | Path) -> dict[str, Tensor]:
-    """Return the backbone's weights of a checkpoint, keys without ``model.``.
-
-    Args:
-        checkpoint: what ``load_checkpoint`` returned.
-        path: its file, for the message.
-
-    Raises:
-        ValueError: the checkpoint has no ``model.*`` entries.
-    """
-    state = checkpoint["state_dict"]
-    weights = {k.removeprefix(_BACKBONE_PREFIX): v for k, v in state.items() if k.startswith(_BACKBONE_PREFIX)}
-    if not weights:
-        raise ValueError(f"{path} has no `model.*` weights; its keys begin with {list(state)[:_SHOWN_KEYS]}")
-    return weights
-
-
-def told_architecture(checkpoint: Mapping[str, Any]) -> str | None:
-    """Return the architecture that a checkpoint tells of itself, by the options it was trained with; None: it does not.
-
-    Args:
-        checkpoint: what ``load_checkpoint`` returned.
-    """
-    ours = checkpoint.get("adaface")
-    config = ours.get("config") if isinstance(ours, Mapping) else None
-    arch = config.get("arch") if isinstance(config, Mapping) else None
-    return arch if isinstance(arch, str) and arch else None
-
-
-def find_architecture(checkpoint: dict[str, Any], path: str | Path) -> str:
-    """Return the architecture of a checkpoint: the one it tells, else the one whose keys and shapes its weights have.
-
-    Args:
-        checkpoint: what ``load_checkpoint`` returned.
-        path: its file, for the message.
-
-    Raises:
-        ValueError: no backbone weights, or weights of no architecture that is known.
-    """
-    weights = backbone_state(checkpoint, path)
-    found = told_architecture(checkpoint) or identify_architecture(weights)
-    if found is None:
-        nearest, misfit = nearest_architecture(weights)
-        raise ValueError(
-            f"{path} holds weights of no architecture that is known here ({len(weights)} entries); the nearest is "
-            f"{nearest}, but for {misfit}; python architecture_table.py lists what there is. Of a network of timm give "
-            "--arch timm:<name>: it cannot be told from the weights"
-        )
-    return found
-
-
-@functools.cache
-def expected_shapes(arch: str) -> Mapping[str, tuple[int, ...]]:
-    """Return the shapes of an architecture's weights by key.
-
-    Args:
-        arch: a name that ``registry.build_model`` takes.
-
-    Raises:
-        ValueError: unknown architecture.
-        RuntimeError: a network of timm, which is not installed.
-    """
-    with torch.device("meta"):
-        shapes = {key: tuple(value.shape) for key, value in registry.build_model(arch).state_dict().items()}
-    return MappingProxyType(shapes)
-
-
-def key_misfit(weights: dict[str, Tensor], expected: Mapping[str, tuple[int, ...]]) -> str:
-    """Say which entries of a backbone state dict are missing or too many; empty where all are as expected.
-
-    Args:
-        weights: backbone state dict.
-        expected: shapes by key.
-    """
-    missing = [key for key in expected if key not in weights]
-    shaped = [key for key in expected if key in weights and tuple(weights[key].shape) != expected[key]]
-    extra = [key for key in weights if key not in expected]
-    kinds = {"missing": missing, "of another shape": shaped, "too many": extra}
-    return ", ".join(f"{len(keys)} entries {what} {_first(keys)}" for what, keys in kinds.items() if keys)
-
-
-def _first(keys: list[str]) -> str:
-    return f"({', '.join(keys[:_SHOWN_KEYS])}{', ...' if len(keys) > _SHOWN_KEYS else ''})"
-
-
-def identify_architecture(weights: dict[str, Tensor]) -> str | None:
-    """Return the name of the architecture whose keys and shapes these weights have, or None.
-
-    Args:
-        weights: backbone state dict.
-    """
-    return next((name for name in registry.ARCHITECTURES if not key_misfit(weights, expected_shapes(name))), None)
-
-
-def nearest_architecture(weights: dict[str, Tensor]) -> tuple[str, str]:
-    """Return the architecture that shares the most entries with these weights, and what is wrong with the others.
-
-    Args:
-        weights: backbone state dict that no architecture has.
-    """
-    shapes = {(key, tuple(value.shape)) for key, value in weights.items()}
-    differing = {name: len(shapes ^ set(expected_shapes(name).items())) for name in registry.ARCHITECTURES}
-    nearest = min(differing, key=differing.__getitem__)
-    return nearest, key_misfit(weights, expected_shapes(nearest))
-
-
-def load_backbone(model: nn.Module, path: str | Path, arch: str) -> None:
-    """Load the backbone weights of a checkpoint into ``model``.
-
-    Args:
-        model: a network of ``registry.build_model(arch)``; changed in place.
-        path: checkpoint, ours or official.
-        arch: its architecture's name, for the message.
-
-    Raises:
-        ValueError: the checkpoint is of another architecture (named), or its keys do not fit.
-    """
-    checkpoint = load_checkpoint(path)
-    weights = backbone_state(checkpoint, path)
-    misfit = key_misfit(weights, {key: tuple(value.shape) for key, value in model.state_dict().items()})
-    if misfit:
-        found = told_architecture(checkpoint) or identify_architecture(weights)
-        if found not in (None, arch):
-            raise ValueError(f"{path} holds weights of {found}, the run uses --arch {arch}: give --arch {found}")
-        raise ValueError(f"{path} does not hold weights of {arch}: {misfit}")
-    own = model.state_dict()
-    rounded = [key for key in own if own[key].is_floating_point() and not weights[key].is_floating_point()]
-    if rounded:
-        raise ValueError(f"{path}: {len(rounded)} weights are whole numbers, expected fractions; {rounded[0]} is one")
-    model.load_state_dict(weights)
-
-
-def head_shape(checkpoint: dict[str, Any]) -> tuple[int, ...] | None:
-    """Return the shape (D, C) of the head in a checkpoint folder; None where the head is in the state dict.
-
-    Args:
-        checkpoint: what ``load_checkpoint`` returned.
-    """
-    sharded = checkpoint.get("adaface", {}).get(SHARDED_HEAD)
-    return None if sharded is None else tuple(sharded["shape"])
-
-
-def check_fits(
-    checkpoint: dict[str, Any], expected: dict[str, tuple[int, ...]], path: str | Path, sub_centers: int = 1
-) -> None:
-    """Raise ValueError where the weights of a run to resume do not fit the module built for it.
-
-    Args:
-        checkpoint: what ``load_checkpoint`` returned.
-        expected: shapes of backbone and head, the head's with all classes.
-        path: the checkpoint's file, for the message.
-        sub_centers: columns of the head for each class.
-    """
-    found = {key: tuple(value.shape) for key, value in checkpoint["state_dict"].items()}
-    shape = head_shape(checkpoint)
-    if shape is not None:
-        found["head.kernel"] = shape
-    wrong = [key for key in expected | found if expected.get(key) != found.get(key)]
-    if wrong == ["head.kernel"]:
-        raise ValueError(
-            f"{path} has a head of {found['head.kernel'][1] // sub_centers} classes, the training data has "
-            f"{expected['head.kernel'][1] // sub_centers}: resume on the data the run began with, or start a new run "
-            "with --start_from_model_statedict"
-        )
-    if wrong:
-        raise ValueError(
-            f"{path} does not fit this run: {len(wrong)} entries differ, the first are {wrong[:_SHOWN_KEYS]}; resume "
-            "with the --arch and --head it was trained with"
-        )
 
 
 def store_threshold(path: str | Path, threshold: dict[str, float | str]) -> None:

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from checkpoints import find_architecture, load_checkpoint
+from checkpoint_weights import find_architecture
+from checkpoints import load_checkpoint
 from collectives import gather_rows, rank, world_size
 from config import Config
 from data_module import FaceDataModule

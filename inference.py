@@ -24,13 +24,8 @@ import torch
 from torch import Tensor, nn
 
 from backbone import EMBEDDING_SIZE, IMAGE_SIZE, Backbone
-from checkpoints import (
-    THRESHOLD,
-    backbone_state,
-    find_architecture,
-    load_backbone,
-    load_checkpoint,
-)
+from checkpoint_weights import backbone_state, find_architecture, load_backbone
+from checkpoints import THRESHOLD, load_checkpoint
 from input_format import InputFormat, normalize_images
 from layers import fold_batch_norms
 from onnx_network import load_network

@@ -17,15 +17,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-from checkpoints import (
+from checkpoint_weights import (
     backbone_state,
     expected_shapes,
     identify_architecture,
     key_misfit,
-    load_checkpoint,
     nearest_architecture,
     told_architecture,
 )
+from checkpoints import load_checkpoint
 from published_models import PUBLISHED, published_by_name
 
 FOLDER_VARIABLE = "ADAFACE_MODELS"

@@ -25,8 +25,9 @@ from agreement import ToldError, check_agreement, failure_told
 from atomic_files import write_atomically
 from build import build, build_run_trainer, epoch_batches, facts_of, images_per_update, plan_lines
 from checkpoint_folders import run_folder_of
+from checkpoint_weights import backbone_state
 from checkpointing import CheckpointKeeper, how_to_go_on
-from checkpoints import backbone_state, load_checkpoint
+from checkpoints import load_checkpoint
 from command_line import EXPECTED_ERRORS, FAILED, INTERRUPTED, terminated_as_interrupted
 from config import Config
 from data_module import FaceDataModule

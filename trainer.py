@@ -4,8 +4,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from checkpoint_io import AtomicCheckpointIO
-from checkpointing import CheckpointKeeper
+from checkpointing import AtomicCheckpointIO, CheckpointKeeper
 from devices import DevicePlan
 from health import HealthMonitor, StalledLossWarning
 from lightning_setup import pl

@@ -67,7 +67,7 @@ LEVELS = {
     "partial_fc": 0.3,
     "sharded_optimizer": 0.1,
     "checkpoints": 1,
-    "checkpoint_io": 1.1,
+    "checkpoint_weights": 1.05,
     "sharded_checkpoint": 1.1,
     "demo_baseline": 1,
     "demo_data": 1,

@@ -1,52 +1,16 @@
+"""Checkpoint files: whole or not there, and nothing in them is run."""
+
 import errno
-import os
 import pickle
 import zipfile
-from pathlib import Path
 
 import pytest
 import torch
+from checkpoint_files import SMALL, Payload, official, write
 
 import checkpoints
-from checkpoint_io import AtomicCheckpointIO
-from checkpoints import (
-    backbone_state,
-    check_fits,
-    check_resumable,
-    identify_architecture,
-    load_backbone,
-    load_checkpoint,
-)
-from registry import build_model
-
-SMALL = "ir_mini"
-
-
-def write(path: Path, content: object) -> Path:
-    torch.save(content, path)
-    return path
-
-
-def official(arch: str) -> dict[str, torch.Tensor]:
-    return {f"model.{key}": value for key, value in build_model(arch).state_dict().items()}
-
-
-class Payload:
-    """An object whose unpickling would run a command."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-
-    def __reduce__(self):
-        return os.system, (f"touch {self.file}",)
-
-
-def test_an_official_checkpoint_loads(tmp_path):
-    state = official(SMALL)
-    file = write(tmp_path / "a.ckpt", {"state_dict": {**state, "head.kernel": torch.zeros(512, 3)}})
-    model = build_model(SMALL)
-    load_backbone(model, file, SMALL)
-    assert all(torch.equal(value, state[f"model.{key}"]) for key, value in model.state_dict().items())
+from checkpointing import AtomicCheckpointIO
+from checkpoints import check_resumable, load_checkpoint
 
 
 def test_old_lightning_objects_are_read_as_plain_dictionaries(tmp_path):
@@ -92,44 +56,6 @@ def test_files_that_are_no_checkpoints(tmp_path):
         load_checkpoint(write(tmp_path / "weights.ckpt", {"a": torch.zeros(1)}))
     with pytest.raises(ValueError, match="has no `state_dict`"):
         load_checkpoint(write(tmp_path / "tensor.ckpt", torch.zeros(1)))
-
-
-def test_a_checkpoint_without_a_backbone():
-    with pytest.raises(ValueError, match=r"has no `model\.\*` weights; its keys begin with \['backbone\.a'\]"):
-        backbone_state({"state_dict": {"backbone.a": torch.zeros(1)}}, "x.ckpt")
-
-
-@pytest.mark.parametrize("arch", ["ir_18", "ir_se_50", SMALL])
-def test_architectures_are_recognised(arch):
-    with torch.device("meta"):
-        weights = build_model(arch).state_dict()
-    assert identify_architecture(weights) == arch
-    weights.popitem()
-    assert identify_architecture(weights) is None
-
-
-def test_weights_of_another_architecture_are_named(tmp_path):
-    file = write(tmp_path / "a.ckpt", {"state_dict": official(SMALL)})
-    with pytest.raises(ValueError, match=f"holds weights of {SMALL}, the run uses --arch ir_18: give --arch {SMALL}"):
-        load_backbone(build_model("ir_18"), file, "ir_18")
-
-
-def test_missing_and_extra_weights_are_listed(tmp_path):
-    state = official(SMALL)
-    state.pop("model.input_layer.0.weight")
-    state["model.extra"] = torch.zeros(1)
-    file = write(tmp_path / "a.ckpt", {"state_dict": state})
-    with pytest.raises(ValueError, match=r"1 entries missing .*input_layer\.0\.weight.*1 entries too many.*extra"):
-        load_backbone(build_model(SMALL), file, SMALL)
-
-
-def test_weights_of_a_run_that_is_resumed_are_checked_before_anything_is_written():
-    expected = {"head.kernel": (8, 3)}
-    check_fits({"state_dict": {"head.kernel": torch.zeros(8, 3)}}, expected, "x.ckpt")
-    with pytest.raises(ValueError, match=r"x\.ckpt has a head of 5 classes, the training data has 3"):
-        check_fits({"state_dict": {"head.kernel": torch.zeros(8, 5)}}, expected, "x.ckpt")
-    with pytest.raises(ValueError, match=r"does not fit this run: 1 entries differ, the first are \['head\.t'\]"):
-        check_fits({"state_dict": {"head.kernel": torch.zeros(8, 3), "head.t": torch.zeros(1)}}, expected, "x.ckpt")
 
 
 def resumable() -> dict:

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_checkpoints import Payload
+from checkpoint_files import Payload
 
 import lightning_setup  # noqa: F401  (Lightning is imported safely by it)
 import registry
-from checkpoints import expected_shapes
+from checkpoint_weights import expected_shapes
 from model_files import find_model, locate, models_folder
 from published_models import PUBLISHED, published_by_name
 

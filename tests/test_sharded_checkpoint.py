@@ -12,7 +12,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from sharded_checkpoint_worker import D, checkpoint_of, trained
 
-from checkpoints import REST, check_fits, load_checkpoint
+from checkpoint_weights import check_fits
+from checkpoints import REST, load_checkpoint
 from margins import build_head
 from sharded_checkpoint import KERNEL, export_single_file, fill_in_head, strip_head, write_head
 

@@ -8,7 +8,8 @@ from test_main import faces, run, words  # noqa: F401 (a fixture)
 from torch import Tensor, nn
 
 import main
-from checkpoints import find_architecture, load_checkpoint, told_architecture
+from checkpoint_weights import find_architecture, told_architecture
+from checkpoints import load_checkpoint
 from inference import IMAGE, Embedder, load_pretrained_model
 from registry import build_model, check_architecture
 from timm_backbone import TimmBackbone
