@@ -13,9 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import binomtest, norm
 
-from evaluation.dependence import Identities
+from evaluation.dependence import Identities, placements
 from evaluation.intervals import Interval
-from evaluation.pair_scores import placements
 from verification_metrics import auc, tar_at_far
 
 _Z = float(norm.ppf(0.975))

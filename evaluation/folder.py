@@ -23,10 +23,9 @@ from pathlib import Path
 import numpy as np
 
 from evaluation.degradation import DEGRADATIONS, DegradedImages
-from evaluation.identification import open_set_rates, rank_rates
+from evaluation.identification import macro_f1, open_set_rates, rank_rates
 from evaluation.identity_folder import IdentityFolder, assign_roles, open_identity_folder
 from evaluation.intervals import rate_interval, tar_intervals
-from evaluation.macro_f1 import macro_f1
 from evaluation.outcome import Embedded, EmbedImages, Outcome, unreadable_note
 from evaluation.similarity_search import nearest, search
 from evaluation.template_pooling import pool_templates

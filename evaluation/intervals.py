@@ -7,7 +7,10 @@ takes in that pairs of the same people depend on each other (``evaluation.depend
 - rates, 10-fold accuracy: Wilson, "Probable inference", 1927. With identities, and for the EER, which is linearised:
   Clopper and Pearson with the effective size of Korn and Graubard, "Confidence intervals for proportions with small
   expected number of positive counts estimated from survey data", 1998.
-- TAR at FAR: the Bayesian bootstrap of pairs in closed form (``evaluation.threshold_draws``).
+- TAR at FAR: the Bayesian bootstrap of pairs in closed form (Rubin, "The Bayesian bootstrap", 1981; for ROC curves
+  Gu, Ghosal and Roy, 2008). However impostor scores are distributed, the number of them above the threshold of a given
+  FAR is binomial: the threshold is drawn between two of the sorted scores, and the rate of genuine scores above it from
+  a beta distribution. Above the highest impostor score the tail is taken to be exponential.
 - AUC: Newcombe, "Confidence intervals for an effect size measure based on the Mann-Whitney statistic", 2006, method 5,
   with its variance scaled to the one of DeLong 1988, for identities that of Obuchowski 1997.
 
@@ -18,12 +21,10 @@ from collections.abc import Sequence
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.special import betaincinv
-from scipy.stats import norm
+from scipy.special import betaincinv, ndtr
+from scipy.stats import binom, norm
 
-from evaluation.dependence import Identities
-from evaluation.pair_scores import PairScores, placements
-from evaluation.threshold_draws import rate_draws
+from evaluation.dependence import Identities, PairScores, placements
 from verification_metrics import auc, best_accuracy, eer, fold_decisions
 
 Interval = tuple[float, float]
@@ -31,6 +32,8 @@ Interval = tuple[float, float]
 _Z = float(norm.ppf(0.975))
 _TAILS = (0.025, 0.975)
 _NEARLY_0 = 1e-12
+_DRAWS = 4000
+_TAIL_SCORES = 20
 
 
 def wilson(rate: float, size: float) -> Interval:
@@ -248,3 +251,54 @@ def _identities(identities: np.ndarray | None, observations: int) -> Identities 
 def _ends(draws: np.ndarray) -> Interval:
     low, high = np.quantile(draws, _TAILS)
     return float(low), float(high)
+
+
+def rate_draws(
+    genuine: np.ndarray,
+    impostor: np.ndarray,
+    far: float,
+    trials: int,
+    effects: tuple[float, float, float],
+    generator: np.random.Generator,
+) -> np.ndarray:
+    """Draw the accept rate of genuine scores at the unknown threshold whose false accept rate is ``far``.
+
+    Args:
+        genuine: (G,) ascending.
+        impostor: (N,) descending.
+        far: expected number of impostor scores above the threshold, divided by ``trials``.
+        trials: number of impostor pairs, or of probes.
+        effects: design effects of both rates, and their correlation.
+        generator: of the draws.
+
+    Returns:
+        (4000,) rates.
+    """
+    genuine_effect, impostor_effect, correlation = effects
+    first, second = generator.standard_normal((2, _DRAWS))
+    independent = max(round(trials / impostor_effect), 1)
+    above = binom.ppf(ndtr(first), independent, far)
+    place = (above + generator.random(_DRAWS)) * trials / independent  # counted from the highest score, which has 1
+    needed = min(int(place.max()) + 2, len(impostor))
+    thresholds = np.interp(place, np.arange(1, needed + 1), impostor[:needed])
+    beyond = place < 1
+    # the highest score's own rate, given that it is above ``far``, is far + Exp(1) / trials
+    ratio = 1 + generator.exponential(size=_DRAWS) / (independent * far)
+    thresholds[beyond] += _tail_scale(impostor) * np.log(ratio[beyond])
+
+    rejected = np.searchsorted(genuine, thresholds)
+    level = ndtr(-(correlation * first + np.sqrt(1 - correlation**2) * second))
+    # half of the draws for either end of Clopper and Pearson: the mid-p distribution, which reaches 0 and 1
+    up = np.arange(_DRAWS) % 2
+    hits = (len(genuine) - rejected) / genuine_effect + up
+    misses = rejected / genuine_effect + 1 - up
+    rates = (hits > 0).astype(float)
+    inside = (hits > 0) & (misses > 0)
+    rates[inside] = betaincinv(hits[inside], misses[inside], level[inside])
+    return rates
+
+
+def _tail_scale(impostor: np.ndarray) -> float:
+    """Return the mean excess of the highest scores over the next one, from (N,) descending scores."""
+    highest = min(_TAIL_SCORES, len(impostor) // 10 + 1, len(impostor) - 1)
+    return float(impostor[:highest].mean() - impostor[highest]) if highest else 0.0

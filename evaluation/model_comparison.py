@@ -25,8 +25,8 @@ from atomic_files import write_atomically
 from evaluation.comparison import Comparison, compare_decisions
 from evaluation.degradation import DegradedImages
 from evaluation.folder import PROTOCOL, Identification, degradation_note, identify, outcome_of
+from evaluation.identification import compare_macro_f1, macro_f1
 from evaluation.identity_folder import open_identity_folder
-from evaluation.macro_f1 import compare_macro_f1, macro_f1
 from evaluation.outcome import EmbedImages, Outcome
 from plot_style import BLACK, BLUE, DPI, GREEN, ORANGE, PURPLE, SKY, VERMILION, dress, save_figure
 
