@@ -1,7 +1,7 @@
 """Pictures of scored pairs: ROC and DET curves, and the similarities of genuine and impostor pairs.
 
 Each is drawn onto given axes, so that the PNG files (``roc.png``, ``similarity.png``) and the report show the same. How
-they look is in ``plot_style.py``; a training has pictures of its own (``loss_plot.py``, ``health_plot.py``).
+they look is in ``plot_style.py``; a training has pictures of its own (``training_curves.py``).
 """
 
 import math

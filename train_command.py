@@ -38,11 +38,9 @@ from evaluation.model_comparison import comparison_text, write_comparison
 from evaluation.run_report import write_run_report
 from face_datasets import TrainingDataset
 from finetuning import find_pretrained
-from health_plot import plot_health
 from images import IMAGE_SHAPE
 from lightning_setup import pl
 from locks import RunLock
-from loss_plot import plot_loss
 from optimization import scaled_learning_rate
 from plots import plot_roc, plot_similarity_histograms
 from process_watch import ProcessWatch
@@ -61,6 +59,7 @@ from resume import check_still_new, with_checkpoint_options, with_run_folder
 from run_folder import choose_run_folder, make_run_folder, write_config, write_manifest
 from sampler import RandomStreams
 from stopping import InterruptedTrainingError
+from training_curves import plot_health, plot_loss
 from training_module import FaceRecognitionModule
 
 _SAMPLES_IN_GRID = 64

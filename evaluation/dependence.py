@@ -121,7 +121,7 @@ class PairScores:
         impostor: (N,) scores, in the order of the pairs.
 
     Raises:
-        ValueError: scores that ``evaluate_utils.roc`` refuses, or identities of another shape.
+        ValueError: scores that ``verification_metrics.roc`` refuses, or identities of another shape.
     """
 
     def __init__(self, similarity: np.ndarray, issame: np.ndarray, identities: np.ndarray | None) -> None:

@@ -58,7 +58,7 @@ class ReportContent:
         sets: results of verification sets, with the similarities of their pairs where curves are wanted.
         outcomes: of other protocols; those with pairs have curves too.
         tables: others, such as the comparison with published numbers.
-        metrics: of a training, as ``training_metrics.read_metrics`` returns them.
+        metrics: of a training, as ``training_curves.read_metrics`` returns them.
         rejections: error-versus-reject curves, by name of the set.
         norms: feature norms by name of the set, of any shape, beside those of the outcomes.
         hardest: pairs to show as pictures, of each set.

@@ -9,11 +9,20 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from health_plot import draw_feature_norm, draw_gradient_norm, draw_target_cosine, health_rows
-from loss_plot import draw_accuracy, draw_learning_rate, draw_loss, training_rows, validation_rows
 from plots import ScoredPairs, draw_det, draw_roc, draw_similarities, similarity_span, with_both_kinds
 from quality_plot import RejectCurve, draw_norms, draw_rejections
 from svg_figure import POINTS_PER_INCH, LegendEntry, figure_as_svg, legend_of
+from training_curves import (
+    draw_accuracy,
+    draw_feature_norm,
+    draw_gradient_norm,
+    draw_learning_rate,
+    draw_loss,
+    draw_target_cosine,
+    health_rows,
+    training_rows,
+    validation_rows,
+)
 
 _SIZE_INCHES = (4.5, 3.3)
 
@@ -123,7 +132,7 @@ def training_panels(table: pd.DataFrame, among: Sequence[str] = ()) -> list[Pane
     """Return loss, learning rate, validation accuracy and health of a training, such as were logged.
 
     Args:
-        table: what ``training_metrics.read_metrics`` returns.
+        table: what ``training_curves.read_metrics`` returns.
         among: names of all sets of the report, for equal colours in all its pictures.
     """
     panels, training, validation, health = [], training_rows(table), validation_rows(table), health_rows(table)

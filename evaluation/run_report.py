@@ -15,7 +15,7 @@ from evaluation.report import ReportContent, write_report
 from pair_sets import PairSet
 from results import SetResult
 from run_folder import CONFIG, MANIFEST
-from training_metrics import read_metrics
+from training_curves import read_metrics
 
 REPORT = "report.html"
 _PAIRS_OF_A_SET = 8  # of each kind

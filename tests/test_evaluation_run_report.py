@@ -4,7 +4,7 @@ import sys
 import numpy as np
 import pytest
 from test_evaluation_report import Page, result
-from test_loss_plot import metrics_file
+from test_training_curves import metrics_file
 
 import run_folder
 from evaluation.run_report import write_run_report

@@ -8,11 +8,11 @@ import pytest
 from drawn_figures import assert_is_a_picture, figures_saved_by, texts
 from matplotlib.figure import Figure
 
-import loss_plot
 import plots
-from loss_plot import plot_loss
+import training_curves
 from plot_style import power_of_ten
 from plots import draw_det, draw_roc, plot_roc, plot_similarity_histograms
+from training_curves import plot_loss
 from verification_metrics import roc
 
 
@@ -61,7 +61,7 @@ def test_pictures_of_several_sets(tmp_path, drawn, count):
 
 
 def test_a_set_looks_the_same_in_every_picture(tmp_path, drawn, monkeypatch):
-    losses = figures_saved_by(loss_plot, monkeypatch)
+    losses = figures_saved_by(training_curves, monkeypatch)
     sets = [scored("lfw"), one_kind("cfp_fp"), scored("calfw", seed=1)]
     assert plot_roc(sets, tmp_path / "roc.png")
     table = pd.DataFrame({"step": [9], "epoch": [0], "val_acc": [70.0], "calfw_acc": [60.0], "lfw_acc": [80.0]})

@@ -4,15 +4,14 @@ import pandas as pd
 import pytest
 from drawn_figures import assert_is_a_picture, figures_saved_by, texts
 
-import loss_plot
-from loss_plot import plot_loss
-from training_metrics import read_metrics
+import training_curves
+from training_curves import plot_health, plot_loss, read_metrics
 
 
 @pytest.fixture
 def drawn(monkeypatch):
     """The figures as they are saved."""
-    return figures_saved_by(loss_plot, monkeypatch)
+    return figures_saved_by(training_curves, monkeypatch)
 
 
 def metrics_file(path, epochs=range(6), steps=10, bonus=0.0):
@@ -95,3 +94,34 @@ def test_nothing_logged_no_picture(tmp_path, content):
         (tmp_path / "version_0" / "metrics.csv").write_text(content)
     assert not plot_loss(tmp_path, tmp_path / "loss.png")
     assert not (tmp_path / "loss.png").exists()
+
+
+def table(epochs: int = 12, adaface: bool = True) -> pd.DataFrame:
+    """What a training logs, its losses between the epochs' rows."""
+    epoch = np.arange(epochs)
+    health = pd.DataFrame({
+        "epoch": epoch, "step": 10 * epoch + 9, "gradient_norm": 3 + 10 / (1 + epoch),
+        "gradient_norm_max": 9 + 30 / (1 + epoch), "target_cosine": 0.6 * (1 - 0.8**epoch),
+        "feature_norm": 20 + epoch / 4, "feature_norm_std": 4.0, "feature_norm_min": 8.0,
+        "feature_norm_max": 33 + epoch,
+    })  # fmt: skip
+    if adaface:
+        health = health.assign(adaface_mean=19 + epoch / 4, adaface_std=5.0)
+    losses = pd.DataFrame({"epoch": epoch, "step": 10 * epoch + 4, "train_loss": 1.0})
+    return pd.concat([losses, health], ignore_index=True)
+
+
+@pytest.mark.parametrize("adaface", [True, False])
+@pytest.mark.parametrize("epochs", [1, 60])
+def test_a_picture_of_every_training(tmp_path, epochs, adaface):
+    assert plot_health(table(epochs, adaface), tmp_path / "health.png")
+    image = cv2.imread(str(tmp_path / "health.png"))
+    assert min(image.shape[:2]) >= 900
+    assert (image < 128).any(axis=2).mean() > 0.005
+
+
+@pytest.mark.parametrize("missing", [["feature_norm"], ["epoch", "step", "train_loss"]])
+def test_no_health_logged_no_picture(tmp_path, missing):
+    empty = table().drop(columns=missing) if missing == ["feature_norm"] else table(3)[:3]
+    assert not plot_health(empty, tmp_path / "health.png")
+    assert not list(tmp_path.iterdir())
