@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from audit.audited_images import AuditedData
 from audit.finding import Finding
+from audit.images import AuditedData
 from selection import TrainingIndex
 
 # in this order: what a later kind says does not undo what an earlier one has

@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from audit.audited_images import AuditedData, TestImages
 from audit.finding import Finding
-from audit.near_pairs import near_pairs
-from audit.picture_hash import LEAST_LIKENESS, likeness
+from audit.hashing import LEAST_LIKENESS, likeness, near_pairs
+from audit.images import AuditedData, TestImages
 from audit.scan import GOOD, states
 from threads import in_order
 

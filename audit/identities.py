@@ -15,8 +15,8 @@ from functools import cached_property
 
 import numpy as np
 
-from audit.audited_images import AuditedData
 from audit.finding import Finding
+from audit.images import AuditedData
 from gallery_search import most_similar
 
 _SEED = 0

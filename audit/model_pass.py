@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from audit.audited_images import AuditedData, TestImages
 from audit.duplicates import Scanned
 from audit.finding import Finding
-from audit.good_images import GoodImages
 from audit.identities import Embeddings, identity_findings, leaked_identities, levels_of
+from audit.images import AuditedData, TestImages
 from audit.scan import GOOD, states
+from evaluation.image_list import ChosenImages
 from evaluation.outcome import EmbedImages
 
 _FEWEST_IDENTITIES = 2
@@ -97,7 +97,7 @@ def _embedded(images: AuditedData | TestImages, table: np.ndarray, embed: EmbedI
     from inference import IMAGE  # see above
 
     good = states(table, GOOD)
-    found = embed(GoodImages(images, good), IMAGE)
+    found = embed(ChosenImages(images, good), IMAGE)
     if found.readable.all():
         return good, found.embeddings
     return good[found.readable], found.embeddings[found.readable]

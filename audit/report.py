@@ -19,8 +19,8 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader
 
 from atomic_files import atomic_file, write_atomically
-from audit.audited_images import AuditedData, TestImages
 from audit.finding import KINDS, LEVELS, Finding
+from audit.images import AuditedData, TestImages
 from audit.scan import displayed
 
 CSV, HTML, JSON = "audit.csv", "audit.html", "audit.json"

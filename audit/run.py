@@ -15,15 +15,14 @@ from typing import Protocol
 
 import numpy as np
 
-from audit.audited_images import AuditedData, TestImages, image_folders, open_audited_data, open_test_sets
 from audit.cleaning import cleaned_index
 from audit.colours import colour_findings
-from audit.counting import counted_findings
 from audit.duplicates import Scanned, duplicate_findings
 from audit.finding import ERROR, KINDS, NOTE, WARNING, Finding
+from audit.images import AuditedData, TestImages, image_folders, open_audited_data, open_test_sets
 from audit.model_pass import model_findings
 from audit.report import CSV, HTML, JSON, counts_of, in_order_of_level, write_csv, write_html, write_json
-from audit.scan import GOOD, open_table, scan, states, usual_of
+from audit.scan import GOOD, counted_findings, open_table, scan, states, usual_of
 from evaluation.outcome import EmbedImages
 from locks import locked
 from quiet import quiet_error_output

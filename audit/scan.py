@@ -2,6 +2,9 @@
 
 What is kept lies in one file, a row for each image, that a stopped audit goes on with. A row depends on its image and
 on the frequencies that are usual in the data, not on threads or on where an audit was stopped.
+
+``counted_findings`` are those that follow from listing and decoding alone: flaws of folders and labels, images that
+cannot be trained on, identities of one image.
 """
 
 import contextlib
@@ -9,6 +12,7 @@ import hashlib
 import io
 import os
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -19,7 +23,9 @@ from tqdm import tqdm
 
 from atomic_files import atomic_path
 from audit.colours import colour_spread, warmth
-from audit.picture_hash import frequencies, picture_hash, usual_frequencies
+from audit.finding import Finding
+from audit.hashing import frequencies, picture_hash, usual_frequencies
+from audit.images import AuditedData
 from images import IMAGE_SHAPE, image_suffix
 from pair_pickle import EncodedImage
 from threads import in_order
@@ -45,6 +51,7 @@ _FILLER = 128  # what libjpeg paints where a picture's data ends too early
 _MOST_PIXELS = 1 << 26
 _LEAST_BYTES_OF_LARGE = 1 << 15  # of a JPEG of so many pixels; a WebP of one colour has hundreds
 _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
+_LEAST_CONTRAST = 4.0  # of 255; the flattest of 4,527 LFW faces has 13
 
 
 class Images(Protocol):
@@ -230,3 +237,32 @@ def states(table: np.ndarray, *wanted: int) -> np.ndarray:
         wanted: such as ``GOOD``.
     """
     return np.flatnonzero(np.isin(table["state"], wanted))
+
+
+def counted_findings(data: AuditedData, table: np.ndarray) -> Iterator[Finding]:
+    """Find flaws of the listing, images that training refuses, blank ones, and identities of one image.
+
+    Args:
+        data: the images.
+        table: (N,) of ``scan.ROW``.
+    """
+    for flaw in data.flaws:
+        yield Finding(flaw.kind, flaw.identity, flaw.text)
+    for sample in states(table, UNREADABLE).tolist():
+        yield Finding("unreadable image", data.identity(sample), why_unreadable(data, sample), samples=(sample,))
+    side = IMAGE_SHAPE[0]
+    for sample in states(table, WRONG_SIZE).tolist():
+        text = f"{table['width'][sample]}x{table['height'][sample]} px, expected {side}x{side}"
+        yield Finding("wrong size", data.identity(sample), text, samples=(sample,))
+    for sample in states(table, GREY).tolist():
+        yield Finding("grey image", data.identity(sample), "not three channels", samples=(sample,))
+    good = states(table, GOOD)
+    for sample in good[table["contrast"][good] < _LEAST_CONTRAST].tolist():
+        text = f"standard deviation {table['contrast'][sample]:.1f} of 255"
+        yield Finding("blank image", data.identity(sample), text, samples=(sample,))
+    counts = np.bincount(data.labels, minlength=len(data.source.class_names))
+    usable = np.bincount(data.labels[good], minlength=len(counts))
+    for sample in good[usable[data.labels[good]] == 1].tolist():
+        among = int(counts[data.labels[sample]])
+        text = "its only image" if among == 1 else f"of its {among} images the only one that can be used"
+        yield Finding("single image", data.identity(sample), text, samples=(sample,))

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -71,15 +71,7 @@ class ImageFiles:
 
     def fingerprint(self) -> str:
         """Return a digest of names, sizes and times of change."""
-        digest = hashlib.sha256(self.prepared_as.encode())
-        for path in self.paths:
-            try:
-                status = path.stat()
-                found = f"{path.resolve()}\0{status.st_size}\0{status.st_mtime_ns}"
-            except OSError:
-                found = f"{path}\0absent"
-            digest.update(os.fsencode(found) + b"\n")
-        return digest.hexdigest()
+        return fingerprint_of_files(self.paths, self.prepared_as)
 
 
 @dataclass(frozen=True)
@@ -113,7 +105,7 @@ class PairSetImages:
     def fingerprint(self) -> str:
         """Return a digest of the files' names, sizes and times of change."""
         files = sorted(self.path.rglob("*")) if self.path.is_dir() else [self.path]
-        return ImageFiles(self.name, files).fingerprint()
+        return fingerprint_of_files(files)
 
 
 @dataclass(frozen=True)
@@ -122,11 +114,11 @@ class ChosenImages:
 
     Attributes:
         images: the list.
-        chosen: (N,) indices.
+        chosen: (N,) integers, indices of the list.
     """
 
     images: ImageList
-    chosen: tuple[int, ...]
+    chosen: np.ndarray
 
     @property
     def name(self) -> str:
@@ -142,11 +134,29 @@ class ChosenImages:
         Raises:
             ValueError: it cannot be read.
         """
-        return self.images.read(self.chosen[index])
+        return self.images.read(int(self.chosen[index]))
 
     def fingerprint(self) -> str:
         """Return a text that changes where the images do, or which they are."""
-        return f"{self.images.fingerprint()}{self.chosen}"
+        return f"{self.images.fingerprint()} {hashlib.sha256(self.chosen.astype('<i8').tobytes()).hexdigest()}"
+
+
+def fingerprint_of_files(paths: Iterable[Path], prefix: str = "") -> str:
+    """Return a digest of names, sizes and times of change, which says of absent files that they are.
+
+    Args:
+        paths: of the files, in order.
+        prefix: what the digest depends on beside the files.
+    """
+    digest = hashlib.sha256(prefix.encode())
+    for path in paths:
+        try:
+            status = path.stat()
+            state = f"{path.resolve()}\0{status.st_size}\0{status.st_mtime_ns}"
+        except OSError:
+            state = f"{path}\0absent"
+        digest.update(os.fsencode(state) + b"\n")
+    return digest.hexdigest()
 
 
 def read_colour_image(path: Path) -> np.ndarray:

@@ -193,7 +193,7 @@ def _degraded_norms(sets: list[VerifiedSet], embed: CachedEmbedding, seed: int) 
     lines, warnings = [], []
     for verified in sets:
         chosen = verified.places.ravel()[:_MOST_DEGRADED]  # all of them can be read
-        images = ChosenImages(verified.images, tuple(chosen.tolist()))
+        images = ChosenImages(verified.images, chosen)
         norms, levels = [], []
         for strength in _STRENGTHS:
             embedded = embed(DegradedImages(images, seed, strength) if strength else images)

@@ -123,7 +123,7 @@ def _open(name: str, folder: Path, limit: int) -> PairList:
     chosen = _spread(len(pair_set.issame), limit)
     images: ImageList = PairSetImages(pair_set, find_pair_sets(folder)[name])
     if len(chosen) < len(pair_set.issame):
-        images = ChosenImages(images, tuple(np.stack([2 * chosen, 2 * chosen + 1], axis=1).ravel().tolist()))
+        images = ChosenImages(images, np.stack([2 * chosen, 2 * chosen + 1], axis=1).ravel())
     pairs_in_all = len(pair_set.issame)
     limited = len(chosen) < pairs_in_all
     notes = (f"a quick look: {len(chosen):,} of {pairs_in_all:,} pairs",) if limited else ()

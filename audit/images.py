@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from combined_source import CombinedSource
+from evaluation.image_list import PairSetImages, fingerprint_of_files
 from folder_source import IMAGE_EXTENSIONS, FolderSource, listing
 from images import decode_image
 from pair_pickle import EncodedImage
@@ -178,7 +179,7 @@ def open_test_sets(paths: str) -> list[TestImages]:
         ValueError: one is damaged, or a name is empty.
     """
     words = [paths] if Path(paths).exists() else [word.strip() for word in paths.split(",")]
-    found: list[TestImages] = []
+    test_sets: list[TestImages] = []
     for word in words:
         path = Path(word)
         if not word:
@@ -187,22 +188,22 @@ def open_test_sets(paths: str) -> list[TestImages]:
             raise FileNotFoundError(f"--test_sets: there is no {path}; expected a .bin file, or a folder")
         if path.is_dir():
             sets = find_pair_sets(path)
-            found += [_pair_images(open_pair_set(path, name), file) for name, file in sets.items()]
-            found += [] if sets else [_folder_images(path)]
+            test_sets += [_pair_images(open_pair_set(path, name), file) for name, file in sets.items()]
+            test_sets += [] if sets else [_folder_images(path)]
         elif path.suffix == ".bin":
-            found.append(_pair_images(open_pair_set(path.parent, path.stem), path))
+            test_sets.append(_pair_images(open_pair_set(path.parent, path.stem), path))
         else:
             raise ValueError(f"--test_sets: {path} is neither a .bin file nor a folder")
-    return found
+    return test_sets
 
 
 def _pair_images(pair_set: PairSet, path: Path) -> TestImages:
     def get(index: int) -> EncodedImage:
         return np.ascontiguousarray(pair_set.images[index][:, :, ::-1])
 
-    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    state = PairSetImages(pair_set, path).fingerprint()
     return TestImages(
-        pair_set.name, len(pair_set.images), get, lambda i: f"{path}, image {i} (of pair {i // 2})", _state_of(files)
+        pair_set.name, len(pair_set.images), get, lambda i: f"{path}, image {i} (of pair {i // 2})", state
     )
 
 
@@ -218,14 +219,5 @@ def _folder_images(folder: Path) -> TestImages:
             f"--test_sets: {folder} holds neither verification sets nor images; it holds {listing(folder)}"
         )
     name = folder.resolve().name[:_LONGEST_NAME]
-    return TestImages(
-        name, len(names), lambda i: names[i].read_bytes(), lambda i: str(names[i]), _state_of(names), folder
-    )
-
-
-def _state_of(files: Sequence[Path]) -> str:
-    digest = hashlib.sha256()
-    for path in files:
-        status = path.stat()
-        digest.update(os.fsencode(path.resolve()) + f"\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
-    return digest.hexdigest()
+    state = fingerprint_of_files(names)
+    return TestImages(name, len(names), lambda i: names[i].read_bytes(), lambda i: str(names[i]), state, folder)

@@ -6,15 +6,15 @@ import cv2
 import numpy as np
 import pytest
 
-from audit import near_pairs as module
-from audit.near_pairs import near_pairs
-from audit.picture_hash import (
+from audit import hashing as module
+from audit.hashing import (
     LEAST_LIKENESS,
     MOST_BITS_APART,
     bits_apart,
     frequencies,
     likeness,
     mirrored,
+    near_pairs,
     picture_hash,
     usual_frequencies,
 )
