@@ -38,8 +38,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from alignment.detector import MTCNN
-from embedded_photograph import EmbeddedPhotograph, embed_photograph
-from face_comparison import NO_THRESHOLD, Threshold
+from face_comparison import NO_THRESHOLD, EmbeddedPhotograph, Threshold, embed_photograph
 from inference import Embedder
 
 PHOTOGRAPHS = ("first", "second")

@@ -19,14 +19,14 @@ from pathlib import Path
 import numpy as np
 
 from alignment.detector import MTCNN
-from alignment.photograph_list import Photographs
+from alignment.photograph import Photographs
 from atomic_files import check_writable, write_atomically
 from command_line import Parser, printable, run_to_status
 from devices import plan_devices
-from embedding_file import NamedEmbeddings, read_embeddings, write_embeddings
+from evaluation.cached import MOST_UNREADABLE, CachedEmbedding, ModelFile
 from evaluation.command import CACHE
-from evaluation.embedding import MOST_UNREADABLE, CachedEmbedding, ModelFile
 from evaluation.image_list import ImageFiles, ImageList
+from evaluation.similarity_search import most_similar
 from face_comparison import (
     MOST_DRAWN,
     choose_threshold,
@@ -35,8 +35,7 @@ from face_comparison import (
     draw_comparison,
     threshold_text,
 )
-from found_faces import FoundFaces, found_csv, found_text
-from gallery_search import ENGINES, LARGE_GALLERY, choose_engine, most_similar
+from gallery import FoundFaces, NamedEmbeddings, found_csv, found_text, read_embeddings, write_embeddings
 from model_options import add_model_options, check_model_options, model_path
 from quiet import quiet_decoders
 from sample_images import find_images
@@ -67,10 +66,6 @@ def build_parsers() -> tuple[Parser, dict[str, Parser]]:
     search.add_argument("probes", nargs="+", metavar="PROBE", help="image files, folders, or .npz files of `embed`")
     search.add_argument("--top", type=int, default=5, metavar="K", help="faces to find for each probe (default 5)")
     search.add_argument("--csv", metavar="FILE", help="write what was found as a table")
-    search.add_argument(
-        "--engine", choices=ENGINES, default=ENGINES[0],
-        help=f"what searches; all are exact; auto: faiss in a gallery of {LARGE_GALLERY:,} or more",
-    )  # fmt: skip
     page = commands.add_parser("serve", help="a web page that compares two photographs")
     page.add_argument(
         "--port", type=int, default=PORT, metavar="N", help=f"of the page (default {PORT}; 0: any that is free)"
@@ -234,11 +229,8 @@ def _search(options: argparse.Namespace, model: CachedEmbedding) -> None:
         np.concatenate([part.norms for part in parts]),
     )
     top = min(options.top, len(gallery))
-    places, similarity = most_similar(probes.embeddings, gallery.embeddings, top, options.engine)
-    engine = choose_engine(options.engine, len(gallery))
-    print(
-        f"{len(probes):,} probes in a gallery of {len(gallery):,} faces, by {engine}, the {top} most similar of each:"
-    )
+    places, similarity = most_similar(probes.embeddings, gallery.embeddings, top)
+    print(f"{len(probes):,} probes in a gallery of {len(gallery):,} faces, the {top} most similar of each:")
     found = FoundFaces(probes, gallery, places, similarity, threshold)
     print(found_text(found))
     if options.csv:

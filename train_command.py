@@ -33,7 +33,7 @@ from config import Config
 from data_module import FaceDataModule
 from devices import DevicePlan, plan_devices
 from evaluation.before_after import compare_before_after, verdict, write_before_after
-from evaluation.embedding import CachedEmbedding, ModelFile
+from evaluation.cached import CachedEmbedding, ModelFile
 from evaluation.model_comparison import comparison_text, write_comparison
 from evaluation.run_report import write_run_report
 from face_datasets import TrainingDataset

@@ -17,7 +17,7 @@ import numpy as np
 
 from audit.finding import Finding
 from audit.images import AuditedData
-from gallery_search import most_similar
+from evaluation.similarity_search import most_similar
 
 _SEED = 0
 _SAMPLED = 50_000

@@ -50,7 +50,7 @@ class AskedModel:
         """
         import torch  # takes seconds, and an audit without a model does without
 
-        from evaluation.embedding import CachedEmbedding, ModelFile
+        from evaluation.cached import CachedEmbedding, ModelFile
         from model_files import find_model
 
         path = find_model(self.name) if self.name else Path(self.file)

@@ -16,8 +16,8 @@ from pathlib import Path
 from atomic_files import check_writable
 from command_line import run_to_status
 from devices import plan_devices
+from evaluation.cached import CachedEmbedding, ModelFile
 from evaluation.command import parse
-from evaluation.embedding import CachedEmbedding, ModelFile
 from evaluation.findings import Evaluated, Findings, text_of, write_findings
 from evaluation.protocols import PROTOCOLS, run_comparison
 from model_options import model_path

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import model_options
 from command_line import Parser
+from evaluation.cached import MOST_UNREADABLE
 from evaluation.degradation import DEGRADATIONS
-from evaluation.embedding import MOST_UNREADABLE
 from evaluation.folder import DEGRADED_PARTS
 from evaluation.pair_comparison import FAR
 from evaluation.template_pooling import POOLINGS

@@ -27,7 +27,7 @@ from evaluation.identification import macro_f1, open_set_rates, rank_rates
 from evaluation.identity_folder import IdentityFolder, assign_roles, open_identity_folder
 from evaluation.intervals import rate_interval, tar_intervals
 from evaluation.outcome import Embedded, EmbedImages, Outcome, unreadable_note
-from evaluation.similarity_search import nearest, search
+from evaluation.similarity_search import most_similar, search
 from evaluation.template_pooling import pool_templates
 
 PROTOCOL = "folder"
@@ -154,7 +154,7 @@ def identify(
     labels, embeddings = folder.labels[rows], probes.embeddings[rows]
     searched = search(embeddings, features, labels, known)
     mated = searched.mate_ranks > 0
-    places, _ = nearest(embeddings[mated], features, 1)
+    places, _ = most_similar(embeddings[mated], features, 1)
     ignored = (f"left out because hidden or no images: {folder.ignored:,} files",) if folder.ignored else ()
     return Identification(
         labels=labels[mated],

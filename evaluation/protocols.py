@@ -9,9 +9,9 @@ import numpy as np
 
 from checkpoints import store_threshold
 from evaluation import folder, ijb, tinyface, verification
+from evaluation.cached import CachedEmbedding
 from evaluation.calibration import calibrate
 from evaluation.degradation import DegradedImages
-from evaluation.embedding import CachedEmbedding
 from evaluation.findings import Findings
 from evaluation.identity_folder import open_identity_folder
 from evaluation.image_list import ChosenImages

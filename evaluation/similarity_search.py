@@ -1,7 +1,11 @@
-"""Similarity search: every probe against a gallery, in blocks; no more than a block of the scores exists at any time.
+"""Similarity search: every probe against a gallery, exact, without all of the scores in memory at a time.
 
-Scores are cosines. Ranks begin at 1, the most similar; of equal scores the gallery's earlier feature comes first. How
-the work is cut into blocks can change no more than the last bit of a score, by the order in which BLAS adds.
+Scores are cosines. Ranks begin at 1, the most similar; of equal scores the gallery's earlier feature comes first.
+``search`` computes scores in blocks; how the work is cut into blocks can change no more than the last bit of a score,
+by the order in which BLAS adds.
+
+Source of ``most_similar``: ``faiss.knn`` (inner product), which computes every score of the caller's arrays, keeps the
+best and copies nothing. ``bench/search.py`` measures it.
 """
 
 from collections.abc import Iterator
@@ -31,37 +35,56 @@ class Searches:
     top_nonmate_scores: np.ndarray
 
 
-def nearest(
-    probes: np.ndarray, gallery: np.ndarray, k: int, *, block_bytes: int = _BLOCK_BYTES
-) -> tuple[np.ndarray, np.ndarray]:
+def most_similar(probes: np.ndarray, gallery: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Find the k most similar gallery features of each probe.
 
     Args:
         probes: (P, D) unit vectors.
         gallery: (G, D) unit vectors.
         k: how many, 1 to G.
-        block_bytes: bound on the memory used beside input and result, at least some 12 bytes for each of G.
 
     Returns:
-        Places in the gallery (P, k) and their scores (P, k), most similar first; of equal scores the earlier first.
+        Places in the gallery (P, k) and their cosines (P, k) float32, most similar first; of equal cosines the
+        earlier place first.
 
     Raises:
-        ValueError: shapes that do not fit, features that are not finite, another k, or too small a bound.
+        ValueError: shapes that do not fit, features that are not finite, or another k.
     """
     check_features(probes, gallery)
     if not 1 <= k <= len(gallery):
         raise ValueError(
             f"cannot find the {k} most similar of {len(gallery)} gallery features: k is from 1 to that many"
         )
-    places = np.empty((len(probes), k), dtype=np.int64)
-    scores = np.empty((len(probes), k), dtype=np.float32)
-    for rows, block in _score_blocks(probes, gallery, block_bytes):
-        for row, line in zip(range(rows.start, rows.stop), block, strict=True):
-            least = line[line.argmax()] if k == 1 else np.partition(line, -k)[-k]
-            candidates = np.flatnonzero(line >= least)  # in order of place; more than k where scores are equal
-            chosen = candidates[np.argsort(-line[candidates], kind="stable")[:k]]
-            places[row], scores[row] = chosen, line[chosen]
+    if not len(probes):
+        return np.empty((0, k), np.int64), np.empty((0, k), np.float32)
+    probes, gallery = (np.ascontiguousarray(features, dtype=np.float32) for features in (probes, gallery))
+    width = min(k + 1, len(gallery))
+    places, scores = _knn(probes, gallery, width)  # (P, k + 1)
+    # faiss keeps any of the features that share the k-th cosine: where there are more of them, all have to be seen
+    tied = np.flatnonzero(scores[:, k - 1] == scores[:, -1]) if width > k else ()
+    places, scores = places[:, :k], scores[:, :k]
+    for row in tied:
+        places[row], scores[row] = _untied(probes[row : row + 1], gallery, k)
     return places, scores
+
+
+def _untied(probe: np.ndarray, gallery: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return places (k,) and cosines (k,) of one probe (1, D), where many features may share the k-th cosine."""
+    width = k
+    while True:
+        width = min(2 * width + 1, len(gallery))
+        places, scores = _knn(probe, gallery, width)
+        if width == len(gallery) or scores[0, k - 1] > scores[0, -1]:
+            return places[0, :k], scores[0, :k]
+
+
+def _knn(probes: np.ndarray, gallery: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return places and cosines (P, k) of contiguous float32 arrays, in the order of ``most_similar``."""
+    import faiss  # takes a moment to load, and only a search needs it
+
+    scores, places = faiss.knn(probes, gallery, k, metric=faiss.METRIC_INNER_PRODUCT)
+    order = np.lexsort((places, -scores), axis=1)
+    return np.take_along_axis(places, order, 1), np.take_along_axis(scores, order, 1)
 
 
 def search(

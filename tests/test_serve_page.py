@@ -24,16 +24,15 @@ import numpy as np
 import pytest
 from browser import Browser, needs_webdriver
 from photographs import astronaut, head, turned, two_heads
-from test_embedded_photograph import png
 from test_face_app import FORM, form
+from test_face_comparison import png
 from test_inference import write_checkpoint
 
 import face_app
 import inference_commands
 from alignment.detector import MTCNN
-from embedded_photograph import embed_photograph
 from face_app import Limits
-from face_comparison import NO_THRESHOLD, Threshold
+from face_comparison import NO_THRESHOLD, Threshold, embed_photograph
 from inference import Embedder
 from serve_page import build_server, is_open, listen, page_url
 

@@ -1,15 +1,22 @@
-"""Embed a list of images with a model: in one or several processes, with a bar, kept for the next protocol.
+"""Embed a list of images with a model, in one or several processes, and cache the embeddings in a file.
 
-What is kept is a `.npy` of float32 (N, D + 2) per model and list of images: the embedding, its norm, and whether the
+The cache is a `.npy` of float32 (N, D + 2) per model and list of images: the embedding, its norm, and whether the
 image is still to do (0), done (1) or could not be read (2). The processes write into that file, so that a killed
-evaluation goes on where it was; it gets its final name when all is done.
+evaluation resumes where it was.
+
+An unfinished file is called `.<name>.part`; it gets its final name when all rows are filled, so that no incomplete
+file is read. One process at a time fills it and holds the lock of that file; others that need the same
+file wait, and read it when it is complete.
 """
 
+import contextlib
+import errno
 import hashlib
 import os
 import re
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +28,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from devices import divide_threads
-from evaluation.embedding_table import load_or_fill, open_table
 from evaluation.image_list import ImageList
 from evaluation.outcome import Embedded
 from inference import FUSED, Embedder
+from locks import locked_when_free
 from threads import in_order, usable_cores
 
 MOST_UNREADABLE = 0.001
@@ -33,6 +40,7 @@ _POLL_SEC = 0.2
 _SHOWN = 5
 _KEY_LETTERS = 24
 _LONGEST_NAME = 60  # file systems refuse names of more than 255 letters
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
@@ -106,8 +114,8 @@ class CachedEmbedding:
             OSError: what is kept cannot be written.
         """
         with _kept_in(self._folder) as folder:
-            told = f"{self.embedder.fingerprint}\0{view}\0{images.fingerprint()}"
-            key = hashlib.sha256(told.encode()).hexdigest()[:_KEY_LETTERS]
+            identity = f"{self.embedder.fingerprint}\0{view}\0{images.fingerprint()}"
+            key = hashlib.sha256(identity.encode()).hexdigest()[:_KEY_LETTERS]
             name = re.sub(r"[^A-Za-z0-9_-]", "_", images.name)[:_LONGEST_NAME]
             shape = (len(images), self.embedder.embedding_size + 2)
             table = load_or_fill(
@@ -238,3 +246,82 @@ def _reason(images: ImageList, index: int) -> str:
     except ValueError as error:
         return str(error)
     return ""
+
+
+def load_or_fill(file: Path, shape: tuple[int, int], fill: Callable[[Path], None], *, mapped: bool) -> np.ndarray:
+    """Return a table, filled where it is not there.
+
+    Args:
+        file: its final name, in a folder that exists.
+        shape: of the table.
+        fill: is given the name of the unfinished file, opens it by ``open_table``, and fills it.
+        mapped: map it from the file instead of reading it.
+
+    Raises:
+        ValueError: the file is damaged.
+        OSError: it cannot be written.
+    """
+    if not file.is_file():
+        _fill(file, shape, fill)
+    return _load(file, shape, mapped)
+
+
+def open_table(part: Path, shape: tuple[int, int]) -> np.memmap:
+    """Open the unfinished file of an evaluation that was stopped, or a new one, for writing.
+
+    Args:
+        part: the file.
+        shape: of the table.
+
+    Raises:
+        OSError: there is no space for it.
+    """
+    with contextlib.suppress(ValueError, EOFError, OSError):  # absent, or killed before its header was whole
+        table = np.lib.format.open_memmap(part, mode="r+")
+        if table.shape == shape and table.dtype == np.float32:
+            return table
+    table = np.lib.format.open_memmap(part, mode="w+", dtype=np.float32, shape=shape)
+    _reserve(part)
+    return table
+
+
+def _fill(file: Path, shape: tuple[int, int], fill: Callable[[Path], None]) -> None:
+    """Fill a table, or wait until another evaluation has."""
+    part = file.with_name(f".{file.name}.part")
+    note = f"note: another evaluation makes {file.name}; waiting for it"
+    with locked_when_free(part, lambda: print(note, file=sys.stderr)):
+        if file.is_file():  # the other was first
+            part.unlink()
+            return
+        fill(part)
+        part.replace(file)
+
+
+def _load(file: Path, shape: tuple[int, int], mapped: bool) -> np.ndarray:
+    try:
+        table = np.load(file, mmap_mode="r" if mapped else None)
+        content = f"shape {table.shape} of {table.dtype}"
+    except (ValueError, EOFError):  # numpy recommends to load without protection: not passed on
+        table, content = None, "no whole table"
+    if table is None or table.shape != shape or table.dtype != np.float32:
+        raise ValueError(f"{file} is damaged ({content}, expected shape {shape} of float32): delete it")
+    return table
+
+
+def _reserve(part: Path) -> None:
+    """Take the space of a new file now: where it is missing later, writing into the mapping kills the process."""
+    if not hasattr(os, "posix_fallocate"):  # macOS, Windows
+        return
+    size = part.stat().st_size
+    file = os.open(part, os.O_RDWR)
+    try:
+        os.posix_fallocate(file, 0, size)
+    except OSError as error:
+        if error.errno in _NO_SPACE:
+            part.unlink()
+            raise OSError(
+                f"no space for {size / 1e6:.1f} MB of embeddings in {part.parent}: make room, or give another --cache "
+                f"({os.strerror(error.errno)})"
+            ) from error
+    finally:
+        os.close(file)

@@ -1,7 +1,9 @@
+import errno
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +14,7 @@ import pytest
 import torch
 from test_inference import faces, write_checkpoint
 
-from evaluation.embedding import CachedEmbedding, ModelFile
-from evaluation.embedding_table import open_table
+from evaluation.cached import CachedEmbedding, ModelFile, load_or_fill, open_table
 from evaluation.image_list import ImageFiles, PairSetImages
 from evaluation.outcome import unreadable_note
 from inference import IMAGE, Embedder
@@ -21,6 +22,8 @@ from pair_pickle import write_bin
 from pair_sets import open_pair_set
 
 ROOT = Path(__file__).resolve().parents[1]
+SHAPE = (6, 4)
+WAIT_SEC = 30
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +131,7 @@ class SlowImages:
 KILLED = """
 import sys
 sys.path[:0] = ["tests"]
-from test_evaluation_embedding import ModelFile, SlowImages, embed
+from test_evaluation_cached import ModelFile, SlowImages, embed
 from pathlib import Path
 embed(ModelFile(sys.argv[1]), Path(sys.argv[2]), batch_size=2)(SlowImages(sys.argv[3]))
 """
@@ -225,3 +228,73 @@ def test_a_network_that_is_broken_is_refused_at_once(files, tmp_path, processes)
 
 def test_a_list_of_images_may_have_a_long_name(model, files, tmp_path):
     assert embed(model, tmp_path / "cache")(ImageFiles("n" * 250, files.paths[:2])).readable.all()
+
+
+def fill(part: Path) -> None:
+    open_table(part, SHAPE)[:] = 7
+
+
+def test_a_table_is_filled_once(tmp_path):
+    for how in (fill, lambda _: pytest.fail("filled again")):
+        table = load_or_fill(tmp_path / "a.npy", SHAPE, how, mapped=True)
+        np.testing.assert_array_equal(table, np.full(SHAPE, 7))
+    assert [path.name for path in tmp_path.iterdir()] == ["a.npy"]
+
+
+@pytest.mark.parametrize("left", [0, 20, -4])
+@pytest.mark.parametrize("mapped", [True, False])
+def test_what_is_damaged_is_refused(tmp_path, left, mapped):
+    file = tmp_path / "a.npy"
+    load_or_fill(file, SHAPE, fill, mapped=False)
+    file.write_bytes(file.read_bytes()[:left])
+    with pytest.raises(ValueError, match=r"a\.npy is damaged \(no whole table.*: delete it"):
+        load_or_fill(file, SHAPE, fill, mapped=mapped)
+    file.write_bytes(b"no table at all, but longer than a magic number")
+    with pytest.raises(ValueError, match=r"a\.npy is damaged \(no whole table.*: delete it"):
+        load_or_fill(file, SHAPE, fill, mapped=mapped)
+
+
+def test_the_second_of_two_at_once_waits_and_takes_what_the_first_has_made(tmp_path, capsys):
+    begun, go_on, second, filled = threading.Event(), threading.Event(), threading.Event(), []
+
+    def slow(part: Path) -> None:
+        filled.append(part)
+        begun.set()
+        assert go_on.wait(WAIT_SEC)
+        fill(part)
+
+    tables = []
+
+    def want() -> None:
+        tables.append(load_or_fill(tmp_path / "a.npy", SHAPE, slow, mapped=True))
+        second.set()
+
+    threads = [threading.Thread(target=want) for _ in range(2)]
+    threads[0].start()
+    assert begun.wait(WAIT_SEC)
+    threads[1].start()
+    assert not second.wait(0.5)
+    go_on.set()
+    for thread in threads:
+        thread.join(WAIT_SEC)
+    assert len(filled) == 1
+    assert len(tables) == 2
+    np.testing.assert_array_equal(tables[0], tables[1])
+    assert "another evaluation makes a.npy; waiting for it" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["a.npy"]
+
+
+def test_a_full_disk_is_told_before_the_work(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    with pytest.raises(OSError, match=r"no space for .* MB of embeddings in .*: make room, or give another --cache"):
+        load_or_fill(tmp_path / "a.npy", SHAPE, fill, mapped=True)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("found", [b"", b"\x93NUM", b"junk" * 20])
+def test_what_a_kill_left_is_begun_again(tmp_path, found):
+    (tmp_path / ".a.npy.part").write_bytes(found)
+    assert not open_table(tmp_path / ".a.npy.part", SHAPE).any()

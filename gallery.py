@@ -1,20 +1,27 @@
-"""Embeddings of many faces in one `.npz`: names, embeddings, norms, and of which model they are.
+"""A gallery of faces: its embeddings in a file, and the faces that a search of it found, as text and as CSV.
 
-Plain arrays, no pickles: `names` (N,) text, `embeddings` (N, D) and `norms` (N,) float32, `model` (the fingerprint of
-the weights), `arch` and `version`. Any program that reads `.npz` can use them.
+The file is an `.npz` of plain arrays, no pickles: `names` (N,) text, `embeddings` (N, D) and `norms` (N,) float32,
+`model` (the fingerprint of the weights), `arch` and `version`. Any program that reads `.npz` can use it.
+
+The search itself is ``similarity_search.most_similar``.
 """
 
+import csv
+import io
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from atomic_files import atomic_file
+from command_line import printable
+from face_comparison import NO_THRESHOLD, Threshold, short_name, threshold_text
 
 _VERSION = 1
 _UNIT_TOLERANCE = 1e-3
+_COLUMNS = ("probe", "probe_quality", "rank", "face", "similarity", "face_quality", "same")
 
 
 @dataclass(frozen=True)
@@ -104,3 +111,58 @@ def _faces_of(file: "np.lib.npyio.NpzFile") -> NamedEmbeddings:
     if names.shape != (len(embeddings),) or norms.shape != (len(embeddings),):
         raise ValueError(f"{names.shape} names and {norms.shape} norms for {len(embeddings)} embeddings")
     return NamedEmbeddings(names.tolist(), embeddings, norms, str(file["model"]), str(file["arch"]))
+
+
+@dataclass(frozen=True)
+class FoundFaces:
+    """The most similar gallery faces of P probes.
+
+    Attributes:
+        probes: (P,) faces.
+        gallery: that was searched.
+        places: (P, K) of the found faces in the gallery, most similar first.
+        similarity: (P, K) cosines.
+        threshold: that decides; None where there is none.
+    """
+
+    probes: NamedEmbeddings
+    gallery: NamedEmbeddings
+    places: np.ndarray
+    similarity: np.ndarray
+    threshold: Threshold | None
+
+    def same(self, probe: int, rank: int) -> bool | None:
+        """Whether a probe and a found face are taken for one person's; None where there is no threshold."""
+        return None if self.threshold is None else bool(self.similarity[probe, rank] >= self.threshold.cosine)
+
+    def _rows(self, probe: int) -> Iterator[tuple[int, str, float, float]]:
+        """Yield rank from 0, name, similarity and norm of the faces that were found for a probe."""
+        for rank, place in enumerate(self.places[probe]):
+            yield rank, self.gallery.names[place], self.similarity[probe, rank], self.gallery.norms[place]
+
+
+def found_text(found: FoundFaces) -> str:
+    """Lay out what was found as text, a block for each probe; faces taken for the probe's person are marked."""
+    lines = []
+    for probe, name in enumerate(found.probes.names):
+        lines.append(f"{short_name(name)} (quality {found.probes.norms[probe]:.2f})")
+        for rank, face, similarity, norm in found._rows(probe):
+            mark = "*" if found.same(probe, rank) else " "
+            lines.append(f"{rank + 1:>5}  {similarity:>8.4f}{mark}  {printable(face)} (quality {norm:.2f})")
+    decided = found.threshold
+    lines.append(NO_THRESHOLD if decided is None else f"* one person: cosine at or above {threshold_text(decided)}")
+    return "\n".join(lines)
+
+
+def found_csv(found: FoundFaces) -> str:
+    """Return what was found as CSV, a row for each found face; ``same`` is empty where there is no threshold."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(_COLUMNS)
+    for probe, name in enumerate(found.probes.names):
+        quality = f"{found.probes.norms[probe]:.4f}"
+        for rank, face, similarity, norm in found._rows(probe):
+            same = found.same(probe, rank)
+            decision = "" if same is None else int(same)
+            writer.writerow([name, quality, rank + 1, face, f"{similarity:.6f}", f"{norm:.4f}", decision])
+    return text.getvalue()

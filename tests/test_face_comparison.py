@@ -6,7 +6,7 @@ from test_inference import write_checkpoint
 
 from alignment.detector import MTCNN
 from alignment.warp import warp_face
-from embedded_photograph import embed_photograph
+from face_comparison import embed_photograph
 from inference import Embedder
 
 
