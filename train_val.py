@@ -1,3 +1,6 @@
-"""The training module under its official name; its code is in `training_module.py`."""
+"""The training module, under the official import path: ``from train_val import FaceRecognitionModule``.
+
+The code is in ``adaface/training/module.py``.
+"""
 
 from training_module import FaceRecognitionModule as FaceRecognitionModule
