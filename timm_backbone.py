@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from backbone import EMBEDDING_SIZE, IMAGE_SIZE, Backbone, Stage
 from command_line import nearest
-from devices import import_torchvision
+from devices import TORCH_PAIR, import_torchvision
 
 TIMM_PREFIX = "timm:"
 _NAME = re.compile(r"timm:([\w.-]+?)(?:@(\d+))?")
@@ -132,7 +132,9 @@ def _timm() -> Any:
         import_torchvision()
         return importlib.import_module("timm")
     except ModuleNotFoundError as error:
-        raise RuntimeError(f"--arch {TIMM_PREFIX}<name> needs the package timm: pip install timm") from error
+        raise RuntimeError(
+            f"--arch {TIMM_PREFIX}<name> needs the package timm: pip install timm {TORCH_PAIR}"
+        ) from error
 
 
 def _parse(name: str) -> tuple[str, int | None]:
