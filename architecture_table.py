@@ -12,6 +12,7 @@ import torch
 from backbone import EMBEDDING_SIZE
 from command_line import Parser, run_to_status
 from registry import ARCHITECTURES, build_model, check_architecture, count_macs
+from text_table import aligned
 
 _HEAD = ("architecture", "parameters", "multiply-accumulates", "input", "embedding")
 
@@ -47,9 +48,7 @@ def table(names: list[str]) -> str:
     Args:
         names: of architectures.
     """
-    lines = [_HEAD, *rows(names)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines)
+    return "\n".join(aligned([_HEAD, *rows(names)]))
 
 
 def main(words: list[str] | None = None) -> int:

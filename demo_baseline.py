@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from pair_sets import PAPER_SETS, open_pair_set
+from text_table import aligned
 from verification_metrics import evaluate
 
 
@@ -83,14 +84,9 @@ def comparison_table(baseline: dict[str, float], kind: str, run: Path | None) ->
         heads.append("trained network")
         columns.append({row["set"]: row["accuracy"] for row in sets})
     names = [name for name in baseline if all(name in column for column in columns)]
-    rows = [[name, *(column[name] for column in columns)] for name in names]
-    rows.append(["mean", *(float(np.mean([column[name] for name in names])) for column in columns)])
-    lines = ["  ".join([heads[0], *heads[1:]])]
-    for name, *values in rows:
-        cells = [f"{value:.2f}".rjust(len(head)) for value, head in zip(values, heads[1:], strict=True)]
-        lines.append("  ".join([str(name).ljust(len(heads[0])), *cells]))
-    lines.insert(-1, "-" * len(lines[0]))
-    return "\n".join(lines)
+    rows = [[name, *(f"{column[name]:.2f}" for column in columns)] for name in names]
+    means = ["mean", *(f"{np.mean([column[name] for name in names]):.2f}" for column in columns)]
+    return "\n".join(aligned([heads, *rows, None, means]))
 
 
 def main() -> None:

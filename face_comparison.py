@@ -19,6 +19,7 @@ from alignment.warp import warp_face
 from command_line import printable
 from inference import Embedder
 from plot_style import BLACK, GREEN, GREY, plain, save_figure
+from text_table import aligned
 
 NO_THRESHOLD = (
     "the model has no threshold, so there is no decision: give --threshold, or find one on pairs like yours: python -m "
@@ -111,14 +112,14 @@ def compare_faces(
 def comparison_text(comparison: FaceComparison) -> str:
     """Lay out a comparison as text: the matrix, marks where two faces are taken for one person's, the threshold."""
     names = [short_name(name) for name in comparison.names]
-    width = max(map(len, [*names, "image"]))
-    lines = [f"     {'image':<{width}}  quality" + "".join(f"{n:>9}" for n in range(1, len(names) + 1))]
+    rows = [["", "image", "quality", *map(str, range(1, len(names) + 1))]]
     for row, name in enumerate(names):
-        cells = "".join(
-            f"{value:>8.4f}{'*' if row != column and comparison.same(row, column) else ' '}"
+        cells = (
+            f"{value:.4f}{'*' if row != column and comparison.same(row, column) else ' '}"
             for column, value in enumerate(comparison.similarity[row])
         )
-        lines.append(f"{row + 1:>3}  {name:<{width}}  {comparison.norms[row]:>7.2f} {cells}".rstrip())
+        rows.append([str(row + 1), name, f"{comparison.norms[row]:.2f}", *cells])
+    lines = [f"  {line}" for line in aligned(rows, "><>")]
     if comparison.threshold is None:
         return "\n".join([*lines, NO_THRESHOLD])
     lines.append(f"* one person: cosine at or above {threshold_text(comparison.threshold)}")

@@ -18,6 +18,7 @@ import numpy as np
 
 from atomic_files import write_atomically
 from evaluation.intervals import Interval, accuracy_interval, auc_interval, eer_interval, tar_intervals
+from text_table import aligned
 from verification_metrics import auc, eer, evaluate, fold_decisions, pair_similarities, tar_at_far
 
 FARS = (1e-1, 1e-2, 1e-3, 1e-4)
@@ -200,11 +201,8 @@ def results_table(results: Sequence[SetResult]) -> str:
     ]
     mean = _means(results)
     means = [_MEAN, "", _percent(mean["accuracy"]), "", "", *(_percent(mean["tar_at_far"][far]) for far in fars)]
-    rows.append([*means, _percent(mean["auc"])])
-    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
-    rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
-    lines = [_CAPTION, rule, _aligned(heads, widths), rule, *(_aligned(row, widths) for row in rows)]
-    lines.insert(-1, rule)
+    means.append(_percent(mean["auc"]))
+    lines = [_CAPTION, *aligned([None, heads, None, *rows, None, means])]
     return "\n".join(lines + [f"{result.name}: {note}" for result in results for note in result.notes])
 
 
@@ -287,9 +285,3 @@ def _tar_name(far: float) -> str:
 def _short(far: float) -> str:
     """Return a power of ten as 1e-3."""
     return f"1e{round(math.log10(far))}"
-
-
-def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
-    """Join cells: the name to the left, the numbers to the right."""
-    first = cells[0].ljust(widths[0])
-    return "  ".join([first, *(cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True))]).rstrip()

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from alignment.detector import Face
-from evaluation.text_table import read_table
+from text_table import read_table
 
 _POINTS = [f"{axis}{number}" for number in range(1, 6) for axis in "xy"]
 

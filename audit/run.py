@@ -27,6 +27,7 @@ from evaluation.outcome import EmbedImages
 from locks import locked
 from quiet import quiet_error_output
 from selection import write_index
+from text_table import aligned
 from threads import usable_cores
 
 INDEX = "cleaned_index.csv"
@@ -201,8 +202,9 @@ def _report(
         "versions": {"python": platform.python_version(), "numpy": np.__version__},
     }
     write_json(output / JSON, summary)
-    for kind, count in counts.items():
-        _say(f"{KINDS[kind].level:<8}{count:>9,}  {KINDS[kind].title[0].lower()}{KINDS[kind].title[1:]}")
+    titles = ((KINDS[kind].level, f"{count:,}", KINDS[kind].title) for kind, count in counts.items())
+    for line in aligned(([level, count, title[0].lower() + title[1:]] for level, count, title in titles), "<><"):
+        _say(line)
     if not findings:
         _say("nothing was found")
     for note in notes:

@@ -29,6 +29,7 @@ from evaluation.identification import compare_macro_f1, macro_f1
 from evaluation.identity_folder import open_identity_folder
 from evaluation.outcome import EmbedImages, Outcome
 from plot_style import BLACK, BLUE, DPI, GREEN, ORANGE, PURPLE, SKY, VERMILION, dress, save_figure
+from text_table import aligned
 
 CLEAR, BLURRED, BLURRED_PROBES = "clear", "blurred", "blurred probes"
 CONDITIONS = (CLEAR, BLURRED, BLURRED_PROBES)
@@ -147,14 +148,9 @@ def comparison_text(comparison: ModelComparison) -> str:
         Lines of text without a newline at the end.
     """
     blocks = [_block(comparison, number) for number in comparison.shown]
-    columns = list(zip(*(row for block in blocks for row in block), strict=True))
-    widths = [max(map(len, column)) for column in columns]
-    rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
-    lines = [f"{comparison.protocol}: {comparison.data}, percent, 95 % intervals"]
-    for heads, *rows in blocks:
-        lines += [rule, _aligned(heads, widths), rule, *(_aligned(row, widths) for row in rows)]
-    lines.append(rule)
-    return "\n".join([*lines, *comparison.notes])
+    rows = [row for heads, *of_models in blocks for row in (None, heads, None, *of_models)]
+    caption = f"{comparison.protocol}: {comparison.data}, percent, 95 % intervals"
+    return "\n".join([caption, *aligned([*rows, None], "<"), *comparison.notes])
 
 
 def comparison_csv(comparison: ModelComparison) -> str:
@@ -265,10 +261,6 @@ def _with_interval(outcome: Outcome, number: str) -> str:
         return text
     low, high = outcome.intervals[number]
     return f"{text} [{low:.2f}, {high:.2f}]"
-
-
-def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
-    return "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
 
 
 def _draw_bars(axes: Axes, comparison: ModelComparison, number: str) -> None:

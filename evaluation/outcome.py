@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from evaluation.image_list import ImageList
+from text_table import aligned
 
 
 @dataclass(frozen=True)
@@ -87,12 +88,10 @@ def unreadable_note(readable: np.ndarray) -> tuple[str, ...]:
 
 def outcome_lines(outcome: Outcome) -> list[str]:
     """Return an outcome as lines of text: a caption, one line per number, its interval, the notes."""
-    lines = [f"{outcome.protocol}: {outcome.data}"]
-    width = max(map(len, outcome.numbers), default=0)
+    rows = []
     for name, value in outcome.numbers.items():
-        text = "    -" if math.isnan(value) else f"{value:8.2f}"
-        if name in outcome.intervals:
-            low, high = outcome.intervals[name]
-            text += f"   [{low:.2f}, {high:.2f}]"
-        lines.append(f"  {name:<{width}}  {text}")
-    return lines + [f"  {note}" for note in outcome.notes]
+        low, high = outcome.intervals.get(name, (math.nan, math.nan))
+        interval = f"[{low:.2f}, {high:.2f}]" if name in outcome.intervals else ""
+        rows.append([name, "-" if math.isnan(value) else f"{value:.2f}", interval])
+    lines = [*aligned(rows, "<><"), *outcome.notes]
+    return [f"{outcome.protocol}: {outcome.data}", *(f"  {line}" for line in lines)]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from command_line import nearest
 from published_models import PUBLISHED, PublishedModel
+from text_table import aligned
 
 _ROUNDING = 0.005  # of the published figures
 
@@ -82,17 +83,14 @@ def compare(model: PublishedModel, measured: Mapping[str, Measurement]) -> list[
 
 def comparison_table(model: PublishedModel, comparisons: list[Comparison]) -> str:
     """Lay out comparisons as text."""
-    lines = [
-        f"published results of {model.name}, percent",
-        f"{'':<16}{'published':>10}{'measured':>10}{'difference':>12}  95 % interval",
-    ]
+    rows = [["", "published", "measured", "difference", "95 % interval"]]
     for row in comparisons:
-        head = f"{row.what:<16}{row.published:>10.2f}"
         if row.measured is None:
-            lines.append(f"{head}{'-':>10}              not checked: its data was not found")
+            rows.append([row.what, f"{row.published:.2f}", "-", "", "not checked: its data was not found"])
             continue
         got = row.measured
         verdict = {True: "", False: "  OUTSIDE", None: ""}[row.inside]
-        interval = "  none" if math.isnan(got.low) else f"  {got.low:.2f} to {got.high:.2f}{verdict}"
-        lines.append(f"{head}{got.value:>10.2f}{got.value - row.published:>+12.2f}{interval}")
-    return "\n".join(lines)
+        interval = "none" if math.isnan(got.low) else f"{got.low:.2f} to {got.high:.2f}{verdict}"
+        difference = f"{got.value - row.published:+.2f}"
+        rows.append([row.what, f"{row.published:.2f}", f"{got.value:.2f}", difference, interval])
+    return "\n".join([f"published results of {model.name}, percent", *aligned(rows, "<>>><")])

@@ -1,20 +1,51 @@
-"""Tables in text files, read fast and in pieces; a line that does not fit is named with its file and number."""
+"""Tables as text: laid out in columns for people, and read from files, fast and in pieces.
+
+A line of a file that does not fit is named with its file and number.
+"""
 
 import csv
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pandas as pd
+if TYPE_CHECKING:
+    import pandas as pd
 
+_GAP = "  "
 _ROWS = 1 << 20  # in a piece
 _SHOWN_LETTERS = 80  # of what is wrong
 _KINDS = {"int64": (int, "a whole number"), "float32": (float, "a number"), "str": (str, "a text")}
 
 
+def aligned(rows: Iterable[Sequence[str] | None], sides: str = "<>") -> list[str]:
+    """Lay out cells in columns, each as wide as its widest cell, two blanks apart.
+
+    Args:
+        rows: of as many cells each; None is a rule across all columns.
+        sides: ``<`` or ``>`` for each column, whose cells stand to that side; the last one is for all that follow.
+
+    Returns:
+        A line for each row, without blanks at its end.
+    """
+    rows = list(rows)
+    widths = [max(map(len, column)) for column in zip(*filter(None, rows), strict=True)]
+    rule = "-" * (sum(widths) + len(_GAP) * (len(widths) - 1))
+    all_sides = sides + sides[-1] * len(widths)
+    return [
+        rule
+        if row is None
+        else _GAP.join(
+            cell.rjust(width) if side == ">" else cell.ljust(width)
+            for cell, width, side in zip(row, widths, all_sides, strict=False)
+        ).rstrip()
+        for row in rows
+    ]
+
+
 def read_table(
     path: Path, columns: Mapping[str, str], *, commas: bool = False, rows: int = _ROWS
-) -> Iterator[pd.DataFrame]:
+) -> "Iterator[pd.DataFrame]":
     """Yield the rows of a text table in pieces.
 
     Empty lines are skipped. Two forms: fields between blanks, no caption, exactly the columns asked for; or fields
@@ -29,6 +60,8 @@ def read_table(
     Raises:
         ValueError: a line with too few or too many fields, or a field of another kind; file and line are named.
     """
+    import pandas as pd  # here, for it takes long to import, and who lays out a table does not need it
+
     if commas and _first_line(path).split(",")[0].strip().lstrip("-").isdigit():
         raise ValueError(f"{path}, line 1: expected captions such as TEMPLATE_ID,SUBJECT_ID, got {_first_line(path)!r}")
     try:

@@ -1,6 +1,6 @@
 import pytest
 
-from evaluation.text_table import line_number, read_table
+from text_table import aligned, line_number, read_table
 
 COLUMNS = {"name": "str", "template": "int64", "score": "float32"}
 
@@ -73,3 +73,16 @@ def test_too_many_fields_in_the_first_line(table):
 def test_captioned_lines_that_do_not_fit(table, text, message):
     with pytest.raises(ValueError, match=f"table.txt, {message}"):
         list(read_table(table(text), {"template": "int64", "subject": "int64"}, commas=True))
+
+
+def test_columns_are_as_wide_as_their_widest_cell():
+    rows = [["", "images", "what"], None, ["lfw", "13,233", "faces"], ["a longer name", "9", ""]]
+    assert aligned(rows, "<><") == [
+        "               images  what",
+        "----------------------------",
+        "lfw            13,233  faces",
+        "a longer name       9",
+    ]
+    assert aligned([["a", "1", "22"], ["bb", "33", "4"]]) == ["a    1  22", "bb  33   4"]
+    assert aligned([["a", "1", "x"], ["bb", "33", "yy"]], "<") == ["a   1   x", "bb  33  yy"]
+    assert aligned([]) == []
