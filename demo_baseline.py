@@ -5,13 +5,14 @@
 The baseline is the cosine similarity of raw pixels with the same 10-fold protocol: the number a network has to beat.
 """
 
-import argparse
 import json
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
 
+from command_line import Parser, run_to_status
 from pair_sets import PAPER_SETS, open_pair_set
 from text_table import aligned
 from verification_metrics import evaluate
@@ -89,23 +90,26 @@ def comparison_table(baseline: dict[str, float], kind: str, run: Path | None) ->
     return "\n".join(aligned([heads, *rows, None, means]))
 
 
-def main() -> None:
-    """Run the command line."""
-    parser = argparse.ArgumentParser(
-        description="Raw-pixel cosine on verification sets, beside the newest run's accuracies.", allow_abbrev=False
+def main() -> int:
+    """Run the command line and return the exit status."""
+    parser = Parser(
+        prog="demo_baseline.py",
+        description="Raw-pixel cosine on verification sets, beside the newest run's accuracies.",
     )
     parser.add_argument("folder", type=Path, help="folder of the verification sets")
     parser.add_argument("--runs", type=Path, help="folder of the run folders, such as experiments")
     parser.add_argument("--prefix", default="demo", help="first part of the run folder's name (default demo)")
-    options = parser.parse_args()
-    try:
+
+    def job() -> int:
+        options = parser.parse(sys.argv[1:])
         run = newest_run(options.runs, options.prefix) if options.runs else None
         print(comparison_table(*raw_pixel_baseline(options.folder), run))
-    except (ValueError, FileNotFoundError) as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
-    if run is not None:
-        print(f"plots, tables and checkpoints: {run}")
+        if run is not None:
+            print(f"plots, tables and checkpoints: {run}")
+        return 0
+
+    return run_to_status("demo_baseline.py", job, stopped="nothing was written")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

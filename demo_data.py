@@ -18,10 +18,10 @@ training data. Every image is a function of (seed, person, number of the picture
 contains the smaller one, and the verification sets do not change with it.
 """
 
-import argparse
 import json
 import multiprocessing
 import os
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -33,6 +33,7 @@ import numpy as np
 from tqdm import tqdm
 
 from atomic_files import atomic_path
+from command_line import Parser, run_to_status
 from demo_camera import draw_camera, photograph
 from demo_faces import draw_face
 from demo_head import SIDE_PX, Identity, draw_identity, draw_scene
@@ -286,12 +287,10 @@ def _check_finished(folder: Path, parameters: dict[str, int]) -> None:
         )
 
 
-def main() -> None:
-    """Run the command line."""
+def main() -> int:
+    """Run the command line and return the exit status."""
     defaults = DemoSize()
-    parser = argparse.ArgumentParser(
-        description="Draw a small face data set in the InsightFace layout.", allow_abbrev=False
-    )
+    parser = Parser(prog="demo_data.py", description="Draw a small face data set in the InsightFace layout.")
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
     helps = {
         "identities": "people in the training set",
@@ -303,11 +302,13 @@ def main() -> None:
         default = getattr(defaults, name)
         parser.add_argument(f"--{name}", type=int, default=default, help=f"{text} (default {default})")
     parser.add_argument("--processes", type=int, help="that draw (default: one for each core)")
-    try:
-        print(f"demo data in {write_demo_data(**vars(parser.parse_args()))}")
-    except (ValueError, FileNotFoundError) as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
+
+    def job() -> int:
+        print(f"demo data in {write_demo_data(**vars(parser.parse(sys.argv[1:])))}")
+        return 0
+
+    return run_to_status("demo_data.py", job, stopped="nothing was written")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
