@@ -23,8 +23,7 @@ from alignment.photograph import Photographs
 from atomic_files import check_writable, write_atomically
 from command_line import Parser, printable, run_to_status
 from devices import plan_devices
-from evaluation.cached import MOST_UNREADABLE, CachedEmbedding, ModelFile
-from evaluation.command import CACHE
+from evaluation.cached import CACHE, MOST_UNREADABLE, CachedEmbedding, ModelFile
 from evaluation.image_list import ImageFiles, ImageList
 from evaluation.similarity_search import most_similar
 from face_comparison import (

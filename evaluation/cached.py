@@ -34,6 +34,7 @@ from inference import FUSED, Embedder
 from locks import locked_when_free
 from threads import in_order, usable_cores
 
+CACHE = "experiments/embeddings"  # where commands keep embeddings unless told otherwise
 MOST_UNREADABLE = 0.001
 _TO_DO, _DONE, _UNREADABLE = 0, 1, 2
 _POLL_SEC = 0.2

@@ -1,9 +1,10 @@
-"""The protocols by name: options and a model in, what they found out."""
+"""The protocols: a model and the data in, findings out."""
 
-import argparse
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -25,6 +26,7 @@ from evaluation.published import (
     find_published,
 )
 from evaluation.quality import ErrorReject, error_versus_reject, quality_warning, rank_correlation
+from evaluation.template_pooling import POOLINGS
 from evaluation.verification import VerifiedSet
 from published_models import RANK_1, RANK_5
 
@@ -34,89 +36,169 @@ _MOST_DEGRADED = 400  # images of a set, for the correlation of norm and degrada
 _IJB_FAR = "TAR at FAR 1e-4"
 
 
-def run_pairs(options: argparse.Namespace, embed: CachedEmbedding) -> Findings:
-    """Verification sets; with a threshold, and norm against quality, where asked for."""
-    sets = verification.run(embed, options.root, options.sets, options.limit)
+@dataclass(frozen=True)
+class FolderSplit:
+    """How the images of a private folder become gallery and probes.
+
+    Attributes:
+        gallery_images: images of each identity that make up its gallery.
+        unknown_share: share of the identities, in [0, 1), that get no gallery.
+        seed: of the degradation, and of the draw of unknown identities.
+        limit: for a quick look, about how many images; None for all.
+    """
+
+    gallery_images: int = 1
+    unknown_share: float = 0.0
+    seed: int = 0
+    limit: int | None = None
+
+
+def run_pairs(
+    embed: CachedEmbedding,
+    root: str,
+    names: list[str],
+    *,
+    limit: int = 0,
+    quality: bool = False,
+    seed: int = 0,
+    target_far: float | None = None,
+    store_in: str | None = None,
+) -> Findings:
+    """Evaluate verification sets; with a threshold, and norm against quality, where asked for.
+
+    Args:
+        embed: the model.
+        root: as ``verification.run``.
+        names: as ``verification.run``.
+        limit: as ``verification.run``.
+        quality: degrade images, and correlate their norms with the degradation.
+        seed: of the degradation.
+        target_far: find the threshold of this false accept rate, in (0, 1).
+        store_in: the checkpoint to write that threshold into.
+    """
+    sets = verification.run(embed, root, names, limit)
     rejections, warnings = _rejections(sets)
     lines: list[str] = []
-    if options.quality:
-        lines, more = _degraded_norms(sets, embed, options.seed)
+    if quality:
+        lines, more = _degraded_norms(sets, embed, seed)
         lines += [_gain(name, curve) for name, curve in rejections.items()]
         warnings += more
-    if options.target_far:
-        lines += _threshold(sets, embed, options)
+    if target_far:
+        lines += _threshold(sets, target_far, store_in)
     return Findings(sets=sets, rejections=rejections, lines=lines, warnings=warnings)
 
 
-def run_ijbb(options: argparse.Namespace, embed: CachedEmbedding) -> Findings:
-    """IJB-B, 1:1 and 1:N."""
-    return Findings(outcomes=[ijb.run(embed, Path(options.root), "IJBB", pooling=options.pooling, limit=options.limit)])
+def run_ijb(embed: CachedEmbedding, root: Path, name: str, *, pooling: str, limit: int = 0) -> Findings:
+    """Evaluate IJB-B or IJB-C, 1:1 and 1:N; arguments as those of ``ijb.run``."""
+    return Findings(outcomes=[ijb.run(embed, root, name, pooling=pooling, limit=limit)])
 
 
-def run_ijbc(options: argparse.Namespace, embed: CachedEmbedding) -> Findings:
-    """IJB-C, 1:1 and 1:N."""
-    return Findings(outcomes=[ijb.run(embed, Path(options.root), "IJBC", pooling=options.pooling, limit=options.limit)])
+def run_tinyface(embed: CachedEmbedding, root: Path, limit: int = 0) -> Findings:
+    """Evaluate TinyFace; arguments as those of ``tinyface.run``."""
+    return Findings(outcomes=[tinyface.run(embed, root, limit)])
 
 
-def run_tinyface(options: argparse.Namespace, embed: CachedEmbedding) -> Findings:
-    """TinyFace."""
-    return Findings(outcomes=[tinyface.run(embed, Path(options.root), options.limit)])
+def run_folder(
+    embed: CachedEmbedding,
+    root: Path,
+    split: FolderSplit,
+    *,
+    degrade: str | None = None,
+    degraded_part: str = "all",
+    strength: float = 1.0,
+) -> Findings:
+    """Evaluate identification on a private folder.
+
+    Args:
+        embed: the model.
+        root: the folder.
+        split: its gallery and probes.
+        degrade: as ``folder.run``.
+        degraded_part: as ``folder.run``.
+        strength: of the degradation, in [0, 1].
+    """
+    degradation: dict[str, Any] = {"degrade": degrade, "degraded_part": degraded_part, "strength": strength}
+    outcome = folder.run(embed, root, **degradation, **vars(split))
+    return Findings(outcomes=[outcome], degraded=_samples(root, split, strength) if degrade else None)
 
 
-def run_folder(options: argparse.Namespace, embed: CachedEmbedding) -> Findings:
-    """Identification on a private folder."""
-    outcome = folder.run(
-        embed,
-        Path(options.root),
-        gallery_images=options.gallery_images,
-        unknown_share=options.unknown_share,
-        degrade=None if options.degrade == "none" else options.degrade,
-        degraded_part=options.degraded_part,
-        strength=options.strength,
-        seed=options.seed,
-        limit=options.limit or None,
-    )
-    return Findings(outcomes=[outcome], degraded=_samples(options) if options.degrade != "none" else None)
+def _samples(root: Path, split: FolderSplit, strength: float) -> DegradedImages:
+    return DegradedImages(open_identity_folder(root, split.limit).images, split.seed, strength)
 
 
-def _samples(options: argparse.Namespace) -> DegradedImages:
-    images = open_identity_folder(Path(options.root), options.limit or None).images
-    return DegradedImages(images, options.seed, options.strength)
+def compare_pairs(
+    paths: Sequence[str],
+    models: Sequence[CachedEmbedding],
+    root: str,
+    names: list[str],
+    *,
+    far: float = FAR,
+    limit: int = 0,
+) -> Findings:
+    """Compare several models on the same pairs.
+
+    Args:
+        paths: of the models' files, which give them their names.
+        models: in the same order.
+        root: as ``verification.run``.
+        names: as ``verification.run``.
+        far: false accept rate of the TAR, in (0, 1).
+        limit: as ``verification.run``.
+    """
+    named = dict(zip(model_names(paths), models, strict=True))
+    return Findings(comparison=compare_on_pairs(named, root, names, far=far, limit=limit))
 
 
-def run_comparison(options: argparse.Namespace, models: Sequence[CachedEmbedding]) -> Findings:
-    """Several models on the same pairs, or on a private folder, clear and blurred."""
-    named = dict(zip(model_names(options.compare), models, strict=True))
-    if options.protocol == "pairs":
-        far = options.target_far or FAR
-        return Findings(comparison=compare_on_pairs(named, options.root, options.sets, far=far, limit=options.limit))
-    comparison = compare_models(
-        named,
-        Path(options.root),
-        gallery_images=options.gallery_images,
-        unknown_share=options.unknown_share,
-        strength=options.strength,
-        seed=options.seed,
-        limit=options.limit or None,
-    )
-    return Findings(comparison=comparison, degraded=_samples(options))
+def compare_folder(
+    paths: Sequence[str], models: Sequence[CachedEmbedding], root: Path, split: FolderSplit, *, strength: float = 1.0
+) -> Findings:
+    """Compare several models on a private folder, clear and blurred.
+
+    Args:
+        paths: of the models' files, which give them their names.
+        models: in the same order.
+        root: the folder.
+        split: its gallery and probes.
+        strength: of the degradation, in [0, 1].
+    """
+    named = dict(zip(model_names(paths), models, strict=True))
+    comparison = compare_models(named, root, strength=strength, **vars(split))
+    return Findings(comparison=comparison, degraded=_samples(root, split, strength))
 
 
-def run_paper(options: argparse.Namespace, embed: CachedEmbedding) -> Findings:
-    """Everything that is found under the root, beside the published numbers."""
-    root = Path(options.root)
-    model = find_published(options.published, arch=embed.embedder.arch, file=Path(options.checkpoint).name)
-    found = _found(root, options.sets)
+def run_paper(
+    embed: CachedEmbedding,
+    root: Path,
+    names: list[str],
+    *,
+    published: str = "",
+    file: str = "",
+    pooling: str = POOLINGS[0],
+    limit: int = 0,
+) -> Findings:
+    """Evaluate everything that is found under the root, beside the published numbers.
+
+    Args:
+        embed: the model.
+        root: holds some of the verification sets, ``IJBB``, ``IJBC`` and ``tinyface``.
+        names: the verification sets that are asked for; all when empty.
+        published: row of the published table; empty where the file's name tells it.
+        file: name of the model's file.
+        pooling: as ``ijb.run``.
+        limit: for a quick look, as the single protocols take it; 0 for everything.
+    """
+    model = find_published(published, arch=embed.embedder.arch, file=file)
+    found = _found(root, names)
     if not found:
         raise FileNotFoundError(
             f"nothing of the paper is in {root}: verification sets (lfw.bin, ... or converted ones), IJBB, IJBC or "
             "tinyface were expected"
         )
-    sets = verification.run(embed, root, found["pairs"], options.limit) if "pairs" in found else []
+    sets = verification.run(embed, root, found["pairs"], limit) if "pairs" in found else []
     runs: dict[str, Callable[[], Outcome]] = {
-        "ijbb": lambda: ijb.run(embed, root, "IJBB", pooling=options.pooling, limit=options.limit),
-        "ijbc": lambda: ijb.run(embed, root, "IJBC", pooling=options.pooling, limit=options.limit),
-        "tinyface": lambda: tinyface.run(embed, root, options.limit),
+        "ijbb": lambda: ijb.run(embed, root, "IJBB", pooling=pooling, limit=limit),
+        "ijbc": lambda: ijb.run(embed, root, "IJBC", pooling=pooling, limit=limit),
+        "tinyface": lambda: tinyface.run(embed, root, limit),
     }
     outcomes = [run() for name, run in runs.items() if name in found]
     comparisons = compare(model, dict(_measurements(sets, outcomes)))
@@ -126,16 +208,6 @@ def run_paper(options: argparse.Namespace, embed: CachedEmbedding) -> Findings:
         lines.append(f"outside the interval: {', '.join(outside)}")
     rejections, warnings = _rejections(sets)
     return Findings(sets, outcomes, lines, rejections=rejections, warnings=warnings, failed=bool(outside))
-
-
-PROTOCOLS: dict[str, Callable[[argparse.Namespace, CachedEmbedding], Findings]] = {
-    "pairs": run_pairs,
-    "ijbb": run_ijbb,
-    "ijbc": run_ijbc,
-    "tinyface": run_tinyface,
-    "folder": run_folder,
-    "paper": run_paper,
-}
 
 
 def _found(root: Path, sets: list[str]) -> dict[str, list[str]]:
@@ -214,18 +286,18 @@ def _degraded_norms(sets: list[VerifiedSet], embed: CachedEmbedding, seed: int) 
     return lines, warnings
 
 
-def _threshold(sets: list[VerifiedSet], embed: CachedEmbedding, options: argparse.Namespace) -> list[str]:
+def _threshold(sets: list[VerifiedSet], target_far: float, store_in: str | None) -> list[str]:
     """Find the threshold for the wanted FAR on the pairs of all sets together; store it where asked for."""
     similarity = np.concatenate([verified.result.similarity for verified in sets])
     issame = np.concatenate([verified.result.issame for verified in sets])
-    found = calibrate(similarity, issame, options.target_far)
+    found = calibrate(similarity, issame, target_far)
     names = ", ".join(verified.result.name for verified in sets)
     low, high = (100 * end for end in found.far_interval)
     lines = [
-        f"threshold for FAR {options.target_far:g}: cosine {found.threshold:.4f}, from {names}",
+        f"threshold for FAR {target_far:g}: cosine {found.threshold:.4f}, from {names}",
         f"  measured FAR {100 * found.far:.3f} % [{low:.3f}, {high:.3f}], TAR {100 * found.tar:.2f} %",
     ]
-    if options.store_threshold:
-        store_threshold(options.checkpoint, {"cosine": found.threshold, "sets": names, **found.as_dict()})
-        lines.append(f"stored in {options.checkpoint}")
+    if store_in:
+        store_threshold(store_in, {"cosine": found.threshold, "sets": names, **found.as_dict()})
+        lines.append(f"stored in {store_in}")
     return lines

@@ -12,7 +12,7 @@ import pytest
 from photographs import ASTRONAUT_LANDMARKS, astronaut, head, two_heads
 from PIL import Image
 
-import alignment.__main__
+import align_command
 from alignment.tree import crop_stems, find_photographs
 from alignment.warp import warp_face
 from evaluation.image_list import read_colour_image
@@ -28,7 +28,7 @@ def write(path, image):
 
 
 def align(*words):
-    return alignment.__main__.main(list(map(str, words)))
+    return align_command.main(list(map(str, words)))
 
 
 def table(output):
@@ -116,7 +116,7 @@ def test_the_faces_that_are_wanted(tmp_path):
 
 
 def test_a_landmark_file_instead_of_the_detector(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(alignment.__main__, "MTCNN", lambda *_: pytest.fail("detected"))
+    monkeypatch.setattr(align_command, "MTCNN", lambda *_: pytest.fail("detected"))
     source, output, landmarks = tmp_path / "in", tmp_path / "out", tmp_path / "marks.txt"
     for name in ("a/1.png", "a/2.png", "a/3.png"):
         write(source / name, astronaut())

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from test_memory_plan import MEMORY
 
-import alignment.__main__
+import align_command
 import config
 import convert
-import evaluation.command
+import evaluate_command
 import export_onnx
 import inference_commands
 from margins import HEADS
@@ -71,12 +71,12 @@ def test_convert_commands_parse(words):
 
 @pytest.mark.parametrize("words", commands("-m evaluation"), ids=" ".join)
 def test_evaluation_commands_parse(words):
-    assert evaluation.command.parse(words).root
+    assert evaluate_command.parse(words).root
 
 
 @pytest.mark.parametrize("words", commands("-m alignment"), ids=" ".join)
 def test_alignment_commands_parse(words):
-    assert alignment.__main__.parse(words).output
+    assert align_command.parse(words).output
 
 
 @pytest.mark.parametrize("words", commands("export_onnx.py"), ids=" ".join)

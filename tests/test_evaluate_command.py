@@ -12,8 +12,7 @@ import pytest
 import torch
 from test_inference import faces, write_checkpoint
 
-from evaluation.__main__ import main
-from evaluation.command import build_parser, parse
+from evaluate_command import build_parser, main, parse
 from evaluation.published import (
     Measurement,
     compare,

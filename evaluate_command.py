@@ -1,26 +1,36 @@
-"""The options of `python -m evaluation`."""
+r"""Evaluate any model by the protocols of the paper, or on your own faces.
+
+    python -m evaluation pairs --checkpoint experiments/<run>/best.ckpt --root <DATASET_ROOT>/faces_emore
+    python -m evaluation ijbc --checkpoint adaface_ir101_webface12m.ckpt --root <DATASET_ROOT>
+    python -m evaluation paper --model adaface_ir50_ms1mv2 --root <DATASET_ROOT> --report
+    python -m evaluation folder --compare pretrained.ckpt finetuned.ckpt --root <FACES>
+
+``python -m evaluation --help`` explains every option.
+"""
 
 import argparse
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import model_options
-from command_line import Parser
-from evaluation.cached import MOST_UNREADABLE
+from atomic_files import check_writable
+from command_line import Parser, run_to_status
+from devices import plan_devices
+from evaluation import protocols
+from evaluation.cached import CACHE, MOST_UNREADABLE, CachedEmbedding, ModelFile
 from evaluation.degradation import DEGRADATIONS
+from evaluation.findings import Evaluated, Findings, text_of, write_findings
 from evaluation.folder import DEGRADED_PARTS
 from evaluation.pair_comparison import FAR
 from evaluation.template_pooling import POOLINGS
+from model_options import model_path
+from run_folder import choose_run_folder
 
-CACHE = "experiments/embeddings"
 _SEEDS = 2**64
-_PROTOCOLS = {
-    "pairs": "verification sets (.bin, or converted): 10-fold accuracy, TAR at FAR, AUC, EER",
-    "ijbb": "IJB-B, 1:1 and 1:N: <root>/IJBB/meta and <root>/IJBB/loose_crop",
-    "ijbc": "IJB-C, 1:1 and 1:N: <root>/IJBC/meta and <root>/IJBC/loose_crop",
-    "tinyface": "TinyFace with its distractors: <root>/tinyface",
-    "folder": "identification on your own faces: <root>/<identity>/<image>, aligned, 112x112",
-    "paper": "all of the above that is found under the root, beside the published results of the paper's models",
-}
+_OUTSIDE = 3
 
 
 def build_parser() -> Parser:
@@ -29,7 +39,7 @@ def build_parser() -> Parser:
         prog="python -m evaluation",
         description="Evaluate a model: protocols of the AdaFace paper, and your own faces.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="protocols:\n" + "\n".join(f"  {name:<10}{text}" for name, text in _PROTOCOLS.items()),
+        epilog="protocols:\n" + "\n".join(f"  {name:<10}{protocol.text}" for name, protocol in _PROTOCOLS.items()),
     )
     parser.add_argument("protocol", choices=_PROTOCOLS, help="what to evaluate; see below")
     add_model_options(parser)
@@ -160,9 +170,9 @@ def parse(words: list[str]) -> argparse.Namespace:
     """
     parser = build_parser()
     options = parser.parse(words)
-    for name, protocols in _OF_PROTOCOL.items():
-        if options.protocol not in protocols and getattr(options, name) != parser.get_default(name):
-            parser.error(f"--{name} has no meaning with {options.protocol}, it is for {', '.join(protocols)}")
+    for name, takers in _OF_PROTOCOL.items():
+        if options.protocol not in takers and getattr(options, name) != parser.get_default(name):
+            parser.error(f"--{name} has no meaning with {options.protocol}, it is for {', '.join(takers)}")
     if not options.root:
         parser.error("--root is missing: the folder of the data")
     if sum(map(bool, (options.model, options.checkpoint, options.compare))) != 1:
@@ -196,3 +206,157 @@ def _check_ranges(parser: Parser, options: argparse.Namespace) -> None:
         parser.error(f"--unknown_share {options.unknown_share}: a share from 0 to less than 1 is expected")
     if not 0 <= options.target_far < 1:
         parser.error(f"--target_far {options.target_far}: a fraction between 0 and 1 is expected, such as 0.001")
+
+
+def main(words: list[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        words: what follows `python -m evaluation`; those of the process when None.
+
+    Returns:
+        Exit status: 0 done, 2 error (one line on stderr), 3 a number outside its interval with --strict, 130 stopped.
+    """
+    words = sys.argv[1:] if words is None else words
+    stopped = "what has been embedded is kept, the same command goes on"
+    return run_to_status("evaluation", lambda: _run(parse(words), words), stopped=stopped)
+
+
+def _run(options: argparse.Namespace, words: list[str]) -> int:
+    if not Path(options.root).exists():
+        raise FileNotFoundError(f"--root {options.root} does not exist")
+    _check_output(Path(options.output_dir))
+    if options.model:
+        options.checkpoint = str(model_path(options))
+    paths = options.compare or [options.checkpoint]
+    models = [_open_model(options, path) for path in paths]
+    for path, model in zip(paths, models, strict=True):
+        print(f"model: {path} ({model.embedder.arch})")
+    findings = _compare(options, models) if options.compare else _PROTOCOLS[options.protocol].run(options, models[0])
+    print(text_of(findings))
+    _keep(findings, options, words, paths, models)
+    return _OUTSIDE if findings.failed and options.strict else 0
+
+
+def _check_output(folder: Path) -> None:
+    """Raise OSError now, and not after hours, where no results can be written into a folder."""
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"--output_dir {folder} is a file: give a folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"--output_dir {folder} cannot be made ({error.strerror}): give another") from error
+    check_writable(folder, f"--output_dir {folder}")
+
+
+def _open_model(options: argparse.Namespace, path: str) -> CachedEmbedding:
+    devices = plan_devices(options.accelerator, 1, options.devices, gpus_given=False, use_16bit=False, precision="32")
+    accelerator = "gpu" if devices.accelerator == "gpu" else "cpu"
+    return CachedEmbedding(
+        ModelFile(path, options.arch, accelerator),
+        folder=Path(options.cache) if options.cache else None,
+        processes=options.devices,
+        batch_size=options.batch_size,
+        most_unreadable=options.most_unreadable,
+    )
+
+
+def _keep(
+    findings: Findings, options: argparse.Namespace, words: list[str], paths: list[str], models: list[CachedEmbedding]
+) -> None:
+    """Write everything into a new folder, and say which."""
+    folder = choose_run_folder(options.output_dir, f"evaluation_{options.protocol}")
+    evaluated = Evaluated(
+        title=f"{options.protocol}: {', '.join(Path(path).name for path in paths)}",
+        model=", ".join(f"{path} ({model.embedder.arch})" for path, model in zip(paths, models, strict=True)),
+        options=vars(options),
+        command=shlex.join(["python", "-m", "evaluation", *words]),
+    )
+    write_findings(folder, findings, evaluated, report=options.report)
+    print(f"everything of this evaluation is in {folder}")
+
+
+def _pairs(options: argparse.Namespace, model: CachedEmbedding) -> Findings:
+    return protocols.run_pairs(
+        model,
+        options.root,
+        options.sets,
+        limit=options.limit,
+        quality=options.quality,
+        seed=options.seed,
+        target_far=options.target_far or None,
+        store_in=options.checkpoint if options.store_threshold else None,
+    )
+
+
+def _ijbb(options: argparse.Namespace, model: CachedEmbedding) -> Findings:
+    return protocols.run_ijb(model, Path(options.root), "IJBB", pooling=options.pooling, limit=options.limit)
+
+
+def _ijbc(options: argparse.Namespace, model: CachedEmbedding) -> Findings:
+    return protocols.run_ijb(model, Path(options.root), "IJBC", pooling=options.pooling, limit=options.limit)
+
+
+def _tinyface(options: argparse.Namespace, model: CachedEmbedding) -> Findings:
+    return protocols.run_tinyface(model, Path(options.root), options.limit)
+
+
+def _folder(options: argparse.Namespace, model: CachedEmbedding) -> Findings:
+    return protocols.run_folder(
+        model,
+        Path(options.root),
+        _split(options),
+        degrade=None if options.degrade == "none" else options.degrade,
+        degraded_part=options.degraded_part,
+        strength=options.strength,
+    )
+
+
+def _paper(options: argparse.Namespace, model: CachedEmbedding) -> Findings:
+    return protocols.run_paper(
+        model,
+        Path(options.root),
+        options.sets,
+        published=options.published,
+        file=Path(options.checkpoint).name,
+        pooling=options.pooling,
+        limit=options.limit,
+    )
+
+
+def _compare(options: argparse.Namespace, models: Sequence[CachedEmbedding]) -> Findings:
+    if options.protocol == "pairs":
+        far = options.target_far or FAR
+        return protocols.compare_pairs(
+            options.compare, models, options.root, options.sets, far=far, limit=options.limit
+        )
+    return protocols.compare_folder(
+        options.compare, models, Path(options.root), _split(options), strength=options.strength
+    )
+
+
+def _split(options: argparse.Namespace) -> protocols.FolderSplit:
+    return protocols.FolderSplit(
+        gallery_images=options.gallery_images,
+        unknown_share=options.unknown_share,
+        seed=options.seed,
+        limit=options.limit or None,
+    )
+
+
+@dataclass(frozen=True)
+class _Protocol:
+    text: str  # for --help
+    run: Callable[[argparse.Namespace, CachedEmbedding], Findings]
+
+
+_PROTOCOLS = {
+    "pairs": _Protocol("verification sets (.bin, or converted): 10-fold accuracy, TAR at FAR, AUC, EER", _pairs),
+    "ijbb": _Protocol("IJB-B, 1:1 and 1:N: <root>/IJBB/meta and <root>/IJBB/loose_crop", _ijbb),
+    "ijbc": _Protocol("IJB-C, 1:1 and 1:N: <root>/IJBC/meta and <root>/IJBC/loose_crop", _ijbc),
+    "tinyface": _Protocol("TinyFace with its distractors: <root>/tinyface", _tinyface),
+    "folder": _Protocol("identification on your own faces: <root>/<identity>/<image>, aligned, 112x112", _folder),
+    "paper": _Protocol(
+        "all of the above that is found under the root, beside the published results of the paper's models", _paper
+    ),
+}

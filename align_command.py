@@ -1,0 +1,175 @@
+r"""Align the faces of a tree of photographs to 112x112.
+
+    python -m alignment <PHOTOGRAPHS> <FACES>
+    python -m alignment <PHOTOGRAPHS> <FACES> --faces all --format jpg
+    python -m alignment <PHOTOGRAPHS> <FACES> --landmarks landmarks.txt
+
+The folders are kept; ``alignment.csv`` says of each photograph what became of it. A stopped alignment goes on when the
+same command is given again.
+"""
+
+import argparse
+import hashlib
+import sys
+import time
+from pathlib import Path
+
+import cv2
+
+from alignment.detector import MTCNN, SMALLEST_FACE_PX, WHICH_FACES
+from alignment.journal import TABLE, Journal
+from alignment.landmark_file import read_landmarks
+from alignment.tree import CROP_SUFFIXES, SUFFIXES, FindFaces, Outcome, Wanted, align_tree, find_photographs
+from command_line import FAILED, INTERRUPTED, Parser, printable, run_to_status
+from locks import RunLock
+from quiet import quiet_decoders
+from threads import usable_cores
+
+SOME_WITHOUT = 1
+_SHOWN = 5
+
+
+def build_parser() -> Parser:
+    """Build the command line's parser."""
+    parser = Parser(
+        prog="python -m alignment",
+        description="Find the faces in photographs, and warp them to the 112x112 px that the networks take. Exit "
+        f"status: 0 every photograph gave a face, {SOME_WITHOUT} some did not, {FAILED} error, {INTERRUPTED} stopped; "
+        "the same command goes on.",
+    )
+    parser.add_argument("source", metavar="PHOTOGRAPHS", type=Path, help="folder of photographs, at any depth")
+    parser.add_argument(
+        "output", metavar="FACES", type=Path, help="folder to write to; folders in it are as in the other"
+    )
+    parser.add_argument(
+        "--faces",
+        choices=WHICH_FACES,
+        default=WHICH_FACES[0],
+        help="of several faces in a photograph take the largest (default), the one nearest to the centre, or all "
+        "(<name>_0, <name>_1, ..., the largest first)",
+    )
+    parser.add_argument(
+        "--landmarks",
+        metavar="FILE",
+        type=Path,
+        help="take landmarks from a file of lines <file> <x1> <y1> ... <x5> <y5> [<score>] instead of detecting faces: "
+        "eyes, nose, corners of the mouth, in px of the upright photograph",
+    )
+    parser.add_argument(
+        "--format", choices=[suffix[1:] for suffix in CROP_SUFFIXES], default="png", help="of the faces (default png)"
+    )
+    parser.add_argument(
+        "--smallest_face_px",
+        metavar="N",
+        type=int,
+        default=SMALLEST_FACE_PX,
+        help=f"side of the smallest face to be found (default {SMALLEST_FACE_PX}); 40 takes less than half of the time",
+    )
+    parser.add_argument("--threads", metavar="N", type=int, help="photographs at a time (default: the cores)")
+    return parser
+
+
+def parse(words: list[str]) -> argparse.Namespace:
+    """Parse and check the command line.
+
+    Args:
+        words: what follows the program's name.
+
+    Raises:
+        ValueError: unknown or unusable options.
+    """
+    parser = build_parser()
+    options = parser.parse(words)
+    if options.threads is None:
+        options.threads = usable_cores()
+    if options.threads < 1:
+        parser.error(f"--threads must be at least 1, got {options.threads}")
+    if options.landmarks and options.smallest_face_px != SMALLEST_FACE_PX:
+        parser.error("--smallest_face_px has no meaning with --landmarks")
+    return options
+
+
+def main(words: list[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        words: what follows `python -m alignment`; those of the process when None.
+
+    Returns:
+        Exit status: 0 done, 1 photographs without an aligned face, 2 error (one line on stderr), 130 stopped.
+    """
+    opencv_threads = cv2.getNumThreads()
+
+    def job() -> int:
+        options = parse(sys.argv[1:] if words is None else words)
+        cv2.setNumThreads(1)  # photographs are what is shared out
+        with quiet_decoders():
+            return _run(options)
+
+    try:
+        return run_to_status("alignment", job, stopped="what has been aligned is kept, the same command goes on")
+    finally:
+        cv2.setNumThreads(opencv_threads)
+
+
+def _run(options: argparse.Namespace) -> int:
+    source, output = options.source, options.output
+    if not source.is_dir():
+        raise FileNotFoundError(
+            f"{source} is {'a file' if source.exists() else 'not there'}, expected a folder of photographs"
+        )
+    if output.exists() and not output.is_dir():
+        raise NotADirectoryError(f"{output} is a file, expected a folder for the faces")
+    if output.resolve() == source.resolve():
+        raise ValueError(f"photographs and faces are both to be in {source}: give another folder for the faces")
+    settings = {"source": str(source.resolve()), "faces": options.faces, "format": options.format}
+    names = find_photographs(source, output)
+    if not names:
+        raise FileNotFoundError(f"no photographs in {source}; expected files of {', '.join(SUFFIXES)}")
+    find_faces = _detector(options, settings, set(names))
+    wanted = Wanted(source, output, names, find_faces, options.faces, f".{options.format}", options.threads)
+    output.mkdir(parents=True, exist_ok=True)
+    with RunLock() as lock:
+        try:
+            lock.take(output)
+        except RuntimeError as error:
+            raise RuntimeError(f"another alignment writes to {output}: wait for its end, or stop it") from error
+        began = time.monotonic()
+        with Journal(output, settings) as journal:
+            outcome = align_tree(wanted, journal)
+    _tell(outcome, time.monotonic() - began, output)
+    return SOME_WITHOUT if outcome.without else 0
+
+
+def _detector(options: argparse.Namespace, settings: dict[str, str | int], names: set[str]) -> FindFaces:
+    """Return what finds the faces, and note in the settings what it depends on."""
+    if options.landmarks is None:
+        settings["smallest_face_px"] = options.smallest_face_px
+        detector = MTCNN(options.smallest_face_px)
+        return lambda name, image: detector.detect(image)
+    listed = read_landmarks(options.landmarks)
+    settings["landmarks"] = hashlib.sha256(options.landmarks.read_bytes()).hexdigest()
+    absent = [name for name in listed if name not in names]
+    if absent:
+        raise FileNotFoundError(
+            f"{options.landmarks} names {len(absent)} of {len(listed)} photographs that are not in {options.source}, "
+            f"such as {absent[0]}: names start from that folder"
+        )
+    return lambda name, image: listed.get(name)
+
+
+def _tell(outcome: Outcome, seconds: float, output: Path) -> None:
+    new = outcome.photographs - outcome.done_before
+    before = f", {outcome.done_before:,} of them before" if outcome.done_before else ""
+    rate = f"; {new / max(seconds, 1e-9):,.1f} photographs/s" if new else ""
+    print(f"{outcome.photographs:,} photographs{before}: {outcome.crops:,} faces in {output}{rate}")
+    if not outcome.without:
+        return
+    kinds = ", ".join(f"{count:,} {status}" for status, count in outcome.by_status.most_common())
+    print(f"no face from {len(outcome.without):,} photographs ({kinds}), all of them in {output / TABLE}:")
+    for name, reason in outcome.without[:_SHOWN]:
+        print(f"  {printable(name)}: {printable(reason)}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
