@@ -8,7 +8,7 @@ its images become float32 in the workers; class count, validation sets and paths
 the path's name; the five sets of the paper are not compulsory.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 from face_datasets import PlainDataset, TrainingDataset, ValidationDataset, WaitingLoader, as_it_is, start_worker
+from groups import AugmentationOptions, DataOptions
 from held_out import hold_out, open_sets
 from lightning_setup import pl
 from pair_sets import PairSet
@@ -33,30 +34,14 @@ class FaceDataModule(pl.LightningDataModule):
     """Training images, validation pairs and their loaders. Call ``open`` first.
 
     Args:
-        data_root: folder that the two paths are relative to.
-        train_data_path: image folder, the folder above it or with `train.rec` or `train_0.rec`, ..., or a `.rec`;
-            several with commas between them are trained together.
-        val_data_path: folder of the verification sets.
-        use_mxrecord: train from `train.rec` even where there is an image folder.
-        train_data_subset: train on the paper's subset list.
-        train_data_index: train on the images of this file (``selection.py``), as whose it says; empty: on all.
-        swap_color_channel: the training images have red and blue swapped. Verification sets are read as they are,
-            like in the official code: they never passed through its swapped folders.
+        options: where the data are, and which of them are used. ``swap_color_channel`` is of the training images:
+            verification sets are read as they are, like in the official code, whose swapped folders they never passed.
+        augmentation: of the training images.
         batch_size: images per step over all devices of a node.
         devices: processes per node.
         num_nodes: machines.
-        num_workers: data loading processes per device, at most this process's share of the cores.
         seed: of shuffling and augmentation, in [0, 2**32).
-        low_res_augmentation_prob: in [0, 1].
-        crop_augmentation_prob: in [0, 1].
-        photometric_augmentation_prob: in [0, 1].
-        more_augmentations: probabilities in [0, 1] of those of ``more_augmentations.py``, by name.
-        custom_num_class: classes of the head, at least those of the data; -1 for those.
-        skip_bad_images: count, report and replace training images that cannot be decoded.
         evaluate_only: there is no training; its data need not be there.
-        val_sets: names of the verification sets to use, with commas between them; all there are when empty.
-            ``held_out`` is one of people held out of the training data.
-        held_out_share: of the people to hold out, in (0, 1).
         needs_validation: hold people out where ``val_sets`` is empty and there are no sets.
 
     Attributes:
@@ -70,44 +55,28 @@ class FaceDataModule(pl.LightningDataModule):
 
     def __init__(
         self,
+        options: DataOptions,
+        augmentation: AugmentationOptions = AugmentationOptions(),
         *,
-        data_root: str,
-        train_data_path: str,
-        val_data_path: str,
         batch_size: int,
-        use_mxrecord: bool = False,
-        train_data_subset: bool = False,
-        train_data_index: str = "",
-        swap_color_channel: bool = False,
         devices: int = 1,
         num_nodes: int = 1,
-        num_workers: int = 0,
         seed: int = 42,
-        low_res_augmentation_prob: float = 0.0,
-        crop_augmentation_prob: float = 0.0,
-        photometric_augmentation_prob: float = 0.0,
-        more_augmentations: Mapping[str, float] | None = None,
-        custom_num_class: int = -1,
-        skip_bad_images: bool = False,
         evaluate_only: bool = False,
-        val_sets: str = "",
-        held_out_share: float = 0.1,
         needs_validation: bool = False,
     ) -> None:
         super().__init__()
-        self.data_root, self.train_data_path, self.val_data_path = data_root, train_data_path, val_data_path
-        self.use_mxrecord, self.train_data_subset = use_mxrecord, train_data_subset
-        self.train_data_index = train_data_index
-        self.swap_color_channel, self.skip_bad_images = swap_color_channel, skip_bad_images
-        self.custom_num_class, self.evaluate_only = custom_num_class, evaluate_only
-        self.val_sets, self.held_out_share, self.needs_validation = val_sets, held_out_share, needs_validation
-        self.seed = seed
+        self.options, self.seed = options, seed
+        self.evaluate_only, self.needs_validation = evaluate_only, needs_validation
         self.augmenter = Augmenter(
-            crop_augmentation_prob, low_res_augmentation_prob, photometric_augmentation_prob, more=more_augmentations
+            augmentation.crop_augmentation_prob,
+            augmentation.low_res_augmentation_prob,
+            augmentation.photometric_augmentation_prob,
+            more=augmentation.more_augmentations,
         )
         self.notes: list[str] = []
         self.batch_size_per_process = _divided(batch_size, devices)
-        self.num_workers = self._capped(num_workers, devices)
+        self.num_workers = self._capped(options.num_workers, devices)
         self.processes = devices * num_nodes
         self.start_epoch = self.start_batch = self.start_sample = 0
         self.pair_sets: dict[str, PairSet] = {}
@@ -122,8 +91,11 @@ class FaceDataModule(pl.LightningDataModule):
             FileNotFoundError: data or the subset list are not there.
             ValueError: what is there is damaged, or does not fit the options.
         """
-        folder = Path(self.data_root, self.val_data_path)
-        sets = open_sets(folder, self.val_sets, held_out_otherwise=self.needs_validation, compulsory=self.evaluate_only)
+        options = self.options
+        folder = Path(options.data_root, options.val_data_path)
+        sets = open_sets(
+            folder, self.options.val_sets, held_out_otherwise=self.needs_validation, compulsory=self.evaluate_only
+        )
         self.pair_sets, self.missing_sets = sets.opened, sets.missing
         self.notes += [sets.note] if sets.note else []
         if not self.evaluate_only:
@@ -131,18 +103,18 @@ class FaceDataModule(pl.LightningDataModule):
             if sets.held_out:
                 source, held_out = hold_out(
                     source,
-                    self.held_out_share,
+                    options.held_out_share,
                     self.seed,
-                    swap_color_channel=self.swap_color_channel,
-                    skip_bad_images=self.skip_bad_images,
+                    swap_color_channel=options.swap_color_channel,
+                    skip_bad_images=options.skip_bad_images,
                 )
                 self.pair_sets = {**self.pair_sets, held_out.name: held_out}
             self._dataset = TrainingDataset(
                 source,
                 self.augmenter,
                 seed=self.seed,
-                swap_color_channel=self.swap_color_channel,
-                skip_bad_images=self.skip_bad_images,
+                swap_color_channel=options.swap_color_channel,
+                skip_bad_images=options.skip_bad_images,
             )
             self._check_class_count()
             self._batches(0, self.processes)  # refuses too few images
@@ -169,7 +141,7 @@ class FaceDataModule(pl.LightningDataModule):
     @property
     def num_classes(self) -> int:
         """Classes of the head: those of the data, or more where asked for; 0 in evaluation."""
-        return max(self.custom_num_class, len(self.class_names)) if self.class_names else 0
+        return max(self.options.custom_num_class, len(self.class_names)) if self.class_names else 0
 
     @property
     def steps_per_epoch(self) -> int:
@@ -254,7 +226,9 @@ class FaceDataModule(pl.LightningDataModule):
             samples: (M,) which of them, in this order; what cannot be decoded is left out where ``skip_bad_images``.
         """
         dataset = PlainDataset(
-            self.dataset.source, swap_color_channel=self.swap_color_channel, skip_bad_images=self.skip_bad_images
+            self.dataset.source,
+            swap_color_channel=self.options.swap_color_channel,
+            skip_bad_images=self.options.skip_bad_images,
         )
         size = self.batch_size_per_process
         return self._loader(dataset, [samples[start : start + size] for start in range(0, len(samples), size)])
@@ -289,22 +263,23 @@ class FaceDataModule(pl.LightningDataModule):
 
     def _open_source(self) -> TrainingSource:
         """Open the training images, or those of them that a list names."""
-        if self.train_data_subset:
+        options = self.options
+        if options.train_data_subset:
             self._refuse_subset_of_several()
         source = open_training_source(
-            self.data_root,
-            self.train_data_path,
-            use_mxrecord=self.use_mxrecord,
-            flawed=bool(self.train_data_index),
+            options.data_root,
+            options.train_data_path,
+            use_mxrecord=options.use_mxrecord,
+            flawed=bool(options.train_data_index),
         )
-        if self.train_data_index:
-            return select_indexed(source, self.train_data_index)
-        if self.train_data_subset:
-            return select_subset(source, read_subset_list(self.data_root, self.train_data_path))
+        if options.train_data_index:
+            return select_indexed(source, options.train_data_index)
+        if options.train_data_subset:
+            return select_subset(source, read_subset_list(options.data_root, options.train_data_path))
         return source
 
     def _refuse_subset_of_several(self) -> None:
-        paths = split_paths(self.data_root, self.train_data_path)
+        paths = split_paths(self.options.data_root, self.options.train_data_path)
         if len(paths) > 1:
             raise ValueError(
                 f"--train_data_subset, but --train_data_path names {len(paths)} data sets ({', '.join(paths)}): the "
@@ -312,11 +287,11 @@ class FaceDataModule(pl.LightningDataModule):
             )
 
     def _check_class_count(self) -> None:
-        found = len(self.class_names)
-        if self.custom_num_class != -1 and self.custom_num_class < found:
+        classes, given = len(self.class_names), self.options.custom_num_class
+        if given != -1 and given < classes:
             raise ValueError(
-                f"--custom_num_class {self.custom_num_class}, but the training data has {found} identities; "
-                f"give {found} or more, or leave the option out"
+                f"--custom_num_class {given}, but the training data has {classes} identities; "
+                f"give {classes} or more, or leave the option out"
             )
 
     def _batches(self, rank: int, world_size: int) -> EpochBatchSampler:

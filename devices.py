@@ -1,10 +1,9 @@
-"""From options to hardware: which accelerator, how many processes, which arithmetic, how many threads."""
+"""The hardware under a process: its memory, its threads, and the torchvision that suits its PyTorch."""
 
 import importlib
 import math
 import os
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -19,81 +18,6 @@ except ImportError:  # not Unix
 TORCH_PAIR = "torch==2.13.0 torchvision==0.28.0"  # as in the requirements files
 _MEMORY_INFO = Path("/proc/meminfo")
 _CONTROL_GROUP = Path("/sys/fs/cgroup")  # a container may have less than its host
-
-
-@dataclass(frozen=True)
-class DevicePlan:
-    """What Lightning's Trainer is told; ``notes`` are for the user's eyes."""
-
-    accelerator: str
-    devices: int
-    precision: str
-    notes: tuple[str, ...] = ()
-
-    @property
-    def device_name(self) -> str:
-        """Name of the hardware, for the screen."""
-        return torch.cuda.get_device_name() if self.accelerator == "gpu" else self.accelerator
-
-
-def plan_devices(
-    accelerator: str, gpus: int, devices: int, *, gpus_given: bool, use_16bit: bool, precision: str
-) -> DevicePlan:
-    """Decide on devices and precision, or say why the machine cannot do what was asked.
-
-    Args:
-        accelerator: ``auto``, ``cpu``, ``gpu`` or ``mps``; auto follows ``gpus``.
-        gpus: GPUs per node; 0 is the CPU.
-        devices: processes per node; 0 follows ``gpus``.
-        gpus_given: whether the user gave ``gpus`` (a default of 1 falls back to the CPU, a request does not).
-        use_16bit: 16-bit mixed precision.
-        precision: ``auto`` (follows ``use_16bit``), ``32``, ``16-mixed``, ``bf16-mixed`` or ``64``.
-
-    Raises:
-        RuntimeError: more or other devices than this machine has.
-    """
-    notes: list[str] = []
-    found = torch.cuda.device_count()
-    if accelerator == "auto":
-        accelerator, note = _choose_accelerator(gpus, devices, found, gpus_given)
-        notes += note
-    if accelerator == "gpu":
-        devices = devices or max(gpus, 1)
-        if devices > found:
-            raise RuntimeError(
-                f"{devices} GPU(s) asked for, PyTorch finds {found} on this machine. "
-                "Give --gpus N with the number there is, or --accelerator cpu --devices N to train on the CPU"
-            )
-    elif accelerator == "mps":
-        if not torch.backends.mps.is_available():
-            raise RuntimeError("--accelerator mps: PyTorch finds no Apple GPU here; use --accelerator cpu")
-        if devices > 1:
-            raise RuntimeError(f"--accelerator mps has one device, got --devices {devices}")
-        devices = 1
-    else:
-        devices = devices or 1
-        if devices > usable_cores():
-            notes.append(f"{devices} CPU processes share {usable_cores()} cores: expect no gain")
-    precision, note = _choose_precision(accelerator, use_16bit, precision)
-    return DevicePlan(accelerator, devices, precision, tuple(notes + note))
-
-
-def _choose_accelerator(gpus: int, devices: int, found: int, gpus_given: bool) -> tuple[str, list[str]]:
-    if gpus_given:
-        return ("gpu" if gpus else "cpu"), []
-    if found:
-        return "gpu", []
-    if torch.backends.mps.is_available() and devices < 2:
-        return "mps", ["no CUDA GPU found: training on the Apple GPU"]
-    return "cpu", ["no GPU found: training on the CPU (--gpus 0 says so without this note)"]
-
-
-def _choose_precision(accelerator: str, use_16bit: bool, precision: str) -> tuple[str, list[str]]:
-    if precision == "auto":
-        precision = "16-mixed" if use_16bit else "32"
-    if precision == "16-mixed" and accelerator == "cpu":
-        return "bf16-mixed", ["16-bit on a CPU is bfloat16: float16 has no fast kernels there"]
-    return {"32": "32-true", "64": "64-true"}.get(precision, precision), []
 
 
 def divide_threads(processes: int) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 import model_options
 from atomic_files import check_writable
 from command_line import Parser, run_to_status
-from devices import plan_devices
+from device_plan import plan_devices
 from evaluation import protocols
 from evaluation.cached import CACHE, MOST_UNREADABLE, CachedEmbedding, ModelFile
 from evaluation.degradation import DEGRADATIONS
@@ -26,6 +26,7 @@ from evaluation.findings import Evaluated, Findings, text_of, write_findings
 from evaluation.folder import DEGRADED_PARTS
 from evaluation.pair_comparison import FAR
 from evaluation.template_pooling import POOLINGS
+from groups import DeviceOptions
 from model_options import model_path
 from run_folder import choose_run_folder
 
@@ -250,7 +251,7 @@ def _check_output(folder: Path) -> None:
 
 
 def _open_model(options: argparse.Namespace, path: str) -> CachedEmbedding:
-    devices = plan_devices(options.accelerator, 1, options.devices, gpus_given=False, use_16bit=False, precision="32")
+    devices = plan_devices(DeviceOptions(accelerator=options.accelerator, devices=options.devices, precision="32"))
     accelerator = "gpu" if devices.accelerator == "gpu" else "cpu"
     return CachedEmbedding(
         ModelFile(path, options.arch, accelerator),

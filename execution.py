@@ -12,6 +12,7 @@ import torch
 
 from devices import available_memory
 from fused_softmax import kept_bytes
+from groups import DeviceOptions
 from training_module import FaceRecognitionModule
 
 _COMPILERS = ("g++", "clang++", "c++")
@@ -19,55 +20,44 @@ _MOST_OF_FREE_MEMORY = 0.25  # for the head's (B, C) numbers; activations, gradi
 
 
 def configure_backbone(
-    module: FaceRecognitionModule,
-    *,
-    accelerator: str,
-    processes: int,
-    batch_size: int,
-    channels_last: str,
-    compile_backbone: bool,
-    gradient_checkpointing: bool,
-    head_memory: str,
+    module: FaceRecognitionModule, options: DeviceOptions, *, accelerator: str, processes: int, batch_size: int
 ) -> list[str]:
     """Set how a module computes its training steps.
 
     Args:
         module: changed in place; its state dict keeps its keys.
+        options: ``channels_last`` auto is on for GPUs, whose tensor cores want it, for CPUs, whose narrow convolutions
+            take up to 40 % less time in it, and for the compiler; off for Apple GPUs. ``head_memory`` auto keeps the
+            (B, C) numbers where they take at most a quarter of the free memory.
         accelerator: ``cpu``, ``gpu`` or ``mps``.
         processes: training processes on this machine.
         batch_size: images per step of one process, B.
-        channels_last: ``on``, ``off`` or ``auto``: on for GPUs, whose tensor cores want it, for CPUs, whose narrow
-            convolutions take up to 40 % less time in it, and for the compiler; off for Apple GPUs.
-        compile_backbone: compile the backbone by ``torch.compile`` at the first step.
-        gradient_checkpointing: keep the blocks' inputs only, and compute their insides again.
-        head_memory: ``fast`` keeps (B, C) numbers between the passes, ``small`` computes them again, ``auto`` keeps
-            them where they take at most a quarter of the free memory.
 
     Returns:
         What the user should know, one line each.
 
     Raises:
-        RuntimeError: there is no compiler for ``compile_backbone``.
+        RuntimeError: there is no compiler for ``--compile``.
     """
     notes = []
-    automatic = accelerator in ("cpu", "gpu") or compile_backbone
-    module.channels_last = channels_last == "on" or (channels_last == "auto" and automatic)
+    automatic = accelerator in ("cpu", "gpu") or options.compile
+    module.channels_last = options.channels_last == "on" or (options.channels_last == "auto" and automatic)
     if module.channels_last:
         module.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    module.model.gradient_checkpointing = gradient_checkpointing
-    if compile_backbone:
+    module.model.gradient_checkpointing = options.gradient_checkpointing
+    if options.compile:
         _check_compiler(accelerator)
         module.model.compile(dynamic=False)
         notes.append("--compile: the first step takes a minute, or several for the deep networks")
     if module.class_num:
         # of a sharded head it is the batch of all processes with a part of the classes: as many numbers
-        wanted = batch_size * module.class_num * module.sample_rate * kept_bytes(module.sub_centers)
-        fits = wanted <= _MOST_OF_FREE_MEMORY * available_memory(accelerator, processes)
-        module.keep_exponentials = head_memory == "fast" or (head_memory == "auto" and fits)
-        if head_memory == "auto" and not fits:
+        size_bytes = batch_size * module.class_num * module.head_options.sample_rate * kept_bytes(module.sub_centers)
+        fits = size_bytes <= _MOST_OF_FREE_MEMORY * available_memory(accelerator, processes)
+        module.keep_exponentials = options.head_memory == "fast" or (options.head_memory == "auto" and fits)
+        if options.head_memory == "auto" and not fits:
             notes.append(
-                f"the head's {batch_size} x {module.class_num:,} numbers ({wanted / 1e9:.1f} GB) are computed twice "
-                "instead of kept (--head_memory fast keeps them)"
+                f"the head's {batch_size} x {module.class_num:,} numbers ({size_bytes / 1e9:.1f} GB) are computed "
+                "twice instead of kept (--head_memory fast keeps them)"
             )
     return notes
 

@@ -25,8 +25,8 @@ from tqdm import tqdm
 from checkpoint_weights import find_architecture
 from checkpoints import load_checkpoint
 from collectives import gather_rows, rank, world_size
-from config import Config
 from data_module import FaceDataModule
+from groups import RunOptions
 from inference import prepare_for_inference, read_model
 from input_format import InputFormat, normalize_images
 from lightning_setup import pl
@@ -36,7 +36,6 @@ from model_files import find_model
 from partial_fc import PartialFC, shard_range
 
 _NO_DIRECTION = 1e-6  # length of a mean of unit vectors that point nowhere
-_OPTIONS = ("finetune", "start_from_model_statedict")
 
 
 def find_pretrained(word: str) -> Path:
@@ -53,11 +52,12 @@ def find_pretrained(word: str) -> Path:
     return Path(word) if Path(word).exists() else find_model(word)
 
 
-def with_pretrained(config: Config) -> Config:
+def with_pretrained(run: RunOptions, *, arch_given: bool) -> RunOptions:
     """Find the model to start from, and take its architecture where none was given.
 
     Args:
-        config: of a run that is not resumed.
+        run: not resumed.
+        arch_given: the architecture was given.
 
     Returns:
         The options to run with.
@@ -67,26 +67,25 @@ def with_pretrained(config: Config) -> Config:
         ValueError: it is no checkpoint, or one of no architecture that is known.
         RuntimeError: a published model that cannot be downloaded.
     """
-    name = next((name for name in _OPTIONS if getattr(config, name)), None)
-    if name is None:
-        return config
-    path = find_pretrained(getattr(config, name))
+    name = "finetune" if run.finetune else "start_from_model_statedict"
+    word = run.finetune or run.start_from_model_statedict
+    if not word:
+        return run
+    path = find_pretrained(word)
     if path.suffix == ".onnx":
         raise ValueError(f"--{name} {path} is an ONNX export: give the checkpoint (.ckpt) that it was made of")
-    config = with_whole_path(config)
-    if "arch" in config.given:
-        return config
-    return replace(config, arch=find_architecture(load_checkpoint(path), path))
+    run = with_whole_path(run)
+    return run if arch_given else replace(run, arch=find_architecture(load_checkpoint(path), path))
 
 
-def with_whole_path(config: Config) -> Config:
+def with_whole_path(run: RunOptions) -> RunOptions:
     """Name a file to fine-tune by its whole path: it is needed again at the end, maybe after a resume elsewhere.
 
     Args:
-        config: with or without such a file.
+        run: with or without such a file.
     """
-    file = Path(config.finetune)
-    return replace(config, finetune=str(file.absolute())) if config.finetune and file.exists() else config
+    file = Path(run.finetune)
+    return replace(run, finetune=str(file.absolute())) if run.finetune and file.exists() else run
 
 
 def fingerprint_to_finetune(word: str, arch: str) -> str:

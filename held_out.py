@@ -60,7 +60,7 @@ def open_sets(folder: Path, wanted: str, *, held_out_otherwise: bool, compulsory
 
     Raises:
         FileNotFoundError: a set that is wanted, or compulsory, is not there.
-        ValueError: a damaged set.
+        ValueError: a damaged set, or ``held_out`` where a set on the disk is compulsory.
     """
     found = list(find_pair_sets(folder)) if folder.is_dir() else []
     names = [name for word in wanted.split(",") if (name := word.strip())]
@@ -71,6 +71,8 @@ def open_sets(folder: Path, wanted: str, *, held_out_otherwise: bool, compulsory
     opened = {name: open_pair_set(folder, name) for name in found if not names or name in names}
     missing = [name for name in PAPER_SETS if name not in found] if found and not names else []
     held_out = HELD_OUT in names and HELD_OUT not in found if names else held_out_otherwise and not found
+    if compulsory and held_out:
+        raise ValueError(f"--val_sets {HELD_OUT} is cut from the training data, of which --evaluate reads none")
     why = "none there" if folder.is_dir() else "no such folder"
     none = f"no validation sets in {folder.absolute()} ({why}; looked for .bin files and converted sets)"
     if compulsory and not opened:

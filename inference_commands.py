@@ -22,7 +22,7 @@ from alignment.detector import MTCNN
 from alignment.photograph import Photographs
 from atomic_files import check_writable, write_atomically
 from command_line import Parser, printable, run_to_status
-from devices import plan_devices
+from device_plan import plan_devices
 from evaluation.cached import CACHE, MOST_UNREADABLE, CachedEmbedding, ModelFile
 from evaluation.image_list import ImageFiles, ImageList
 from evaluation.similarity_search import most_similar
@@ -35,6 +35,7 @@ from face_comparison import (
     threshold_text,
 )
 from gallery import FoundFaces, NamedEmbeddings, found_csv, found_text, read_embeddings, write_embeddings
+from groups import DeviceOptions
 from model_options import add_model_options, check_model_options, model_path
 from quiet import quiet_decoders
 from sample_images import find_images
@@ -181,7 +182,7 @@ def main(words: list[str] | None = None) -> int:
 
 def _open_model(options: argparse.Namespace) -> CachedEmbedding:
     path = model_path(options)
-    devices = plan_devices(options.accelerator, 1, 1, gpus_given=False, use_16bit=False, precision="32")
+    devices = plan_devices(DeviceOptions(accelerator=options.accelerator, devices=1, precision="32"))
     accelerator = "gpu" if devices.accelerator == "gpu" else "cpu"
     cache = getattr(options, "cache", "")
     model = CachedEmbedding(

@@ -139,7 +139,7 @@ def step_memory(
         class_num=module.class_num,
         sub_centers=module.sub_centers,
         sharded=module.sharded,
-        sample_rate=module.sample_rate,
+        sample_rate=module.head_options.sample_rate,
         accumulated=accumulated,
         optimizer_numbers=_numbers_per_weight(module.configure_optimizers()["optimizer"]),
         bytes_per_number=8 if precision.startswith("64") else _FLOAT32_BYTES,
@@ -148,7 +148,7 @@ def step_memory(
         gradient_checkpointing=module.model.gradient_checkpointing,
         keep_exponentials=module.class_num > 0 and module.keep_exponentials,
         batch_size=batch_size,
-        averaged=module.ema_decay > 0,
+        averaged=module.optimizer_options.ema_decay > 0,
     )
 
 

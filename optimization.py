@@ -1,8 +1,8 @@
-"""What moves the weights: the optimisers, and the learning rate of each step.
+"""The optimizers, and the learning rate of each step.
 
 The learning rate is a pure function of the position in the training, so that no checkpoint has to hold a schedule's
 state: a resumed run, at whatever step, goes on with the same bits, and options that are given at a resume count from
-its first step on. Steps are optimiser steps: with accumulated gradients one for each window, the last and shorter
+its first step on. Steps are optimizer steps: with accumulated gradients one for each window, the last and shorter
 window of an epoch included.
 
 Sources: multistep and SGD as in the official AdaFace code, bit for bit; cosine: Loshchilov and Hutter (ICLR 2017, arXiv
@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
-OPTIMIZERS = ("sgd", "adamw")
+from groups import OptimizerOptions
+
 _NORMS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 LR_SCALE = "lr_scale"  # in a parameter group: its learning rate is the schedule's times this
 _FUSED_DEVICES = ("cpu", "cuda")
@@ -29,7 +30,7 @@ _FUSED_DEVICES = ("cpu", "cuda")
 
 @dataclass(frozen=True)
 class Schedule:
-    """The learning rate of each optimiser step t = 0, 1, ..., T - 1.
+    """The learning rate of each optimizer step t = 0, 1, ..., T - 1.
 
     With n steps an epoch, T = epochs * n steps in all and W = warmup_epochs * n of warm-up (rounded, at least one):
 
@@ -41,80 +42,60 @@ class Schedule:
     so that the first step has lr / W and step W - 1 the whole lr.
 
     Args:
-        lr: the highest learning rate.
-        kind: ``multistep``, ``cosine`` or ``poly``.
-        milestones: multistep: increasing epochs.
-        gamma: multistep: factor at each milestone.
-        power: poly: above 0.
-        warmup_epochs: from 0 on; may be a fraction.
+        options: of learning rate and schedule; ``lr`` is the peak, after linear scaling.
     """
 
-    lr: float
-    kind: str = "multistep"
-    milestones: tuple[int, ...] = ()
-    gamma: float = 0.1
-    power: float = 2.0
-    warmup_epochs: float = 0.0
+    options: OptimizerOptions
 
     def learning_rate(self, step: int, steps_per_epoch: int, epochs: int) -> float:
-        """Return the learning rate of one optimiser step.
+        """Return the learning rate of one optimizer step.
 
         Args:
             step: t, counted from the beginning of the first epoch.
-            steps_per_epoch: n, optimiser steps in each epoch.
+            steps_per_epoch: n, optimizer steps in each epoch.
             epochs: of the whole training.
         """
-        warmup = max(1, round(self.warmup_epochs * steps_per_epoch)) if self.warmup_epochs else 0
-        if self.kind == "multistep":
-            rate = self.lr
-            for _ in range(bisect_right(self.milestones, step // steps_per_epoch)):
-                rate *= self.gamma  # one by one: rounded as PyTorch's scheduler rounds
+        options = self.options
+        warmup = max(1, round(options.warmup_epochs * steps_per_epoch)) if options.warmup_epochs else 0
+        if options.lr_schedule == "multistep":
+            rate = options.lr
+            for _ in range(bisect_right(options.lr_milestones, step // steps_per_epoch)):
+                rate *= options.lr_gamma  # one by one: rounded as PyTorch's scheduler rounds
         else:
             progress = min(1.0, max(0, step - warmup) / max(1, epochs * steps_per_epoch - warmup))
-            rest = (1 + math.cos(math.pi * progress)) / 2 if self.kind == "cosine" else (1 - progress) ** self.power
-            rate = self.lr * rest
+            cosine = options.lr_schedule == "cosine"
+            rest = (1 + math.cos(math.pi * progress)) / 2 if cosine else (1 - progress) ** options.lr_power
+            rate = options.lr * rest
         return rate * min(1.0, (step + 1) / warmup) if warmup else rate
 
 
-def scaled_learning_rate(lr: float, images_per_update: int, base_batch_size: int) -> float:
-    """Return the learning rate by the linear scaling rule: lr * images_per_update / base_batch_size.
+def scaled_learning_rate(options: OptimizerOptions, images_per_update: int) -> float:
+    """Return the learning rate by the linear scaling rule: lr * images_per_update / lr_base_batch_size.
 
     Args:
-        lr: learning rate that suits ``base_batch_size``.
-        images_per_update: images of all machines in the gradient of one optimiser step.
-        base_batch_size: 0 leaves ``lr`` as it is.
+        options: of which ``lr`` suits ``lr_base_batch_size``; 0 there leaves it as it is.
+        images_per_update: images of all machines in the gradient of one optimizer step.
     """
-    return lr * images_per_update / base_batch_size if base_batch_size else lr
+    base = options.lr_base_batch_size
+    return options.lr * images_per_update / base if base else options.lr
 
 
 def build_optimizer(
-    module: nn.Module,
-    name: str,
-    lr: float,
-    momentum: float,
-    weight_decay: float,
-    scales: Mapping[nn.Parameter, float] | None = None,
+    module: nn.Module, options: OptimizerOptions, scales: Mapping[nn.Parameter, float] | None = None
 ) -> Optimizer:
-    """Build the optimiser of a module's parameters that take part, with weight decay on all but batch norm.
+    """Build the optimizer of a module's parameters that take part, with weight decay on all but batch norm.
 
     Args:
         module: backbone with or without a head; frozen parameters are left out.
-        name: ``sgd`` or ``adamw``; AdamW has PyTorch's betas (0.9, 0.999) and decoupled weight decay.
-        lr: learning rate of the first step.
-        momentum: of SGD.
-        weight_decay: factor.
+        options: AdamW has PyTorch's betas (0.9, 0.999) and decoupled weight decay; ``lr`` is that of the first step.
         scales: factor of the learning rate of some parameters; 1 for the others.
 
     Returns:
-        The optimiser. Each of its groups has its factor under ``LR_SCALE``; the first one's is the largest.
-
-    Raises:
-        ValueError: an unknown name.
+        The optimizer. Each of its groups has its factor under ``LR_SCALE``; the first one's is the largest.
     """
-    if name not in OPTIMIZERS:
-        raise ValueError(f"unknown optimiser {name!r}; known are: {', '.join(OPTIMIZERS)}")
+    lr = options.lr
     of_scale: dict[float, list[dict[str, Any]]] = {}
-    for parameters, decay in zip(split_for_weight_decay(module), (weight_decay, 0.0), strict=True):
+    for parameters, decay in zip(split_for_weight_decay(module), (options.weight_decay, 0.0), strict=True):
         parts: dict[float, list[nn.Parameter]] = {}
         for parameter in parameters:
             parts.setdefault((scales or {}).get(parameter, 1.0), []).append(parameter)
@@ -124,9 +105,9 @@ def build_optimizer(
     groups = [group for scale in sorted(of_scale, reverse=True) for group in of_scale[scale]]
     # one pass over the weights; with 16 bits the only form that does not wait for the loss scaler
     fused = groups[0]["params"][0].device.type in _FUSED_DEVICES
-    if name == "adamw":
+    if options.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=lr, fused=fused)
-    return torch.optim.SGD(groups, lr=lr, momentum=momentum, fused=fused)
+    return torch.optim.SGD(groups, lr=lr, momentum=options.momentum, fused=fused)
 
 
 def split_for_weight_decay(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
@@ -156,7 +137,7 @@ def settle_loaded_state(optimizer: Optimizer, options: list[dict[str, Any]]) -> 
     """Make a loaded state fit this run: its own options, and states in the memory layout of their weights.
 
     Loading brings the options of the run that saved (weight decay, momentum, whether fused), which hide those given at
-    the resume, and the saved layout, while the fused optimisers rely on that of the weights.
+    the resume, and the saved layout, while the fused optimizers rely on that of the weights.
 
     Args:
         optimizer: changed in place.

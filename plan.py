@@ -6,21 +6,23 @@ loader and arithmetic, and a few batches are embedded and loaded. Nothing is wri
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from data_module import FaceDataModule
-from devices import DevicePlan, available_memory
+from device_plan import DevicePlan
+from devices import available_memory
+from groups import OptimizerOptions, RunOptions
 from memory_plan import StepMemory, step_memory, what_takes_less
 from processes import Launch, decided_by_rank_0, lightning_environment
 from progress import MUCH_WAITING, duration, input_bottleneck
 from step_timing import Measured, StepClock, build_trainer, measure
+from trainer import batches_of_epoch, build_strategy, validation_interval
 from training_module import FaceRecognitionModule
 
 _TIGHT = 0.75  # of the memory: measured peaks lie 15 to 30 % above what is counted
 
 
 @dataclass(frozen=True)
-class Schedule:
+class Workload:
     """How much a training does.
 
     Attributes:
@@ -42,48 +44,35 @@ class Schedule:
     accumulate_grad_batches: int = 1
 
 
-def schedule(
-    data: FaceDataModule,
-    *,
-    epochs: int,
-    steps_per_epoch: int,
-    val_check_interval: int | float,
-    batch_size: int,
-    world_size: int,
-    accumulate_grad_batches: int,
-) -> Schedule:
+def count_work(data: FaceDataModule, devices: DevicePlan, run: RunOptions, optimizer: OptimizerOptions) -> Workload:
     """Return how much a training does.
 
     Args:
         data: opened.
-        epochs: of the run.
-        steps_per_epoch: batches of one process.
-        val_check_interval: steps between two evaluations; 1.0 for once in an epoch.
-        batch_size: images of one step, of all processes.
-        world_size: number of processes.
-        accumulate_grad_batches: batches whose gradients make one step of the optimiser.
+        devices: of this machine.
+        run: may limit the steps of an epoch.
+        optimizer: how long the training is.
     """
-    per_epoch = 1 if isinstance(val_check_interval, float) else steps_per_epoch // val_check_interval
+    epochs = 1 if run.fast_dev_run else optimizer.epochs
+    batches, interval = (
+        batches_of_epoch(data.steps_per_epoch, run),
+        validation_interval(data.steps_per_epoch, run, optimizer),
+    )
+    per_epoch = 1 if isinstance(interval, float) else batches // interval
     images = sum(len(pair_set.images) for pair_set in data.pair_sets.values())
-    return Schedule(
+    return Workload(
         epochs=epochs,
-        steps_per_epoch=steps_per_epoch,
+        steps_per_epoch=batches,
         evaluations=epochs * per_epoch + 1 if data.pair_sets else 0,
-        evaluation_batches=-(-images // (world_size * data.batch_size_per_process)),
-        batch_size=batch_size,
-        world_size=world_size,
-        accumulate_grad_batches=accumulate_grad_batches,
+        evaluation_batches=-(-images // (devices.world_size * data.batch_size_per_process)),
+        batch_size=optimizer.batch_size * devices.options.num_nodes,
+        world_size=devices.world_size,
+        accumulate_grad_batches=optimizer.accumulate_grad_batches,
     )
 
 
 def lines(
-    module: FaceRecognitionModule,
-    data: FaceDataModule,
-    devices: DevicePlan,
-    launch: Launch,
-    schedule: Schedule,
-    num_nodes: int,
-    strategy: Any,
+    module: FaceRecognitionModule, data: FaceDataModule, devices: DevicePlan, launch: Launch, workload: Workload
 ) -> Iterator[str]:
     """Yield the plan line by line; where it fits in memory, after a few steps; every process of the run calls this.
 
@@ -92,38 +81,31 @@ def lines(
         data: opened.
         devices: of this machine.
         launch: who started the processes.
-        schedule: how much is to do.
-        num_nodes: machines.
-        strategy: of Lightning, how the processes work together.
+        workload: how much is to do.
     """
     available = available_memory(devices.accelerator, devices.devices)
     memory = step_memory(
         module,
-        processes=schedule.world_size,
+        processes=workload.world_size,
         batch_size=data.batch_size_per_process,
-        accumulated=schedule.accumulate_grad_batches,
+        accumulated=workload.accumulate_grad_batches,
         precision=devices.precision,
     )
     measured = None
     # all processes measure, or none
     if decided_by_rank_0("FITS", lambda: str(memory.total_bytes <= available), launch) == "True":
-        if num_nodes > 1 and not launch.external:
+        if devices.options.num_nodes > 1 and not launch.external:
             yield "no step is measured: start all processes of the machines, by torchrun or srun, for that"
         else:
             yield "measuring a few steps ..."
             clock = StepClock()
             trainer = build_trainer(
-                devices,
-                num_nodes,
-                strategy,
-                lightning_environment(launch),
-                clock,
-                schedule.accumulate_grad_batches,
+                devices, build_strategy(devices), lightning_environment(launch), clock, workload.accumulate_grad_batches
             )
             measured = measure(trainer, module, data, clock)
     yield data.summary()
-    yield describe(module, memory, available, schedule, measured)
-    batch_size = schedule.batch_size // num_nodes
+    yield describe(module, memory, available, workload, measured)
+    batch_size = workload.batch_size // devices.options.num_nodes
     yield from does_not_fit(memory, available, batch_size=batch_size, devices=devices.devices)
 
 
@@ -131,7 +113,7 @@ def describe(
     module: FaceRecognitionModule,
     memory: StepMemory,
     available_bytes: float,
-    schedule: Schedule,
+    workload: Workload,
     measured: Measured | None,
 ) -> str:
     """Return the plan as text.
@@ -140,7 +122,7 @@ def describe(
         module: what is trained.
         memory: of one step of one process.
         available_bytes: what a process may take on its device; infinite where nobody knows.
-        schedule: how much is to do.
+        workload: how much is to do.
         measured: what a few steps have shown; None where none were taken.
     """
     lines = [
@@ -155,23 +137,23 @@ def describe(
     if measured is not None and measured.peak_bytes:
         lines.append(_row("measured peak, libraries included", measured.peak_bytes))
     lines.append(
-        f"steps: {schedule.steps_per_epoch:,} per epoch, {schedule.epochs * schedule.steps_per_epoch:,} in "
-        f"{schedule.epochs} epochs, {schedule.batch_size} images each; {schedule.evaluations} evaluations"
+        f"steps: {workload.steps_per_epoch:,} per epoch, {workload.epochs * workload.steps_per_epoch:,} in "
+        f"{workload.epochs} epochs, {workload.batch_size} images each; {workload.evaluations} evaluations"
     )
-    return "\n".join(lines + ([] if measured is None else _times(schedule, measured)))
+    return "\n".join(lines + ([] if measured is None else _times(workload, measured)))
 
 
-def _times(schedule: Schedule, measured: Measured) -> list[str]:
+def _times(workload: Workload, measured: Measured) -> list[str]:
     """Say how long it will take, and what the steps wait for."""
-    steps = schedule.epochs * schedule.steps_per_epoch
-    evaluation_sec = schedule.evaluation_batches * measured.embed_sec
-    total = steps * measured.batch_sec + schedule.evaluations * evaluation_sec
+    steps = workload.epochs * workload.steps_per_epoch
+    evaluation_sec = workload.evaluation_batches * measured.embed_sec
+    total = steps * measured.batch_sec + workload.evaluations * evaluation_sec
     lines = [
-        f"time: {measured.step_sec:.3g} s a step ({_rate(schedule.batch_size / measured.step_sec)}), "
-        f"{duration(schedule.steps_per_epoch * measured.batch_sec)} an epoch, "
-        + (f"{duration(evaluation_sec)} an evaluation, " if schedule.evaluations else "")
+        f"time: {measured.step_sec:.3g} s a step ({_rate(workload.batch_size / measured.step_sec)}), "
+        f"{duration(workload.steps_per_epoch * measured.batch_sec)} an epoch, "
+        + (f"{duration(evaluation_sec)} an evaluation, " if workload.evaluations else "")
         + f"{duration(total)} in all",
-        f"input: {_rate(schedule.batch_size / measured.load_sec)} where nothing else is done",
+        f"input: {_rate(workload.batch_size / measured.load_sec)} where nothing else is done",
     ]
     waiting = 1 - measured.step_sec / measured.batch_sec
     return [*lines, *([f"warning: {input_bottleneck(waiting)}"] if waiting > MUCH_WAITING else [])]

@@ -1,30 +1,63 @@
 """Which options a run goes on with: those of its checkpoint, unless the command line says otherwise."""
 
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from checkpoint_folders import run_folder_of
 from checkpoints import check_resumable, load_checkpoint
-from config import OPTIONS, Config, convert_value, finetune_defaults
 from finetuning import with_pretrained, with_whole_path
-from more_augmentations import MORE_AUGMENTATIONS
-from option_rules import check_head_options, check_optimisation
+from groups import ABOUT, OPTIONS, Config, RunOptions
+from option_rules import check_combinations, check_head_options, check_optimizer
+from parsing import convert_value, finetune_defaults
+from published_models import published_by_name
 from run_folder import CONFIG, LAST_CHECKPOINT
 
 # of these one option overrides the others when a run goes on with other hardware
 _DECIDED_TOGETHER = ({"gpus", "accelerator", "devices"}, {"use_16bit", "precision"})
-_OF_ONE_SCHEDULE = {"lr_milestones", "lr_gamma", "lr_power"}
-_OF_THIS_START = {"start_from_model_statedict", "resume_from_checkpoint", "run_folder"}
 _SHOWN_NAMES = 3
-# another value changes what the rest of the run computes
-_NOTED = (
-    "seed", "batch_size", "num_nodes", "accumulate_grad_batches", "lr", "lr_base_batch_size", "lr_schedule",
-    "lr_milestones", "lr_gamma", "lr_power", "warmup_epochs", "momentum", "weight_decay", "gradient_clip_val",
-    "ema_decay", "m", "h",
-    "s", "t_alpha", "batch_statistics", "l_margin", "u_margin", "l_a", "u_a", "lambda_g", "m1", "m2", "m3",
-    "sample_rate", "low_res_augmentation_prob", "crop_augmentation_prob",
-    "photometric_augmentation_prob", *(f"{name}_augmentation_prob" for name in MORE_AUGMENTATIONS),
-)  # fmt: skip
+
+
+def check_paths(run: RunOptions, train_data_index: str) -> None:
+    """Refuse checkpoints, models and lists that do not exist, before anything else is read.
+
+    Args:
+        run: of the command line.
+        train_data_index: file of the images to use; empty for all.
+
+    Raises:
+        FileNotFoundError: there is no such file, and no published model of this name.
+        ValueError: the checkpoint to resume is in another folder than the run's.
+    """
+    if run.resume_from_checkpoint and run.run_folder:
+        _check_same_folder(run)
+    for name, path in (("resume_from_checkpoint", run.resume_from_checkpoint), ("train_data_index", train_data_index)):
+        if path and not Path(path).exists():
+            raise FileNotFoundError(f"--{name}: there is no file {path}")
+    _check_model("start_from_model_statedict", run.start_from_model_statedict)
+    _check_model("finetune", run.finetune)
+
+
+def _check_same_folder(run: RunOptions) -> None:
+    folder = run_folder_of(Path(run.resume_from_checkpoint))
+    if folder.resolve() != Path(run.run_folder).resolve():
+        raise ValueError(
+            f"--resume_from_checkpoint resumes the run in its own folder, {folder}, which is not --run_folder "
+            f"{run.run_folder}: leave one of them out"
+        )
+
+
+def _check_model(option: str, word: str) -> None:
+    """Refuse a word that is neither a file nor the name of a published model."""
+    if not word or word.startswith("hf:") or Path(word).exists():
+        return
+    if "/" in word or "\\" in word:
+        raise FileNotFoundError(f"--{option}: there is no file {word}")
+    try:
+        published_by_name(word)
+    except ValueError as error:
+        raise FileNotFoundError(f"--{option}: there is no file {word}, and {error}") from None
 
 
 def with_run_folder(config: Config) -> Config:
@@ -39,9 +72,9 @@ def with_run_folder(config: Config) -> Config:
     Raises:
         ValueError: the folder is a file, or holds something else than a run.
     """
-    if not config.run_folder or config.resume_from_checkpoint:
+    if not config.run.run_folder or config.run.resume_from_checkpoint:
         return config
-    folder = Path(config.run_folder)
+    folder = Path(config.run.run_folder)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--run_folder {folder} is a file: give the folder of a run, or a new one")
     # hidden names are files that a killed run was writing
@@ -54,7 +87,7 @@ def with_run_folder(config: Config) -> Config:
     newest = folder / LAST_CHECKPOINT
     if not newest.exists():
         return config
-    return replace(config, resume_from_checkpoint=str(newest), start_from_model_statedict="")
+    return config.with_values({"resume_from_checkpoint": str(newest), "start_from_model_statedict": ""})
 
 
 def check_still_new(folder: Path) -> None:
@@ -83,74 +116,80 @@ def with_checkpoint_options(config: Config) -> tuple[Config, list[str]]:
         FileNotFoundError: there is no such checkpoint.
         ValueError: a damaged checkpoint, one that no run of this program wrote, or one of another model.
     """
-    if config.resume_from_checkpoint:
-        checkpoint = load_checkpoint(config.resume_from_checkpoint)
+    path = config.run.resume_from_checkpoint
+    if path:
+        checkpoint = load_checkpoint(path)
         saved = checkpoint.get("adaface")
         if saved is None:
             raise ValueError(
-                f"{config.resume_from_checkpoint} was not written by this program, so there is no run to go on with; "
+                f"{path} was not written by this program, so there is no run to go on with; "
                 "--start_from_model_statedict takes its backbone weights"
             )
-        check_resumable(checkpoint, config.resume_from_checkpoint)
+        check_resumable(checkpoint, path)
         return _resumed(config, saved["config"], saved["given"])
-    config = with_pretrained(config)
+    run = with_pretrained(config.run, arch_given="arch" in config.given)
+    config = replace(config, run=run)
     return config, _finetune_notes(config)
 
 
 def _finetune_notes(config: Config) -> list[str]:
     """Say which defaults a fine-tuning has that other runs do not have."""
-    given = {name: getattr(config, name) for name in config.given}
+    given = {name: config[name] for name in config.given}
     shown = " ".join(f"--{name} {value}" for name, value in finetune_defaults(given).items())
     return [f"--finetune has defaults of its own: {shown}"] if shown else []
 
 
-def _with_model_to_finetune(config: Config, saved: str) -> Config:
-    """Name the model that a fine-tuning began from, which is needed again for the comparison at its end."""
-    if "finetune" in config.given and not saved:
+def _check_model_to_finetune(run: RunOptions, saved: str, *, given: bool) -> None:
+    """Refuse a run without the model that it fine-tunes, which is needed again for the comparison at its end."""
+    if given and not saved:
         raise ValueError(
-            f"--finetune {config.finetune}, but {config.resume_from_checkpoint} is no run of a fine-tuning: leave "
+            f"--finetune {run.finetune}, but {run.resume_from_checkpoint} is no run of a fine-tuning: leave "
             "--finetune out, or give another --run_folder for a new run"
         )
-    if "finetune" in config.given:
-        return with_whole_path(config)
-    if Path(saved).is_absolute() and not Path(saved).exists():
+    if not given and Path(saved).is_absolute() and not Path(saved).exists():
         raise FileNotFoundError(
-            f"{saved}, which the run of {config.resume_from_checkpoint} fine-tunes and is compared with at its end, is "
+            f"{saved}, which the run of {run.resume_from_checkpoint} fine-tunes and is compared with at its end, is "
             "no longer there: put it back, or give --finetune with its new place"
         )
-    return config
 
 
 def _resumed(config: Config, saved: dict[str, Any], given: list[str]) -> tuple[Config, list[str]]:
-    """Return the options of the run to go on with; those of this command line win."""
+    """Return the options of the run to resume; those of this command line win."""
     saved = {**Config().as_dict(), **saved}  # an older run may lack the newest options
-    for name in ("arch", "head", "optimizer", "sub_centers", "freeze_stages", "freeze_batch_norm", "layer_lr_decay"):
-        if name in config.given and saved[name] != getattr(config, name):
+    before = {name: convert_value(name, saved[name]) for name in OPTIONS}
+    for name, about in ABOUT.items():
+        if about.at_resume == "fixed" and name in config.given and before[name] != config[name]:
             raise ValueError(
-                f"--{name} {getattr(config, name)}, but {config.resume_from_checkpoint} is a run of {saved[name]}: "
+                f"--{name} {config[name]}, but {config.run.resume_from_checkpoint} is a run of {saved[name]}: "
                 f"leave --{name} out, or start a new run with --start_from_model_statedict"
             )
-    config = _with_model_to_finetune(config, saved["finetune"])
-    before = {name: convert_value(name, saved[name]) for name in OPTIONS}
-    changed = {name for name in config.given if before[name] != getattr(config, name)}
+    _check_model_to_finetune(config.run, before["finetune"], given="finetune" in config.given)
+    config = replace(config, run=with_whole_path(config.run))
+    changed = [name for name in OPTIONS if name in config.given and before[name] != config[name]]
     notes = [
-        f"--{name} was {before[name]} in the run that is resumed, now {getattr(config, name)}"
-        for name in _NOTED
-        if name in changed
+        f"--{name} was {before[name]} in the run that is resumed, now {config[name]}"
+        for name in changed
+        if ABOUT[name].changes_training
     ]
-    replaced = {*config.given, *_OF_THIS_START}
-    for together in _DECIDED_TOGETHER:
-        if config.given & together:
-            replaced |= together
-    if "lr_schedule" in changed:
-        replaced |= _OF_ONE_SCHEDULE
-    kept = set(OPTIONS) - replaced
-    resumed = replace(config, **{name: before[name] for name in kept}, given=config.given | (set(given) & kept))
-    check_optimisation(resumed)
+    kept = set(OPTIONS) - config.given - _replaced_with(config.given, changed)
+    resumed = config.with_values({name: before[name] for name in kept})
+    resumed = replace(resumed, given=config.given | (set(given) & kept))
+    check_combinations(resumed)
+    check_optimizer(resumed)
     check_head_options(resumed, config.given)
-    if "epochs" in changed and resumed.lr_schedule != "multistep":
+    if "epochs" in changed and resumed.optimizer.lr_schedule != "multistep":
+        epochs, kind = resumed.optimizer.epochs, resumed.optimizer.lr_schedule
         notes.append(
-            f"--epochs was {before['epochs']} in the run that is resumed, now {resumed.epochs}: from here on the "
-            f"learning rate is that of a {resumed.lr_schedule} schedule over {resumed.epochs} epochs"
+            f"--epochs was {before['epochs']} in the run that is resumed, now {epochs}: from here on the "
+            f"learning rate is that of a {kind} schedule over {epochs} epochs"
         )
     return resumed, notes
+
+
+def _replaced_with(given: Collection[str], changed: Collection[str]) -> set[str]:
+    """Return the options that do not come from the checkpoint, because of others that are given now."""
+    replaced = {name for name, about in ABOUT.items() if about.at_resume == "own"}
+    for together in _DECIDED_TOGETHER:
+        if together & set(given):
+            replaced |= together
+    return replaced | {name for name, about in ABOUT.items() if about.only_with and about.only_with[0] in changed}

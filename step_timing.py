@@ -10,7 +10,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from data_module import FaceDataModule
-from devices import DevicePlan, peak_memory
+from device_plan import DevicePlan
+from devices import peak_memory
 from lightning_setup import pl
 from training_module import FaceRecognitionModule
 
@@ -135,18 +136,12 @@ def _endless(loader: DataLoader[Any]) -> Iterator[Any]:
 
 
 def build_trainer(
-    devices: DevicePlan,
-    num_nodes: int,
-    strategy: Any,
-    environment: Any,
-    clock: StepClock,
-    accumulate_grad_batches: int,
+    devices: DevicePlan, strategy: Any, environment: Any, clock: StepClock, accumulate_grad_batches: int
 ) -> "pl.Trainer":
     """Build the trainer for ``measure``.
 
     Args:
         devices: of the run.
-        num_nodes: machines.
         strategy: of Lightning, how the processes work together.
         environment: of Lightning, which process this is.
         clock: times the steps.
@@ -155,7 +150,7 @@ def build_trainer(
     return pl.Trainer(
         accelerator=devices.accelerator,
         devices=devices.devices,
-        num_nodes=num_nodes,
+        num_nodes=devices.options.num_nodes,
         strategy=strategy,
         precision=devices.precision,
         max_epochs=-1,

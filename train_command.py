@@ -20,28 +20,28 @@ import cv2
 import numpy as np
 import torch
 
-import config as options
 from agreement import ToldError, check_agreement, failure_told
 from atomic_files import write_atomically
-from build import build, build_run_trainer, epoch_batches, facts_of, images_per_update, plan_lines
+from build import build, build_run_trainer, facts_of, images_per_update, plan_lines
 from checkpoint_folders import run_folder_of
 from checkpoint_weights import backbone_state
 from checkpointing import CheckpointKeeper, how_to_go_on
 from checkpoints import load_checkpoint
 from command_line import EXPECTED_ERRORS, FAILED, INTERRUPTED, terminated_as_interrupted
-from config import Config
 from data_module import FaceDataModule
-from devices import DevicePlan, plan_devices
+from device_plan import DevicePlan, plan_devices
 from evaluation.before_after import compare_before_after, verdict, write_before_after
 from evaluation.cached import CachedEmbedding, ModelFile
 from evaluation.model_comparison import comparison_text, write_comparison
 from evaluation.run_report import write_run_report
 from face_datasets import TrainingDataset
 from finetuning import find_pretrained
+from groups import Config
 from images import IMAGE_SHAPE
 from lightning_setup import pl
 from locks import RunLock
 from optimization import scaled_learning_rate
+from parsing import parse
 from plots import plot_roc, plot_similarity_histograms
 from process_watch import ProcessWatch
 from processes import (
@@ -55,10 +55,11 @@ from processes import (
     tell_those_who_wait,
 )
 from results import results_table, write_results
-from resume import check_still_new, with_checkpoint_options, with_run_folder
+from resume import check_paths, check_still_new, with_checkpoint_options, with_run_folder
 from run_folder import choose_run_folder, make_run_folder, write_config, write_manifest
 from sampler import RandomStreams
 from stopping import InterruptedTrainingError
+from trainer import batches_of_epoch
 from training_curves import plot_health, plot_loss
 from training_module import FaceRecognitionModule
 
@@ -73,7 +74,8 @@ def main(arguments: list[str] | None = None) -> int:
         arguments: words after the program's name; those of the process when None.
     """
     try:
-        config, action = options.parse(sys.argv[1:] if arguments is None else arguments)
+        config, action = parse(sys.argv[1:] if arguments is None else arguments)
+        check_paths(config.run, config.data.train_data_index)
         if action == "print_config":
             print(config.as_yaml(), end="")
             return 0
@@ -97,51 +99,47 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(config: Config, notes: list[str], lock: RunLock, *, plan_only: bool = False) -> int:
     """Build everything, then train and test, or only test, or only plan; ``notes`` are shown first."""
     launch = find_launch()
-    devices = plan_devices(
-        config.accelerator,
-        config.gpus,
-        config.devices,
-        gpus_given="gpus" in config.given,
-        use_16bit=config.use_16bit,
-        precision=config.precision,
-    )
+    devices = plan_devices(config.devices, gpus_given="gpus" in config.given)
     for note in (*notes, *devices.notes, *_advice(config, launch)):
         say(f"note: {note}")
     if launch.external or not plan_only:  # several machines can be planned for on one
-        check_launch(launch, devices.devices, config.num_nodes)
+        check_launch(launch, devices.devices, config.devices.num_nodes)
     end_with_parent(launch)
-    join(launch, devices.accelerator, config.collective_timeout_sec)
+    join(launch, devices.accelerator, config.devices.collective_timeout_sec)
     with failure_told():
         data, module, sharded = build(config, devices)
         facts = facts_of(config, devices, data, module)
     check_agreement(facts)
-    if not config.evaluate and config.accumulate_grad_batches > epoch_batches(config, data):
+    batches = 0 if config.run.evaluate else batches_of_epoch(data.steps_per_epoch, config.run)
+    if 0 < batches < config.optimizer.accumulate_grad_batches:
         say(
-            f"note: --accumulate_grad_batches {config.accumulate_grad_batches} is more than the "
-            f"{epoch_batches(config, data)} batches of an epoch: its one step has so much less weight"
+            f"note: --accumulate_grad_batches {config.optimizer.accumulate_grad_batches} is more than the "
+            f"{batches} batches of an epoch: its one step has so much less weight"
         )
     if plan_only:
         for line in plan_lines(config, devices, launch, data, module):
             say(line)
         return 0
     folder = Path(decided_by_rank_0("RUN_FOLDER", lambda: str(_run_folder(config, lock)), launch))
-    keeper = CheckpointKeeper(folder, save_all=config.save_all_models, every_steps=config.checkpoint_every_steps)
-    watch = ProcessWatch(facts, lambda: _after_a_loss(config, keeper), config.collective_timeout_sec)
+    keeper = CheckpointKeeper(
+        folder, save_all=config.run.save_all_models, every_steps=config.run.checkpoint_every_steps
+    )
+    watch = ProcessWatch(facts, lambda: _after_a_loss(config, keeper), config.devices.collective_timeout_sec)
     with failure_told():
         trainer = build_run_trainer(config, devices, launch, data, keeper, watch, sharded)
         if trainer.is_global_zero:
             _describe(config, devices, data, module, folder)
     check_agreement({})  # else the others would wait for one that cannot write, or draw, to the run folder
     with watch, _errors_kept_in(folder, launch):
-        if not config.evaluate:
-            if config.finetune and not config.resume_from_checkpoint:
+        if not config.run.evaluate:
+            if config.run.finetune and not config.run.resume_from_checkpoint:
                 _test_pretrained(trainer, module, data)
-            trainer.fit(module, data, ckpt_path=config.resume_from_checkpoint or None, weights_only=True)
+            trainer.fit(module, data, ckpt_path=config.run.resume_from_checkpoint or None, weights_only=True)
         if data.pair_sets:
             _test(trainer, module, data, keeper, config)
     if trainer.is_global_zero:
         _finish(module, data, folder, config)
-        if config.finetune and not config.fast_dev_run:
+        if config.run.finetune and not config.run.fast_dev_run:
             _compare_with_pretrained(config, devices, data, keeper)
         print(f"everything of this run is in {folder}, begin with report.html")
     return 0
@@ -149,7 +147,7 @@ def _run(config: Config, notes: list[str], lock: RunLock, *, plan_only: bool = F
 
 def _after_a_loss(config: Config, keeper: CheckpointKeeper) -> str:
     """Return how to go on when a process of the run is lost."""
-    return f"the same command goes on in {keeper.folder}" if config.run_folder else how_to_go_on(keeper.last)
+    return f"the same command goes on in {keeper.folder}" if config.run.run_folder else how_to_go_on(keeper.last)
 
 
 def _test(
@@ -157,7 +155,7 @@ def _test(
 ) -> None:
     """Evaluate the best checkpoint of the run, or the given model, on all validation sets."""
     best = _best_of(keeper)
-    if not config.evaluate and not config.fast_dev_run:
+    if not config.run.evaluate and not config.run.fast_dev_run:
         module.model.load_state_dict(backbone_state(load_checkpoint(best), best))
         say(f"testing {best}")
     trainer.test(module, datamodule=data, verbose=False)
@@ -180,13 +178,13 @@ def _compare_with_pretrained(
     """Compare the best checkpoint of the run with the model that it began from, clear and blurred."""
     before, after = (
         CachedEmbedding(
-            ModelFile(str(path), config.arch, "gpu" if devices.accelerator == "gpu" else "cpu"),
+            ModelFile(str(path), config.run.arch, "gpu" if devices.accelerator == "gpu" else "cpu"),
             folder=None,
             batch_size=data.batch_size_per_process,
         )
-        for path in (find_pretrained(config.finetune), _best_of(keeper))
+        for path in (find_pretrained(config.run.finetune), _best_of(keeper))
     )
-    comparison = compare_before_after(before, after, data.pair_sets, keeper.folder, seed=config.seed)
+    comparison = compare_before_after(before, after, data.pair_sets, keeper.folder, seed=config.run.seed)
     words = verdict(comparison)
     print(comparison_text(comparison), "", *words, sep="\n")
     write_comparison(comparison, keeper.folder)
@@ -195,7 +193,7 @@ def _compare_with_pretrained(
 
 def _finish(module: FaceRecognitionModule, data: FaceDataModule, folder: Path, config: Config) -> None:
     """Print and write the results, draw the plots, write the report."""
-    if not config.evaluate:
+    if not config.run.evaluate:
         plot_loss(folder / "metrics", folder / "loss.png")
         plot_health(folder / "metrics", folder / "health.png")
     if module.results:
@@ -211,14 +209,14 @@ def _describe(
 ) -> None:
     """Print what is about to happen; write config, manifest and a picture of training samples."""
     write_config(folder, config.as_dict())
-    lr = None if config.evaluate else module.schedule.lr
+    lr = None if config.run.evaluate else module.schedule.options.lr
     write_manifest(folder, config.as_dict(), data.fingerprint(), data.num_classes, learning_rate=lr)
     parameters = sum(p.numel() for p in module.model.parameters()) / 1e6
     print(f"run folder: {folder}")
     hardware = f"{devices.devices} x {devices.device_name} ({devices.precision})"
-    print(f"model: {config.arch}, {parameters:.1f} M parameters, on {hardware}")
+    print(f"model: {config.run.arch}, {parameters:.1f} M parameters, on {hardware}")
     print(data.summary())
-    if not config.evaluate:
+    if not config.run.evaluate:
         encoded = cv2.imencode(".png", draw_sample_grid(data.dataset, data.seed, _SAMPLES_IN_GRID))[1]
         write_atomically(folder / "train_samples.png", encoded.tobytes())
 
@@ -246,33 +244,33 @@ def draw_sample_grid(dataset: TrainingDataset, seed: int, n: int = 64) -> np.nda
 
 def _run_folder(config: Config, lock: RunLock) -> Path:
     """A new run folder, the one that is named, or that of the checkpoint to resume; locked against a second run."""
-    if config.run_folder:
-        folder = lock.take(make_run_folder(config.run_folder))
-        if not config.resume_from_checkpoint:
+    if config.run.run_folder:
+        folder = lock.take(make_run_folder(config.run.run_folder))
+        if not config.run.resume_from_checkpoint:
             check_still_new(folder)
         return folder
-    if config.resume_from_checkpoint:
-        return lock.take(run_folder_of(Path(config.resume_from_checkpoint)).resolve())
-    return lock.take(choose_run_folder(config.output_dir, config.prefix))
+    if config.run.resume_from_checkpoint:
+        return lock.take(run_folder_of(Path(config.run.resume_from_checkpoint)).resolve())
+    return lock.take(choose_run_folder(config.run.output_dir, config.run.prefix))
 
 
 def _advice(config: Config, launch: Launch) -> list[str]:
     """Notes on options that mean something else than they seem to."""
-    if config.evaluate:
+    if config.run.evaluate:
         return []
     notes = []
-    if launch.restarts and not config.run_folder:
+    if launch.restarts and not config.run.run_folder:
         notes.append(
             f"torchrun may restart this run ({launch.restarts} times), and without --run_folder a restart begins anew"
         )
-    if config.head == "adaface" and config.h == 0:
+    if config.head.head == "adaface" and config.head.h == 0:
         notes.append("--head adaface with --h 0 is CosFace: the paper uses --m 0.4 --h 0.333")
-    if config.lr_base_batch_size:
+    if config.optimizer.lr_base_batch_size:
         images = images_per_update(config)
-        lr = scaled_learning_rate(config.lr, images, config.lr_base_batch_size)
+        lr = scaled_learning_rate(config.optimizer, images)
         notes.append(
-            f"learning rate {lr:g}: --lr {config.lr:g} x {images:,} images per update / --lr_base_batch_size "
-            f"{config.lr_base_batch_size:,}"
+            f"learning rate {lr:g}: --lr {config.optimizer.lr:g} x {images:,} images per update / --lr_base_batch_size "
+            f"{config.optimizer.lr_base_batch_size:,}"
         )
     return notes
 

@@ -12,7 +12,7 @@ numbers; a margin's running statistics are those of the batch over all processes
 classes may be shared out over the processes (``partial_fc.py``).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -24,11 +24,12 @@ from torch.optim import Optimizer
 from backbone import EMBEDDING_SIZE
 from collectives import check_batch_sizes, gather_batch, gather_rows
 from freezing import freeze, frozen_modules, learning_rate_scales
+from groups import HeadOptions, OptimizerOptions
 from inference import prepare_for_inference
 from input_format import normalize_images
 from lightning_internals import leave_out_of_ddp, position, set_epoch_length, unscales_in_its_step
 from lightning_setup import pl
-from margins import build_head, chosen_options, head_class
+from margins import build_head
 from optimization import LR_SCALE, Schedule, build_optimizer, group_options, settle_loaded_state
 from partial_fc import PartialFC, build_sharded_head
 from registry import build_model
@@ -43,35 +44,14 @@ EvaluationBatch = tuple[Tensor, Tensor, Tensor]
 
 
 class FaceRecognitionModule(pl.LightningModule):
-    """Backbone + head + optimiser.
+    """Backbone + head + optimizer.
 
     Args:
         arch: backbone name (``registry.build_model``).
         class_num: number of identities C; 0 builds no head, for evaluation alone.
-        head_type: margin name (``head.build_head``).
-        m: margin.
-        h: concentration of AdaFace.
-        s: scale of the logits.
-        t_alpha: weight of the newest batch in running statistics.
-        margin_options: the margin's other options, by name; its paper's values where absent.
+        head: margin, its options, and how its statistics and classes are used.
+        optimizer: optimizer, schedule, clipping, averaging and freezing; ``lr`` is the peak, after linear scaling.
         sharded: share the classes out over the processes; the head is then built when a trainer starts.
-        sample_rate: share of the classes that a step uses, in (0, 1]; below 1 of a sharded head only.
-        batch_statistics: ``global`` takes running statistics of the margin from the batch over all processes,
-            ``process`` from each process's own; a sharded head has the former.
-        gradient_clip_val: largest L2 norm of the gradient of backbone and head; 0 clips nothing.
-        ema_decay: of the moving average of the backbone's weights (``weight_average.py``), in [0, 1); 0 keeps none.
-        optimizer: ``sgd`` or ``adamw``.
-        lr: highest learning rate.
-        momentum: momentum of SGD.
-        weight_decay: weight decay of all but the batch-norm parameters.
-        lr_schedule: ``multistep``, ``cosine`` or ``poly`` (``optimization.Schedule``).
-        lr_milestones: multistep: epochs after which the learning rate is multiplied by ``lr_gamma``.
-        lr_gamma: multistep: factor of the learning rate.
-        lr_power: poly: its power.
-        warmup_epochs: epochs in which the learning rate rises to ``lr``.
-        freeze_stages: input layer and first stages of the backbone that stay as they are; 0 for none.
-        freeze_batch_norm: the backbone's batch norms stay as they are.
-        layer_lr_decay: factor of the learning rate from each stage of the backbone to the one before, in (0, 1].
         seed: seed of dropout and of the sampled classes.
         metadata: plain values stored in each checkpoint under ``adaface`` (config, versions); ``class_names`` may be
             any sequence.
@@ -79,6 +59,8 @@ class FaceRecognitionModule(pl.LightningModule):
     Attributes:
         sub_centers: columns of the head for each class.
         channels_last: memory layout of the backbone's weights, and so of its input (``execution.configure_backbone``).
+        head_options: of the head.
+        optimizer_options: of the optimizer.
         schedule: the learning rate of each step.
         average: of the weights, while it trains; it is what is validated, and ``model.*`` of the checkpoints.
         last_norms: (B, 1) feature norms of the newest training batch, without gradient.
@@ -87,59 +69,34 @@ class FaceRecognitionModule(pl.LightningModule):
 
     def __init__(
         self,
-        *,
         arch: str,
         class_num: int = 0,
-        head_type: str = "adaface",
-        m: float = 0.4,
-        h: float = 0.333,
-        s: float = 64.0,
-        t_alpha: float = 0.01,
-        margin_options: Mapping[str, float] | None = None,
+        head: HeadOptions = HeadOptions(),
+        optimizer: OptimizerOptions = OptimizerOptions(),
+        *,
         sharded: bool = False,
-        sample_rate: float = 1.0,
-        batch_statistics: str = "global",
-        gradient_clip_val: float = 0.0,
-        ema_decay: float = 0.0,
-        optimizer: str = "sgd",
-        lr: float = 0.1,
-        momentum: float = 0.9,
-        weight_decay: float = 5e-4,
-        lr_schedule: str = "multistep",
-        lr_milestones: tuple[int, ...] = (),
-        lr_gamma: float = 0.1,
-        lr_power: float = 2.0,
-        warmup_epochs: float = 0.0,
-        freeze_stages: int = 0,
-        freeze_batch_norm: bool = False,
-        layer_lr_decay: float = 1.0,
         seed: int = 42,
         metadata: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.arch, self.class_num = arch, class_num
+        self.head_options, self.optimizer_options = head, optimizer
         self.channels_last = False
         self.model = build_model(arch)
-        margin = head_class(head_type, max(1, class_num))
-        options = chosen_options(margin, m=m, t_alpha=t_alpha, h=h, more=margin_options or {})
-        self.sub_centers = int(options.get("sub_centers", 1))
-        self._head_options: dict[str, Any] = {
-            "head_type": head_type, "embedding_size": EMBEDDING_SIZE, "class_num": class_num, "s": s, **options,
+        margin = head.margin_options
+        self.sub_centers = int(margin.get("sub_centers", 1))
+        self._head_arguments: dict[str, Any] = {
+            "head_type": head.head, "embedding_size": EMBEDDING_SIZE, "class_num": class_num, "s": head.s, **margin,
         }  # fmt: skip
-        self.sharded, self.sample_rate = sharded, sample_rate
-        self.batch_statistics, self.gradient_clip_val = batch_statistics, gradient_clip_val
-        self.ema_decay = ema_decay
+        self.sharded = sharded
         self.average: WeightAverage | None = None
         self._resumed_average: tuple[dict[str, Tensor], int] | None = None
         self._keep_exponentials = True
         self._head_random_state = torch.get_rng_state()  # a sharded head is drawn from it later, to the same weights
         if class_num and not sharded:
-            self.head = build_head(**self._head_options)
-        self.optimizer_name, self.momentum, self.weight_decay = optimizer, momentum, weight_decay
-        self.schedule = Schedule(lr, lr_schedule, lr_milestones, lr_gamma, lr_power, warmup_epochs)
-        self.freeze_stages, self.freeze_batch_norm = freeze_stages, freeze_batch_norm
-        freeze(self.model, freeze_stages, batch_norm=freeze_batch_norm)
-        self.layer_lr_decay = layer_lr_decay
+            self.head = build_head(**self._head_arguments)
+        self.schedule = Schedule(optimizer)
+        freeze(self.model, optimizer.freeze_stages, batch_norm=optimizer.freeze_batch_norm)
         self.seed = seed
         self.metadata = dict(metadata or {})
         self.results: list[SetResult] = []
@@ -166,7 +123,7 @@ class FaceRecognitionModule(pl.LightningModule):
         if not self.sharded or not self.class_num or self.sharded_head:
             return
         self.head = build_sharded_head(
-            **self._head_options, sample_rate=self.sample_rate, random_state=self._head_random_state
+            **self._head_arguments, sample_rate=self.head_options.sample_rate, random_state=self._head_random_state
         )
         self.head.keep_exponentials = self._keep_exponentials
         leave_out_of_ddp(self, [KERNEL])
@@ -199,7 +156,7 @@ class FaceRecognitionModule(pl.LightningModule):
         shapes = {key: tuple(value.shape) for key, value in self.state_dict().items() if not key.startswith("head.")}
         if self.class_num:
             with torch.device("meta"):
-                head = build_head(**self._head_options).state_dict()
+                head = build_head(**self._head_arguments).state_dict()
             shapes |= {f"head.{key}": tuple(value.shape) for key, value in head.items()}
         return shapes
 
@@ -208,17 +165,18 @@ class FaceRecognitionModule(pl.LightningModule):
     def train(self, mode: bool = True) -> "FaceRecognitionModule":
         """Set the mode; what is frozen stays in evaluation mode, so that its batch norms do not move."""
         super().train(mode)
-        for module in frozen_modules(self.model, self.freeze_stages, batch_norm=self.freeze_batch_norm):
+        options = self.optimizer_options
+        for module in frozen_modules(self.model, options.freeze_stages, batch_norm=options.freeze_batch_norm):
             module.eval()
         return self
 
     def on_fit_start(self) -> None:
-        """Let the optimiser step on the sampled classes alone, what is frozen stay as it is, the average begin."""
+        """Let the optimizer step on the sampled classes alone, what is frozen stay as it is, the average begin."""
         self.train()
         if self.sharded_head:
             step_on_touched_rows(self.trainer.optimizers[0], self.shards)
-        if self.ema_decay:
-            self.average = WeightAverage(self.model, self.ema_decay)
+        if self.optimizer_options.ema_decay:
+            self.average = WeightAverage(self.model, self.optimizer_options.ema_decay)
             if self._resumed_average:
                 weights, self.average.updates = self._resumed_average
                 self.average.model.load_state_dict(weights)
@@ -252,7 +210,7 @@ class FaceRecognitionModule(pl.LightningModule):
 
     def _gather_for_statistics(self, batch_size: int, device: torch.device) -> Callable[[Tensor], Tensor] | None:
         """Return what gathers the margin's statistics from all processes; None for what the head sees by itself."""
-        if self.sharded or self.batch_statistics == "process":
+        if self.sharded or self.head_options.batch_statistics == "process":
             return None
         check_batch_sizes(batch_size, device)
         return gather_batch
@@ -261,12 +219,13 @@ class FaceRecognitionModule(pl.LightningModule):
         self, optimizer: torch.optim.Optimizer, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
     ) -> None:
         """Clip by ``gradient_clip_val`` of this module, over all processes; the trainer's own is not looked at."""
-        if not self.gradient_clip_val:
+        limit = self.optimizer_options.gradient_clip_val
+        if not limit:
             return
         scaler = self.trainer.scaler
         if scaler is not None and unscales_in_its_step(optimizer):
-            scaler.unscale_(optimizer)  # fused optimisers leave that to their step, which takes note that it is done
-        clip_gradient(self.parameters(), self.shards, self.gradient_clip_val)
+            scaler.unscale_(optimizer)  # fused optimizers leave that to their step, which takes note that it is done
+        clip_gradient(self.parameters(), self.shards, limit)
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         """Step, and take the weights into their average."""
@@ -275,16 +234,14 @@ class FaceRecognitionModule(pl.LightningModule):
             self.average.update(self.model)
 
     def configure_optimizers(self) -> dict[str, Optimizer]:
-        """Return the optimiser; its learning rate is set before each step."""
-        scales = learning_rate_scales(self.model, self.layer_lr_decay)
-        optimizer = build_optimizer(
-            self, self.optimizer_name, self.schedule.lr, self.momentum, self.weight_decay, scales
-        )
+        """Return the optimizer; its learning rate is set before each step."""
+        scales = learning_rate_scales(self.model, self.optimizer_options.layer_lr_decay)
+        optimizer = build_optimizer(self, self.optimizer_options, scales)
         self._group_options = group_options(optimizer)
         return {"optimizer": optimizer}
 
     def on_train_start(self) -> None:
-        """Make the state of the optimiser that a resume has loaded fit this run."""
+        """Make the state of the optimizer that a resume has loaded fit this run."""
         settle_loaded_state(self.optimizers(), self._group_options)
         start_momentum_at_zero(self.optimizers())
 

@@ -20,20 +20,13 @@ from bench._textbook_net import textbook
 from bench.head import WrittenOutHead
 from bench.timing import Side, compare, options, report
 from execution import configure_backbone
+from groups import DeviceOptions, HeadOptions, OptimizerOptions
 from input_format import normalize_images
 from training_module import FaceRecognitionModule
 
 _CLASSES = 10_000
 _LR = 1e-6  # the weights stay what they are, so that every step is the same work
 _TOLERANCE, _TOLERANCE_BF16 = 1e-4, 0.1
-_AS_GIVEN: dict[str, Any] = {
-    "accelerator": "cpu",
-    "processes": 1,
-    "channels_last": "auto",
-    "compile_backbone": False,
-    "gradient_checkpointing": False,
-    "head_memory": "auto",
-}
 
 
 class Problem:
@@ -47,7 +40,7 @@ class Problem:
 
     def __init__(self, arch: str, batch_size: int, classes: int) -> None:
         torch.manual_seed(0)
-        self.module = FaceRecognitionModule(arch=arch, class_num=classes, m=0.4, h=0.333, lr=_LR)
+        self.module = FaceRecognitionModule(arch, classes, HeadOptions(m=0.4, h=0.333), OptimizerOptions(lr=_LR))
         for layer in self.module.modules():
             if isinstance(layer, torch.nn.Dropout):
                 layer.p = 0.0  # so that the losses can be compared
@@ -70,9 +63,9 @@ class Problem:
         return step
 
     def ours(self, *, bf16: bool = False, **given: Any) -> Callable[[], Tensor]:
-        """Return the step of the training module, with options of ``configure_backbone``."""
+        """Return the step of the training module, with some device options."""
         module = copy.deepcopy(self.module)
-        configure_backbone(module, batch_size=len(self.images), **{**_AS_GIVEN, **given})
+        configure_backbone(module, DeviceOptions(**given), accelerator="cpu", processes=1, batch_size=len(self.images))
         sgd = module.configure_optimizers()["optimizer"]
 
         def step() -> Tensor:
@@ -113,7 +106,7 @@ def main() -> None:
     notes: dict[str, Any] = {}
     for size, target in ((large, 1.1), (small, 1.5)):
         measure(size, "", Side("plain", problems[size].plain()), Side("defaults", problems[size].ours()), target)
-    plain, compiled = problems[small].plain(), problems[small].ours(compile_backbone=True)
+    plain, compiled = problems[small].plain(), problems[small].ours(compile=True)
     plain()  # as many steps as the other: AdaFace's statistics move
     started = time.perf_counter()
     compiled()

@@ -14,11 +14,13 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from checkpointing import CheckpointKeeper
+from groups import Config
 from lightning_setup import pl
 from train_val import FaceRecognitionModule
 
 CLASSES, BATCH, STEPS = 7, 2, 6  # BATCH samples of each of two processes
 NORM_DIVISOR = 5.0
+OPTIONS = {"m": 0.4, "h": 0.333, "s": 8.0, "t_alpha": 0.3, "lr": 0.05, "lr_milestones": (9,)}
 
 
 class Faces(Dataset):
@@ -56,14 +58,11 @@ class Losses(pl.Callback):
         self.values.append(float(outputs["loss"]))
 
 
-def train(processes: int, folder: Path, *, accumulate: int, **options) -> dict:
+def train(processes: int, folder: Path, *, accumulate: int, sharded: bool = False, **options) -> dict:
     """Train; return losses and the parts of the checkpoint, on rank 0."""
+    config = Config().with_values({**OPTIONS, **options})
     torch.manual_seed(4)
-    module = frozen(
-        FaceRecognitionModule(
-            arch="ir_mini", class_num=CLASSES, s=8.0, t_alpha=0.3, lr=0.05, lr_milestones=(9,), **options
-        )
-    )
+    module = frozen(FaceRecognitionModule("ir_mini", CLASSES, config.head, config.optimizer, sharded=sharded))
     losses = Losses()
     trainer = pl.Trainer(
         accelerator="cpu", devices=processes, strategy="ddp" if processes > 1 else "auto", max_epochs=1,
@@ -77,7 +76,7 @@ def train(processes: int, folder: Path, *, accumulate: int, **options) -> dict:
 
 
 def options_of(words: list[str]) -> dict:
-    """head_type=arcface accumulate=3 ... as keyword arguments."""
+    """head=arcface accumulate=3 ... as keyword arguments."""
     values = dict(word.split("=") for word in words)
     kinds = {
         "accumulate": int,

@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from opened_data import data_module
 from planted_faults import (
     EACH,
     KINDS,
@@ -33,7 +34,6 @@ import convert
 import main
 from audit import run
 from audit.run import AuditOptions
-from data_module import FaceDataModule
 from evaluation.image_list import ImageList
 from evaluation.outcome import Embedded
 from folder_source import FolderSource
@@ -152,11 +152,13 @@ def test_gaps_and_damaged_labels_of_records(data, tmp_path):
     assert [row["text"] for row in findings if row["kind"] == "label gap"] == ["no images of label 2 to 3 (2 of 5)"]
     damaged = [re.search(r"key (\d+): its label is (\S+),", row["text"]).groups() for row in findings if row["kind"] == "damaged label"]  # fmt: skip # noqa: E501
     assert damaged == [("8", "nan"), ("9", "2.5"), ("10", "-1"), ("11", "1e+09")]
-    module = FaceDataModule(
-        data_root=str(tmp_path), train_data_path="rec", val_data_path="none", batch_size=2,
+    module = data_module(
+        tmp_path,
+        train_data_path="rec",
+        val_data_path="none",
+        batch_size=2,
         train_data_index=str(tmp_path / "out" / "cleaned_index.csv"),
-    )  # fmt: skip
-    module.open()
+    )
     assert list(module.class_names) == ["0", "1", "4"]
     assert module.dataset.source.labels.tolist() == [0, 0, 1, 1, 2, 2, 2]
 
@@ -322,11 +324,13 @@ def test_the_page_needs_nothing_else_and_escapes_names(data, tmp_path):
     assert re.findall(r'(?:src|href)="(?!data:image/jpeg;base64,|#)[^"]*', page) == []
     assert "http" not in re.sub(r"base64,\S+", "", page).replace("http-equiv", "")
     assert {row["kind"] for row in read_findings(tmp_path / "out")} == {"unreadable image", "duplicate inside"}
-    module = FaceDataModule(
-        data_root=str(tmp_path), train_data_path=faces.name, val_data_path="none", batch_size=2,
+    module = data_module(
+        tmp_path,
+        train_data_path=faces.name,
+        val_data_path="none",
+        batch_size=2,
         train_data_index=str(tmp_path / "out" / "cleaned_index.csv"),
-    )  # fmt: skip
-    module.open()
+    )
     assert len(module.dataset) == 6
 
 
@@ -350,10 +354,7 @@ def test_training_takes_exactly_the_images_of_the_index(data, audited, tmp_path)
     index = audited / "cleaned_index.csv"
     root = tmp_path / "root"
     shutil.copytree(data.faulty, root / "faces")
-    module = FaceDataModule(
-        data_root=str(root), train_data_path="faces", val_data_path="none", batch_size=8, train_data_index=str(index)
-    )
-    module.open()
+    module = data_module(root, train_data_path="faces", val_data_path="none", batch_size=8, train_data_index=str(index))
     with index.open(newline="") as file:
         next(file)
         rows = list(csv.DictReader(file))

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from opened_data import data_module
 from sharded_records import face, write_chunks, write_parts
 
 from combined_source import CombinedSource
@@ -39,10 +40,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def module(root: Path, **options: Any) -> FaceDataModule:
-    values = {"train_data_path": "a,b,c", "val_data_path": "", "batch_size": 4, "seed": 7}
-    data = FaceDataModule(data_root=str(root), **{**values, **options})
-    data.open()
-    return data
+    return data_module(root, **{"train_data_path": "a,b,c", **options})
 
 
 def test_classes_follow_each_other_and_have_names_of_their_own(root: Path) -> None:

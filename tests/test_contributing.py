@@ -49,7 +49,7 @@ def test_a_backbone_that_follows_the_steps_is_trained_saved_and_loaded(monkeypat
     assert issubclass(plain_net, Backbone)
     monkeypatch.setitem(registry.ARCHITECTURES, "plain_net", plain_net)
     torch.manual_seed(0)
-    training = FaceRecognitionModule(arch="plain_net", class_num=5, metadata={"config": {"arch": "plain_net"}})
+    training = FaceRecognitionModule("plain_net", 5, metadata={"config": {"arch": "plain_net"}})
     training.model.gradient_checkpointing = True
     optimizer = training.configure_optimizers()["optimizer"]
     images = torch.randint(0, 256, (10, 112, 112, 3), dtype=torch.uint8)
@@ -146,9 +146,9 @@ def test_a_new_margin_is_known_to_the_command_line():
         "import sys, margins\n"
         "exec(sys.stdin.read(), vars(margins))\n"
         "margins.HEADS['li_arcface'] = margins.LiArcFace\n"
-        "import config\n"
-        "print(config.parse(['--head', 'li_arcface', '--m', '0.3'])[0].head)\n"
-        "config.parse(['--help'])\n"
+        "import parsing\n"
+        "print(parsing.parse(['--head', 'li_arcface', '--m', '0.3'])[0].head.head)\n"
+        "parsing.parse(['--help'])\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], input=code, cwd=ROOT, env=dict(os.environ), capture_output=True, text=True

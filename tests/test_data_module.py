@@ -16,12 +16,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from opened_data import data_module
 from torch.utils.data import DataLoader
 
 import selection
 from data_module import FaceDataModule
 from face_datasets import TrainingDataset, ValidationDataset, WaitingLoader, as_it_is
 from folder_source import FolderSource
+from groups import DataOptions
 from lightning_setup import pl
 from pair_sets import PairSet, write_memfile
 from paper_augmentation import Augmenter
@@ -85,10 +87,7 @@ def small(tmp_path: Path) -> Path:
 
 
 def module(root: Path, **options: Any) -> FaceDataModule:
-    values = {"train_data_path": "imgs", "val_data_path": "", "batch_size": 4, "seed": 7}
-    data = FaceDataModule(data_root=str(root), **{**values, **options})
-    data.open()
-    return data
+    return data_module(root, **{"train_data_path": "imgs", **options})
 
 
 # --- sources --------------------------------------------------------------------------------------------------
@@ -448,8 +447,8 @@ def test_a_program_that_ends_with_a_loader_in_use_does_not_wait_for_its_workers(
     program = f"""
 import torch
 from data import FaceDataModule
-data = FaceDataModule(data_root={str(small.parent)!r}, train_data_path={small.name!r}, val_data_path="none",
-                      batch_size=4, num_workers=1)
+from groups import DataOptions
+data = FaceDataModule(DataOptions({str(small.parent)!r}, {small.name!r}, "none", num_workers=1), batch_size=4)
 data.open()
 loader = data.train_dataloader()
 batches = iter(loader)
@@ -548,12 +547,11 @@ def test_custom_num_class_overrides_upward_only(small: Path) -> None:
 
 
 def test_batch_size_must_divide() -> None:
-    paths = {"data_root": "", "train_data_path": "", "val_data_path": ""}
     with pytest.raises(ValueError, match=r"--batch_size 256 .* does not divide by 3: use 255 or 258"):
-        FaceDataModule(batch_size=256, devices=3, **paths)
+        FaceDataModule(DataOptions(), batch_size=256, devices=3)
     with pytest.raises(ValueError, match=r"does not divide by 3: use 3$"):
-        FaceDataModule(batch_size=2, devices=3, **paths)
-    assert FaceDataModule(batch_size=256, devices=4, **paths).batch_size_per_process == 64
+        FaceDataModule(DataOptions(), batch_size=2, devices=3)
+    assert FaceDataModule(DataOptions(), batch_size=256, devices=4).batch_size_per_process == 64
 
 
 def test_too_few_images_are_refused_when_opened(small: Path) -> None:

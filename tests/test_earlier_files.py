@@ -15,9 +15,9 @@ import torch
 
 import main
 import record_sidecar
-from config import read_recipe
 from demo_data import write_demo_data
 from inference import load_pretrained_model
+from parsing import read_recipe
 from record_source import RecordSource
 
 EARLIER = Path(__file__).parent / "golden" / "earlier"

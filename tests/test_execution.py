@@ -9,22 +9,21 @@ import devices
 import execution
 import fused_softmax
 from execution import configure_backbone
+from groups import DeviceOptions, HeadOptions
 from train_val import FaceRecognitionModule
 
 B, C = 4, 7
-PLAIN = {
-    "accelerator": "cpu", "processes": 1, "batch_size": B, "channels_last": "off", "compile_backbone": False,
-    "gradient_checkpointing": False, "head_memory": "auto",
-}  # fmt: skip
 
 
-def _module(**options):
+def _module(accelerator="cpu", **options):
     torch.manual_seed(0)
-    module = FaceRecognitionModule(arch="ir_mini", class_num=C, m=0.4, h=0.333)
+    module = FaceRecognitionModule("ir_mini", C, HeadOptions(m=0.4, h=0.333))
     for layer in module.modules():
         if isinstance(layer, torch.nn.Dropout):
             layer.p = 0.0
-    notes = configure_backbone(module, **{**PLAIN, **options})
+    notes = configure_backbone(
+        module, DeviceOptions(**{"channels_last": "off", **options}), accelerator=accelerator, processes=1, batch_size=B
+    )
     return module, notes
 
 
@@ -77,8 +76,8 @@ def test_channels_last_is_automatic_but_on_apple_gpus(option, accelerator, expec
 
 
 def test_channels_last_is_automatic_for_the_compiler():
-    assert _module(compile_backbone=True, channels_last="auto")[0].channels_last
-    assert not _module(compile_backbone=True, channels_last="off")[0].channels_last
+    assert _module(compile=True, channels_last="auto")[0].channels_last
+    assert not _module(compile=True, channels_last="off")[0].channels_last
 
 
 def test_the_heads_numbers_are_kept_where_memory_allows(monkeypatch):
@@ -108,19 +107,19 @@ def test_without_a_compiler_compile_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(RuntimeError, match=r"C\+\+ compiler.*apt install g\+\+"):
-        _module(compile_backbone=True)
+        _module(compile=True)
     monkeypatch.setenv("CXX", "nowhere-g++")
     with pytest.raises(RuntimeError, match=r"C\+\+ compiler"):
-        _module(compile_backbone=True)
+        _module(compile=True)
 
 
 def test_compile_is_refused_where_it_does_not_exist(monkeypatch):
     with pytest.raises(RuntimeError, match="Apple GPU"):
-        _module(compile_backbone=True, accelerator="mps")
+        _module(compile=True, accelerator="mps")
     monkeypatch.setattr(execution.shutil, "which", lambda name: name)
     monkeypatch.setattr(execution.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(RuntimeError, match="triton"):
-        _module(compile_backbone=True, accelerator="gpu")
+        _module(compile=True, accelerator="gpu")
 
 
 def test_a_resumed_momentum_takes_the_layout_of_its_weights():
@@ -178,6 +177,6 @@ def test_no_number_is_read_inside_a_step(option, monkeypatch):
 @pytest.mark.slow
 def test_a_compiled_backbone_trains_as_an_eager_one():
     losses, plain = _trained()
-    others, module = _trained(compile_backbone=True)
+    others, module = _trained(compile=True)
     np.testing.assert_allclose(others, losses, rtol=1e-4)
     assert list(module.state_dict()) == list(plain.state_dict())

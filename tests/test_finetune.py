@@ -17,12 +17,13 @@ import finetuning
 import main
 import train_command
 from checkpoints import load_checkpoint
-from config import FINETUNE_DEFAULTS, Config, parse
 from demo_data import write_demo_data
 from folder_source import FolderSource
+from groups import Config
 from held_out import hold_out
 from images import decode_image
 from inference import IMAGE, Embedder
+from parsing import FINETUNE_DEFAULTS, parse
 from registry import build_model
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -299,8 +300,8 @@ def test_published_names_are_taken_like_files(private, model, tmp_path, monkeypa
         (["--finetune", "{folder}"], "{folder} is a folder without rest.ckpt"),
         (["--freeze_stages", "5"], "the network has 4 stages"),
         (["--freeze_stages", "-1"], "--freeze_stages must be at least 0"),
-        (["--layer_lr_decay", "0"], "--layer_lr_decay is a factor in (0, 1], got 0.0"),
-        (["--held_out_share", "1"], "--held_out_share is a share of the people in (0, 1), got 1.0"),
+        (["--layer_lr_decay", "0"], "--layer_lr_decay must be in (0, 1], got 0.0"),
+        (["--held_out_share", "1"], "--held_out_share must be in (0, 1), got 1.0"),
         (["--train_data_path", "few"], "7 identities, of which 7 have two images or more: to hold some out"),
         (["--train_data_path", "single"], "10 identities, of which 0 have two images or more: to hold some out"),
         (["--train_data_path", "nobody"], "no training data in"),
@@ -345,11 +346,11 @@ def test_frozen_parts_are_for_a_pretrained_backbone(private, tmp_path, capsys):
 
 def test_defaults_of_a_fine_tuning_give_way_to_what_is_given(model, tmp_path):
     config, _ = parse(["--finetune", str(model)])
-    assert {name: getattr(config, name) for name in FINETUNE_DEFAULTS} == FINETUNE_DEFAULTS
-    assert (config.m, config.h) == (0.4, 0.333)
+    assert {name: config[name] for name in FINETUNE_DEFAULTS} == FINETUNE_DEFAULTS
+    assert (config.head.m, config.head.h) == (0.4, 0.333)
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("epochs: 30\nlr_milestones: [20]\nhead: arcface\n")
     config, _ = parse(["--config", str(recipe), "--finetune", str(model), "--lr", "0.2"])
-    assert (config.epochs, config.lr, config.lr_schedule) == (30, 0.2, "multistep")
-    assert (config.m, config.batch_size) == (Config().m, FINETUNE_DEFAULTS["batch_size"])
+    assert (config["epochs"], config["lr"], config["lr_schedule"]) == (30, 0.2, "multistep")
+    assert (config["m"], config["batch_size"]) == (Config().head.m, FINETUNE_DEFAULTS["batch_size"])
     assert parse([])[0] == Config()

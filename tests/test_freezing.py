@@ -7,6 +7,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from backbone import Backbone
 from freezing import freeze, frozen_modules, learning_rate_scales
+from groups import HeadOptions, OptimizerOptions
 from optimization import LR_SCALE, build_optimizer
 from train_val import FaceRecognitionModule
 
@@ -37,15 +38,14 @@ def test_a_network_without_stages_is_refused():
 
 def test_more_stages_than_there_are_are_refused():
     with pytest.raises(ValueError, match=r"--freeze_stages 5, but the network has 4 stages: give 0 to 4"):
-        FaceRecognitionModule(arch="ir_mini", freeze_stages=5)
+        FaceRecognitionModule("ir_mini", optimizer=OptimizerOptions(freeze_stages=5))
 
 
 @pytest.mark.parametrize(("stages", "batch_norm"), [(2, False), (0, True), (4, True)])
 def test_what_is_frozen_keeps_every_bit_and_the_rest_moves(stages, batch_norm, batch):
     torch.manual_seed(1)
-    module = FaceRecognitionModule(
-        arch="ir_mini", class_num=3, lr=0.1, freeze_stages=stages, freeze_batch_norm=batch_norm
-    )
+    options = OptimizerOptions(lr=0.1, freeze_stages=stages, freeze_batch_norm=batch_norm)
+    module = FaceRecognitionModule("ir_mini", 3, HeadOptions(m=0.4, h=0.333), options)
     frozen = {
         id(tensor)
         for part in frozen_modules(module.model, stages, batch_norm=batch_norm)
@@ -84,18 +84,18 @@ def test_a_parameter_of_no_stage_is_frozen_with_the_input_and_moves_least():
 
 
 def test_frozen_batch_norms_stay_in_evaluation_mode():
-    module = FaceRecognitionModule(arch="ir_mini", freeze_batch_norm=True)
+    module = FaceRecognitionModule("ir_mini", optimizer=OptimizerOptions(freeze_batch_norm=True))
     module.eval()
     module.train()
     assert module.model.output_layer[1].training, "dropout is at work"
     assert not any(part.training for part in module.modules() if isinstance(part, _BatchNorm))
-    module = FaceRecognitionModule(arch="ir_mini", freeze_stages=1).train()
+    module = FaceRecognitionModule("ir_mini", optimizer=OptimizerOptions(freeze_stages=1)).train()
     assert not module.model.body[0].training
     assert module.model.body[1].training
 
 
 def test_the_learning_rate_falls_from_stage_to_stage_towards_the_input(batch):
-    module = FaceRecognitionModule(arch="ir_mini", class_num=3, lr=0.2, layer_lr_decay=0.5)
+    module = FaceRecognitionModule("ir_mini", 3, optimizer=OptimizerOptions(lr=0.2, layer_lr_decay=0.5))
     optimizer = module.configure_optimizers()["optimizer"]
     rate_of = {p: (g[LR_SCALE], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
     assert set(rate_of) == set(module.parameters())
@@ -115,12 +115,12 @@ def test_the_learning_rate_falls_from_stage_to_stage_towards_the_input(batch):
 def test_a_step_with_scales_is_that_of_the_scaled_rates():
     weights = [nn.Parameter(torch.tensor([2.0])), nn.Parameter(torch.tensor([2.0]))]
     module = nn.ParameterList(weights)
-    optimizer = build_optimizer(module, "sgd", 0.1, 0.0, 0.0, {weights[0]: 0.25})
+    optimizer = build_optimizer(module, OptimizerOptions(lr=0.1, momentum=0.0, weight_decay=0.0), {weights[0]: 0.25})
     (weights[0] + weights[1]).backward()
     optimizer.step()
     assert [weight.item() for weight in weights] == pytest.approx([2 - 0.025, 2 - 0.1])
 
 
-def test_without_freezing_the_optimiser_has_its_two_groups():
-    groups = FaceRecognitionModule(arch="ir_mini", class_num=3).configure_optimizers()["optimizer"].param_groups
+def test_without_freezing_the_optimizer_has_its_two_groups():
+    groups = FaceRecognitionModule("ir_mini", 3).configure_optimizers()["optimizer"].param_groups
     assert [group["weight_decay"] for group in groups] == [5e-4, 0.0]

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
 import health
+from groups import HeadOptions, OptimizerOptions
 from health import Distribution, HealthMonitor, StalledLossWarning, summarise, uninformed_loss
 from lightning_setup import pl
 from margins import build_head
@@ -95,7 +96,7 @@ def image_batches(count, classes, size=4):
 def test_an_epochs_numbers_are_those_of_its_steps(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(health, "_FOLD_EVERY_STEPS", 2)
     torch.manual_seed(0)
-    module = Watched(arch="ir_mini", class_num=7, m=0.4, h=0.333, lr=0.01)
+    module = Watched("ir_mini", 7, HeadOptions(m=0.4, h=0.333), OptimizerOptions(lr=0.01))
     table = fit(module, image_batches(5, 7), tmp_path, HealthMonitor(), epochs=2, accumulate_grad_batches=2)
     rows = table.dropna(subset=["feature_norm"]).reset_index()
     assert rows["epoch"].tolist() == [0, 1]
@@ -266,8 +267,8 @@ def test_what_a_checkpoint_holds_is_not_forgotten(capsys):
 class Embedded(FaceRecognitionModule):
     """A head on a linear layer in place of the network: quick, with many classes."""
 
-    def __init__(self, **options):
-        super().__init__(arch="ir_mini", m=0.4, h=0.333, **options)
+    def __init__(self, class_num, lr):
+        super().__init__("ir_mini", class_num, HeadOptions(m=0.4, h=0.333), OptimizerOptions(lr=lr))
         self.model = torch.nn.Sequential(torch.nn.Linear(32, 512), torch.nn.BatchNorm1d(512))
 
     def forward(self, images):
@@ -295,7 +296,7 @@ def feature_batches(count, classes, *, shuffled, size=32):
 def test_trainings_that_learn_and_that_do_not(tmp_path, capsys, lr, shuffled, warned):
     torch.manual_seed(0)
     classes = 2000
-    module = Embedded(class_num=classes, lr=lr)
+    module = Embedded(classes, lr)
     batches = feature_batches(150, classes, shuffled=shuffled)
     fit(module, batches, tmp_path, StalledLossWarning(80))
     assert ("shows no learning" in capsys.readouterr().out) is warned

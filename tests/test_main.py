@@ -16,13 +16,15 @@ import torch
 from sharded_records import write_chunks
 
 import checkpoint_folders
-import config as options
 import convert
 import main
+import parsing
 import train_command
 from checkpoints import load_checkpoint
 from demo_data import write_demo_data
+from groups import OptimizerOptions
 from margin_head import Head
+from optimization import Schedule
 from registry import build_model
 from train_val import FaceRecognitionModule
 
@@ -233,13 +235,13 @@ def test_every_schedule_resumes_inside_an_epoch_to_the_same_bits(faces, tmp_path
     common = ["--epochs", "2", "--batch_size", "4", "--accumulate_grad_batches", "3", "--save_all_models"]
     whole = run(faces, tmp_path / "whole", *common, *words_)
     # 8 batches: two whole windows and one of two batches are the three steps of each epoch
-    schedule = FaceRecognitionModule(arch=ARCH, **_module_options(words_)).schedule
+    schedule = Schedule(_optimizer_options(words_))
     logged = pd.read_csv(whole / "metrics" / "version_0" / "metrics.csv").dropna(subset=["lr"])
     assert logged["step"].nunique() >= 3
     for step, lr in zip(logged["step"], logged["lr"], strict=True):
         assert lr == pytest.approx(schedule.learning_rate(int(step), 3, 2), rel=1e-6)
     manifest = json.loads((whole / "manifest.json").read_text())
-    assert manifest["learning_rate"] == pytest.approx(schedule.lr)
+    assert manifest["learning_rate"] == pytest.approx(schedule.options.lr)
     if "--lr_base_batch_size" in words_:
         assert (
             "learning rate 0.02: --lr 0.01 x 12 images per update / --lr_base_batch_size 6" in capsys.readouterr().out
@@ -253,12 +255,12 @@ def test_every_schedule_resumes_inside_an_epoch_to_the_same_bits(faces, tmp_path
     assert_equal_optimizers(tmp_path / "resumed" / "last.ckpt", whole / "last.ckpt")
 
 
-def _module_options(words_: list[str]) -> dict[str, object]:
-    """The module's options of a command line."""
+def _optimizer_options(words_: list[str]) -> OptimizerOptions:
+    """The optimizer's options of a command line."""
     given = dict(zip((word.removeprefix("--") for word in words_[::2]), words_[1::2], strict=True))
     base = int(given.pop("lr_base_batch_size", 12))
-    options_ = {name: options.convert_value(name, value) for name, value in given.items()}
-    return {**options_, "lr": options_["lr"] * 12 / base}
+    options = {name: parsing.convert_value(name, value) for name, value in given.items()}
+    return OptimizerOptions(**{**options, "lr": options["lr"] * 12 / base})
 
 
 def assert_equal_optimizers(left: Path, right: Path) -> None:

@@ -9,6 +9,7 @@ import torch
 
 import memory_plan
 from execution import configure_backbone
+from groups import DeviceOptions, OptimizerOptions
 from input_format import normalize_images
 from memory_plan import Activations, StepMemory, count_activations, step_memory, what_takes_less
 from registry import build_model
@@ -109,12 +110,9 @@ def test_16_bits_keep_less_and_64_bits_twice():
 
 
 def test_a_step_is_described_by_its_module():
-    module = FaceRecognitionModule(arch="ir_mini", class_num=7, momentum=0.0)
-    words = {
-        "accelerator": "cpu", "processes": 1, "batch_size": 4, "channels_last": "auto", "compile_backbone": False,
-        "gradient_checkpointing": True, "head_memory": "small",
-    }  # fmt: skip
-    configure_backbone(module, **words)
+    module = FaceRecognitionModule("ir_mini", 7, optimizer=OptimizerOptions(momentum=0.0))
+    options = DeviceOptions(gradient_checkpointing=True, head_memory="small")
+    configure_backbone(module, options, accelerator="cpu", processes=1, batch_size=4)
     memory = step_memory(module, processes=2, batch_size=4, accumulated=3, precision="32-true")
     assert (memory.optimizer_numbers, memory.class_num, memory.head_parameters) == (0, 7, 7 * 512)
     assert memory.accumulated == 3
@@ -144,7 +142,7 @@ from train_val import FaceRecognitionModule
 def anonymous():  # pages of libraries come and go as the system likes
     return int(open("/proc/self/status").read().partition("RssAnon:")[2].split()[0]) * 1024
 
-module = FaceRecognitionModule(arch="ir_mini", class_num=20_000)
+module = FaceRecognitionModule("ir_mini", 20_000)
 memory = step_memory(module, processes=1, batch_size=256, accumulated=1, precision="32-true")
 images = torch.randint(0, 256, (256, 112, 112, 3), dtype=torch.uint8)
 optimizer = module.configure_optimizers()["optimizer"]

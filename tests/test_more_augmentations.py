@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 import more_augmentations
-from config import parse
 from more_augmentations import MORE_AUGMENTATIONS
 from paper_augmentation import Augmenter
+from parsing import parse
 
 NAMES = list(MORE_AUGMENTATIONS)
 OFF = {"crop_prob": 0.0, "low_res_prob": 0.0, "photometric_prob": 0.0, "flip_prob": 0.0}
@@ -117,9 +117,9 @@ def test_bad_names_and_probabilities_are_refused() -> None:
 
 
 def test_each_has_an_option_that_is_off() -> None:
-    assert parse([])[0].more_augmentations == dict.fromkeys(NAMES, 0.0)
+    assert parse([])[0].augmentation.more_augmentations == dict.fromkeys(NAMES, 0.0)
     for name in NAMES:
         config, _ = parse([f"--{name}_augmentation_prob", "0.25"])
-        assert config.more_augmentations == {**dict.fromkeys(NAMES, 0.0), name: 0.25}
-        with pytest.raises(ValueError, match=rf"--{name}_augmentation_prob is a probability in \[0, 1\], got 1.5"):
+        assert config.augmentation.more_augmentations == {**dict.fromkeys(NAMES, 0.0), name: 0.25}
+        with pytest.raises(ValueError, match=rf"--{name}_augmentation_prob must be in \[0, 1\], got 1.5"):
             parse([f"--{name}_augmentation_prob", "1.5"])

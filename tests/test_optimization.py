@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from groups import OptimizerOptions
 from optimization import (
     Schedule,
     build_optimizer,
@@ -19,6 +20,14 @@ from optimization import (
 ROOT = Path(__file__).resolve().parents[1]
 
 
+def _schedule(**options) -> Schedule:
+    return Schedule(OptimizerOptions(**options))
+
+
+def _options(optimizer: str, lr: float, momentum: float, weight_decay: float) -> OptimizerOptions:
+    return OptimizerOptions(optimizer=optimizer, lr=lr, momentum=momentum, weight_decay=weight_decay)
+
+
 @pytest.mark.parametrize(
     ("lr", "gamma", "milestones"),
     [(0.1, 0.1, (8, 12, 14)), (0.3, 0.7, (1, 2, 3, 5)), (0.1, 0.1, ()), (0.05, 0.2, (4,))],
@@ -26,7 +35,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def test_multistep_has_the_bits_of_pytorchs_scheduler(lr, gamma, milestones):
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=lr)
     scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, list(milestones), gamma)
-    schedule = Schedule(lr, "multistep", milestones, gamma)
+    schedule = Schedule(OptimizerOptions(lr=lr, lr_milestones=milestones, lr_gamma=gamma))
     for epoch in range(16):
         expected = optimizer.param_groups[0]["lr"]
         assert [schedule.learning_rate(3 * epoch + step, 3, 16) for step in range(3)] == [expected] * 3
@@ -38,16 +47,19 @@ def test_multistep_has_the_bits_of_pytorchs_scheduler(lr, gamma, milestones):
 @pytest.mark.parametrize(
     ("schedule", "expected"),
     [
-        (Schedule(0.1, "cosine"), {0: 0.1, 5: 0.05, 10: 0.0}),
-        (Schedule(0.1, "poly", power=2), {0: 0.1, 1: 0.081, 5: 0.025, 9: 0.001, 10: 0.0}),
-        (Schedule(0.1, "poly", power=1), {0: 0.1, 1: 0.09, 9: 0.01}),
+        (_schedule(lr=0.1, lr_schedule="cosine"), {0: 0.1, 5: 0.05, 10: 0.0}),
+        (_schedule(lr=0.1, lr_schedule="poly", lr_power=2), {0: 0.1, 1: 0.081, 5: 0.025, 9: 0.001, 10: 0.0}),
+        (_schedule(lr=0.1, lr_schedule="poly", lr_power=1), {0: 0.1, 1: 0.09, 9: 0.01}),
         (
-            Schedule(0.1, "cosine", warmup_epochs=0.4),
+            _schedule(lr=0.1, lr_schedule="cosine", warmup_epochs=0.4),
             {0: 0.05, 1: 0.1, 2: 0.1, 4: 0.1 * (1 + math.sqrt(0.5)) / 2, 6: 0.05, 10: 0.0},
         ),
-        (Schedule(0.1, "poly", warmup_epochs=0.4), {0: 0.05, 1: 0.1, 2: 0.1, 6: 0.025, 9: 0.1 / 64, 11: 0.0}),
-        (Schedule(0.8, milestones=(1,), warmup_epochs=1.6), {0: 0.1, 3: 0.4, 4: 0.5, 5: 0.06, 7: 0.08, 9: 0.08}),
-        (Schedule(0.1, "cosine", warmup_epochs=0.01), {0: 0.1, 1: 0.1, 10: 0.0}),
+        (
+            _schedule(lr=0.1, lr_schedule="poly", warmup_epochs=0.4),
+            {0: 0.05, 1: 0.1, 2: 0.1, 6: 0.025, 9: 0.1 / 64, 11: 0.0},
+        ),
+        (_schedule(lr=0.8, lr_milestones=(1,), warmup_epochs=1.6), {0: 0.1, 3: 0.4, 4: 0.5, 5: 0.06, 7: 0.08, 9: 0.08}),
+        (_schedule(lr=0.1, lr_schedule="cosine", warmup_epochs=0.01), {0: 0.1, 1: 0.1, 10: 0.0}),
     ],
 )
 def test_schedules_worked_by_hand(schedule, expected):
@@ -57,12 +69,12 @@ def test_schedules_worked_by_hand(schedule, expected):
 
 def test_a_schedule_of_one_step_has_the_whole_rate():
     for kind in ("multistep", "cosine", "poly"):
-        assert Schedule(0.1, kind, warmup_epochs=1).learning_rate(0, 1, 1) == 0.1
+        assert _schedule(lr=0.1, lr_schedule=kind, warmup_epochs=1).learning_rate(0, 1, 1) == 0.1
 
 
 def test_linear_scaling():
-    assert scaled_learning_rate(0.1, 1024, 256) == pytest.approx(0.4)
-    assert scaled_learning_rate(0.1, 1024, 0) == 0.1
+    assert scaled_learning_rate(OptimizerOptions(lr=0.1, lr_base_batch_size=256), 1024) == pytest.approx(0.4)
+    assert scaled_learning_rate(OptimizerOptions(lr=0.1), 1024) == 0.1
 
 
 class Tiny(nn.Module):
@@ -86,7 +98,7 @@ def test_adamw_is_the_papers_loop():
     module, lr, decay = Tiny(), 0.01, 0.1
     weights = {name: p.detach().double().numpy().copy() for name, p in module.named_parameters()}
     first, second = ({name: np.zeros_like(w) for name, w in weights.items()} for _ in range(2))
-    optimizer = build_optimizer(module, "adamw", lr, 0.9, decay)
+    optimizer = build_optimizer(module, _options("adamw", lr, 0.9, decay))
     for step in range(1, 6):
         module.step(optimizer, step)
         for name, parameter in module.named_parameters():
@@ -103,26 +115,26 @@ def test_adamw_is_the_papers_loop():
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_one_pass_over_the_weights(name):
-    groups = build_optimizer(Tiny(), name, 0.1, 0.9, 5e-4).param_groups
+    groups = build_optimizer(Tiny(), _options(name, 0.1, 0.9, 5e-4)).param_groups
     assert [group["weight_decay"] for group in groups] == [5e-4, 0.0]
     assert all(group["fused"] for group in groups)
 
 
-def test_an_unknown_optimiser_is_named():
-    with pytest.raises(ValueError, match="unknown optimiser 'adam'; known are: sgd, adamw"):
-        build_optimizer(Tiny(), "adam", 0.1, 0.9, 0.0)
+def test_an_unknown_optimizer_is_named():
+    with pytest.raises(ValueError, match="--optimizer takes one of sgd, adamw, got 'adam'; did you mean adamw"):
+        OptimizerOptions(optimizer="adam")
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_a_loaded_state_takes_this_runs_options_and_layout(name):
     plain = nn.Sequential(nn.Conv2d(4, 3, 3), nn.BatchNorm2d(3))
     other = copy.deepcopy(plain).to(memory_format=torch.channels_last)
-    saved = build_optimizer(plain, name, 0.1, 0.9, 0.5)
+    saved = build_optimizer(plain, _options(name, 0.1, 0.9, 0.5))
     for parameter in plain.parameters():
         parameter.grad = torch.ones_like(parameter) * torch.arange(3).reshape(-1, *[1] * (parameter.dim() - 1))
     saved.step()
     other.load_state_dict(plain.state_dict())
-    optimizer = build_optimizer(other, name, 0.2, 0.8, 0.25)
+    optimizer = build_optimizer(other, _options(name, 0.2, 0.8, 0.25))
     options = group_options(optimizer)
     optimizer.load_state_dict(copy.deepcopy(saved.state_dict()))
     assert optimizer.param_groups[0]["weight_decay"] == 0.5, "what the loading brings"

@@ -16,12 +16,12 @@ import main
 import plan
 import step_timing
 from demo_data import write_demo_data
-from plan import Schedule
+from plan import Workload
 from step_timing import Measured
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULE = SimpleNamespace(class_num=1000)
-SCHEDULE = Schedule(epochs=3, steps_per_epoch=100, evaluations=4, evaluation_batches=10, batch_size=16, world_size=2)
+WORKLOAD = Workload(epochs=3, steps_per_epoch=100, evaluations=4, evaluation_batches=10, batch_size=16, world_size=2)
 MEASURED = Measured(step_sec=0.5, load_sec=0.1, loads_in_turn=False, embed_sec=0.2, peak_bytes=2.5e9)
 
 
@@ -38,7 +38,7 @@ def words(tmp_path_factory) -> list[str]:
 
 
 def test_times_by_hand():
-    text = plan.describe(MODULE, MEMORY, 1e9, SCHEDULE, MEASURED)
+    text = plan.describe(MODULE, MEMORY, 1e9, WORKLOAD, MEASURED)
     # 100 steps of 0.5 s; 10 batches of 0.2 s; 300 steps and 4 evaluations
     assert "time: 0.5 s a step (32 images/s), 0:50 an epoch, 0:02 an evaluation, 2:38 in all" in text
     assert "steps: 100 per epoch, 300 in 3 epochs, 16 images each; 4 evaluations" in text
@@ -49,13 +49,13 @@ def test_times_by_hand():
 
 
 def test_without_workers_each_step_waits_for_its_batch():
-    text = plan.describe(MODULE, MEMORY, 1e9, SCHEDULE, replace(MEASURED, loads_in_turn=True))
+    text = plan.describe(MODULE, MEMORY, 1e9, WORKLOAD, replace(MEASURED, loads_in_turn=True))
     assert "1:00 an epoch" in text
     assert "warning" not in text  # a sixth of the time
 
 
 def test_an_input_that_is_slower_than_the_steps_is_told():
-    text = plan.describe(MODULE, MEMORY, 1e9, SCHEDULE, replace(MEASURED, load_sec=1.0))
+    text = plan.describe(MODULE, MEMORY, 1e9, WORKLOAD, replace(MEASURED, load_sec=1.0))
     assert "1:40 an epoch" in text
     assert "warning: the input is the bottleneck: 50% of the time" in text
     assert "--num_workers" in text

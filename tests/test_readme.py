@@ -10,11 +10,11 @@ import pytest
 from test_memory_plan import MEMORY
 
 import align_command
-import config
 import convert
 import evaluate_command
 import export_onnx
 import inference_commands
+import parsing
 from margins import HEADS
 from published_models import PUBLISHED
 from registry import check_architecture
@@ -58,10 +58,10 @@ def test_main_commands_parse(words, tmp_path, monkeypatch):
             Path(name).write_text("lr: 0.1\n")
     if "--help" in words:
         with pytest.raises(SystemExit) as stopped:
-            config.parse(words)
+            parsing.parse(words)
         assert stopped.value.code == 0
     else:
-        assert config.parse(words)[0].given
+        assert parsing.parse(words)[0].given
 
 
 @pytest.mark.parametrize("words", commands("convert.py"), ids=" ".join)
@@ -140,8 +140,8 @@ def test_the_table_of_margins_has_all_of_them_with_their_options():
         words = options.split()
         values = dict(zip(words[::2], map(float, words[1::2]), strict=True))
         assert values == {f"--{option}": value for option, value in HEADS[name].options.items()}
-        parsed, _ = config.parse(["--head", name, *words])
-        assert parsed.head == name
+        parsed, _ = parsing.parse(["--head", name, *words])
+        assert parsed.head.head == name
 
 
 def test_the_batch_job_is_a_shell_script():

@@ -9,8 +9,9 @@ import yaml
 
 import convert
 import main
-from config import OPTIONS, parse
 from demo_data import write_demo_data
+from groups import OPTIONS
+from parsing import parse
 from published_models import PUBLISHED
 from registry import build_model, check_architecture
 from selection import SUBSET_LIST
@@ -37,7 +38,7 @@ def header(recipe: Path) -> str:
 def test_a_recipe_parses_and_its_head_says_command_hardware_and_result(recipe):
     config, _ = parse(["--config", str(recipe)])
     assert config.given == frozenset(yaml.safe_load(recipe.read_text()))
-    check_architecture(config.arch)
+    check_architecture(config.run.arch)
     for word in ("Command:", "Hardware:", "Result:"):
         assert re.search(rf"^# {word} +\S", header(recipe), re.MULTILINE), f"{recipe.name} has no {word}"
     assert f"recipes/{recipe.name}" in header(recipe)
@@ -47,7 +48,7 @@ def test_a_recipe_parses_and_its_head_says_command_hardware_and_result(recipe):
 def test_a_recipe_gives_no_option_its_default(recipe):
     """But for what a reader looks for: a default that moves would move the experiment."""
     looked_for = {"head", "s", "lr", "arch", "epochs", "batch_size", "gpus", "num_workers", "weight_decay"}
-    given = {name: getattr(parse(["--config", str(recipe)])[0], name) for name in yaml.safe_load(recipe.read_text())}
+    given = {name: parse(["--config", str(recipe)])[0][name] for name in yaml.safe_load(recipe.read_text())}
     idle = {name for name, value in given.items() if value == OPTIONS[name].default}
     assert idle <= looked_for | {"train_data_path", "val_data_path", "lr_milestones"}
 
@@ -55,14 +56,14 @@ def test_a_recipe_gives_no_option_its_default(recipe):
 @pytest.mark.parametrize("recipe", RUNS, ids=lambda recipe: recipe.stem)
 def test_the_papers_runs_have_its_settings_and_its_published_results(recipe):
     config, _ = parse(["--config", str(recipe)])
-    assert {name: getattr(config, name) for name in PAPER} == PAPER
-    assert config.head == "adaface" and config.use_16bit
-    augmentations = (config.low_res_augmentation_prob, config.crop_augmentation_prob)
-    assert {*augmentations, config.photometric_augmentation_prob} == {0.2}
-    assert not any(config.more_augmentations.values())
+    assert {name: config[name] for name in PAPER} == PAPER
+    assert config.head.head == "adaface" and config.devices.use_16bit
+    augmentations = (config.augmentation.low_res_augmentation_prob, config.augmentation.crop_augmentation_prob)
+    assert {*augmentations, config.augmentation.photometric_augmentation_prob} == {0.2}
+    assert not any(config.augmentation.more_augmentations.values())
     stem, _, depth = recipe.stem.rpartition("_ir")
-    assert config.arch == f"ir_{depth}"
-    found = [model for model in PUBLISHED if (model.arch, model.data) == (config.arch, DATA.get(stem))]
+    assert config.run.arch == f"ir_{depth}"
+    found = [model for model in PUBLISHED if (model.arch, model.data) == (config.run.arch, DATA.get(stem))]
     told = set(re.findall(r"([A-Z][A-Za-z]+(?:-\w+)?) (\d\d\.\d\d)", header(recipe)))
     assert bool(found) != ("none published" in header(recipe))
     for model in found:
@@ -88,7 +89,7 @@ def faces(tmp_path_factory) -> Path:
 def test_a_recipe_starts_on_small_data(recipe, faces, tmp_path, capsys):
     paths = ["--data_root", str(faces.parent), "--train_data_path", "faces", "--val_data_path", "faces"]
     paths += ["--output_dir", str(tmp_path / "runs")]
-    if parse(["--config", str(recipe)])[0].finetune:
+    if parse(["--config", str(recipe)])[0].run.finetune:
         state = {f"model.{key}": value for key, value in build_model("ir_mini").state_dict().items()}
         torch.save({"state_dict": state}, tmp_path / "pretrained.ckpt")
         paths += ["--finetune", str(tmp_path / "pretrained.ckpt")]

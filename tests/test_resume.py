@@ -3,7 +3,8 @@ import torch
 from test_checkpoints import resumable
 
 import resume
-from config import Config, parse
+from groups import Config
+from parsing import parse
 from registry import build_model
 
 
@@ -13,16 +14,21 @@ def test_a_run_goes_on_with_other_hardware():
     on_cpu, _ = parse(["--accelerator", "cpu", "--devices", "2", "--precision", "32"])
     resumed, notes = resume._resumed(on_cpu, saved, given)
     assert not notes
-    assert (resumed.accelerator, resumed.devices, resumed.use_16bit, resumed.arch) == ("cpu", 2, False, "ir_50")
+    assert (resumed["accelerator"], resumed["devices"], resumed["use_16bit"], resumed["arch"]) == (
+        "cpu",
+        2,
+        False,
+        "ir_50",
+    )
     assert "gpus" not in resumed.given
     same, _ = parse(["--epochs", "30", "--seed", "7"])
     resumed, notes = resume._resumed(same, saved, given)
-    assert (resumed.gpus, resumed.use_16bit, resumed.epochs) == (2, True, 30)
+    assert (resumed["gpus"], resumed["use_16bit"], resumed["epochs"]) == (2, True, 30)
     assert {"gpus", "epochs"} <= resumed.given
     assert notes == ["--seed was 42 in the run that is resumed, now 7"]
 
 
-def test_another_optimiser_is_refused():
+def test_another_optimizer_is_refused():
     resumed, _ = parse(["--optimizer", "adamw", "--lr", "1e-3"])
     with pytest.raises(ValueError, match="--optimizer adamw, but  is a run of sgd: leave --optimizer out"):
         resume._resumed(resumed, Config().as_dict(), [])
@@ -32,7 +38,7 @@ def test_another_length_of_a_schedule_is_said():
     saved = {**Config().as_dict(), "lr_schedule": "poly", "lr_power": 3.0}
     config, _ = parse(["--epochs", "30"])
     resumed, notes = resume._resumed(config, saved, ["lr_schedule", "lr_power"])
-    assert (resumed.lr_schedule, resumed.lr_power) == ("poly", 3.0)
+    assert (resumed["lr_schedule"], resumed["lr_power"]) == ("poly", 3.0)
     assert notes == [
         "--epochs was 24 in the run that is resumed, now 30: from here on the learning rate is that of a poly schedule "
         "over 30 epochs"
@@ -47,7 +53,7 @@ def test_another_schedule_lets_go_of_the_first_ones_options():
     assert not {"lr_milestones", "lr_gamma"} & resumed.given
     assert notes == ["--lr_schedule was multistep in the run that is resumed, now cosine"]
     same, notes = resume._resumed(parse(["--lr_schedule", "multistep", "--lr_gamma", "0.3"])[0], saved, given)
-    assert (same.lr_milestones, same.lr_gamma) == ((12, 20, 24), 0.3)
+    assert (same["lr_milestones"], same["lr_gamma"]) == ((12, 20, 24), 0.3)
     assert notes == ["--lr_gamma was 0.2 in the run that is resumed, now 0.3"]
 
 
@@ -59,7 +65,7 @@ def test_options_of_the_checkpoint_and_the_command_line_are_checked_together(tmp
     torch.save(checkpoint, file)
     goes_on = ["--resume_from_checkpoint", str(file)]
     resumed, _ = resume.with_checkpoint_options(parse([*goes_on, "--lr_power", "1", "--warmup_epochs", "30"])[0])
-    assert (resumed.lr_schedule, resumed.lr_power, resumed.warmup_epochs) == ("poly", 1.0, 30.0)
+    assert (resumed["lr_schedule"], resumed["lr_power"], resumed["warmup_epochs"]) == ("poly", 1.0, 30.0)
     for words, message in (
         (["--lr_gamma", "0.2"], "--lr_gamma is of --lr_schedule multistep"),
         (["--warmup_epochs", "40"], "must be below --epochs 40"),
@@ -73,7 +79,7 @@ def test_a_run_that_lacks_the_newest_options_has_their_defaults():
     for name in ("optimizer", "lr_schedule", "warmup_epochs"):
         del saved[name]
     resumed, notes = resume._resumed(parse(["--warmup_epochs", "1"])[0], saved, [])
-    assert (resumed.optimizer, resumed.lr_schedule) == ("sgd", "multistep")
+    assert (resumed["optimizer"], resumed["lr_schedule"]) == ("sgd", "multistep")
     assert notes == ["--warmup_epochs was 0.0 in the run that is resumed, now 1.0"]
 
 
@@ -83,7 +89,7 @@ def test_a_run_that_lacks_the_newest_options_has_their_defaults():
 )
 def test_another_loss_is_said_too(name, value):
     _, notes = resume._resumed(parse([f"--{name}", value])[0], Config().as_dict(), [])
-    was = getattr(Config(), name)
+    was = Config()[name]
     assert notes == [f"--{name} was {was} in the run that is resumed, now {float(value)}"]
 
 
@@ -99,8 +105,8 @@ def test_the_architecture_to_evaluate_is_read_from_the_checkpoint(tmp_path):
     file = tmp_path / "model.ckpt"
     torch.save({"state_dict": {f"model.{k}": v for k, v in build_model("ir_mini").state_dict().items()}}, file)
     words = ["--evaluate", "--start_from_model_statedict", str(file)]
-    assert resume.with_checkpoint_options(parse(words)[0])[0].arch == "ir_mini"
-    assert resume.with_checkpoint_options(parse([*words, "--arch", "ir_50"])[0])[0].arch == "ir_50"
+    assert resume.with_checkpoint_options(parse(words)[0])[0]["arch"] == "ir_mini"
+    assert resume.with_checkpoint_options(parse([*words, "--arch", "ir_50"])[0])[0]["arch"] == "ir_50"
 
 
 def of_folder(folder, *words):
@@ -114,8 +120,8 @@ def test_a_run_folder_without_a_checkpoint_is_begun_in(tmp_path):
     (tmp_path / "begun" / "config.yaml").touch()
     for name in ("new", "killed", "begun"):
         config = of_folder(tmp_path / name, "--start_from_model_statedict", str(tmp_path / "begun" / "config.yaml"))
-        assert not config.resume_from_checkpoint
-        assert config.start_from_model_statedict
+        assert not config["resume_from_checkpoint"]
+        assert config["start_from_model_statedict"]
     assert not (tmp_path / "new").exists(), "made when it is certain that the run can start"
 
 
@@ -124,8 +130,8 @@ def test_a_run_folder_with_a_checkpoint_is_gone_on_with(tmp_path):
     newest = tmp_path / "last.ckpt"
     newest.mkdir()  # a checkpoint may be a folder
     config = of_folder(tmp_path, "--start_from_model_statedict", str(tmp_path / "config.yaml"))
-    assert (config.resume_from_checkpoint, config.start_from_model_statedict) == (str(newest), "")
-    assert of_folder(tmp_path, "--resume_from_checkpoint", str(newest)).resume_from_checkpoint == str(newest)
+    assert (config["resume_from_checkpoint"], config["start_from_model_statedict"]) == (str(newest), "")
+    assert of_folder(tmp_path, "--resume_from_checkpoint", str(newest))["resume_from_checkpoint"] == str(newest)
 
 
 def test_a_run_folder_that_holds_something_else_is_refused(tmp_path):
@@ -139,7 +145,26 @@ def test_a_run_folder_that_holds_something_else_is_refused(tmp_path):
 def test_the_run_folder_is_that_of_this_start_not_of_the_checkpoint():
     saved = {**Config().as_dict(), "run_folder": "elsewhere", "collective_timeout_sec": 60.0}
     resumed, _ = resume._resumed(parse([])[0], saved, ["run_folder", "collective_timeout_sec"])
-    assert (resumed.run_folder, resumed.collective_timeout_sec) == ("", 60.0)
+    assert (resumed["run_folder"], resumed["collective_timeout_sec"]) == ("", 60.0)
     assert "run_folder" not in resumed.given
     resumed, _ = resume._resumed(parse(["--run_folder", "here"])[0], saved, ["run_folder"])
-    assert resumed.run_folder == "here"
+    assert resumed["run_folder"] == "here"
+
+
+def check_paths(*words):
+    config, _ = parse(words)
+    resume.check_paths(config.run, config.data.train_data_index)
+    return config
+
+
+def test_what_does_not_exist_is_refused_before_anything_is_read(tmp_path):
+    file = tmp_path / "a.ckpt"
+    file.write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"resumes the run in its own folder, .*, which is not --run_folder elsewhere"):
+        check_paths("--resume_from_checkpoint", str(file), "--run_folder", "elsewhere")
+    assert check_paths("--resume_from_checkpoint", str(file), "--run_folder", str(tmp_path / "x" / "..")).run.run_folder
+    step = tmp_path / "checkpoints" / "step-0000001-0"
+    step.mkdir(parents=True)
+    assert check_paths("--resume_from_checkpoint", str(step), "--run_folder", str(tmp_path)).run.run_folder
+    with pytest.raises(FileNotFoundError, match=r"--resume_from_checkpoint: there is no file nowhere\.ckpt"):
+        check_paths("--resume_from_checkpoint", "nowhere.ckpt")

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from sharded_records import face
 
-import config
+import parsing
+import resume
 from folder_source import FolderSource
+from groups import RunOptions
 from selection import TrainingIndex, select_indexed, write_index
 
 NAMES = ["Ada", 'B "o", b', "Cy\nd", os.fsdecode(b"D\xff")]
@@ -113,6 +115,6 @@ def test_an_index_of_one_identity_is_refused(tmp_path, source):
 
 def test_options_that_contradict_an_index_are_refused(index):
     with pytest.raises(ValueError, match="both say which images"):
-        config.parse(["--train_data_index", str(index), "--train_data_subset"])
+        parsing.parse(["--train_data_index", str(index), "--train_data_subset"])
     with pytest.raises(FileNotFoundError, match="--train_data_index: there is no file absent"):
-        config.parse(["--train_data_index", "absent.csv"])
+        resume.check_paths(RunOptions(), "absent.csv")

@@ -12,8 +12,9 @@ import torch
 
 import build
 from checkpoints import load_checkpoint
-from config import parse
-from devices import DevicePlan
+from device_plan import DevicePlan
+from groups import HeadOptions
+from parsing import parse
 from sharded_checkpoint import fill_in_head
 from stopping import NonFiniteLossError, NonFiniteLossGuard
 from train_val import FaceRecognitionModule
@@ -41,14 +42,14 @@ def momenta(checkpoint: dict) -> dict[int, torch.Tensor]:
 @pytest.mark.parametrize(
     "options",
     [
-        {"head_type": "adaface", "sharded": True, "accumulate": 1, "gradient_clip_val": 0.5},
-        {"head_type": "arcface", "sharded": True, "accumulate": 3},
-        {"head_type": "adaface", "sharded": False, "accumulate": 3, "gradient_clip_val": 0.5},
-        {"head_type": "magface", "sharded": True, "accumulate": 1},
-        {"head_type": "magface", "sharded": False, "accumulate": 1},
-        {"head_type": "curricularface", "sharded": True, "accumulate": 1},
-        {"head_type": "curricularface", "sharded": False, "accumulate": 1},
-        {"head_type": "subcenter_arcface", "sharded": True, "accumulate": 1, "gradient_clip_val": 0.5},
+        {"head": "adaface", "sharded": True, "accumulate": 1, "gradient_clip_val": 0.5},
+        {"head": "arcface", "sharded": True, "accumulate": 3},
+        {"head": "adaface", "sharded": False, "accumulate": 3, "gradient_clip_val": 0.5},
+        {"head": "magface", "sharded": True, "accumulate": 1},
+        {"head": "magface", "sharded": False, "accumulate": 1},
+        {"head": "curricularface", "sharded": True, "accumulate": 1},
+        {"head": "curricularface", "sharded": False, "accumulate": 1},
+        {"head": "subcenter_arcface", "sharded": True, "accumulate": 1, "gradient_clip_val": 0.5},
     ],
     ids=lambda options: " ".join(f"{name}={value}" for name, value in options.items()),
 )
@@ -76,10 +77,10 @@ def test_two_processes_train_as_one_with_twice_the_batch(tmp_path, options):
 
 
 def test_the_statistics_of_each_process_are_an_option(tmp_path):
-    two_processes(tmp_path, head_type="adaface", accumulate=1, batch_statistics="process")
+    two_processes(tmp_path, head="adaface", accumulate=1, batch_statistics="process")
     state = load_checkpoint(tmp_path / "last.ckpt")["state_dict"]
     (tmp_path / "one").mkdir()
-    worker.train(1, tmp_path / "one", head_type="adaface", accumulate=1)
+    worker.train(1, tmp_path / "one", head="adaface", accumulate=1)
     of_all = load_checkpoint(tmp_path / "one" / "last.ckpt")["state_dict"]
     assert abs(state["head.batch_mean"] - of_all["head.batch_mean"]) > 1e-4
 
@@ -112,7 +113,7 @@ def test_bad_weights_of_another_process_stop_this_one_too():
 def test_who_decides_on_sharding(words, memory_bytes, expected, monkeypatch):
     monkeypatch.setattr(build, "device_memory", lambda accelerator, processes: memory_bytes)
     config, _ = parse(["--accelerator", "cpu", "--devices", "2", *words.split()])
-    plan = DevicePlan("cpu", config.devices, "32-true")
+    plan = DevicePlan("cpu", config.devices.devices, "32-true", config.devices)
     sharded, notes = build.choose_head_sharding(config, plan, SimpleNamespace(num_classes=100))
     assert sharded is expected
     asked_for = any(word.startswith("--head_sharding") for word in words.split())
@@ -134,7 +135,7 @@ def test_a_sharded_head_is_the_dense_one_of_the_same_seed(name):
     heads = []
     for sharded in (False, True):
         torch.manual_seed(8)
-        module = FaceRecognitionModule(arch="ir_mini", class_num=5, head_type=name, sharded=sharded)
+        module = FaceRecognitionModule("ir_mini", 5, HeadOptions(head=name), sharded=sharded)
         torch.rand(3)  # what happens in between does not matter
         module.configure_model()
         heads.append(module.head.state_dict()["kernel"])

@@ -5,6 +5,7 @@ import torch
 from golden_fill import fill_state_dict
 from torch import nn
 
+from groups import HeadOptions, OptimizerOptions
 from optimization import split_for_weight_decay
 from training_module import FaceRecognitionModule, _in_double, _pairs_in_order
 
@@ -12,10 +13,11 @@ from training_module import FaceRecognitionModule, _in_double, _pairs_in_order
 def test_six_sgd_steps_follow_the_official_trajectory(golden):
     reference = np.load(golden / "trajectory.npz")
     classes, _, steps, steps_before_drop = reference["meta"]
-    module = FaceRecognitionModule(
-        arch="ir_18", class_num=int(classes), m=0.4, h=0.333, s=64.0, t_alpha=0.01,
-        lr=float(reference["lr"]), momentum=0.9, weight_decay=5e-4, lr_milestones=(int(steps_before_drop),),
-    )  # fmt: skip
+    optimizer_options = OptimizerOptions(
+        lr=float(reference["lr"]), momentum=0.9, weight_decay=5e-4, lr_milestones=(int(steps_before_drop),)
+    )
+    head_options = HeadOptions(head="adaface", m=0.4, h=0.333, s=64.0, t_alpha=0.01)
+    module = FaceRecognitionModule("ir_18", int(classes), head_options, optimizer_options)
     state = module.state_dict()
     state |= fill_state_dict({key: value for key, value in state.items() if key.startswith("model.")})
     kernel = np.random.default_rng(99).standard_normal((512, classes)).astype(np.float32)
@@ -56,7 +58,7 @@ def test_six_sgd_steps_follow_the_official_trajectory(golden):
 
 
 def test_weight_decay_spares_batch_norm_alone():
-    module = FaceRecognitionModule(arch="ir_18", class_num=3)
+    module = FaceRecognitionModule("ir_18", 3)
     names = {id(parameter): name for name, parameter in module.named_parameters()}
     decayed, spared = ({names[id(p)] for p in group} for group in split_for_weight_decay(module))
     assert decayed | spared == set(names.values())
@@ -68,7 +70,7 @@ def test_weight_decay_spares_batch_norm_alone():
 
 
 def test_state_dict_has_exactly_the_official_keys():
-    state = FaceRecognitionModule(arch="ir_18", class_num=3).state_dict()
+    state = FaceRecognitionModule("ir_18", 3).state_dict()
     others = [key for key in state if not key.startswith("model.")]
     assert others == ["head.kernel", "head.t", "head.batch_mean", "head.batch_std"]
 

@@ -1,0 +1,381 @@
+"""The options of a training run, in groups: name, type, default, help, unit and range. The only home of a default.
+
+Each field is an option of the command line and a key of a recipe under its own name, whatever its group; ``parsing.py``
+builds the groups from these. A module takes its group whole. Names and meanings are those of the official AdaFace
+repository, which has about half of the options.
+
+Differs from the official code: ``--weight_decay`` is used (there it is ignored, and 5e-4 is what is used in
+its place, so 5e-4 is the default here).
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Self, get_type_hints
+
+import yaml
+
+from margin_head import MOST_CENTERS
+from margins import HEADS
+from more_augmentations import MORE_AUGMENTATIONS
+from option_fields import About, Group, option
+
+_PAPER = {name: value for margin in HEADS.values() for name, value in margin.options.items()}
+_SEEDS = 2**32  # NumPy's seeds are below
+
+
+_neutral = partial(option, changes_training=False)
+_probability = partial(option, 0.0, minimum=0, maximum=1)
+
+
+@dataclass(frozen=True)
+class DataOptions(Group):
+    """Training and validation data."""
+
+    data_root: str = _neutral(
+        "", "folder that --train_data_path and --val_data_path are relative to", host_specific=True
+    )
+    train_data_path: str = _neutral(
+        "faces_emore/imgs",
+        "training images: a folder with one folder per person, or one with train.rec (or train_0.rec, ...); separate "
+        "several data sets by commas",
+    )
+    val_data_path: str = _neutral("faces_emore", "folder of the validation sets (converted sets or .bin files)")
+    val_sets: str = _neutral(
+        "",
+        "names of the validation sets to use, such as lfw,mine; empty: all in the folder; held_out: pairs of people "
+        "who are held out of the training data",
+    )
+    held_out_share: float = _neutral(0.1, "fraction of the people held out by --val_sets held_out", above=0, below=1)
+    use_mxrecord: bool = _neutral(False, "read train.rec even if there is an image folder")
+    train_data_subset: bool = _neutral(False, "train on the paper's subset of MS1MV2 (ms1mv2_train_subset_index.txt)")
+    train_data_index: str = _neutral(
+        "",
+        "CSV file of the training images to use, with their labels, as written by convert.py --audit --apply",
+        host_specific=True,
+    )
+    swap_color_channel: bool = _neutral(False, "swap the red and blue channels of the training images")
+    custom_num_class: int = _neutral(
+        -1, "number of classes of the head, at least as many as in the data; -1: as many as in the data", minimum=-1
+    )
+    skip_bad_images: bool = _neutral(
+        False, "count training images that cannot be decoded and replace each by the next good one"
+    )
+    num_workers: int = _neutral(
+        16, "data loading processes per device, limited to the number of CPU cores", minimum=0, host_specific=True
+    )
+
+
+@dataclass(frozen=True)
+class RunOptions(Group):
+    """Run: model, start, files."""
+
+    arch: str = option(
+        "ir_18",
+        "backbone: a name that python architecture_table.py lists, or timm:<name> for a network of timm",
+        at_resume="fixed",
+    )
+    prefix: str = _neutral("default", "first part of the name of the run folder")
+    output_dir: str = _neutral("experiments", "folder in which the run folders are created")
+    run_folder: str = _neutral(
+        "",
+        "use this run folder instead of a new one; if it contains last.ckpt, the run is resumed from it",
+        at_resume="own",
+    )
+    seed: int = option(42, "random seed of weights, shuffling, augmentation and dropout", minimum=0, below=_SEEDS)
+    deterministic: bool = _neutral(False, "use deterministic kernels: identical results on the same hardware")
+    fast_dev_run: bool = _neutral(False, "run one batch of training and of validation, as a quick check")
+    test_run: bool = _neutral(False, "limit each epoch to 50 batches, as a trial")
+    evaluate: bool = _neutral(
+        False, "do not train: evaluate the model of --start_from_model_statedict on the validation sets"
+    )
+    resume_from_checkpoint: str = _neutral(
+        "", "resume an interrupted run from this checkpoint (.ckpt), in its run folder", at_resume="own"
+    )
+    start_from_model_statedict: str = _neutral(
+        "",
+        "initialize the backbone from this checkpoint (.ckpt), or from the published model of this name",
+        at_resume="own",
+    )
+    finetune: str = _neutral(
+        "",
+        "fine-tune this checkpoint, or the published model of this name: it is evaluated before and after the "
+        "training, on people held out of the training data if there are no validation sets; some defaults change",
+        host_specific=True,
+    )
+    checkpoint_every_steps: int = _neutral(
+        0,
+        "also write last.ckpt every N optimizer steps; 0: only after validations and epochs",
+        unit="optimizer steps",
+        minimum=0,
+    )
+    save_all_models: bool = _neutral(False, "keep the checkpoint of every validation, not only the best and the last")
+    use_wandb: bool = _neutral(False, "also log to Weights & Biases (pip install wandb)")
+    stalled_after_steps: int = _neutral(
+        5000,
+        "warn once if the loss shows no learning after this many batches; 0: never",
+        unit="batches",
+        minimum=20,  # four windows of five losses
+        off=0,
+    )
+
+
+@dataclass(frozen=True)
+class DeviceOptions(Group):
+    """Devices, processes, precision, memory."""
+
+    gpus: int = _neutral(1, "number of GPUs per machine; 0: train on the CPU", minimum=0)
+    accelerator: str = _neutral(
+        "auto", "device type; auto: chosen according to --gpus", choices=("auto", "cpu", "gpu", "mps")
+    )
+    devices: int = _neutral(
+        0, "number of processes per machine, one per device; 0: chosen according to --gpus", minimum=0
+    )
+    num_nodes: int = option(1, "number of machines", minimum=1)
+    distributed_backend: str = _neutral(
+        "ddp", "how several devices train together", choices=("ddp",), removed=("dp", "ddp2")
+    )
+    collective_timeout_sec: float = _neutral(
+        600.0, "time that a process waits for the others before it gives up", unit="seconds", above=0
+    )
+    use_16bit: bool = _neutral(False, "16-bit mixed precision (float16 on a GPU, bfloat16 on a CPU)")
+    precision: str = _neutral(
+        "auto",
+        "numerical precision; auto: chosen according to --use_16bit",
+        choices=("auto", "32", "16-mixed", "bf16-mixed", "64"),
+    )
+    channels_last: str = _neutral(
+        "auto",
+        "channels-last memory layout of the backbone; auto: on, except on Apple GPUs",
+        choices=("auto", "on", "off"),
+    )
+    compile: bool = _neutral(
+        False, "compile the backbone with torch.compile: the first step is slow, later steps are faster"
+    )
+    gradient_checkpointing: bool = _neutral(
+        False, "recompute activations of the backbone: less memory, a third more time, identical results"
+    )
+    head_memory: str = _neutral(
+        "auto",
+        "fast stores batch x classes numbers for the backward pass, small recomputes them; identical results; auto: "
+        "fast if they need at most a quarter of the free memory",
+        choices=("auto", "fast", "small"),
+    )
+    head_sharding: str = _neutral(
+        "auto",
+        "shard the classes of the head over all processes; auto: if the head would need over a quarter of the memory",
+        choices=("auto", "on", "off"),
+    )
+    sync_batchnorm: bool = _neutral(False, "compute batch-norm statistics over the batches of all GPUs")
+
+
+@dataclass(frozen=True)
+class OptimizerOptions(Group):
+    """Optimizer, learning rate, length of the training."""
+
+    epochs: int = _neutral(24, "number of passes over the training data", minimum=1)
+    batch_size: int = option(256, "images per step, summed over all devices of a machine", unit="images", minimum=1)
+    accumulate_grad_batches: int = option(
+        1, "number of batches whose gradients are accumulated for one optimizer step", minimum=1
+    )
+    optimizer: str = option(
+        "sgd", "optimizer; adamw needs an explicit --lr", choices=("sgd", "adamw"), at_resume="fixed"
+    )
+    lr: float = option(0.1, "peak learning rate; 1e-3 is usual for adamw", minimum=0)
+    lr_base_batch_size: int = option(
+        0,
+        "linear scaling rule: --lr is meant for this many images per optimizer step and is scaled to the number of "
+        "this run; 0: no scaling",
+        unit="images",
+        minimum=0,
+    )
+    lr_schedule: str = option(
+        "multistep",
+        "learning rate schedule: multistep drops at milestones, cosine and poly decay to 0 at each step",
+        choices=("multistep", "cosine", "poly"),
+    )
+    lr_milestones: tuple[int, ...] = option(
+        (8, 12, 14),
+        "epochs after which the learning rate drops, such as 12,20,24",
+        only_with=("lr_schedule", "multistep"),
+    )
+    lr_gamma: float = option(
+        0.1, "learning rate decay factor at each milestone", minimum=0, only_with=("lr_schedule", "multistep")
+    )
+    lr_power: float = option(
+        2.0,
+        "exponent of the poly schedule: lr * (1 - fraction of the training done) ** power",
+        above=0,
+        only_with=("lr_schedule", "poly"),
+    )
+    warmup_epochs: float = option(
+        0.0, "linear warm-up of the learning rate, over this many epochs", unit="epochs", minimum=0
+    )
+    momentum: float = option(0.9, "momentum of SGD", minimum=0, below=1, only_with=("optimizer", "sgd"))
+    gradient_clip_val: float = option(
+        0.0, "clip the gradient of backbone and head to this L2 norm; 0: no clipping", minimum=0
+    )
+    ema_decay: float = option(
+        0.0,
+        "decay of an exponential moving average of the weights, such as 0.999; the average is evaluated and saved; "
+        "0: no average",
+        minimum=0,
+        below=1,
+    )
+    early_stopping_patience: int = _neutral(
+        0,
+        "stop after this many consecutive epochs without a better mean validation accuracy; 0: never",
+        unit="epochs",
+        minimum=0,
+    )
+    weight_decay: float = option(
+        5e-4, "weight decay of all parameters except batch norm; adamw needs more, such as 0.1", minimum=0
+    )
+    layer_lr_decay: float = option(
+        1.0,
+        "learning rate decay factor from each stage of a pretrained backbone to the stage before it",
+        above=0,
+        maximum=1,
+        at_resume="fixed",
+    )
+    freeze_stages: int = option(
+        0,
+        "freeze the input layer and this many stages of a pretrained backbone; 0: freeze nothing",
+        minimum=0,
+        at_resume="fixed",
+    )
+    freeze_batch_norm: bool = option(False, "freeze the batch norms of a pretrained backbone", at_resume="fixed")
+
+    def __post_init__(self) -> None:
+        """Check each value by itself."""
+        super().__post_init__()
+        milestones = list(self.lr_milestones)
+        if milestones != sorted(set(milestones)) or min(milestones, default=1) < 1:
+            raise ValueError(f"--lr_milestones must be increasing epochs from 1 on, got {self.lr_milestones}")
+
+
+@dataclass(frozen=True)
+class HeadOptions(Group):
+    """Margin head."""
+
+    head: str = option(
+        "adaface",
+        "margin loss; the margins and their options are listed below",
+        choices=tuple(HEADS),
+        at_resume="fixed",
+    )
+    m: float = option(0.5, "margin; 0.4 in the paper of AdaFace", minimum=0)
+    h: float = option(0.0, "AdaFace: concentration; 0.333 in the paper (0 is CosFace)", minimum=0)
+    s: float = option(64.0, "scale of the logits", above=0)
+    t_alpha: float = option(
+        0.01, "AdaFace, CurricularFace: weight of the newest batch in the running statistics", minimum=0, maximum=1
+    )
+    batch_statistics: str = option(
+        "global",
+        "AdaFace, CurricularFace: compute statistics over the batches of all processes, or separately in each process, "
+        "as in the official code",
+        choices=("global", "process"),
+    )
+    l_margin: float = option(_PAPER["l_margin"], "MagFace: margin of images with norms up to --l_a", minimum=0)
+    u_margin: float = option(_PAPER["u_margin"], "MagFace: margin of images with norms of --u_a or more", minimum=0)
+    l_a: float = option(_PAPER["l_a"], "MagFace: feature norm at which the margin begins to grow", above=0)
+    u_a: float = option(_PAPER["u_a"], "MagFace: feature norm at which the margin stops growing")
+    lambda_g: float = option(_PAPER["lambda_g"], "MagFace: weight of the regularization of the norms", minimum=0)
+    sub_centers: int = option(
+        _PAPER["sub_centers"],
+        "sub-center ArcFace: number of centers per class",
+        minimum=1,
+        maximum=MOST_CENTERS,
+        at_resume="fixed",
+    )
+    m1: float = option(_PAPER["m1"], "combined margin: factor of the angle", above=0)
+    m2: float = option(_PAPER["m2"], "combined margin: term added to the angle", unit="radians", minimum=0)
+    m3: float = option(_PAPER["m3"], "combined margin: term subtracted from the cosine", minimum=0)
+    sample_rate: float = option(
+        1.0,
+        "fraction of the classes used in a step: those of the batch and a random sample of the others; below 1 the "
+        "head is sharded",
+        above=0,
+        maximum=1,
+    )
+
+    @property
+    def margin_options(self) -> dict[str, float]:
+        """The options that the chosen margin uses beside s."""
+        return {name: getattr(self, name) for name in HEADS[self.head].options}
+
+
+@dataclass(frozen=True)
+class AugmentationOptions(Group):
+    """Augmentation."""
+
+    low_res_augmentation_prob: float = _probability("probability of the low-resolution augmentation")
+    crop_augmentation_prob: float = _probability("probability of the crop augmentation")
+    photometric_augmentation_prob: float = _probability("probability of the photometric augmentation")
+    mask_augmentation_prob: float = _probability("probability of a drawn face mask")
+    cutout_augmentation_prob: float = _probability("probability of a gray square at a random place")
+    blur_augmentation_prob: float = _probability("probability of Gaussian blur")
+    motion_blur_augmentation_prob: float = _probability("probability of motion blur")
+    noise_augmentation_prob: float = _probability("probability of Gaussian noise")
+    grey_augmentation_prob: float = _probability("probability of conversion to grayscale")
+    jpeg_augmentation_prob: float = _probability("probability of strong JPEG compression")
+
+    @property
+    def more_augmentations(self) -> dict[str, float]:
+        """The probabilities of the augmentations beyond the paper's, by their names."""
+        return {name: getattr(self, f"{name}_augmentation_prob") for name in MORE_AUGMENTATIONS}
+
+
+@dataclass(frozen=True)
+class Config:
+    """The resolved options of one run; ``given`` names those set by the recipe or the command line.
+
+    ``config["lr"]`` is the value of an option by its name alone.
+    """
+
+    data: DataOptions = DataOptions()
+    run: RunOptions = RunOptions()
+    devices: DeviceOptions = DeviceOptions()
+    optimizer: OptimizerOptions = OptimizerOptions()
+    head: HeadOptions = HeadOptions()
+    augmentation: AugmentationOptions = AugmentationOptions()
+    given: frozenset[str] = frozenset()
+
+    def __getitem__(self, name: str) -> Any:
+        return getattr(getattr(self, GROUP_OF[name]), name)
+
+    def with_values(self, values: Mapping[str, Any]) -> Self:
+        """Return a copy with other values of some options, by name.
+
+        Args:
+            values: of the options' types.
+
+        Raises:
+            ValueError: a value outside of its option's range or choices.
+        """
+        of_group: dict[str, dict[str, Any]] = {}
+        for name, value in values.items():
+            of_group.setdefault(GROUP_OF[name], {})[name] = value
+        changed: dict[str, Any] = {
+            group: dataclasses.replace(getattr(self, group), **changes) for group, changes in of_group.items()
+        }
+        return dataclasses.replace(self, **changed)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the options by name, as plain values (lists for tuples)."""
+        values = {name: self[name] for name in OPTIONS}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+    def as_yaml(self) -> str:
+        """Return the options as a recipe that ``--config`` takes."""
+        return yaml.safe_dump(self.as_dict(), sort_keys=False)
+
+
+GROUPS: dict[str, type[Group]] = {name: kind for name, kind in get_type_hints(Config).items() if name != "given"}
+OPTIONS: dict[str, dataclasses.Field[Any]] = {
+    one.name: one for group in GROUPS.values() for one in dataclasses.fields(group)
+}
+GROUP_OF = {one.name: name for name, group in GROUPS.items() for one in dataclasses.fields(group)}
+ABOUT: dict[str, About] = {name: one.metadata["about"] for name, one in OPTIONS.items()}
+HOST_SPECIFIC_OPTIONS = {name for name, about in ABOUT.items() if about.host_specific}

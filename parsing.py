@@ -1,0 +1,214 @@
+"""The options of a run from a recipe and a command line.
+
+Values come from the defaults of ``groups.py``, then from a recipe (``--config recipe.yaml``, the same keys), then from
+the command line; what comes later wins. Unknown keys, abbreviations and bad values are refused in both, with
+the nearest match (in the official code a misspelt option reads as None).
+"""
+
+import argparse
+import dataclasses
+import types
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from command_line import Parser, nearest
+from groups import ABOUT, GROUPS, OPTIONS, Config
+from margins import HEADS
+from option_rules import check_combinations, check_head_options, check_optimizer
+
+Action = Literal["run", "plan", "print_config"]
+
+# of --finetune, in place of the ordinary defaults: fewer and smaller steps, and the paper's margin
+FINETUNE_DEFAULTS: dict[str, Any] = {"epochs": 8, "batch_size": 64, "lr": 0.01, "lr_schedule": "cosine"}
+FINETUNE_MARGIN: dict[str, Any] = {"m": 0.4, "h": 0.333}  # of AdaFace
+_TRUE = ("true", "yes", "on", "1")
+_FALSE = ("false", "no", "off", "0")
+
+
+def _to_bool(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    text = str(value).lower()
+    if text in _TRUE or text in _FALSE:
+        return text in _TRUE
+    raise ValueError("expected true or false")
+
+
+def _to_int(value: Any) -> int:
+    if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
+        raise ValueError("expected a whole number")
+    return int(value)
+
+
+def _to_float(value: Any) -> float:
+    # PyYAML reads 5e-4 as a string: YAML 1.1 wants 5.0e-4
+    if isinstance(value, bool):
+        raise ValueError("expected a number")
+    return float(value)
+
+
+def _to_ints(value: Any) -> tuple[int, ...]:
+    parts = [value] if isinstance(value, int) else value
+    if isinstance(value, str):
+        parts = [part for part in value.replace(" ", "").strip("[]()").split(",") if part]
+    return tuple(_to_int(part) for part in parts or ())
+
+
+def _to_str(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, (list, dict)):
+        raise ValueError("expected a text")
+    return str(value)
+
+
+_CONVERTERS: dict[Any, Any] = {bool: _to_bool, int: _to_int, float: _to_float, str: _to_str}
+
+
+def convert_value(name: str, value: Any) -> Any:
+    """Convert a value from the command line or a recipe to the type of its option.
+
+    Args:
+        name: option name, without dashes.
+        value: text, or a YAML value.
+
+    Raises:
+        ValueError: the value does not fit the option's type.
+    """
+    kind: Any = OPTIONS[name].type
+    converter = _to_ints if isinstance(kind, types.GenericAlias) else _CONVERTERS[kind]
+    try:
+        return converter(value)
+    except (TypeError, ValueError) as error:
+        expected = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}.get(
+            kind, "whole numbers such as 12,20,24"
+        )
+        raise ValueError(f"--{name} takes {expected}, got {value!r}") from error
+
+
+def _margins_explained() -> str:
+    """Return a line for each margin: the first of its docstring, and its options."""
+    lines = ["margins (--head), each with --s and:"]
+    for name, margin in HEADS.items():
+        what = (margin.__doc__ or "").partition("\n")[0]
+        lines.append(f"  {name}: {what} ({', '.join(f'--{option}' for option in margin.options)})")
+    return "\n".join(lines)
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="main.py",
+        usage="main.py [--config RECIPE] [--option value ...]",
+        description="Train and evaluate a face recognition model with AdaFace (or ArcFace, CosFace, MagFace, ...).",
+        epilog=f"{_margins_explained()}\n\n"
+        "Every option is also a key of a recipe (YAML); the command line wins over the recipe.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", metavar="RECIPE", default="", help="YAML file with any of the options below")
+    parser.add_argument("--print_config", action="store_true", help="print the resolved options as YAML and stop")
+    parser.add_argument("--plan", action="store_true", help="print memory, steps and time of the training and stop")
+    for group in GROUPS.values():
+        title = (group.__doc__ or "").partition("\n")[0].rstrip(".").lower()
+        section = parser.add_argument_group(title)
+        for name in (one.name for one in dataclasses.fields(group)):
+            kind: Any = OPTIONS[name].type
+            flag: dict[str, Any] = {"default": None, "help": _help(name).replace("%", "%%")}
+            if kind is bool:
+                section.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, **flag)
+            else:
+                choices = ABOUT[name].choices
+                word = "{" + ",".join(choices) + "}" if choices else kind.__name__.upper()
+                section.add_argument(f"--{name}", metavar=word.replace("TUPLE", "INT,INT,..."), **flag)
+    return parser
+
+
+def _help(name: str) -> str:
+    """Return the help of an option, with its unit, range, the option it belongs to, and its default."""
+    about, default = ABOUT[name], OPTIONS[name].default
+    unit = about.unit if about.unit not in about.help else ""
+    shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
+    facts = [
+        ", ".join(word for word in (unit, about.range) if word),
+        f"only with --{' '.join(about.only_with)}" if about.only_with else "",
+        f"default: {shown!r}" if shown == "" else f"default: {shown}",
+    ]
+    return f"{about.help} ({'; '.join(fact for fact in facts if fact)})"
+
+
+def read_recipe(path: str | Path) -> dict[str, Any]:
+    """Read a recipe and return its options, converted.
+
+    Args:
+        path: YAML file with option names as keys.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: not YAML, not a mapping, an unknown key, or a value of the wrong type.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"--config: there is no recipe {path}")
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a YAML file: {error}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold `option: value` lines, got a {type(values).__name__}")
+    for key in values:
+        if key not in OPTIONS:
+            raise ValueError(f"{path}: unknown option {key!r}; {nearest(str(key), list(OPTIONS))}")
+    try:
+        return {key: convert_value(key, value) for key, value in values.items()}
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def finetune_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the defaults that a fine-tuning has in place of the ordinary ones.
+
+    Args:
+        values: what was given, by option; it wins.
+    """
+    if not values.get("finetune"):
+        return {}
+    margin = FINETUNE_MARGIN if values.get("head", OPTIONS["head"].default) == "adaface" else {}
+    of_another = any(
+        about.only_with and about.only_with[0] == "lr_schedule" for about in map(ABOUT.get, values) if about
+    )
+    return {
+        name: value
+        for name, value in (FINETUNE_DEFAULTS | margin).items()
+        if name not in values and not (name == "lr_schedule" and of_another)
+    }
+
+
+def parse(arguments: Sequence[str]) -> tuple[Config, Action]:
+    """Parse a command line into a checked configuration.
+
+    Args:
+        arguments: the words after the program's name.
+
+    Returns:
+        The configuration, and what to do with it.
+
+    Raises:
+        ValueError: an unknown option, a bad value, or options that contradict each other.
+        FileNotFoundError: a recipe that does not exist.
+    """
+    parsed = _parser().parse(arguments)
+    values = read_recipe(parsed.config) if parsed.config else {}
+    for name in OPTIONS:
+        if (value := getattr(parsed, name)) is not None:
+            values[name] = convert_value(name, value)
+    config = Config(given=frozenset(values)).with_values({**values, **finetune_defaults(values)})
+    check_combinations(config)
+    if not config.run.resume_from_checkpoint:  # then the options of the checkpoint are still to come
+        check_optimizer(config)
+        check_head_options(config, config.given)
+    if parsed.plan and config.run.evaluate:
+        raise ValueError("--plan is for a training, --evaluate does none: give one of them")
+    return config, "print_config" if parsed.print_config else "plan" if parsed.plan else "run"
