@@ -20,11 +20,11 @@ from execution import configure_backbone
 from finetuning import HeadFromClassMeans, find_pretrained, fingerprint_to_finetune
 from groups import HOST_SPECIFIC_OPTIONS, Config
 from held_out import HELD_OUT
+from launch import Launch, say
 from lightning_setup import pl
 from optimization import scaled_learning_rate
 from partial_fc import choose_sharding
 from process_watch import ProcessWatch
-from processes import Launch, say
 from registry import check_architecture
 from run_folder import describe_environment
 from trainer import build_trainer

@@ -11,9 +11,10 @@ from data_module import FaceDataModule
 from device_plan import DevicePlan
 from devices import available_memory
 from groups import OptimizerOptions, RunOptions
+from launch import Launch, lightning_environment
 from memory_plan import StepMemory, step_memory, what_takes_less
-from processes import Launch, decided_by_rank_0, lightning_environment
 from progress import MUCH_WAITING, duration, input_bottleneck
+from startup import decided_by_rank_0
 from step_timing import Measured, StepClock, build_trainer, measure
 from trainer import batches_of_epoch, build_strategy, validation_interval
 from training_module import FaceRecognitionModule

@@ -17,14 +17,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
 import torch.distributed as dist
 
-from agreement import ToldError, check_agreement
 from lightning_setup import pl
-from stopping import InterruptedTrainingError
+from startup import ReportedElsewhereError, check_agreement
 
 _KEEP_ALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 4, "TCP_KEEPCNT": 5}  # 30 s without an answer: the link is dead
 _CONNECT_SEC = 30.0
@@ -36,6 +36,14 @@ _ENDED = 2
 _BYE, _FAILED, _LOST = "bye", "failed", "lost"
 _OF_THE_NETWORK = ("gloo", "nccl", "connection closed by peer", "connection reset by peer", "timed out waiting")
 _OF_THE_CLOCK = ("timed out", "timeout")
+
+
+class InterruptedTrainingError(Exception):
+    """Training stopped on request after saving ``checkpoint``: the orderly end of all processes together."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        super().__init__(f"stopped on request; everything up to here is in {checkpoint}")
+        self.checkpoint = checkpoint
 
 
 class _Peer(NamedTuple):
@@ -87,7 +95,7 @@ class ProcessWatch(pl.Callback):
         """Tell the others how this process ends.
 
         Raises:
-            ToldError: it ends because another one was lost.
+            ReportedElsewhereError: it ends because another one was lost.
             RuntimeError: it ends because another one did not answer in time.
         """
         if error is not None and self._peers:
@@ -97,7 +105,7 @@ class ProcessWatch(pl.Callback):
         of_the_network = isinstance(error, dist.DistError) or any(sign in text for sign in _OF_THE_NETWORK)
         wait = bool(self._losses) or (of_the_network and bool(self._peers))
         if wait and not self._leaving and self._told.wait(_TELL_SEC):
-            raise ToldError("another process is lost") from error
+            raise ReportedElsewhereError("another process is lost") from error
         if not isinstance(error, Exception) or isinstance(error, InterruptedTrainingError):
             self._leave(_BYE)
             return

@@ -14,18 +14,11 @@ from torch import Tensor
 from checkpointing import CheckpointKeeper, how_to_go_on, validation_is_due
 from lightning_internals import do_not_broadcast_sigterm, in_the_middle_of_an_epoch
 from lightning_setup import pl
+from process_watch import InterruptedTrainingError
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _GUARD_EVERY_STEPS_GPU = 50
 _STOP_EVERY_STEPS_GPU = 20
-
-
-class InterruptedTrainingError(Exception):
-    """Training stopped on request after saving ``checkpoint``."""
-
-    def __init__(self, checkpoint: Path) -> None:
-        super().__init__(f"stopped on request; everything up to here is in {checkpoint}")
-        self.checkpoint = checkpoint
 
 
 class NonFiniteLossError(RuntimeError):

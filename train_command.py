@@ -20,7 +20,6 @@ import cv2
 import numpy as np
 import torch
 
-from agreement import ToldError, check_agreement, failure_told
 from atomic_files import write_atomically
 from build import build, build_run_trainer, facts_of, images_per_update, plan_lines
 from checkpoint_folders import run_folder_of
@@ -38,27 +37,25 @@ from face_datasets import TrainingDataset
 from finetuning import find_pretrained
 from groups import Config
 from images import IMAGE_SHAPE
+from launch import Launch, check_launch, end_with_parent, find_launch, say
 from lightning_setup import pl
 from locks import RunLock
 from optimization import scaled_learning_rate
 from parsing import parse
 from plots import plot_roc, plot_similarity_histograms
-from process_watch import ProcessWatch
-from processes import (
-    Launch,
-    check_launch,
-    decided_by_rank_0,
-    end_with_parent,
-    find_launch,
-    join,
-    say,
-    tell_those_who_wait,
-)
+from process_watch import InterruptedTrainingError, ProcessWatch
 from results import results_table, write_results
 from resume import check_paths, check_still_new, with_checkpoint_options, with_run_folder
 from run_folder import choose_run_folder, make_run_folder, write_config, write_manifest
 from sampler import RandomStreams
-from stopping import InterruptedTrainingError
+from startup import (
+    ReportedElsewhereError,
+    check_agreement,
+    decided_by_rank_0,
+    failures_reported,
+    join,
+    report_absence,
+)
 from trainer import batches_of_epoch
 from training_curves import plot_health, plot_loss
 from training_module import FaceRecognitionModule
@@ -88,11 +85,11 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         say("stopped at once; what had been saved is whole")
         return INTERRUPTED
-    except ToldError:
+    except ReportedElsewhereError:
         return FAILED
     except EXPECTED_ERRORS as error:
         status = _report(error)
-        tell_those_who_wait(find_launch(), error)
+        report_absence(find_launch(), error)
         return status
 
 
@@ -106,7 +103,7 @@ def _run(config: Config, notes: list[str], lock: RunLock, *, plan_only: bool = F
         check_launch(launch, devices.devices, config.devices.num_nodes)
     end_with_parent(launch)
     join(launch, devices.accelerator, config.devices.collective_timeout_sec)
-    with failure_told():
+    with failures_reported():
         data, module, sharded = build(config, devices)
         facts = facts_of(config, devices, data, module)
     check_agreement(facts)
@@ -125,7 +122,7 @@ def _run(config: Config, notes: list[str], lock: RunLock, *, plan_only: bool = F
         folder, save_all=config.run.save_all_models, every_steps=config.run.checkpoint_every_steps
     )
     watch = ProcessWatch(facts, lambda: _after_a_loss(config, keeper), config.devices.collective_timeout_sec)
-    with failure_told():
+    with failures_reported():
         trainer = build_run_trainer(config, devices, launch, data, keeper, watch, sharded)
         if trainer.is_global_zero:
             _describe(config, devices, data, module, folder)

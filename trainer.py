@@ -8,8 +8,8 @@ from checkpointing import AtomicCheckpointIO, CheckpointKeeper
 from device_plan import DevicePlan
 from groups import OptimizerOptions, RunOptions
 from health import HealthMonitor, StalledLossWarning
+from launch import Launch, lightning_environment
 from lightning_setup import pl
-from processes import Launch, lightning_environment
 from progress import ProgressLine
 from sharded_optimizer import AgreedGradScaler
 from stopping import EarlyStopping, NonFiniteLossGuard, StopOnSignal
@@ -53,7 +53,7 @@ def build_strategy(devices: DevicePlan) -> Any:
 
     Args:
         devices: of the run; their ``collective_timeout_sec`` is that of processes that Lightning starts, while
-            ``processes.join`` sets that of others.
+            ``startup.join`` sets that of others.
     """
     if devices.world_size == 1:
         return "auto"

@@ -14,7 +14,6 @@ ROOT = Path(__file__).resolve().parents[1]
 # A module imports only modules of a lower level. The whole number is the level of the design (0: on its own, 1: data
 # and reports, 2: training, 3: command lines); decimals order the modules that make up one concept.
 LEVELS = {
-    "agreement": 0,
     "atomic_files": 0,
     "paper_augmentation": 0.2,
     "augmenter": 3,
@@ -106,9 +105,9 @@ LEVELS = {
     "resume": 2,
     "run_folder": 1,
     "locks": 0,
-    "roll_call": 0,
-    "process_watch": 2.1,
-    "processes": 0.1,
+    "process_watch": 0.3,
+    "launch": 0.1,
+    "startup": 0.2,
     "execution": 2.1,
     "lightning_internals": 0.06,
     "checkpointing": 1.9,

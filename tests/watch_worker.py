@@ -16,9 +16,8 @@ from types import SimpleNamespace
 
 import torch.distributed as dist
 
-from agreement import ToldError
-from process_watch import ProcessWatch
-from stopping import InterruptedTrainingError
+from process_watch import InterruptedTrainingError, ProcessWatch
+from startup import ReportedElsewhereError
 
 SCENARIOS = {  # how each process ends
     "killed": ("waits", "waits", "killed"),
@@ -70,7 +69,7 @@ def run(folder: Path, scenario: str, rank: int) -> int:
             watch.setup(trainer, None, "test")
             dist.barrier()
             end(ends[rank])
-    except ToldError:
+    except ReportedElsewhereError:
         return 12
     except Exception as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""The processes of a run: who started them, which one this is, how they come together.
+"""How the processes of a run were started: by whom, which one this is, and how it ends with the one that started it.
 
 A run on one machine starts its other processes itself, through Lightning. On several machines ``torchrun`` or SLURM's
 ``srun`` start them, or anything that sets the variables RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT.
@@ -7,36 +7,22 @@ Source: the variables are those of PyTorch's torchrun and of SLURM's srun. Diffe
 process is this" for all ways of starting, and a run in a batch job that was not started by srun is an ordinary one.
 """
 
-import contextlib
 import os
 import platform
 import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 
-import torch
-import torch.distributed as dist
-
-import roll_call
-from agreement import ToldError
 from lightning_setup import environments
 
 ITSELF, TORCHRUN, SRUN, ENVIRONMENT = "main.py itself", "torchrun", "srun", "the environment (RANK, WORLD_SIZE)"
-_DECISION = "ADAFACE_DECISION_"
 _PARENT = "ADAFACE_PARENT"
 _PARENT_SEC = 5.0  # longer than the watch takes, whose message says more
 _INTERACTIVE = ("bash", "interactive")  # names of SLURM jobs that are a shell
-_FIRST_PORT, _PORTS = 15000, 10000
-_TELL_SEC = 30.0
-
-
-class NotTogetherError(RuntimeError):
-    """The processes of a run did not come together."""
 
 
 @dataclass(frozen=True)
@@ -186,118 +172,6 @@ def _end_with(parent: int, launch: Launch) -> None:
         flush=True,
     )
     os._exit(2)
-
-
-def join(launch: Launch, accelerator: str, timeout_sec: float) -> None:
-    """Make the process group, where the processes were started by somebody else; Lightning then uses it.
-
-    Args:
-        launch: how the processes were started.
-        accelerator: ``gpu`` or another; chooses the backend.
-        timeout_sec: how long to wait for the others, here and in each collective.
-
-    Raises:
-        NotTogetherError: they did not come together, or one of them cannot start; the latter in process 0.
-        ToldError: one of them cannot start, in the other processes.
-    """
-    if not launch.external or dist.is_initialized():
-        return
-    on_gpu = accelerator == "gpu"
-    if on_gpu:
-        torch.cuda.set_device(launch.local_rank)
-    timeout = timedelta(seconds=timeout_sec)
-    try:
-        store = _meet(launch, timeout)
-        why_not = roll_call.answer(store, launch.world_size)
-        if not why_not:
-            dist.init_process_group(
-                "nccl" if on_gpu else "gloo",
-                store=store,
-                rank=launch.rank,
-                world_size=launch.world_size,
-                timeout=timeout,
-                device_id=torch.device("cuda", launch.local_rank) if on_gpu else None,
-            )
-    except (RuntimeError, ValueError) as error:
-        place = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
-        raise NotTogetherError(
-            f"process {launch.rank} on {platform.node()} did not come together with the other processes of "
-            f"{launch.world_size} at {place} ({str(error).splitlines()[0]}). Is each of them started (by srun python "
-            "main.py ..., or torchrun on every machine), and can the machines reach each other there?"
-        ) from error
-    if why_not:
-        _stay_for_the_others(store, launch)
-        raise ToldError(why_not) if launch.rank else NotTogetherError(why_not)
-
-
-def tell_those_who_wait(launch: Launch, error: Exception) -> None:
-    """Tell the processes that wait in ``join`` that this one cannot start; does nothing after it has joined them.
-
-    Args:
-        launch: how the processes were started.
-        error: why it cannot.
-    """
-    if not launch.external or dist.is_initialized() or isinstance(error, NotTogetherError):
-        return
-    with contextlib.suppress(RuntimeError, ValueError):  # the others are not there either
-        store = _meet(launch, timedelta(seconds=_TELL_SEC))
-        why = f"process {launch.rank} on {platform.node()} cannot start: {error}"
-        roll_call.refuse(store, why)
-        _stay_for_the_others(store, launch)
-
-
-def _stay_for_the_others(store: dist.Store, launch: Launch) -> None:
-    """Keep the store, where it is this process's, until the others have read why nobody starts."""
-    if launch.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-        roll_call.wait_until_read(store, launch.world_size, _TELL_SEC)
-
-
-def _meet(launch: Launch, timeout: timedelta) -> dist.Store:
-    """Return the store in which all processes of this start find each other."""
-    if launch.launcher == SRUN:
-        _find_meeting_place()
-    store, _, _ = next(iter(dist.rendezvous("env://", launch.rank, launch.world_size, timeout=timeout)))
-    # torchrun's agent keeps one store through all restarts, with the addresses of the dead in it
-    return dist.PrefixStore(f"start_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
-
-
-def _find_meeting_place() -> None:
-    """Set where the processes of an srun meet: at its first host, at a port that follows from the job's number."""
-    nodes = os.environ.get("SLURM_STEP_NODELIST", os.environ.get("SLURM_JOB_NODELIST", "127.0.0.1"))
-    resolve = environments.SLURMEnvironment.resolve_root_node_address
-    os.environ.setdefault("MASTER_ADDR", resolve(nodes))
-    port = _FIRST_PORT + int(os.environ.get("SLURM_JOB_ID", "0")) % _PORTS
-    os.environ.setdefault("MASTER_PORT", str(port))
-
-
-def decided_by_rank_0(name: str, decide: Callable[[], str], launch: Launch) -> str:
-    """Return what rank 0 decides on, in every process of the run.
-
-    Lightning starts the other processes of a machine from rank 0, so they inherit the decision in the environment;
-    torchrun and srun start all at once, so there it is broadcast (``join`` comes first).
-
-    Args:
-        name: of the decision, in capital letters.
-        decide: called on rank 0 alone, once.
-        launch: how the processes were started.
-
-    Raises:
-        ToldError: rank 0 could not decide, and says why.
-    """
-    if launch.external:
-        box: list[str | None] = [None]
-        try:
-            if launch.rank == 0:
-                box[0] = decide()
-        finally:  # an error is for rank 0 to raise, the others must not wait for it
-            dist.broadcast_object_list(box)
-        if box[0] is None:
-            raise ToldError(f"process 0 could not decide on {name}")
-        return box[0]
-    variable = _DECISION + name
-    if launch.rank == 0 or variable not in os.environ:
-        os.environ[variable] = decide()
-    return os.environ[variable]
 
 
 class StartedProcesses(environments.LightningEnvironment):

@@ -1,25 +1,84 @@
-"""Who started the processes of a run, and how they come together: real processes with the variables of SLURM."""
+"""How the processes of a run come together, agree and leave: pretended ones, and real ones with SLURM's variables."""
 
 import json
 import os
 import re
+from pathlib import Path
 
 import launched
 import pytest
 import torch.distributed as dist
 
-import processes
-from agreement import ToldError
-from processes import Launch, check_launch, decided_by_rank_0, find_launch
+import startup
+from launch import Launch
+from startup import ReportedElsewhereError, check_agreement, decided_by_rank_0, failures_reported
 
-TORCHRUN = {
-    "TORCHELASTIC_RUN_ID": "none", "RANK": "3", "LOCAL_RANK": "1", "GROUP_RANK": "1", "WORLD_SIZE": "4",
-    "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_MAX_RESTARTS": "5", "MASTER_ADDR": "a", "MASTER_PORT": "1",
-}  # fmt: skip
-SRUN = {
-    "SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_NODEID": "2", "SLURM_NTASKS": "6", "SLURM_JOB_NAME": "train",
-    "SLURM_JOB_NODELIST": "node[07-09]", "SLURM_TASKS_PER_NODE": "2(x3)",
-}  # fmt: skip
+TESTS = Path(__file__).parent
+FACTS = {"--lr": 0.1, "--epochs": 4, "the fingerprint of the training data": "ab"}
+
+
+@pytest.fixture
+def say(monkeypatch):
+    """Let the processes of a run, of which this is one, say something."""
+
+    def pretend(rank: int, said: list) -> None:
+        monkeypatch.setattr(startup, "in_company", lambda: True)
+        monkeypatch.setattr(startup.dist, "get_rank", lambda: rank)
+        monkeypatch.setattr(startup, "_gather", lambda mine: [(f"host-{r}", what) for r, what in enumerate(said)])
+
+    return pretend
+
+
+def test_one_process_agrees_with_itself():
+    check_agreement(FACTS)
+    with pytest.raises(ValueError, match="own"), failures_reported():
+        raise ValueError("own")
+
+
+def test_the_same_everywhere_is_fine(say):
+    say(0, [FACTS, dict(FACTS)])
+    check_agreement(FACTS)
+
+
+def test_the_process_that_differs_is_named_once(say):
+    others = [FACTS, dict(FACTS), {**FACTS, "the fingerprint of the training data": "cd", "--epochs": 5}]
+    say(0, others)
+    expected = (
+        "process 2 on host-2 was started with something else than process 0 on host-0: --epochs is 5 there and 4 in "
+        "process 0; the fingerprint of the training data is 'cd' there and 'ab' in process 0. Give"
+    )
+    with pytest.raises(ValueError, match=expected):
+        check_agreement(FACTS)
+    say(2, others)
+    with pytest.raises(ReportedElsewhereError):
+        check_agreement(others[2])
+
+
+def test_many_differences_are_counted(say):
+    say(0, [FACTS, {}])
+    with pytest.raises(ValueError, match="--lr is None there"):
+        check_agreement(FACTS)
+    say(0, [{str(number): number for number in range(9)}, {}])
+    with pytest.raises(ValueError, match="2 is None there and 2 in process 0; and 6 more"):
+        check_agreement({})
+
+
+def test_a_process_that_cannot_start_is_named(say):
+    say(0, [FACTS, "there is no folder x"])
+    with pytest.raises(RuntimeError, match="process 1 on host-1 cannot start: there is no folder x"):
+        check_agreement(FACTS)
+
+
+def test_what_fails_everywhere_is_said_by_process_0_alone(say):
+    say(0, ["no data", "no data"])
+    with pytest.raises(ValueError, match="no data"), failures_reported():
+        raise ValueError("no data")
+    say(1, ["no data", "no data"])
+    with pytest.raises(ReportedElsewhereError), failures_reported():
+        raise ValueError("no data")
+    say(1, [FACTS, "no data"])
+    with pytest.raises(ValueError, match="no data"), failures_reported():
+        raise ValueError("no data")
 
 
 @pytest.fixture(scope="module")
@@ -27,66 +86,15 @@ def data_root(tmp_path_factory):
     return launched.make_faces(tmp_path_factory.mktemp("data"))
 
 
-@pytest.mark.parametrize(
-    ("variables", "expected"),
-    [
-        ({}, Launch("main.py itself")),
-        ({"LOCAL_RANK": "2", "NODE_RANK": "0", "WORLD_SIZE": "4"}, Launch("main.py itself", rank=2, local_rank=2)),
-        (TORCHRUN, Launch("torchrun", 3, 1, 1, 4, 2, restarts=5)),
-        ({**SRUN, **TORCHRUN}, Launch("torchrun", 3, 1, 1, 4, 2, restarts=5)),  # started inside of an srun
-        (
-            {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1"},
-            Launch("the environment (RANK, WORLD_SIZE)", rank=1, node_rank=1, world_size=2),
-        ),
-        (SRUN, Launch("srun", 5, 1, 2, 6, 2)),
-        ({**SRUN, "SLURM_TASKS_PER_NODE": "1(x2),4"}, Launch("srun", 5, 1, 2, 6, 4)),
-        ({**SRUN, "SLURM_JOB_NAME": "bash"}, Launch("main.py itself")),  # a shell in a job of six tasks
-        ({**SRUN, "SLURM_PROCID": "0", "SLURM_NTASKS": "1"}, Launch("main.py itself")),  # a batch job's own script
-        ({**SRUN, "SLURM_STEP_NUM_TASKS": "1"}, Launch("main.py itself")),
-        ({**SRUN, "SLURM_JOB_NAME": "interactive", "SLURM_STEP_NUM_TASKS": "6"}, Launch("srun", 5, 1, 2, 6, 2)),
-    ],
-)
-def test_who_started_the_processes(variables, expected):
-    assert find_launch(variables) == expected
-
-
-@pytest.mark.parametrize(
-    ("launch", "devices", "num_nodes", "message"),
-    [
-        (Launch("main.py itself"), 2, 2, "--num_nodes 2, but this process was started alone: .* torchrun or srun"),
-        (Launch("torchrun", world_size=4, local_world_size=2), 4, 1, r"torchrun started 4 processes, 2 of them on"),
-        (Launch("torchrun", world_size=4, local_world_size=2), 1, 1, r"give --num_nodes 2 --devices 2"),
-        (Launch("srun", world_size=8, local_world_size=4), 8, 1, r"give --num_nodes 2 --devices 4 \(or --gpus 4\)"),
-        (Launch("srun", world_size=3, local_world_size=2), 2, 2, "start the same number on each machine"),
-        (Launch("srun", world_size=3), 2, 1, r"ask for 2 \(--devices or --gpus\) x 1 \(--num_nodes\)"),
-    ],
-)
-def test_other_processes_than_the_options_ask_for_are_refused(launch, devices, num_nodes, message):
-    with pytest.raises(ValueError, match=message):
-        check_launch(launch, devices, num_nodes)
-
-
-@pytest.mark.parametrize(
-    ("launch", "devices", "num_nodes"),
-    [
-        (Launch("main.py itself"), 8, 1),
-        (Launch("torchrun", world_size=4, local_world_size=2), 2, 2),
-        (Launch("srun", world_size=4), 4, 1),
-    ],
-)
-def test_the_processes_that_the_options_ask_for(launch, devices, num_nodes):
-    check_launch(launch, devices, num_nodes)
-
-
 def test_an_srun_meets_at_its_first_host_at_a_port_of_its_own(monkeypatch):
     for name in ("MASTER_ADDR", "MASTER_PORT", "SLURM_STEP_NODELIST"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("SLURM_JOB_NODELIST", "gpu-a[07-09,12],gpu-b3")
     monkeypatch.setenv("SLURM_JOB_ID", "1230042")
-    processes._find_meeting_place()
+    startup._find_meeting_place()
     assert (os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]) == ("gpu-a07", "15042")
     monkeypatch.setenv("MASTER_PORT", "5")
-    processes._find_meeting_place()
+    startup._find_meeting_place()
     assert os.environ["MASTER_PORT"] == "5", "the user's choice stays"
 
 
@@ -110,7 +118,7 @@ def test_a_decision_that_fails_keeps_nobody_waiting(monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         decided_by_rank_0("RUN_FOLDER", fail, Launch("srun", rank=0, world_size=2))
     assert sent == [[None]]
-    with pytest.raises(ToldError):
+    with pytest.raises(ReportedElsewhereError):
         decided_by_rank_0("RUN_FOLDER", fail, Launch("srun", rank=1, world_size=2))
 
 
