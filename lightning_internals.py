@@ -1,11 +1,13 @@
-"""Every use of what Lightning and PyTorch do not document, written for pytorch-lightning 2.6.6 and torch 2.13.0.
+"""Every use of what Lightning, PyTorch and Python do not document, for pytorch-lightning 2.6.6 and torch 2.13.0.
 
 After an upgrade this is the one module to compare with theirs.
 """
 
+import atexit
 from collections.abc import Sequence
 from typing import Any
 
+from lightning_fabric.utilities import distributed
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
@@ -71,3 +73,13 @@ def leave_out_of_ddp(module: nn.Module, names: Sequence[str]) -> None:
         names: last part of the parameters' names.
     """
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, list(names))
+
+
+def unregister_end_of_process_group() -> None:
+    """Keep Lightning from ending an NCCL process group when Python exits: that waits for processes that may be gone."""
+    atexit.unregister(distributed._destroy_dist_connection)
+
+
+def run_exit_functions() -> None:
+    """Run what is registered with ``atexit`` now, for a process that then ends without Python's own exit."""
+    atexit._run_exitfuncs()

@@ -1,20 +1,25 @@
-"""How the processes of a run come together, and what they agree on: options, data, and that each of them can begin.
+"""How the processes of a run come together, agree, and part: options, data, and that each of them can begin.
 
-A process that fails at the start, or was started with something else, is named to all, and all end at once.
+A process that fails at the start, or was started with something else, is named to all, and all end at once. At the end
+of a command ``run_and_leave`` ends the process group: nothing else does where the group was there before Lightning.
 """
 
 import contextlib
+import gc
 import os
 import platform
+import sys
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from datetime import timedelta
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
 
 from launch import SRUN, Launch
+from lightning_internals import run_exit_functions, unregister_end_of_process_group
 from lightning_setup import environments
 
 _DECISION = "ADAFACE_DECISION_"
@@ -23,6 +28,7 @@ _LOOK_EVERY_SEC = 0.1
 _FIRST_PORT, _PORTS = 15000, 10000
 _TELL_SEC = 30.0
 _SHOWN_DIFFERENCES = 3
+_FAILED = 1  # as Python's own, after a traceback
 
 
 class NotTogetherError(RuntimeError):
@@ -237,3 +243,60 @@ def _gather(statement: Any) -> list[Any]:
 def _once(error: Exception) -> Exception:
     """Return an error that all processes have found, to be printed by process 0 alone."""
     return ReportedElsewhereError(str(error)) if dist.get_rank() else error
+
+
+def run_and_leave(job: Callable[[], int]) -> int:
+    """Run a whole command, then end this process's part in the run; around everything that may make a process group.
+
+    After a success the process groups are ended. After anything else this process exits at once where there are others:
+    they may never answer, and ending a group waits for the collectives in it.
+
+    Args:
+        job: returns the exit status, 0 for success; what it made has to be garbage when it returns.
+
+    Returns:
+        The status of ``job``, with no process group left.
+    """
+    try:
+        status = job()
+    except BaseException:
+        if not in_company():
+            leave()
+            raise
+        sys.excepthook(*sys.exc_info())
+        _exit_now(_FAILED)
+    if in_company() and status:
+        _exit_now(status)
+    if not leave():
+        _exit_now(status)
+    return status
+
+
+def leave() -> bool:
+    """End the process groups of this process; waits for collectives that are not done.
+
+    Gloo's threads drop the tensors of a collective a moment after its end. Where that is after Python's, a tensor that
+    Python has seen needs the interpreter lock, which then ends the thread inside of a destructor: "terminate called
+    without an active exception", status -6. Only the destructor of a group joins its threads, so the group must have no
+    other owner: DistributedDataParallel is one.
+
+    Returns:
+        Whether nothing is left; False where something still refers to the group, and its threads go on.
+    """
+    unregister_end_of_process_group()
+    if not (dist.is_available() and dist.is_initialized()):
+        return True
+    gc.collect()  # first: DDP would end the group with the lock held that the group's threads wait for
+    group = weakref.ref(dist.group.WORLD)
+    dist.destroy_process_group()
+    return group() is None
+
+
+def _exit_now(status: int) -> NoReturn:
+    """End this process without waiting for another one, nor for threads that wait for one."""
+    unregister_end_of_process_group()
+    run_exit_functions()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or none
+            stream.flush()
+    os._exit(status)

@@ -55,6 +55,7 @@ from startup import (
     failures_reported,
     join,
     report_absence,
+    run_and_leave,
 )
 from trainer import batches_of_epoch
 from training_curves import plot_health, plot_loss
@@ -70,6 +71,11 @@ def main(arguments: list[str] | None = None) -> int:
     Args:
         arguments: words after the program's name; those of the process when None.
     """
+    return run_and_leave(lambda: _status(arguments))
+
+
+def _status(arguments: list[str] | None) -> int:
+    """Run the command line; report what stops it, and return the exit status."""
     try:
         config, action = parse(sys.argv[1:] if arguments is None else arguments)
         check_paths(config.run, config.data.train_data_index)

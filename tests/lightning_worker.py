@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from checkpointing import CheckpointKeeper
 from groups import Config
 from lightning_setup import pl
+from startup import run_and_leave
 from train_val import FaceRecognitionModule
 
 CLASSES, BATCH, STEPS = 7, 2, 6  # BATCH samples of each of two processes
@@ -87,8 +88,12 @@ def options_of(words: list[str]) -> dict:
     return {name: kinds.get(name, str)(value) for name, value in values.items()}
 
 
-if __name__ == "__main__":
+def main(processes: int, target: Path, words: list[str]) -> int:
     torch.set_num_threads(1)
-    target = Path(sys.argv[2])
-    outcome = train(int(sys.argv[1]), target, **options_of(sys.argv[3:]))
+    outcome = train(processes, target, **options_of(words))
     torch.save(outcome, target / f"outcome_{outcome['rank']}.pt")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_and_leave(lambda: main(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])))

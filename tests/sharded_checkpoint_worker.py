@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from checkpoints import REST, load_checkpoint
 from partial_fc import build_sharded_head
 from sharded_checkpoint import fill_in_head, strip_head, write_head
+from startup import run_and_leave
 
 D, B = 8, 12
 
@@ -45,7 +46,7 @@ def trained(
     return head, optimizer
 
 
-def main() -> None:
+def main() -> int:
     action, rank, world, classes, folder, store, head_type = sys.argv[1:]
     if int(world) > 1:
         dist.init_process_group("gloo", init_method=f"file://{store}", rank=int(rank), world_size=int(world))
@@ -68,9 +69,8 @@ def main() -> None:
         torch.testing.assert_close(theirs, mine, **tolerance)
         assert theirs.shape == head.kernel.shape
         assert theirs.is_contiguous()
-    if int(world) > 1:
-        dist.destroy_process_group()
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_and_leave(main))

@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from margins import HEADS, build_head
 from partial_fc import build_sharded_head
 from sharded_optimizer import AgreedGradScaler, clip_gradient, gradient_norm, step_on_touched_rows
+from startup import run_and_leave
 
 MARGINS: dict[str, float | None] = {**dict.fromkeys(HEADS), "adaface": 0.4, "arcface": 0.5, "cosface": 0.35}
 FEATURES, D, B = 6, 8, 4  # B samples for each process and micro-batch
@@ -158,7 +159,7 @@ def initial_weights(classes: int) -> Tensor:
     return build_sharded_head("arcface", D, classes, 0.5, 0.01, 0.3, 64.0).state_dict()["kernel"]
 
 
-def main(rank: int, W: int, folder: Path) -> None:
+def main(rank: int, W: int, folder: Path) -> int:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=W)
     results: dict = {}
@@ -174,8 +175,8 @@ def main(rank: int, W: int, folder: Path) -> None:
     results["refused"] = [refused(rank, sizes) for sizes in (True, False)]
     results["initial"] = {classes: initial_weights(classes) for classes in (ODD, FEW, 1)}
     torch.save(results, folder / f"{rank}.pt")
-    dist.destroy_process_group()
+    return 0
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
+    sys.exit(run_and_leave(lambda: main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))))

@@ -195,6 +195,7 @@ DISTRIBUTIONS = {
     "PIL": "pillow",
     "cv2": "opencv-python-headless",
     "faiss": "faiss-cpu",
+    "lightning_fabric": "pytorch-lightning",
     "pytorch_lightning": "pytorch-lightning",
     "skimage": "scikit-image",
     "sklearn": "scikit-learn",

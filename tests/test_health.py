@@ -306,6 +306,7 @@ SHARDS = """
 import sys, torch, torch.distributed as dist
 from health import Distribution, _over_all_processes
 from sharded_optimizer import gradient_norm
+from startup import leave
 
 rank, world, store = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
@@ -315,7 +316,7 @@ norm = gradient_norm([whole, part], [part]).item()
 own = Distribution.merged([(2.0, 10.0 * rank, 2.0, 10.0 * rank - 1, 10.0 * rank + 1, float(rank))])
 (shared,) = _over_all_processes([own], torch.device("cpu"))
 print(repr([norm, *shared]))
-dist.destroy_process_group()
+assert leave()
 """
 
 

@@ -3,6 +3,9 @@
 import json
 import os
 import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import launched
@@ -204,3 +207,57 @@ def test_what_fails_in_process_0_before_the_training_keeps_nobody_waiting(data_r
     assert statuses == [2, 2], outputs
     assert re.search(r"main\.py: error: .*Is a directory.*config\.yaml", outputs[0])
     assert outputs[1] == ""
+
+
+@pytest.fixture(scope="module")
+def left(tmp_path_factory):
+    """Exit statuses and outputs of the processes of each scenario of leaving_worker.py."""
+    folder = tmp_path_factory.mktemp("left")
+    variables = launched.environment(PYTHONPATH=os.pathsep.join([str(TESTS.parent), str(TESTS)]))
+    command = [sys.executable, str(TESTS / "leaving_worker.py"), str(folder)]
+    subprocess.run(command, env=variables, timeout=100, check=True)
+    return json.loads((folder / "outcomes.json").read_text())
+
+
+@pytest.mark.parametrize("scenario", ["success", "wrapped model"])
+def test_a_run_that_succeeds_leaves_no_group_and_no_thread_of_it(left, scenario):
+    for outcome in left[scenario]:
+        assert outcome["status"] == 0, outcome
+        assert "left with threads []" in outcome["output"]
+
+
+def test_a_group_that_something_still_refers_to_ends_with_the_process(left):
+    """Its threads would need Python after its end; what is registered with atexit is run all the same."""
+    for outcome in left["referred to"]:
+        assert outcome["status"] == 0, outcome
+        assert "exit function" in outcome["output"]
+        assert "left with" not in outcome["output"]
+
+
+@pytest.mark.parametrize(
+    ("scenario", "status", "text"), [("status", 2, ""), ("exception", 1, "KeyError: 'unexpected'")]
+)
+def test_a_process_that_fails_in_a_collective_leaves_without_waiting(left, scenario, status, text):
+    """The other one answers nothing until it is killed, afterwards; Lightning's own end of an NCCL group is off."""
+    outcome, other = left[scenario]
+    assert outcome["status"] == status, outcome
+    assert other["status"] == -signal.SIGKILL
+    assert text in outcome["output"]
+    assert "exit function" in outcome["output"]
+    assert "Lightning waits" not in outcome["output"]
+
+
+def test_what_lightning_registers_for_the_exit_is_taken_back(monkeypatch):
+    taken_back = []
+    monkeypatch.setattr(startup, "unregister_end_of_process_group", lambda: taken_back.append(True))
+    assert startup.run_and_leave(lambda: 0) == 0
+    with pytest.raises(KeyError):
+        startup.run_and_leave(lambda: {}["unexpected"])
+    assert taken_back == [True, True]
+    assert startup.run_and_leave(lambda: 2) == 2, "one process has nobody to wait for"
+
+
+def test_a_group_of_one_is_gone_after_a_failure_too(tmp_path):
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    assert startup.run_and_leave(lambda: 2) == 2
+    assert not dist.is_initialized()
