@@ -3,6 +3,7 @@
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -164,3 +165,65 @@ def test_the_hooks_named_are_there():
     named = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
     assert len(named) == 10
     assert all(hasattr(margins.Head, name) for name in named)
+
+
+EDITS_OF_AN_OPTION = 2
+# what the copy is asked: the option in a recipe, at its reader, with the wrong optimizer, and in a resumed run
+QUESTIONS = """
+import parsing, resume
+from groups import Config
+from train_val import FaceRecognitionModule
+
+config, _ = parsing.parse(["--config", "recipe.yaml"])
+module = FaceRecognitionModule("ir_mini", 3, config.head, config.optimizer)
+print("at its reader:", [group["nesterov"] for group in module.configure_optimizers()["optimizer"].param_groups])
+try:
+    parsing.parse(["--nesterov", "--optimizer", "adamw", "--lr", "1e-3"])
+except ValueError as error:
+    print("refused:", error)
+older = {name: value for name, value in Config().as_dict().items() if name != "nesterov"}
+resumed, notes = resume._resumed(parsing.parse(["--nesterov"])[0], older, [])
+print("resumed:", resumed["nesterov"], *notes)
+"""
+
+
+def edits_of_an_option() -> list[tuple[str, str, str]]:
+    """File, old lines and new lines of each edit that CONTRIBUTING.md makes for an option."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("## How to add an option\n")[2]
+    edits = []
+    for block in re.findall(r"^ *```diff\n(.*?)^ *```", text, re.MULTILINE | re.DOTALL):
+        file, *lines = textwrap.dedent(block).splitlines()
+        old, new = ("\n".join(line[1:] for line in lines if line[0] in sides) for sides in (" -", " +"))
+        edits.append((file, old, new))
+    return edits
+
+
+def test_an_option_takes_two_edits(tmp_path):
+    copy = tmp_path / "copy"
+    unneeded = shutil.ignore_patterns(".*", "tests", "docs", "bench", "demo", "experiments", "__pycache__")
+    shutil.copytree(ROOT, copy, ignore=unneeded)
+    edits = edits_of_an_option()
+    assert len(edits) == EDITS_OF_AN_OPTION
+    for file, old, new in edits:
+        code = (copy / file).read_text(encoding="utf-8")
+        assert code.count(old) == 1, f"{file} has no such lines"
+        (copy / file).write_text(code.replace(old, new), encoding="utf-8")
+        assert len(set(new.splitlines()) - set(old.splitlines())) == 1, "one line each"
+    (copy / "recipe.yaml").write_text("nesterov: true\n")
+
+    def printed(*words: str) -> str:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+        done = subprocess.run([sys.executable, *words], cwd=copy, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert re.search(
+        r"--nesterov, --no-nesterov\n +use Nesterov momentum \(only with --optimizer sgd; default: False\)",
+        printed("main.py", "--help"),
+    )
+    answers = printed("-c", QUESTIONS).splitlines()
+    assert answers == [
+        "at its reader: [True, True]",
+        "refused: --nesterov is of --optimizer sgd, got --optimizer adamw: give one of them",
+        "resumed: True --nesterov was False in the run that is resumed, now True",
+    ]
