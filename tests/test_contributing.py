@@ -144,7 +144,8 @@ def test_a_margin_that_follows_the_steps_is_short_and_learns_dense_and_sharded(m
 def test_a_new_margin_is_known_to_the_command_line():
     code, _ = written_margin()
     program = (
-        "import sys, margins\n"
+        "import sys\n"
+        "import margins\n"
         "exec(sys.stdin.read(), vars(margins))\n"
         "margins.HEADS['li_arcface'] = margins.LiArcFace\n"
         "import parsing\n"
@@ -170,7 +171,8 @@ def test_the_hooks_named_are_there():
 EDITS_OF_AN_OPTION = 2
 # what the copy is asked: the option in a recipe, at its reader, with the wrong optimizer, and in a resumed run
 QUESTIONS = """
-import parsing, resume
+import parsing
+import resume
 from groups import Config
 from train_val import FaceRecognitionModule
 
