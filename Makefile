@@ -19,7 +19,7 @@ $(VENV)/.run-time: requirements.txt
 
 $(VENV)/.dev: requirements-dev.txt $(VENV)/.run-time
 	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
-	$(BIN)/python tests/unpaired_torchvision.py
+	$(BIN)/python tests/support/unpaired_torchvision.py
 	touch $@
 
 .venv-mxnet/.done: requirements-mxnet.txt

@@ -5,10 +5,10 @@ import zlib
 import cv2
 import numpy as np
 import pytest
-from photographs import astronaut
 from PIL import Image
 
 from alignment.photograph import MOST_SCANS, count_scans, decode_photograph, read_photograph
+from tests.support.photographs import astronaut
 
 ORIENTATION = 0x0112
 # what a viewer does to each orientation -> what undoes it

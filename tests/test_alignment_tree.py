@@ -9,7 +9,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from photographs import ASTRONAUT_LANDMARKS, astronaut, head, two_heads
 from PIL import Image
 
 import align_command
@@ -17,6 +16,7 @@ from alignment.tree import crop_stems, find_photographs
 from alignment.warp import warp_face
 from evaluation.image_list import read_colour_image
 from locks import RunLock
+from tests.support.photographs import ASTRONAUT_LANDMARKS, astronaut, head, two_heads
 
 ROOT = Path(__file__).resolve().parents[1]
 ORIENTATION = 0x0112

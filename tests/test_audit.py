@@ -17,18 +17,6 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from opened_data import data_module
-from planted_faults import (
-    EACH,
-    KINDS,
-    NEEDS_MODEL,
-    Fault,
-    above_notes,
-    make_clean_copy,
-    not_found,
-    plant,
-    read_findings,
-)
 
 import convert
 import main
@@ -40,6 +28,18 @@ from folder_source import FolderSource
 from images import decode_image
 from recordio import ImageHeader, RecordWriter, pack
 from registry import build_model
+from tests.support.opened_data import data_module
+from tests.support.planted_faults import (
+    EACH,
+    KINDS,
+    NEEDS_MODEL,
+    Fault,
+    above_notes,
+    make_clean_copy,
+    not_found,
+    plant,
+    read_findings,
+)
 from training_source import fingerprint_of
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from checkpoint_files import SMALL, official, write
 
 from checkpoint_weights import backbone_state, check_fits, identify_architecture, load_backbone
 from registry import build_model
+from tests.support.checkpoint_files import SMALL, official, write
 
 
 def test_an_official_checkpoint_loads(tmp_path):

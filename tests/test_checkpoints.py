@@ -6,11 +6,11 @@ import zipfile
 
 import pytest
 import torch
-from checkpoint_files import SMALL, Payload, official, write
 
 import checkpoints
 from checkpointing import AtomicCheckpointIO
 from checkpoints import check_resumable, load_checkpoint
+from tests.support.checkpoint_files import SMALL, Payload, official, write
 
 
 def test_old_lightning_objects_are_read_as_plain_dictionaries(tmp_path):

@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from opened_data import data_module
-from sharded_records import face, write_chunks, write_parts
 
 from combined_source import CombinedSource
 from data_module import FaceDataModule
@@ -19,6 +17,8 @@ from folder_source import FolderSource
 from paper_augmentation import Augmenter
 from record_source import RecordSource
 from source_finder import open_training_source
+from tests.support.opened_data import data_module
+from tests.support.sharded_records import face, write_chunks, write_parts
 from train_command import draw_sample_grid
 from training_source import fingerprint_of
 

@@ -7,13 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from sharded_records import face, write_chunks, write_parts
 from test_convert import PROJECT, error_of, files_below, run
 
 import convert
 import recordio
 from folder_source import FolderSource
 from source_finder import open_training_source
+from tests.support.sharded_records import face, write_chunks, write_parts
 
 LABELS = [[0, 0, 1], [1, 2], [2, 10, 10]]
 PARTS = {  # keys begin again in every file

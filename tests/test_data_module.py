@@ -16,7 +16,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from opened_data import data_module
 from torch.utils.data import DataLoader
 
 import selection
@@ -32,6 +31,7 @@ from recordio import ImageHeader, RecordWriter, pack
 from sampler import EpochBatchSampler, RandomStreams, ShardedBatchSampler
 from selection import SUBSET_LIST, read_subset_list, select_subset
 from source_finder import open_training_source
+from tests.support.opened_data import data_module
 from train_command import draw_sample_grid
 
 ROOT = Path(__file__).resolve().parents[1]

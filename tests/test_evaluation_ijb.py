@@ -4,7 +4,6 @@ import shutil
 
 import cv2
 import numpy as np
-import oracles_identification as oracle
 import pytest
 
 from alignment.warp import warp_face
@@ -12,6 +11,7 @@ from evaluation import ijb
 from evaluation.ijb_metadata import metadata_files, read_metadata, template_subjects
 from evaluation.outcome import Embedded
 from evaluation.template_pooling import POOLINGS
+from tests.support import oracles_identification as oracle
 from verification_metrics import fuse_flip
 
 SHARE = 100  # percent

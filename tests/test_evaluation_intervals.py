@@ -1,6 +1,5 @@
 import numpy as np
 import pytest
-from oracles_evaluate import pairs_at, random_pairs
 
 from bench.interval_coverage import INDEPENDENT, SHARED, Case, coverage, intervals, misses
 from evaluation.intervals import (
@@ -12,6 +11,7 @@ from evaluation.intervals import (
     tar_intervals,
     wilson,
 )
+from tests.support.oracles_evaluate import pairs_at, random_pairs
 from verification_metrics import auc, best_accuracy, eer, evaluate, fold_decisions, tar_at_far
 
 FARS = (1e-1, 1e-2)

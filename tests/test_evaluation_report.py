@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from browser import in_browser, needs_chromium
 from test_evaluation_hardest_pairs import Images
 from test_quality_plot import Curve
 
@@ -15,6 +14,7 @@ from evaluation.outcome import Outcome
 from evaluation.report import ReportContent, write_report
 from evaluation.report_tables import Cell, ReportTable, Row
 from results import SetResult, evaluate_set
+from tests.support.browser import in_browser, needs_chromium
 
 EVIL = "<script>alert('x')</script><img src=http://evil.example/a.png onerror=alert(1)>\"'&"
 VOID = {"meta", "img", "br", "link", "input", "hr"}

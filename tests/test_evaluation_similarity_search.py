@@ -2,10 +2,10 @@ import math
 import tracemalloc
 
 import numpy as np
-import oracles_identification as oracle
 import pytest
 
 from evaluation.similarity_search import most_similar, search
+from tests.support import oracles_identification as oracle
 
 ROW = 12 * 40  # bytes that the smallest block takes, for a gallery of 40
 

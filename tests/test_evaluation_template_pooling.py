@@ -1,10 +1,10 @@
 import tracemalloc
 
 import numpy as np
-import oracles_identification as oracle
 import pytest
 
 from evaluation.template_pooling import POOLINGS, UNFUSED_POOLINGS, fused_features, pool_templates, unfused_features
+from tests.support import oracles_identification as oracle
 from verification_metrics import fuse_flip
 
 IDS = np.array([7, 3, 7, 7, 3, 7])

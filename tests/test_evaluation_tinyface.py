@@ -1,12 +1,12 @@
 import math
 
 import numpy as np
-import oracles_identification as oracle
 import pytest
 from scipy.io import savemat
 
 from evaluation import tinyface
 from evaluation.outcome import Embedded
+from tests.support import oracles_identification as oracle
 
 FOLDERS = ("Gallery_Match", "Probe", "Gallery_Distractor")
 

@@ -12,9 +12,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from golden_fill import fill_state_dict
 from onnx import TensorProto, helper
-from small_networks import TINY
 
 import export_onnx
 from checkpoints import store_threshold
@@ -29,6 +27,8 @@ from onnx_network import ONNX_METADATA, load_network
 from onnx_parity import compare_networks, compare_with_pytorch
 from registry import ARCHITECTURES, build_model
 from sample_images import drawn_faces, read_pair_set, read_sample
+from tests.support.golden_fill import fill_state_dict
+from tests.support.small_networks import TINY
 
 THRESHOLD = {"cosine": 0.3, "far": 0.001}
 OF_TIMM = [

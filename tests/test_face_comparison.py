@@ -1,13 +1,13 @@
 import cv2
 import numpy as np
 import pytest
-from photographs import astronaut, two_heads
 from test_inference import write_checkpoint
 
 from alignment.detector import MTCNN
 from alignment.warp import warp_face
 from face_comparison import embed_photograph
 from inference import Embedder
+from tests.support.photographs import astronaut, two_heads
 
 
 @pytest.fixture(scope="module")

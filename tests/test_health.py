@@ -6,7 +6,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import oracles
 import pandas as pd
 import pytest
 import torch
@@ -18,6 +17,7 @@ from groups import HeadOptions, OptimizerOptions
 from health import Distribution, HealthMonitor, StalledLossWarning, summarise, uninformed_loss
 from lightning_setup import pl
 from margins import build_head
+from tests.support import oracles
 from train_val import FaceRecognitionModule
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -4,10 +4,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from golden_fill import fill_state_dict
 
 import registry
 from inference import FUSED, IMAGE, MIRROR, Embedder, load_pretrained_model, to_input
+from tests.support.golden_fill import fill_state_dict
 
 
 def faces(count: int, seed: int = 0) -> np.ndarray:

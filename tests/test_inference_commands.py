@@ -11,7 +11,6 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from photographs import astronaut
 from PIL import Image
 from test_inference import faces, write_checkpoint
 from test_model_files import write_official
@@ -23,6 +22,7 @@ from evaluation.image_list import ImageFiles
 from gallery import read_embeddings
 from inference import Embedder
 from inference_commands import build_parsers, main
+from tests.support.photographs import astronaut
 
 ROOT = Path(__file__).resolve().parents[1]
 STORED = {"cosine": 0.5, "wanted_far": 0.001, "sets": "lfw, agedb_30"}

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from golden_fill import fill_state_dict
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -15,6 +14,7 @@ import iresnet
 from backbone import Backbone
 from iresnet import ImprovedResidualBlock
 from registry import ARCHITECTURES, build_model, count_macs
+from tests.support.golden_fill import fill_state_dict
 
 OFFICIAL = "ir_18 ir_34 ir_50 ir_101 ir_152 ir_200 ir_se_50 ir_se_101 ir_se_152 ir_se_200".split()
 SMALL = "ir_mini"

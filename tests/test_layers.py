@@ -3,13 +3,13 @@ import itertools
 
 import pytest
 import torch
-from small_networks import TINY
 from torch import Tensor, nn
 
 import layers
 from iresnet import Architecture, ImprovedResNet
 from layers import PReLU, fold_batch_norms
 from registry import build_model
+from tests.support.small_networks import TINY
 
 
 def pair(slopes: int, dtype: torch.dtype = torch.float64) -> tuple[PReLU, nn.PReLU]:

@@ -8,12 +8,12 @@ import threading
 import time
 from pathlib import Path
 
-import launched
 import pytest
 
 import locks
 import main
 from locks import LOCK, RunLock, locked, locked_when_free
+from tests.support import launched
 
 HOLDER = """
 import os, sys, time

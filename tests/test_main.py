@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from sharded_records import write_chunks
 
 import checkpoint_folders
 import convert
@@ -26,6 +25,7 @@ from groups import OptimizerOptions
 from margin_head import Head
 from optimization import Schedule
 from registry import build_model
+from tests.support.sharded_records import write_chunks
 from train_val import FaceRecognitionModule
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
-import oracles
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,6 +14,7 @@ from torch.nn import functional as F
 import margins
 from margin_head import Head
 from margins import AdaFace, build_head
+from tests.support import oracles
 
 MARGINS = {"adaface": 0.4, "arcface": 0.5, "cosface": 0.35}
 NAMES = tuple(MARGINS)  # of the official code; the newer ones: test_margins.py

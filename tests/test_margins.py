@@ -5,7 +5,6 @@ import math
 from pathlib import Path
 
 import numpy as np
-import oracles_margins
 import pytest
 import torch
 from torch import Tensor
@@ -14,6 +13,7 @@ from torch.nn import functional as F
 import fused_softmax
 from margin_head import Head
 from margins import HEADS, build_head, chosen_options
+from tests.support import oracles_margins
 
 NEWER = ("magface", "curricularface", "subcenter_arcface", "combined")
 D, C, B = 16, 9, 12

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoint_files import Payload
 
 import lightning_setup  # noqa: F401  (Lightning is imported safely by it)
 import registry
 from checkpoint_weights import expected_shapes
 from model_files import find_model, locate, models_folder
 from published_models import PUBLISHED, published_by_name
+from tests.support.checkpoint_files import Payload
 
 NAME, ARCH = "adaface_ir18_casia", "ir_18"
 

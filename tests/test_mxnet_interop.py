@@ -32,7 +32,7 @@ Record = dict[str, Any]
 
 
 def mxnet_side(*arguments: str | Path) -> None:
-    script = Path(__file__).with_name("mxnet_side.py")
+    script = Path(__file__).parent / "support" / "mxnet_side.py"
     # Not `resolve`: the Python of an environment is a link that must be called by its own name.
     command = [str(Path(MXNET_PYTHON or "").absolute()), str(script), *map(str, arguments)]
     # Not our packages: mxnet needs an older numpy.

@@ -3,7 +3,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from test_architecture import MODULES, imported, name_of
+from tests.test_architecture import MODULES, imported, name_of
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -6,13 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
-import sharded_worker as worker
 import torch
-from sharded_worker import FEW, MARGINS, MICRO_BATCHES, ODD, SAMPLED, B, Model, micro_batches
 from torch import Tensor
 from torch.nn import functional as F
 
 from partial_fc import build_sharded_head, choose_sharding, shard_range
+from tests.support import sharded_worker as worker
+from tests.support.sharded_worker import FEW, MARGINS, MICRO_BATCHES, ODD, SAMPLED, B, Model, micro_batches
 
 TESTS = Path(__file__).parent
 WORLDS = (2, 3, 4)
@@ -26,7 +26,7 @@ def group(request, tmp_path_factory) -> tuple[int, list[dict]]:
     path = os.pathsep.join([str(TESTS.parent), str(TESTS)])
     processes = [
         subprocess.Popen(
-            [sys.executable, str(TESTS / "sharded_worker.py"), str(rank), str(W), str(folder)],
+            [sys.executable, str(TESTS / "support/sharded_worker.py"), str(rank), str(W), str(folder)],
             env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
             stderr=subprocess.PIPE,
             text=True,

@@ -8,9 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import launched
 import pytest
-from watch_worker import SCENARIOS
+
+from tests.support import launched
+from tests.support.watch_worker import SCENARIOS
 
 TESTS = Path(__file__).parent
 HOST = re.escape(platform.node())
@@ -21,7 +22,7 @@ def watched(tmp_path_factory):
     """Exit statuses and outputs of the processes of each scenario of watch_worker.py."""
     folder = tmp_path_factory.mktemp("watched")
     path = os.pathsep.join([str(TESTS.parent), str(TESTS)])
-    command = [sys.executable, str(TESTS / "watch_worker.py"), str(folder)]
+    command = [sys.executable, str(TESTS / "support/watch_worker.py"), str(folder)]
     # less than the 60 s for which a process waits that nobody ends
     subprocess.run(command, env=launched.environment(PYTHONPATH=path), timeout=50, check=True)
     return {

@@ -2,10 +2,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from drawn_figures import texts
 from matplotlib.figure import Figure
 
 from quality_plot import draw_norms, draw_rejections
+from tests.support.drawn_figures import texts
 
 
 @dataclass

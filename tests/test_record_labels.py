@@ -4,12 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from large_records import IDENTITIES, IMAGES, PAST, large, ranges, records, write
 
 import record_index
 import record_labels
 from record_format import map_file
 from recordio import RecordFile
+from tests.support.large_records import IDENTITIES, IMAGES, PAST, large, ranges, records, write
 
 __all__ = ["large"]
 

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
-from sharded_records import face, write_chunks, write_parts
 
 from record_shards import RecordShards, find_records, holds_records
+from tests.support.sharded_records import face, write_chunks, write_parts
 
 
 def touch(folder: Path, *names: str) -> Path:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from large_records import IDENTITIES, IMAGES, PAST, large, records, write
 
 import record_index
 import record_sidecar
@@ -18,6 +17,7 @@ import record_source
 from folder_source import FolderSource
 from record_source import RecordSource
 from recordio import RecordFile
+from tests.support.large_records import IDENTITIES, IMAGES, PAST, large, records, write
 from unpack_rec import convert_images
 
 __all__ = ["large"]

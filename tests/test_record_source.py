@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sharded_records import face, write_chunks, write_parts
 from test_record_sidecar import is_mapped, names
 
 import record_index
@@ -16,6 +15,7 @@ from record_shards import find_records
 from record_source import FlawedRecordSource, RecordSource
 from recordio import ImageHeader, RecordWriter, pack
 from source_finder import open_training_source
+from tests.support.sharded_records import face, write_chunks, write_parts
 from training_source import fingerprint_of
 from unpack_rec import convert_images
 

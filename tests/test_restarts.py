@@ -6,8 +6,9 @@ import signal
 import time
 from pathlib import Path
 
-import launched
 import pytest
+
+from tests.support import launched
 
 pytestmark = pytest.mark.slow
 KILLS = 20

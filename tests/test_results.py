@@ -4,9 +4,9 @@ import math
 
 import numpy as np
 import pytest
-from oracles_evaluate import pairs_at, random_pairs
 
 from results import SetResult, evaluate_set, results_table, write_results
+from tests.support.oracles_evaluate import pairs_at, random_pairs
 from verification_metrics import auc, evaluate, pair_similarities, tar_at_far
 
 

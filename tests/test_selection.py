@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sharded_records import face
 
 import parsing
 import resume
 from folder_source import FolderSource
 from groups import RunOptions
 from selection import TrainingIndex, select_indexed, write_index
+from tests.support.sharded_records import face
 
 NAMES = ["Ada", 'B "o", b', "Cy\nd", os.fsdecode(b"D\xff")]
 

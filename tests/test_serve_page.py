@@ -22,8 +22,6 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from browser import Browser, needs_webdriver
-from photographs import astronaut, head, turned, two_heads
 from test_face_app import FORM, form
 from test_face_comparison import png
 from test_inference import write_checkpoint
@@ -35,6 +33,8 @@ from face_app import Limits
 from face_comparison import NO_THRESHOLD, Threshold, embed_photograph
 from inference import Embedder
 from serve_page import build_server, is_open, listen, page_url
+from tests.support.browser import Browser, needs_webdriver
+from tests.support.photographs import astronaut, head, turned, two_heads
 
 ROOT = Path(__file__).resolve().parents[1]
 SEC = 60

@@ -10,12 +10,12 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from sharded_checkpoint_worker import D, checkpoint_of, trained
 
 from checkpoint_weights import check_fits
 from checkpoints import REST, load_checkpoint
 from margins import build_head
 from sharded_checkpoint import KERNEL, export_single_file, fill_in_head, strip_head, write_head
+from tests.support.sharded_checkpoint_worker import D, checkpoint_of, trained
 
 TESTS = Path(__file__).parent
 ODD, FEW = 11, 5  # not divisible by 2, 3 or 4; and so few that the last of four processes has none
@@ -25,8 +25,8 @@ def start(action: str, world: int, classes: int, folder: Path, store: Path, head
     path = os.pathsep.join([str(TESTS.parent), str(TESTS)])
     processes = [
         subprocess.Popen(
-            [sys.executable, str(TESTS / "sharded_checkpoint_worker.py"), action, str(rank), str(world), str(classes),
-             str(folder), str(store), head],
+            [sys.executable, str(TESTS / "support/sharded_checkpoint_worker.py"), action, str(rank), str(world),
+             str(classes), str(folder), str(store), head],
             env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}, stderr=subprocess.PIPE, text=True,
         )
         for rank in range(world)

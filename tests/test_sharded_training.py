@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import lightning_worker as worker
 import pytest
 import torch
 
@@ -17,6 +16,7 @@ from groups import HeadOptions
 from parsing import parse
 from sharded_checkpoint import fill_in_head
 from stopping import NonFiniteLossError, NonFiniteLossGuard
+from tests.support import lightning_worker as worker
 from train_val import FaceRecognitionModule
 
 TESTS = Path(__file__).parent
@@ -25,7 +25,7 @@ TESTS = Path(__file__).parent
 def two_processes(folder: Path, **options) -> list[dict]:
     words = [f"{name}={value}" for name, value in options.items()]
     done = subprocess.run(
-        [sys.executable, str(TESTS / "lightning_worker.py"), "2", str(folder), *words],
+        [sys.executable, str(TESTS / "support/lightning_worker.py"), "2", str(folder), *words],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)])},
         capture_output=True,
         text=True,

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import pytest
-from sharded_records import face, write_chunks
 
 from folder_source import FolderSource
 from record_source import RecordSource
 from source_finder import open_training_source, split_paths
+from tests.support.sharded_records import face, write_chunks
 
 
 def write_images(root: Path, *classes: str) -> Path:

@@ -8,13 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import launched
 import pytest
 import torch.distributed as dist
 
 import startup
 from launch import Launch
 from startup import ReportedElsewhereError, check_agreement, decided_by_rank_0, failures_reported
+from tests.support import launched
 
 TESTS = Path(__file__).parent
 FACTS = {"--lr": 0.1, "--epochs": 4, "the fingerprint of the training data": "ab"}
@@ -214,7 +214,7 @@ def left(tmp_path_factory):
     """Exit statuses and outputs of the processes of each scenario of leaving_worker.py."""
     folder = tmp_path_factory.mktemp("left")
     variables = launched.environment(PYTHONPATH=os.pathsep.join([str(TESTS.parent), str(TESTS)]))
-    command = [sys.executable, str(TESTS / "leaving_worker.py"), str(folder)]
+    command = [sys.executable, str(TESTS / "support/leaving_worker.py"), str(folder)]
     subprocess.run(command, env=variables, timeout=100, check=True)
     return json.loads((folder / "outcomes.json").read_text())
 

@@ -2,9 +2,9 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
-from drawn_figures import assert_is_a_picture, figures_saved_by, texts
 
 import training_curves
+from tests.support.drawn_figures import assert_is_a_picture, figures_saved_by, texts
 from training_curves import plot_health, plot_loss, read_metrics
 
 

@@ -2,11 +2,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
-from golden_fill import fill_state_dict
 from torch import nn
 
 from groups import HeadOptions, OptimizerOptions
 from optimization import split_for_weight_decay
+from tests.support.golden_fill import fill_state_dict
 from training_module import FaceRecognitionModule, _in_double, _pairs_in_order
 
 

@@ -12,8 +12,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import launched
 import pytest
+
+from tests.support import launched
 
 pytestmark = pytest.mark.slow
 EPOCHS = 30

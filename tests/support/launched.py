@@ -16,7 +16,7 @@ import torch
 from checkpoints import load_checkpoint
 from demo_data import write_demo_data
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 WORDS = shlex.split(
     "--train_data_path faces --val_data_path faces --accelerator cpu --arch ir_mini --batch_size 8 --num_workers 0 "
     "--m 0.4 --h 0.333 --lr 0.01"
