@@ -16,14 +16,14 @@ from pathlib import Path
 
 import cv2
 
+from adaface.system.command_line import FAILED, INTERRUPTED, Parser, printable, run_to_status
+from adaface.system.locks import RunLock
+from adaface.system.quiet import quiet_decoders
+from adaface.system.threads import usable_cores
 from alignment.detector import MTCNN, SMALLEST_FACE_PX, WHICH_FACES
 from alignment.journal import TABLE, Journal
 from alignment.landmark_file import read_landmarks
 from alignment.tree import CROP_SUFFIXES, SUFFIXES, FindFaces, Outcome, Wanted, align_tree, find_photographs
-from command_line import FAILED, INTERRUPTED, Parser, printable, run_to_status
-from locks import RunLock
-from quiet import quiet_decoders
-from threads import usable_cores
 
 SOME_WITHOUT = 1
 _SHOWN = 5

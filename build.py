@@ -8,20 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import plan
+from adaface.system.devices import device_memory, divide_threads
+from adaface.system.lightning_setup import pl
 from backbone import EMBEDDING_SIZE
 from checkpoint_weights import check_fits, load_backbone
 from checkpointing import CheckpointKeeper
 from checkpoints import load_checkpoint
 from data_module import FaceDataModule
 from device_plan import DevicePlan
-from devices import device_memory, divide_threads
 from evaluation.before_after import comparable_sets
 from execution import configure_backbone
 from finetuning import HeadFromClassMeans, find_pretrained, fingerprint_to_finetune
 from groups import HOST_SPECIFIC_OPTIONS, Config
 from held_out import HELD_OUT
 from launch import Launch, say
-from lightning_setup import pl
 from optimization import scaled_learning_rate
 from partial_fc import choose_sharding
 from process_watch import ProcessWatch

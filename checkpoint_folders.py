@@ -13,7 +13,7 @@ import secrets
 import shutil
 from pathlib import Path
 
-from atomic_files import atomic_path
+from adaface.system.files import atomic_path
 
 FOLDER = "checkpoints"
 _PART = ".part"

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import checkpoint_folders
-from atomic_files import atomic_file, atomic_path
+from adaface.system.files import atomic_file, atomic_path
+from adaface.system.lightning_internals import in_the_middle_of_an_epoch
+from adaface.system.lightning_setup import pl
 from checkpoints import REST, load_checkpoint, not_written, save_checkpoint
-from lightning_internals import in_the_middle_of_an_epoch
-from lightning_setup import pl
 from sharded_checkpoint import write_head
 
 

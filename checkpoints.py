@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from atomic_files import atomic_file
+from adaface.system.files import atomic_file
 
 # classes that old Lightning checkpoints name in their pickle; both are dictionaries
 _OLD_LIGHTNING_CLASSES = (

@@ -7,7 +7,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from atomic_files import write_atomically
+from adaface.system.files import write_atomically
 
 JOURNAL = ".convert.json"
 

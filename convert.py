@@ -24,9 +24,9 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from command_line import Parser, run_to_status
+from adaface.system.command_line import Parser, run_to_status
+from adaface.system.locks import locked
 from folder_source import listing
-from locks import locked
 from pack import pack_folder, pack_pairs
 from pair_sets import PAPER_SETS
 from record_shards import find_records

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
+from adaface.system.threads import usable_cores
 from groups import DeviceOptions
-from threads import usable_cores
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import model_options
-from atomic_files import check_writable
-from command_line import Parser, run_to_status
+from adaface.system.command_line import Parser, run_to_status
+from adaface.system.files import check_writable
 from device_plan import plan_devices
 from evaluation import protocols
 from evaluation.cached import CACHE, MOST_UNREADABLE, CachedEmbedding, ModelFile

@@ -10,7 +10,7 @@ import shutil
 
 import torch
 
-from devices import available_memory
+from adaface.system.devices import available_memory
 from fused_softmax import kept_bytes
 from groups import DeviceOptions
 from training_module import FaceRecognitionModule

@@ -25,10 +25,10 @@ import numpy as np
 import onnx
 from tqdm import tqdm
 
+from adaface.system.command_line import Parser, run_to_status
+from adaface.system.files import atomic_file, check_writable
 from alignment.warp import ARCFACE_TEMPLATE
-from atomic_files import atomic_file, check_writable
 from backbone import IMAGE_SIZE
-from command_line import Parser, run_to_status
 from inference import Description, read_model
 from onnx_graph import OPSET, set_metadata, to_onnx
 from onnx_int8 import FEWEST_IMAGES, LEAST_MEAN_COSINE, MOST_IMAGES, check_enough, quantize

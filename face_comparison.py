@@ -13,13 +13,13 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from adaface.system.command_line import printable
+from adaface.system.text_table import aligned
 from alignment.detector import MTCNN, Face, choose_faces
 from alignment.photograph import decode_photograph
 from alignment.warp import warp_face
-from command_line import printable
 from inference import Embedder
 from plot_style import BLACK, GREEN, GREY, plain, save_figure
-from text_table import aligned
 
 NO_THRESHOLD = (
     "the model has no threshold, so there is no decision: give --threshold, or find one on pairs like yours: python -m "

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from adaface.system.lightning_setup import pl
 from checkpoint_weights import find_architecture
 from checkpoints import load_checkpoint
 from collectives import gather_rows, rank, world_size
@@ -29,7 +30,6 @@ from data_module import FaceDataModule
 from groups import RunOptions
 from inference import prepare_for_inference, read_model
 from input_format import InputFormat, normalize_images
-from lightning_setup import pl
 from margin_head import Head
 from margins import AdaFace
 from model_files import find_model

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from atomic_files import atomic_file
-from command_line import printable
+from adaface.system.command_line import printable
+from adaface.system.files import atomic_file
 from face_comparison import NO_THRESHOLD, Threshold, short_name, threshold_text
 
 _VERSION = 1

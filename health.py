@@ -14,8 +14,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightning_internals import unscales_in_its_step
-from lightning_setup import pl
+from adaface.system.lightning_internals import unscales_in_its_step
+from adaface.system.lightning_setup import pl
 from margin_head import Head
 from margins import AdaFace, CurricularFace
 from sharded_optimizer import gradient_norm

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from command_line import nearest
+from adaface.system.command_line import nearest
 from face_datasets import decode_sample
 from images import LazyImages
 from pair_sets import PAPER_SETS, PairSet, find_pair_sets, open_pair_set

@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from threads import in_order
+from adaface.system.threads import in_order
 
 _THREADS = 2
 _BYTES_AT_ONCE = 1 << 20  # what the columns of a block are cut from stays in the processor's cache

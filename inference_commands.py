@@ -18,10 +18,11 @@ from pathlib import Path
 
 import numpy as np
 
+from adaface.system.command_line import Parser, printable, run_to_status
+from adaface.system.files import check_writable, write_atomically
+from adaface.system.quiet import quiet_decoders
 from alignment.detector import MTCNN
 from alignment.photograph import Photographs
-from atomic_files import check_writable, write_atomically
-from command_line import Parser, printable, run_to_status
 from device_plan import plan_devices
 from evaluation.cached import CACHE, MOST_UNREADABLE, CachedEmbedding, ModelFile
 from evaluation.image_list import ImageFiles, ImageList
@@ -37,7 +38,6 @@ from face_comparison import (
 from gallery import FoundFaces, NamedEmbeddings, found_csv, found_text, read_embeddings, write_embeddings
 from groups import DeviceOptions
 from model_options import add_model_options, check_model_options, model_path
-from quiet import quiet_decoders
 from sample_images import find_images
 
 # what turns image files into aligned faces: called with a name for the list and its files

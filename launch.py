@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lightning_setup import environments
+from adaface.system.lightning_setup import environments
 
 ITSELF, TORCHRUN, SRUN, ENVIRONMENT = "main.py itself", "torchrun", "srun", "the environment (RANK, WORLD_SIZE)"
 _PARENT = "ADAFACE_PARENT"

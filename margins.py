@@ -19,7 +19,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from command_line import nearest
+from adaface.system.command_line import nearest
 from margin_head import Head
 
 _NORM_RANGE = (0.001, 100.0)

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import onnx
 
+from adaface.system.onnx_runtime import quantization
 from onnx_graph import INPUT
 from onnx_network import OnnxNetwork
-from onnx_runtime import quantization
 
 FEWEST_IMAGES = 32  # to calibrate on
 MOST_IMAGES = 256

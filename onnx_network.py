@@ -64,7 +64,7 @@ def load_network(path: Path) -> tuple[OnnxNetwork, InputFormat, Mapping[str, Any
 def _open_session(path: Path) -> Any:
     """Open an ONNX file on the CPU, with as many threads as PyTorch has."""
     try:
-        runtime = importlib.import_module("onnx_runtime").onnxruntime
+        runtime = importlib.import_module("adaface.system.onnx_runtime").onnxruntime
     except ModuleNotFoundError as error:
         raise RuntimeError(f"{path} needs the package onnxruntime: pip install onnxruntime") from error
     settings = runtime.SessionOptions()

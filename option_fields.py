@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from command_line import nearest
+from adaface.system.command_line import nearest
 
 
 @dataclass(frozen=True)

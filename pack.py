@@ -16,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 import recordio
-from atomic_files import atomic_file
+from adaface.system.files import atomic_file
 from images import decode_image, encode_image, image_suffix
 from pair_pickle import write_bin
 

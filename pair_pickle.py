@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from atomic_files import atomic_file
+from adaface.system.files import atomic_file
 
 EncodedImage = bytes | np.ndarray
 _NOT_A_SET = "is not a verification .bin (a pickle of (images, issame) as InsightFace writes it)"

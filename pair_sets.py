@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from atomic_files import atomic_file, atomic_path
+from adaface.system.files import atomic_file, atomic_path
 from images import IMAGE_SHAPE, LazyImages, decode_image
 from pair_pickle import EncodedImage, check_counts, read_bin
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import yaml
 
-from command_line import Parser, nearest
+from adaface.system.command_line import Parser, nearest
 from groups import ABOUT, GROUPS, OPTIONS, Config
 from margins import HEADS
 from option_rules import check_combinations, check_head_options, check_optimizer

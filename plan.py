@@ -7,9 +7,9 @@ loader and arithmetic, and a few batches are embedded and loaded. Nothing is wri
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from adaface.system.devices import available_memory
 from data_module import FaceDataModule
 from device_plan import DevicePlan
-from devices import available_memory
 from groups import OptimizerOptions, RunOptions
 from launch import Launch, lightning_environment
 from memory_plan import StepMemory, step_memory, what_takes_less

@@ -7,8 +7,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from devices import peak_memory
-from lightning_setup import pl
+from adaface.system.devices import peak_memory
+from adaface.system.lightning_setup import pl
 
 MUCH_WAITING = 0.2  # share of the time that steps wait for data, from which on it is worth a word
 _JUDGED_AFTER_STEPS = 50

@@ -7,7 +7,7 @@ Google Drive files it links to.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from command_line import nearest
+from adaface.system.command_line import nearest
 
 _SETS = ("lfw", "cfp_fp", "cplfw", "calfw", "agedb_30", "ijbb", "ijbc")
 RANK_1, RANK_5 = "tinyface rank-1", "tinyface rank-5"

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 import record_sidecar
-from atomic_files import atomic_file
+from adaface.system.files import atomic_file
 from idx_text import read_idx
 from record_format import PART, announced, join, map_file, scan
 from record_heads import read_heads, read_ids

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from atomic_files import atomic_file
+from adaface.system.files import atomic_file
 
 Columns = dict[str, np.ndarray]
 

@@ -13,7 +13,7 @@ from typing import Self
 
 import numpy as np
 
-from atomic_files import atomic_file
+from adaface.system.files import atomic_file
 from record_format import LENGTH_MASK, frame
 from record_index import PathLike, default_idx_path
 

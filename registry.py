@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from adaface.system.command_line import nearest
 from backbone import IMAGE_SIZE, Backbone
-from command_line import nearest
 from iresnet import Architecture, ImprovedResNet
 from mobilefacenet import MobileFaceNet
 from timm_backbone import TIMM_PREFIX, build_timm, check_timm_name

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 import yaml
 
-from atomic_files import write_atomically
+from adaface.system.files import write_atomically
 
 MANIFEST = "manifest.json"
 CONFIG = "config.yaml"

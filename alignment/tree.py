@@ -11,12 +11,12 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from adaface.system.files import write_atomically
+from adaface.system.threads import in_order
 from alignment.detector import Face, choose_faces
 from alignment.journal import ALIGNED, NO_FACE, NO_TRANSFORM, NOT_LISTED, UNREADABLE, Journal, Line
 from alignment.photograph import read_photograph
 from alignment.warp import warp_face
-from atomic_files import write_atomically
-from threads import in_order
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".ppm", ".pgm", ".gif", ".jp2")
 _ENCODING = {

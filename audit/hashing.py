@@ -23,7 +23,7 @@ from collections.abc import Iterator
 import cv2
 import numpy as np
 
-from threads import in_order
+from adaface.system.threads import in_order
 
 _SIDE_PX = 32
 _FREQUENCIES = 16

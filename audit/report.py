@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 from jinja2 import Environment, FileSystemLoader
 
-from atomic_files import atomic_file, write_atomically
+from adaface.system.files import atomic_file, write_atomically
 from audit.finding import KINDS, LEVELS, Finding
 from audit.images import AuditedData, TestImages
 from audit.scan import displayed

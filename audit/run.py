@@ -15,6 +15,10 @@ from typing import Protocol
 
 import numpy as np
 
+from adaface.system.locks import locked
+from adaface.system.quiet import quiet_error_output
+from adaface.system.text_table import aligned
+from adaface.system.threads import usable_cores
 from audit.cleaning import cleaned_index
 from audit.colours import colour_findings
 from audit.duplicates import Scanned, duplicate_findings
@@ -24,11 +28,7 @@ from audit.model_pass import model_findings
 from audit.report import CSV, HTML, JSON, counts_of, in_order_of_level, write_csv, write_html, write_json
 from audit.scan import GOOD, counted_findings, open_table, scan, states, usual_of
 from evaluation.outcome import EmbedImages
-from locks import locked
-from quiet import quiet_error_output
 from selection import write_index
-from text_table import aligned
-from threads import usable_cores
 
 INDEX = "cleaned_index.csv"
 FOUND = 3  # exit status of an audit that has found more than notes

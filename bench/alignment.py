@@ -16,12 +16,12 @@ import cv2
 import numpy as np
 from skimage import data
 
+from adaface.system.threads import usable_cores
 from alignment.detector import MTCNN, FaceDetector
 from alignment.networks import Network
 from alignment.photograph import decode_photograph
 from alignment.warp import warp_face
 from bench.timing import Side, compare, options, report
-from threads import usable_cores
 
 _LARGEST_DIFFERENCE = 2  # of 255; the networks round differently
 

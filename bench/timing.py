@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from threads import usable_cores
+from adaface.system.threads import usable_cores
 
 RESULTS = Path(__file__).parent / "results"
 _PACKAGES = ("torch", "numpy", "opencv-python-headless")

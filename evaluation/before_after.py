@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from atomic_files import write_atomically
+from adaface.system.files import write_atomically
 from evaluation.degradation import DegradedImages
 from evaluation.folder import degradation_note
 from evaluation.image_list import PairSetImages

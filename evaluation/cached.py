@@ -27,12 +27,12 @@ import torch.multiprocessing
 from torch import Tensor
 from tqdm import tqdm
 
-from devices import divide_threads
+from adaface.system.devices import divide_threads
+from adaface.system.locks import locked_when_free
+from adaface.system.threads import in_order, usable_cores
 from evaluation.image_list import ImageList
 from evaluation.outcome import Embedded
 from inference import FUSED, Embedder
-from locks import locked_when_free
-from threads import in_order, usable_cores
 
 CACHE = "experiments/embeddings"  # where commands keep embeddings unless told otherwise
 MOST_UNREADABLE = 0.001

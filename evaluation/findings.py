@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from atomic_files import write_atomically
+from adaface.system.files import write_atomically
 from evaluation.degradation import DegradedImages, draw_samples
 from evaluation.hardest_pairs import hardest_pairs
 from evaluation.model_comparison import ModelComparison, comparison_text, write_comparison

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from text_table import line_number, read_table
+from adaface.system.text_table import line_number, read_table
 
 GALLERY_PARTS = {"IJBB": ("S1", "S2"), "IJBC": ("G1", "G2")}
 TITLES = {"IJBB": "IJB-B", "IJBC": "IJB-C"}

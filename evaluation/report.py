@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader
 
-from atomic_files import write_atomically
+from adaface.system.files import write_atomically
 from evaluation.hardest_pairs import HardestPairs, HardPair
 from evaluation.outcome import Outcome
 from evaluation.report_panels import quality_panels, score_panels, similarity_panels, training_panels

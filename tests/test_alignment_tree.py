@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 
 import align_command
+from adaface.system.locks import RunLock
 from alignment.tree import crop_stems, find_photographs
 from alignment.warp import warp_face
 from evaluation.image_list import read_colour_image
-from locks import RunLock
 from tests.support.photographs import ASTRONAUT_LANDMARKS, astronaut, head, two_heads
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -189,7 +189,7 @@ def test_two_alignments_into_one_folder(tmp_path, monkeypatch, capsys):
     write(tmp_path / "in" / "a.png", head())
     output = tmp_path / "out"
     output.mkdir()
-    monkeypatch.setattr("locks._DYING_SEC", 0.1)
+    monkeypatch.setattr("adaface.system.locks._DYING_SEC", 0.1)
     with RunLock() as lock:
         lock.take(output)
         assert align(tmp_path / "in", output) == 2

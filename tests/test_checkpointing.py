@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 import checkpointing
-from atomic_files import write_atomically
+from adaface.system.files import write_atomically
 from checkpointing import CheckpointKeeper
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from command_line import nearest
+from adaface.system.command_line import nearest
 from groups import ABOUT, GROUP_OF, GROUPS, OPTIONS, Config
 from margins import HEADS
 from more_augmentations import MORE_AUGMENTATIONS

@@ -19,8 +19,8 @@ import pair_sets
 import recordio
 import source_finder
 import unpack_rec
+from adaface.system.locks import locked
 from images import decode_image
-from locks import locked
 from pair_pickle import read_bin, write_bin
 
 PROJECT = Path(convert.__file__).parent

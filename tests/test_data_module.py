@@ -19,11 +19,11 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 import selection
+from adaface.system.lightning_setup import pl
 from data_module import FaceDataModule
 from face_datasets import TrainingDataset, ValidationDataset, WaitingLoader, as_it_is
 from folder_source import FolderSource
 from groups import DataOptions
-from lightning_setup import pl
 from pair_sets import PairSet, write_memfile
 from paper_augmentation import Augmenter
 from record_source import RecordSource

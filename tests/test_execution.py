@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import devices
 import execution
 import fused_softmax
+from adaface.system import devices
 from execution import configure_backbone
 from groups import DeviceOptions, HeadOptions
 from train_val import FaceRecognitionModule

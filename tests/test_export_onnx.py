@@ -310,7 +310,7 @@ def test_a_full_disk_leaves_what_was_there(exported_before, files, tmp_path, cap
     def full(_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("atomic_files.os.fsync", full)
+    monkeypatch.setattr("adaface.system.files.os.fsync", full)
     words = ["--checkpoint", str(files / "model.ckpt"), "--output", str(tmp_path / "model.onnx"), "--overwrite"]
     assert main(words) == 2
     assert "no space left on the disk" in capsys.readouterr().err

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-import lightning_setup  # noqa: F401  (Lightning is imported safely by it)
 import registry
+from adaface.system import lightning_setup  # noqa: F401  (Lightning is imported safely by it)
 from checkpoint_weights import expected_shapes
 from model_files import find_model, locate, models_folder
 from published_models import PUBLISHED, published_by_name

@@ -10,7 +10,7 @@ import torch
 import yaml
 
 import run_folder
-from atomic_files import write_atomically
+from adaface.system.files import write_atomically
 from run_folder import choose_run_folder, describe_environment, make_run_folder, write_config, write_manifest
 
 DAY = date(2022, 6, 9)

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from lightning_internals import distributed
+from adaface.system.lightning_internals import distributed
 from startup import run_and_leave
 
 FAILURES = ("status", "exception")

@@ -13,9 +13,9 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from adaface.system.lightning_setup import pl
 from checkpointing import CheckpointKeeper
 from groups import Config
-from lightning_setup import pl
 from startup import run_and_leave
 from train_val import FaceRecognitionModule
 

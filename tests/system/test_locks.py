@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-import locks
 import main
-from locks import LOCK, RunLock, locked, locked_when_free
+from adaface.system import locks
+from adaface.system.locks import LOCK, RunLock, locked, locked_when_free
 from tests.support import launched
 
 HOLDER = """
 import os, sys, time
 from pathlib import Path
-from locks import RunLock
+from adaface.system.locks import RunLock
 with RunLock() as lock:
     lock.take(Path(sys.argv[1]))
     if sys.argv[2] == "forks":

@@ -7,7 +7,7 @@ dependencies are silenced, since what is printed should be read.
 import logging
 import warnings
 
-from devices import import_torchvision
+from adaface.system.devices import import_torchvision
 
 
 def _silence() -> None:

@@ -1,6 +1,6 @@
 import pytest
 
-from text_table import aligned, line_number, read_table
+from adaface.system.text_table import aligned, line_number, read_table
 
 COLUMNS = {"name": "str", "template": "int64", "score": "float32"}
 

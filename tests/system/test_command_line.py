@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from atomic_files import write_atomically
-from command_line import Parser, one_line, printable, run_to_status
+from adaface.system.command_line import Parser, one_line, printable, run_to_status
+from adaface.system.files import write_atomically
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_errors_of_the_system_name_their_file(tmp_path):
 
 PROGRAM = """
 import sys
-from command_line import run_to_status
+from adaface.system.command_line import run_to_status
 
 def job():
     for number in range(int(sys.argv[1])):

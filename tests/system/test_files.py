@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from atomic_files import atomic_file, atomic_path, check_writable, part_path, write_atomically
+from adaface.system.files import atomic_file, atomic_path, check_writable, part_path, write_atomically
 
 
 def test_a_file_is_whole_or_absent(tmp_path):

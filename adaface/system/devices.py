@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from threads import usable_cores
+from adaface.system.threads import usable_cores
 
 try:
     import resource

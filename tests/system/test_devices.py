@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 import torch
 
-import devices
-from devices import TORCH_PAIR, divide_threads, import_torchvision
+from adaface.system import devices
+from adaface.system.devices import TORCH_PAIR, divide_threads, import_torchvision
 
 
 def test_threads_are_divided(monkeypatch):
@@ -56,6 +56,6 @@ def test_a_torchvision_of_another_build_is_explained(monkeypatch):
 
 
 def test_the_pair_to_install_is_that_of_the_requirements():
-    root = Path(__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[2]
     pins = [line for file in root.glob("requirements*.txt") for line in file.read_text(encoding="utf-8").split()]
     assert all(pin in pins for pin in TORCH_PAIR.split())

@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from threads import in_order
+from adaface.system.threads import in_order
 
 
 @pytest.mark.parametrize("threads", [1, 3])

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from lightning_setup import pl
+from adaface.system.lightning_setup import pl
 
 
 def in_the_middle_of_an_epoch(trainer: "pl.Trainer") -> bool:

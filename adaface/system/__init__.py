@@ -1,0 +1,1 @@
+"""Files, locks, threads, devices, text tables and the frame of the command lines."""
