@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import plan
+from adaface.distributed.launch import Launch, say
+from adaface.distributed.watch import ProcessWatch
 from adaface.system.devices import device_memory, divide_threads
 from adaface.system.lightning_setup import pl
 from backbone import EMBEDDING_SIZE
@@ -21,10 +23,8 @@ from execution import configure_backbone
 from finetuning import HeadFromClassMeans, find_pretrained, fingerprint_to_finetune
 from groups import HOST_SPECIFIC_OPTIONS, Config
 from held_out import HELD_OUT
-from launch import Launch, say
 from optimization import scaled_learning_rate
 from partial_fc import choose_sharding
-from process_watch import ProcessWatch
 from registry import check_architecture
 from run_folder import describe_environment
 from trainer import build_trainer

@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from adaface.distributed.collectives import gather_rows, rank, world_size
 from adaface.system.lightning_setup import pl
 from checkpoint_weights import find_architecture
 from checkpoints import load_checkpoint
-from collectives import gather_rows, rank, world_size
 from data_module import FaceDataModule
 from groups import RunOptions
 from inference import prepare_for_inference, read_model

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from collectives import check_batch_sizes, gather_batch, rank, world_size
+from adaface.distributed.collectives import check_batch_sizes, gather_batch, rank, world_size
 from fused_softmax import target_cosines
 from margin_head import Head, at_least_float32, dtype_of_products
 from margins import chosen_options, head_class

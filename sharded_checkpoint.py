@@ -23,9 +23,9 @@ from torch.distributed.checkpoint._hf_utils import CUSTOM_METADATA_KEY, SAVED_OF
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 
+from adaface.distributed.collectives import world_size
 from checkpoint_weights import head_shape
 from checkpoints import SHARDED_HEAD, load_checkpoint, save_checkpoint
-from collectives import world_size
 from partial_fc import PartialFC
 
 KERNEL = "head.kernel"

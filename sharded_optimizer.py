@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from collectives import world_size
+from adaface.distributed.collectives import world_size
 
 _SMALLEST_NORM = 1e-6  # of torch.nn.utils.clip_grad_norm_
 _PIECE = 1 << 18

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adaface.distributed.watch import InterruptedTrainingError
 from adaface.system.lightning_internals import do_not_broadcast_sigterm, in_the_middle_of_an_epoch
 from adaface.system.lightning_setup import pl
 from checkpointing import CheckpointKeeper, how_to_go_on, validation_is_due
-from process_watch import InterruptedTrainingError
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _GUARD_EVERY_STEPS_GPU = 50

@@ -20,6 +20,17 @@ import cv2
 import numpy as np
 import torch
 
+from adaface.distributed.launch import Launch, check_launch, end_with_parent, find_launch, say
+from adaface.distributed.startup import (
+    ReportedElsewhereError,
+    check_agreement,
+    decided_by_rank_0,
+    failures_reported,
+    join,
+    report_absence,
+    run_and_leave,
+)
+from adaface.distributed.watch import InterruptedTrainingError, ProcessWatch
 from adaface.system.command_line import EXPECTED_ERRORS, FAILED, INTERRUPTED, terminated_as_interrupted
 from adaface.system.files import write_atomically
 from adaface.system.lightning_setup import pl
@@ -39,24 +50,13 @@ from face_datasets import TrainingDataset
 from finetuning import find_pretrained
 from groups import Config
 from images import IMAGE_SHAPE
-from launch import Launch, check_launch, end_with_parent, find_launch, say
 from optimization import scaled_learning_rate
 from parsing import parse
 from plots import plot_roc, plot_similarity_histograms
-from process_watch import InterruptedTrainingError, ProcessWatch
 from results import results_table, write_results
 from resume import check_paths, check_still_new, with_checkpoint_options, with_run_folder
 from run_folder import choose_run_folder, make_run_folder, write_config, write_manifest
 from sampler import RandomStreams
-from startup import (
-    ReportedElsewhereError,
-    check_agreement,
-    decided_by_rank_0,
-    failures_reported,
-    join,
-    report_absence,
-    run_and_leave,
-)
 from trainer import batches_of_epoch
 from training_curves import plot_health, plot_loss
 from training_module import FaceRecognitionModule

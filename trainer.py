@@ -4,12 +4,12 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from adaface.distributed.launch import Launch, lightning_environment
 from adaface.system.lightning_setup import pl
 from checkpointing import AtomicCheckpointIO, CheckpointKeeper
 from device_plan import DevicePlan
 from groups import OptimizerOptions, RunOptions
 from health import HealthMonitor, StalledLossWarning
-from launch import Launch, lightning_environment
 from progress import ProgressLine
 from sharded_optimizer import AgreedGradScaler
 from stopping import EarlyStopping, NonFiniteLossGuard, StopOnSignal
@@ -53,7 +53,7 @@ def build_strategy(devices: DevicePlan) -> Any:
 
     Args:
         devices: of the run; their ``collective_timeout_sec`` is that of processes that Lightning starts, while
-            ``startup.join`` sets that of others.
+            ``distributed.startup.join`` sets that of others.
     """
     if devices.world_size == 1:
         return "auto"

@@ -21,10 +21,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from adaface.distributed.collectives import check_batch_sizes, gather_batch, gather_rows
 from adaface.system.lightning_internals import leave_out_of_ddp, position, set_epoch_length, unscales_in_its_step
 from adaface.system.lightning_setup import pl
 from backbone import EMBEDDING_SIZE
-from collectives import check_batch_sizes, gather_batch, gather_rows
 from freezing import freeze, frozen_modules, learning_rate_scales
 from groups import HeadOptions, OptimizerOptions
 from inference import prepare_for_inference

@@ -14,10 +14,10 @@ import torch
 import torch.distributed as dist
 from torch.nn import functional as F
 
+from adaface.distributed.startup import leave
 from bench import timing
 from margins import build_head
 from partial_fc import build_sharded_head
-from startup import leave
 
 D = 512
 _BATCH = 4  # so that what depends on it is small

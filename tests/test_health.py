@@ -306,7 +306,7 @@ SHARDS = """
 import sys, torch, torch.distributed as dist
 from health import Distribution, _over_all_processes
 from sharded_optimizer import gradient_norm
-from startup import leave
+from adaface.distributed.startup import leave
 
 rank, world, store = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)

@@ -20,8 +20,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from adaface.distributed.startup import run_and_leave
 from adaface.system.lightning_internals import distributed
-from startup import run_and_leave
 
 FAILURES = ("status", "exception")
 SCENARIOS = ("success", "wrapped model", "referred to", *FAILURES)

@@ -11,10 +11,10 @@ import torch
 import torch.distributed as dist
 from torch.nn import functional as F
 
+from adaface.distributed.startup import run_and_leave
 from checkpoints import REST, load_checkpoint
 from partial_fc import build_sharded_head
 from sharded_checkpoint import fill_in_head, strip_head, write_head
-from startup import run_and_leave
 
 D, B = 8, 12
 

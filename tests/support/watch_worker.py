@@ -16,8 +16,8 @@ from types import SimpleNamespace
 
 import torch.distributed as dist
 
-from process_watch import InterruptedTrainingError, ProcessWatch
-from startup import ReportedElsewhereError
+from adaface.distributed.startup import ReportedElsewhereError
+from adaface.distributed.watch import InterruptedTrainingError, ProcessWatch
 
 SCENARIOS = {  # how each process ends
     "killed": ("waits", "waits", "killed"),

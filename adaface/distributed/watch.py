@@ -23,8 +23,8 @@ from typing import Any, NamedTuple
 
 import torch.distributed as dist
 
+from adaface.distributed.startup import ReportedElsewhereError, check_agreement
 from adaface.system.lightning_setup import pl
-from startup import ReportedElsewhereError, check_agreement
 
 _KEEP_ALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 4, "TCP_KEEPCNT": 5}  # 30 s without an answer: the link is dead
 _CONNECT_SEC = 30.0

@@ -13,7 +13,7 @@ import pytest
 from tests.support import launched
 from tests.support.watch_worker import SCENARIOS
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 HOST = re.escape(platform.node())
 
 

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-import startup
-from launch import Launch
-from startup import ReportedElsewhereError, check_agreement, decided_by_rank_0, failures_reported
+from adaface.distributed import startup
+from adaface.distributed.launch import Launch
+from adaface.distributed.startup import ReportedElsewhereError, check_agreement, decided_by_rank_0, failures_reported
 from tests.support import launched
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 FACTS = {"--lr": 0.1, "--epochs": 4, "the fingerprint of the training data": "ab"}
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from launch import Launch, check_launch, find_launch
+from adaface.distributed.launch import Launch, check_launch, find_launch
 
 TORCHRUN = {
     "TORCHELASTIC_RUN_ID": "none", "RANK": "3", "LOCAL_RANK": "1", "GROUP_RANK": "1", "WORLD_SIZE": "4",

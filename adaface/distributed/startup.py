@@ -18,9 +18,9 @@ from typing import Any, NoReturn
 import torch
 import torch.distributed as dist
 
+from adaface.distributed.launch import SRUN, Launch
 from adaface.system.lightning_internals import run_exit_functions, unregister_end_of_process_group
 from adaface.system.lightning_setup import environments
-from launch import SRUN, Launch
 
 _DECISION = "ADAFACE_DECISION_"
 _CAME, _READ, _ANSWER = "roll_call/came", "roll_call/read", "roll_call/answer"
