@@ -32,6 +32,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from adaface.records.reader import ImageHeader, RecordWriter, pack
 from adaface.system.command_line import Parser, run_to_status
 from adaface.system.files import atomic_path
 from adaface.system.threads import usable_cores
@@ -40,7 +41,6 @@ from demo_faces import draw_face
 from demo_head import SIDE_PX, Identity, draw_identity, draw_scene
 from pair_pickle import write_bin
 from pair_sets import PAPER_SETS
-from recordio import ImageHeader, RecordWriter, pack
 
 _DRAWING_VERSION = 1  # raise it when the drawing changes: an older folder is then not taken for a new one
 _JPEG_QUALITY = 95

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-import recordio
+from adaface.records import reader as recordio
 from adaface.system.files import atomic_file
 from images import decode_image, encode_image, image_suffix
 from pair_pickle import write_bin

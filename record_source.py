@@ -20,10 +20,10 @@ from typing import Any
 
 import numpy as np
 
-import record_sidecar
+from adaface.records import sidecar
+from adaface.records.reader import RecordFile
+from adaface.records.shards import IMAGE_FOLDER, RecordShards
 from class_order import NumberedNames, lexicographic_order, order_by_class
-from record_shards import IMAGE_FOLDER, RecordShards
-from recordio import RecordFile
 from training_source import Flaw
 
 _SIDECAR = "order"
@@ -107,7 +107,7 @@ class RecordSource(_RecordImages):
         records = self._records
         if records.stamp is None:
             return None
-        columns = record_sidecar.load(records.stamp, _SIDECAR, checked=checked)
+        columns = sidecar.load(records.stamp, _SIDECAR, checked=checked)
         if columns is None or set(columns) != {"labels", "positions"}:
             return None
         labels, positions = columns["labels"], columns["positions"]
@@ -126,7 +126,7 @@ class RecordSource(_RecordImages):
         """Make classes and positions of the samples, (N,) each, and leave them to other processes."""
         columns = dict(zip(("labels", "positions"), _ordered(self._records), strict=True))
         stamp = self._records.stamp
-        shared = None if stamp is None else record_sidecar.store(stamp, _SIDECAR, columns)
+        shared = None if stamp is None else sidecar.store(stamp, _SIDECAR, columns)
         self._shared = shared is not None
         columns = shared or columns
         return columns["labels"], columns["positions"]

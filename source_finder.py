@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from adaface.records.shards import IMAGE_FOLDER, RECORD_FILE, find_records, holds_records
 from combined_source import CombinedSource
 from folder_source import FolderSource, listing
-from record_shards import IMAGE_FOLDER, RECORD_FILE, find_records, holds_records
 from record_source import FlawedRecordSource, RecordSource
 from training_source import TrainingSource
 

@@ -15,8 +15,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from adaface.records.format import HEADER, LENGTH_MASK, MAGIC, PART
 from bench.timing import Side, compare, options, report
-from record_format import HEADER, LENGTH_MASK, MAGIC, PART
 from record_source import RecordSource
 
 _PAYLOAD_BYTES = 90

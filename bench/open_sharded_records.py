@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from adaface.records.shards import find_records
 from bench.open_records import IMAGE_BYTES, forget, plain_loop, write_idx, write_images, write_records
 from bench.timing import Side, compare, options, report
-from record_shards import find_records
 from record_source import RecordSource
 
 _IMAGES, _IDENTITIES, _FILES = 42_474_557, 2_059_906, 10

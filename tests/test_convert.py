@@ -16,9 +16,9 @@ import pytest
 import convert
 import pack
 import pair_sets
-import recordio
 import source_finder
 import unpack_rec
+from adaface.records import reader
 from adaface.system.locks import locked
 from images import decode_image
 from pair_pickle import read_bin, write_bin
@@ -48,13 +48,13 @@ def write_rec(folder: Path, payloads: list[bytes], labels: list[float], identiti
     """Write train.rec the way InsightFace does: header record, images, identity records."""
     folder.mkdir(exist_ok=True)
     count, classes = len(payloads), identities if identities is not None else len(set(labels))
-    with recordio.RecordWriter(folder / "train.rec") as writer:
-        header = recordio.ImageHeader(np.array([count + 1, count + 1 + classes], np.float32))
-        writer.write(0, recordio.pack(header, b""))
+    with reader.RecordWriter(folder / "train.rec") as writer:
+        header = reader.ImageHeader(np.array([count + 1, count + 1 + classes], np.float32))
+        writer.write(0, reader.pack(header, b""))
         for key, (payload, label) in enumerate(zip(payloads, labels, strict=True), 1):
-            writer.write(key, recordio.pack(recordio.ImageHeader(float(label), key), payload))
+            writer.write(key, reader.pack(reader.ImageHeader(float(label), key), payload))
         for key in range(count + 1, count + 1 + classes):
-            writer.write(key, recordio.pack(recordio.ImageHeader(np.array([1, 2], np.float32), key), b""))
+            writer.write(key, reader.pack(reader.ImageHeader(np.array([1, 2], np.float32), key), b""))
     return folder
 
 
@@ -141,9 +141,9 @@ def test_finished_work_is_left_alone(faces: Path, capsys: pytest.CaptureFixture[
 
 def test_records_without_header_record(tmp_path: Path) -> None:
     """Record 0 with flag 0: every key is an image."""
-    with recordio.RecordWriter(tmp_path / "train.rec") as writer:
+    with reader.RecordWriter(tmp_path / "train.rec") as writer:
         for key in (5, 0, 3):
-            writer.write(key, recordio.pack(recordio.ImageHeader(7.0, key), ENCODED[key]))
+            writer.write(key, reader.pack(reader.ImageHeader(7.0, key), ENCODED[key]))
     assert run("--rec_path", tmp_path) == 0
     assert sorted(files_below(tmp_path / "imgs")) == ["7/0.jpg", "7/3.jpg", "7/5.png"]
 
@@ -338,7 +338,7 @@ def test_missing_data_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 def test_real_faces(lfw112: Path, tmp_path: Path) -> None:
     """The first records of a .rec that mxnet wrote."""
-    records = recordio.RecordFile(lfw112 / "train.rec")
+    records = reader.RecordFile(lfw112 / "train.rec")
     chosen = np.arange(*records.image_range())[:40]
     payloads, labels = [records.read_image(int(p)) for p in chosen], records.labels[chosen].tolist()
     folder = write_rec(tmp_path / "faces", payloads, labels)
@@ -429,7 +429,7 @@ def test_pack_and_convert_round_trip(tmp_path: Path) -> None:
     source, output = image_folder(tmp_path / "people"), tmp_path / "packed"
     assert run("--pack", source, "--output", output) == 0
     assert (output / "property").read_text().strip() == "2,112,112"
-    records = recordio.RecordFile(output / "train.rec")
+    records = reader.RecordFile(output / "train.rec")
     assert records.keys.tolist() == [0, 1, 2, 3, 4, 5, 6]
     assert np.asarray(records.header(0).label).tolist() == [5, 7]
     assert np.asarray(records.header(5).label).tolist() == [1, 3]
@@ -455,7 +455,7 @@ def test_pack_refuses_and_skips_bad_images(tmp_path: Path, capsys: pytest.Captur
     out = capsys.readouterr().out
     assert "4 images, 2 identities" in out
     assert "2 skipped" in out
-    assert len(range(*recordio.RecordFile(output / "train.rec").image_range())) == 4
+    assert len(range(*reader.RecordFile(output / "train.rec").image_range())) == 4
     assert "exists; use --overwrite" in error_of(capsys, "--pack", source)
 
 

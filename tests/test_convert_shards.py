@@ -10,7 +10,7 @@ import pytest
 from test_convert import PROJECT, error_of, files_below, run
 
 import convert
-import recordio
+from adaface.records import reader
 from folder_source import FolderSource
 from source_finder import open_training_source
 from tests.support.sharded_records import face, write_chunks, write_parts
@@ -80,9 +80,9 @@ def test_another_number_of_identities_is_said(tmp_path: Path, capsys: pytest.Cap
 
 def test_bad_records_are_named_with_their_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write_chunks(tmp_path / "faces", LABELS)
-    with recordio.RecordWriter(folder / "train_1.rec") as writer:
+    with reader.RecordWriter(folder / "train_1.rec") as writer:
         for key, payload in ((3, b"broken"), (4, face(4))):
-            writer.write(key, recordio.pack(recordio.ImageHeader(1.0 + (key == 4), key), payload))
+            writer.write(key, reader.pack(reader.ImageHeader(1.0 + (key == 4), key), payload))
     assert "train_1.rec, key 3 (label 1): the record holds no JPEG" in error_of(capsys, "--rec_path", folder)
     assert run("--rec_path", folder, "--skip_bad_images") == 0
     assert "skipped, no usable image: keys 1-3 (all of them" in capsys.readouterr().out

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 import selection
+from adaface.records.reader import ImageHeader, RecordWriter, pack
 from adaface.system.lightning_setup import pl
 from data_module import FaceDataModule
 from face_datasets import TrainingDataset, ValidationDataset, WaitingLoader, as_it_is
@@ -27,7 +28,6 @@ from groups import DataOptions
 from pair_sets import PairSet, write_memfile
 from paper_augmentation import Augmenter
 from record_source import RecordSource
-from recordio import ImageHeader, RecordWriter, pack
 from sampler import EpochBatchSampler, RandomStreams, ShardedBatchSampler
 from selection import SUBSET_LIST, read_subset_list, select_subset
 from source_finder import open_training_source

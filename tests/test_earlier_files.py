@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import main
-import record_sidecar
+from adaface.records import sidecar
 from demo_data import write_demo_data
 from inference import load_pretrained_model
 from parsing import read_recipe
@@ -69,9 +69,9 @@ def test_its_checkpoint_embeds_the_same(earlier):
 
 
 def test_its_sidecars_are_used(earlier):
-    stamp = record_sidecar.take_stamp(earlier / "faces" / "train.rec", earlier / "faces" / "train.idx")
-    index = record_sidecar.load(stamp, "index")
-    order = record_sidecar.load(stamp, "order")
+    stamp = sidecar.take_stamp(earlier / "faces" / "train.rec", earlier / "faces" / "train.idx")
+    index = sidecar.load(stamp, "index")
+    order = sidecar.load(stamp, "order")
     source = RecordSource(earlier / "faces" / "train.rec")
     np.testing.assert_array_equal(source.labels, order["labels"])
     np.testing.assert_array_equal(index["keys"], np.arange(37))  # the header, 30 images, 6 people's ranges

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_record_sidecar import is_mapped, names
 
-import record_index
 import record_source
+from adaface.records import index
+from adaface.records.reader import ImageHeader, RecordWriter, pack
+from adaface.records.shards import find_records
 from folder_source import FolderSource
-from record_shards import find_records
 from record_source import FlawedRecordSource, RecordSource
-from recordio import ImageHeader, RecordWriter, pack
 from source_finder import open_training_source
+from tests.records.test_sidecar import is_mapped, names
 from tests.support.sharded_records import face, write_chunks, write_parts
 from training_source import fingerprint_of
 from unpack_rec import convert_images
@@ -149,7 +149,7 @@ def test_bad_labels_are_named_with_their_file(tmp_path: Path) -> None:
 @pytest.fixture
 def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Shards that are large enough for sidecars."""
-    monkeypatch.setattr(record_index, "_LARGE", 1)
+    monkeypatch.setattr(index, "_LARGE", 1)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return write_shuffled_chunks(tmp_path / "faces")
 
@@ -181,7 +181,7 @@ def test_workers_map_what_the_first_process_found(kept: Path, method: str) -> No
 
 def test_second_opening_orders_nothing(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = source_of(kept)
-    monkeypatch.setattr(record_index, "_from_idx", None)
+    monkeypatch.setattr(index, "_from_idx", None)
     monkeypatch.setattr(record_source, "_ordered", None)
     second = source_of(kept)
     assert np.array_equal(first.labels, second.labels) and np.array_equal(first._positions, second._positions)

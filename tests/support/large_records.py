@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import record_index
-from recordio import ImageHeader, RecordWriter, pack
+from adaface.records import index
+from adaface.records.reader import ImageHeader, RecordWriter, pack
 
 IMAGES, IDENTITIES = 1200, 60
 PAST = IMAGES + 1
@@ -40,6 +40,6 @@ def write(folder: Path, changed: dict[int, tuple[np.ndarray | float, bytes]] | N
 @pytest.fixture
 def large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The `.rec`, alone with its `.idx` in a folder; the user's cache is in another."""
-    monkeypatch.setattr(record_index, "_LARGE", 1000)
+    monkeypatch.setattr(index, "_LARGE", 1000)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return write(tmp_path / "faces")

@@ -6,7 +6,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from recordio import ImageHeader, RecordWriter, pack
+from adaface.records.reader import ImageHeader, RecordWriter, pack
 
 
 def face(number: int) -> bytes:

@@ -1,6 +1,6 @@
 """What stands at the start of many records at once: lengths, labels, ids, gathered from a mapped `.rec` by numpy.
 
-Source: the format, see `record_format.py`.
+Source: the format, see `records/format.py`.
 Differences: no loop over records, but for those that the writer has split.
 """
 
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from record_format import (
+from adaface.records.format import (
     FIRST,
     HEADER,
     IDENTITY_BYTES,

@@ -18,9 +18,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-import record_sidecar
-from record_sidecar import Stamp
-from recordio import RecordFile
+from adaface.records import sidecar
+from adaface.records.reader import RecordFile
+from adaface.records.sidecar import Stamp
 
 RECORD_FILE = "train.rec"
 IMAGE_FOLDER = "imgs"  # beside it, what `convert.py` makes of it
@@ -122,7 +122,7 @@ class RecordShards:
         self.stamp: Stamp | None = None
         if len(stamps) == len(self.files):
             one = len(stamps) == 1
-            self.stamp = stamps[0] if one else record_sidecar.join_stamps(self.folder / _STAMPED_AS, stamps)
+            self.stamp = stamps[0] if one else sidecar.join_stamps(self.folder / _STAMPED_AS, stamps)
 
     def __len__(self) -> int:
         return self._starts[-1]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from record_shards import RecordShards, find_records, holds_records
+from adaface.records.shards import RecordShards, find_records, holds_records
 from tests.support.sharded_records import face, write_chunks, write_parts
 
 

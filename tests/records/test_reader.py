@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import idx_text
-import record_index
-from record_format import join
-from recordio import MAGIC, ImageHeader, RecordFile, RecordWriter, build_idx, pack, scan, unpack
+from adaface.records import idx as idx_text
+from adaface.records import index
+from adaface.records.format import join
+from adaface.records.reader import MAGIC, ImageHeader, RecordFile, RecordWriter, build_idx, pack, scan, unpack
 
 MAGIC_BYTES = struct.pack("<I", MAGIC)
 COLUMNS = ("keys", "offsets", "labels")
@@ -301,7 +301,7 @@ def test_index_costs_16_bytes_a_record(small: Path) -> None:
 
 def test_pieces_of_the_index_make_the_whole(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = RecordFile(small)
-    monkeypatch.setattr(record_index, "_RECORDS_AT_ONCE", 2)
+    monkeypatch.setattr(index, "_RECORDS_AT_ONCE", 2)
     monkeypatch.setattr(idx_text, "_BYTES_AT_ONCE", 3)
     assert same_index(whole, RecordFile(small))
     text = small.with_suffix(".idx").read_bytes()

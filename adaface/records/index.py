@@ -1,7 +1,7 @@
 """The index of a `.rec`: keys, offsets and labels as numpy arrays, 16 bytes a record in all.
 
-A large file is opened by its `.idx` and its identity records (`record_labels.py`), and what was found is kept in a
-sidecar (`record_sidecar.py`). Where that is not possible every header is read; small files are always read so.
+A large file is opened by its `.idx` and its identity records (`records/identity_labels.py`), and what was found is kept
+in a sidecar (`records/sidecar.py`). Where that is not possible every header is read; small files are always read so.
 
 Source: mxnet's `MXIndexedRecordIO` (the `.idx`: key, tab, offset, newline), the InsightFace layout of `train.rec`.
 Differences: mxnet keeps a dictionary and knows no labels; an `.idx` that is missing or belongs to another file is
@@ -16,13 +16,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-import record_sidecar
+from adaface.records import sidecar
+from adaface.records.format import PART, announced, join, map_file, scan
+from adaface.records.headers import read_heads, read_ids
+from adaface.records.identity_labels import labels_by_identity
+from adaface.records.idx import read_idx
+from adaface.records.sidecar import Stamp
 from adaface.system.files import atomic_file
-from idx_text import read_idx
-from record_format import PART, announced, join, map_file, scan
-from record_heads import read_heads, read_ids
-from record_labels import labels_by_identity
-from record_sidecar import Stamp
 
 PathLike = str | os.PathLike[str]
 
@@ -67,7 +67,7 @@ def open_index(rec_path: Path, idx_path: Path) -> tuple[Index, int, Stamp | None
     data = map_file(rec_path)
     if not idx_path.is_file():
         return _scanned_index(data, rec_path, idx_path, stale=None), len(data), None
-    stamp = record_sidecar.take_stamp(rec_path, idx_path)
+    stamp = sidecar.take_stamp(rec_path, idx_path)
     index = map_index(stamp)
     if index is not None:
         return index, len(data), stamp
@@ -75,7 +75,7 @@ def open_index(rec_path: Path, idx_path: Path) -> tuple[Index, int, Stamp | None
         index = _from_idx(data, rec_path, idx_path)
     except _StaleIndexError as stale:
         return _scanned_index(data, rec_path, idx_path, str(stale)), len(data), None
-    columns = record_sidecar.store(stamp, _SIDECAR, index._asdict()) if len(index.keys) >= _LARGE else None
+    columns = sidecar.store(stamp, _SIDECAR, index._asdict()) if len(index.keys) >= _LARGE else None
     return (index, len(data), None) if columns is None else (Index(**columns), len(data), stamp)
 
 
@@ -89,7 +89,7 @@ def map_index(stamp: Stamp, *, checked: bool = False) -> Index | None:
     Returns:
         The index, in memory that all processes share; None where there is none of this stamp.
     """
-    columns = record_sidecar.load(stamp, _SIDECAR, checked=checked)
+    columns = sidecar.load(stamp, _SIDECAR, checked=checked)
     if columns is None or set(columns) != set(Index._fields):
         return None
     index = Index(**columns)
@@ -128,7 +128,7 @@ def _scanned_index(data: mmap.mmap, rec_path: Path, idx_path: Path, stale: str |
     warnings.warn(
         f"{reason}. An index of {len(offsets):,} records was made by a scan of {rec_path.name}, in memory only; its "
         f"keys are {source}. To write it: "
-        f'python -c "import recordio; recordio.build_idx({str(rec_path)!r}, {str(idx_path)!r})"',
+        f'python -c "from adaface.records.reader import build_idx; build_idx({str(rec_path)!r}, {str(idx_path)!r})"',
         stacklevel=4,
     )
     return _by_key(_describe(data, keys, offsets, rec_path), rec_path)

@@ -13,9 +13,9 @@ from typing import Self
 
 import numpy as np
 
+from adaface.records.format import LENGTH_MASK, frame
+from adaface.records.index import PathLike, default_idx_path
 from adaface.system.files import atomic_file
-from record_format import LENGTH_MASK, frame
-from record_index import PathLike, default_idx_path
 
 
 class RecordWriter:

@@ -2,8 +2,8 @@
 
 Sources: dmlc-core's RecordIO (`recordio.h`), mxnet's `recordio.pack` and `MXIndexedRecordIO`, the InsightFace layout
 of `train.rec` (record 0 announces how many images follow, then come identity records without images).
-Differences: the index is numpy arrays (`record_index.py`), damage is an error that names file, key and offset
-(`record_format.py`).
+Differences: the index is numpy arrays (`records/index.py`), damage is an error that names file, key and offset
+(`records/format.py`).
 """
 
 import os
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from record_format import (
+from adaface.records.format import (
     IDENTITY_BYTES,
     MAGIC,
     PART,
@@ -25,9 +25,9 @@ from record_format import (
     scan,
     unpack,
 )
-from record_heads import read_heads
-from record_index import PathLike, build_idx, default_idx_path, map_index, open_index
-from record_writer import RecordWriter
+from adaface.records.headers import read_heads
+from adaface.records.index import PathLike, build_idx, default_idx_path, map_index, open_index
+from adaface.records.writer import RecordWriter
 
 __all__ = ["MAGIC", "ImageHeader", "RecordFile", "RecordWriter", "build_idx", "pack", "scan", "unpack"]
 
@@ -39,7 +39,7 @@ _USUAL_READ, _LARGE_READ = 1 << 15, 1 << 20  # bytes that are read where the siz
 class RecordFile:
     """Random access to the records of a `.rec`.
 
-    Processes share the index after a fork; after pickling too where it lies in a sidecar (`record_sidecar.py`), which
+    Processes share the index after a fork; after pickling too where it lies in a sidecar (`records/sidecar.py`), which
     the copy maps again. Reads keep no position in the file, so processes and threads do not disturb each other; they
     are plain reads, since a file that becomes shorter while it is mapped would kill the process without a message.
 
@@ -57,8 +57,8 @@ class RecordFile:
     Raises:
         FileNotFoundError: no such `.rec`.
         ValueError: an empty, truncated or damaged `.rec`; an `.idx` that is not one, or with a key twice. In a large
-            file with identity records not every record is looked at (`record_labels.py`): damage between those of the
-            sample is reported when that record is read.
+            file with identity records not every record is looked at (`records/identity_labels.py`): damage between
+            those of the sample is reported when that record is read.
     """
 
     def __init__(self, rec_path: PathLike, idx_path: PathLike | None = None) -> None:

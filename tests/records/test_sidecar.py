@@ -11,12 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import record_index
-import record_sidecar
 import record_source
+from adaface.records import index, sidecar
+from adaface.records.reader import RecordFile
 from folder_source import FolderSource
 from record_source import RecordSource
-from recordio import RecordFile
 from tests.support.large_records import IDENTITIES, IMAGES, PAST, large, records, write
 from unpack_rec import convert_images
 
@@ -65,7 +64,7 @@ def test_second_opening_maps_what_the_first_has_found(large: Path) -> None:
     first = RecordSource(large)
     assert names(large.parent) == [INDEX, ORDER, "train.idx", "train.rec"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(record_index, "_from_idx", None)
+        patch.setattr(index, "_from_idx", None)
         patch.setattr(record_source, "_ordered", None)
         second = RecordSource(large)
     for source in (first, second):
@@ -79,7 +78,7 @@ def test_second_opening_maps_what_the_first_has_found(large: Path) -> None:
 
 
 def test_small_files_leave_nothing_behind(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(record_index, "_LARGE", PAST + IDENTITIES + 1)
+    monkeypatch.setattr(index, "_LARGE", PAST + IDENTITIES + 1)
     RecordSource(large)
     assert names(large.parent) == ["train.idx", "train.rec"]
 
@@ -88,7 +87,7 @@ def test_files_without_header_record_have_one_too(large: Path, monkeypatch: pyte
     rec = write(large.parent, {0: (3.0, b"an image")})
     first = RecordFile(rec)
     assert first.labels[0] == 3 and is_mapped(first.labels)
-    monkeypatch.setattr(record_index, "_from_idx", None)
+    monkeypatch.setattr(index, "_from_idx", None)
     assert same(RecordFile(rec), first)
 
 
@@ -174,7 +173,7 @@ def test_offsets_of_a_forged_sidecar_are_clean_errors(opened: RecordSource, larg
     file = file_of(opened)
     offsets = np.full(len(file), offset, np.int64)
     columns = {"keys": file.keys.copy(), "offsets": offsets, "labels": file.labels.copy()}
-    assert file.stamp is not None and record_sidecar.store(file.stamp, "index", columns)
+    assert file.stamp is not None and sidecar.store(file.stamp, "index", columns)
     with pytest.raises(ValueError, match=r"train\.rec, key 3, offset "):
         RecordFile(large).read(3)
 
@@ -193,7 +192,7 @@ def test_offsets_of_a_forged_sidecar_are_clean_errors(opened: RecordSource, larg
 )
 def test_a_forged_order_is_made_again(opened: RecordSource, large: Path, columns: dict) -> None:
     arrays = {name: np.array(values, np.int32) for name, values in columns.items()}
-    assert file_of(opened).stamp is not None and record_sidecar.store(file_of(opened).stamp, "order", arrays)
+    assert file_of(opened).stamp is not None and sidecar.store(file_of(opened).stamp, "order", arrays)
     assert np.array_equal(RecordSource(large).labels, opened.labels)
 
 
@@ -201,9 +200,9 @@ def test_forged_columns_are_made_again(opened: RecordSource, large: Path) -> Non
     stamp, count = file_of(opened).stamp, len(file_of(opened))
     good = {name: getattr(file_of(opened), name).copy() for name in COLUMNS}
     for changed in ({"keys": good["keys"][1:]}, {"offsets": good["labels"]}, {"labels": np.zeros(count, np.int32)}):
-        assert record_sidecar.store(stamp, "index", good | changed)
+        assert sidecar.store(stamp, "index", good | changed)
         assert same(RecordFile(large), file_of(opened))
-    assert record_sidecar.store(stamp, "index", {"keys": good["keys"]})
+    assert sidecar.store(stamp, "index", {"keys": good["keys"]})
     assert same(RecordFile(large), file_of(opened))
 
 
@@ -217,7 +216,7 @@ def test_read_only_folder(large: Path, tmp_path: Path, monkeypatch: pytest.Monke
     write(tmp_path / "others")
     RecordSource(tmp_path / "others" / "train.rec")  # goes beside that one
     assert names(tmp_path / "cache" / "adaface") == cached
-    monkeypatch.setattr(record_index, "_from_idx", None)
+    monkeypatch.setattr(index, "_from_idx", None)
     assert same(file_of(RecordSource(large)), file_of(first))
 
 

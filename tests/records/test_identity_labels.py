@@ -5,10 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import record_index
-import record_labels
-from record_format import map_file
-from recordio import RecordFile
+from adaface.records import identity_labels, index
+from adaface.records.format import map_file
+from adaface.records.reader import RecordFile
 from tests.support.large_records import IDENTITIES, IMAGES, PAST, large, ranges, records, write
 
 __all__ = ["large"]
@@ -18,13 +17,13 @@ __all__ = ["large"]
 def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """A list that grows by one number for each pass over all headers."""
     made: list[int] = []
-    full_pass = record_index._describe
+    full_pass = index._describe
 
     def counted(data, keys, offsets, rec_path):
         made.append(len(keys))
         return full_pass(data, keys, offsets, rec_path)
 
-    monkeypatch.setattr(record_index, "_describe", counted)
+    monkeypatch.setattr(index, "_describe", counted)
     return made
 
 
@@ -33,8 +32,8 @@ def expected_labels() -> np.ndarray:
 
 
 def labels_of(rec: Path) -> np.ndarray | None:
-    data, (keys, offsets) = map_file(rec), record_index.read_idx(rec.with_suffix(".idx"))
-    return record_labels.labels_by_identity(data, keys, offsets)
+    data, (keys, offsets) = map_file(rec), index.read_idx(rec.with_suffix(".idx"))
+    return identity_labels.labels_by_identity(data, keys, offsets)
 
 
 def fresh(rec: Path) -> RecordFile:
@@ -54,9 +53,11 @@ def test_labels_and_records_are_those_of_a_pass_over_all_headers(large: Path, pa
 
 def test_only_a_sample_of_a_large_file_is_looked_at(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     looked_at = []
-    read_heads = record_labels.read_heads
-    monkeypatch.setattr(record_labels, "_SAMPLED", 10)
-    monkeypatch.setattr(record_labels, "read_heads", lambda data, at: looked_at.append(len(at)) or read_heads(data, at))
+    read_heads = identity_labels.read_heads
+    monkeypatch.setattr(identity_labels, "_SAMPLED", 10)
+    monkeypatch.setattr(
+        identity_labels, "read_heads", lambda data, at: looked_at.append(len(at)) or read_heads(data, at)
+    )
     assert np.array_equal(labels_of(large), expected_labels())
     assert len(looked_at) == 1 and 20 < looked_at[0] <= 30
 
@@ -108,9 +109,9 @@ def test_any_doubt_leads_to_a_pass_over_all_headers(large: Path, changed: dict, 
 
 
 def test_rounded_ranges_are_not_believed(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(record_labels, "_EXACT_FLOAT32", PAST + IDENTITIES + 1)
+    monkeypatch.setattr(identity_labels, "_EXACT_FLOAT32", PAST + IDENTITIES + 1)
     assert labels_of(large) is not None
-    monkeypatch.setattr(record_labels, "_EXACT_FLOAT32", PAST + IDENTITIES)
+    monkeypatch.setattr(identity_labels, "_EXACT_FLOAT32", PAST + IDENTITIES)
     assert labels_of(large) is None
 
 
@@ -136,7 +137,7 @@ def test_idx_that_is_not_as_usual(large: Path, change: str, passes: list[int]) -
     assert len(passes) == 1 + (change not in ("shuffled", "of a part"))
 
 
-SAMPLED = int(np.linspace(0, IMAGES, record_labels._SAMPLED)[128])
+SAMPLED = int(np.linspace(0, IMAGES, identity_labels._SAMPLED)[128])
 
 
 @pytest.mark.parametrize("position", [0, 1, SAMPLED, IMAGES, PAST, PAST + IDENTITIES - 1])
@@ -148,7 +149,7 @@ def test_damaged_heads(large: Path, position: int, monkeypatch: pytest.MonkeyPat
     with pytest.raises(ValueError, match=rf"train\.rec.* damaged at offset {offset:,}: expected the magic number"):
         fresh(large)
     if 1 < position < IMAGES:
-        monkeypatch.setattr(record_labels, "_SAMPLED", 2)
+        monkeypatch.setattr(identity_labels, "_SAMPLED", 2)
         file = fresh(large)
         with pytest.raises(ValueError, match=rf"train\.rec, key {position}, offset {offset:,}: damaged at offset"):
             file.read_image(position)
@@ -160,7 +161,7 @@ def test_damaged_length_between_the_samples(large: Path, length: int, monkeypatc
     content, offset = bytearray(large.read_bytes()), int(RecordFile(large).offsets[500])
     content[offset + 4 : offset + 8] = length.to_bytes(4, "little")
     large.write_bytes(content)
-    monkeypatch.setattr(record_labels, "_SAMPLED", 2)
+    monkeypatch.setattr(identity_labels, "_SAMPLED", 2)
     with pytest.raises(ValueError, match=rf"train\.rec, key 500, offset {offset:,}: (damaged|truncated|the record)"):
         fresh(large).read_image(500)
 

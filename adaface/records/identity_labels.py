@@ -12,8 +12,8 @@ import mmap
 
 import numpy as np
 
-from record_format import IDENTITY_BYTES, PART, announced, join, padded
-from record_heads import read_heads, read_identities
+from adaface.records.format import IDENTITY_BYTES, PART, announced, join, padded
+from adaface.records.headers import read_heads, read_identities
 
 _SAMPLED = 256
 _EXACT_FLOAT32 = 1 << 24  # the ranges are float32 numbers; from here on they may have been rounded

@@ -16,8 +16,8 @@ import cv2
 import numpy as np
 import pytest
 
+from adaface.records.reader import MAGIC, ImageHeader, RecordFile, RecordWriter, build_idx, pack
 from pack import pack_folder
-from recordio import MAGIC, ImageHeader, RecordFile, RecordWriter, build_idx, pack
 
 MXNET_PYTHON = os.environ.get("MXNET_PYTHON")
 pytestmark = [
@@ -32,7 +32,7 @@ Record = dict[str, Any]
 
 
 def mxnet_side(*arguments: str | Path) -> None:
-    script = Path(__file__).parent / "support" / "mxnet_side.py"
+    script = Path(__file__).parents[1] / "support" / "mxnet_side.py"
     # Not `resolve`: the Python of an environment is a link that must be called by its own name.
     command = [str(Path(MXNET_PYTHON or "").absolute()), str(script), *map(str, arguments)]
     # Not our packages: mxnet needs an older numpy.

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-import idx_text
-from idx_text import read_idx
+from adaface.records import idx
+from adaface.records.idx import read_idx
 
 NUMBERS = st.integers(0, 10**6) | st.integers(0, 2**63 - 2)
 
@@ -25,7 +25,7 @@ def test_numbers_of_any_size(
 ) -> None:
     path = written(tmp_path_factory.mktemp("idx"), lines, end)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(idx_text, "_BYTES_AT_ONCE", bytes_at_once)
+        patch.setattr(idx, "_BYTES_AT_ONCE", bytes_at_once)
         keys, offsets = read_idx(path)
     assert keys.dtype == offsets.dtype == np.int64
     assert list(zip(keys.tolist(), offsets.tolist(), strict=True)) == lines
@@ -35,7 +35,7 @@ def test_numbers_of_any_size(
 def test_long_files_take_the_fast_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: int) -> None:
     lines = [(first + i, 3 + 41 * i * i) for i in range(1500)]
     path = written(tmp_path, lines)
-    monkeypatch.setattr(idx_text, "_parse_lines", None)
+    monkeypatch.setattr(idx, "_parse_lines", None)
     keys, offsets = read_idx(path)
     assert list(zip(keys.tolist(), offsets.tolist(), strict=True)) == lines
 

@@ -1,0 +1,1 @@
+"""The MXNet `.rec` format: read, index, write."""
