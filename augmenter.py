@@ -3,4 +3,4 @@
 The code is in ``adaface/augmentation/paper.py``.
 """
 
-from paper_augmentation import Augmenter as Augmenter
+from adaface.augmentation.paper import Augmenter as Augmenter

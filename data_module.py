@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
+from adaface.augmentation.paper import Augmenter
 from adaface.system.lightning_setup import pl
 from adaface.system.threads import usable_cores
 from face_datasets import PlainDataset, TrainingDataset, ValidationDataset, WaitingLoader, as_it_is, start_worker
 from groups import AugmentationOptions, DataOptions
 from held_out import hold_out, open_sets
 from pair_sets import PairSet
-from paper_augmentation import Augmenter
 from sampler import EpochBatchSampler, ShardedBatchSampler
 from selection import SUBSET_LIST, read_subset_list, select_indexed, select_subset
 from source_finder import open_training_source, split_paths

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from camera_faults import compress
+from adaface.augmentation.camera import compress
 
 _MIDDLE_GREY = 118.0
 _SEPIA = np.array([0.80, 0.97, 1.10], np.float32)  # BGR

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from adaface.augmentation.paper import Augmenter
 from images import IMAGE_SHAPE, decode_image
 from pair_sets import PairSet
-from paper_augmentation import Augmenter
 from sampler import RandomStreams
 from training_source import TrainingSource
 

@@ -16,9 +16,9 @@ from typing import Any, Self, get_type_hints
 
 import yaml
 
+from adaface.augmentation.more import MORE_AUGMENTATIONS
 from margin_head import MOST_CENTERS
 from margins import HEADS
-from more_augmentations import MORE_AUGMENTATIONS
 from option_fields import About, Group, option
 
 _PAPER = {name: value for margin in HEADS.values() for name, value in margin.options.items()}

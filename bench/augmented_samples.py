@@ -21,10 +21,10 @@ from torch import Tensor
 from torchvision.transforms import ColorJitter, RandomResizedCrop
 from torchvision.transforms import functional as F
 
+from adaface.augmentation.paper import CROP_ASPECT, INTERPOLATIONS, LOW_RES_SCALE, Augmenter
 from bench._drawn_faces import encoded_faces
 from bench.timing import Side, compare, options, report
 from face_datasets import TrainingDataset, start_worker
-from paper_augmentation import CROP_ASPECT, INTERPOLATIONS, LOW_RES_SCALE, Augmenter
 
 _PROB = 0.2
 _BATCH = 128

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from adaface.augmentation.more import MORE_AUGMENTATIONS
+from adaface.augmentation.paper import Augmenter
 from demo_data import Picture, draw_picture
-from more_augmentations import MORE_AUGMENTATIONS
-from paper_augmentation import Augmenter
 from plot_style import DPI, save_figure
 
 PICTURE = Path(__file__).with_name("augmentations.png")

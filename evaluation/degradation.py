@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 from matplotlib.figure import Figure
 
-from camera_faults import compress, defocus, move
+from adaface.augmentation.camera import compress, defocus, move
 from evaluation.image_list import ImageList
 from plot_style import DPI, save_figure
 

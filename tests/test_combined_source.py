@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+from adaface.augmentation.paper import Augmenter
 from combined_source import CombinedSource
 from data_module import FaceDataModule
 from face_datasets import TrainingDataset
 from folder_source import FolderSource
-from paper_augmentation import Augmenter
 from record_source import RecordSource
 from source_finder import open_training_source
 from tests.support.opened_data import data_module

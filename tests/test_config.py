@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from adaface.augmentation.more import MORE_AUGMENTATIONS
 from adaface.system.command_line import nearest
 from groups import ABOUT, GROUP_OF, GROUPS, OPTIONS, Config
 from margins import HEADS
-from more_augmentations import MORE_AUGMENTATIONS
 from parsing import parse
 
 ROOT = Path(__file__).resolve().parents[1]

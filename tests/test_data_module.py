@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 import selection
+from adaface.augmentation.paper import Augmenter
 from adaface.records.reader import ImageHeader, RecordWriter, pack
 from adaface.system.lightning_setup import pl
 from data_module import FaceDataModule
@@ -26,7 +27,6 @@ from face_datasets import TrainingDataset, ValidationDataset, WaitingLoader, as_
 from folder_source import FolderSource
 from groups import DataOptions
 from pair_sets import PairSet, write_memfile
-from paper_augmentation import Augmenter
 from record_source import RecordSource
 from sampler import EpochBatchSampler, RandomStreams, ShardedBatchSampler
 from selection import SUBSET_LIST, read_subset_list, select_subset

@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
+from adaface.augmentation.more import MORE_AUGMENTATIONS
 from docs import draw_architecture, draw_augmentations
-from more_augmentations import MORE_AUGMENTATIONS
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -4,9 +4,9 @@ import cv2
 import numpy as np
 import pytest
 
-import more_augmentations
-from more_augmentations import MORE_AUGMENTATIONS
-from paper_augmentation import Augmenter
+from adaface.augmentation import more
+from adaface.augmentation.more import MORE_AUGMENTATIONS
+from adaface.augmentation.paper import Augmenter
 from parsing import parse
 
 NAMES = list(MORE_AUGMENTATIONS)
@@ -43,24 +43,24 @@ def test_grey_is_grey_and_nothing_else_is(face: np.ndarray) -> None:
 def test_a_cutout_is_a_grey_square_of_the_asked_size_anywhere(face: np.ndarray) -> None:
     sides, places = [], []
     for seed in range(300):
-        changed = (more_augmentations.cutout(face, generator(seed)) != face).any(axis=2)
+        changed = (more.cutout(face, generator(seed)) != face).any(axis=2)
         rows, columns = np.flatnonzero(changed.any(axis=1)), np.flatnonzero(changed.any(axis=0))
         sides.append(max(len(rows), len(columns)))
         places.append((rows.mean(), columns.mean()))
-    low, high = more_augmentations.CUTOUT_SHARE
+    low, high = more.CUTOUT_SHARE
     assert max(sides) <= round(112 * high) + 1 and np.quantile(sides, 0.9) > 112 * (low + high) / 2
     assert (np.ptp(places, axis=0) > 90).all()  # to the borders, where it is cut off
-    result = more_augmentations.cutout(face, generator(0))
+    result = more.cutout(face, generator(0))
     assert set(result[(result != face).any(axis=2)].ravel()) == {127}
 
 
 def test_a_mask_covers_mouth_and_nose_and_leaves_the_eyes(face: np.ndarray) -> None:
     for seed in range(50):
-        changed = (more_augmentations.mask(face, generator(seed)) != face).any(axis=2)
+        changed = (more.mask(face, generator(seed)) != face).any(axis=2)
         assert changed[72:108, 45:68].mean() > 0.97  # from the tip of the nose to below the mouth
         assert not changed[:53].any()  # eyes lie at 51.6
     doubled = cv2.resize(face, (224, 224))
-    masked = more_augmentations.mask(doubled, generator(0))
+    masked = more.mask(doubled, generator(0))
     assert (masked != doubled)[150:205, 92:134].any(axis=2).all() and not (masked != doubled)[:106].any()
 
 
@@ -76,12 +76,12 @@ def test_noise_has_a_mean_of_0_and_a_drawn_strength() -> None:
     even = np.full((112, 112, 3), 120, np.uint8)
     strengths = []
     for seed in range(200):
-        result = more_augmentations.noise(even, generator(seed)).astype(float)
+        result = more.noise(even, generator(seed)).astype(float)
         assert abs(result.mean() - 120) < 1
         strengths.append(result.std())
-    low, high = more_augmentations.NOISE_LEVELS
+    low, high = more.NOISE_LEVELS
     assert low - 0.2 < min(strengths) < low + 2 and high - 2 < max(strengths) < high + 0.5
-    black, white = (more_augmentations.noise(np.full_like(even, level), generator(0)) for level in (0, 255))
+    black, white = (more.noise(np.full_like(even, level), generator(0)) for level in (0, 255))
     assert black.max() < 120 < white.min()  # nothing wraps around
 
 

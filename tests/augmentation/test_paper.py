@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import paper_augmentation
-from paper_augmentation import Augmenter
+from adaface.augmentation import paper
+from adaface.augmentation.paper import Augmenter
 
 
 @pytest.fixture
@@ -34,13 +34,13 @@ def image() -> np.ndarray:
 
 def test_crop_matches_the_official_code(values: dict[str, np.ndarray]) -> None:
     for image, parameters, expected in zip(values["images"], values["crop.params"], values["crop.images"], strict=True):
-        assert np.array_equal(paper_augmentation.crop(bgr(image), *parameters.tolist()), bgr(expected))
+        assert np.array_equal(paper.crop(bgr(image), *parameters.tolist()), bgr(expected))
 
 
 def test_low_resolution_matches_the_official_code(values: dict[str, np.ndarray]) -> None:
     results = np.stack(
         [
-            paper_augmentation.low_resolution(bgr(values["images"][i]), side, down, up)
+            paper.low_resolution(bgr(values["images"][i]), side, down, up)
             for i, side, down, up in values["lowres.params"].tolist()
         ]
     )
@@ -51,7 +51,7 @@ def test_low_resolution_matches_the_official_code(values: dict[str, np.ndarray])
 
 @pytest.mark.parametrize("name", ["brightness", "contrast", "saturation"])
 def test_photometric_matches_the_official_code(values: dict[str, np.ndarray], name: str) -> None:
-    operation = getattr(paper_augmentation, name)
+    operation = getattr(paper, name)
     for image, expected in zip(values["images"], values[f"{name}.images"], strict=True):
         for factor, result in zip(values[f"{name}.factors"].tolist(), expected, strict=True):
             difference = np.abs(operation(bgr(image), factor).astype(int) - bgr(result))
@@ -62,7 +62,7 @@ def test_photometric_matches_the_official_code(values: dict[str, np.ndarray], na
 def test_grey_is_pillows_integer_formula_but_for_rounding() -> None:
     image = generator(4).integers(0, 256, (600, 600, 3), dtype=np.uint8)
     blue, green, red = image.astype(np.int64).transpose(2, 0, 1)
-    difference = np.abs(paper_augmentation.grey(image) - ((19595 * red + 38470 * green + 7471 * blue + 32768) >> 16))
+    difference = np.abs(paper.grey(image) - ((19595 * red + 38470 * green + 7471 * blue + 32768) >> 16))
     assert difference.max() <= 1
     assert (difference > 0).mean() < 0.002
 
@@ -73,40 +73,38 @@ def test_blends_are_pillows_float32_but_for_rounding(factor: float, mean: int) -
     levels = np.arange(256, dtype=np.uint8)
     image = np.repeat(levels[None, :, None], 3, axis=2)  # grey: it is its own grey image
     exact = np.clip(np.float32(factor) * levels.astype(np.float32), 0, 255).astype(np.uint8)
-    assert np.abs(paper_augmentation.brightness(image, factor)[0].astype(int) - exact[:, None]).max() <= 1
-    assert np.array_equal(paper_augmentation.saturation(image, factor), image)
+    assert np.abs(paper.brightness(image, factor)[0].astype(int) - exact[:, None]).max() <= 1
+    assert np.array_equal(paper.saturation(image, factor), image)
     even = np.concatenate([image, np.full_like(image, mean)] * 1 + [np.full_like(image, mean)] * 40)
     centre = np.float32(int(even[..., 0].mean() + 0.5))
     exact = np.clip(centre + np.float32(factor) * (levels - centre), 0, 255).astype(np.uint8)
-    assert np.abs(paper_augmentation.contrast(even, factor)[0].astype(int) - exact[:, None]).max() <= 1
+    assert np.abs(paper.contrast(even, factor)[0].astype(int) - exact[:, None]).max() <= 1
 
 
 def test_blends_cut_fractions_off_by_hand() -> None:
     pixel = np.array([[[200, 100, 50]]], np.uint8)  # B, G, R: grey 96.4 -> 96
-    assert paper_augmentation.grey(pixel)[0, 0] == 96
-    assert paper_augmentation.brightness(pixel, 0.83)[0, 0].tolist() == [166, 83, 41]
-    assert paper_augmentation.contrast(pixel, 1.5)[0, 0].tolist() == [252, 102, 27]
-    assert paper_augmentation.saturation(pixel, 0.75)[0, 0].tolist() == [174, 99, 61]
-    assert paper_augmentation.saturation(pixel, 1.5)[0, 0].tolist() == [252, 102, 27]
-    assert paper_augmentation.brightness(pixel, 1.5)[0, 0].tolist() == [255, 150, 75]
+    assert paper.grey(pixel)[0, 0] == 96
+    assert paper.brightness(pixel, 0.83)[0, 0].tolist() == [166, 83, 41]
+    assert paper.contrast(pixel, 1.5)[0, 0].tolist() == [252, 102, 27]
+    assert paper.saturation(pixel, 0.75)[0, 0].tolist() == [174, 99, 61]
+    assert paper.saturation(pixel, 1.5)[0, 0].tolist() == [252, 102, 27]
+    assert paper.brightness(pixel, 1.5)[0, 0].tolist() == [255, 150, 75]
 
 
 def test_factor_one_changes_nothing(image: np.ndarray) -> None:
-    for operation in (paper_augmentation.brightness, paper_augmentation.contrast, paper_augmentation.saturation):
+    for operation in (paper.brightness, paper.contrast, paper.saturation):
         assert np.array_equal(operation(image, 1.0), image)
 
 
 def test_photometric_applies_the_operations_in_order(image: np.ndarray) -> None:
-    expected = paper_augmentation.brightness(
-        paper_augmentation.contrast(paper_augmentation.saturation(image, 1.4), 0.6), 1.3
-    )
-    assert np.array_equal(paper_augmentation.photometric(image, [2, 1, 0], [1.3, 0.6, 1.4]), expected)
-    assert not np.array_equal(paper_augmentation.photometric(image, [0, 1, 2], [1.3, 0.6, 1.4]), expected)
+    expected = paper.brightness(paper.contrast(paper.saturation(image, 1.4), 0.6), 1.3)
+    assert np.array_equal(paper.photometric(image, [2, 1, 0], [1.3, 0.6, 1.4]), expected)
+    assert not np.array_equal(paper.photometric(image, [0, 1, 2], [1.3, 0.6, 1.4]), expected)
 
 
 def test_drawn_crops_fit_and_cover_the_whole_range() -> None:
     rng = generator(1)
-    crops = np.array([paper_augmentation.draw_crop(112, 112, rng) for _ in range(4000)])
+    crops = np.array([paper.draw_crop(112, 112, rng) for _ in range(4000)])
     top, left, height, width = crops.T
     assert (top >= 0).all() and (left >= 0).all()
     assert (top + height <= 112).all() and (left + width <= 112).all()
@@ -123,18 +121,18 @@ def test_crop_falls_back_to_the_centre() -> None:
             return np.ones(size)
 
     largest = Largest(np.random.Philox(key=0))
-    assert paper_augmentation.draw_crop(112, 112, largest) == (0, 0, 112, 112)
-    assert paper_augmentation.draw_crop(100, 200, largest) == (0, 33, 100, 133)
-    assert paper_augmentation.draw_crop(100, 400, largest) == (0, 133, 100, 133)
+    assert paper.draw_crop(112, 112, largest) == (0, 0, 112, 112)
+    assert paper.draw_crop(100, 200, largest) == (0, 33, 100, 133)
+    assert paper.draw_crop(100, 400, largest) == (0, 133, 100, 133)
 
 
 def test_drawn_low_resolutions_and_factors_cover_their_ranges() -> None:
     rng = generator(2)
-    sides, down, up = np.array([paper_augmentation.draw_low_resolution(112, rng) for _ in range(3000)]).T
+    sides, down, up = np.array([paper.draw_low_resolution(112, rng) for _ in range(3000)]).T
     assert sides.min() == 22 and sides.max() == 111
-    assert set(down) == set(up) == set(paper_augmentation.INTERPOLATIONS)
+    assert set(down) == set(up) == set(paper.INTERPOLATIONS)
     assert len(set(zip(down, up, strict=True))) == 25
-    orders, factors = zip(*[paper_augmentation.draw_photometric(rng) for _ in range(500)], strict=True)
+    orders, factors = zip(*[paper.draw_photometric(rng) for _ in range(500)], strict=True)
     assert len({tuple(order) for order in orders}) == math.factorial(3)
     assert 0.5 <= np.min(factors) < 0.52 and 1.48 < np.max(factors) < 1.5
 
@@ -192,7 +190,7 @@ def test_a_bad_probability_is_refused() -> None:
 
 
 def test_interpolations_are_the_five_of_the_paper() -> None:
-    assert set(paper_augmentation.INTERPOLATIONS) == {
+    assert set(paper.INTERPOLATIONS) == {
         cv2.INTER_NEAREST,
         cv2.INTER_LINEAR,
         cv2.INTER_AREA,

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from camera_faults import compress, defocus, motion_kernel, move
+from adaface.augmentation.camera import compress, defocus, motion_kernel, move
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 import cv2
 import numpy as np
 
-from camera_faults import compress, defocus, move
+from adaface.augmentation.camera import compress, defocus, move
 
 CUTOUT_SHARE = (0.15, 0.5)  # side of the square, as a share of the image's
 BLUR_SIGMA_PX = (0.3, 2.5)
@@ -85,7 +85,7 @@ def cutout(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def blur(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Blur by a Gaussian, as ``camera_faults.defocus``; sigma U(0.3, 2.5) px.
+    """Blur by a Gaussian, as ``augmentation.camera.defocus``; sigma U(0.3, 2.5) px.
 
     Args:
         image: (H, W, 3) uint8 BGR; not changed.
@@ -98,7 +98,7 @@ def blur(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def motion_blur(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Blur along a line in any direction, as ``camera_faults.move``; U(2, 14) px.
+    """Blur along a line in any direction, as ``augmentation.camera.move``; U(2, 14) px.
 
     Args:
         image: (H, W, 3) uint8 BGR; not changed.
@@ -140,7 +140,7 @@ def grey(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def jpeg(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Compress and decompress, as ``camera_faults.compress``; quality 10 to 80.
+    """Compress and decompress, as ``augmentation.camera.compress``; quality 10 to 80.
 
     Args:
         image: (H, W, 3) uint8 BGR; not changed.

@@ -1,7 +1,7 @@
 """The three augmentations of AdaFace training, and the flip, on uint8 BGR faces.
 
 In this order, each with its own probability: crop (what is outside turns black, nothing is resized), low
-resolution, photometric (brightness, contrast and saturation in random order), those of ``more_augmentations.py`` that
+resolution, photometric (brightness, contrast and saturation in random order), those of ``augmentation/more.py`` that
 are asked for; then a horizontal flip.
 
 Source: AdaFace (Kim, Jain, Liu, CVPR 2022), section 4.1; crop parameters of torchvision's `RandomResizedCrop`,
@@ -19,7 +19,7 @@ from collections.abc import Mapping
 import cv2
 import numpy as np
 
-from more_augmentations import MORE_AUGMENTATIONS
+from adaface.augmentation.more import MORE_AUGMENTATIONS
 
 CROP_AREA = (0.2, 1.0)
 CROP_ASPECT = (3 / 4, 4 / 3)
@@ -42,7 +42,7 @@ class Augmenter:
         low_res_prob: probability of the low-resolution augmentation, in [0, 1].
         photometric_prob: probability of the photometric augmentation, in [0, 1].
         flip_prob: probability of the horizontal flip, in [0, 1].
-        more: probabilities of others, by their names in ``more_augmentations.MORE_AUGMENTATIONS``; 0 where not named.
+        more: probabilities of others, by their names in ``augmentation.more.MORE_AUGMENTATIONS``; 0 where not named.
 
     Raises:
         ValueError: a probability is outside [0, 1].

@@ -1,0 +1,1 @@
+"""Random changes to training images: the paper's, and more."""
