@@ -9,10 +9,10 @@ import sys
 
 import torch
 
+from adaface.models.backbone import EMBEDDING_SIZE
+from adaface.models.registry import ARCHITECTURES, build_model, check_architecture, count_macs
 from adaface.system.command_line import Parser, run_to_status
 from adaface.system.text_table import aligned
-from backbone import EMBEDDING_SIZE
-from registry import ARCHITECTURES, build_model, check_architecture, count_macs
 
 _HEAD = ("architecture", "parameters", "multiply-accumulates", "input", "embedding")
 

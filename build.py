@@ -10,9 +10,10 @@ from typing import Any
 import plan
 from adaface.distributed.launch import Launch, say
 from adaface.distributed.watch import ProcessWatch
+from adaface.models.backbone import EMBEDDING_SIZE
+from adaface.models.registry import check_architecture
 from adaface.system.devices import device_memory, divide_threads
 from adaface.system.lightning_setup import pl
-from backbone import EMBEDDING_SIZE
 from checkpoint_weights import check_fits, load_backbone
 from checkpointing import CheckpointKeeper
 from checkpoints import load_checkpoint
@@ -25,7 +26,6 @@ from groups import HOST_SPECIFIC_OPTIONS, Config
 from held_out import HELD_OUT
 from optimization import scaled_learning_rate
 from partial_fc import choose_sharding
-from registry import check_architecture
 from run_folder import describe_environment
 from trainer import build_trainer
 from training_module import FaceRecognitionModule

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import registry
+from adaface.models import registry
 from checkpoints import SHARDED_HEAD, load_checkpoint
 
 _BACKBONE_PREFIX = "model."
@@ -72,7 +72,7 @@ def expected_shapes(arch: str) -> Mapping[str, tuple[int, ...]]:
     """Return the shapes of an architecture's weights by key.
 
     Args:
-        arch: a name that ``registry.build_model`` takes.
+        arch: a name that ``models.registry.build_model`` takes.
 
     Raises:
         ValueError: unknown architecture.

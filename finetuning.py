@@ -23,13 +23,13 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from adaface.distributed.collectives import gather_rows, rank, world_size
+from adaface.models.input_format import InputFormat, normalize_images
 from adaface.system.lightning_setup import pl
 from checkpoint_weights import find_architecture
 from checkpoints import load_checkpoint
 from data_module import FaceDataModule
 from groups import RunOptions
 from inference import prepare_for_inference, read_model
-from input_format import InputFormat, normalize_images
 from margin_head import Head
 from margins import AdaFace
 from model_files import find_model

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from backbone import Backbone
+from adaface.models.backbone import Backbone
 
 
 def check_stages(network: Backbone) -> None:

@@ -19,8 +19,8 @@ from typing import Any
 import onnx
 import torch
 
-from backbone import IMAGE_SIZE, Backbone
-from layers import fold_batch_norms
+from adaface.models.backbone import IMAGE_SIZE, Backbone
+from adaface.models.layers import fold_batch_norms
 from onnx_network import ONNX_METADATA
 
 OPSET = 18

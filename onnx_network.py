@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from backbone import IMAGE_SIZE
-from input_format import InputFormat
+from adaface.models.backbone import IMAGE_SIZE
+from adaface.models.input_format import InputFormat
 
 ONNX_METADATA = "adaface"  # key of the ONNX file's metadata that holds ours, as JSON
 _ERRORS_ONLY = 3  # ONNX Runtime's level of messages

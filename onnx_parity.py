@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from backbone import Backbone
-from input_format import InputFormat
+from adaface.models.backbone import Backbone
+from adaface.models.input_format import InputFormat
 from onnx_network import OnnxNetwork
 
 LEAST_COSINE = 0.99999

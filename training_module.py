@@ -22,17 +22,17 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from adaface.distributed.collectives import check_batch_sizes, gather_batch, gather_rows
+from adaface.models.backbone import EMBEDDING_SIZE
+from adaface.models.input_format import normalize_images
+from adaface.models.registry import build_model
 from adaface.system.lightning_internals import leave_out_of_ddp, position, set_epoch_length, unscales_in_its_step
 from adaface.system.lightning_setup import pl
-from backbone import EMBEDDING_SIZE
 from freezing import freeze, frozen_modules, learning_rate_scales
 from groups import HeadOptions, OptimizerOptions
 from inference import prepare_for_inference
-from input_format import normalize_images
 from margins import build_head
 from optimization import LR_SCALE, Schedule, build_optimizer, group_options, settle_loaded_state
 from partial_fc import PartialFC, build_sharded_head
-from registry import build_model
 from results import SetResult, evaluate_set
 from sharded_checkpoint import KERNEL, fill_in_head, strip_head
 from sharded_optimizer import clip_gradient, start_momentum_at_zero, step_on_touched_rows
@@ -47,7 +47,7 @@ class FaceRecognitionModule(pl.LightningModule):
     """Backbone + head + optimizer.
 
     Args:
-        arch: backbone name (``registry.build_model``).
+        arch: backbone name (``models.registry.build_model``).
         class_num: number of identities C; 0 builds no head, for evaluation alone.
         head: margin, its options, and how its statistics and classes are used.
         optimizer: optimizer, schedule, clipping, averaging and freezing; ``lr`` is the peak, after linear scaling.

@@ -4,9 +4,9 @@ import copy
 
 from torch import nn
 
-from backbone import Backbone
-from iresnet import Subsample
-from layers import PReLU
+from adaface.models.backbone import Backbone
+from adaface.models.iresnet import Subsample
+from adaface.models.layers import PReLU
 
 
 def textbook(model: Backbone) -> Backbone:

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adaface.models.input_format import normalize_images
+from adaface.models.layers import fold_batch_norms
+from adaface.models.registry import build_model
 from bench._textbook_net import textbook
 from bench.timing import Side, compare, options, report
-from input_format import normalize_images
-from layers import fold_batch_norms
-from registry import build_model
 
 _TOLERANCE = 1e-5  # of a unit embedding
 

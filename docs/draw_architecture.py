@@ -40,7 +40,7 @@ class Box:
 BOXES = {
     "images": Box(0, 3, "images", ".rec, folders, several", "source_finder.py, records/reader.py", GREEN),
     "batches": Box(2.8, 3, "batches", "decode, augment, flip: uint8 BGR", "data_module.py, sampler.py", GREEN),
-    "backbone": Box(5.6, 3, "backbone", "IR-ResNet: embedding (B, 512)", "iresnet.py", BLUE),
+    "backbone": Box(5.6, 3, "backbone", "IR-ResNet: embedding (B, 512)", "models/iresnet.py", BLUE),
     "head": Box(8.4, 3, "margin head", "cosines to C classes, margin", "margins.py, partial_fc.py", BLUE),
     "loss": Box(11.2, 3, "loss", "cross-entropy, SGD", "fused_softmax.py, optimization.py", BLUE),
     "training": Box(8.4, 1.5, "training", "steps, validation, checkpoints", "main.py, train_val.py, trainer.py", BLUE),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import architecture_table
-from registry import ARCHITECTURES
+from adaface.models.registry import ARCHITECTURES
 
 ROOT = Path(__file__).resolve().parents[1]
 README_ROW = re.compile(r"^\| `([\w:@]+)` \| ([\d.]+) M \| ([\d,.]+) M \| (\d+x\d+) \|", re.MULTILINE)

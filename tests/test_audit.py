@@ -20,6 +20,7 @@ import torch
 
 import convert
 import main
+from adaface.models.registry import build_model
 from adaface.records.reader import ImageHeader, RecordWriter, pack
 from audit import run
 from audit.run import AuditOptions
@@ -27,7 +28,6 @@ from evaluation.image_list import ImageList
 from evaluation.outcome import Embedded
 from folder_source import FolderSource
 from images import decode_image
-from registry import build_model
 from tests.support.opened_data import data_module
 from tests.support.planted_faults import (
     EACH,

@@ -19,9 +19,9 @@ import convert
 import data_module
 import main
 import margins
-import registry
+from adaface.models import registry
+from adaface.models.backbone import Backbone
 from architecture_table import rows
-from backbone import Backbone
 from demo_data import write_demo_data
 from folder_source import FolderSource
 from inference import load_pretrained_model

@@ -15,17 +15,17 @@ import torch
 from onnx import TensorProto, helper
 
 import export_onnx
+from adaface.models.input_format import InputFormat
+from adaface.models.iresnet import ImprovedResNet
+from adaface.models.registry import ARCHITECTURES, build_model
 from checkpoints import store_threshold
 from demo_data import write_demo_data
 from export_onnx import int8_file, main, parse
 from inference import Embedder
-from input_format import InputFormat
-from iresnet import ImprovedResNet
 from onnx_graph import set_metadata, to_onnx
 from onnx_int8 import FEWEST_IMAGES, quantize
 from onnx_network import ONNX_METADATA, load_network
 from onnx_parity import compare_networks, compare_with_pytorch
-from registry import ARCHITECTURES, build_model
 from sample_images import drawn_faces, read_pair_set, read_sample
 from tests.support.golden_fill import fill_state_dict
 from tests.support.small_networks import TINY
@@ -116,7 +116,7 @@ def test_the_graph_is_what_other_programs_expect(files):
 
 def test_the_graph_does_not_tell_where_it_was_made(files):
     content = (files / "model.onnx").read_bytes()
-    for word in (str(Path(export_onnx.__file__).parent), "site-packages", "iresnet.py"):
+    for word in (str(Path(export_onnx.__file__).parent), "site-packages", "models/iresnet.py"):
         assert word.encode() not in content
 
 

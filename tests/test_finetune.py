@@ -16,6 +16,7 @@ import convert
 import finetuning
 import main
 import train_command
+from adaface.models.registry import build_model
 from checkpoints import load_checkpoint
 from demo_data import write_demo_data
 from folder_source import FolderSource
@@ -24,7 +25,6 @@ from held_out import hold_out
 from images import decode_image
 from inference import IMAGE, Embedder
 from parsing import FINETUNE_DEFAULTS, parse
-from registry import build_model
 
 ROOT = Path(__file__).resolve().parents[1]
 ARCH = "ir_mini"

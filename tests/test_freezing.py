@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from backbone import Backbone
+from adaface.models.backbone import Backbone
 from freezing import freeze, frozen_modules, learning_rate_scales
 from groups import HeadOptions, OptimizerOptions
 from optimization import LR_SCALE, build_optimizer

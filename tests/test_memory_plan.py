@@ -8,11 +8,11 @@ import pytest
 import torch
 
 import memory_plan
+from adaface.models.input_format import normalize_images
+from adaface.models.registry import build_model
 from execution import configure_backbone
 from groups import DeviceOptions, OptimizerOptions
-from input_format import normalize_images
 from memory_plan import Activations, StepMemory, count_activations, step_memory, what_takes_less
-from registry import build_model
 from train_val import FaceRecognitionModule
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import registry
+from adaface.models import registry
 from adaface.system import lightning_setup  # noqa: F401  (Lightning is imported safely by it)
 from checkpoint_weights import expected_shapes
 from model_files import find_model, locate, models_folder

@@ -15,9 +15,9 @@ import evaluate_command
 import export_onnx
 import inference_commands
 import parsing
+from adaface.models.registry import check_architecture
 from margins import HEADS
 from published_models import PUBLISHED
-from registry import check_architecture
 
 ROOT = Path(__file__).resolve().parents[1]
 

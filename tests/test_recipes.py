@@ -9,11 +9,11 @@ import yaml
 
 import convert
 import main
+from adaface.models.registry import build_model, check_architecture
 from demo_data import write_demo_data
 from groups import OPTIONS
 from parsing import parse
 from published_models import PUBLISHED
-from registry import build_model, check_architecture
 from selection import SUBSET_LIST
 
 ROOT = Path(__file__).resolve().parents[1]

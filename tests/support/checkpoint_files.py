@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from registry import build_model
+from adaface.models.registry import build_model
 
 SMALL = "ir_mini"
 

@@ -1,6 +1,6 @@
 """IR-ResNets so small that a test builds and runs one at once."""
 
-from iresnet import Architecture
+from adaface.models.iresnet import Architecture
 
 TINY = {
     "basic": Architecture((1, 2, 1, 1), (8, 12, 16, 24), 8, stem_stride=2),

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from input_format import InputFormat, normalize_images
+from adaface.models.input_format import InputFormat, normalize_images
 
 
 def test_normalize_images_keeps_the_colour_order_and_scales_to_one() -> None:

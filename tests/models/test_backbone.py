@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from backbone import Backbone
+from adaface.models.backbone import Backbone
+from adaface.models.registry import ARCHITECTURES, build_model
 from memory_plan import count_activations
-from registry import ARCHITECTURES, build_model
 
 SMALL = ("ir_mini", "mobilefacenet", "timm:test_resnet@64", "timm:test_vit@64")
 

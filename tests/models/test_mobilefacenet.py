@@ -1,8 +1,8 @@
 import torch
 from torch import nn
 
-from mobilefacenet import InvertedResidual, MobileFaceNet
-from registry import count_macs
+from adaface.models.mobilefacenet import InvertedResidual, MobileFaceNet
+from adaface.models.registry import count_macs
 
 
 def test_parameters_are_those_of_the_papers_table() -> None:

@@ -5,7 +5,7 @@ import pytest
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from registry import ARCHITECTURES, build_model, count_macs
+from adaface.models.registry import ARCHITECTURES, build_model, count_macs
 
 
 def test_the_registry_holds_the_official_names_and_the_small_ones(golden: Path) -> None:

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from adaface.models.backbone import EMBEDDING_SIZE, IMAGE_SIZE, Backbone, Stage
 from adaface.system.command_line import nearest
 from adaface.system.devices import TORCH_PAIR, import_torchvision
-from backbone import EMBEDDING_SIZE, IMAGE_SIZE, Backbone, Stage
 
 TIMM_PREFIX = "timm:"
 _NAME = re.compile(r"timm:([\w.-]+?)(?:@(\d+))?")

@@ -9,8 +9,8 @@ backbones here, so that AdaFace's norms mean the same.
 
 from torch import Tensor, nn
 
-from backbone import EMBEDDING_SIZE, Backbone, Stage
-from layers import PReLU
+from adaface.models.backbone import EMBEDDING_SIZE, Backbone, Stage
+from adaface.models.layers import PReLU
 
 _STEM_WIDTH = 64
 _LAST_WIDTH = 512

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from backbone import EMBEDDING_SIZE, IMAGE_SIZE, Backbone, Stage
-from layers import PReLU
+from adaface.models.backbone import EMBEDDING_SIZE, IMAGE_SIZE, Backbone, Stage
+from adaface.models.layers import PReLU
 
 _DROPOUT = 0.4
 _SE_REDUCTION = 16

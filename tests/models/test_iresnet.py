@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import iresnet
-from backbone import Backbone
-from iresnet import ImprovedResidualBlock
-from registry import ARCHITECTURES, build_model, count_macs
+from adaface.models import iresnet
+from adaface.models.backbone import Backbone
+from adaface.models.iresnet import ImprovedResidualBlock
+from adaface.models.registry import ARCHITECTURES, build_model, count_macs
 from tests.support.golden_fill import fill_state_dict
 
 OFFICIAL = "ir_18 ir_34 ir_50 ir_101 ir_152 ir_200 ir_se_50 ir_se_101 ir_se_152 ir_se_200".split()

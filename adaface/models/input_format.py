@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from backbone import IMAGE_SIZE
+from adaface.models.backbone import IMAGE_SIZE
 
 
 def normalize_images(

@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import layers
-from iresnet import Architecture, ImprovedResNet
-from layers import PReLU, fold_batch_norms
-from registry import build_model
+from adaface.models import layers
+from adaface.models.iresnet import Architecture, ImprovedResNet
+from adaface.models.layers import PReLU, fold_batch_norms
+from adaface.models.registry import build_model
 from tests.support.small_networks import TINY
 
 

@@ -8,11 +8,11 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from adaface.models.backbone import IMAGE_SIZE, Backbone
+from adaface.models.iresnet import Architecture, ImprovedResNet
+from adaface.models.mobilefacenet import MobileFaceNet
+from adaface.models.timm_backbone import TIMM_PREFIX, build_timm, check_timm_name
 from adaface.system.command_line import nearest
-from backbone import IMAGE_SIZE, Backbone
-from iresnet import Architecture, ImprovedResNet
-from mobilefacenet import MobileFaceNet
-from timm_backbone import TIMM_PREFIX, build_timm, check_timm_name
 
 _DEEP_WIDTHS = (256, 512, 1024, 2048)
 ARCHITECTURES: dict[str, Callable[[], Backbone]] = {
@@ -59,7 +59,7 @@ def build_model(name: str) -> Backbone:
     """Build a network with random weights.
 
     Args:
-        name: a key of ``ARCHITECTURES``, or ``timm:<name>`` (``timm_backbone.py``).
+        name: a key of ``ARCHITECTURES``, or ``timm:<name>`` (``models/timm_backbone.py``).
 
     Raises:
         ValueError: an unknown name; the message has the nearest one, and lists those of ``ARCHITECTURES``.

@@ -68,7 +68,7 @@ class Backbone(nn.Module):
         """Embed faces.
 
         Args:
-            images: (B, 3, 112, 112) BGR, ``x / 127.5 - 1`` (see ``input_format.normalize_images``).
+            images: (B, 3, 112, 112) BGR, ``x / 127.5 - 1`` (see ``models.input_format.normalize_images``).
 
         Returns:
             Unit embeddings (B, 512) and their L2 norms before normalisation (B, 1); float32 under autocast.
