@@ -10,6 +10,7 @@ from typing import Any
 import plan
 from adaface.distributed.launch import Launch, say
 from adaface.distributed.watch import ProcessWatch
+from adaface.heads.partial_fc import choose_sharding
 from adaface.models.backbone import EMBEDDING_SIZE
 from adaface.models.registry import check_architecture
 from adaface.system.devices import device_memory, divide_threads
@@ -25,7 +26,6 @@ from finetuning import HeadFromClassMeans, find_pretrained, fingerprint_to_finet
 from groups import HOST_SPECIFIC_OPTIONS, Config
 from held_out import HELD_OUT
 from optimization import scaled_learning_rate
-from partial_fc import choose_sharding
 from run_folder import describe_environment
 from trainer import build_trainer
 from training_module import FaceRecognitionModule

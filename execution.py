@@ -10,8 +10,8 @@ import shutil
 
 import torch
 
+from adaface.heads.fused_softmax import kept_bytes
 from adaface.system.devices import available_memory
-from fused_softmax import kept_bytes
 from groups import DeviceOptions
 from training_module import FaceRecognitionModule
 

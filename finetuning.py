@@ -23,6 +23,9 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from adaface.distributed.collectives import gather_rows, rank, world_size
+from adaface.heads.base import Head
+from adaface.heads.margins import AdaFace
+from adaface.heads.partial_fc import PartialFC, shard_range
 from adaface.models.input_format import InputFormat, normalize_images
 from adaface.system.lightning_setup import pl
 from checkpoint_weights import find_architecture
@@ -30,10 +33,7 @@ from checkpoints import load_checkpoint
 from data_module import FaceDataModule
 from groups import RunOptions
 from inference import prepare_for_inference, read_model
-from margin_head import Head
-from margins import AdaFace
 from model_files import find_model
-from partial_fc import PartialFC, shard_range
 
 _NO_DIRECTION = 1e-6  # length of a mean of unit vectors that point nowhere
 
@@ -196,8 +196,8 @@ def set_classes(head: Head, means: Tensor) -> int:
 
     Args:
         head: changed in place; all centers of a class are set alike.
-        means: (K, D) unit vectors of this process's range of classes (``partial_fc.shard_range``); classes whose row is
-            zeros are left as they are.
+        means: (K, D) unit vectors of this process's range of classes (``heads.partial_fc.shard_range``); classes whose
+            row is zeros are left as they are.
 
     Returns:
         How many classes of all processes were left.

@@ -17,8 +17,8 @@ from typing import Any, Self, get_type_hints
 import yaml
 
 from adaface.augmentation.more import MORE_AUGMENTATIONS
-from margin_head import MOST_CENTERS
-from margins import HEADS
+from adaface.heads.base import MOST_CENTERS
+from adaface.heads.margins import HEADS
 from option_fields import About, Group, option
 
 _PAPER = {name: value for margin in HEADS.values() for name, value in margin.options.items()}

@@ -1,15 +1,15 @@
 """The margins, under the official import path: ``from head import build_head``.
 
-The code is in ``adaface/heads/``: the margins in ``margins.py``, what they share in ``base.py``.
+The code is in ``adaface/heads/``: the margins in ``heads/margins.py``, what they share in ``base.py``.
 """
 
-from margin_head import Head as Head
-from margins import HEADS as HEADS
-from margins import AdaFace as AdaFace
-from margins import ArcFace as ArcFace
-from margins import CombinedMargin as CombinedMargin
-from margins import CosFace as CosFace
-from margins import CurricularFace as CurricularFace
-from margins import MagFace as MagFace
-from margins import SubCenterArcFace as SubCenterArcFace
-from margins import build_head as build_head
+from adaface.heads.base import Head as Head
+from adaface.heads.margins import HEADS as HEADS
+from adaface.heads.margins import AdaFace as AdaFace
+from adaface.heads.margins import ArcFace as ArcFace
+from adaface.heads.margins import CombinedMargin as CombinedMargin
+from adaface.heads.margins import CosFace as CosFace
+from adaface.heads.margins import CurricularFace as CurricularFace
+from adaface.heads.margins import MagFace as MagFace
+from adaface.heads.margins import SubCenterArcFace as SubCenterArcFace
+from adaface.heads.margins import build_head as build_head

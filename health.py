@@ -14,11 +14,11 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
 
+from adaface.heads.base import Head
+from adaface.heads.margins import AdaFace, CurricularFace
+from adaface.heads.sharded_optimizer import gradient_norm
 from adaface.system.lightning_internals import unscales_in_its_step
 from adaface.system.lightning_setup import pl
-from margin_head import Head
-from margins import AdaFace, CurricularFace
-from sharded_optimizer import gradient_norm
 
 _FOLD_EVERY_STEPS = 64  # the noted tensors become six numbers
 _WINDOWS = 4  # of the stalled loss, before it is first judged

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from adaface.heads.fused_softmax import kept_bytes
 from adaface.models.backbone import EMBEDDING_SIZE, IMAGE_SIZE, Backbone
 from adaface.models.input_format import normalize_images
-from fused_softmax import kept_bytes
 from training_module import FaceRecognitionModule
 
 _COUNTED_IMAGES = (2, 4)  # batch norm cannot train on one

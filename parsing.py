@@ -14,9 +14,9 @@ from typing import Any, Literal
 
 import yaml
 
+from adaface.heads.margins import HEADS
 from adaface.system.command_line import Parser, nearest
 from groups import ABOUT, GROUPS, OPTIONS, Config
-from margins import HEADS
 from option_rules import check_combinations, check_head_options, check_optimizer
 
 Action = Literal["run", "plan", "print_config"]

@@ -24,9 +24,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 
 from adaface.distributed.collectives import world_size
+from adaface.heads.partial_fc import PartialFC
 from checkpoint_weights import head_shape
 from checkpoints import SHARDED_HEAD, load_checkpoint, save_checkpoint
-from partial_fc import PartialFC
 
 KERNEL = "head.kernel"
 _FILES = "*.safetensors"

@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from adaface.distributed.launch import Launch, lightning_environment
+from adaface.heads.sharded_optimizer import AgreedGradScaler
 from adaface.system.lightning_setup import pl
 from checkpointing import AtomicCheckpointIO, CheckpointKeeper
 from device_plan import DevicePlan
 from groups import OptimizerOptions, RunOptions
 from health import HealthMonitor, StalledLossWarning
 from progress import ProgressLine
-from sharded_optimizer import AgreedGradScaler
 from stopping import EarlyStopping, NonFiniteLossGuard, StopOnSignal
 
 _TEST_RUN_BATCHES = 50

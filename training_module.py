@@ -9,7 +9,7 @@ Differs from the official code: weight decay is the option's value; several proc
 once, in order; dropout depends on (seed, epoch, batch, rank) alone, so that a resumed run goes on with the same
 numbers; a margin's running statistics are those of the batch over all processes, once for each batch (with
 ``batch_statistics="process"`` those of each process's own, of which rank 0's are kept, as officially). The head's
-classes may be shared out over the processes (``partial_fc.py``).
+classes may be shared out over the processes (``heads/partial_fc.py``).
 """
 
 from collections.abc import Callable
@@ -22,6 +22,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from adaface.distributed.collectives import check_batch_sizes, gather_batch, gather_rows
+from adaface.heads.margins import build_head
+from adaface.heads.partial_fc import PartialFC, build_sharded_head
+from adaface.heads.sharded_optimizer import clip_gradient, start_momentum_at_zero, step_on_touched_rows
 from adaface.models.backbone import EMBEDDING_SIZE
 from adaface.models.input_format import normalize_images
 from adaface.models.registry import build_model
@@ -30,12 +33,9 @@ from adaface.system.lightning_setup import pl
 from freezing import freeze, frozen_modules, learning_rate_scales
 from groups import HeadOptions, OptimizerOptions
 from inference import prepare_for_inference
-from margins import build_head
 from optimization import LR_SCALE, Schedule, build_optimizer, group_options, settle_loaded_state
-from partial_fc import PartialFC, build_sharded_head
 from results import SetResult, evaluate_set
 from sharded_checkpoint import KERNEL, fill_in_head, strip_head
-from sharded_optimizer import clip_gradient, start_momentum_at_zero, step_on_touched_rows
 from verification_metrics import fuse_flip
 from weight_average import WeightAverage, put_into, take_from
 

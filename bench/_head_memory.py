@@ -15,9 +15,9 @@ import torch.distributed as dist
 from torch.nn import functional as F
 
 from adaface.distributed.startup import leave
+from adaface.heads.margins import build_head
+from adaface.heads.partial_fc import build_sharded_head
 from bench import timing
-from margins import build_head
-from partial_fc import build_sharded_head
 
 D = 512
 _BATCH = 4  # so that what depends on it is small

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from adaface.heads.margins import build_head
 from bench.timing import Side, compare, options, report
-from margins import build_head
 
 D = 512
 _M, _H, _S, _T_ALPHA, _EPS = 0.4, 0.333, 64.0, 0.01, 1e-3

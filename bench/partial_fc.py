@@ -20,12 +20,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from adaface.heads.base import Head
+from adaface.heads.margins import build_head
+from adaface.heads.partial_fc import PartialFC, build_sharded_head
+from adaface.heads.sharded_optimizer import step_on_touched_rows
 from bench._head_memory import D
 from bench.timing import Side, compare, compare_memory, options, report
-from margin_head import Head
-from margins import build_head
-from partial_fc import PartialFC, build_sharded_head
-from sharded_optimizer import step_on_touched_rows
 
 _OPTIONS = (0.4, 0.01, 0.333, 64.0)  # m, t_alpha, h, s
 _LR = 1e-6  # the weights stay what they are, so that every step is the same work

@@ -6,9 +6,9 @@ import pytest
 import yaml
 
 from adaface.augmentation.more import MORE_AUGMENTATIONS
+from adaface.heads.margins import HEADS
 from adaface.system.command_line import nearest
 from groups import ABOUT, GROUP_OF, GROUPS, OPTIONS, Config
-from margins import HEADS
 from parsing import parse
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -18,15 +18,15 @@ from torch.nn import functional as F
 import convert
 import data_module
 import main
-import margins
+from adaface.heads import margins
+from adaface.heads.margins import build_head
+from adaface.heads.partial_fc import build_sharded_head
 from adaface.models import registry
 from adaface.models.backbone import Backbone
 from architecture_table import rows
 from demo_data import write_demo_data
 from folder_source import FolderSource
 from inference import load_pretrained_model
-from margins import build_head
-from partial_fc import build_sharded_head
 from train_val import FaceRecognitionModule
 from training_source import fingerprint_of
 
@@ -106,10 +106,10 @@ MOST_LINES = 20  # of a margin
 
 
 def written_margin() -> tuple[str, type[margins.Head]]:
-    """The code of the margin that CONTRIBUTING.md adds to margins.py, and its class."""
+    """The code of the margin that CONTRIBUTING.md adds to heads/margins.py, and its class."""
     (code,) = blocks_of("How to add a margin")
     module = dict(vars(margins))
-    exec(compile(code, "margins.py", "exec"), module)
+    exec(compile(code, "heads/margins.py", "exec"), module)
     return code, module["LiArcFace"]
 
 

@@ -6,7 +6,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import execution
-import fused_softmax
+from adaface.heads import fused_softmax
 from adaface.system import devices
 from execution import configure_backbone
 from groups import DeviceOptions, HeadOptions

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from adaface.heads.margins import build_head
+from adaface.heads.partial_fc import build_sharded_head
 from finetuning import begin_statistics, class_means, set_classes
-from margins import build_head
-from partial_fc import build_sharded_head
 
 OPTIONS = ("adaface", 4, 3, 0.4, 0.01, 0.333, 64.0)
 

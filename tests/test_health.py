@@ -13,10 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
 import health
+from adaface.heads.margins import build_head
 from adaface.system.lightning_setup import pl
 from groups import HeadOptions, OptimizerOptions
 from health import Distribution, HealthMonitor, StalledLossWarning, summarise, uninformed_loss
-from margins import build_head
 from tests.support import oracles
 from train_val import FaceRecognitionModule
 
@@ -305,7 +305,7 @@ def test_trainings_that_learn_and_that_do_not(tmp_path, capsys, lr, shuffled, wa
 SHARDS = """
 import sys, torch, torch.distributed as dist
 from health import Distribution, _over_all_processes
-from sharded_optimizer import gradient_norm
+from adaface.heads.sharded_optimizer import gradient_norm
 from adaface.distributed.startup import leave
 
 rank, world, store = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]

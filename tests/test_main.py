@@ -19,11 +19,11 @@ import convert
 import main
 import parsing
 import train_command
+from adaface.heads.base import Head
 from adaface.models.registry import build_model
 from checkpoints import load_checkpoint
 from demo_data import write_demo_data
 from groups import OptimizerOptions
-from margin_head import Head
 from optimization import Schedule
 from tests.support.sharded_records import write_chunks
 from train_val import FaceRecognitionModule

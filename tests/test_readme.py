@@ -15,8 +15,8 @@ import evaluate_command
 import export_onnx
 import inference_commands
 import parsing
+from adaface.heads.margins import HEADS
 from adaface.models.registry import check_architecture
-from margins import HEADS
 from published_models import PUBLISHED
 
 ROOT = Path(__file__).resolve().parents[1]

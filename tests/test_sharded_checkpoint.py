@@ -11,9 +11,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from adaface.heads.margins import build_head
 from checkpoint_weights import check_fits
 from checkpoints import REST, load_checkpoint
-from margins import build_head
 from sharded_checkpoint import KERNEL, export_single_file, fill_in_head, strip_head, write_head
 from tests.support.sharded_checkpoint_worker import D, checkpoint_of, trained
 

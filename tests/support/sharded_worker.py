@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from adaface.distributed.startup import run_and_leave
-from margins import HEADS, build_head
-from partial_fc import build_sharded_head
-from sharded_optimizer import AgreedGradScaler, clip_gradient, gradient_norm, step_on_touched_rows
+from adaface.heads.margins import HEADS, build_head
+from adaface.heads.partial_fc import build_sharded_head
+from adaface.heads.sharded_optimizer import AgreedGradScaler, clip_gradient, gradient_norm, step_on_touched_rows
 
 MARGINS: dict[str, float | None] = {**dict.fromkeys(HEADS), "adaface": 0.4, "arcface": 0.5, "cosface": 0.35}
 FEATURES, D, B = 6, 8, 4  # B samples for each process and micro-batch

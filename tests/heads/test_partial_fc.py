@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from partial_fc import build_sharded_head, choose_sharding, shard_range
+from adaface.heads.partial_fc import build_sharded_head, choose_sharding, shard_range
 from tests.support import sharded_worker as worker
 from tests.support.sharded_worker import FEW, MARGINS, MICRO_BATCHES, ODD, SAMPLED, B, Model, micro_batches
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 WORLDS = (2, 3, 4)
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
 

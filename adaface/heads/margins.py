@@ -1,6 +1,6 @@
 """The margins, each a head from unit embeddings to scaled logits and the loss: AdaFace, ArcFace, CosFace, ...
 
-A new margin is a subclass of ``Head`` (``margin_head.py``) with one method, ``margin(target_cosine (M,), norms (M, 1))
+A new margin is a subclass of ``Head`` (``heads/base.py``) with one method, ``margin(target_cosine (M,), norms (M, 1))
 -> target_logit (M,)``, and the options that it reads, and a line in ``HEADS``.
 
 Sources: AdaFace (Kim et al., CVPR 2022, equations 14 to 16); ArcFace (Deng et al., CVPR 2019); CosFace (Wang et al.,
@@ -19,8 +19,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from adaface.heads.base import Head
 from adaface.system.command_line import nearest
-from margin_head import Head
 
 _NORM_RANGE = (0.001, 100.0)
 _NEARLY_ONE = 1e-6  # the official codes of MagFace and CurricularFace clamp at 1 itself, where acos has no slope

@@ -1,9 +1,9 @@
 """What all margin heads share: the class weights, and the loss of unit embeddings that a margin changes.
 
 A margin is a subclass of ``Head`` with one method, ``margin``, which changes the target's cosine, and what it needs of
-the hooks beside it; ``margins.py`` has them all. Dense head and sharded head (``partial_fc.py``) share every margin.
-Training takes ``Head.loss``, which never makes the logits; ``Head.forward`` makes them, for those who write their own
-loss. The state dict is the official one: ``kernel``, then the running statistics.
+the hooks beside it; ``heads/margins.py`` has them all. Dense head and sharded head (``heads/partial_fc.py``) share
+every margin. Training takes ``Head.loss``, which never makes the logits; ``Head.forward`` makes them, for those who
+write their own loss. The state dict is the official one: ``kernel``, then the running statistics.
 
 Source: the official AdaFace code for clamps, order of the statistics and initialisation.
 Differs from the official code: labels out of range are refused.
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fused_softmax import MOST_CENTERS, target_and_negatives, target_cosines
+from adaface.heads.fused_softmax import MOST_CENTERS, target_and_negatives, target_cosines
 
 _SOFTPLUS_IS_LINEAR = 50.0  # log(1 + exp(x)) - x is below float64's precision from here on
 

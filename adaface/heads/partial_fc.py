@@ -7,7 +7,7 @@ target's cosine and logit, and the logsumexp of the negatives. The logits of all
 shrink with it.
 
 Source: An et al., "Killing two birds with one stone" (PartialFC), CVPR 2022, arXiv 2203.15565. Values and gradients
-are those of the dense head (``margins.py``), whose margins and statistics are used as they are.
+are those of the dense head (``heads/margins.py``), whose margins and statistics are used as they are.
 
 Differs from the official PartialFC: margins other than fixed ones work too, with running statistics over the global
 batch; labels out of range are refused; the random choice depends on ``sampling_seed`` alone, so that a resumed run
@@ -24,9 +24,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from adaface.distributed.collectives import check_batch_sizes, gather_batch, rank, world_size
-from fused_softmax import target_cosines
-from margin_head import Head, at_least_float32, dtype_of_products
-from margins import chosen_options, head_class
+from adaface.heads.base import Head, at_least_float32, dtype_of_products
+from adaface.heads.fused_softmax import target_cosines
+from adaface.heads.margins import chosen_options, head_class
 
 _TRAINED_BYTES = 12  # of one weight in float32, with its gradient and its momentum
 _MOST_OF_MEMORY = 0.25  # for a dense head's; backbone, activations and logits want the rest

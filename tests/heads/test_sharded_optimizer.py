@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from sharded_optimizer import (
+from adaface.heads.sharded_optimizer import (
     clip_gradient,
     coalesce_gradient,
     gradient_norm,

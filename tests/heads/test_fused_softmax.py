@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-import fused_softmax
-from fused_softmax import target_and_negatives
-from margin_head import Head
-from margins import HEADS, build_head
+from adaface.heads import fused_softmax
+from adaface.heads.base import Head
+from adaface.heads.fused_softmax import target_and_negatives
+from adaface.heads.margins import HEADS, build_head
 
 B, D, C = 10, 8, 23
 BLOCKS = {"one block": 1 << 21, "blocks of 4": 4 * C, "blocks of 1": C}

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-import margins
-from margin_head import Head
-from margins import AdaFace, build_head
+from adaface.heads import margins
+from adaface.heads.base import Head
+from adaface.heads.margins import AdaFace, build_head
 from tests.support import oracles
 
 MARGINS = {"adaface": 0.4, "arcface": 0.5, "cosface": 0.35}

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-import fused_softmax
-from margin_head import Head
-from margins import HEADS, build_head, chosen_options
+from adaface.heads import fused_softmax
+from adaface.heads.base import Head
+from adaface.heads.margins import HEADS, build_head, chosen_options
 from tests.support import oracles_margins
 
 NEWER = ("magface", "curricularface", "subcenter_arcface", "combined")

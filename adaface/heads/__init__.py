@@ -1,0 +1,1 @@
+"""Margin heads: embeddings to a loss, dense and sharded."""
