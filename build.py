@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import plan
+from adaface.config.device_plan import DevicePlan
+from adaface.config.groups import HOST_SPECIFIC_OPTIONS, Config
 from adaface.distributed.launch import Launch, say
 from adaface.distributed.watch import ProcessWatch
 from adaface.heads.partial_fc import choose_sharding
@@ -19,11 +21,9 @@ from checkpoint_weights import check_fits, load_backbone
 from checkpointing import CheckpointKeeper
 from checkpoints import load_checkpoint
 from data_module import FaceDataModule
-from device_plan import DevicePlan
 from evaluation.before_after import comparable_sets
 from execution import configure_backbone
 from finetuning import HeadFromClassMeans, find_pretrained, fingerprint_to_finetune
-from groups import HOST_SPECIFIC_OPTIONS, Config
 from held_out import HELD_OUT
 from optimization import scaled_learning_rate
 from run_folder import describe_environment

@@ -16,10 +16,10 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 from adaface.augmentation.paper import Augmenter
+from adaface.config.groups import AugmentationOptions, DataOptions
 from adaface.system.lightning_setup import pl
 from adaface.system.threads import usable_cores
 from face_datasets import PlainDataset, TrainingDataset, ValidationDataset, WaitingLoader, as_it_is, start_worker
-from groups import AugmentationOptions, DataOptions
 from held_out import hold_out, open_sets
 from pair_sets import PairSet
 from sampler import EpochBatchSampler, ShardedBatchSampler

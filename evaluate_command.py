@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import model_options
+from adaface.config.device_plan import plan_devices
+from adaface.config.groups import DeviceOptions
 from adaface.system.command_line import Parser, run_to_status
 from adaface.system.files import check_writable
-from device_plan import plan_devices
 from evaluation import protocols
 from evaluation.cached import CACHE, MOST_UNREADABLE, CachedEmbedding, ModelFile
 from evaluation.degradation import DEGRADATIONS
@@ -26,7 +27,6 @@ from evaluation.findings import Evaluated, Findings, text_of, write_findings
 from evaluation.folder import DEGRADED_PARTS
 from evaluation.pair_comparison import FAR
 from evaluation.template_pooling import POOLINGS
-from groups import DeviceOptions
 from model_options import model_path
 from run_folder import choose_run_folder
 

@@ -10,9 +10,9 @@ import shutil
 
 import torch
 
+from adaface.config.groups import DeviceOptions
 from adaface.heads.fused_softmax import kept_bytes
 from adaface.system.devices import available_memory
-from groups import DeviceOptions
 from training_module import FaceRecognitionModule
 
 _COMPILERS = ("g++", "clang++", "c++")

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from adaface.config.groups import RunOptions
 from adaface.distributed.collectives import gather_rows, rank, world_size
 from adaface.heads.base import Head
 from adaface.heads.margins import AdaFace
@@ -31,7 +32,6 @@ from adaface.system.lightning_setup import pl
 from checkpoint_weights import find_architecture
 from checkpoints import load_checkpoint
 from data_module import FaceDataModule
-from groups import RunOptions
 from inference import prepare_for_inference, read_model
 from model_files import find_model
 

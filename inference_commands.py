@@ -18,12 +18,13 @@ from pathlib import Path
 
 import numpy as np
 
+from adaface.config.device_plan import plan_devices
+from adaface.config.groups import DeviceOptions
 from adaface.system.command_line import Parser, printable, run_to_status
 from adaface.system.files import check_writable, write_atomically
 from adaface.system.quiet import quiet_decoders
 from alignment.detector import MTCNN
 from alignment.photograph import Photographs
-from device_plan import plan_devices
 from evaluation.cached import CACHE, MOST_UNREADABLE, CachedEmbedding, ModelFile
 from evaluation.image_list import ImageFiles, ImageList
 from evaluation.similarity_search import most_similar
@@ -36,7 +37,6 @@ from face_comparison import (
     threshold_text,
 )
 from gallery import FoundFaces, NamedEmbeddings, found_csv, found_text, read_embeddings, write_embeddings
-from groups import DeviceOptions
 from model_options import add_model_options, check_model_options, model_path
 from sample_images import find_images
 

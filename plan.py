@@ -7,12 +7,12 @@ loader and arithmetic, and a few batches are embedded and loaded. Nothing is wri
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from adaface.config.device_plan import DevicePlan
+from adaface.config.groups import OptimizerOptions, RunOptions
 from adaface.distributed.launch import Launch, lightning_environment
 from adaface.distributed.startup import decided_by_rank_0
 from adaface.system.devices import available_memory
 from data_module import FaceDataModule
-from device_plan import DevicePlan
-from groups import OptimizerOptions, RunOptions
 from memory_plan import StepMemory, step_memory, what_takes_less
 from progress import MUCH_WAITING, duration, input_bottleneck
 from step_timing import Measured, StepClock, build_trainer, measure

@@ -5,12 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from adaface.config.groups import ABOUT, OPTIONS, Config, RunOptions
+from adaface.config.parsing import convert_value, finetune_defaults
+from adaface.config.rules import check_combinations, check_head_options, check_optimizer
 from checkpoint_folders import run_folder_of
 from checkpoints import check_resumable, load_checkpoint
 from finetuning import with_pretrained, with_whole_path
-from groups import ABOUT, OPTIONS, Config, RunOptions
-from option_rules import check_combinations, check_head_options, check_optimizer
-from parsing import convert_value, finetune_defaults
 from published_models import published_by_name
 from run_folder import CONFIG, LAST_CHECKPOINT
 

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
+from adaface.config.device_plan import DevicePlan
 from adaface.system.devices import peak_memory
 from adaface.system.lightning_setup import pl
 from data_module import FaceDataModule
-from device_plan import DevicePlan
 from training_module import FaceRecognitionModule
 
 _WARM_UP_STEPS = 2

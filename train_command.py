@@ -20,6 +20,9 @@ import cv2
 import numpy as np
 import torch
 
+from adaface.config.device_plan import DevicePlan, plan_devices
+from adaface.config.groups import Config
+from adaface.config.parsing import parse
 from adaface.distributed.launch import Launch, check_launch, end_with_parent, find_launch, say
 from adaface.distributed.startup import (
     ReportedElsewhereError,
@@ -41,17 +44,14 @@ from checkpoint_weights import backbone_state
 from checkpointing import CheckpointKeeper, how_to_go_on
 from checkpoints import load_checkpoint
 from data_module import FaceDataModule
-from device_plan import DevicePlan, plan_devices
 from evaluation.before_after import compare_before_after, verdict, write_before_after
 from evaluation.cached import CachedEmbedding, ModelFile
 from evaluation.model_comparison import comparison_text, write_comparison
 from evaluation.run_report import write_run_report
 from face_datasets import TrainingDataset
 from finetuning import find_pretrained
-from groups import Config
 from images import IMAGE_SHAPE
 from optimization import scaled_learning_rate
-from parsing import parse
 from plots import plot_roc, plot_similarity_histograms
 from results import results_table, write_results
 from resume import check_paths, check_still_new, with_checkpoint_options, with_run_folder

@@ -4,12 +4,12 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from adaface.config.device_plan import DevicePlan
+from adaface.config.groups import OptimizerOptions, RunOptions
 from adaface.distributed.launch import Launch, lightning_environment
 from adaface.heads.sharded_optimizer import AgreedGradScaler
 from adaface.system.lightning_setup import pl
 from checkpointing import AtomicCheckpointIO, CheckpointKeeper
-from device_plan import DevicePlan
-from groups import OptimizerOptions, RunOptions
 from health import HealthMonitor, StalledLossWarning
 from progress import ProgressLine
 from stopping import EarlyStopping, NonFiniteLossGuard, StopOnSignal

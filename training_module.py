@@ -21,6 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from adaface.config.groups import HeadOptions, OptimizerOptions
 from adaface.distributed.collectives import check_batch_sizes, gather_batch, gather_rows
 from adaface.heads.margins import build_head
 from adaface.heads.partial_fc import PartialFC, build_sharded_head
@@ -31,7 +32,6 @@ from adaface.models.registry import build_model
 from adaface.system.lightning_internals import leave_out_of_ddp, position, set_epoch_length, unscales_in_its_step
 from adaface.system.lightning_setup import pl
 from freezing import freeze, frozen_modules, learning_rate_scales
-from groups import HeadOptions, OptimizerOptions
 from inference import prepare_for_inference
 from optimization import LR_SCALE, Schedule, build_optimizer, group_options, settle_loaded_state
 from results import SetResult, evaluate_set

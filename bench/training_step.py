@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adaface.config.groups import DeviceOptions, HeadOptions, OptimizerOptions
 from adaface.models.input_format import normalize_images
 from bench._textbook_net import textbook
 from bench.head import WrittenOutHead
 from bench.timing import Side, compare, options, report
 from execution import configure_backbone
-from groups import DeviceOptions, HeadOptions, OptimizerOptions
 from training_module import FaceRecognitionModule
 
 _CLASSES = 10_000

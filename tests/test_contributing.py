@@ -171,9 +171,9 @@ def test_the_hooks_named_are_there():
 EDITS_OF_AN_OPTION = 2
 # what the copy is asked: the option in a recipe, at its reader, with the wrong optimizer, and in a resumed run
 QUESTIONS = """
-import parsing
+from adaface.config import parsing
 import resume
-from groups import Config
+from adaface.config.groups import Config
 from train_val import FaceRecognitionModule
 
 config, _ = parsing.parse(["--config", "recipe.yaml"])

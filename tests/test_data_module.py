@@ -20,12 +20,12 @@ from torch.utils.data import DataLoader
 
 import selection
 from adaface.augmentation.paper import Augmenter
+from adaface.config.groups import DataOptions
 from adaface.records.reader import ImageHeader, RecordWriter, pack
 from adaface.system.lightning_setup import pl
 from data_module import FaceDataModule
 from face_datasets import TrainingDataset, ValidationDataset, WaitingLoader, as_it_is
 from folder_source import FolderSource
-from groups import DataOptions
 from pair_sets import PairSet, write_memfile
 from record_source import RecordSource
 from sampler import EpochBatchSampler, RandomStreams, ShardedBatchSampler
@@ -447,7 +447,7 @@ def test_a_program_that_ends_with_a_loader_in_use_does_not_wait_for_its_workers(
     program = f"""
 import torch
 from data import FaceDataModule
-from groups import DataOptions
+from adaface.config.groups import DataOptions
 data = FaceDataModule(DataOptions({str(small.parent)!r}, {small.name!r}, "none", num_workers=1), batch_size=4)
 data.open()
 loader = data.train_dataloader()

@@ -14,10 +14,10 @@ import pytest
 import torch
 
 import main
+from adaface.config.parsing import read_recipe
 from adaface.records import sidecar
 from demo_data import write_demo_data
 from inference import load_pretrained_model
-from parsing import read_recipe
 from record_source import RecordSource
 
 EARLIER = Path(__file__).parent / "golden" / "earlier"

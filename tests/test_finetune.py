@@ -16,15 +16,15 @@ import convert
 import finetuning
 import main
 import train_command
+from adaface.config.groups import Config
+from adaface.config.parsing import FINETUNE_DEFAULTS, parse
 from adaface.models.registry import build_model
 from checkpoints import load_checkpoint
 from demo_data import write_demo_data
 from folder_source import FolderSource
-from groups import Config
 from held_out import hold_out
 from images import decode_image
 from inference import IMAGE, Embedder
-from parsing import FINETUNE_DEFAULTS, parse
 
 ROOT = Path(__file__).resolve().parents[1]
 ARCH = "ir_mini"

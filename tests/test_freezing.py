@@ -5,9 +5,9 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from adaface.config.groups import HeadOptions, OptimizerOptions
 from adaface.models.backbone import Backbone
 from freezing import freeze, frozen_modules, learning_rate_scales
-from groups import HeadOptions, OptimizerOptions
 from optimization import LR_SCALE, build_optimizer
 from train_val import FaceRecognitionModule
 

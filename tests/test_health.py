@@ -13,9 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
 import health
+from adaface.config.groups import HeadOptions, OptimizerOptions
 from adaface.heads.margins import build_head
 from adaface.system.lightning_setup import pl
-from groups import HeadOptions, OptimizerOptions
 from health import Distribution, HealthMonitor, StalledLossWarning, summarise, uninformed_loss
 from tests.support import oracles
 from train_val import FaceRecognitionModule

@@ -17,13 +17,13 @@ import torch
 import checkpoint_folders
 import convert
 import main
-import parsing
 import train_command
+from adaface.config import parsing
+from adaface.config.groups import OptimizerOptions
 from adaface.heads.base import Head
 from adaface.models.registry import build_model
 from checkpoints import load_checkpoint
 from demo_data import write_demo_data
-from groups import OptimizerOptions
 from optimization import Schedule
 from tests.support.sharded_records import write_chunks
 from train_val import FaceRecognitionModule

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 import memory_plan
+from adaface.config.groups import DeviceOptions, OptimizerOptions
 from adaface.models.input_format import normalize_images
 from adaface.models.registry import build_model
 from execution import configure_backbone
-from groups import DeviceOptions, OptimizerOptions
 from memory_plan import Activations, StepMemory, count_activations, step_memory, what_takes_less
 from train_val import FaceRecognitionModule
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from groups import OptimizerOptions
+from adaface.config.groups import OptimizerOptions
 from optimization import (
     Schedule,
     build_optimizer,

@@ -14,7 +14,7 @@ import convert
 import evaluate_command
 import export_onnx
 import inference_commands
-import parsing
+from adaface.config import parsing
 from adaface.heads.margins import HEADS
 from adaface.models.registry import check_architecture
 from published_models import PUBLISHED

@@ -9,10 +9,10 @@ import yaml
 
 import convert
 import main
+from adaface.config.groups import OPTIONS
+from adaface.config.parsing import parse
 from adaface.models.registry import build_model, check_architecture
 from demo_data import write_demo_data
-from groups import OPTIONS
-from parsing import parse
 from published_models import PUBLISHED
 from selection import SUBSET_LIST
 

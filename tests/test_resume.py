@@ -3,9 +3,9 @@ import torch
 from test_checkpoints import resumable
 
 import resume
+from adaface.config.groups import Config
+from adaface.config.parsing import parse
 from adaface.models.registry import build_model
-from groups import Config
-from parsing import parse
 
 
 def test_a_run_goes_on_with_other_hardware():

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import parsing
 import resume
+from adaface.config import parsing
+from adaface.config.groups import RunOptions
 from folder_source import FolderSource
-from groups import RunOptions
 from selection import TrainingIndex, select_indexed, write_index
 from tests.support.sharded_records import face
 

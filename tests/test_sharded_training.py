@@ -10,10 +10,10 @@ import pytest
 import torch
 
 import build
+from adaface.config.device_plan import DevicePlan
+from adaface.config.groups import HeadOptions
+from adaface.config.parsing import parse
 from checkpoints import load_checkpoint
-from device_plan import DevicePlan
-from groups import HeadOptions
-from parsing import parse
 from sharded_checkpoint import fill_in_head
 from stopping import NonFiniteLossError, NonFiniteLossGuard
 from tests.support import lightning_worker as worker

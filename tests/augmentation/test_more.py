@@ -7,7 +7,7 @@ import pytest
 from adaface.augmentation import more
 from adaface.augmentation.more import MORE_AUGMENTATIONS
 from adaface.augmentation.paper import Augmenter
-from parsing import parse
+from adaface.config.parsing import parse
 
 NAMES = list(MORE_AUGMENTATIONS)
 OFF = {"crop_prob": 0.0, "low_res_prob": 0.0, "photometric_prob": 0.0, "flip_prob": 0.0}

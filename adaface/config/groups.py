@@ -1,8 +1,8 @@
 """The options of a training run, in groups: name, type, default, help, unit and range. The only home of a default.
 
-Each field is an option of the command line and a key of a recipe under its own name, whatever its group; ``parsing.py``
-builds the groups from these. A module takes its group whole. Names and meanings are those of the official AdaFace
-repository, which has about half of the options.
+Each field is an option of the command line and a key of a recipe under its own name, whatever its group;
+``config/parsing.py`` builds the groups from these. A module takes its group whole. Names and meanings are those of the
+official AdaFace repository, which has about half of the options.
 
 Differs from the official code: ``--weight_decay`` is used (there it is ignored, and 5e-4 is what is used in
 its place, so 5e-4 is the default here).
@@ -17,9 +17,9 @@ from typing import Any, Self, get_type_hints
 import yaml
 
 from adaface.augmentation.more import MORE_AUGMENTATIONS
+from adaface.config.fields import About, Group, option
 from adaface.heads.base import MOST_CENTERS
 from adaface.heads.margins import HEADS
-from option_fields import About, Group, option
 
 _PAPER = {name: value for margin in HEADS.values() for name, value in margin.options.items()}
 _SEEDS = 2**32  # NumPy's seeds are below

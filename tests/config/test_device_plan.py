@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from device_plan import plan_devices
-from groups import DeviceOptions
+from adaface.config.device_plan import plan_devices
+from adaface.config.groups import DeviceOptions
 
 
 def plan(accelerator="auto", gpus=1, processes=0, *, given=False, use_16bit=False, precision="auto"):

@@ -2,8 +2,8 @@
 
 from collections.abc import Collection
 
+from adaface.config.groups import ABOUT, OPTIONS, Config, DeviceOptions, RunOptions
 from adaface.heads.margins import HEADS
-from groups import ABOUT, OPTIONS, Config, DeviceOptions, RunOptions
 
 
 def check_combinations(config: Config) -> None:

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
+from adaface.config.groups import DeviceOptions
 from adaface.system.threads import usable_cores
-from groups import DeviceOptions
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Options of a training run: groups, recipes, command line, rules."""
