@@ -10,6 +10,8 @@ from typing import Any
 import plan
 from adaface.config.device_plan import DevicePlan
 from adaface.config.groups import HOST_SPECIFIC_OPTIONS, Config
+from adaface.data.held_out import HELD_OUT
+from adaface.data.module import FaceDataModule
 from adaface.distributed.launch import Launch, say
 from adaface.distributed.watch import ProcessWatch
 from adaface.heads.partial_fc import choose_sharding
@@ -20,11 +22,9 @@ from adaface.system.lightning_setup import pl
 from checkpoint_weights import check_fits, load_backbone
 from checkpointing import CheckpointKeeper
 from checkpoints import load_checkpoint
-from data_module import FaceDataModule
 from evaluation.before_after import comparable_sets
 from execution import configure_backbone
 from finetuning import HeadFromClassMeans, find_pretrained, fingerprint_to_finetune
-from held_out import HELD_OUT
 from optimization import scaled_learning_rate
 from run_folder import describe_environment
 from trainer import build_trainer

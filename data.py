@@ -3,4 +3,4 @@
 The code is in ``adaface/data/``: the data module in ``module.py``.
 """
 
-from data_module import FaceDataModule as FaceDataModule
+from adaface.data.module import FaceDataModule as FaceDataModule

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
+from adaface.data.pair_sets import PAPER_SETS, open_pair_set
 from adaface.system.command_line import Parser, run_to_status
 from adaface.system.text_table import aligned
-from pair_sets import PAPER_SETS, open_pair_set
 from verification_metrics import evaluate
 
 

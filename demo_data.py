@@ -32,6 +32,8 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from adaface.data.pair_pickle import write_bin
+from adaface.data.pair_sets import PAPER_SETS
 from adaface.records.reader import ImageHeader, RecordWriter, pack
 from adaface.system.command_line import Parser, run_to_status
 from adaface.system.files import atomic_path
@@ -39,8 +41,6 @@ from adaface.system.threads import usable_cores
 from demo_camera import draw_camera, photograph
 from demo_faces import draw_face
 from demo_head import SIDE_PX, Identity, draw_identity, draw_scene
-from pair_pickle import write_bin
-from pair_sets import PAPER_SETS
 
 _DRAWING_VERSION = 1  # raise it when the drawing changes: an older folder is then not taken for a new one
 _JPEG_QUALITY = 95

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from adaface.config.groups import RunOptions
+from adaface.data.module import FaceDataModule
 from adaface.distributed.collectives import gather_rows, rank, world_size
 from adaface.heads.base import Head
 from adaface.heads.margins import AdaFace
@@ -31,7 +32,6 @@ from adaface.models.input_format import InputFormat, normalize_images
 from adaface.system.lightning_setup import pl
 from checkpoint_weights import find_architecture
 from checkpoints import load_checkpoint
-from data_module import FaceDataModule
 from inference import prepare_for_inference, read_model
 from model_files import find_model
 

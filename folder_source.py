@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from conversion_journal import JOURNAL
+from adaface.data.conversion_journal import JOURNAL
 from training_source import Flaw
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp")

@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from adaface.data.images import decode_image, encode_image, image_suffix
+from adaface.data.pair_pickle import write_bin
 from adaface.records import reader as recordio
 from adaface.system.files import atomic_file
-from images import decode_image, encode_image, image_suffix
-from pair_pickle import write_bin
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 # The header record holds its counts as float32, exact up to here.

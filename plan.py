@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 from adaface.config.device_plan import DevicePlan
 from adaface.config.groups import OptimizerOptions, RunOptions
+from adaface.data.module import FaceDataModule
 from adaface.distributed.launch import Launch, lightning_environment
 from adaface.distributed.startup import decided_by_rank_0
 from adaface.system.devices import available_memory
-from data_module import FaceDataModule
 from memory_plan import StepMemory, step_memory, what_takes_less
 from progress import MUCH_WAITING, duration, input_bottleneck
 from step_timing import Measured, StepClock, build_trainer, measure

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
+from adaface.data.image_list import ImageFiles, ImageList, PairSetImages
+from adaface.data.pair_sets import PairSet, open_pair_set
 from demo_data import DemoSize, draw_picture, training_pictures
-from evaluation.image_list import ImageFiles, ImageList, PairSetImages
 from folder_source import IMAGE_EXTENSIONS, listing
-from pair_sets import PairSet, open_pair_set
 
 _DRAWN_PEOPLE = 8
 

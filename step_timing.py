@@ -10,9 +10,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from adaface.config.device_plan import DevicePlan
+from adaface.data.module import FaceDataModule
 from adaface.system.devices import peak_memory
 from adaface.system.lightning_setup import pl
-from data_module import FaceDataModule
 from training_module import FaceRecognitionModule
 
 _WARM_UP_STEPS = 2

@@ -23,6 +23,10 @@ import torch
 from adaface.config.device_plan import DevicePlan, plan_devices
 from adaface.config.groups import Config
 from adaface.config.parsing import parse
+from adaface.data.datasets import TrainingDataset
+from adaface.data.images import IMAGE_SHAPE
+from adaface.data.module import FaceDataModule
+from adaface.data.sampler import RandomStreams
 from adaface.distributed.launch import Launch, check_launch, end_with_parent, find_launch, say
 from adaface.distributed.startup import (
     ReportedElsewhereError,
@@ -43,20 +47,16 @@ from checkpoint_folders import run_folder_of
 from checkpoint_weights import backbone_state
 from checkpointing import CheckpointKeeper, how_to_go_on
 from checkpoints import load_checkpoint
-from data_module import FaceDataModule
 from evaluation.before_after import compare_before_after, verdict, write_before_after
 from evaluation.cached import CachedEmbedding, ModelFile
 from evaluation.model_comparison import comparison_text, write_comparison
 from evaluation.run_report import write_run_report
-from face_datasets import TrainingDataset
 from finetuning import find_pretrained
-from images import IMAGE_SHAPE
 from optimization import scaled_learning_rate
 from plots import plot_roc, plot_similarity_histograms
 from results import results_table, write_results
 from resume import check_paths, check_still_new, with_checkpoint_options, with_run_folder
 from run_folder import choose_run_folder, make_run_folder, write_config, write_manifest
-from sampler import RandomStreams
 from trainer import batches_of_epoch
 from training_curves import plot_health, plot_loss
 from training_module import FaceRecognitionModule

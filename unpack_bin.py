@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from adaface.data.images import decode_image
+from adaface.data.pair_pickle import EncodedImage, read_bin
+from adaface.data.pair_sets import write_bcolz, write_memfile
 from adaface.system.files import atomic_file
 from adaface.system.threads import in_order, usable_cores
-from images import decode_image
-from pair_pickle import EncodedImage, read_bin
-from pair_sets import write_bcolz, write_memfile
 
 _SIDECAR = ".convert.json"
 _IMAGES_AT_ONCE = 64

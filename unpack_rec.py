@@ -20,10 +20,10 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from adaface.data.conversion_journal import JOURNAL, Journal
+from adaface.data.images import image_suffix, swap_red_blue
 from adaface.records.shards import RecordShards
 from adaface.system.threads import in_order, usable_cores
-from conversion_journal import JOURNAL, Journal
-from images import image_suffix, swap_red_blue
 
 _IMAGES_AT_ONCE = 250
 _JOURNAL_EVERY = 2000  # images; a multiple of those at once

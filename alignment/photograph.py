@@ -27,9 +27,9 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageOps
 
+from adaface.data.image_list import ImageFiles
 from alignment.detector import MTCNN, choose_faces
 from alignment.warp import warp_face
-from evaluation.image_list import ImageFiles
 
 MOST_PIXELS = 178_000_000  # about what Pillow opens without being told to; 534 MB when decoded
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "PPM", "GIF", "JPEG2000")
@@ -144,7 +144,7 @@ def count_scans(jpeg: bytes) -> int:
 
 @dataclass(frozen=True)
 class Photographs:
-    """The largest face of each photograph; an ``evaluation.image_list.ImageList``.
+    """The largest face of each photograph; an ``data.image_list.ImageList``.
 
     Attributes:
         name: what they are.

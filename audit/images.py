@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
+from adaface.data.image_list import PairSetImages, fingerprint_of_files
+from adaface.data.images import decode_image
+from adaface.data.pair_pickle import EncodedImage
+from adaface.data.pair_sets import PairSet, find_pair_sets, open_pair_set
 from combined_source import CombinedSource
-from evaluation.image_list import PairSetImages, fingerprint_of_files
 from folder_source import IMAGE_EXTENSIONS, FolderSource, listing
-from images import decode_image
-from pair_pickle import EncodedImage
-from pair_sets import PairSet, find_pair_sets, open_pair_set
 from record_source import FlawedRecordSource
 from source_finder import open_training_source
 from training_source import Flaw, TrainingSource

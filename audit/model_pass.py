@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
+from adaface.data.image_list import ChosenImages
 from audit.duplicates import Scanned
 from audit.finding import Finding
 from audit.identities import Embeddings, identity_findings, leaked_identities, levels_of
 from audit.images import AuditedData, TestImages
 from audit.scan import GOOD, states
-from evaluation.image_list import ChosenImages
 from evaluation.outcome import EmbedImages
 
 _FEWEST_IDENTITIES = 2

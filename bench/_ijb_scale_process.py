@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
+from adaface.data.image_list import ImageList
 from bench import timing
 from evaluation import ijb, tinyface
-from evaluation.image_list import ImageList
 from evaluation.outcome import Embedded, Outcome
 
 D = 512

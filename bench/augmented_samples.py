@@ -22,9 +22,9 @@ from torchvision.transforms import ColorJitter, RandomResizedCrop
 from torchvision.transforms import functional as F
 
 from adaface.augmentation.paper import CROP_ASPECT, INTERPOLATIONS, LOW_RES_SCALE, Augmenter
+from adaface.data.datasets import TrainingDataset, start_worker
 from bench._drawn_faces import encoded_faces
 from bench.timing import Side, compare, options, report
-from face_datasets import TrainingDataset, start_worker
 
 _PROB = 0.2
 _BATCH = 128

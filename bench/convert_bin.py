@@ -18,11 +18,11 @@ import cv2
 import numpy as np
 import torch
 
+from adaface.data.pair_pickle import write_bin
+from adaface.data.pair_sets import open_pair_set
 from bench._drawn_faces import encoded_faces
 from bench._fresh_folders import scratch
 from bench.timing import Side, compare, options, report
-from pair_pickle import write_bin
-from pair_sets import open_pair_set
 from unpack_bin import convert_set
 
 _SHAPE = (3, 112, 112)

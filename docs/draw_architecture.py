@@ -39,7 +39,7 @@ class Box:
 
 BOXES = {
     "images": Box(0, 3, "images", ".rec, folders, several", "source_finder.py, records/reader.py", GREEN),
-    "batches": Box(2.8, 3, "batches", "decode, augment, flip: uint8 BGR", "data_module.py, sampler.py", GREEN),
+    "batches": Box(2.8, 3, "batches", "decode, augment, flip: uint8 BGR", "data/module.py, data/sampler.py", GREEN),
     "backbone": Box(5.6, 3, "backbone", "IR-ResNet: embedding (B, 512)", "models/iresnet.py", BLUE),
     "head": Box(8.4, 3, "margin head", "cosines to C classes, margin", "heads/margins.py, heads/partial_fc.py", BLUE),
     "loss": Box(11.2, 3, "loss", "cross-entropy, SGD", "heads/fused_softmax.py, optimization.py", BLUE),
@@ -47,7 +47,9 @@ BOXES = {
     "model": Box(5.6, 1.5, "model file", "official keys, no code in it", "checkpoints.py", VERMILION),
     "onnx": Box(2.8, 1.5, "ONNX", "FP32 and INT8, compared", "export_onnx.py", VERMILION),
     "evaluation": Box(11.2, 1.5, "evaluation", "accuracy, TAR, intervals, report", "evaluation/", PURPLE),
-    "protocols": Box(11.2, 0, "validation sets", ".bin, IJB, TinyFace, folders", "pair_sets.py, evaluation/", PURPLE),
+    "protocols": Box(
+        11.2, 0, "validation sets", ".bin, IJB, TinyFace, folders", "data/pair_sets.py, evaluation/", PURPLE
+    ),
     "photographs": Box(0, 0, "photographs", "any kind, any size", "alignment/photograph.py", GREEN),
     "alignment": Box(2.8, 0, "alignment", "detector, five landmarks, warp", "alignment/", GREEN),
     "embeddings": Box(5.6, 0, "embeddings", "direction: who; norm: quality", "inference.py", VERMILION),

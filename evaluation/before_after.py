@@ -13,15 +13,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from adaface.data.image_list import PairSetImages
+from adaface.data.pair_sets import PairSet
 from adaface.system.files import write_atomically
 from evaluation.degradation import DegradedImages
 from evaluation.folder import degradation_note
-from evaluation.image_list import PairSetImages
 from evaluation.model_comparison import ModelComparison
 from evaluation.outcome import EmbedImages
 from evaluation.pair_comparison import FAR, compare_pair_lists
 from evaluation.verification import PairList
-from pair_sets import PairSet
 
 PRETRAINED, FINETUNED = "pretrained", "fine-tuned"
 FILE = "comparison.json"

@@ -27,10 +27,10 @@ import torch.multiprocessing
 from torch import Tensor
 from tqdm import tqdm
 
+from adaface.data.image_list import ImageList
 from adaface.system.devices import divide_threads
 from adaface.system.locks import locked_when_free
 from adaface.system.threads import in_order, usable_cores
-from evaluation.image_list import ImageList
 from evaluation.outcome import Embedded
 from inference import FUSED, Embedder
 

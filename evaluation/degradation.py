@@ -22,7 +22,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from adaface.augmentation.camera import compress, defocus, move
-from evaluation.image_list import ImageList
+from adaface.data.image_list import ImageList
 from plot_style import DPI, save_figure
 
 VERSION = 1

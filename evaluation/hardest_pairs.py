@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from evaluation.image_list import ImageList
+from adaface.data.image_list import ImageList
 
 _JPEG_QUALITY = 88
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from conversion_journal import JOURNAL
-from evaluation.image_list import ImageFiles, read_colour_image
+from adaface.data.conversion_journal import JOURNAL
+from adaface.data.image_list import ImageFiles, read_colour_image
+from adaface.data.images import IMAGE_SHAPE
 from folder_source import FolderSource, listing
-from images import IMAGE_SHAPE
 
 GALLERY, PROBE = "gallery", "probe"
 _TRIED = 16

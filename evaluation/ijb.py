@@ -17,6 +17,7 @@ from typing import overload
 
 import numpy as np
 
+from adaface.data.image_list import ImageFiles, ImageList
 from alignment.warp import warp_face
 from evaluation.identification import nonmates_needed, rank_rates, tpir_at_fpir
 from evaluation.ijb_metadata import (
@@ -28,7 +29,6 @@ from evaluation.ijb_metadata import (
     template_subjects,
     with_fewer_pairs,
 )
-from evaluation.image_list import ImageFiles, ImageList
 from evaluation.intervals import Interval, rate_interval, tar_intervals
 from evaluation.outcome import Embedded, EmbedImages, Outcome, unreadable_note
 from evaluation.similarity_search import search

@@ -7,8 +7,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from adaface.data.image_list import ImageList
 from adaface.system.text_table import aligned
-from evaluation.image_list import ImageList
 
 
 @dataclass(frozen=True)

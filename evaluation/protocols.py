@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from adaface.data.image_list import ChosenImages
 from checkpoints import store_threshold
 from evaluation import folder, ijb, tinyface, verification
 from evaluation.cached import CachedEmbedding
@@ -15,7 +16,6 @@ from evaluation.calibration import calibrate
 from evaluation.degradation import DegradedImages
 from evaluation.findings import Findings
 from evaluation.identity_folder import open_identity_folder
-from evaluation.image_list import ChosenImages
 from evaluation.model_comparison import compare_models, model_names
 from evaluation.outcome import Outcome
 from evaluation.pair_comparison import FAR, compare_on_pairs

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import yaml
 
+from adaface.data.image_list import PairSetImages
+from adaface.data.pair_sets import PairSet
 from evaluation.hardest_pairs import hardest_pairs
-from evaluation.image_list import PairSetImages
 from evaluation.report import ReportContent, write_report
-from pair_sets import PairSet
 from results import SetResult
 from run_folder import CONFIG, MANIFEST
 from training_curves import read_metrics

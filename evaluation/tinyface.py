@@ -18,8 +18,8 @@ import numpy as np
 from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 
+from adaface.data.image_list import ImageFiles
 from evaluation.identification import rank_rates
-from evaluation.image_list import ImageFiles
 from evaluation.intervals import rate_interval
 from evaluation.outcome import Embedded, EmbedImages, Outcome
 from evaluation.similarity_search import search

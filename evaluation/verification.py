@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from evaluation.image_list import ChosenImages, ImageList, PairSetImages
+from adaface.data.image_list import ChosenImages, ImageList, PairSetImages
+from adaface.data.pair_sets import PAPER_SETS, find_pair_sets, open_pair_set
 from evaluation.outcome import EmbedImages, unreadable_note
 from folder_source import listing
-from pair_sets import PAPER_SETS, find_pair_sets, open_pair_set
 from results import SetResult, evaluate_set
 
 

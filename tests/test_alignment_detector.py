@@ -5,10 +5,10 @@ import cv2
 import numpy as np
 import pytest
 
+from adaface.data.pair_sets import open_pair_set
 from alignment import detector
 from alignment.detector import MTCNN, Face, choose_faces
 from alignment.warp import ARCFACE_TEMPLATE, warp_face
-from pair_sets import open_pair_set
 from tests.support.photographs import ASTRONAUT_LANDMARKS, astronaut, head, turned, two_heads
 
 LFW = Path(__file__).resolve().parents[2] / "shared" / "data" / "lfw112"

@@ -20,14 +20,14 @@ import torch
 
 import convert
 import main
+from adaface.data.image_list import ImageList
+from adaface.data.images import decode_image
 from adaface.models.registry import build_model
 from adaface.records.reader import ImageHeader, RecordWriter, pack
 from audit import run
 from audit.run import AuditOptions
-from evaluation.image_list import ImageList
 from evaluation.outcome import Embedded
 from folder_source import FolderSource
-from images import decode_image
 from tests.support.opened_data import data_module
 from tests.support.planted_faults import (
     EACH,

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from adaface.augmentation.paper import Augmenter
+from adaface.data.datasets import TrainingDataset
+from adaface.data.module import FaceDataModule
 from combined_source import CombinedSource
-from data_module import FaceDataModule
-from face_datasets import TrainingDataset
 from folder_source import FolderSource
 from record_source import RecordSource
 from source_finder import open_training_source

@@ -16,8 +16,8 @@ import torch
 from torch.nn import functional as F
 
 import convert
-import data_module
 import main
+from adaface.data import module as data_module
 from adaface.heads import margins
 from adaface.heads.margins import build_head
 from adaface.heads.partial_fc import build_sharded_head

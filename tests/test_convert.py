@@ -15,13 +15,13 @@ import pytest
 
 import convert
 import pack
-import pair_sets
 import source_finder
 import unpack_rec
+from adaface.data import pair_sets
+from adaface.data.images import decode_image
+from adaface.data.pair_pickle import read_bin, write_bin
 from adaface.records import reader
 from adaface.system.locks import locked
-from images import decode_image
-from pair_pickle import read_bin, write_bin
 
 PROJECT = Path(convert.__file__).parent
 

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 import demo_data
+from adaface.data.images import decode_image
+from adaface.data.pair_sets import PAPER_SETS, open_pair_set, read_bin
 from adaface.records.reader import RecordFile
 from demo_camera import Camera, photograph
 from demo_data import (
@@ -25,8 +27,6 @@ from demo_data import (
 )
 from demo_faces import draw_face
 from demo_head import LANDMARKS_PX, Identity, Painter, Scene, draw_identity
-from images import decode_image
-from pair_sets import PAPER_SETS, open_pair_set, read_bin
 
 TINY = {"identities": 6, "images_per_identity": 4, "pairs": 10, "seed": 3}
 REPOSITORY = Path(demo_data.__file__).parent

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
+from adaface.data.pair_sets import PairSet
 from evaluation.before_after import compare_before_after, verdict, write_before_after
 from evaluation.outcome import Embedded
-from pair_sets import PairSet
 
 PAIRS = 60
 

@@ -14,12 +14,12 @@ import pytest
 import torch
 from test_inference import faces, write_checkpoint
 
+from adaface.data.image_list import ImageFiles, PairSetImages
+from adaface.data.pair_pickle import write_bin
+from adaface.data.pair_sets import open_pair_set
 from evaluation.cached import CachedEmbedding, ModelFile, load_or_fill, open_table
-from evaluation.image_list import ImageFiles, PairSetImages
 from evaluation.outcome import unreadable_note
 from inference import IMAGE, Embedder
-from pair_pickle import write_bin
-from pair_sets import open_pair_set
 
 ROOT = Path(__file__).resolve().parents[1]
 SHAPE = (6, 4)

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score
 
-from conversion_journal import JOURNAL
+from adaface.data.conversion_journal import JOURNAL
+from adaface.data.image_list import ImageList
 from evaluation.degradation import DegradedImages
 from evaluation.folder import identify, run
 from evaluation.identity_folder import open_identity_folder
-from evaluation.image_list import ImageList
 from evaluation.outcome import Embedded
 
 # angles of the embeddings, in degrees; one of ann's is nearer to bob's first

@@ -4,8 +4,8 @@ import cv2
 import numpy as np
 import pytest
 
+from adaface.data.images import IMAGE_SHAPE
 from evaluation.hardest_pairs import hardest_pairs
-from images import IMAGE_SHAPE
 
 
 class Images:

@@ -9,11 +9,11 @@ import pytest
 from matplotlib.figure import Figure
 from test_evaluation_folder import PEOPLE, Angles, write_people
 
+from adaface.data.image_list import ImageList
 from evaluation import model_comparison
 from evaluation.comparison import Comparison
 from evaluation.degradation import DegradedImages
 from evaluation.folder import run
-from evaluation.image_list import ImageList
 from evaluation.model_comparison import (
     CONDITIONS,
     SHOWN_NUMBERS,

@@ -7,8 +7,8 @@ from test_evaluation_report import Page, result
 from test_training_curves import metrics_file
 
 import run_folder
+from adaface.data.pair_sets import open_pair_set, write_memfile
 from evaluation.run_report import write_run_report
-from pair_sets import open_pair_set, write_memfile
 
 CONFIG = {
     "arch": "ir_18", "head": "adaface", "train_data_path": "faces_emore/imgs", "lr_milestones": [12, 20],

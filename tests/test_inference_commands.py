@@ -16,9 +16,9 @@ from test_inference import faces, write_checkpoint
 from test_model_files import write_official
 
 import inference_commands
+from adaface.data.image_list import ImageFiles
 from alignment.detector import MTCNN
 from alignment.warp import warp_face
-from evaluation.image_list import ImageFiles
 from gallery import read_embeddings
 from inference import Embedder
 from inference_commands import build_parsers, main

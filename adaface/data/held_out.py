@@ -15,11 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
+from adaface.data.datasets import decode_sample
+from adaface.data.images import LazyImages
+from adaface.data.pair_sets import PAPER_SETS, PairSet, find_pair_sets, open_pair_set
+from adaface.data.sampler import RandomStreams
 from adaface.system.command_line import nearest
-from face_datasets import decode_sample
-from images import LazyImages
-from pair_sets import PAPER_SETS, PairSet, find_pair_sets, open_pair_set
-from sampler import RandomStreams
 from selection import SelectedSource, select_classes
 from training_source import TrainingSource
 

@@ -10,8 +10,8 @@ from typing import Protocol
 import cv2
 import numpy as np
 
-from images import IMAGE_SHAPE
-from pair_sets import PairSet
+from adaface.data.images import IMAGE_SHAPE
+from adaface.data.pair_sets import PairSet
 
 
 class ImageList(Protocol):
@@ -79,7 +79,7 @@ class PairSetImages:
     """The 2P images of a verification set; images 2k and 2k+1 are pair k.
 
     Attributes:
-        pair_set: opened by ``pair_sets.open_pair_set``.
+        pair_set: opened by ``data.pair_sets.open_pair_set``.
         path: of the file or folder that holds the images.
     """
 

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from images import LazyImages, decode_image
+from adaface.data.images import LazyImages, decode_image
 
 NOISE = np.random.default_rng(0).integers(0, 256, (7, 7, 3), np.uint8)
 FACE = cv2.resize(NOISE, (112, 112), interpolation=cv2.INTER_CUBIC)  # smooth enough for JPEG

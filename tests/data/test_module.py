@@ -21,20 +21,20 @@ from torch.utils.data import DataLoader
 import selection
 from adaface.augmentation.paper import Augmenter
 from adaface.config.groups import DataOptions
+from adaface.data.datasets import TrainingDataset, ValidationDataset, WaitingLoader, as_it_is
+from adaface.data.module import FaceDataModule
+from adaface.data.pair_sets import PairSet, write_memfile
+from adaface.data.sampler import EpochBatchSampler, RandomStreams, ShardedBatchSampler
 from adaface.records.reader import ImageHeader, RecordWriter, pack
 from adaface.system.lightning_setup import pl
-from data_module import FaceDataModule
-from face_datasets import TrainingDataset, ValidationDataset, WaitingLoader, as_it_is
 from folder_source import FolderSource
-from pair_sets import PairSet, write_memfile
 from record_source import RecordSource
-from sampler import EpochBatchSampler, RandomStreams, ShardedBatchSampler
 from selection import SUBSET_LIST, read_subset_list, select_subset
 from source_finder import open_training_source
 from tests.support.opened_data import data_module
 from train_command import draw_sample_grid
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 CLASSES = 105
 
 
@@ -727,7 +727,7 @@ def test_fingerprint_knows_names_labels_and_pixels(small: Path) -> None:
 def test_a_loader_knows_how_long_it_was_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """Time between two batches, in which the model works, is not counted."""
     now = [0.0]
-    monkeypatch.setattr("face_datasets.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("adaface.data.datasets.time.monotonic", lambda: now[0])
 
     class Slow:
         def __len__(self) -> int:

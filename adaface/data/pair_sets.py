@@ -24,9 +24,9 @@ from typing import Any
 
 import numpy as np
 
+from adaface.data.images import IMAGE_SHAPE, LazyImages, decode_image
+from adaface.data.pair_pickle import EncodedImage, check_counts, read_bin
 from adaface.system.files import atomic_file, atomic_path
-from images import IMAGE_SHAPE, LazyImages, decode_image
-from pair_pickle import EncodedImage, check_counts, read_bin
 
 PAPER_SETS = ("agedb_30", "cfp_fp", "lfw", "cplfw", "calfw")
 _IMAGES_SUFFIX = "_images.npy"

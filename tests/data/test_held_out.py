@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 import convert
+from adaface.data.held_out import FEWEST_PEOPLE, HELD_OUT, MOST_PAIRS, choose_people, draw_pairs, hold_out, open_sets
+from adaface.data.pair_sets import write_memfile
 from demo_data import write_demo_data
 from folder_source import FolderSource
-from held_out import FEWEST_PEOPLE, HELD_OUT, MOST_PAIRS, choose_people, draw_pairs, hold_out, open_sets
-from pair_sets import write_memfile
 from record_source import RecordSource
 from training_source import fingerprint_of
 

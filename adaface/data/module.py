@@ -17,12 +17,19 @@ from torch.utils.data import DataLoader, Dataset
 
 from adaface.augmentation.paper import Augmenter
 from adaface.config.groups import AugmentationOptions, DataOptions
+from adaface.data.datasets import (
+    PlainDataset,
+    TrainingDataset,
+    ValidationDataset,
+    WaitingLoader,
+    as_it_is,
+    start_worker,
+)
+from adaface.data.held_out import hold_out, open_sets
+from adaface.data.pair_sets import PairSet
+from adaface.data.sampler import EpochBatchSampler, ShardedBatchSampler
 from adaface.system.lightning_setup import pl
 from adaface.system.threads import usable_cores
-from face_datasets import PlainDataset, TrainingDataset, ValidationDataset, WaitingLoader, as_it_is, start_worker
-from held_out import hold_out, open_sets
-from pair_sets import PairSet
-from sampler import EpochBatchSampler, ShardedBatchSampler
 from selection import SUBSET_LIST, read_subset_list, select_indexed, select_subset
 from source_finder import open_training_source, split_paths
 from training_source import TrainingSource, fingerprint_of

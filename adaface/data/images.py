@@ -7,7 +7,7 @@ from typing import overload
 import cv2
 import numpy as np
 
-from pair_pickle import EncodedImage
+from adaface.data.pair_pickle import EncodedImage
 
 IMAGE_SHAPE = (112, 112, 3)
 _JPEG_START, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"

@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 import pytest
 
-import pair_sets
-from pair_pickle import read_bin, write_bin
+from adaface.data import pair_sets
+from adaface.data.pair_pickle import read_bin, write_bin
 
 
 def smooth_image(seed: int) -> np.ndarray:

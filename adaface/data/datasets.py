@@ -22,9 +22,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from adaface.augmentation.paper import Augmenter
-from images import IMAGE_SHAPE, decode_image
-from pair_sets import PairSet
-from sampler import RandomStreams
+from adaface.data.images import IMAGE_SHAPE, decode_image
+from adaface.data.pair_sets import PairSet
+from adaface.data.sampler import RandomStreams
 from training_source import TrainingSource
 
 _MOST_BAD_IN_A_ROW = 100

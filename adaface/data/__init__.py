@@ -1,0 +1,1 @@
+"""Training images and verification pairs, decoded, ordered, batched."""
