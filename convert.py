@@ -25,10 +25,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from adaface.data.pair_sets import PAPER_SETS
+from adaface.data.sources.folder import listing
 from adaface.records.shards import find_records
 from adaface.system.command_line import Parser, run_to_status
 from adaface.system.locks import locked
-from folder_source import listing
 from pack import pack_folder, pack_pairs
 from unpack_bin import convert_set
 from unpack_rec import convert_images

@@ -13,11 +13,11 @@ from adaface.data.image_list import PairSetImages, fingerprint_of_files
 from adaface.data.images import decode_image
 from adaface.data.pair_pickle import EncodedImage
 from adaface.data.pair_sets import PairSet, find_pair_sets, open_pair_set
-from combined_source import CombinedSource
-from folder_source import IMAGE_EXTENSIONS, FolderSource, listing
-from record_source import FlawedRecordSource
-from source_finder import open_training_source
-from training_source import Flaw, TrainingSource
+from adaface.data.sources.base import Flaw, TrainingSource
+from adaface.data.sources.combined import CombinedSource
+from adaface.data.sources.finder import open_training_source
+from adaface.data.sources.folder import IMAGE_EXTENSIONS, FolderSource, listing
+from adaface.data.sources.records import FlawedRecordSource
 
 _LONGEST_NAME = 60
 

@@ -15,9 +15,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from adaface.data.sources.records import RecordSource
 from adaface.records.format import HEADER, LENGTH_MASK, MAGIC, PART
 from bench.timing import Side, compare, options, report
-from record_source import RecordSource
 
 _PAYLOAD_BYTES = 90
 _RECORDS, _IDENTITIES = 5_000_000, 85_000

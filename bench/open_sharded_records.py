@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
+from adaface.data.sources.records import RecordSource
 from adaface.records.shards import find_records
 from bench.open_records import IMAGE_BYTES, forget, plain_loop, write_idx, write_images, write_records
 from bench.timing import Side, compare, options, report
-from record_source import RecordSource
 
 _IMAGES, _IDENTITIES, _FILES = 42_474_557, 2_059_906, 10
 _QUICK_IMAGES, _QUICK_IDENTITIES = 120_000, 2_001  # large enough for sidecars

@@ -38,7 +38,7 @@ class Box:
 
 
 BOXES = {
-    "images": Box(0, 3, "images", ".rec, folders, several", "source_finder.py, records/reader.py", GREEN),
+    "images": Box(0, 3, "images", ".rec, folders, several", "data/sources/finder.py, records/reader.py", GREEN),
     "batches": Box(2.8, 3, "batches", "decode, augment, flip: uint8 BGR", "data/module.py, data/sampler.py", GREEN),
     "backbone": Box(5.6, 3, "backbone", "IR-ResNet: embedding (B, 512)", "models/iresnet.py", BLUE),
     "head": Box(8.4, 3, "margin head", "cosines to C classes, margin", "heads/margins.py, heads/partial_fc.py", BLUE),

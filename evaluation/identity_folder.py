@@ -16,7 +16,7 @@ import numpy as np
 from adaface.data.conversion_journal import JOURNAL
 from adaface.data.image_list import ImageFiles, read_colour_image
 from adaface.data.images import IMAGE_SHAPE
-from folder_source import FolderSource, listing
+from adaface.data.sources.folder import FolderSource, listing
 
 GALLERY, PROBE = "gallery", "probe"
 _TRIED = 16

@@ -12,8 +12,8 @@ import numpy as np
 
 from adaface.data.image_list import ChosenImages, ImageList, PairSetImages
 from adaface.data.pair_sets import PAPER_SETS, find_pair_sets, open_pair_set
+from adaface.data.sources.folder import listing
 from evaluation.outcome import EmbedImages, unreadable_note
-from folder_source import listing
 from results import SetResult, evaluate_set
 
 

@@ -22,12 +22,13 @@ import convert
 import main
 from adaface.data.image_list import ImageList
 from adaface.data.images import decode_image
+from adaface.data.sources.base import fingerprint_of
+from adaface.data.sources.folder import FolderSource
 from adaface.models.registry import build_model
 from adaface.records.reader import ImageHeader, RecordWriter, pack
 from audit import run
 from audit.run import AuditOptions
 from evaluation.outcome import Embedded
-from folder_source import FolderSource
 from tests.support.opened_data import data_module
 from tests.support.planted_faults import (
     EACH,
@@ -40,7 +41,6 @@ from tests.support.planted_faults import (
     plant,
     read_findings,
 )
-from training_source import fingerprint_of
 
 ROOT = Path(__file__).resolve().parents[1]
 MOST_FALSE_ALARMS = 0.02

@@ -18,6 +18,8 @@ from torch.nn import functional as F
 import convert
 import main
 from adaface.data import module as data_module
+from adaface.data.sources.base import fingerprint_of
+from adaface.data.sources.folder import FolderSource
 from adaface.heads import margins
 from adaface.heads.margins import build_head
 from adaface.heads.partial_fc import build_sharded_head
@@ -25,10 +27,8 @@ from adaface.models import registry
 from adaface.models.backbone import Backbone
 from architecture_table import rows
 from demo_data import write_demo_data
-from folder_source import FolderSource
 from inference import load_pretrained_model
 from train_val import FaceRecognitionModule
-from training_source import fingerprint_of
 
 ROOT = Path(__file__).resolve().parents[1]
 

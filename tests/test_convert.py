@@ -15,11 +15,11 @@ import pytest
 
 import convert
 import pack
-import source_finder
 import unpack_rec
 from adaface.data import pair_sets
 from adaface.data.images import decode_image
 from adaface.data.pair_pickle import read_bin, write_bin
+from adaface.data.sources import finder
 from adaface.records import reader
 from adaface.system.locks import locked
 
@@ -205,7 +205,7 @@ def test_a_killed_conversion_goes_on(tmp_path: Path) -> None:
     noted = json.loads((folder / "imgs" / ".convert.json").read_text())["done"]
     assert noted in (100, 200)
     with pytest.raises(ValueError, match="is not finished"):
-        source_finder.open_training_source(str(folder), "imgs")
+        finder.open_training_source(str(folder), "imgs")
     times_before = times_below(folder / "imgs")
 
     again = subprocess.run([*command, "0"], cwd=PROJECT, capture_output=True, text=True, check=True)

@@ -10,9 +10,9 @@ import pytest
 from test_convert import PROJECT, error_of, files_below, run
 
 import convert
+from adaface.data.sources.finder import open_training_source
+from adaface.data.sources.folder import FolderSource
 from adaface.records import reader
-from folder_source import FolderSource
-from source_finder import open_training_source
 from tests.support.sharded_records import face, write_chunks, write_parts
 
 LABELS = [[0, 0, 1], [1, 2], [2, 10, 10]]

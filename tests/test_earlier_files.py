@@ -15,10 +15,10 @@ import torch
 
 import main
 from adaface.config.parsing import read_recipe
+from adaface.data.sources.records import RecordSource
 from adaface.records import sidecar
 from demo_data import write_demo_data
 from inference import load_pretrained_model
-from record_source import RecordSource
 
 EARLIER = Path(__file__).parent / "golden" / "earlier"
 MADE = 1_700_000_000  # when the records were made: sidecars go by it

@@ -20,10 +20,10 @@ from adaface.config.groups import Config
 from adaface.config.parsing import FINETUNE_DEFAULTS, parse
 from adaface.data.held_out import hold_out
 from adaface.data.images import decode_image
+from adaface.data.sources.folder import FolderSource
 from adaface.models.registry import build_model
 from checkpoints import load_checkpoint
 from demo_data import write_demo_data
-from folder_source import FolderSource
 from inference import IMAGE, Embedder
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -25,7 +25,7 @@ from adaface.augmentation.paper import Augmenter
 from adaface.data.images import IMAGE_SHAPE, decode_image
 from adaface.data.pair_sets import PairSet
 from adaface.data.sampler import RandomStreams
-from training_source import TrainingSource
+from adaface.data.sources.base import TrainingSource
 
 _MOST_BAD_IN_A_ROW = 100
 _AT_ONCE = 16

@@ -19,9 +19,9 @@ from adaface.data.datasets import decode_sample
 from adaface.data.images import LazyImages
 from adaface.data.pair_sets import PAPER_SETS, PairSet, find_pair_sets, open_pair_set
 from adaface.data.sampler import RandomStreams
+from adaface.data.sources.base import TrainingSource
+from adaface.data.sources.selection import SelectedSource, select_classes
 from adaface.system.command_line import nearest
-from selection import SelectedSource, select_classes
-from training_source import TrainingSource
 
 HELD_OUT = "held_out"  # the name of the verification set of people held out
 FEWEST_PEOPLE = 4

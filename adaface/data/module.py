@@ -28,11 +28,11 @@ from adaface.data.datasets import (
 from adaface.data.held_out import hold_out, open_sets
 from adaface.data.pair_sets import PairSet
 from adaface.data.sampler import EpochBatchSampler, ShardedBatchSampler
+from adaface.data.sources.base import TrainingSource, fingerprint_of
+from adaface.data.sources.finder import open_training_source, split_paths
+from adaface.data.sources.selection import SUBSET_LIST, read_subset_list, select_indexed, select_subset
 from adaface.system.lightning_setup import pl
 from adaface.system.threads import usable_cores
-from selection import SUBSET_LIST, read_subset_list, select_indexed, select_subset
-from source_finder import open_training_source, split_paths
-from training_source import TrainingSource, fingerprint_of
 
 _SHOWN_BAD = 10
 
@@ -196,7 +196,7 @@ class FaceDataModule(pl.LightningDataModule):
         return "\n".join(lines + [f"note: {note}" for note in self.notes])
 
     def fingerprint(self) -> str:
-        """Identify the training data, see ``training_source.fingerprint_of``; empty in evaluation."""
+        """Identify the training data, see ``data.sources.base.fingerprint_of``; empty in evaluation."""
         if self._fingerprint is None:
             self._fingerprint = "" if self._dataset is None else fingerprint_of(self._dataset.source)
         return self._fingerprint

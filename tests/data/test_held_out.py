@@ -8,10 +8,10 @@ import pytest
 import convert
 from adaface.data.held_out import FEWEST_PEOPLE, HELD_OUT, MOST_PAIRS, choose_people, draw_pairs, hold_out, open_sets
 from adaface.data.pair_sets import write_memfile
+from adaface.data.sources.base import fingerprint_of
+from adaface.data.sources.folder import FolderSource
+from adaface.data.sources.records import RecordSource
 from demo_data import write_demo_data
-from folder_source import FolderSource
-from record_source import RecordSource
-from training_source import fingerprint_of
 
 
 @pytest.fixture(scope="module")

@@ -18,19 +18,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-import selection
 from adaface.augmentation.paper import Augmenter
 from adaface.config.groups import DataOptions
 from adaface.data.datasets import TrainingDataset, ValidationDataset, WaitingLoader, as_it_is
 from adaface.data.module import FaceDataModule
 from adaface.data.pair_sets import PairSet, write_memfile
 from adaface.data.sampler import EpochBatchSampler, RandomStreams, ShardedBatchSampler
+from adaface.data.sources import selection
+from adaface.data.sources.finder import open_training_source
+from adaface.data.sources.folder import FolderSource
+from adaface.data.sources.records import RecordSource
+from adaface.data.sources.selection import SUBSET_LIST, read_subset_list, select_subset
 from adaface.records.reader import ImageHeader, RecordWriter, pack
 from adaface.system.lightning_setup import pl
-from folder_source import FolderSource
-from record_source import RecordSource
-from selection import SUBSET_LIST, read_subset_list, select_subset
-from source_finder import open_training_source
 from tests.support.opened_data import data_module
 from train_command import draw_sample_grid
 

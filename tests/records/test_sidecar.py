@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import record_source
+from adaface.data.sources import records as record_source
+from adaface.data.sources.folder import FolderSource
+from adaface.data.sources.records import RecordSource
 from adaface.records import index, sidecar
 from adaface.records.reader import RecordFile
-from folder_source import FolderSource
-from record_source import RecordSource
 from tests.support.large_records import IDENTITIES, IMAGES, PAST, large, records, write
 from unpack_rec import convert_images
 

@@ -13,14 +13,14 @@ import torch
 from adaface.augmentation.paper import Augmenter
 from adaface.data.datasets import TrainingDataset
 from adaface.data.module import FaceDataModule
-from combined_source import CombinedSource
-from folder_source import FolderSource
-from record_source import RecordSource
-from source_finder import open_training_source
+from adaface.data.sources.base import fingerprint_of
+from adaface.data.sources.combined import CombinedSource
+from adaface.data.sources.finder import open_training_source
+from adaface.data.sources.folder import FolderSource
+from adaface.data.sources.records import RecordSource
 from tests.support.opened_data import data_module
 from tests.support.sharded_records import face, write_chunks, write_parts
 from train_command import draw_sample_grid
-from training_source import fingerprint_of
 
 B_LABELS = [[0, 0, 0, 1], [1, 2, 2]]
 
@@ -118,7 +118,7 @@ def test_a_run_counts_names_and_fingerprints_all_of_them(root: Path) -> None:
 
 
 def test_the_fingerprint_is_that_of_all_names_at_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("training_source._NAMES_AT_ONCE", 3)
+    monkeypatch.setattr("adaface.data.sources.base._NAMES_AT_ONCE", 3)
     source = open_training_source(root, "a,b,c")
     digest = hashlib.sha256(b"15\na/x\na/y\na/z\nb/0\nb/1\nb/2\nc/0" + source.labels.tobytes())
     for i in range(15):

@@ -14,11 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from adaface.data.sources.base import TrainingSource
+from adaface.data.sources.combined import CombinedSource
+from adaface.data.sources.folder import FolderSource, listing
+from adaface.data.sources.records import FlawedRecordSource, RecordSource
 from adaface.records.shards import IMAGE_FOLDER, RECORD_FILE, find_records, holds_records
-from combined_source import CombinedSource
-from folder_source import FolderSource, listing
-from record_source import FlawedRecordSource, RecordSource
-from training_source import TrainingSource
 
 
 class _Found(NamedTuple):

@@ -10,8 +10,8 @@ import pytest
 import resume
 from adaface.config import parsing
 from adaface.config.groups import RunOptions
-from folder_source import FolderSource
-from selection import TrainingIndex, select_indexed, write_index
+from adaface.data.sources.folder import FolderSource
+from adaface.data.sources.selection import TrainingIndex, select_indexed, write_index
 from tests.support.sharded_records import face
 
 NAMES = ["Ada", 'B "o", b', "Cy\nd", os.fsdecode(b"D\xff")]

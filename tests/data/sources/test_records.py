@@ -7,16 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import record_source
+from adaface.data.sources import records
+from adaface.data.sources.base import fingerprint_of
+from adaface.data.sources.finder import open_training_source
+from adaface.data.sources.folder import FolderSource
+from adaface.data.sources.records import FlawedRecordSource, RecordSource
 from adaface.records import index
 from adaface.records.reader import ImageHeader, RecordWriter, pack
 from adaface.records.shards import find_records
-from folder_source import FolderSource
-from record_source import FlawedRecordSource, RecordSource
-from source_finder import open_training_source
 from tests.records.test_sidecar import is_mapped, names
 from tests.support.sharded_records import face, write_chunks, write_parts
-from training_source import fingerprint_of
 from unpack_rec import convert_images
 
 CLASSES = 24
@@ -182,7 +182,7 @@ def test_workers_map_what_the_first_process_found(kept: Path, method: str) -> No
 def test_second_opening_orders_nothing(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = source_of(kept)
     monkeypatch.setattr(index, "_from_idx", None)
-    monkeypatch.setattr(record_source, "_ordered", None)
+    monkeypatch.setattr(records, "_ordered", None)
     second = source_of(kept)
     assert np.array_equal(first.labels, second.labels) and np.array_equal(first._positions, second._positions)
 

@@ -32,13 +32,13 @@ from typing import Any
 
 import numpy as np
 
+from adaface.data.sources.base import TrainingSource, fingerprint_of
 from adaface.system.command_line import nearest
 from adaface.system.files import atomic_file
-from training_source import TrainingSource, fingerprint_of
 
 SUBSET_LIST = "ms1mv2_train_subset_index.txt"
 _FEWEST_IMAGES = 5
-_ASSETS = Path(__file__).resolve().parent / "assets"
+_ASSETS = Path(__file__).resolve().parents[3] / "assets"
 COLUMNS = ("sample", "use", "identity", "train_as", "why", "image")
 _FIRST_LINE = re.compile(r"# adaface index 1: (\d+) images, fingerprint ([0-9a-f]{64})")
 _ENCODING: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}

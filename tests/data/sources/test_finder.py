@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from folder_source import FolderSource
-from record_source import RecordSource
-from source_finder import open_training_source, split_paths
+from adaface.data.sources.finder import open_training_source, split_paths
+from adaface.data.sources.folder import FolderSource
+from adaface.data.sources.records import RecordSource
 from tests.support.sharded_records import face, write_chunks
 
 

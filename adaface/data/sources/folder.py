@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from adaface.data.conversion_journal import JOURNAL
-from training_source import Flaw
+from adaface.data.sources.base import Flaw
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 _SHOWN = 6

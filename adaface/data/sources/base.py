@@ -1,8 +1,9 @@
 """What training takes its images from: samples in a fixed order, numbered from 0, with labels.
 
-A folder of class folders (`folder_source.py`), `.rec` files (`record_source.py`), several of these together
-(`combined_source.py`) and the subset list of one (`selection.py`) are such sources. A folder and the `.rec` that
-it was converted from give the same samples in the same order with the same labels. None decodes an image.
+A folder of class folders (`data/sources/folder.py`), `.rec` files (`data/sources/records.py`), several of these
+together (`data/sources/combined.py`) and the subset list of one (`data/sources/selection.py`) are such sources. A
+folder and the `.rec` that it was converted from give the same samples in the same order with the same labels. None
+decodes an image.
 
 Source: torchvision's `ImageFolder`.
 """

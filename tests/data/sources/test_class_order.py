@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from class_order import NumberedNames, PrefixedNames, lexicographic_order, order_by_class
+from adaface.data.sources.class_order import NumberedNames, PrefixedNames, lexicographic_order, order_by_class
 
 
 @settings(max_examples=80, deadline=None)

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from class_order import PrefixedNames
-from training_source import TrainingSource
+from adaface.data.sources.base import TrainingSource
+from adaface.data.sources.class_order import PrefixedNames
 
 
 class CombinedSource:

@@ -20,11 +20,11 @@ from typing import Any
 
 import numpy as np
 
+from adaface.data.sources.base import Flaw
+from adaface.data.sources.class_order import NumberedNames, lexicographic_order, order_by_class
 from adaface.records import sidecar
 from adaface.records.reader import RecordFile
 from adaface.records.shards import IMAGE_FOLDER, RecordShards
-from class_order import NumberedNames, lexicographic_order, order_by_class
-from training_source import Flaw
 
 _SIDECAR = "order"
 _SHOWN = 6
