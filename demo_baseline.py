@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from adaface.data.pair_sets import PAPER_SETS, open_pair_set
+from adaface.metrics.verification import evaluate
 from adaface.system.command_line import Parser, run_to_status
 from adaface.system.text_table import aligned
-from verification_metrics import evaluate
 
 
 def raw_pixel_baseline(folder: str | os.PathLike[str]) -> tuple[dict[str, float], str]:

@@ -3,12 +3,12 @@
 The code is in ``adaface/metrics/verification.py``.
 """
 
-from verification_metrics import auc as auc
-from verification_metrics import best_accuracy as best_accuracy
-from verification_metrics import eer as eer
-from verification_metrics import evaluate as evaluate
-from verification_metrics import fold_decisions as fold_decisions
-from verification_metrics import fuse_flip as fuse_flip
-from verification_metrics import pair_similarities as pair_similarities
-from verification_metrics import roc as roc
-from verification_metrics import tar_at_far as tar_at_far
+from adaface.metrics.verification import auc as auc
+from adaface.metrics.verification import best_accuracy as best_accuracy
+from adaface.metrics.verification import eer as eer
+from adaface.metrics.verification import evaluate as evaluate
+from adaface.metrics.verification import fold_decisions as fold_decisions
+from adaface.metrics.verification import fuse_flip as fuse_flip
+from adaface.metrics.verification import pair_similarities as pair_similarities
+from adaface.metrics.verification import roc as roc
+from adaface.metrics.verification import tar_at_far as tar_at_far

@@ -26,6 +26,7 @@ import onnx
 from tqdm import tqdm
 
 from adaface.data.pair_sets import PairSet
+from adaface.metrics.results import evaluate_set
 from adaface.models.backbone import IMAGE_SIZE
 from adaface.models.registry import ARCHITECTURES, check_architecture
 from adaface.system.command_line import Parser, run_to_status
@@ -36,7 +37,6 @@ from onnx_graph import OPSET, set_metadata, to_onnx
 from onnx_int8 import FEWEST_IMAGES, LEAST_MEAN_COSINE, MOST_IMAGES, check_enough, quantize
 from onnx_network import OnnxNetwork, load_network
 from onnx_parity import compare_networks, compare_with_pytorch
-from results import evaluate_set
 from run_folder import describe_environment
 from sample_images import drawn_faces, read_pair_set, read_sample
 

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from adaface.metrics.verification import fuse_flip
 from adaface.models.backbone import EMBEDDING_SIZE, IMAGE_SIZE, Backbone
 from adaface.models.input_format import InputFormat, normalize_images
 from adaface.models.layers import fold_batch_norms
@@ -30,7 +31,6 @@ from adaface.models.registry import build_model
 from checkpoint_weights import backbone_state, find_architecture, load_backbone
 from checkpoints import THRESHOLD, load_checkpoint
 from onnx_network import load_network
-from verification_metrics import fuse_flip
 
 FUSED, IMAGE, MIRROR = VIEWS = ("fused", "image", "mirror")
 

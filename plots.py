@@ -15,8 +15,8 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
+from adaface.metrics.verification import auc, eer, roc, tar_at_far
 from plot_style import BLACK, BLUE, DPI, GREY, PERCENT, POWER_OF_TEN, VERMILION, dress, line_looks, plain, save_figure
-from verification_metrics import auc, eer, roc, tar_at_far
 
 _MOST_BINS = 60
 _FEWEST_BINS = 10
@@ -28,7 +28,7 @@ _CHANCE: dict[str, Any] = {"color": GREY, "linewidth": 1.2, "linestyle": (0, (2,
 
 
 class ScoredPairs(Protocol):
-    """A verification set whose pairs have scores; ``results.SetResult`` is one."""
+    """A verification set whose pairs have scores; ``metrics.results.SetResult`` is one."""
 
     @property
     def name(self) -> str:

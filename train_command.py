@@ -38,6 +38,7 @@ from adaface.distributed.startup import (
     run_and_leave,
 )
 from adaface.distributed.watch import InterruptedTrainingError, ProcessWatch
+from adaface.metrics.results import results_table, write_results
 from adaface.system.command_line import EXPECTED_ERRORS, FAILED, INTERRUPTED, terminated_as_interrupted
 from adaface.system.files import write_atomically
 from adaface.system.lightning_setup import pl
@@ -54,7 +55,6 @@ from evaluation.run_report import write_run_report
 from finetuning import find_pretrained
 from optimization import scaled_learning_rate
 from plots import plot_roc, plot_similarity_histograms
-from results import results_table, write_results
 from resume import check_paths, check_still_new, with_checkpoint_options, with_run_folder
 from run_folder import choose_run_folder, make_run_folder, write_config, write_manifest
 from trainer import batches_of_epoch

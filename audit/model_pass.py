@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from adaface.data.image_list import ChosenImages
+from adaface.metrics.outcome import EmbedImages
 from audit.duplicates import Scanned
 from audit.finding import Finding
 from audit.identities import Embeddings, identity_findings, leaked_identities, levels_of
 from audit.images import AuditedData, TestImages
 from audit.scan import GOOD, states
-from evaluation.outcome import EmbedImages
 
 _FEWEST_IDENTITIES = 2
 

@@ -16,6 +16,7 @@ from typing import Protocol
 import numpy as np
 
 from adaface.data.sources.selection import write_index
+from adaface.metrics.outcome import EmbedImages
 from adaface.system.locks import locked
 from adaface.system.quiet import quiet_error_output
 from adaface.system.text_table import aligned
@@ -28,7 +29,6 @@ from audit.images import AuditedData, TestImages, image_folders, open_audited_da
 from audit.model_pass import model_findings
 from audit.report import CSV, HTML, JSON, counts_of, in_order_of_level, write_csv, write_html, write_json
 from audit.scan import GOOD, counted_findings, open_table, scan, states, usual_of
-from evaluation.outcome import EmbedImages
 
 INDEX = "cleaned_index.csv"
 FOUND = 3  # exit status of an audit that has found more than notes

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import norm
 
-from evaluation.intervals import Interval, accuracy_interval, auc_interval, eer_interval, tar_intervals
-from verification_metrics import evaluate
+from adaface.metrics.intervals import Interval, accuracy_interval, auc_interval, eer_interval, tar_intervals
+from adaface.metrics.verification import evaluate
 
 WANTED = (0.93, 0.97)
 _FARS = (1e-1, 1e-2, 1e-3)

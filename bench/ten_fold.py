@@ -7,8 +7,8 @@ The baseline is the textbook form: for each fold and each of 400 thresholds a pr
 
 import numpy as np
 
+from adaface.metrics.verification import evaluate
 from bench.timing import Side, compare, options, report
-from verification_metrics import evaluate
 
 _FOLDS = 10
 _THRESHOLDS = np.arange(0, 4, 0.01)

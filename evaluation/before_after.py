@@ -15,11 +15,11 @@ from typing import Any
 
 from adaface.data.image_list import PairSetImages
 from adaface.data.pair_sets import PairSet
+from adaface.metrics.outcome import EmbedImages
 from adaface.system.files import write_atomically
 from evaluation.degradation import DegradedImages
 from evaluation.folder import degradation_note
 from evaluation.model_comparison import ModelComparison
-from evaluation.outcome import EmbedImages
 from evaluation.pair_comparison import FAR, compare_pair_lists
 from evaluation.verification import PairList
 

@@ -28,10 +28,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from adaface.data.image_list import ImageList
+from adaface.metrics.outcome import Embedded
 from adaface.system.devices import divide_threads
 from adaface.system.locks import locked_when_free
 from adaface.system.threads import in_order, usable_cores
-from evaluation.outcome import Embedded
 from inference import FUSED, Embedder
 
 CACHE = "experiments/embeddings"  # where commands keep embeddings unless told otherwise

@@ -11,17 +11,17 @@ from typing import Any
 
 import numpy as np
 
+from adaface.metrics.outcome import Outcome, outcome_lines
+from adaface.metrics.results import results_table, write_results
 from adaface.system.files import write_atomically
 from evaluation.degradation import DegradedImages, draw_samples
 from evaluation.hardest_pairs import hardest_pairs
 from evaluation.model_comparison import ModelComparison, comparison_text, write_comparison
-from evaluation.outcome import Outcome, outcome_lines
 from evaluation.report import ReportContent, write_report
 from evaluation.report_tables import ReportTable
 from evaluation.verification import VerifiedSet
 from plots import plot_roc, plot_similarity_histograms
 from quality_plot import RejectCurve
-from results import results_table, write_results
 from run_folder import MANIFEST, describe_environment
 
 REPORT = "report.html"

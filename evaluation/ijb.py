@@ -18,8 +18,11 @@ from typing import overload
 import numpy as np
 
 from adaface.data.image_list import ImageFiles, ImageList
+from adaface.metrics.identification import nonmates_needed, rank_rates, tpir_at_fpir
+from adaface.metrics.intervals import Interval, rate_interval, tar_intervals
+from adaface.metrics.outcome import Embedded, EmbedImages, Outcome, unreadable_note
+from adaface.metrics.verification import tar_at_far
 from alignment.warp import warp_face
-from evaluation.identification import nonmates_needed, rank_rates, tpir_at_fpir
 from evaluation.ijb_metadata import (
     TITLES,
     IJBMetadata,
@@ -29,8 +32,6 @@ from evaluation.ijb_metadata import (
     template_subjects,
     with_fewer_pairs,
 )
-from evaluation.intervals import Interval, rate_interval, tar_intervals
-from evaluation.outcome import Embedded, EmbedImages, Outcome, unreadable_note
 from evaluation.similarity_search import search
 from evaluation.template_pooling import (
     POOLINGS,
@@ -40,7 +41,6 @@ from evaluation.template_pooling import (
     pool_templates,
     unfused_features,
 )
-from verification_metrics import tar_at_far
 
 FARS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 RANKS = (1, 5, 10)

@@ -21,14 +21,14 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from adaface.metrics.comparison import Comparison, compare_decisions
+from adaface.metrics.identification import compare_macro_f1, macro_f1
+from adaface.metrics.outcome import EmbedImages, Outcome
 from adaface.system.files import write_atomically
 from adaface.system.text_table import aligned
-from evaluation.comparison import Comparison, compare_decisions
 from evaluation.degradation import DegradedImages
 from evaluation.folder import PROTOCOL, Identification, degradation_note, identify, outcome_of
-from evaluation.identification import compare_macro_f1, macro_f1
 from evaluation.identity_folder import open_identity_folder
-from evaluation.outcome import EmbedImages, Outcome
 from plot_style import BLACK, BLUE, DPI, GREEN, ORANGE, PURPLE, SKY, VERMILION, dress, save_figure
 
 CLEAR, BLURRED, BLURRED_PROBES = "clear", "blurred", "blurred probes"

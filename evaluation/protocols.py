@@ -9,15 +9,16 @@ from typing import Any
 import numpy as np
 
 from adaface.data.image_list import ChosenImages
+from adaface.metrics.calibration import calibrate
+from adaface.metrics.outcome import Outcome
+from adaface.metrics.quality import ErrorReject, error_versus_reject, quality_warning, rank_correlation
 from checkpoints import store_threshold
 from evaluation import folder, ijb, tinyface, verification
 from evaluation.cached import CachedEmbedding
-from evaluation.calibration import calibrate
 from evaluation.degradation import DegradedImages
 from evaluation.findings import Findings
 from evaluation.identity_folder import open_identity_folder
 from evaluation.model_comparison import compare_models, model_names
-from evaluation.outcome import Outcome
 from evaluation.pair_comparison import FAR, compare_on_pairs
 from evaluation.published import (
     Measurement,
@@ -25,7 +26,6 @@ from evaluation.published import (
     comparison_table,
     find_published,
 )
-from evaluation.quality import ErrorReject, error_versus_reject, quality_warning, rank_correlation
 from evaluation.template_pooling import POOLINGS
 from evaluation.verification import VerifiedSet
 from published_models import RANK_1, RANK_5

@@ -16,9 +16,10 @@ import numpy as np
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader
 
+from adaface.metrics.outcome import Outcome
+from adaface.metrics.results import SetResult
 from adaface.system.files import write_atomically
 from evaluation.hardest_pairs import HardestPairs, HardPair
-from evaluation.outcome import Outcome
 from evaluation.report_panels import quality_panels, score_panels, similarity_panels, training_panels
 from evaluation.report_tables import (
     ReportTable,
@@ -29,7 +30,6 @@ from evaluation.report_tables import (
 )
 from plots import ScoredPairs
 from quality_plot import RejectCurve
-from results import SetResult
 from svg_figure import COLOR_NAMES
 
 _TEMPLATE = "report.html.j2"

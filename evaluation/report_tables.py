@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from evaluation.outcome import Outcome
+from adaface.metrics.outcome import Outcome
+from adaface.metrics.results import FARS, SetResult
 from plot_style import power_of_ten
-from results import FARS, SetResult
 
 _CAPTION = "Percent, with 95 % intervals where they are known; the threshold is a cosine."
 Interval = tuple[float, float]

@@ -11,9 +11,9 @@ import yaml
 
 from adaface.data.image_list import PairSetImages
 from adaface.data.pair_sets import PairSet
+from adaface.metrics.results import SetResult
 from evaluation.hardest_pairs import hardest_pairs
 from evaluation.report import ReportContent, write_report
-from results import SetResult
 from run_folder import CONFIG, MANIFEST
 from training_curves import read_metrics
 

@@ -19,9 +19,9 @@ from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 
 from adaface.data.image_list import ImageFiles
-from evaluation.identification import rank_rates
-from evaluation.intervals import rate_interval
-from evaluation.outcome import Embedded, EmbedImages, Outcome
+from adaface.metrics.identification import rank_rates
+from adaface.metrics.intervals import rate_interval
+from adaface.metrics.outcome import Embedded, EmbedImages, Outcome
 from evaluation.similarity_search import search
 
 RANKS = (1, 5, 20)

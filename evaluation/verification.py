@@ -1,6 +1,6 @@
 """The `pairs` protocol: verification sets in any form, by 10-fold accuracy, TAR at FAR, AUC and EER.
 
-Source: LFW's protocol as InsightFace and the official AdaFace code compute it (``verification_metrics.py``).
+Source: LFW's protocol as InsightFace and the official AdaFace code compute it (``metrics/verification.py``).
 Differs from them: no set is compulsory; pairs with an image that cannot be read are left out and counted.
 """
 
@@ -13,8 +13,8 @@ import numpy as np
 from adaface.data.image_list import ChosenImages, ImageList, PairSetImages
 from adaface.data.pair_sets import PAPER_SETS, find_pair_sets, open_pair_set
 from adaface.data.sources.folder import listing
-from evaluation.outcome import EmbedImages, unreadable_note
-from results import SetResult, evaluate_set
+from adaface.metrics.outcome import EmbedImages, unreadable_note
+from adaface.metrics.results import SetResult, evaluate_set
 
 
 @dataclass(frozen=True)

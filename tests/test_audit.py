@@ -24,11 +24,11 @@ from adaface.data.image_list import ImageList
 from adaface.data.images import decode_image
 from adaface.data.sources.base import fingerprint_of
 from adaface.data.sources.folder import FolderSource
+from adaface.metrics.outcome import Embedded
 from adaface.models.registry import build_model
 from adaface.records.reader import ImageHeader, RecordWriter, pack
 from audit import run
 from audit.run import AuditOptions
-from evaluation.outcome import Embedded
 from tests.support.opened_data import data_module
 from tests.support.planted_faults import (
     EACH,

@@ -17,8 +17,8 @@ from test_inference import faces, write_checkpoint
 from adaface.data.image_list import ImageFiles, PairSetImages
 from adaface.data.pair_pickle import write_bin
 from adaface.data.pair_sets import open_pair_set
+from adaface.metrics.outcome import unreadable_note
 from evaluation.cached import CachedEmbedding, ModelFile, load_or_fill, open_table
-from evaluation.outcome import unreadable_note
 from inference import IMAGE, Embedder
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -6,13 +6,13 @@ import cv2
 import numpy as np
 import pytest
 
+from adaface.metrics.outcome import Embedded
+from adaface.metrics.verification import fuse_flip
 from alignment.warp import warp_face
 from evaluation import ijb
 from evaluation.ijb_metadata import metadata_files, read_metadata, template_subjects
-from evaluation.outcome import Embedded
 from evaluation.template_pooling import POOLINGS
 from tests.support import oracles_identification as oracle
-from verification_metrics import fuse_flip
 
 SHARE = 100  # percent
 

@@ -10,8 +10,9 @@ from matplotlib.figure import Figure
 from test_evaluation_folder import PEOPLE, Angles, write_people
 
 from adaface.data.image_list import ImageList
+from adaface.metrics.comparison import Comparison
+from adaface.metrics.outcome import Embedded, Outcome
 from evaluation import model_comparison
-from evaluation.comparison import Comparison
 from evaluation.degradation import DegradedImages
 from evaluation.folder import run
 from evaluation.model_comparison import (
@@ -25,7 +26,6 @@ from evaluation.model_comparison import (
     plot_comparison,
     write_comparison,
 )
-from evaluation.outcome import Embedded, Outcome
 
 
 class LostWhereBlurred(Angles):

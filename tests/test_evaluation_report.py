@@ -9,11 +9,11 @@ import pytest
 from test_evaluation_hardest_pairs import Images
 from test_quality_plot import Curve
 
+from adaface.metrics.outcome import Outcome
+from adaface.metrics.results import SetResult, evaluate_set
 from evaluation.hardest_pairs import hardest_pairs
-from evaluation.outcome import Outcome
 from evaluation.report import ReportContent, write_report
 from evaluation.report_tables import Cell, ReportTable, Row
-from results import SetResult, evaluate_set
 from tests.support.browser import in_browser, needs_chromium
 
 EVIL = "<script>alert('x')</script><img src=http://evil.example/a.png onerror=alert(1)>\"'&"

@@ -3,9 +3,9 @@ import tracemalloc
 import numpy as np
 import pytest
 
+from adaface.metrics.verification import fuse_flip
 from evaluation.template_pooling import POOLINGS, UNFUSED_POOLINGS, fused_features, pool_templates, unfused_features
 from tests.support import oracles_identification as oracle
-from verification_metrics import fuse_flip
 
 IDS = np.array([7, 3, 7, 7, 3, 7])
 MEDIA = np.array([1, 1, 2, 2, 1, 2])

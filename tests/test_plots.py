@@ -9,11 +9,11 @@ from matplotlib.figure import Figure
 
 import plots
 import training_curves
+from adaface.metrics.verification import roc
 from plot_style import power_of_ten
 from plots import draw_det, draw_roc, plot_roc, plot_similarity_histograms
 from tests.support.drawn_figures import assert_is_a_picture, figures_saved_by, texts
 from training_curves import plot_loss
-from verification_metrics import roc
 
 
 @dataclass

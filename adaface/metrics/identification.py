@@ -28,8 +28,8 @@ import numpy as np
 from scipy.stats import norm, t
 from sklearn.metrics import f1_score
 
-from evaluation.comparison import Comparison
-from evaluation.intervals import Interval, wilson
+from adaface.metrics.comparison import Comparison
+from adaface.metrics.intervals import Interval, wilson
 
 _UPPER = 0.975
 

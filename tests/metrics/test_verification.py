@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import torch
 
+from adaface.metrics.verification import auc, eer, evaluate, fuse_flip, pair_similarities, roc, tar_at_far
 from tests.support import oracles_evaluate as oracle
 from tests.support.oracles_evaluate import pairs_at, random_pairs
-from verification_metrics import auc, eer, evaluate, fuse_flip, pair_similarities, roc, tar_at_far
 
 NAMES = ("tpr", "fpr", "accuracy", "best_thresholds")
 

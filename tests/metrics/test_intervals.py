@@ -1,8 +1,7 @@
 import numpy as np
 import pytest
 
-from bench.interval_coverage import INDEPENDENT, SHARED, Case, coverage, intervals, misses
-from evaluation.intervals import (
+from adaface.metrics.intervals import (
     accuracy_interval,
     auc_interval,
     eer_interval,
@@ -11,8 +10,9 @@ from evaluation.intervals import (
     tar_intervals,
     wilson,
 )
+from adaface.metrics.verification import auc, best_accuracy, eer, evaluate, fold_decisions, tar_at_far
+from bench.interval_coverage import INDEPENDENT, SHARED, Case, coverage, intervals, misses
 from tests.support.oracles_evaluate import pairs_at, random_pairs
-from verification_metrics import auc, best_accuracy, eer, evaluate, fold_decisions, tar_at_far
 
 FARS = (1e-1, 1e-2)
 

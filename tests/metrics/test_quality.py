@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from evaluation.quality import error_versus_reject, quality_warning, rank_correlation
+from adaface.metrics.quality import error_versus_reject, quality_warning, rank_correlation
 
 
 def by_hand(norms):

@@ -16,7 +16,7 @@ more correlated ROC curves", 1988, and with identities Obuchowski, "Nonparametri
 import numpy as np
 from scipy.stats import norm, rankdata, t
 
-from verification_metrics import roc
+from adaface.metrics.verification import roc
 
 _TAIL = 0.975
 
@@ -121,7 +121,7 @@ class PairScores:
         impostor: (N,) scores, in the order of the pairs.
 
     Raises:
-        ValueError: scores that ``verification_metrics.roc`` refuses, or identities of another shape.
+        ValueError: scores that ``metrics.verification.roc`` refuses, or identities of another shape.
     """
 
     def __init__(self, similarity: np.ndarray, issame: np.ndarray, identities: np.ndarray | None) -> None:

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from evaluation.comparison import compare_auc, compare_decisions, compare_tar
-from verification_metrics import auc, tar_at_far
+from adaface.metrics.comparison import compare_auc, compare_decisions, compare_tar
+from adaface.metrics.verification import auc, tar_at_far
 
 
 def two_models(generator, pairs=600, better=0.0, distance=2.0):

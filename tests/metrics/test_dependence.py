@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from evaluation.dependence import Identities
+from adaface.metrics.dependence import Identities
 
 
 def slow_variance(residuals, identities):

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import binomtest, norm
 
-from evaluation.dependence import Identities, placements
-from evaluation.intervals import Interval
-from verification_metrics import auc, tar_at_far
+from adaface.metrics.dependence import Identities, placements
+from adaface.metrics.intervals import Interval
+from adaface.metrics.verification import auc, tar_at_far
 
 _Z = float(norm.ppf(0.975))
 _TAILS = (0.025, 0.975)
@@ -92,7 +92,7 @@ def compare_auc(
         identities: (P, 2) of both images; None takes the pairs to be independent.
 
     Raises:
-        ValueError: scores that ``verification_metrics.roc`` refuses.
+        ValueError: scores that ``metrics.verification.roc`` refuses.
     """
     areas = auc(first, issame), auc(second, issame)
     issame = np.asarray(issame).astype(bool)
@@ -133,7 +133,7 @@ def compare_tar(
         all pairs times the replicates.
 
     Raises:
-        ValueError: scores that ``verification_metrics.roc`` refuses.
+        ValueError: scores that ``metrics.verification.roc`` refuses.
     """
     scores = [np.asarray(first), np.asarray(second)]
     tars = [tar_at_far(model, issame, [far])[far] for model in scores]

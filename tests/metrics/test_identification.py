@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score
 
-from evaluation.identification import (
+from adaface.metrics.identification import (
     compare_macro_f1,
     macro_f1,
     nonmates_needed,

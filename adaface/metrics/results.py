@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from adaface.metrics.intervals import Interval, accuracy_interval, auc_interval, eer_interval, tar_intervals
+from adaface.metrics.verification import auc, eer, evaluate, fold_decisions, pair_similarities, tar_at_far
 from adaface.system.files import write_atomically
 from adaface.system.text_table import aligned
-from evaluation.intervals import Interval, accuracy_interval, auc_interval, eer_interval, tar_intervals
-from verification_metrics import auc, eer, evaluate, fold_decisions, pair_similarities, tar_at_far
 
 FARS = (1e-1, 1e-2, 1e-3, 1e-4)
 _FOLDS = 10

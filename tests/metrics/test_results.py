@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from results import SetResult, evaluate_set, results_table, write_results
+from adaface.metrics.results import SetResult, evaluate_set, results_table, write_results
+from adaface.metrics.verification import auc, evaluate, pair_similarities, tar_at_far
 from tests.support.oracles_evaluate import pairs_at, random_pairs
-from verification_metrics import auc, evaluate, pair_similarities, tar_at_far
 
 
 def result_of(pairs: int, issame: np.ndarray | None = None, name: str = "lfw", noise: float = 1.0) -> SetResult:

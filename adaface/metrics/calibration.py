@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.intervals import Interval, rate_interval
-from verification_metrics import roc
+from adaface.metrics.intervals import Interval, rate_interval
+from adaface.metrics.verification import roc
 
 _ROUNDING = 1e-9
 _WRITTEN_OUT = 1e12
@@ -62,7 +62,7 @@ def calibrate(
 
     Raises:
         ValueError: a rate outside (0, 1), one that so few impostor pairs cannot show, or scores that
-            ``verification_metrics.roc`` refuses.
+            ``metrics.verification.roc`` refuses.
     """
     if not 0 < wanted_far < 1:
         raise ValueError(f"the wanted false accept rate is a fraction between 0 and 1, got {wanted_far}")

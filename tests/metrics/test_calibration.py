@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from evaluation.calibration import calibrate
+from adaface.metrics.calibration import calibrate
 
 
 def test_by_hand():

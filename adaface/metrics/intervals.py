@@ -24,8 +24,8 @@ from scipy.optimize import brentq
 from scipy.special import betaincinv, ndtr
 from scipy.stats import binom, norm
 
-from evaluation.dependence import Identities, PairScores, placements
-from verification_metrics import auc, best_accuracy, eer, fold_decisions
+from adaface.metrics.dependence import Identities, PairScores, placements
+from adaface.metrics.verification import auc, best_accuracy, eer, fold_decisions
 
 Interval = tuple[float, float]
 
@@ -94,7 +94,7 @@ def accuracy_interval(
     Args:
         embeddings: (2P, D) unit vectors; rows 2k and 2k + 1 are pair k.
         issame: (P,) booleans.
-        thresholds: (folds,) the best thresholds of ``verification_metrics.evaluate``, without pca.
+        thresholds: (folds,) the best thresholds of ``metrics.verification.evaluate``, without pca.
         identities: (P, 2) of both images; None takes the pairs to be independent.
 
     Returns:
@@ -132,7 +132,7 @@ def tar_intervals(
         the lower end rests on the exponential tail.
 
     Raises:
-        ValueError: a rate outside (0, 1), or scores that ``verification_metrics.roc`` refuses.
+        ValueError: a rate outside (0, 1), or scores that ``metrics.verification.roc`` refuses.
     """
     sides = PairScores(similarity, issame, identities)
     outside = [far for far in fars if not 0 < far < 1]

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import hypergeom, norm, spearmanr
 
-from evaluation.intervals import Interval
-from verification_metrics import roc
+from adaface.metrics.intervals import Interval
+from adaface.metrics.verification import roc
 
 _TAILS = (0.025, 0.975)
 _POINTS = 51
@@ -76,14 +76,14 @@ def error_versus_reject(
         issame: (P,) booleans.
         norms: (P, 2) feature norms of both images of each pair.
         fmr: false match rate of the threshold, in (0, 1); the curve's point that is nearest is taken, as in
-            ``verification_metrics.tar_at_far``.
+            ``metrics.verification.tar_at_far``.
         most: up to which share to reject, in (0, 1).
 
     Returns:
         The curve, at 51 shares (fewer where there are fewer pairs).
 
     Raises:
-        ValueError: shapes that do not fit, rates outside (0, 1), or scores that ``verification_metrics.roc`` refuses.
+        ValueError: shapes that do not fit, rates outside (0, 1), or scores that ``metrics.verification.roc`` refuses.
     """
     norms = np.asarray(norms)
     if norms.shape != (len(similarity), 2):

@@ -1,0 +1,1 @@
+"""Numbers from similarities: accuracy, TAR, intervals, comparisons."""
