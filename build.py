@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import plan
+from adaface.checkpoints.files import load_checkpoint
+from adaface.checkpoints.run_folder import describe_environment
+from adaface.checkpoints.weights import check_fits, load_backbone
 from adaface.config.device_plan import DevicePlan
 from adaface.config.groups import HOST_SPECIFIC_OPTIONS, Config
 from adaface.data.held_out import HELD_OUT
@@ -19,14 +22,11 @@ from adaface.models.backbone import EMBEDDING_SIZE
 from adaface.models.registry import check_architecture
 from adaface.system.devices import device_memory, divide_threads
 from adaface.system.lightning_setup import pl
-from checkpoint_weights import check_fits, load_backbone
 from checkpointing import CheckpointKeeper
-from checkpoints import load_checkpoint
 from evaluation.before_after import comparable_sets
 from execution import configure_backbone
 from finetuning import HeadFromClassMeans, find_pretrained, fingerprint_to_finetune
 from optimization import scaled_learning_rate
-from run_folder import describe_environment
 from trainer import build_trainer
 from training_module import FaceRecognitionModule
 

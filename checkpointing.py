@@ -5,12 +5,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import checkpoint_folders
+from adaface.checkpoints import folders
+from adaface.checkpoints.files import REST, load_checkpoint, not_written, save_checkpoint
+from adaface.checkpoints.sharded import write_head
 from adaface.system.files import atomic_file, atomic_path
 from adaface.system.lightning_internals import in_the_middle_of_an_epoch
 from adaface.system.lightning_setup import pl
-from checkpoints import REST, load_checkpoint, not_written, save_checkpoint
-from sharded_checkpoint import write_head
 
 
 def validation_is_due(trainer: "pl.Trainer", batch_idx: int) -> bool:
@@ -36,7 +36,7 @@ class CheckpointKeeper(pl.Callback):
     Differs from Lightning's ModelCheckpoint: nothing is saved between the last batch of an epoch and its end, so
     that a checkpoint is either inside an epoch or between two, and each resumes exactly.
 
-    Of a sharded head each of them is a link to a folder (``checkpoint_folders.py``).
+    Of a sharded head each of them is a link to a folder (``checkpoints/folders.py``).
 
     Args:
         folder: run folder.
@@ -129,7 +129,7 @@ class CheckpointKeeper(pl.Callback):
         if trainer.is_global_zero:
             for name in names[1:]:
                 _link(written, self.folder / name)
-            checkpoint_folders.delete_unlinked(self.folder)  # of a run whose head was sharded until now
+            folders.delete_unlinked(self.folder)  # of a run whose head was sharded until now
 
     def _write_folder(self, trainer: "pl.Trainer", names: list[str]) -> None:
         """Let each process write its part of the head, and rank 0 the rest."""
@@ -138,7 +138,7 @@ class CheckpointKeeper(pl.Callback):
         write_head(part, trainer.lightning_module.sharded_head, trainer.optimizers[0])
         trainer.strategy.barrier("checkpoint parts")
         if trainer.is_global_zero:
-            checkpoint_folders.publish(self.folder, part, trainer.global_step, names)
+            folders.publish(self.folder, part, trainer.global_step, names)
 
     def _new_part(self, trainer: "pl.Trainer") -> Path:
         """Return a new folder to write a checkpoint to, the same in all processes.
@@ -146,8 +146,8 @@ class CheckpointKeeper(pl.Callback):
         Raises:
             RuntimeError: not all see it; in all processes.
         """
-        made = checkpoint_folders.begin(self.folder).name if trainer.is_global_zero else ""
-        part = self.folder / checkpoint_folders.FOLDER / trainer.strategy.broadcast(made)
+        made = folders.begin(self.folder).name if trainer.is_global_zero else ""
+        part = self.folder / folders.FOLDER / trainer.strategy.broadcast(made)
         if trainer.strategy.reduce_boolean_decision(not part.is_dir(), all=False):
             raise RuntimeError(
                 f"not all machines see the folder {self.folder}, in which each process keeps its part of a sharded "
@@ -170,9 +170,9 @@ class AtomicCheckpointIO(pl.plugins.io.TorchCheckpointIO):
     """Lightning's checkpoint files, renamed into place when whole, read with ``weights_only`` alone."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write ``checkpoint`` by ``checkpoints.save_checkpoint``."""
+        """Write ``checkpoint`` by ``checkpoints.files.save_checkpoint``."""
         save_checkpoint(checkpoint, Path(path))
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: Any = None) -> dict[str, Any]:
-        """Read a checkpoint by ``checkpoints.load_checkpoint``, whatever the caller asks for."""
+        """Read a checkpoint by ``checkpoints.files.load_checkpoint``, whatever the caller asks for."""
         return load_checkpoint(path)

@@ -243,7 +243,9 @@ def _run_checkpoint(options: argparse.Namespace) -> None:
     """Write a checkpoint folder as a single file."""
     if Path(options.output).exists() and not options.overwrite:
         raise ValueError(f"{options.output} exists; give --overwrite to replace it, or another --output")
-    from sharded_checkpoint import export_single_file  # PyTorch takes seconds to import, and nothing else here needs it
+    from adaface.checkpoints.sharded import (
+        export_single_file,  # PyTorch takes seconds to import, and nothing else here needs it
+    )
 
     export_single_file(options.checkpoint, options.output)
     print(f"{options.output}: {Path(options.output).stat().st_size / 1e6:,.1f} MB")

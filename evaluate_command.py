@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import model_options
+from adaface.checkpoints.run_folder import choose_run_folder
 from adaface.config.device_plan import plan_devices
 from adaface.config.groups import DeviceOptions
 from adaface.system.command_line import Parser, run_to_status
@@ -28,7 +29,6 @@ from evaluation.folder import DEGRADED_PARTS
 from evaluation.pair_comparison import FAR
 from evaluation.template_pooling import POOLINGS
 from model_options import model_path
-from run_folder import choose_run_folder
 
 _SEEDS = 2**64
 _OUTSIDE = 3

@@ -25,6 +25,7 @@ import numpy as np
 import onnx
 from tqdm import tqdm
 
+from adaface.checkpoints.run_folder import describe_environment
 from adaface.data.pair_sets import PairSet
 from adaface.metrics.results import evaluate_set
 from adaface.models.backbone import IMAGE_SIZE
@@ -37,7 +38,6 @@ from onnx_graph import OPSET, set_metadata, to_onnx
 from onnx_int8 import FEWEST_IMAGES, LEAST_MEAN_COSINE, MOST_IMAGES, check_enough, quantize
 from onnx_network import OnnxNetwork, load_network
 from onnx_parity import compare_networks, compare_with_pytorch
-from run_folder import describe_environment
 from sample_images import drawn_faces, read_pair_set, read_sample
 
 MOST_ACCURACY_LOSS = 1.0

@@ -22,6 +22,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from adaface.checkpoints.download import find_model
+from adaface.checkpoints.files import load_checkpoint
+from adaface.checkpoints.weights import find_architecture
 from adaface.config.groups import RunOptions
 from adaface.data.module import FaceDataModule
 from adaface.distributed.collectives import gather_rows, rank, world_size
@@ -30,10 +33,7 @@ from adaface.heads.margins import AdaFace
 from adaface.heads.partial_fc import PartialFC, shard_range
 from adaface.models.input_format import InputFormat, normalize_images
 from adaface.system.lightning_setup import pl
-from checkpoint_weights import find_architecture
-from checkpoints import load_checkpoint
 from inference import prepare_for_inference, read_model
-from model_files import find_model
 
 _NO_DIRECTION = 1e-6  # length of a mean of unit vectors that point nowhere
 

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from model_files import FOLDER_VARIABLE, find_model, locate
+from adaface.checkpoints.download import FOLDER_VARIABLE, find_model, locate
 
 
 def add_model_options(group: argparse._ArgumentGroup) -> None:

@@ -5,14 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from adaface.checkpoints.files import check_resumable, load_checkpoint
+from adaface.checkpoints.folders import run_folder_of
+from adaface.checkpoints.published import published_by_name
+from adaface.checkpoints.run_folder import CONFIG, LAST_CHECKPOINT
 from adaface.config.groups import ABOUT, OPTIONS, Config, RunOptions
 from adaface.config.parsing import convert_value, finetune_defaults
 from adaface.config.rules import check_combinations, check_head_options, check_optimizer
-from checkpoint_folders import run_folder_of
-from checkpoints import check_resumable, load_checkpoint
 from finetuning import with_pretrained, with_whole_path
-from published_models import published_by_name
-from run_folder import CONFIG, LAST_CHECKPOINT
 
 # of these one option overrides the others when a run goes on with other hardware
 _DECIDED_TOGETHER = ({"gpus", "accelerator", "devices"}, {"use_16bit", "precision"})

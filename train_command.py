@@ -20,6 +20,10 @@ import cv2
 import numpy as np
 import torch
 
+from adaface.checkpoints.files import load_checkpoint
+from adaface.checkpoints.folders import run_folder_of
+from adaface.checkpoints.run_folder import choose_run_folder, make_run_folder, write_config, write_manifest
+from adaface.checkpoints.weights import backbone_state
 from adaface.config.device_plan import DevicePlan, plan_devices
 from adaface.config.groups import Config
 from adaface.config.parsing import parse
@@ -44,10 +48,7 @@ from adaface.system.files import write_atomically
 from adaface.system.lightning_setup import pl
 from adaface.system.locks import RunLock
 from build import build, build_run_trainer, facts_of, images_per_update, plan_lines
-from checkpoint_folders import run_folder_of
-from checkpoint_weights import backbone_state
 from checkpointing import CheckpointKeeper, how_to_go_on
-from checkpoints import load_checkpoint
 from evaluation.before_after import compare_before_after, verdict, write_before_after
 from evaluation.cached import CachedEmbedding, ModelFile
 from evaluation.model_comparison import comparison_text, write_comparison
@@ -56,7 +57,6 @@ from finetuning import find_pretrained
 from optimization import scaled_learning_rate
 from plots import plot_roc, plot_similarity_histograms
 from resume import check_paths, check_still_new, with_checkpoint_options, with_run_folder
-from run_folder import choose_run_folder, make_run_folder, write_config, write_manifest
 from trainer import batches_of_epoch
 from training_curves import plot_health, plot_loss
 from training_module import FaceRecognitionModule

@@ -21,6 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from adaface.checkpoints.sharded import KERNEL, fill_in_head, strip_head
 from adaface.config.groups import HeadOptions, OptimizerOptions
 from adaface.distributed.collectives import check_batch_sizes, gather_batch, gather_rows
 from adaface.heads.margins import build_head
@@ -36,7 +37,6 @@ from adaface.system.lightning_setup import pl
 from freezing import freeze, frozen_modules, learning_rate_scales
 from inference import prepare_for_inference
 from optimization import LR_SCALE, Schedule, build_optimizer, group_options, settle_loaded_state
-from sharded_checkpoint import KERNEL, fill_in_head, strip_head
 from weight_average import WeightAverage, put_into, take_from
 
 Batch = tuple[Tensor, Tensor]

@@ -50,8 +50,8 @@ class AskedModel:
         """
         import torch  # takes seconds, and an audit without a model does without
 
+        from adaface.checkpoints.download import find_model
         from evaluation.cached import CachedEmbedding, ModelFile
-        from model_files import find_model
 
         path = find_model(self.name) if self.name else Path(self.file)
         gpus = torch.cuda.device_count()

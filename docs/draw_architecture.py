@@ -44,7 +44,7 @@ BOXES = {
     "head": Box(8.4, 3, "margin head", "cosines to C classes, margin", "heads/margins.py, heads/partial_fc.py", BLUE),
     "loss": Box(11.2, 3, "loss", "cross-entropy, SGD", "heads/fused_softmax.py, optimization.py", BLUE),
     "training": Box(8.4, 1.5, "training", "steps, validation, checkpoints", "main.py, train_val.py, trainer.py", BLUE),
-    "model": Box(5.6, 1.5, "model file", "official keys, no code in it", "checkpoints.py", VERMILION),
+    "model": Box(5.6, 1.5, "model file", "official keys, no code in it", "checkpoints/files.py", VERMILION),
     "onnx": Box(2.8, 1.5, "ONNX", "FP32 and INT8, compared", "export_onnx.py", VERMILION),
     "evaluation": Box(11.2, 1.5, "evaluation", "accuracy, TAR, intervals, report", "evaluation/", PURPLE),
     "protocols": Box(

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from adaface.checkpoints.run_folder import MANIFEST, describe_environment
 from adaface.metrics.outcome import Outcome, outcome_lines
 from adaface.metrics.results import results_table, write_results
 from adaface.system.files import write_atomically
@@ -22,7 +23,6 @@ from evaluation.report_tables import ReportTable
 from evaluation.verification import VerifiedSet
 from plots import plot_roc, plot_similarity_histograms
 from quality_plot import RejectCurve
-from run_folder import MANIFEST, describe_environment
 
 REPORT = "report.html"
 _PAIRS_OF_A_SET = 8  # of each kind, as pictures

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from adaface.checkpoints.files import store_threshold
+from adaface.checkpoints.published import RANK_1, RANK_5
 from adaface.data.image_list import ChosenImages
 from adaface.metrics.calibration import calibrate
 from adaface.metrics.outcome import Outcome
 from adaface.metrics.quality import ErrorReject, error_versus_reject, quality_warning, rank_correlation
-from checkpoints import store_threshold
 from evaluation import folder, ijb, tinyface, verification
 from evaluation.cached import CachedEmbedding
 from evaluation.degradation import DegradedImages
@@ -28,7 +29,6 @@ from evaluation.published import (
 )
 from evaluation.template_pooling import POOLINGS
 from evaluation.verification import VerifiedSet
-from published_models import RANK_1, RANK_5
 
 _REJECT_FMR = 1e-2
 _STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)

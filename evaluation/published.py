@@ -4,9 +4,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from adaface.checkpoints.published import PUBLISHED, PublishedModel
 from adaface.system.command_line import nearest
 from adaface.system.text_table import aligned
-from published_models import PUBLISHED, PublishedModel
 
 _ROUNDING = 0.005  # of the published figures
 

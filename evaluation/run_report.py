@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import yaml
 
+from adaface.checkpoints.run_folder import CONFIG, MANIFEST
 from adaface.data.image_list import PairSetImages
 from adaface.data.pair_sets import PairSet
 from adaface.metrics.results import SetResult
 from evaluation.hardest_pairs import hardest_pairs
 from evaluation.report import ReportContent, write_report
-from run_folder import CONFIG, MANIFEST
 from training_curves import read_metrics
 
 REPORT = "report.html"

@@ -12,6 +12,7 @@ import pytest
 import torch
 from test_inference import faces, write_checkpoint
 
+from adaface.checkpoints.published import PUBLISHED, RANK_1
 from adaface.data.pair_pickle import write_bin
 from evaluate_command import build_parser, main, parse
 from evaluation.published import (
@@ -22,7 +23,6 @@ from evaluation.published import (
 )
 from evaluation.verification import find_sets
 from inference import Embedder
-from published_models import PUBLISHED, RANK_1
 
 IDENTITIES, IMAGES = 12, 4
 

@@ -6,7 +6,7 @@ import pytest
 from test_evaluation_report import Page, result
 from test_training_curves import metrics_file
 
-import run_folder
+from adaface.checkpoints import run_folder
 from adaface.data.pair_sets import open_pair_set, write_memfile
 from evaluation.run_report import write_run_report
 

@@ -15,10 +15,10 @@ import torch
 from onnx import TensorProto, helper
 
 import export_onnx
+from adaface.checkpoints.files import store_threshold
 from adaface.models.input_format import InputFormat
 from adaface.models.iresnet import ImprovedResNet
 from adaface.models.registry import ARCHITECTURES, build_model
-from checkpoints import store_threshold
 from demo_data import write_demo_data
 from export_onnx import int8_file, main, parse
 from inference import Embedder

@@ -16,13 +16,13 @@ import convert
 import finetuning
 import main
 import train_command
+from adaface.checkpoints.files import load_checkpoint
 from adaface.config.groups import Config
 from adaface.config.parsing import FINETUNE_DEFAULTS, parse
 from adaface.data.held_out import hold_out
 from adaface.data.images import decode_image
 from adaface.data.sources.folder import FolderSource
 from adaface.models.registry import build_model
-from checkpoints import load_checkpoint
 from demo_data import write_demo_data
 from inference import IMAGE, Embedder
 

@@ -13,7 +13,6 @@ import pytest
 import torch
 from PIL import Image
 from test_inference import faces, write_checkpoint
-from test_model_files import write_official
 
 import inference_commands
 from adaface.data.image_list import ImageFiles
@@ -22,6 +21,7 @@ from alignment.warp import warp_face
 from gallery import read_embeddings
 from inference import Embedder
 from inference_commands import build_parsers, main
+from tests.checkpoints.test_download import write_official
 from tests.support.photographs import astronaut
 
 ROOT = Path(__file__).resolve().parents[1]

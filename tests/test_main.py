@@ -14,15 +14,15 @@ import pandas as pd
 import pytest
 import torch
 
-import checkpoint_folders
 import convert
 import main
 import train_command
+from adaface.checkpoints import folders
+from adaface.checkpoints.files import load_checkpoint
 from adaface.config import parsing
 from adaface.config.groups import OptimizerOptions
 from adaface.heads.base import Head
 from adaface.models.registry import build_model
-from checkpoints import load_checkpoint
 from demo_data import write_demo_data
 from optimization import Schedule
 from tests.support.sharded_records import write_chunks
@@ -419,7 +419,7 @@ def test_a_sharded_head_resumes_as_a_dense_one_does(whole_run, faces, tmp_path):
 def test_a_checkpoint_every_few_steps_resumes_to_the_same_bits(faces, tmp_path, monkeypatch):
     """Of a sharded head, in one process; the checkpoint of the third step is kept aside."""
     common = ["--epochs", "5", "--batch_size", "4", "--lr", "0.01", "--checkpoint_every_steps", "3", *SHARDED[:2]]
-    publish, kept = checkpoint_folders.publish, tmp_path / "kept"
+    publish, kept = folders.publish, tmp_path / "kept"
 
     def keep_the_first(*words_):
         final = publish(*words_)
@@ -427,13 +427,13 @@ def test_a_checkpoint_every_few_steps_resumes_to_the_same_bits(faces, tmp_path, 
             shutil.copytree(final, kept)
         return final
 
-    monkeypatch.setattr(checkpoint_folders, "publish", keep_the_first)
+    monkeypatch.setattr(folders, "publish", keep_the_first)
     whole = run(faces, tmp_path / "whole", *common)
     checkpoint = load_checkpoint(kept)
     assert checkpoint["adaface"]["position"] == {"epoch": 0, "batch": 3, "samples": 12}
     resumed = tmp_path / "resumed"
     shutil.copytree(kept, resumed / "checkpoints" / "step")
-    checkpoint_folders.link(resumed / "checkpoints" / "step", resumed / "last.ckpt")
+    folders.link(resumed / "checkpoints" / "step", resumed / "last.ckpt")
     assert main.main(["--resume_from_checkpoint", str(resumed / "last.ckpt")]) == 0
     for folder in (whole, resumed):
         words_ = ["--checkpoint", str(folder / "last.ckpt"), "--output", str(folder / "single.ckpt")]

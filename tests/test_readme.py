@@ -14,10 +14,10 @@ import convert
 import evaluate_command
 import export_onnx
 import inference_commands
+from adaface.checkpoints.published import PUBLISHED
 from adaface.config import parsing
 from adaface.heads.margins import HEADS
 from adaface.models.registry import check_architecture
-from published_models import PUBLISHED
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -9,12 +9,12 @@ import yaml
 
 import convert
 import main
+from adaface.checkpoints.published import PUBLISHED
 from adaface.config.groups import OPTIONS
 from adaface.config.parsing import parse
 from adaface.data.sources.selection import SUBSET_LIST
 from adaface.models.registry import build_model, check_architecture
 from demo_data import write_demo_data
-from published_models import PUBLISHED
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))

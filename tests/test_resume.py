@@ -1,11 +1,11 @@
 import pytest
 import torch
-from test_checkpoints import resumable
 
 import resume
 from adaface.config.groups import Config
 from adaface.config.parsing import parse
 from adaface.models.registry import build_model
+from tests.checkpoints.test_files import resumable
 
 
 def test_a_run_goes_on_with_other_hardware():

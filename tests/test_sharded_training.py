@@ -10,11 +10,11 @@ import pytest
 import torch
 
 import build
+from adaface.checkpoints.files import load_checkpoint
+from adaface.checkpoints.sharded import fill_in_head
 from adaface.config.device_plan import DevicePlan
 from adaface.config.groups import HeadOptions
 from adaface.config.parsing import parse
-from checkpoints import load_checkpoint
-from sharded_checkpoint import fill_in_head
 from stopping import NonFiniteLossError, NonFiniteLossGuard
 from tests.support import lightning_worker as worker
 from train_val import FaceRecognitionModule

@@ -8,10 +8,10 @@ from test_main import faces, run, words  # noqa: F401 (a fixture)
 from torch import Tensor, nn
 
 import main
+from adaface.checkpoints.files import load_checkpoint
+from adaface.checkpoints.weights import find_architecture, told_architecture
 from adaface.models.registry import build_model, check_architecture
 from adaface.models.timm_backbone import TimmBackbone
-from checkpoint_weights import find_architecture, told_architecture
-from checkpoints import load_checkpoint
 from inference import IMAGE, Embedder, load_pretrained_model
 
 ARCH = "timm:test_resnet@64"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from checkpoints import load_checkpoint
+from adaface.checkpoints.files import load_checkpoint
 from demo_data import write_demo_data
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -11,10 +11,10 @@ import torch
 import torch.distributed as dist
 from torch.nn import functional as F
 
+from adaface.checkpoints.files import REST, load_checkpoint
+from adaface.checkpoints.sharded import fill_in_head, strip_head, write_head
 from adaface.distributed.startup import run_and_leave
 from adaface.heads.partial_fc import build_sharded_head
-from checkpoints import REST, load_checkpoint
-from sharded_checkpoint import fill_in_head, strip_head, write_head
 
 D, B = 8, 12
 

@@ -17,7 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-from checkpoint_weights import (
+from adaface.checkpoints.files import load_checkpoint
+from adaface.checkpoints.published import PUBLISHED, published_by_name
+from adaface.checkpoints.weights import (
     backbone_state,
     expected_shapes,
     identify_architecture,
@@ -25,8 +27,6 @@ from checkpoint_weights import (
     nearest_architecture,
     told_architecture,
 )
-from checkpoints import load_checkpoint
-from published_models import PUBLISHED, published_by_name
 
 FOLDER_VARIABLE = "ADAFACE_MODELS"
 _HUB = re.compile(r"hf:([\w.-]+/[\w.-]+)/([\w./-]+)")

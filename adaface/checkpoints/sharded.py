@@ -23,10 +23,10 @@ from torch.distributed.checkpoint._hf_utils import CUSTOM_METADATA_KEY, SAVED_OF
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 
+from adaface.checkpoints.files import SHARDED_HEAD, load_checkpoint, save_checkpoint
+from adaface.checkpoints.weights import head_shape
 from adaface.distributed.collectives import world_size
 from adaface.heads.partial_fc import PartialFC
-from checkpoint_weights import head_shape
-from checkpoints import SHARDED_HEAD, load_checkpoint, save_checkpoint
 
 KERNEL = "head.kernel"
 _FILES = "*.safetensors"

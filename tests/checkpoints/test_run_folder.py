@@ -9,9 +9,15 @@ import pytest
 import torch
 import yaml
 
-import run_folder
+from adaface.checkpoints import run_folder
+from adaface.checkpoints.run_folder import (
+    choose_run_folder,
+    describe_environment,
+    make_run_folder,
+    write_config,
+    write_manifest,
+)
 from adaface.system.files import write_atomically
-from run_folder import choose_run_folder, describe_environment, make_run_folder, write_config, write_manifest
 
 DAY = date(2022, 6, 9)
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from adaface.checkpoints.files import SHARDED_HEAD, load_checkpoint
 from adaface.models import registry
-from checkpoints import SHARDED_HEAD, load_checkpoint
 
 _BACKBONE_PREFIX = "model."
 _SHOWN_KEYS = 5

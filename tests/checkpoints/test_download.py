@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from adaface.checkpoints.download import find_model, locate, models_folder
+from adaface.checkpoints.published import PUBLISHED, published_by_name
+from adaface.checkpoints.weights import expected_shapes
 from adaface.models import registry
 from adaface.system import lightning_setup  # noqa: F401  (Lightning is imported safely by it)
-from checkpoint_weights import expected_shapes
-from model_files import find_model, locate, models_folder
-from published_models import PUBLISHED, published_by_name
 from tests.support.checkpoint_files import Payload
 
 NAME, ARCH = "adaface_ir18_casia", "ir_18"

@@ -1,8 +1,8 @@
 import shutil
 from pathlib import Path
 
-import checkpoint_folders
-from checkpoint_folders import begin, delete_unlinked, link, publish, run_folder_of
+from adaface.checkpoints import folders
+from adaface.checkpoints.folders import begin, delete_unlinked, link, publish, run_folder_of
 
 
 def write(run: Path, step: int, names: list[str]) -> Path:
@@ -13,7 +13,7 @@ def write(run: Path, step: int, names: list[str]) -> Path:
 
 def test_names_follow_and_what_has_none_is_deleted(tmp_path):
     first = write(tmp_path, 3, ["best.ckpt", "last.ckpt"])
-    assert (first.name, first.parent.name) == ("step-0000003-0", checkpoint_folders.FOLDER)
+    assert (first.name, first.parent.name) == ("step-0000003-0", folders.FOLDER)
     second = write(tmp_path, 3, ["last.ckpt"])  # a stop right after a validation
     assert second.name == "step-0000003-1"
     third = write(tmp_path, 5, ["last.ckpt", "kept.ckpt"])

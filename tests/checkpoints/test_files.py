@@ -7,9 +7,9 @@ import zipfile
 import pytest
 import torch
 
-import checkpoints
+from adaface.checkpoints import files
+from adaface.checkpoints.files import check_resumable, load_checkpoint
 from checkpointing import AtomicCheckpointIO
-from checkpoints import check_resumable, load_checkpoint
 from tests.support.checkpoint_files import SMALL, Payload, official, write
 
 
@@ -136,7 +136,7 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     def full(*_args, **_kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoints.torch, "save", full)
+    monkeypatch.setattr(files.torch, "save", full)
     with pytest.raises(RuntimeError, match=r"last\.ckpt could not be written.*No space left.* MB are free.*make room"):
         io.save_checkpoint({"state_dict": {}}, target)
     assert load_checkpoint(target)["state_dict"]["a"].tolist() == [1, 1]

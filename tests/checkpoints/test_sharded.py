@@ -11,13 +11,13 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from adaface.checkpoints.files import REST, load_checkpoint
+from adaface.checkpoints.sharded import KERNEL, export_single_file, fill_in_head, strip_head, write_head
+from adaface.checkpoints.weights import check_fits
 from adaface.heads.margins import build_head
-from checkpoint_weights import check_fits
-from checkpoints import REST, load_checkpoint
-from sharded_checkpoint import KERNEL, export_single_file, fill_in_head, strip_head, write_head
 from tests.support.sharded_checkpoint_worker import D, checkpoint_of, trained
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 ODD, FEW = 11, 5  # not divisible by 2, 3 or 4; and so few that the last of four processes has none
 
 

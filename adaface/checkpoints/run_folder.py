@@ -140,7 +140,7 @@ def describe_environment() -> dict[str, Any]:
         ``versions`` of Python, packages and CUDA, ``platform``, ``cpu_cores``, ``commit`` of this checkout and whether
         its tracked files were ``changed`` since (None and None where it is not a git checkout).
     """
-    commit, changed = _git_state(Path(__file__).resolve().parent)
+    commit, changed = _git_state(Path(__file__).resolve().parents[2])
     versions = {name: _version(distributions) for name, distributions in _PACKAGES.items()}
     return {
         "versions": {"python": platform.python_version(), **versions, "cuda": torch.version.cuda},

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from adaface.checkpoints.weights import backbone_state, check_fits, identify_architecture, load_backbone
 from adaface.models.registry import build_model
-from checkpoint_weights import backbone_state, check_fits, identify_architecture, load_backbone
 from tests.support.checkpoint_files import SMALL, official, write
 
 

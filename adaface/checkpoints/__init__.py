@@ -1,0 +1,1 @@
+"""Files of trained models, run folders, published models."""
