@@ -24,14 +24,14 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+from adaface.conversion.pack import pack_folder, pack_pairs
+from adaface.conversion.unpack_bin import convert_set
+from adaface.conversion.unpack_rec import convert_images
 from adaface.data.pair_sets import PAPER_SETS
 from adaface.data.sources.folder import listing
 from adaface.records.shards import find_records
 from adaface.system.command_line import Parser, run_to_status
 from adaface.system.locks import locked
-from pack import pack_folder, pack_pairs
-from unpack_bin import convert_set
-from unpack_rec import convert_images
 
 _LISTED = 10
 _JOBS = ("rec_path", "pack", "pairs", "checkpoint", "audit")

@@ -18,12 +18,12 @@ import cv2
 import numpy as np
 import torch
 
+from adaface.conversion.unpack_bin import convert_set
 from adaface.data.pair_pickle import write_bin
 from adaface.data.pair_sets import open_pair_set
 from bench._drawn_faces import encoded_faces
 from bench._fresh_folders import scratch
 from bench.timing import Side, compare, options, report
-from unpack_bin import convert_set
 
 _SHAPE = (3, 112, 112)
 _ROUNDING = 1e-4  # of a grey level, from the float32 arithmetic of the normalisation

@@ -18,11 +18,11 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from adaface.conversion.unpack_rec import convert_images
 from adaface.records.reader import ImageHeader, RecordFile, RecordWriter, pack
 from bench._drawn_faces import encoded_faces
 from bench._fresh_folders import FreshFolders, scratch
 from bench.timing import Side, compare, options, report
-from unpack_rec import convert_images
 
 _IMAGES_PER_IDENTITY = 57  # 5.8 million images of 85 thousand people, as in MS1MV2
 _HEAD = struct.Struct("<IIIfQQ")  # magic number, length; flag, label, id, id2

@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 
 import convert
-import pack
-import unpack_rec
+from adaface.conversion import pack, unpack_rec
 from adaface.data import pair_sets
 from adaface.data.images import decode_image
 from adaface.data.pair_pickle import read_bin, write_bin

@@ -16,8 +16,8 @@ import cv2
 import numpy as np
 import pytest
 
+from adaface.conversion.pack import pack_folder
 from adaface.records.reader import MAGIC, ImageHeader, RecordFile, RecordWriter, build_idx, pack
-from pack import pack_folder
 
 MXNET_PYTHON = os.environ.get("MXNET_PYTHON")
 pytestmark = [

@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from adaface.conversion.unpack_rec import convert_images
 from adaface.data.sources import records as record_source
 from adaface.data.sources.folder import FolderSource
 from adaface.data.sources.records import RecordSource
 from adaface.records import index, sidecar
 from adaface.records.reader import RecordFile
 from tests.support.large_records import IDENTITIES, IMAGES, PAST, large, records, write
-from unpack_rec import convert_images
 
 __all__ = ["large"]
 COLUMNS = ("keys", "offsets", "labels")
@@ -250,7 +250,7 @@ def test_declared_identities_are_compared_each_time(large: Path) -> None:
 
 
 def test_conversion_does_not_stumble_over_it(opened: RecordSource, large: Path, monkeypatch) -> None:
-    monkeypatch.setattr("unpack_rec.image_suffix", lambda *_: ".jpg")
+    monkeypatch.setattr("adaface.conversion.unpack_rec.image_suffix", lambda *_: ".jpg")
     convert_images([large], large.parent / "imgs")
     folder = FolderSource(large.parent / "imgs")
     assert np.array_equal(folder.labels, opened.labels) and folder.class_names == opened.class_names

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from adaface.conversion.unpack_rec import convert_images
 from adaface.data.sources import records
 from adaface.data.sources.base import fingerprint_of
 from adaface.data.sources.finder import open_training_source
@@ -17,7 +18,6 @@ from adaface.records.reader import ImageHeader, RecordWriter, pack
 from adaface.records.shards import find_records
 from tests.records.test_sidecar import is_mapped, names
 from tests.support.sharded_records import face, write_chunks, write_parts
-from unpack_rec import convert_images
 
 CLASSES = 24
 

@@ -1,0 +1,1 @@
+"""Records to folders and back."""
