@@ -7,7 +7,7 @@ import numpy as np
 from adaface.data.image_list import ImageFiles, ImageList, PairSetImages
 from adaface.data.pair_sets import PairSet, open_pair_set
 from adaface.data.sources.folder import IMAGE_EXTENSIONS, listing
-from demo_data import DemoSize, draw_picture, training_pictures
+from adaface.demo.dataset import DemoSize, draw_picture, training_pictures
 
 _DRAWN_PEOPLE = 8
 

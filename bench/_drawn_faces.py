@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 
-from demo_data import DemoSize, draw_picture, training_pictures
+from adaface.demo.dataset import DemoSize, draw_picture, training_pictures
 
 _QUALITY = 95
 _DISTINCT = 400

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from adaface.augmentation.more import MORE_AUGMENTATIONS
 from adaface.augmentation.paper import Augmenter
-from demo_data import Picture, draw_picture
+from adaface.demo.dataset import Picture, draw_picture
 from plot_style import DPI, save_figure
 
 PICTURE = Path(__file__).with_name("augmentations.png")

@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
+from adaface.demo.dataset import DemoSize, draw_picture, training_pictures
 from audit import hashing as module
 from audit.hashing import (
     LEAST_LIKENESS,
@@ -18,7 +19,6 @@ from audit.hashing import (
     picture_hash,
     usual_frequencies,
 )
-from demo_data import DemoSize, draw_picture, training_pictures
 
 
 @pytest.fixture(scope="module")

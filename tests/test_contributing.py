@@ -20,13 +20,13 @@ import main
 from adaface.data import module as data_module
 from adaface.data.sources.base import fingerprint_of
 from adaface.data.sources.folder import FolderSource
+from adaface.demo.dataset import write_demo_data
 from adaface.heads import margins
 from adaface.heads.margins import build_head
 from adaface.heads.partial_fc import build_sharded_head
 from adaface.models import registry
 from adaface.models.backbone import Backbone
 from architecture_table import rows
-from demo_data import write_demo_data
 from inference import load_pretrained_model
 from train_val import FaceRecognitionModule
 

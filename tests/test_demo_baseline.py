@@ -10,8 +10,8 @@ import pytest
 import demo_baseline
 from adaface.data.pair_pickle import write_bin
 from adaface.data.pair_sets import PAPER_SETS
+from adaface.demo.dataset import write_demo_data
 from demo_baseline import comparison_table, newest_run, raw_pixel_baseline
-from demo_data import write_demo_data
 
 
 def test_the_baseline_is_that_of_the_pixels(tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ import torch
 import main
 from adaface.config.parsing import read_recipe
 from adaface.data.sources.records import RecordSource
+from adaface.demo.dataset import write_demo_data
 from adaface.records import sidecar
-from demo_data import write_demo_data
 from inference import load_pretrained_model
 
 EARLIER = Path(__file__).parent / "golden" / "earlier"

@@ -16,10 +16,10 @@ from onnx import TensorProto, helper
 
 import export_onnx
 from adaface.checkpoints.files import store_threshold
+from adaface.demo.dataset import write_demo_data
 from adaface.models.input_format import InputFormat
 from adaface.models.iresnet import ImprovedResNet
 from adaface.models.registry import ARCHITECTURES, build_model
-from demo_data import write_demo_data
 from export_onnx import int8_file, main, parse
 from inference import Embedder
 from onnx_graph import set_metadata, to_onnx

@@ -22,8 +22,8 @@ from adaface.config.parsing import FINETUNE_DEFAULTS, parse
 from adaface.data.held_out import hold_out
 from adaface.data.images import decode_image
 from adaface.data.sources.folder import FolderSource
+from adaface.demo.dataset import write_demo_data
 from adaface.models.registry import build_model
-from demo_data import write_demo_data
 from inference import IMAGE, Embedder
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -21,9 +21,9 @@ from adaface.checkpoints import folders
 from adaface.checkpoints.files import load_checkpoint
 from adaface.config import parsing
 from adaface.config.groups import OptimizerOptions
+from adaface.demo.dataset import write_demo_data
 from adaface.heads.base import Head
 from adaface.models.registry import build_model
-from demo_data import write_demo_data
 from optimization import Schedule
 from tests.support.sharded_records import write_chunks
 from train_val import FaceRecognitionModule

@@ -8,9 +8,9 @@ import pytest
 
 import convert
 import main
+from adaface.demo.dataset import write_demo_data
 from adaface.heads.margins import HEADS
 from demo_baseline import raw_pixel_baseline
-from demo_data import write_demo_data
 
 OPTIONS = {"adaface": "--m 0.4 --h 0.333", "cosface": "--m 0.35"}  # the others' defaults are their papers'
 SMALL = (

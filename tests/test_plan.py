@@ -15,7 +15,7 @@ import convert
 import main
 import plan
 import step_timing
-from demo_data import write_demo_data
+from adaface.demo.dataset import write_demo_data
 from plan import Workload
 from step_timing import Measured
 

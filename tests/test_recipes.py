@@ -13,8 +13,8 @@ from adaface.checkpoints.published import PUBLISHED
 from adaface.config.groups import OPTIONS
 from adaface.config.parsing import parse
 from adaface.data.sources.selection import SUBSET_LIST
+from adaface.demo.dataset import write_demo_data
 from adaface.models.registry import build_model, check_architecture
-from demo_data import write_demo_data
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))

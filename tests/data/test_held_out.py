@@ -11,7 +11,7 @@ from adaface.data.pair_sets import write_memfile
 from adaface.data.sources.base import fingerprint_of
 from adaface.data.sources.folder import FolderSource
 from adaface.data.sources.records import RecordSource
-from demo_data import write_demo_data
+from adaface.demo.dataset import write_demo_data
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from adaface.checkpoints.files import load_checkpoint
-from demo_data import write_demo_data
+from adaface.demo.dataset import write_demo_data
 
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = shlex.split(

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import convert
 from adaface.data.pair_pickle import read_bin
-from demo_data import Picture, draw_picture, write_demo_data
+from adaface.demo.dataset import Picture, draw_picture, write_demo_data
 
 EACH = 25
 # what is planted, and the findings that name it

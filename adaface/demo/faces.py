@@ -9,7 +9,7 @@ back to the front.
 import cv2
 import numpy as np
 
-from demo_head import EYE_Y, HEAD_TOP, SIDE_PX, Identity, Painter, Scene, bgr, circle, curve, moved
+from adaface.demo.person import EYE_Y, HEAD_TOP, SIDE_PX, Identity, Painter, Scene, bgr, circle, curve, moved
 
 _ANGLES = np.linspace(0.0, 2 * np.pi, 48, endpoint=False)
 

@@ -9,12 +9,12 @@ import cv2
 import numpy as np
 import pytest
 
-import demo_data
+from adaface.demo import dataset
 from adaface.data.images import decode_image
 from adaface.data.pair_sets import PAPER_SETS, open_pair_set, read_bin
 from adaface.records.reader import RecordFile
-from demo_camera import Camera, photograph
-from demo_data import (
+from adaface.demo.camera import Camera, photograph
+from adaface.demo.dataset import (
     CONDITIONS,
     SET_CONDITIONS,
     TRAINING_CONDITIONS,
@@ -25,11 +25,11 @@ from demo_data import (
     training_pictures,
     write_demo_data,
 )
-from demo_faces import draw_face
-from demo_head import LANDMARKS_PX, Identity, Painter, Scene, draw_identity
+from adaface.demo.faces import draw_face
+from adaface.demo.person import LANDMARKS_PX, Identity, Painter, Scene, draw_identity
 
 TINY = {"identities": 6, "images_per_identity": 4, "pairs": 10, "seed": 3}
-REPOSITORY = Path(demo_data.__file__).parent
+REPOSITORY = Path(dataset.__file__).parents[2]
 
 
 def generator(seed: int) -> np.random.Generator:
@@ -133,7 +133,7 @@ def test_a_larger_training_set_contains_the_smaller_one() -> None:
 
 
 def test_processes_do_not_change_the_result(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo_data, "_FEWEST_PICTURES_PER_PROCESS", 10)
+    monkeypatch.setattr(dataset, "_FEWEST_PICTURES_PER_PROCESS", 10)
     assert file_bytes(write_demo_data(tmp_path / "two", processes=2, **TINY)) == file_bytes(tiny)
 
 
@@ -162,7 +162,7 @@ def test_a_killed_run_leaves_no_folder_and_is_redone(
         raise OSError("no space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(demo_data, "write_bin", full)
+        patched.setattr(dataset, "write_bin", full)
         with pytest.raises(OSError, match="no space"):
             write_demo_data(tmp_path / "faces", **TINY)
     assert not (tmp_path / "faces").exists()
@@ -254,7 +254,7 @@ def test_people_differ_more_than_pictures_of_one_person() -> None:
 
 
 def run_script(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(REPOSITORY / "demo_data.py"), *arguments]
+    command = [sys.executable, str(REPOSITORY / "demo/dataset.py"), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
