@@ -27,6 +27,10 @@ from tqdm import tqdm
 
 from adaface.checkpoints.run_folder import describe_environment
 from adaface.data.pair_sets import PairSet
+from adaface.export.graph import OPSET, set_metadata, to_onnx
+from adaface.export.int8 import FEWEST_IMAGES, LEAST_MEAN_COSINE, MOST_IMAGES, check_enough, quantize
+from adaface.export.network import OnnxNetwork, load_network
+from adaface.export.parity import compare_networks, compare_with_pytorch
 from adaface.metrics.results import evaluate_set
 from adaface.models.backbone import IMAGE_SIZE
 from adaface.models.registry import ARCHITECTURES, check_architecture
@@ -34,10 +38,6 @@ from adaface.system.command_line import Parser, run_to_status
 from adaface.system.files import atomic_file, check_writable
 from alignment.warp import ARCFACE_TEMPLATE
 from inference import Description, read_model
-from onnx_graph import OPSET, set_metadata, to_onnx
-from onnx_int8 import FEWEST_IMAGES, LEAST_MEAN_COSINE, MOST_IMAGES, check_enough, quantize
-from onnx_network import OnnxNetwork, load_network
-from onnx_parity import compare_networks, compare_with_pytorch
 from sample_images import drawn_faces, read_pair_set, read_sample
 
 MOST_ACCURACY_LOSS = 1.0

@@ -25,12 +25,12 @@ from torch import Tensor, nn
 
 from adaface.checkpoints.files import THRESHOLD, load_checkpoint
 from adaface.checkpoints.weights import backbone_state, find_architecture, load_backbone
+from adaface.export.network import load_network
 from adaface.metrics.verification import fuse_flip
 from adaface.models.backbone import EMBEDDING_SIZE, IMAGE_SIZE, Backbone
 from adaface.models.input_format import InputFormat, normalize_images
 from adaface.models.layers import fold_batch_norms
 from adaface.models.registry import build_model
-from onnx_network import load_network
 
 FUSED, IMAGE, MIRROR = VIEWS = ("fused", "image", "mirror")
 

@@ -17,15 +17,15 @@ from onnx import TensorProto, helper
 import export_onnx
 from adaface.checkpoints.files import store_threshold
 from adaface.demo.dataset import write_demo_data
+from adaface.export.graph import set_metadata, to_onnx
+from adaface.export.int8 import FEWEST_IMAGES, quantize
+from adaface.export.network import ONNX_METADATA, load_network
+from adaface.export.parity import compare_networks, compare_with_pytorch
 from adaface.models.input_format import InputFormat
 from adaface.models.iresnet import ImprovedResNet
 from adaface.models.registry import ARCHITECTURES, build_model
 from export_onnx import int8_file, main, parse
 from inference import Embedder
-from onnx_graph import set_metadata, to_onnx
-from onnx_int8 import FEWEST_IMAGES, quantize
-from onnx_network import ONNX_METADATA, load_network
-from onnx_parity import compare_networks, compare_with_pytorch
 from sample_images import drawn_faces, read_pair_set, read_sample
 from tests.support.golden_fill import fill_state_dict
 from tests.support.small_networks import TINY

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from adaface.export.network import OnnxNetwork
 from adaface.models.backbone import Backbone
 from adaface.models.input_format import InputFormat
-from onnx_network import OnnxNetwork
 
 LEAST_COSINE = 0.99999
 MOST_NORM_DIFFERENCE = 1e-3  # of the norm

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import onnx
 
+from adaface.export.graph import INPUT
+from adaface.export.network import OnnxNetwork
 from adaface.system.onnx_runtime import quantization
-from onnx_graph import INPUT
-from onnx_network import OnnxNetwork
 
 FEWEST_IMAGES = 32  # to calibrate on
 MOST_IMAGES = 256
@@ -45,7 +45,7 @@ def quantize(graph: onnx.ModelProto, images: np.ndarray, network: OnnxNetwork) -
     """Return a network in 8-bit integers.
 
     Args:
-        graph: of ``onnx_graph.to_onnx``; not changed.
+        graph: of ``export.graph.to_onnx``; not changed.
         images: (N, 112, 112, 3) uint8, in the network's colour order: faces like those it will see. The ranges of all
             activations are taken from them.
         network: the same graph, for its normalisation.

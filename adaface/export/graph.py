@@ -19,9 +19,9 @@ from typing import Any
 import onnx
 import torch
 
+from adaface.export.network import ONNX_METADATA
 from adaface.models.backbone import IMAGE_SIZE, Backbone
 from adaface.models.layers import fold_batch_norms
-from onnx_network import ONNX_METADATA
 
 OPSET = 18
 INPUT = "images"

@@ -1,0 +1,1 @@
+"""ONNX export, its INT8 variant, and the comparison with PyTorch."""
