@@ -16,14 +16,14 @@ from pathlib import Path
 
 import cv2
 
+from adaface.alignment.detector import MTCNN, SMALLEST_FACE_PX, WHICH_FACES
+from adaface.alignment.journal import TABLE, Journal
+from adaface.alignment.landmark_file import read_landmarks
+from adaface.alignment.tree import CROP_SUFFIXES, SUFFIXES, FindFaces, Outcome, Wanted, align_tree, find_photographs
 from adaface.system.command_line import FAILED, INTERRUPTED, Parser, printable, run_to_status
 from adaface.system.locks import RunLock
 from adaface.system.quiet import quiet_decoders
 from adaface.system.threads import usable_cores
-from alignment.detector import MTCNN, SMALLEST_FACE_PX, WHICH_FACES
-from alignment.journal import TABLE, Journal
-from alignment.landmark_file import read_landmarks
-from alignment.tree import CROP_SUFFIXES, SUFFIXES, FindFaces, Outcome, Wanted, align_tree, find_photographs
 
 SOME_WITHOUT = 1
 _SHOWN = 5

@@ -25,6 +25,7 @@ import numpy as np
 import onnx
 from tqdm import tqdm
 
+from adaface.alignment.warp import ARCFACE_TEMPLATE
 from adaface.checkpoints.run_folder import describe_environment
 from adaface.data.pair_sets import PairSet
 from adaface.export.graph import OPSET, set_metadata, to_onnx
@@ -36,7 +37,6 @@ from adaface.models.backbone import IMAGE_SIZE
 from adaface.models.registry import ARCHITECTURES, check_architecture
 from adaface.system.command_line import Parser, run_to_status
 from adaface.system.files import atomic_file, check_writable
-from alignment.warp import ARCFACE_TEMPLATE
 from inference import Description, read_model
 from sample_images import drawn_faces, read_pair_set, read_sample
 

@@ -37,7 +37,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from alignment.detector import MTCNN
+from adaface.alignment.detector import MTCNN
 from face_comparison import NO_THRESHOLD, EmbeddedPhotograph, Threshold, embed_photograph
 from inference import Embedder
 

@@ -13,11 +13,11 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from adaface.alignment.detector import MTCNN, Face, choose_faces
+from adaface.alignment.photograph import decode_photograph
+from adaface.alignment.warp import warp_face
 from adaface.system.command_line import printable
 from adaface.system.text_table import aligned
-from alignment.detector import MTCNN, Face, choose_faces
-from alignment.photograph import decode_photograph
-from alignment.warp import warp_face
 from inference import Embedder
 from plot_style import BLACK, GREEN, GREY, plain, save_figure
 

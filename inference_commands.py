@@ -18,14 +18,14 @@ from pathlib import Path
 
 import numpy as np
 
+from adaface.alignment.detector import MTCNN
+from adaface.alignment.photograph import Photographs
 from adaface.config.device_plan import plan_devices
 from adaface.config.groups import DeviceOptions
 from adaface.data.image_list import ImageFiles, ImageList
 from adaface.system.command_line import Parser, printable, run_to_status
 from adaface.system.files import check_writable, write_atomically
 from adaface.system.quiet import quiet_decoders
-from alignment.detector import MTCNN
-from alignment.photograph import Photographs
 from evaluation.cached import CACHE, MOST_UNREADABLE, CachedEmbedding, ModelFile
 from evaluation.similarity_search import most_similar
 from face_comparison import (

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from alignment.detector import MTCNN
+from adaface.alignment.detector import MTCNN
 from face_app import FaceComparer, Limits, build_app
 from face_comparison import Threshold
 from inference import Embedder

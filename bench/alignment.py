@@ -16,11 +16,11 @@ import cv2
 import numpy as np
 from skimage import data
 
+from adaface.alignment.detector import MTCNN, FaceDetector
+from adaface.alignment.networks import Network
+from adaface.alignment.photograph import decode_photograph
+from adaface.alignment.warp import warp_face
 from adaface.system.threads import usable_cores
-from alignment.detector import MTCNN, FaceDetector
-from alignment.networks import Network
-from alignment.photograph import decode_photograph
-from alignment.warp import warp_face
 from bench.timing import Side, compare, options, report
 
 _LARGEST_DIFFERENCE = 2  # of 255; the networks round differently

@@ -17,12 +17,12 @@ from typing import overload
 
 import numpy as np
 
+from adaface.alignment.warp import warp_face
 from adaface.data.image_list import ImageFiles, ImageList
 from adaface.metrics.identification import nonmates_needed, rank_rates, tpir_at_fpir
 from adaface.metrics.intervals import Interval, rate_interval, tar_intervals
 from adaface.metrics.outcome import Embedded, EmbedImages, Outcome, unreadable_note
 from adaface.metrics.verification import tar_at_far
-from alignment.warp import warp_face
 from evaluation.ijb_metadata import (
     TITLES,
     IJBMetadata,

@@ -6,9 +6,9 @@ import cv2
 import numpy as np
 import pytest
 
+from adaface.alignment.warp import warp_face
 from adaface.metrics.outcome import Embedded
 from adaface.metrics.verification import fuse_flip
-from alignment.warp import warp_face
 from evaluation import ijb
 from evaluation.ijb_metadata import metadata_files, read_metadata, template_subjects
 from evaluation.template_pooling import POOLINGS

@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 from test_inference import write_checkpoint
 
-from alignment.detector import MTCNN
-from alignment.warp import warp_face
+from adaface.alignment.detector import MTCNN
+from adaface.alignment.warp import warp_face
 from face_comparison import embed_photograph
 from inference import Embedder
 from tests.support.photographs import astronaut, two_heads

@@ -15,9 +15,9 @@ from PIL import Image
 from test_inference import faces, write_checkpoint
 
 import inference_commands
+from adaface.alignment.detector import MTCNN
+from adaface.alignment.warp import warp_face
 from adaface.data.image_list import ImageFiles
-from alignment.detector import MTCNN
-from alignment.warp import warp_face
 from gallery import read_embeddings
 from inference import Embedder
 from inference_commands import build_parsers, main

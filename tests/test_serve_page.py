@@ -28,7 +28,7 @@ from test_inference import write_checkpoint
 
 import face_app
 import inference_commands
-from alignment.detector import MTCNN
+from adaface.alignment.detector import MTCNN
 from face_app import Limits
 from face_comparison import NO_THRESHOLD, Threshold, embed_photograph
 from inference import Embedder

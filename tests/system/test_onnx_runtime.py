@@ -13,7 +13,7 @@ def test_nothing_is_told_or_kept_about_who_uses_it(tmp_path):
     environment = {**os.environ, "HOME": str(tmp_path), "TMPDIR": str(tmp_path / "temporary"), "PYTHONPATH": str(ROOT)}
     for name in ("CI", "ORT_DISABLE_TELEMETRY", "ORT_RUNNING_UNIT_TESTS", "XDG_CACHE_HOME"):  # these keep it quiet too
         environment.pop(name, None)
-    command = [sys.executable, "-c", "from alignment.detector import MTCNN; MTCNN()"]
+    command = [sys.executable, "-c", "from adaface.alignment.detector import MTCNN; MTCNN()"]
     subprocess.run(command, check=True, env=environment, cwd=tmp_path, timeout=120)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 

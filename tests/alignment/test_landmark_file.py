@@ -1,6 +1,6 @@
 import pytest
 
-from alignment.landmark_file import read_landmarks
+from adaface.alignment.landmark_file import read_landmarks
 
 POINTS = "1 2 5 2 3 4 1.5 6 4.5 7"
 

@@ -3,9 +3,9 @@ import sys
 import numpy as np
 import pytest
 
+from adaface.alignment import networks
+from adaface.alignment.networks import open_network, weights_folder
 from adaface.system.onnx_runtime import onnxruntime
-from alignment import networks
-from alignment.networks import open_network, weights_folder
 
 
 @pytest.mark.parametrize(("name", "side_px"), [("pnet", 47), ("rnet", 24), ("onet", 48)])

@@ -5,13 +5,13 @@ import cv2
 import numpy as np
 import pytest
 
+from adaface.alignment import detector
+from adaface.alignment.detector import MTCNN, Face, choose_faces
+from adaface.alignment.warp import ARCFACE_TEMPLATE, warp_face
 from adaface.data.pair_sets import open_pair_set
-from alignment import detector
-from alignment.detector import MTCNN, Face, choose_faces
-from alignment.warp import ARCFACE_TEMPLATE, warp_face
 from tests.support.photographs import ASTRONAUT_LANDMARKS, astronaut, head, turned, two_heads
 
-LFW = Path(__file__).resolve().parents[2] / "shared" / "data" / "lfw112"
+LFW = Path(__file__).resolve().parents[3] / "shared" / "data" / "lfw112"
 EYES_PX = 43  # between the eyes of the photograph
 
 

@@ -18,8 +18,8 @@ from typing import Protocol
 import cv2
 import numpy as np
 
-from alignment.boxes import corrected, cut_out, keep_best, squared
-from alignment.networks import Network, open_network, weights_folder
+from adaface.alignment.boxes import corrected, cut_out, keep_best, squared
+from adaface.alignment.networks import Network, open_network, weights_folder
 
 WHICH_FACES = ("largest", "central", "all")
 SMALLEST_FACE_PX = 20

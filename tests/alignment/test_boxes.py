@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from alignment.boxes import corrected, cut_out, keep_best, squared
+from adaface.alignment.boxes import corrected, cut_out, keep_best, squared
 
 
 def overlap(a, b, of_smaller):

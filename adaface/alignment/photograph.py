@@ -27,9 +27,9 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageOps
 
+from adaface.alignment.detector import MTCNN, choose_faces
+from adaface.alignment.warp import warp_face
 from adaface.data.image_list import ImageFiles
-from alignment.detector import MTCNN, choose_faces
-from alignment.warp import warp_face
 
 MOST_PIXELS = 178_000_000  # about what Pillow opens without being told to; 534 MB when decoded
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "PPM", "GIF", "JPEG2000")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from alignment.photograph import MOST_SCANS, count_scans, decode_photograph, read_photograph
+from adaface.alignment.photograph import MOST_SCANS, count_scans, decode_photograph, read_photograph
 from tests.support.photographs import astronaut
 
 ORIENTATION = 0x0112

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from adaface.alignment.detector import Face
 from adaface.system.files import write_atomically
-from alignment.detector import Face
 
 TABLE, SETTINGS = "alignment.csv", "alignment.json"
 ALIGNED, NO_FACE, NO_TRANSFORM, UNREADABLE, NOT_LISTED = (

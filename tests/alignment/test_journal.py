@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from alignment.detector import Face
-from alignment.journal import ALIGNED, COLUMNS, NO_FACE, SETTINGS, TABLE, UNREADABLE, Journal, Line
+from adaface.alignment.detector import Face
+from adaface.alignment.journal import ALIGNED, COLUMNS, NO_FACE, SETTINGS, TABLE, UNREADABLE, Journal, Line
 
 FACE = Face((1, 2, 3, 4.5), np.arange(10.0).reshape(5, 2), 0.98765)
 SETTING = {"faces": "all", "smallest_face_px": 20}

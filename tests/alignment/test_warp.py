@@ -3,9 +3,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from alignment.warp import ARCFACE_TEMPLATE, similarity_to_template, warp_face
+from adaface.alignment.warp import ARCFACE_TEMPLATE, similarity_to_template, warp_face
 
-GOLDEN_ALIGN = Path(__file__).resolve().parents[2] / "shared" / "golden" / "align.npz"
+GOLDEN_ALIGN = Path(__file__).resolve().parents[3] / "shared" / "golden" / "align.npz"
 
 
 def test_golden_crops():

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from adaface.alignment.detector import Face
 from adaface.system.text_table import read_table
-from alignment.detector import Face
 
 _POINTS = [f"{axis}{number}" for number in range(1, 6) for axis in "xy"]
 

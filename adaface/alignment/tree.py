@@ -11,12 +11,12 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from adaface.alignment.detector import Face, choose_faces
+from adaface.alignment.journal import ALIGNED, NO_FACE, NO_TRANSFORM, NOT_LISTED, UNREADABLE, Journal, Line
+from adaface.alignment.photograph import read_photograph
+from adaface.alignment.warp import warp_face
 from adaface.system.files import write_atomically
 from adaface.system.threads import in_order
-from alignment.detector import Face, choose_faces
-from alignment.journal import ALIGNED, NO_FACE, NO_TRANSFORM, NOT_LISTED, UNREADABLE, Journal, Line
-from alignment.photograph import read_photograph
-from alignment.warp import warp_face
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".ppm", ".pgm", ".gif", ".jp2")
 _ENCODING = {

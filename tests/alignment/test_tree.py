@@ -12,13 +12,13 @@ import pytest
 from PIL import Image
 
 import align_command
+from adaface.alignment.tree import crop_stems, find_photographs
+from adaface.alignment.warp import warp_face
 from adaface.data.image_list import read_colour_image
 from adaface.system.locks import RunLock
-from alignment.tree import crop_stems, find_photographs
-from alignment.warp import warp_face
 from tests.support.photographs import ASTRONAUT_LANDMARKS, astronaut, head, two_heads
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 ORIENTATION = 0x0112
 
 
