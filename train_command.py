@@ -43,6 +43,9 @@ from adaface.distributed.startup import (
 )
 from adaface.distributed.watch import InterruptedTrainingError, ProcessWatch
 from adaface.metrics.results import results_table, write_results
+from adaface.reporting.curves import plot_roc, plot_similarity_histograms
+from adaface.reporting.run_report import write_run_report
+from adaface.reporting.training import plot_health, plot_loss
 from adaface.system.command_line import EXPECTED_ERRORS, FAILED, INTERRUPTED, terminated_as_interrupted
 from adaface.system.files import write_atomically
 from adaface.system.lightning_setup import pl
@@ -52,13 +55,10 @@ from checkpointing import CheckpointKeeper, how_to_go_on
 from evaluation.before_after import compare_before_after, verdict, write_before_after
 from evaluation.cached import CachedEmbedding, ModelFile
 from evaluation.model_comparison import comparison_text, write_comparison
-from evaluation.run_report import write_run_report
 from finetuning import find_pretrained
 from optimization import scaled_learning_rate
-from plots import plot_roc, plot_similarity_histograms
 from resume import check_paths, check_still_new, with_checkpoint_options, with_run_folder
 from trainer import batches_of_epoch
-from training_curves import plot_health, plot_loss
 from training_module import FaceRecognitionModule
 
 _SAMPLES_IN_GRID = 64

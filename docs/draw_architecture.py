@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
-from plot_style import BLACK, BLUE, DPI, GREEN, GREY, PURPLE, VERMILION, save_figure
+from adaface.reporting.style import BLACK, BLUE, DPI, GREEN, GREY, PURPLE, VERMILION, save_figure
 
 PICTURE = Path(__file__).with_name("architecture.png")
 _WIDTH, _HEIGHT = 2.3, 0.98

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from adaface.augmentation.more import MORE_AUGMENTATIONS
 from adaface.augmentation.paper import Augmenter
 from adaface.demo.dataset import Picture, draw_picture
-from plot_style import DPI, save_figure
+from adaface.reporting.style import DPI, save_figure
 
 PICTURE = Path(__file__).with_name("augmentations.png")
 FACE = Picture(seed=42, person=3, number=0, conditions="frontal")

@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 
 from adaface.augmentation.camera import compress, defocus, move
 from adaface.data.image_list import ImageList
-from plot_style import DPI, save_figure
+from adaface.reporting.style import DPI, save_figure
 
 VERSION = 1
 DEGRADATIONS = ("blur",)

@@ -14,15 +14,15 @@ import numpy as np
 from adaface.checkpoints.run_folder import MANIFEST, describe_environment
 from adaface.metrics.outcome import Outcome, outcome_lines
 from adaface.metrics.results import results_table, write_results
+from adaface.reporting.curves import plot_roc, plot_similarity_histograms
+from adaface.reporting.hardest_pairs import hardest_pairs
+from adaface.reporting.quality import RejectCurve
+from adaface.reporting.report import ReportContent, write_report
+from adaface.reporting.tables import ReportTable
 from adaface.system.files import write_atomically
 from evaluation.degradation import DegradedImages, draw_samples
-from evaluation.hardest_pairs import hardest_pairs
 from evaluation.model_comparison import ModelComparison, comparison_text, write_comparison
-from evaluation.report import ReportContent, write_report
-from evaluation.report_tables import ReportTable
 from evaluation.verification import VerifiedSet
-from plots import plot_roc, plot_similarity_histograms
-from quality_plot import RejectCurve
 
 REPORT = "report.html"
 _PAIRS_OF_A_SET = 8  # of each kind, as pictures

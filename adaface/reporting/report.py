@@ -18,19 +18,19 @@ from jinja2 import Environment, FileSystemLoader
 
 from adaface.metrics.outcome import Outcome
 from adaface.metrics.results import SetResult
-from adaface.system.files import write_atomically
-from evaluation.hardest_pairs import HardestPairs, HardPair
-from evaluation.report_panels import quality_panels, score_panels, similarity_panels, training_panels
-from evaluation.report_tables import (
+from adaface.reporting.curves import ScoredPairs
+from adaface.reporting.hardest_pairs import HardestPairs, HardPair
+from adaface.reporting.panels import quality_panels, score_panels, similarity_panels, training_panels
+from adaface.reporting.quality import RejectCurve
+from adaface.reporting.svg import COLOR_NAMES
+from adaface.reporting.tables import (
     ReportTable,
     interval_text,
     mean_of,
     outcome_table,
     verification_table,
 )
-from plots import ScoredPairs
-from quality_plot import RejectCurve
-from svg_figure import COLOR_NAMES
+from adaface.system.files import write_atomically
 
 _TEMPLATE = "report.html.j2"
 _MOST_PICTURE_BYTES = 1_500_000  # base64 makes a third more of them
@@ -58,7 +58,7 @@ class ReportContent:
         sets: results of verification sets, with the similarities of their pairs where curves are wanted.
         outcomes: of other protocols; those with pairs have curves too.
         tables: others, such as the comparison with published numbers.
-        metrics: of a training, as ``training_curves.read_metrics`` returns them.
+        metrics: of a training, as ``reporting.training.read_metrics`` returns them.
         rejections: error-versus-reject curves, by name of the set.
         norms: feature norms by name of the set, of any shape, beside those of the outcomes.
         hardest: pairs to show as pictures, of each set.

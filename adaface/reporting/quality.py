@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from plot_style import PERCENT, dress, line_looks, plain
+from adaface.reporting.style import PERCENT, dress, line_looks, plain
 
 _BINS = 50
 _POINTS = 400

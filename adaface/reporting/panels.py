@@ -9,10 +9,17 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from plots import ScoredPairs, draw_det, draw_roc, draw_similarities, similarity_span, with_both_kinds
-from quality_plot import RejectCurve, draw_norms, draw_rejections
-from svg_figure import POINTS_PER_INCH, LegendEntry, figure_as_svg, legend_of
-from training_curves import (
+from adaface.reporting.curves import (
+    ScoredPairs,
+    draw_det,
+    draw_roc,
+    draw_similarities,
+    similarity_span,
+    with_both_kinds,
+)
+from adaface.reporting.quality import RejectCurve, draw_norms, draw_rejections
+from adaface.reporting.svg import POINTS_PER_INCH, LegendEntry, figure_as_svg, legend_of
+from adaface.reporting.training import (
     draw_accuracy,
     draw_feature_norm,
     draw_gradient_norm,
@@ -132,7 +139,7 @@ def training_panels(table: pd.DataFrame, among: Sequence[str] = ()) -> list[Pane
     """Return loss, learning rate, validation accuracy and health of a training, such as were logged.
 
     Args:
-        table: what ``training_curves.read_metrics`` returns.
+        table: what ``reporting.training.read_metrics`` returns.
         among: names of all sets of the report, for equal colours in all its pictures.
     """
     panels, training, validation, health = [], training_rows(table), validation_rows(table), health_rows(table)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from adaface.data.images import IMAGE_SHAPE
-from evaluation.hardest_pairs import hardest_pairs
+from adaface.reporting.hardest_pairs import hardest_pairs
 
 
 class Images:

@@ -7,13 +7,13 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-import plots
-import training_curves
 from adaface.metrics.verification import roc
-from plot_style import power_of_ten
-from plots import draw_det, draw_roc, plot_roc, plot_similarity_histograms
+from adaface.reporting import curves as plots
+from adaface.reporting import training
+from adaface.reporting.curves import draw_det, draw_roc, plot_roc, plot_similarity_histograms
+from adaface.reporting.style import power_of_ten
+from adaface.reporting.training import plot_loss
 from tests.support.drawn_figures import assert_is_a_picture, figures_saved_by, texts
-from training_curves import plot_loss
 
 
 @dataclass
@@ -61,7 +61,7 @@ def test_pictures_of_several_sets(tmp_path, drawn, count):
 
 
 def test_a_set_looks_the_same_in_every_picture(tmp_path, drawn, monkeypatch):
-    losses = figures_saved_by(training_curves, monkeypatch)
+    losses = figures_saved_by(training, monkeypatch)
     sets = [scored("lfw"), one_kind("cfp_fp"), scored("calfw", seed=1)]
     assert plot_roc(sets, tmp_path / "roc.png")
     table = pd.DataFrame({"step": [9], "epoch": [0], "val_acc": [70.0], "calfw_acc": [60.0], "lfw_acc": [80.0]})

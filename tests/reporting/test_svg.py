@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from plot_style import BLUE, GREY, VERMILION
-from svg_figure import POINTS_PER_INCH, figure_as_svg, legend_of
+from adaface.reporting.style import BLUE, GREY, VERMILION
+from adaface.reporting.svg import POINTS_PER_INCH, figure_as_svg, legend_of
 
 
 def axes_of_a_figure():

@@ -1,7 +1,7 @@
 """Pictures of scored pairs: ROC and DET curves, and the similarities of genuine and impostor pairs.
 
 Each is drawn onto given axes, so that the PNG files (``roc.png``, ``similarity.png``) and the report show the same. How
-they look is in ``plot_style.py``; a training has pictures of its own (``training_curves.py``).
+they look is in ``reporting/style.py``; a training has pictures of its own (``reporting/training.py``).
 """
 
 import math
@@ -16,7 +16,19 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from adaface.metrics.verification import auc, eer, roc, tar_at_far
-from plot_style import BLACK, BLUE, DPI, GREY, PERCENT, POWER_OF_TEN, VERMILION, dress, line_looks, plain, save_figure
+from adaface.reporting.style import (
+    BLACK,
+    BLUE,
+    DPI,
+    GREY,
+    PERCENT,
+    POWER_OF_TEN,
+    VERMILION,
+    dress,
+    line_looks,
+    plain,
+    save_figure,
+)
 
 _MOST_BINS = 60
 _FEWEST_BINS = 10

@@ -8,7 +8,7 @@ import numpy as np
 
 from adaface.metrics.outcome import Outcome
 from adaface.metrics.results import FARS, SetResult
-from plot_style import power_of_ten
+from adaface.reporting.style import power_of_ten
 
 _CAPTION = "Percent, with 95 % intervals where they are known; the threshold is a cosine."
 Interval = tuple[float, float]

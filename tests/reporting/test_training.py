@@ -3,15 +3,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-import training_curves
+from adaface.reporting import training
+from adaface.reporting.training import plot_health, plot_loss, read_metrics
 from tests.support.drawn_figures import assert_is_a_picture, figures_saved_by, texts
-from training_curves import plot_health, plot_loss, read_metrics
 
 
 @pytest.fixture
 def drawn(monkeypatch):
     """The figures as they are saved."""
-    return figures_saved_by(training_curves, monkeypatch)
+    return figures_saved_by(training, monkeypatch)
 
 
 def metrics_file(path, epochs=range(6), steps=10, bonus=0.0):

@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from test_evaluation_hardest_pairs import Images
-from test_quality_plot import Curve
 
 from adaface.metrics.outcome import Outcome
 from adaface.metrics.results import SetResult, evaluate_set
-from evaluation.hardest_pairs import hardest_pairs
-from evaluation.report import ReportContent, write_report
-from evaluation.report_tables import Cell, ReportTable, Row
+from adaface.reporting.hardest_pairs import hardest_pairs
+from adaface.reporting.report import ReportContent, write_report
+from adaface.reporting.tables import Cell, ReportTable, Row
+from tests.reporting.test_hardest_pairs import Images
+from tests.reporting.test_quality import Curve
 from tests.support.browser import in_browser, needs_chromium
 
 EVIL = "<script>alert('x')</script><img src=http://evil.example/a.png onerror=alert(1)>\"'&"

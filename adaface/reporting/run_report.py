@@ -13,9 +13,9 @@ from adaface.checkpoints.run_folder import CONFIG, MANIFEST
 from adaface.data.image_list import PairSetImages
 from adaface.data.pair_sets import PairSet
 from adaface.metrics.results import SetResult
-from evaluation.hardest_pairs import hardest_pairs
-from evaluation.report import ReportContent, write_report
-from training_curves import read_metrics
+from adaface.reporting.hardest_pairs import hardest_pairs
+from adaface.reporting.report import ReportContent, write_report
+from adaface.reporting.training import read_metrics
 
 REPORT = "report.html"
 _PAIRS_OF_A_SET = 8  # of each kind

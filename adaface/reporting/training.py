@@ -14,7 +14,19 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogFormatter, MaxNLocator
 
-from plot_style import BLACK, BLUE, DPI, GREY, ORANGE, SKY, VERMILION, dress, line_looks, plain, save_figure
+from adaface.reporting.style import (
+    BLACK,
+    BLUE,
+    DPI,
+    GREY,
+    ORANGE,
+    SKY,
+    VERMILION,
+    dress,
+    line_looks,
+    plain,
+    save_figure,
+)
 
 _SMOOTHED_SHARE = 1 / 40
 _MOST_LEVELS = 6  # of a learning rate that falls in steps

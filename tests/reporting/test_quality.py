@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from quality_plot import draw_norms, draw_rejections
+from adaface.reporting.quality import draw_norms, draw_rejections
 from tests.support.drawn_figures import texts
 
 

@@ -3,12 +3,12 @@ import sys
 
 import numpy as np
 import pytest
-from test_evaluation_report import Page, result
-from test_training_curves import metrics_file
 
 from adaface.checkpoints import run_folder
 from adaface.data.pair_sets import open_pair_set, write_memfile
-from evaluation.run_report import write_run_report
+from adaface.reporting.run_report import write_run_report
+from tests.reporting.test_report import Page, result
+from tests.reporting.test_training import metrics_file
 
 CONFIG = {
     "arch": "ir_18", "head": "adaface", "train_data_path": "faces_emore/imgs", "lr_milestones": [12, 20],
