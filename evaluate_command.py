@@ -19,10 +19,10 @@ import model_options
 from adaface.checkpoints.run_folder import choose_run_folder
 from adaface.config.device_plan import plan_devices
 from adaface.config.groups import DeviceOptions
+from adaface.inference.cached import CACHE, MOST_UNREADABLE, CachedEmbedding, ModelFile
 from adaface.system.command_line import Parser, run_to_status
 from adaface.system.files import check_writable
 from evaluation import protocols
-from evaluation.cached import CACHE, MOST_UNREADABLE, CachedEmbedding, ModelFile
 from evaluation.degradation import DEGRADATIONS
 from evaluation.findings import Evaluated, Findings, text_of, write_findings
 from evaluation.folder import DEGRADED_PARTS

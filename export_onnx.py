@@ -32,13 +32,13 @@ from adaface.export.graph import OPSET, set_metadata, to_onnx
 from adaface.export.int8 import FEWEST_IMAGES, LEAST_MEAN_COSINE, MOST_IMAGES, check_enough, quantize
 from adaface.export.network import OnnxNetwork, load_network
 from adaface.export.parity import compare_networks, compare_with_pytorch
+from adaface.inference.embedder import Description, read_model
+from adaface.inference.sample_images import drawn_faces, read_pair_set, read_sample
 from adaface.metrics.results import evaluate_set
 from adaface.models.backbone import IMAGE_SIZE
 from adaface.models.registry import ARCHITECTURES, check_architecture
 from adaface.system.command_line import Parser, run_to_status
 from adaface.system.files import atomic_file, check_writable
-from inference import Description, read_model
-from sample_images import drawn_faces, read_pair_set, read_sample
 
 MOST_ACCURACY_LOSS = 1.0
 _VERIFIED = 32  # images

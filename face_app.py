@@ -38,8 +38,8 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from adaface.alignment.detector import MTCNN
-from face_comparison import NO_THRESHOLD, EmbeddedPhotograph, Threshold, embed_photograph
-from inference import Embedder
+from adaface.inference.comparison import NO_THRESHOLD, EmbeddedPhotograph, Threshold, embed_photograph
+from adaface.inference.embedder import Embedder
 
 PHOTOGRAPHS = ("first", "second")
 _PAGE = Path(__file__).with_name("face_page.html")

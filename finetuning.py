@@ -31,9 +31,9 @@ from adaface.distributed.collectives import gather_rows, rank, world_size
 from adaface.heads.base import Head
 from adaface.heads.margins import AdaFace
 from adaface.heads.partial_fc import PartialFC, shard_range
+from adaface.inference.embedder import prepare_for_inference, read_model
 from adaface.models.input_format import InputFormat, normalize_images
 from adaface.system.lightning_setup import pl
-from inference import prepare_for_inference, read_model
 
 _NO_DIRECTION = 1e-6  # length of a mean of unit vectors that point nowhere
 

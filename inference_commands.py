@@ -23,12 +23,8 @@ from adaface.alignment.photograph import Photographs
 from adaface.config.device_plan import plan_devices
 from adaface.config.groups import DeviceOptions
 from adaface.data.image_list import ImageFiles, ImageList
-from adaface.system.command_line import Parser, printable, run_to_status
-from adaface.system.files import check_writable, write_atomically
-from adaface.system.quiet import quiet_decoders
-from evaluation.cached import CACHE, MOST_UNREADABLE, CachedEmbedding, ModelFile
-from evaluation.similarity_search import most_similar
-from face_comparison import (
+from adaface.inference.cached import CACHE, MOST_UNREADABLE, CachedEmbedding, ModelFile
+from adaface.inference.comparison import (
     MOST_DRAWN,
     choose_threshold,
     compare_faces,
@@ -36,9 +32,20 @@ from face_comparison import (
     draw_comparison,
     threshold_text,
 )
-from gallery import FoundFaces, NamedEmbeddings, found_csv, found_text, read_embeddings, write_embeddings
+from adaface.inference.gallery import (
+    FoundFaces,
+    NamedEmbeddings,
+    found_csv,
+    found_text,
+    read_embeddings,
+    write_embeddings,
+)
+from adaface.inference.sample_images import find_images
+from adaface.inference.search import most_similar
+from adaface.system.command_line import Parser, printable, run_to_status
+from adaface.system.files import check_writable, write_atomically
+from adaface.system.quiet import quiet_decoders
 from model_options import add_model_options, check_model_options, model_path
-from sample_images import find_images
 
 # what turns image files into aligned faces: called with a name for the list and its files
 OpenFaces = Callable[[str, Sequence[Path]], ImageList]

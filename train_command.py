@@ -42,6 +42,7 @@ from adaface.distributed.startup import (
     run_and_leave,
 )
 from adaface.distributed.watch import InterruptedTrainingError, ProcessWatch
+from adaface.inference.cached import CachedEmbedding, ModelFile
 from adaface.metrics.results import results_table, write_results
 from adaface.reporting.curves import plot_roc, plot_similarity_histograms
 from adaface.reporting.run_report import write_run_report
@@ -53,7 +54,6 @@ from adaface.system.locks import RunLock
 from build import build, build_run_trainer, facts_of, images_per_update, plan_lines
 from checkpointing import CheckpointKeeper, how_to_go_on
 from evaluation.before_after import compare_before_after, verdict, write_before_after
-from evaluation.cached import CachedEmbedding, ModelFile
 from evaluation.model_comparison import comparison_text, write_comparison
 from finetuning import find_pretrained
 from optimization import scaled_learning_rate

@@ -27,6 +27,7 @@ from adaface.distributed.collectives import check_batch_sizes, gather_batch, gat
 from adaface.heads.margins import build_head
 from adaface.heads.partial_fc import PartialFC, build_sharded_head
 from adaface.heads.sharded_optimizer import clip_gradient, start_momentum_at_zero, step_on_touched_rows
+from adaface.inference.embedder import prepare_for_inference
 from adaface.metrics.results import SetResult, evaluate_set
 from adaface.metrics.verification import fuse_flip
 from adaface.models.backbone import EMBEDDING_SIZE
@@ -35,7 +36,6 @@ from adaface.models.registry import build_model
 from adaface.system.lightning_internals import leave_out_of_ddp, position, set_epoch_length, unscales_in_its_step
 from adaface.system.lightning_setup import pl
 from freezing import freeze, frozen_modules, learning_rate_scales
-from inference import prepare_for_inference
 from optimization import LR_SCALE, Schedule, build_optimizer, group_options, settle_loaded_state
 from weight_average import WeightAverage, put_into, take_from
 

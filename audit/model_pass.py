@@ -51,7 +51,7 @@ class AskedModel:
         import torch  # takes seconds, and an audit without a model does without
 
         from adaface.checkpoints.download import find_model
-        from evaluation.cached import CachedEmbedding, ModelFile
+        from adaface.inference.cached import CachedEmbedding, ModelFile
 
         path = find_model(self.name) if self.name else Path(self.file)
         gpus = torch.cuda.device_count()
@@ -94,7 +94,7 @@ def model_findings(
 
 def _embedded(images: AuditedData | TestImages, table: np.ndarray, embed: EmbedImages) -> tuple[np.ndarray, np.ndarray]:
     """Return which images are embedded, and their vectors; of one view, as two would take twice the time."""
-    from inference import IMAGE  # see above
+    from adaface.inference.embedder import IMAGE  # see above
 
     good = states(table, GOOD)
     found = embed(ChosenImages(images, good), IMAGE)

@@ -20,11 +20,11 @@ import torch
 from adaface.export.graph import set_metadata, to_onnx
 from adaface.export.int8 import FEWEST_IMAGES, quantize
 from adaface.export.network import OnnxNetwork, load_network
+from adaface.inference.sample_images import drawn_faces
 from adaface.models.input_format import normalize_images
 from adaface.models.registry import build_model, count_macs
 from bench._textbook_net import textbook
 from bench.timing import Side, compare, options, report
-from sample_images import drawn_faces
 
 _MATRIX = 2048
 _MATRIX_PRODUCTS = 5

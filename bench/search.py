@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from adaface.inference.search import most_similar
 from bench.timing import Side, compare, options, report
-from evaluation.similarity_search import most_similar
 
 _TOP = 10
 _BLOCK_BYTES = 80_000_000  # of scores; as much again is taken twice while they are compared

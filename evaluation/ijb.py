@@ -19,6 +19,7 @@ import numpy as np
 
 from adaface.alignment.warp import warp_face
 from adaface.data.image_list import ImageFiles, ImageList
+from adaface.inference.search import search
 from adaface.metrics.identification import nonmates_needed, rank_rates, tpir_at_fpir
 from adaface.metrics.intervals import Interval, rate_interval, tar_intervals
 from adaface.metrics.outcome import Embedded, EmbedImages, Outcome, unreadable_note
@@ -32,7 +33,6 @@ from evaluation.ijb_metadata import (
     template_subjects,
     with_fewer_pairs,
 )
-from evaluation.similarity_search import search
 from evaluation.template_pooling import (
     POOLINGS,
     UNFUSED_POOLINGS,

@@ -11,11 +11,11 @@ import numpy as np
 from adaface.checkpoints.files import store_threshold
 from adaface.checkpoints.published import RANK_1, RANK_5
 from adaface.data.image_list import ChosenImages
+from adaface.inference.cached import CachedEmbedding
 from adaface.metrics.calibration import calibrate
 from adaface.metrics.outcome import Outcome
 from adaface.metrics.quality import ErrorReject, error_versus_reject, quality_warning, rank_correlation
 from evaluation import folder, ijb, tinyface, verification
-from evaluation.cached import CachedEmbedding
 from evaluation.degradation import DegradedImages
 from evaluation.findings import Findings
 from evaluation.identity_folder import open_identity_folder

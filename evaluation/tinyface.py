@@ -19,10 +19,10 @@ from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 
 from adaface.data.image_list import ImageFiles
+from adaface.inference.search import search
 from adaface.metrics.identification import rank_rates
 from adaface.metrics.intervals import rate_interval
 from adaface.metrics.outcome import Embedded, EmbedImages, Outcome
-from evaluation.similarity_search import search
 
 RANKS = (1, 5, 20)
 _ALIGNED = "aligned_pad_0.1_pad_high"

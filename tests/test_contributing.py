@@ -24,10 +24,10 @@ from adaface.demo.dataset import write_demo_data
 from adaface.heads import margins
 from adaface.heads.margins import build_head
 from adaface.heads.partial_fc import build_sharded_head
+from adaface.inference.embedder import load_pretrained_model
 from adaface.models import registry
 from adaface.models.backbone import Backbone
 from architecture_table import rows
-from inference import load_pretrained_model
 from train_val import FaceRecognitionModule
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -17,8 +17,8 @@ import main
 from adaface.config.parsing import read_recipe
 from adaface.data.sources.records import RecordSource
 from adaface.demo.dataset import write_demo_data
+from adaface.inference.embedder import load_pretrained_model
 from adaface.records import sidecar
-from inference import load_pretrained_model
 
 EARLIER = Path(__file__).parent / "golden" / "earlier"
 MADE = 1_700_000_000  # when the records were made: sidecars go by it

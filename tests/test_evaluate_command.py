@@ -10,10 +10,10 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from test_inference import faces, write_checkpoint
 
 from adaface.checkpoints.published import PUBLISHED, RANK_1
 from adaface.data.pair_pickle import write_bin
+from adaface.inference.embedder import Embedder
 from evaluate_command import build_parser, main, parse
 from evaluation.published import (
     Measurement,
@@ -22,7 +22,7 @@ from evaluation.published import (
     find_published,
 )
 from evaluation.verification import find_sets
-from inference import Embedder
+from tests.inference.test_embedder import faces, write_checkpoint
 
 IDENTITIES, IMAGES = 12, 4
 

@@ -21,12 +21,12 @@ from adaface.export.graph import set_metadata, to_onnx
 from adaface.export.int8 import FEWEST_IMAGES, quantize
 from adaface.export.network import ONNX_METADATA, load_network
 from adaface.export.parity import compare_networks, compare_with_pytorch
+from adaface.inference.embedder import Embedder
+from adaface.inference.sample_images import drawn_faces, read_pair_set, read_sample
 from adaface.models.input_format import InputFormat
 from adaface.models.iresnet import ImprovedResNet
 from adaface.models.registry import ARCHITECTURES, build_model
 from export_onnx import int8_file, main, parse
-from inference import Embedder
-from sample_images import drawn_faces, read_pair_set, read_sample
 from tests.support.golden_fill import fill_state_dict
 from tests.support.small_networks import TINY
 

@@ -23,8 +23,8 @@ from adaface.data.held_out import hold_out
 from adaface.data.images import decode_image
 from adaface.data.sources.folder import FolderSource
 from adaface.demo.dataset import write_demo_data
+from adaface.inference.embedder import IMAGE, Embedder
 from adaface.models.registry import build_model
-from inference import IMAGE, Embedder
 
 ROOT = Path(__file__).resolve().parents[1]
 ARCH = "ir_mini"

@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_inference import faces, write_checkpoint
 
 import inference_commands
 from adaface.alignment.detector import MTCNN
 from adaface.alignment.warp import warp_face
 from adaface.data.image_list import ImageFiles
-from gallery import read_embeddings
-from inference import Embedder
+from adaface.inference.embedder import Embedder
+from adaface.inference.gallery import read_embeddings
 from inference_commands import build_parsers, main
 from tests.checkpoints.test_download import write_official
+from tests.inference.test_embedder import faces, write_checkpoint
 from tests.support.photographs import astronaut
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -129,7 +129,7 @@ def test_a_stopped_embedding_goes_on(run, people, monkeypatch):
         return read(self, index)
 
     monkeypatch.setattr(ImageFiles, "read", stopping)
-    monkeypatch.setattr("evaluation.cached.usable_cores", lambda: 1)
+    monkeypatch.setattr("adaface.inference.cached.usable_cores", lambda: 1)
     error = run("embed", "people", "--out", "faces.npz", "--batch_size", "1", expected=130)
     assert "what has been embedded of folders is kept" in error
     assert not Path("faces.npz").exists()
@@ -187,7 +187,7 @@ def test_a_published_model_by_its_name(run, people, tmp_path, monkeypatch):
         opened.append(Path(path))
         raise ValueError("seen")
 
-    monkeypatch.setattr("evaluation.cached.Embedder.load", load)
+    monkeypatch.setattr("adaface.inference.cached.Embedder.load", load)
     words = ("compare", "people/person 0/0.png", "people/person 0/1.png")
     assert "seen" in run(*words, model=["--model", "adaface_ir18_casia"], expected=2)
     assert opened == [tmp_path / "models" / "adaface_ir18_casia.ckpt"]

@@ -23,16 +23,16 @@ import cv2
 import numpy as np
 import pytest
 from test_face_app import FORM, form
-from test_face_comparison import png
-from test_inference import write_checkpoint
 
 import face_app
 import inference_commands
 from adaface.alignment.detector import MTCNN
+from adaface.inference.comparison import NO_THRESHOLD, Threshold, embed_photograph
+from adaface.inference.embedder import Embedder
 from face_app import Limits
-from face_comparison import NO_THRESHOLD, Threshold, embed_photograph
-from inference import Embedder
 from serve_page import build_server, is_open, listen, page_url
+from tests.inference.test_comparison import png
+from tests.inference.test_embedder import write_checkpoint
 from tests.support.browser import Browser, needs_webdriver
 from tests.support.photographs import astronaut, head, turned, two_heads
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 import main
 from adaface.checkpoints.files import load_checkpoint
 from adaface.checkpoints.weights import find_architecture, told_architecture
+from adaface.inference.embedder import IMAGE, Embedder, load_pretrained_model
 from adaface.models.registry import build_model, check_architecture
 from adaface.models.timm_backbone import TimmBackbone
-from inference import IMAGE, Embedder, load_pretrained_model
 
 ARCH = "timm:test_resnet@64"
 

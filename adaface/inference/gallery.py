@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
+from adaface.inference.comparison import NO_THRESHOLD, Threshold, short_name, threshold_text
 from adaface.system.command_line import printable
 from adaface.system.files import atomic_file
-from face_comparison import NO_THRESHOLD, Threshold, short_name, threshold_text
 
 _VERSION = 1
 _UNIT_TOLERANCE = 1e-3

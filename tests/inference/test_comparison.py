@@ -1,12 +1,12 @@
 import cv2
 import numpy as np
 import pytest
-from test_inference import write_checkpoint
 
 from adaface.alignment.detector import MTCNN
 from adaface.alignment.warp import warp_face
-from face_comparison import embed_photograph
-from inference import Embedder
+from adaface.inference.comparison import embed_photograph
+from adaface.inference.embedder import Embedder
+from tests.inference.test_embedder import write_checkpoint
 from tests.support.photographs import astronaut, two_heads
 
 

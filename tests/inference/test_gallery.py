@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from gallery import NamedEmbeddings, read_embeddings, write_embeddings
+from adaface.inference.gallery import NamedEmbeddings, read_embeddings, write_embeddings
 
 
 def some_faces(count: int = 5) -> NamedEmbeddings:

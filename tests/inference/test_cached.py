@@ -12,16 +12,16 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from test_inference import faces, write_checkpoint
 
 from adaface.data.image_list import ImageFiles, PairSetImages
 from adaface.data.pair_pickle import write_bin
 from adaface.data.pair_sets import open_pair_set
+from adaface.inference.cached import CachedEmbedding, ModelFile, load_or_fill, open_table
+from adaface.inference.embedder import IMAGE, Embedder
 from adaface.metrics.outcome import unreadable_note
-from evaluation.cached import CachedEmbedding, ModelFile, load_or_fill, open_table
-from inference import IMAGE, Embedder
+from tests.inference.test_embedder import faces, write_checkpoint
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SHAPE = (6, 4)
 WAIT_SEC = 30
 
@@ -131,7 +131,7 @@ class SlowImages:
 KILLED = """
 import sys
 sys.path[:0] = ["tests"]
-from test_evaluation_cached import ModelFile, SlowImages, embed
+from tests.inference.test_cached import ModelFile, SlowImages, embed
 from pathlib import Path
 embed(ModelFile(sys.argv[1]), Path(sys.argv[2]), batch_size=2)(SlowImages(sys.argv[3]))
 """

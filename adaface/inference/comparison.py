@@ -16,10 +16,10 @@ from matplotlib.patches import Rectangle
 from adaface.alignment.detector import MTCNN, Face, choose_faces
 from adaface.alignment.photograph import decode_photograph
 from adaface.alignment.warp import warp_face
+from adaface.inference.embedder import Embedder
 from adaface.reporting.style import BLACK, GREEN, GREY, plain, save_figure
 from adaface.system.command_line import printable
 from adaface.system.text_table import aligned
-from inference import Embedder
 
 NO_THRESHOLD = (
     "the model has no threshold, so there is no decision: give --threshold, or find one on pairs like yours: python -m "

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 
+from adaface.inference.embedder import FUSED, IMAGE, MIRROR, Embedder, load_pretrained_model, to_input
 from adaface.models import registry
-from inference import FUSED, IMAGE, MIRROR, Embedder, load_pretrained_model, to_input
 from tests.support.golden_fill import fill_state_dict
 
 

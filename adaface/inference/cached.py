@@ -28,11 +28,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from adaface.data.image_list import ImageList
+from adaface.inference.embedder import FUSED, Embedder
 from adaface.metrics.outcome import Embedded
 from adaface.system.devices import divide_threads
 from adaface.system.locks import locked_when_free
 from adaface.system.threads import in_order, usable_cores
-from inference import FUSED, Embedder
 
 CACHE = "experiments/embeddings"  # where commands keep embeddings unless told otherwise
 MOST_UNREADABLE = 0.001
@@ -103,7 +103,7 @@ class CachedEmbedding:
 
         Args:
             images: read in threads, in order.
-            view: one of ``inference.VIEWS``.
+            view: one of ``inference.embedder.VIEWS``.
 
         Returns:
             Their embeddings; those that were kept are mapped from the file.

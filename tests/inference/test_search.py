@@ -4,7 +4,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from evaluation.similarity_search import most_similar, search
+from adaface.inference.search import most_similar, search
 from tests.support import oracles_identification as oracle
 
 ROW = 12 * 40  # bytes that the smallest block takes, for a gallery of 40
