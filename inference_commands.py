@@ -250,8 +250,8 @@ def _serve(options: argparse.Namespace, model: CachedEmbedding) -> None:
     print(
         "threshold: none, so there are no decisions" if threshold is None else f"threshold: {threshold_text(threshold)}"
     )
-    from face_app import Limits
-    from serve_page import build_server, listen, serve
+    from adaface.serving.app import Limits
+    from adaface.serving.server import build_server, listen, serve
 
     listening = listen(options.host, options.port)
     server = build_server(options.host, model.embedder, MTCNN(), threshold, Limits())

@@ -7,7 +7,7 @@ from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartParser
 from starlette.requests import Request
 
-from face_app import Limits, read_photographs, sender_refusal
+from adaface.serving.app import Limits, read_photographs, sender_refusal
 
 LIMITS = Limits()
 FORM = 'multipart/form-data; boundary="x-1"'

@@ -12,7 +12,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from adaface.alignment.detector import MTCNN
 from adaface.inference.comparison import Threshold
 from adaface.inference.embedder import Embedder
-from face_app import FaceComparer, Limits, build_app
+from adaface.serving.app import FaceComparer, Limits, build_app
 
 _MOST_HEADER_BYTES = 16 * 1024
 

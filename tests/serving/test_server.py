@@ -22,21 +22,21 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from test_face_app import FORM, form
 
-import face_app
 import inference_commands
 from adaface.alignment.detector import MTCNN
 from adaface.inference.comparison import NO_THRESHOLD, Threshold, embed_photograph
 from adaface.inference.embedder import Embedder
-from face_app import Limits
-from serve_page import build_server, is_open, listen, page_url
+from adaface.serving import app
+from adaface.serving.app import Limits
+from adaface.serving.server import build_server, is_open, listen, page_url
 from tests.inference.test_comparison import png
 from tests.inference.test_embedder import write_checkpoint
+from tests.serving.test_app import FORM, form
 from tests.support.browser import Browser, needs_webdriver
 from tests.support.photographs import astronaut, head, turned, two_heads
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SEC = 60
 THRESHOLD = Threshold(0.5, "stored in the model: FAR 0.001 on lfw")
 PAIR = (("first", png(astronaut())), ("second", png(turned(astronaut(), 20, 0.6)[0])))
@@ -330,7 +330,7 @@ def test_too_many_connections_are_refused(embedder):
 
 def test_fifty_at_once_take_turns_or_are_refused_in_words(embedder, monkeypatch):
     running, most = [0], [0]
-    real, lock = face_app.embed_photograph, threading.Lock()
+    real, lock = app.embed_photograph, threading.Lock()
 
     def counted(*arguments: Any):
         with lock:
@@ -342,7 +342,7 @@ def test_fifty_at_once_take_turns_or_are_refused_in_words(embedder, monkeypatch)
             with lock:
                 running[0] -= 1
 
-    monkeypatch.setattr(face_app, "embed_photograph", counted)
+    monkeypatch.setattr(app, "embed_photograph", counted)
     answers = []
     with serving(embedder, header_sec=SEC) as server:
         threads = [threading.Thread(target=lambda: answers.append(compare(server, *PAIR))) for _ in range(50)]
@@ -370,7 +370,7 @@ def test_comparisons_beyond_the_queue_are_refused(embedder, monkeypatch):
         assert go_on.wait(SEC)
         raise ValueError("no face")
 
-    monkeypatch.setattr(face_app, "embed_photograph", slow)
+    monkeypatch.setattr(app, "embed_photograph", slow)
     answers = []
     with serving(embedder, most_comparisons=1) as server:
         thread = threading.Thread(target=lambda: answers.append(compare(server, *PAIR)))
@@ -399,7 +399,7 @@ def test_the_end_does_not_wait_for_requests(embedder):
 
 
 def test_a_mistake_of_ours_is_an_answer_too(embedder, monkeypatch, capsys):
-    monkeypatch.setattr(face_app, "embed_photograph", lambda *_: 1 / 0)
+    monkeypatch.setattr(app, "embed_photograph", lambda *_: 1 / 0)
     with serving(embedder) as server:
         for _ in range(2):  # the turn was given back
             status, headers, answer = ask(server, "POST", "/compare", form(*PAIR), Content_Type=FORM)
