@@ -17,13 +17,13 @@ from adaface.data.held_out import HELD_OUT
 from adaface.data.module import FaceDataModule
 from adaface.distributed.launch import Launch, say
 from adaface.distributed.watch import ProcessWatch
+from adaface.evaluation.before_after import comparable_sets
 from adaface.heads.partial_fc import choose_sharding
 from adaface.models.backbone import EMBEDDING_SIZE
 from adaface.models.registry import check_architecture
 from adaface.system.devices import device_memory, divide_threads
 from adaface.system.lightning_setup import pl
 from checkpointing import CheckpointKeeper
-from evaluation.before_after import comparable_sets
 from execution import configure_backbone
 from finetuning import HeadFromClassMeans, find_pretrained, fingerprint_to_finetune
 from optimization import scaled_learning_rate

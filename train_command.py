@@ -42,6 +42,8 @@ from adaface.distributed.startup import (
     run_and_leave,
 )
 from adaface.distributed.watch import InterruptedTrainingError, ProcessWatch
+from adaface.evaluation.before_after import compare_before_after, verdict, write_before_after
+from adaface.evaluation.model_comparison import comparison_text, write_comparison
 from adaface.inference.cached import CachedEmbedding, ModelFile
 from adaface.metrics.results import results_table, write_results
 from adaface.reporting.curves import plot_roc, plot_similarity_histograms
@@ -53,8 +55,6 @@ from adaface.system.lightning_setup import pl
 from adaface.system.locks import RunLock
 from build import build, build_run_trainer, facts_of, images_per_update, plan_lines
 from checkpointing import CheckpointKeeper, how_to_go_on
-from evaluation.before_after import compare_before_after, verdict, write_before_after
-from evaluation.model_comparison import comparison_text, write_comparison
 from finetuning import find_pretrained
 from optimization import scaled_learning_rate
 from resume import check_paths, check_still_new, with_checkpoint_options, with_run_folder

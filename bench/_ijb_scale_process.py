@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from adaface.data.image_list import ImageList
+from adaface.evaluation import ijb, tinyface
 from adaface.metrics.outcome import Embedded, Outcome
 from bench import timing
-from evaluation import ijb, tinyface
 
 D = 512
 _BLOCK = 8192  # images whose features are made at a time

@@ -20,11 +20,11 @@ import numpy as np
 import pandas as pd
 from scipy.io import savemat
 
+from adaface.evaluation.ijb_metadata import metadata_files
+from adaface.evaluation.template_pooling import fused_features, pool_templates
 from adaface.metrics.outcome import Embedded
 from bench._ijb_scale_process import D, random_embedded
 from bench.timing import Side, compare, compare_memory, options, report
-from evaluation.ijb_metadata import metadata_files
-from evaluation.template_pooling import fused_features, pool_templates
 
 _FULL = {"images": 469_375, "templates": 23_124, "pairs": 15_658_489, "subjects": 3_531}
 _SMALL = {"images": 3_000, "templates": 300, "pairs": 5_000, "subjects": 60}

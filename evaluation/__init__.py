@@ -1,1 +1,1 @@
-"""Evaluation protocols: from files on disk to the numbers of ``verification_metrics``, one command for all."""
+"""The command of earlier versions, now `adaface evaluate`."""

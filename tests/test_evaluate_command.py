@@ -13,15 +13,15 @@ import torch
 
 from adaface.checkpoints.published import PUBLISHED, RANK_1
 from adaface.data.pair_pickle import write_bin
-from adaface.inference.embedder import Embedder
-from evaluate_command import build_parser, main, parse
-from evaluation.published import (
+from adaface.evaluation.published import (
     Measurement,
     compare,
     comparison_table,
     find_published,
 )
-from evaluation.verification import find_sets
+from adaface.evaluation.verification import find_sets
+from adaface.inference.embedder import Embedder
+from evaluate_command import build_parser, main, parse
 from tests.inference.test_embedder import faces, write_checkpoint
 
 IDENTITIES, IMAGES = 12, 4
@@ -252,7 +252,7 @@ def test_an_unknown_checkpoint_needs_a_row_of_the_table(run, root, tmp_path):
 
 
 def test_quality_leaves_out_what_cannot_be_read(run, tmp_path, monkeypatch):
-    monkeypatch.setattr("evaluation.protocols._MOST_DEGRADED", 8)
+    monkeypatch.setattr("adaface.evaluation.protocols._MOST_DEGRADED", 8)
     images = [person(number % IDENTITIES, number) for number in range(40)]
     encoded = [cv2.imencode(".png", image)[1].tobytes() for image in images]
     encoded[3] = b"broken"

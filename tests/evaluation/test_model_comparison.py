@@ -7,15 +7,12 @@ import matplotlib
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
-from test_evaluation_folder import PEOPLE, Angles, write_people
 
 from adaface.data.image_list import ImageList
-from adaface.metrics.comparison import Comparison
-from adaface.metrics.outcome import Embedded, Outcome
-from evaluation import model_comparison
-from evaluation.degradation import DegradedImages
-from evaluation.folder import run
-from evaluation.model_comparison import (
+from adaface.evaluation import model_comparison
+from adaface.evaluation.degradation import DegradedImages
+from adaface.evaluation.folder import run
+from adaface.evaluation.model_comparison import (
     CONDITIONS,
     SHOWN_NUMBERS,
     ModelComparison,
@@ -26,6 +23,9 @@ from evaluation.model_comparison import (
     plot_comparison,
     write_comparison,
 )
+from adaface.metrics.comparison import Comparison
+from adaface.metrics.outcome import Embedded, Outcome
+from tests.evaluation.test_folder import PEOPLE, Angles, write_people
 
 
 class LostWhereBlurred(Angles):

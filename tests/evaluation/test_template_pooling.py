@@ -3,8 +3,14 @@ import tracemalloc
 import numpy as np
 import pytest
 
+from adaface.evaluation.template_pooling import (
+    POOLINGS,
+    UNFUSED_POOLINGS,
+    fused_features,
+    pool_templates,
+    unfused_features,
+)
 from adaface.metrics.verification import fuse_flip
-from evaluation.template_pooling import POOLINGS, UNFUSED_POOLINGS, fused_features, pool_templates, unfused_features
 from tests.support import oracles_identification as oracle
 
 IDS = np.array([7, 3, 7, 7, 3, 7])

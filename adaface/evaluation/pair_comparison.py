@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
+from adaface.evaluation.model_comparison import ModelComparison
+from adaface.evaluation.verification import PairList, VerifiedSet, open_pair_lists, verify
 from adaface.metrics.comparison import Comparison, compare_auc, compare_decisions, compare_tar
 from adaface.metrics.outcome import EmbedImages, Outcome
 from adaface.metrics.results import SetResult
-from evaluation.model_comparison import ModelComparison
-from evaluation.verification import PairList, VerifiedSet, open_pair_lists, verify
 
 FAR = 1e-2
 

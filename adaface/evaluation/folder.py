@@ -22,13 +22,13 @@ from pathlib import Path
 
 import numpy as np
 
+from adaface.evaluation.degradation import DEGRADATIONS, DegradedImages
+from adaface.evaluation.identity_folder import IdentityFolder, assign_roles, open_identity_folder
+from adaface.evaluation.template_pooling import pool_templates
 from adaface.inference.search import most_similar, search
 from adaface.metrics.identification import macro_f1, open_set_rates, rank_rates
 from adaface.metrics.intervals import rate_interval, tar_intervals
 from adaface.metrics.outcome import Embedded, EmbedImages, Outcome, unreadable_note
-from evaluation.degradation import DEGRADATIONS, DegradedImages
-from evaluation.identity_folder import IdentityFolder, assign_roles, open_identity_folder
-from evaluation.template_pooling import pool_templates
 
 PROTOCOL = "folder"
 RANKS = (1, 5, 10)

@@ -21,15 +21,15 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from adaface.evaluation.degradation import DegradedImages
+from adaface.evaluation.folder import PROTOCOL, Identification, degradation_note, identify, outcome_of
+from adaface.evaluation.identity_folder import open_identity_folder
 from adaface.metrics.comparison import Comparison, compare_decisions
 from adaface.metrics.identification import compare_macro_f1, macro_f1
 from adaface.metrics.outcome import EmbedImages, Outcome
 from adaface.reporting.style import BLACK, BLUE, DPI, GREEN, ORANGE, PURPLE, SKY, VERMILION, dress, save_figure
 from adaface.system.files import write_atomically
 from adaface.system.text_table import aligned
-from evaluation.degradation import DegradedImages
-from evaluation.folder import PROTOCOL, Identification, degradation_note, identify, outcome_of
-from evaluation.identity_folder import open_identity_folder
 
 CLEAR, BLURRED, BLURRED_PROBES = "clear", "blurred", "blurred probes"
 CONDITIONS = (CLEAR, BLURRED, BLURRED_PROBES)

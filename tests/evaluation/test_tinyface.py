@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
+from adaface.evaluation import tinyface
 from adaface.metrics.outcome import Embedded
-from evaluation import tinyface
 from tests.support import oracles_identification as oracle
 
 FOLDERS = ("Gallery_Match", "Probe", "Gallery_Distractor")

@@ -19,12 +19,7 @@ import numpy as np
 
 from adaface.alignment.warp import warp_face
 from adaface.data.image_list import ImageFiles, ImageList
-from adaface.inference.search import search
-from adaface.metrics.identification import nonmates_needed, rank_rates, tpir_at_fpir
-from adaface.metrics.intervals import Interval, rate_interval, tar_intervals
-from adaface.metrics.outcome import Embedded, EmbedImages, Outcome, unreadable_note
-from adaface.metrics.verification import tar_at_far
-from evaluation.ijb_metadata import (
+from adaface.evaluation.ijb_metadata import (
     TITLES,
     IJBMetadata,
     TemplateSubjects,
@@ -33,7 +28,7 @@ from evaluation.ijb_metadata import (
     template_subjects,
     with_fewer_pairs,
 )
-from evaluation.template_pooling import (
+from adaface.evaluation.template_pooling import (
     POOLINGS,
     UNFUSED_POOLINGS,
     FeaturesOf,
@@ -41,6 +36,11 @@ from evaluation.template_pooling import (
     pool_templates,
     unfused_features,
 )
+from adaface.inference.search import search
+from adaface.metrics.identification import nonmates_needed, rank_rates, tpir_at_fpir
+from adaface.metrics.intervals import Interval, rate_interval, tar_intervals
+from adaface.metrics.outcome import Embedded, EmbedImages, Outcome, unreadable_note
+from adaface.metrics.verification import tar_at_far
 
 FARS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 RANKS = (1, 5, 10)

@@ -8,10 +8,10 @@ from sklearn.metrics import f1_score
 
 from adaface.data.conversion_journal import JOURNAL
 from adaface.data.image_list import ImageList
+from adaface.evaluation.degradation import DegradedImages
+from adaface.evaluation.folder import identify, run
+from adaface.evaluation.identity_folder import open_identity_folder
 from adaface.metrics.outcome import Embedded
-from evaluation.degradation import DegradedImages
-from evaluation.folder import identify, run
-from evaluation.identity_folder import open_identity_folder
 
 # angles of the embeddings, in degrees; one of ann's is nearer to bob's first
 PEOPLE = {"ann": (0, 10, 40), "bob": (60, 70, 65), "cat": (120, 110)}

@@ -12,6 +12,9 @@ from typing import Any
 import numpy as np
 
 from adaface.checkpoints.run_folder import MANIFEST, describe_environment
+from adaface.evaluation.degradation import DegradedImages, draw_samples
+from adaface.evaluation.model_comparison import ModelComparison, comparison_text, write_comparison
+from adaface.evaluation.verification import VerifiedSet
 from adaface.metrics.outcome import Outcome, outcome_lines
 from adaface.metrics.results import results_table, write_results
 from adaface.reporting.curves import plot_roc, plot_similarity_histograms
@@ -20,9 +23,6 @@ from adaface.reporting.quality import RejectCurve
 from adaface.reporting.report import ReportContent, write_report
 from adaface.reporting.tables import ReportTable
 from adaface.system.files import write_atomically
-from evaluation.degradation import DegradedImages, draw_samples
-from evaluation.model_comparison import ModelComparison, comparison_text, write_comparison
-from evaluation.verification import VerifiedSet
 
 REPORT = "report.html"
 _PAIRS_OF_A_SET = 8  # of each kind, as pictures

@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
-from evaluation import degradation
-from evaluation.degradation import DegradedImages, degrade, draw_samples, image_generator
+from adaface.evaluation import degradation
+from adaface.evaluation.degradation import DegradedImages, degrade, draw_samples, image_generator
 
 STRENGTHS = (0.1, 0.25, 0.5, 0.75, 1.0)
 

@@ -15,13 +15,13 @@ from typing import Any
 
 from adaface.data.image_list import PairSetImages
 from adaface.data.pair_sets import PairSet
+from adaface.evaluation.degradation import DegradedImages
+from adaface.evaluation.folder import degradation_note
+from adaface.evaluation.model_comparison import ModelComparison
+from adaface.evaluation.pair_comparison import FAR, compare_pair_lists
+from adaface.evaluation.verification import PairList
 from adaface.metrics.outcome import EmbedImages
 from adaface.system.files import write_atomically
-from evaluation.degradation import DegradedImages
-from evaluation.folder import degradation_note
-from evaluation.model_comparison import ModelComparison
-from evaluation.pair_comparison import FAR, compare_pair_lists
-from evaluation.verification import PairList
 
 PRETRAINED, FINETUNED = "pretrained", "fine-tuned"
 FILE = "comparison.json"

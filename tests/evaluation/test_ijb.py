@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from adaface.alignment.warp import warp_face
+from adaface.evaluation import ijb
+from adaface.evaluation.ijb_metadata import metadata_files, read_metadata, template_subjects
+from adaface.evaluation.template_pooling import POOLINGS
 from adaface.metrics.outcome import Embedded
 from adaface.metrics.verification import fuse_flip
-from evaluation import ijb
-from evaluation.ijb_metadata import metadata_files, read_metadata, template_subjects
-from evaluation.template_pooling import POOLINGS
 from tests.support import oracles_identification as oracle
 
 SHARE = 100  # percent

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from adaface.data.pair_sets import PairSet
+from adaface.evaluation.before_after import compare_before_after, verdict, write_before_after
 from adaface.metrics.outcome import Embedded
-from evaluation.before_after import compare_before_after, verdict, write_before_after
 
 PAIRS = 60
 

@@ -11,24 +11,24 @@ import numpy as np
 from adaface.checkpoints.files import store_threshold
 from adaface.checkpoints.published import RANK_1, RANK_5
 from adaface.data.image_list import ChosenImages
-from adaface.inference.cached import CachedEmbedding
-from adaface.metrics.calibration import calibrate
-from adaface.metrics.outcome import Outcome
-from adaface.metrics.quality import ErrorReject, error_versus_reject, quality_warning, rank_correlation
-from evaluation import folder, ijb, tinyface, verification
-from evaluation.degradation import DegradedImages
-from evaluation.findings import Findings
-from evaluation.identity_folder import open_identity_folder
-from evaluation.model_comparison import compare_models, model_names
-from evaluation.pair_comparison import FAR, compare_on_pairs
-from evaluation.published import (
+from adaface.evaluation import folder, ijb, tinyface, verification
+from adaface.evaluation.degradation import DegradedImages
+from adaface.evaluation.findings import Findings
+from adaface.evaluation.identity_folder import open_identity_folder
+from adaface.evaluation.model_comparison import compare_models, model_names
+from adaface.evaluation.pair_comparison import FAR, compare_on_pairs
+from adaface.evaluation.published import (
     Measurement,
     compare,
     comparison_table,
     find_published,
 )
-from evaluation.template_pooling import POOLINGS
-from evaluation.verification import VerifiedSet
+from adaface.evaluation.template_pooling import POOLINGS
+from adaface.evaluation.verification import VerifiedSet
+from adaface.inference.cached import CachedEmbedding
+from adaface.metrics.calibration import calibrate
+from adaface.metrics.outcome import Outcome
+from adaface.metrics.quality import ErrorReject, error_versus_reject, quality_warning, rank_correlation
 
 _REJECT_FMR = 1e-2
 _STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)

@@ -1,0 +1,1 @@
+"""Evaluation protocols: from files on disk to the numbers of ``verification_metrics``, one command for all."""
