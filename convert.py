@@ -253,8 +253,8 @@ def _run_checkpoint(options: argparse.Namespace) -> None:
 
 def _run_audit(options: argparse.Namespace) -> int:
     """Find what is wrong with training images."""
-    from audit.model_pass import AskedModel  # these import what conversion does without
-    from audit.run import AuditOptions, audit
+    from adaface.audit.model_pass import AskedModel  # these import what conversion does without
+    from adaface.audit.run import AuditOptions, audit
 
     asked = AskedModel(options.model, options.audit_checkpoint, options.audit_arch)
     return audit(

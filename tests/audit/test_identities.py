@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from audit.identities import (
+from adaface.audit.identities import (
     Embeddings,
     identity_findings,
     leaked_identities,
@@ -66,7 +66,7 @@ def test_cosines_to_the_own_centre_are_those_of_a_slow_computation(monkeypatch):
     faces.people = np.vstack([faces.people, faces.people[:1]])
     faces.vectors = faces.of(faces.labels)
     _, embeddings = faces.audited()
-    monkeypatch.setattr("audit.identities._AT_ONCE", 7)  # classes cross the parts
+    monkeypatch.setattr("adaface.audit.identities._AT_ONCE", 7)  # classes cross the parts
     expected = [slow_own(embeddings.labels, embeddings.vectors, i) for i in range(len(embeddings.labels))]
     np.testing.assert_allclose(embeddings.own, expected, atol=1e-5)
     assert np.isnan(embeddings.own[-1])

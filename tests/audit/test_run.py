@@ -20,6 +20,8 @@ import torch
 
 import convert
 import main
+from adaface.audit import run
+from adaface.audit.run import AuditOptions
 from adaface.data.image_list import ImageList
 from adaface.data.images import decode_image
 from adaface.data.sources.base import fingerprint_of
@@ -27,8 +29,6 @@ from adaface.data.sources.folder import FolderSource
 from adaface.metrics.outcome import Embedded
 from adaface.models.registry import build_model
 from adaface.records.reader import ImageHeader, RecordWriter, pack
-from audit import run
-from audit.run import AuditOptions
 from tests.support.opened_data import data_module
 from tests.support.planted_faults import (
     EACH,
@@ -42,7 +42,7 @@ from tests.support.planted_faults import (
     read_findings,
 )
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 MOST_FALSE_ALARMS = 0.02
 
 
@@ -293,7 +293,7 @@ def test_ctrl_c_ends_with_130(data, tmp_path, monkeypatch, capsys):
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("audit.run.duplicate_findings", stop)
+    monkeypatch.setattr("adaface.audit.run.duplicate_findings", stop)
     assert audit(data.clean, tmp_path / "out") == 130
     assert "the same command goes on" in capsys.readouterr().err
 
@@ -473,6 +473,6 @@ def test_a_second_audit_of_the_same_folder_is_kept_out(data, tmp_path, monkeypat
         assert audit(data.clean, output) == 1
         return []
 
-    monkeypatch.setattr("audit.run.duplicate_findings", again)
+    monkeypatch.setattr("adaface.audit.run.duplicate_findings", again)
     audit(data.clean, output)
     assert "another audit writes to" in capsys.readouterr().err

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
+from adaface.audit.duplicates import Scanned
+from adaface.audit.finding import Finding
+from adaface.audit.identities import Embeddings, identity_findings, leaked_identities, levels_of
+from adaface.audit.images import AuditedData, TestImages
+from adaface.audit.scan import GOOD, states
 from adaface.data.image_list import ChosenImages
 from adaface.metrics.outcome import EmbedImages
-from audit.duplicates import Scanned
-from audit.finding import Finding
-from audit.identities import Embeddings, identity_findings, leaked_identities, levels_of
-from audit.images import AuditedData, TestImages
-from audit.scan import GOOD, states
 
 _FEWEST_IDENTITIES = 2
 

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from audit.finding import Finding
-from audit.images import AuditedData
+from adaface.audit.finding import Finding
+from adaface.audit.images import AuditedData
 
 _ROWS, _COLUMNS = slice(30, 110), slice(20, 92)  # the face, in an aligned image of 112x112
 _TINT = 0.01  # share of the brightness by which red and blue must differ to be counted

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from audit.cleaning import cleaned_index
-from audit.finding import KINDS, LEVELS, Finding
+from adaface.audit.cleaning import cleaned_index
+from adaface.audit.finding import KINDS, LEVELS, Finding
 
 NAMES = ["a", "b", "c", "d"]
 LABELS = np.repeat(np.arange(4), (4, 4, 3, 2)).astype(np.int32)  # samples 0-3, 4-7, 8-10, 11-12

@@ -6,9 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
-from adaface.demo.dataset import DemoSize, draw_picture, training_pictures
-from audit import hashing as module
-from audit.hashing import (
+from adaface.audit import hashing as module
+from adaface.audit.hashing import (
     LEAST_LIKENESS,
     MOST_BITS_APART,
     bits_apart,
@@ -19,6 +18,7 @@ from audit.hashing import (
     picture_hash,
     usual_frequencies,
 )
+from adaface.demo.dataset import DemoSize, draw_picture, training_pictures
 
 
 @pytest.fixture(scope="module")

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from adaface.audit.finding import Finding
+from adaface.audit.images import AuditedData
 from adaface.data.sources.selection import TrainingIndex
-from audit.finding import Finding
-from audit.images import AuditedData
 
 # in this order: what a later kind says does not undo what an earlier one has
 _DROPPED = (

@@ -18,10 +18,10 @@ import cv2
 import numpy as np
 from jinja2 import Environment, FileSystemLoader
 
+from adaface.audit.finding import KINDS, LEVELS, Finding
+from adaface.audit.images import AuditedData, TestImages
+from adaface.audit.scan import displayed
 from adaface.system.files import atomic_file, write_atomically
-from audit.finding import KINDS, LEVELS, Finding
-from audit.images import AuditedData, TestImages
-from audit.scan import displayed
 
 CSV, HTML, JSON = "audit.csv", "audit.html", "audit.json"
 COLUMNS = ("level", "kind", "identity", "sample", "image", "other_sample", "other_image", "rather", "value", "text")

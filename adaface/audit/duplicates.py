@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from adaface.audit.finding import Finding
+from adaface.audit.hashing import LEAST_LIKENESS, likeness, near_pairs
+from adaface.audit.images import AuditedData, TestImages
+from adaface.audit.scan import GOOD, states
 from adaface.system.threads import in_order
-from audit.finding import Finding
-from audit.hashing import LEAST_LIKENESS, likeness, near_pairs
-from audit.images import AuditedData, TestImages
-from audit.scan import GOOD, states
 
 Scanned = tuple[TestImages, np.ndarray]  # a test set and its (M,) rows of `scan.ROW`
 

@@ -15,20 +15,20 @@ from typing import Protocol
 
 import numpy as np
 
+from adaface.audit.cleaning import cleaned_index
+from adaface.audit.colors import colour_findings
+from adaface.audit.duplicates import Scanned, duplicate_findings
+from adaface.audit.finding import ERROR, KINDS, NOTE, WARNING, Finding
+from adaface.audit.images import AuditedData, TestImages, image_folders, open_audited_data, open_test_sets
+from adaface.audit.model_pass import model_findings
+from adaface.audit.report import CSV, HTML, JSON, counts_of, in_order_of_level, write_csv, write_html, write_json
+from adaface.audit.scan import GOOD, counted_findings, open_table, scan, states, usual_of
 from adaface.data.sources.selection import write_index
 from adaface.metrics.outcome import EmbedImages
 from adaface.system.locks import locked
 from adaface.system.quiet import quiet_error_output
 from adaface.system.text_table import aligned
 from adaface.system.threads import usable_cores
-from audit.cleaning import cleaned_index
-from audit.colours import colour_findings
-from audit.duplicates import Scanned, duplicate_findings
-from audit.finding import ERROR, KINDS, NOTE, WARNING, Finding
-from audit.images import AuditedData, TestImages, image_folders, open_audited_data, open_test_sets
-from audit.model_pass import model_findings
-from audit.report import CSV, HTML, JSON, counts_of, in_order_of_level, write_csv, write_html, write_json
-from audit.scan import GOOD, counted_findings, open_table, scan, states, usual_of
 
 INDEX = "cleaned_index.csv"
 FOUND = 3  # exit status of an audit that has found more than notes

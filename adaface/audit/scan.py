@@ -21,14 +21,14 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from adaface.audit.colors import colour_spread, warmth
+from adaface.audit.finding import Finding
+from adaface.audit.hashing import frequencies, picture_hash, usual_frequencies
+from adaface.audit.images import AuditedData
 from adaface.data.images import IMAGE_SHAPE, image_suffix
 from adaface.data.pair_pickle import EncodedImage
 from adaface.system.files import atomic_path
 from adaface.system.threads import in_order
-from audit.colours import colour_spread, warmth
-from audit.finding import Finding
-from audit.hashing import frequencies, picture_hash, usual_frequencies
-from audit.images import AuditedData
 
 TO_DO, GOOD, UNREADABLE, WRONG_SIZE, GREY = range(5)
 # `state` is written last: a row that says it is done is whole

@@ -15,9 +15,9 @@ from functools import cached_property
 
 import numpy as np
 
+from adaface.audit.finding import Finding
+from adaface.audit.images import AuditedData
 from adaface.inference.search import most_similar
-from audit.finding import Finding
-from audit.images import AuditedData
 
 _SEED = 0
 _SAMPLED = 50_000
