@@ -53,13 +53,13 @@ from adaface.system.command_line import EXPECTED_ERRORS, FAILED, INTERRUPTED, te
 from adaface.system.files import write_atomically
 from adaface.system.lightning_setup import pl
 from adaface.system.locks import RunLock
-from build import build, build_run_trainer, facts_of, images_per_update, plan_lines
-from checkpointing import CheckpointKeeper, how_to_go_on
-from finetuning import find_pretrained
-from optimization import scaled_learning_rate
-from resume import check_paths, check_still_new, with_checkpoint_options, with_run_folder
-from trainer import batches_of_epoch
-from training_module import FaceRecognitionModule
+from adaface.training.build import build, build_run_trainer, facts_of, images_per_update, plan_lines
+from adaface.training.checkpointing import CheckpointKeeper, how_to_go_on
+from adaface.training.finetuning import find_pretrained
+from adaface.training.module import FaceRecognitionModule
+from adaface.training.optimization import scaled_learning_rate
+from adaface.training.resume import check_paths, check_still_new, with_checkpoint_options, with_run_folder
+from adaface.training.trainer import batches_of_epoch
 
 _SAMPLES_IN_GRID = 64
 _GAP_PX = 2

@@ -3,4 +3,4 @@
 The code is in ``adaface/training/module.py``.
 """
 
-from training_module import FaceRecognitionModule as FaceRecognitionModule
+from adaface.training.module import FaceRecognitionModule as FaceRecognitionModule

@@ -18,11 +18,11 @@ from torch import Tensor
 
 from adaface.config.groups import DeviceOptions, HeadOptions, OptimizerOptions
 from adaface.models.input_format import normalize_images
+from adaface.training.execution import configure_backbone
+from adaface.training.module import FaceRecognitionModule
 from bench._textbook_net import textbook
 from bench.head import WrittenOutHead
 from bench.timing import Side, compare, options, report
-from execution import configure_backbone
-from training_module import FaceRecognitionModule
 
 _CLASSES = 10_000
 _LR = 1e-6  # the weights stay what they are, so that every step is the same work

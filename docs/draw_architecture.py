@@ -42,8 +42,10 @@ BOXES = {
     "batches": Box(2.8, 3, "batches", "decode, augment, flip: uint8 BGR", "data/module.py, data/sampler.py", GREEN),
     "backbone": Box(5.6, 3, "backbone", "IR-ResNet: embedding (B, 512)", "models/iresnet.py", BLUE),
     "head": Box(8.4, 3, "margin head", "cosines to C classes, margin", "heads/margins.py, heads/partial_fc.py", BLUE),
-    "loss": Box(11.2, 3, "loss", "cross-entropy, SGD", "heads/fused_softmax.py, optimization.py", BLUE),
-    "training": Box(8.4, 1.5, "training", "steps, validation, checkpoints", "main.py, train_val.py, trainer.py", BLUE),
+    "loss": Box(11.2, 3, "loss", "cross-entropy, SGD", "heads/fused_softmax.py, training/optimization.py", BLUE),
+    "training": Box(
+        8.4, 1.5, "training", "steps, validation, checkpoints", "main.py, train_val.py, training/trainer.py", BLUE
+    ),
     "model": Box(5.6, 1.5, "model file", "official keys, no code in it", "checkpoints/files.py", VERMILION),
     "onnx": Box(2.8, 1.5, "ONNX", "FP32 and INT8, compared", "export_onnx.py", VERMILION),
     "evaluation": Box(11.2, 1.5, "evaluation", "accuracy, TAR, intervals, report", "evaluation/", PURPLE),

@@ -172,7 +172,7 @@ EDITS_OF_AN_OPTION = 2
 # what the copy is asked: the option in a recipe, at its reader, with the wrong optimizer, and in a resumed run
 QUESTIONS = """
 from adaface.config import parsing
-import resume
+from adaface.training import resume
 from adaface.config.groups import Config
 from train_val import FaceRecognitionModule
 

@@ -13,7 +13,6 @@ import pytest
 import torch
 
 import convert
-import finetuning
 import main
 import train_command
 from adaface.checkpoints.files import load_checkpoint
@@ -25,6 +24,7 @@ from adaface.data.sources.folder import FolderSource
 from adaface.demo.dataset import write_demo_data
 from adaface.inference.embedder import IMAGE, Embedder
 from adaface.models.registry import build_model
+from adaface.training import finetuning
 
 ROOT = Path(__file__).resolve().parents[1]
 ARCH = "ir_mini"

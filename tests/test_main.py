@@ -24,7 +24,7 @@ from adaface.config.groups import OptimizerOptions
 from adaface.demo.dataset import write_demo_data
 from adaface.heads.base import Head
 from adaface.models.registry import build_model
-from optimization import Schedule
+from adaface.training.optimization import Schedule
 from tests.support.sharded_records import write_chunks
 from train_val import FaceRecognitionModule
 

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from test_memory_plan import MEMORY
 
 import align_command
 import convert
@@ -18,6 +17,7 @@ from adaface.checkpoints.published import PUBLISHED
 from adaface.config import parsing
 from adaface.heads.margins import HEADS
 from adaface.models.registry import check_architecture
+from tests.training.test_memory_plan import MEMORY
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -1,7 +1,8 @@
 """The curves of a training: the metrics that a run logged, and their pictures.
 
-By step the loss and the learning rate, by epoch the validation accuracy and what ``health.HealthMonitor`` logged. Each
-panel is drawn onto given axes, so that the PNG files (``loss.png``, ``health.png``) and the report show the same.
+By step the loss and the learning rate, by epoch the validation accuracy and what ``training.health.HealthMonitor``
+logged. Each panel is drawn onto given axes, so that the PNG files (``loss.png``, ``health.png``) and the report show
+the same.
 """
 
 import re
@@ -45,9 +46,8 @@ def read_metrics(source: str | Path) -> pd.DataFrame:
 
     Returns:
         One row for each logged step: ``step``, ``epoch``, and such of ``train_loss``, ``lr``, ``val_acc``,
-        ``<set>_acc`` (percent) and the numbers of ``health.HealthMonitor`` as were logged, NaN elsewhere. Where a
-        resumed run repeated steps, the later rows count.
-        Empty where nothing was logged.
+        ``<set>_acc`` (percent) and the numbers of ``training.health.HealthMonitor`` as were logged, NaN elsewhere.
+        Where a resumed run repeated steps, the later rows count. Empty where nothing was logged.
 
     Raises:
         ValueError: the file is no metrics table.
@@ -252,7 +252,7 @@ def plot_health(metrics: str | Path | pd.DataFrame, path: str | Path) -> bool:
 
 
 def health_rows(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows that ``health.HealthMonitor`` logged, one for each epoch.
+    """Return the rows that ``training.health.HealthMonitor`` logged, one for each epoch.
 
     Args:
         table: what ``read_metrics`` returns.

@@ -9,7 +9,7 @@ import torch
 
 from adaface.checkpoints import files
 from adaface.checkpoints.files import check_resumable, load_checkpoint
-from checkpointing import AtomicCheckpointIO
+from adaface.training.checkpointing import AtomicCheckpointIO
 from tests.support.checkpoint_files import SMALL, Payload, official, write
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from adaface.models.backbone import Backbone
 from adaface.models.registry import ARCHITECTURES, build_model
-from memory_plan import count_activations
+from adaface.training.memory_plan import count_activations
 
 SMALL = ("ir_mini", "mobilefacenet", "timm:test_resnet@64", "timm:test_vit@64")
 

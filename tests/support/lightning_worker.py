@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from adaface.config.groups import Config
 from adaface.distributed.startup import run_and_leave
 from adaface.system.lightning_setup import pl
-from checkpointing import CheckpointKeeper
+from adaface.training.checkpointing import CheckpointKeeper
 from train_val import FaceRecognitionModule
 
 CLASSES, BATCH, STEPS = 7, 2, 6  # BATCH samples of each of two processes

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import resume
 from adaface.config import parsing
 from adaface.config.groups import RunOptions
 from adaface.data.sources.folder import FolderSource
 from adaface.data.sources.selection import TrainingIndex, select_indexed, write_index
+from adaface.training import resume
 from tests.support.sharded_records import face
 
 NAMES = ["Ada", 'B "o", b', "Cy\nd", os.fsdecode(b"D\xff")]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from weight_average import WeightAverage, put_into, take_from
+from adaface.training.weight_average import WeightAverage, put_into, take_from
 
 
 def network() -> nn.Module:

@@ -5,11 +5,11 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import execution
 from adaface.config.groups import DeviceOptions, HeadOptions
 from adaface.heads import fused_softmax
 from adaface.system import devices
-from execution import configure_backbone
+from adaface.training import execution
+from adaface.training.execution import configure_backbone
 from train_val import FaceRecognitionModule
 
 B, C = 4, 7

@@ -1,7 +1,7 @@
 """What a training will take, told before it is started: memory, steps, time (``python main.py ... --plan``).
 
-Memory is computed first (``memory_plan.py``); where it fits, a few real steps are taken, with the run's own devices,
-loader and arithmetic, and a few batches are embedded and loaded. Nothing is written.
+Memory is computed first (``training/memory_plan.py``); where it fits, a few real steps are taken, with the run's own
+devices, loader and arithmetic, and a few batches are embedded and loaded. Nothing is written.
 """
 
 from collections.abc import Iterator
@@ -13,11 +13,11 @@ from adaface.data.module import FaceDataModule
 from adaface.distributed.launch import Launch, lightning_environment
 from adaface.distributed.startup import decided_by_rank_0
 from adaface.system.devices import available_memory
-from memory_plan import StepMemory, step_memory, what_takes_less
-from progress import MUCH_WAITING, duration, input_bottleneck
-from step_timing import Measured, StepClock, build_trainer, measure
-from trainer import batches_of_epoch, build_strategy, validation_interval
-from training_module import FaceRecognitionModule
+from adaface.training.memory_plan import StepMemory, step_memory, what_takes_less
+from adaface.training.module import FaceRecognitionModule
+from adaface.training.progress import MUCH_WAITING, duration, input_bottleneck
+from adaface.training.step_timing import Measured, StepClock, build_trainer, measure
+from adaface.training.trainer import batches_of_epoch, build_strategy, validation_interval
 
 _TIGHT = 0.75  # of the memory: measured peaks lie 15 to 30 % above what is counted
 

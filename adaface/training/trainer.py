@@ -9,10 +9,10 @@ from adaface.config.groups import OptimizerOptions, RunOptions
 from adaface.distributed.launch import Launch, lightning_environment
 from adaface.heads.sharded_optimizer import AgreedGradScaler
 from adaface.system.lightning_setup import pl
-from checkpointing import AtomicCheckpointIO, CheckpointKeeper
-from health import HealthMonitor, StalledLossWarning
-from progress import ProgressLine
-from stopping import EarlyStopping, NonFiniteLossGuard, StopOnSignal
+from adaface.training.checkpointing import AtomicCheckpointIO, CheckpointKeeper
+from adaface.training.health import HealthMonitor, StalledLossWarning
+from adaface.training.progress import ProgressLine
+from adaface.training.stopping import EarlyStopping, NonFiniteLossGuard, StopOnSignal
 
 _TEST_RUN_BATCHES = 50
 _LOG_EVERY_STEPS = 10

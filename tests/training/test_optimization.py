@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from adaface.config.groups import OptimizerOptions
-from optimization import (
+from adaface.training.optimization import (
     Schedule,
     build_optimizer,
     group_options,
@@ -17,7 +17,7 @@ from optimization import (
     split_for_weight_decay,
 )
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def _schedule(**options) -> Schedule:

@@ -7,9 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 
-import checkpointing
 from adaface.system.files import write_atomically
-from checkpointing import CheckpointKeeper
+from adaface.training import checkpointing
+from adaface.training.checkpointing import CheckpointKeeper
 
 
 def trainer_of(head: object = None, step: int = 1) -> SimpleNamespace:

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from stopping import EarlyStopping
+from adaface.training.stopping import EarlyStopping
 
 
 def epochs(callback: EarlyStopping, *accuracies: float | None, validations: int = 1) -> tuple[int, object]:

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import progress
-from progress import ProgressLine
+from adaface.training import progress
+from adaface.training.progress import ProgressLine
 
 
 def fake_trainer(batches=4, epochs=2):

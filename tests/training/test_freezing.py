@@ -7,8 +7,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from adaface.config.groups import HeadOptions, OptimizerOptions
 from adaface.models.backbone import Backbone
-from freezing import freeze, frozen_modules, learning_rate_scales
-from optimization import LR_SCALE, build_optimizer
+from adaface.training.freezing import freeze, frozen_modules, learning_rate_scales
+from adaface.training.optimization import LR_SCALE, build_optimizer
 from train_val import FaceRecognitionModule
 
 

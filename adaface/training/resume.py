@@ -12,7 +12,7 @@ from adaface.checkpoints.run_folder import CONFIG, LAST_CHECKPOINT
 from adaface.config.groups import ABOUT, OPTIONS, Config, RunOptions
 from adaface.config.parsing import convert_value, finetune_defaults
 from adaface.config.rules import check_combinations, check_head_options, check_optimizer
-from finetuning import with_pretrained, with_whole_path
+from adaface.training.finetuning import with_pretrained, with_whole_path
 
 # of these one option overrides the others when a run goes on with other hardware
 _DECIDED_TOGETHER = ({"gpus", "accelerator", "devices"}, {"use_16bit", "precision"})

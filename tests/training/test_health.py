@@ -12,15 +12,15 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
-import health
 from adaface.config.groups import HeadOptions, OptimizerOptions
 from adaface.heads.margins import build_head
 from adaface.system.lightning_setup import pl
-from health import Distribution, HealthMonitor, StalledLossWarning, summarise, uninformed_loss
+from adaface.training import health
+from adaface.training.health import Distribution, HealthMonitor, StalledLossWarning, summarise, uninformed_loss
 from tests.support import oracles
 from train_val import FaceRecognitionModule
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class NoLooking(TorchDispatchMode):
@@ -304,7 +304,7 @@ def test_trainings_that_learn_and_that_do_not(tmp_path, capsys, lr, shuffled, wa
 
 SHARDS = """
 import sys, torch, torch.distributed as dist
-from health import Distribution, _over_all_processes
+from adaface.training.health import Distribution, _over_all_processes
 from adaface.heads.sharded_optimizer import gradient_norm
 from adaface.distributed.startup import leave
 

@@ -1,10 +1,10 @@
 import pytest
 import torch
 
-import resume
 from adaface.config.groups import Config
 from adaface.config.parsing import parse
 from adaface.models.registry import build_model
+from adaface.training import resume
 from tests.checkpoints.test_files import resumable
 
 

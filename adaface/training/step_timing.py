@@ -13,7 +13,7 @@ from adaface.config.device_plan import DevicePlan
 from adaface.data.module import FaceDataModule
 from adaface.system.devices import peak_memory
 from adaface.system.lightning_setup import pl
-from training_module import FaceRecognitionModule
+from adaface.training.module import FaceRecognitionModule
 
 _WARM_UP_STEPS = 2
 _MOST_STEPS, _MOST_SEC = 12, 30.0

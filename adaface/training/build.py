@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import plan
 from adaface.checkpoints.files import load_checkpoint
 from adaface.checkpoints.run_folder import describe_environment
 from adaface.checkpoints.weights import check_fits, load_backbone
@@ -23,12 +22,13 @@ from adaface.models.backbone import EMBEDDING_SIZE
 from adaface.models.registry import check_architecture
 from adaface.system.devices import device_memory, divide_threads
 from adaface.system.lightning_setup import pl
-from checkpointing import CheckpointKeeper
-from execution import configure_backbone
-from finetuning import HeadFromClassMeans, find_pretrained, fingerprint_to_finetune
-from optimization import scaled_learning_rate
-from trainer import build_trainer
-from training_module import FaceRecognitionModule
+from adaface.training import plan
+from adaface.training.checkpointing import CheckpointKeeper
+from adaface.training.execution import configure_backbone
+from adaface.training.finetuning import HeadFromClassMeans, find_pretrained, fingerprint_to_finetune
+from adaface.training.module import FaceRecognitionModule
+from adaface.training.optimization import scaled_learning_rate
+from adaface.training.trainer import build_trainer
 
 
 def build(config: Config, devices: DevicePlan) -> tuple[FaceDataModule, FaceRecognitionModule, bool]:

@@ -13,7 +13,7 @@ import torch
 from adaface.config.groups import DeviceOptions
 from adaface.heads.fused_softmax import kept_bytes
 from adaface.system.devices import available_memory
-from training_module import FaceRecognitionModule
+from adaface.training.module import FaceRecognitionModule
 
 _COMPILERS = ("g++", "clang++", "c++")
 _MOST_OF_FREE_MEMORY = 0.25  # for the head's (B, C) numbers; activations, gradients and momentum want the rest

@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from adaface.config.groups import HeadOptions, OptimizerOptions
-from optimization import split_for_weight_decay
+from adaface.training.module import FaceRecognitionModule, _in_double, _pairs_in_order
+from adaface.training.optimization import split_for_weight_decay
 from tests.support.golden_fill import fill_state_dict
-from training_module import FaceRecognitionModule, _in_double, _pairs_in_order
 
 
 def test_six_sgd_steps_follow_the_official_trajectory(golden):

@@ -8,18 +8,17 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from test_memory_plan import MEMORY
 from torch.utils.data import DataLoader, Dataset
 
 import convert
 import main
-import plan
-import step_timing
 from adaface.demo.dataset import write_demo_data
-from plan import Workload
-from step_timing import Measured
+from adaface.training import plan, step_timing
+from adaface.training.plan import Workload
+from adaface.training.step_timing import Measured
+from tests.training.test_memory_plan import MEMORY
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 MODULE = SimpleNamespace(class_num=1000)
 WORKLOAD = Workload(epochs=3, steps_per_epoch=100, evaluations=4, evaluation_batches=10, batch_size=16, world_size=2)
 MEASURED = Measured(step_sec=0.5, load_sec=0.1, loads_in_turn=False, embed_sec=0.2, peak_bytes=2.5e9)

@@ -9,17 +9,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import build
 from adaface.checkpoints.files import load_checkpoint
 from adaface.checkpoints.sharded import fill_in_head
 from adaface.config.device_plan import DevicePlan
 from adaface.config.groups import HeadOptions
 from adaface.config.parsing import parse
-from stopping import NonFiniteLossError, NonFiniteLossGuard
+from adaface.training import build
+from adaface.training.stopping import NonFiniteLossError, NonFiniteLossGuard
 from tests.support import lightning_worker as worker
 from train_val import FaceRecognitionModule
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 
 
 def two_processes(folder: Path, **options) -> list[dict]:

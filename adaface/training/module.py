@@ -35,9 +35,9 @@ from adaface.models.input_format import normalize_images
 from adaface.models.registry import build_model
 from adaface.system.lightning_internals import leave_out_of_ddp, position, set_epoch_length, unscales_in_its_step
 from adaface.system.lightning_setup import pl
-from freezing import freeze, frozen_modules, learning_rate_scales
-from optimization import LR_SCALE, Schedule, build_optimizer, group_options, settle_loaded_state
-from weight_average import WeightAverage, put_into, take_from
+from adaface.training.freezing import freeze, frozen_modules, learning_rate_scales
+from adaface.training.optimization import LR_SCALE, Schedule, build_optimizer, group_options, settle_loaded_state
+from adaface.training.weight_average import WeightAverage, put_into, take_from
 
 Batch = tuple[Tensor, Tensor]
 EvaluationBatch = tuple[Tensor, Tensor, Tensor]
@@ -58,7 +58,8 @@ class FaceRecognitionModule(pl.LightningModule):
 
     Attributes:
         sub_centers: columns of the head for each class.
-        channels_last: memory layout of the backbone's weights, and so of its input (``execution.configure_backbone``).
+        channels_last: memory layout of the backbone's weights, and so of its input
+            (``training.execution.configure_backbone``).
         head_options: of the head.
         optimizer_options: of the optimizer.
         schedule: the learning rate of each step.

@@ -6,7 +6,7 @@ import torch
 
 from adaface.heads.margins import build_head
 from adaface.heads.partial_fc import build_sharded_head
-from finetuning import begin_statistics, class_means, set_classes
+from adaface.training.finetuning import begin_statistics, class_means, set_classes
 
 OPTIONS = ("adaface", 4, 3, 0.4, 0.01, 0.333, 64.0)
 

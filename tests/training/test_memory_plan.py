@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
-import memory_plan
 from adaface.config.groups import DeviceOptions, OptimizerOptions
 from adaface.models.input_format import normalize_images
 from adaface.models.registry import build_model
-from execution import configure_backbone
-from memory_plan import Activations, StepMemory, count_activations, step_memory, what_takes_less
+from adaface.training import memory_plan
+from adaface.training.execution import configure_backbone
+from adaface.training.memory_plan import Activations, StepMemory, count_activations, step_memory, what_takes_less
 from train_val import FaceRecognitionModule
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 MEMORY = StepMemory(
     backbone_parameters=1_000_000,
     embedding_size=500,
@@ -136,7 +136,7 @@ def test_what_takes_less_is_told_with_its_size():
 
 STEP = """
 import threading, time, torch
-from memory_plan import step_memory
+from adaface.training.memory_plan import step_memory
 from train_val import FaceRecognitionModule
 
 def anonymous():  # pages of libraries come and go as the system likes

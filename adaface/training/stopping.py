@@ -14,7 +14,7 @@ from torch import Tensor
 from adaface.distributed.watch import InterruptedTrainingError
 from adaface.system.lightning_internals import do_not_broadcast_sigterm, in_the_middle_of_an_epoch
 from adaface.system.lightning_setup import pl
-from checkpointing import CheckpointKeeper, how_to_go_on, validation_is_due
+from adaface.training.checkpointing import CheckpointKeeper, how_to_go_on, validation_is_due
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _GUARD_EVERY_STEPS_GPU = 50

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from adaface.heads.fused_softmax import kept_bytes
 from adaface.models.backbone import EMBEDDING_SIZE, IMAGE_SIZE, Backbone
 from adaface.models.input_format import normalize_images
-from training_module import FaceRecognitionModule
+from adaface.training.module import FaceRecognitionModule
 
 _COUNTED_IMAGES = (2, 4)  # batch norm cannot train on one
 _FLOAT32_BYTES = 4
@@ -127,7 +127,7 @@ def step_memory(
     """Compute what a step takes.
 
     Args:
-        module: prepared for its steps (``execution.configure_backbone``), on the CPU; its statistics move.
+        module: prepared for its steps (``training.execution.configure_backbone``), on the CPU; its statistics move.
         processes: training processes in all, W.
         batch_size: images of one process.
         accumulated: batches whose gradients are summed before a step of the optimiser.

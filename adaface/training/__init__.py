@@ -1,0 +1,1 @@
+"""The training module and everything around its steps."""
