@@ -7,6 +7,6 @@ from adaface.inference.embedder import load_pretrained_model as load_pretrained_
 from adaface.inference.embedder import to_input as to_input
 
 if __name__ == "__main__":
-    from inference_commands import main
+    from adaface.commands.inference import main
 
     sys.exit(main())

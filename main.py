@@ -1,4 +1,4 @@
-r"""Train and evaluate a face recognition model: the command of training, whose code is in `train_command.py`.
+r"""Train and evaluate a face recognition model: the command of training, whose code is in `commands/train.py`.
 
     python main.py --data_root <ROOT> --train_data_path faces_emore/imgs --val_data_path faces_emore \
         --gpus 2 --use_16bit --batch_size 512 --epochs 26 --lr_milestones 12,20,24 --arch ir_18 \
@@ -11,7 +11,7 @@ r"""Train and evaluate a face recognition model: the command of training, whose 
 
 import sys
 
-from train_command import main as main
+from adaface.commands.train import main as main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -2,7 +2,7 @@
 
 import sys
 
-from align_command import main
+from adaface.commands.align import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -55,7 +55,7 @@ BOXES = {
     "photographs": Box(0, 0, "photographs", "any kind, any size", "alignment/photograph.py", GREEN),
     "alignment": Box(2.8, 0, "alignment", "detector, five landmarks, warp", "alignment/", GREEN),
     "embeddings": Box(5.6, 0, "embeddings", "direction: who; norm: quality", "inference.py", VERMILION),
-    "answers": Box(8.4, 0, "answers", "compare, search, a web page", "inference_commands.py", VERMILION),
+    "answers": Box(8.4, 0, "answers", "compare, search, a web page", "commands/inference.py", VERMILION),
 }
 # from, to, what passes along
 ARROWS = (

@@ -2,7 +2,7 @@
 
 import sys
 
-from evaluate_command import main
+from adaface.commands.evaluate import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -40,7 +40,7 @@ def test_gains_are_read_and_summed_up(tmp_path):
 
 @pytest.mark.slow
 def test_the_experiment_runs_and_goes_on(tmp_path, capfd, monkeypatch):
-    import convert
+    from adaface.commands import convert
     from adaface.demo.dataset import write_demo_data
 
     write_demo_data(tmp_path / "faces", identities=60, images_per_identity=4, pairs=20, seed=1)

@@ -15,8 +15,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-import convert
 import main
+from adaface.commands import convert
+from adaface.commands.list_models import rows
 from adaface.data import module as data_module
 from adaface.data.sources.base import fingerprint_of
 from adaface.data.sources.folder import FolderSource
@@ -27,7 +28,6 @@ from adaface.heads.partial_fc import build_sharded_head
 from adaface.inference.embedder import load_pretrained_model
 from adaface.models import registry
 from adaface.models.backbone import Backbone
-from architecture_table import rows
 from train_val import FaceRecognitionModule
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -8,12 +8,8 @@ from pathlib import Path
 
 import pytest
 
-import align_command
-import convert
-import evaluate_command
-import export_onnx
-import inference_commands
 from adaface.checkpoints.published import PUBLISHED
+from adaface.commands import align, convert, evaluate, export, inference
 from adaface.config import parsing
 from adaface.heads.margins import HEADS
 from adaface.models.registry import check_architecture
@@ -71,23 +67,23 @@ def test_convert_commands_parse(words):
 
 @pytest.mark.parametrize("words", commands("-m evaluation"), ids=" ".join)
 def test_evaluation_commands_parse(words):
-    assert evaluate_command.parse(words).root
+    assert evaluate.parse(words).root
 
 
 @pytest.mark.parametrize("words", commands("-m alignment"), ids=" ".join)
 def test_alignment_commands_parse(words):
-    assert align_command.parse(words).output
+    assert align.parse(words).output
 
 
 @pytest.mark.parametrize("words", commands("export_onnx.py"), ids=" ".join)
 def test_export_commands_parse(words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert export_onnx.parse(words).output == "model.onnx"
+    assert export.parse(words).output == "model.onnx"
 
 
 @pytest.mark.parametrize("words", commands("inference.py"), ids=" ".join)
 def test_inference_commands_parse(words):
-    assert inference_commands.parse(words).model in {model.stem for model in PUBLISHED}
+    assert inference.parse(words).model in {model.stem for model in PUBLISHED}
 
 
 @pytest.mark.parametrize("words", commands("architecture_table.py"), ids=" ".join)

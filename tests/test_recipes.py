@@ -7,9 +7,9 @@ import pytest
 import torch
 import yaml
 
-import convert
 import main
 from adaface.checkpoints.published import PUBLISHED
+from adaface.commands import convert
 from adaface.config.groups import OPTIONS
 from adaface.config.parsing import parse
 from adaface.data.sources.selection import SUBSET_LIST

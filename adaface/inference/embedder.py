@@ -1,6 +1,6 @@
 """A trained model as a function: aligned faces in, unit embeddings and their norms out.
 
-    python inference.py compare a.jpg b.jpg --model adaface_ir101_webface12m     # all commands: inference_commands.py
+    python inference.py compare a.jpg b.jpg --model adaface_ir101_webface12m     # all commands: commands/inference.py
 
     embedder = Embedder.load("experiments/default_11-24_0/best.ckpt")   # or an official .ckpt, or an exported .onnx
     embeddings, norms = embedder.embed(images)                          # (N, 112, 112, 3) uint8 BGR

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import align_command
 from adaface.alignment.tree import crop_stems, find_photographs
 from adaface.alignment.warp import warp_face
+from adaface.commands import align as align_command
 from adaface.data.image_list import read_colour_image
 from adaface.system.locks import RunLock
 from tests.support.photographs import ASTRONAUT_LANDMARKS, astronaut, head, two_heads

@@ -18,10 +18,10 @@ import numpy as np
 import pytest
 import torch
 
-import convert
 import main
 from adaface.audit import run
 from adaface.audit.run import AuditOptions
+from adaface.commands import convert
 from adaface.data.image_list import ImageList
 from adaface.data.images import decode_image
 from adaface.data.sources.base import fingerprint_of

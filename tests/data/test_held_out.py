@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import convert
+from adaface.commands import convert
 from adaface.data.held_out import FEWEST_PEOPLE, HELD_OUT, MOST_PAIRS, choose_people, draw_pairs, hold_out, open_sets
 from adaface.data.pair_sets import write_memfile
 from adaface.data.sources.base import fingerprint_of

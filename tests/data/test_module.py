@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from adaface.augmentation.paper import Augmenter
+from adaface.commands.train import draw_sample_grid
 from adaface.config.groups import DataOptions
 from adaface.data.datasets import TrainingDataset, ValidationDataset, WaitingLoader, as_it_is
 from adaface.data.module import FaceDataModule
@@ -32,7 +33,6 @@ from adaface.data.sources.selection import SUBSET_LIST, read_subset_list, select
 from adaface.records.reader import ImageHeader, RecordWriter, pack
 from adaface.system.lightning_setup import pl
 from tests.support.opened_data import data_module
-from train_command import draw_sample_grid
 
 ROOT = Path(__file__).resolve().parents[2]
 CLASSES = 105

@@ -4,7 +4,6 @@ import sys
 import numpy as np
 import pytest
 import torch
-from test_main import faces, run, words  # noqa: F401 (a fixture)
 from torch import Tensor, nn
 
 import main
@@ -13,6 +12,7 @@ from adaface.checkpoints.weights import find_architecture, told_architecture
 from adaface.inference.embedder import IMAGE, Embedder, load_pretrained_model
 from adaface.models.registry import build_model, check_architecture
 from adaface.models.timm_backbone import TimmBackbone
+from tests.commands.test_train import faces, run, words  # noqa: F401 (a fixture)
 
 ARCH = "timm:test_resnet@64"
 

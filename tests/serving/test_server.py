@@ -23,8 +23,8 @@ import cv2
 import numpy as np
 import pytest
 
-import inference_commands
 from adaface.alignment.detector import MTCNN
+from adaface.commands import inference
 from adaface.inference.comparison import NO_THRESHOLD, Threshold, embed_photograph
 from adaface.inference.embedder import Embedder
 from adaface.serving import app
@@ -439,7 +439,7 @@ def test_a_missing_package_is_named_before_the_model_is_read(monkeypatch, capsys
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *more: None if name == "uvicorn" else real(name, *more)
     )
-    assert inference_commands.main(["serve", "--checkpoint", "none.ckpt"]) == 2
+    assert inference.main(["serve", "--checkpoint", "none.ckpt"]) == 2
     assert capsys.readouterr().err == (
         "inference: error: the page needs packages that are not installed: pip install starlette uvicorn "
         "python-multipart\n"
@@ -447,7 +447,7 @@ def test_a_missing_package_is_named_before_the_model_is_read(monkeypatch, capsys
 
 
 def test_other_commands_do_not_import_the_server():
-    statements = ast.parse(inspect.getsource(inference_commands)).body
+    statements = ast.parse(inspect.getsource(inference)).body
     imports = [ast.unparse(node) for node in statements if isinstance(node, ast.Import | ast.ImportFrom)]
     assert len(imports) > 10
     assert not re.search(r"starlette|uvicorn|face_app|serve_page", "\n".join(imports))
@@ -476,7 +476,7 @@ def test_the_command_serves_until_it_is_stopped(tmp_path, capsys):
         connection.request("POST", "/compare", body, {"Content-Type": FORM})
         assert json.loads(connection.getresponse().read())["decision"] == "one person"
         connection.close()
-        assert inference_commands.main(["serve", "--checkpoint", str(checkpoint), "--port", port]) == 2
+        assert inference.main(["serve", "--checkpoint", str(checkpoint), "--port", port]) == 2
         error = capsys.readouterr().err
         assert error.startswith(f"inference: error: cannot listen at port {port} of 127.0.0.1 (Address already in use)")
         assert error.endswith("stop what uses it, or give another port\n")

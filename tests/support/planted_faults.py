@@ -19,7 +19,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import convert
+from adaface.commands import convert
 from adaface.data.pair_pickle import read_bin
 from adaface.demo.dataset import Picture, draw_picture, write_demo_data
 

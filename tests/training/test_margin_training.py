@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import convert
 import main
+from adaface.commands import convert
+from adaface.commands.demo_baseline import raw_pixel_baseline
 from adaface.demo.dataset import write_demo_data
 from adaface.heads.margins import HEADS
-from demo_baseline import raw_pixel_baseline
 
 OPTIONS = {"adaface": "--m 0.4 --h 0.333", "cosface": "--m 0.35"}  # the others' defaults are their papers'
 SMALL = (

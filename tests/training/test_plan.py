@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import pytest
 from torch.utils.data import DataLoader, Dataset
 
-import convert
 import main
+from adaface.commands import convert
 from adaface.demo.dataset import write_demo_data
 from adaface.training import plan, step_timing
 from adaface.training.plan import Workload

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from adaface.augmentation.paper import Augmenter
+from adaface.commands.train import draw_sample_grid
 from adaface.data.datasets import TrainingDataset
 from adaface.data.module import FaceDataModule
 from adaface.data.sources.base import fingerprint_of
@@ -20,7 +21,6 @@ from adaface.data.sources.folder import FolderSource
 from adaface.data.sources.records import RecordSource
 from tests.support.opened_data import data_module
 from tests.support.sharded_records import face, write_chunks, write_parts
-from train_command import draw_sample_grid
 
 B_LABELS = [[0, 0, 0, 1], [1, 2, 2]]
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from adaface.alignment.detector import MTCNN
 from adaface.alignment.photograph import Photographs
+from adaface.commands.model_options import add_model_options, check_model_options, model_path
 from adaface.config.device_plan import plan_devices
 from adaface.config.groups import DeviceOptions
 from adaface.data.image_list import ImageFiles, ImageList
@@ -45,7 +46,6 @@ from adaface.inference.search import most_similar
 from adaface.system.command_line import Parser, printable, run_to_status
 from adaface.system.files import check_writable, write_atomically
 from adaface.system.quiet import quiet_decoders
-from model_options import add_model_options, check_model_options, model_path
 
 # what turns image files into aligned faces: called with a name for the list and its files
 OpenFaces = Callable[[str, Sequence[Path]], ImageList]

@@ -7,11 +7,11 @@ import cv2
 import numpy as np
 import pytest
 
-import demo_baseline
+from adaface.commands import demo_baseline
+from adaface.commands.demo_baseline import comparison_table, newest_run, raw_pixel_baseline
 from adaface.data.pair_pickle import write_bin
 from adaface.data.pair_sets import PAPER_SETS
 from adaface.demo.dataset import write_demo_data
-from demo_baseline import comparison_table, newest_run, raw_pixel_baseline
 
 
 def test_the_baseline_is_that_of_the_pixels(tmp_path: Path) -> None:
@@ -66,11 +66,13 @@ def test_baseline_and_run_stand_beside_each_other(tmp_path: Path) -> None:
 def test_the_command_line_says_where_the_plots_are(tmp_path: Path, monkeypatch, capsys) -> None:
     write_demo_data(tmp_path / "faces", identities=2, images_per_identity=1, pairs=10, seed=1)
     run = write_run(tmp_path / "runs" / "demo_1", dict.fromkeys(PAPER_SETS, 90.0), 0)
-    monkeypatch.setattr(sys, "argv", ["demo_baseline.py", str(tmp_path / "faces"), "--runs", str(tmp_path / "runs")])
+    monkeypatch.setattr(
+        sys, "argv", ["commands/demo_baseline.py", str(tmp_path / "faces"), "--runs", str(tmp_path / "runs")]
+    )
     assert demo_baseline.main() == 0
     output = capsys.readouterr().out.splitlines()
     assert output[-1] == f"plots, tables and checkpoints: {run}"
     assert output[-2].split()[-1] == "90.00"
-    monkeypatch.setattr(sys, "argv", ["demo_baseline.py", str(tmp_path / "nowhere")])
+    monkeypatch.setattr(sys, "argv", ["commands/demo_baseline.py", str(tmp_path / "nowhere")])
     assert demo_baseline.main() == 2
     assert "none of agedb_30" in capsys.readouterr().err

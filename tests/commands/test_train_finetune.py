@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-import convert
 import main
-import train_command
 from adaface.checkpoints.files import load_checkpoint
+from adaface.commands import convert, train
 from adaface.config.groups import Config
 from adaface.config.parsing import FINETUNE_DEFAULTS, parse
 from adaface.data.held_out import hold_out
@@ -26,7 +25,7 @@ from adaface.inference.embedder import IMAGE, Embedder
 from adaface.models.registry import build_model
 from adaface.training import finetuning
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 ARCH = "ir_mini"
 SHARE = ["--held_out_share", "0.4"]
 SMALL = ["--gpus", "0", "--batch_size", "8", "--num_workers", "0", "--epochs", "1", *SHARE]
@@ -279,7 +278,7 @@ def test_a_trial_run_ends_without_a_comparison(private, model, tmp_path):
 def test_published_names_are_taken_like_files(private, model, tmp_path, monkeypatch, option):
     asked = []
     monkeypatch.setattr(finetuning, "find_model", lambda name: asked.append(name) or model)
-    monkeypatch.setattr(train_command, "find_pretrained", lambda name: asked.append(name) or model)
+    monkeypatch.setattr(train, "find_pretrained", lambda name: asked.append(name) or model)
     arguments = words(private, "adaface_ir50_ms1mv2", tmp_path, "--fast_dev_run")
     arguments[0] = option
     assert main.main(arguments) == 0

@@ -14,11 +14,10 @@ import pandas as pd
 import pytest
 import torch
 
-import convert
 import main
-import train_command
 from adaface.checkpoints import folders
 from adaface.checkpoints.files import load_checkpoint
+from adaface.commands import convert, train
 from adaface.config import parsing
 from adaface.config.groups import OptimizerOptions
 from adaface.demo.dataset import write_demo_data
@@ -28,7 +27,7 @@ from adaface.training.optimization import Schedule
 from tests.support.sharded_records import write_chunks
 from train_val import FaceRecognitionModule
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 ARCH = "ir_mini"
 SMALL = ["--gpus", "0", "--arch", ARCH, "--batch_size", "8", "--num_workers", "0", "--m", "0.4", "--h", "0.333"]
 
@@ -619,7 +618,7 @@ def test_a_full_memory_is_named_with_what_helps(capsys):
     told = (
         "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
     )
-    assert train_command._report(RuntimeError(f"{told}\nframe #0: ...")) == 2
+    assert train._report(RuntimeError(f"{told}\nframe #0: ...")) == 2
     assert capsys.readouterr().err == (
         f"main.py: error: the memory is full: --plan tells what a step takes, and what takes less ({told})\n"
     )

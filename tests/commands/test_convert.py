@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import pytest
 
-import convert
+from adaface.commands import convert
 from adaface.conversion import pack, unpack_rec
 from adaface.data import pair_sets
 from adaface.data.images import decode_image
@@ -22,7 +22,7 @@ from adaface.data.sources import finder
 from adaface.records import reader
 from adaface.system.locks import locked
 
-PROJECT = Path(convert.__file__).parent
+PROJECT = Path(convert.__file__).parents[2]
 
 
 def smooth_image(seed: int) -> np.ndarray:

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from adaface.checkpoints.published import PUBLISHED, RANK_1
+from adaface.commands.evaluate import build_parser, main, parse
 from adaface.data.pair_pickle import write_bin
 from adaface.evaluation.published import (
     Measurement,
@@ -21,7 +22,6 @@ from adaface.evaluation.published import (
 )
 from adaface.evaluation.verification import find_sets
 from adaface.inference.embedder import Embedder
-from evaluate_command import build_parser, main, parse
 from tests.inference.test_embedder import faces, write_checkpoint
 
 IDENTITIES, IMAGES = 12, 4
@@ -287,7 +287,9 @@ def test_a_model_by_its_name(run, root, checkpoint, tmp_path, monkeypatch):
     monkeypatch.setenv("ADAFACE_MODELS", str(tmp_path))
     monkeypatch.setitem(sys.modules, "gdown", None)  # as if it were not installed
     assert f"put it there as {tmp_path / 'adaface_ir18_casia.ckpt'}" in run(*words, model=None, expected=2)
-    monkeypatch.setattr("model_options.find_model", lambda name: checkpoint)  # of the published name, but small
+    monkeypatch.setattr(
+        "adaface.commands.model_options.find_model", lambda name: checkpoint
+    )  # of the published name, but small
     assert "published results of ir_18 CASIA-WebFace" in run(*words, model=None)
     assert "give --checkpoint or --model" in run(*words, expected=2)  # both
     assert "did you mean adaface_ir18_vgg2" in run(

@@ -15,8 +15,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import model_options
 from adaface.checkpoints.run_folder import choose_run_folder
+from adaface.commands import model_options
+from adaface.commands.model_options import model_path
 from adaface.config.device_plan import plan_devices
 from adaface.config.groups import DeviceOptions
 from adaface.evaluation import protocols
@@ -28,7 +29,6 @@ from adaface.evaluation.template_pooling import POOLINGS
 from adaface.inference.cached import CACHE, MOST_UNREADABLE, CachedEmbedding, ModelFile
 from adaface.system.command_line import Parser, run_to_status
 from adaface.system.files import check_writable
-from model_options import model_path
 
 _SEEDS = 2**64
 _OUTSIDE = 3

@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_convert import PROJECT, error_of, files_below, run
 
-import convert
+from adaface.commands import convert
 from adaface.data.sources.finder import open_training_source
 from adaface.data.sources.folder import FolderSource
 from adaface.records import reader
+from tests.commands.test_convert import PROJECT, error_of, files_below, run
 from tests.support.sharded_records import face, write_chunks, write_parts
 
 LABELS = [[0, 0, 1], [1, 2], [2, 10, 10]]

@@ -13,18 +13,18 @@ import pytest
 import torch
 from PIL import Image
 
-import inference_commands
 from adaface.alignment.detector import MTCNN
 from adaface.alignment.warp import warp_face
+from adaface.commands import inference
+from adaface.commands.inference import build_parsers, main
 from adaface.data.image_list import ImageFiles
 from adaface.inference.embedder import Embedder
 from adaface.inference.gallery import read_embeddings
-from inference_commands import build_parsers, main
 from tests.checkpoints.test_download import write_official
 from tests.inference.test_embedder import faces, write_checkpoint
 from tests.support.photographs import astronaut
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 STORED = {"cosine": 0.5, "wanted_far": 0.001, "sets": "lfw, agedb_30"}
 
 
@@ -305,7 +305,7 @@ def test_damaged_files_are_told_once(people, checkpoint, capfd, recwarn, monkeyp
 def test_every_option_is_explained():
     for command in build_parsers()[1].values():
         assert all(action.help for action in command._actions)
-    assert set(build_parsers()[1]) == set(inference_commands._COMMANDS)
+    assert set(build_parsers()[1]) == set(inference._COMMANDS)
 
 
 def test_inference_is_the_command_line(people, checkpoint):

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-import architecture_table
+from adaface.commands import list_models
 from adaface.models.registry import ARCHITECTURES
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 README_ROW = re.compile(r"^\| `([\w:@]+)` \| ([\d.]+) M \| ([\d,.]+) M \| (\d+x\d+) \|", re.MULTILINE)
 
 
@@ -18,7 +18,7 @@ README_ROW = re.compile(r"^\| `([\w:@]+)` \| ([\d.]+) M \| ([\d,.]+) M \| (\d+x\
 def printed() -> list[str]:
     """The lines of the table of all."""
     with contextlib.redirect_stdout(io.StringIO()) as said:
-        assert architecture_table.main([]) == 0
+        assert list_models.main([]) == 0
     return said.getvalue().splitlines()
 
 
@@ -42,7 +42,7 @@ def test_one_of_timms_is_told_of_as_a_user_asks(tmp_path):
 
 def test_mistakes_are_told_in_one_line(capsys):
     for word, message in (("ir_5", "did you mean ir_50"), ("--nme", "unknown option --nme")):
-        assert architecture_table.main([word]) == 2
+        assert list_models.main([word]) == 2
         assert message in capsys.readouterr().err
 
 
@@ -51,6 +51,6 @@ def test_the_table_of_the_readme_is_the_commands(printed):
     told = README_ROW.findall((ROOT / "README.md").read_text(encoding="utf-8"))
     of_timm = [row[0] for row in told if row[0].startswith("timm:")]
     assert len(of_timm) >= 2
-    lines = [*printed[1:], *architecture_table.table(of_timm).splitlines()[1:]]
+    lines = [*printed[1:], *list_models.table(of_timm).splitlines()[1:]]
     rows = [line.replace(" M", "").split()[:-1] for line in lines]
     assert [list(row) for row in told] == rows

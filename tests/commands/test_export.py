@@ -14,8 +14,9 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-import export_onnx
 from adaface.checkpoints.files import store_threshold
+from adaface.commands import export
+from adaface.commands.export import int8_file, main, parse
 from adaface.demo.dataset import write_demo_data
 from adaface.export.graph import set_metadata, to_onnx
 from adaface.export.int8 import FEWEST_IMAGES, quantize
@@ -26,7 +27,6 @@ from adaface.inference.sample_images import drawn_faces, read_pair_set, read_sam
 from adaface.models.input_format import InputFormat
 from adaface.models.iresnet import ImprovedResNet
 from adaface.models.registry import ARCHITECTURES, build_model
-from export_onnx import int8_file, main, parse
 from tests.support.golden_fill import fill_state_dict
 from tests.support.small_networks import TINY
 
@@ -65,7 +65,7 @@ def files(tmp_path_factory) -> Path:
 @pytest.fixture
 def exported_before(files, monkeypatch) -> None:
     """Spares the seconds of an export: the weights of all checkpoints here are the same."""
-    monkeypatch.setattr(export_onnx, "to_onnx", lambda model: onnx.load(files / "model.onnx"))
+    monkeypatch.setattr(export, "to_onnx", lambda model: onnx.load(files / "model.onnx"))
 
 
 def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -116,7 +116,7 @@ def test_the_graph_is_what_other_programs_expect(files):
 
 def test_the_graph_does_not_tell_where_it_was_made(files):
     content = (files / "model.onnx").read_bytes()
-    for word in (str(Path(export_onnx.__file__).parent), "site-packages", "models/iresnet.py"):
+    for word in (str(Path(export.__file__).parent), "site-packages", "models/iresnet.py"):
         assert word.encode() not in content
 
 
@@ -239,8 +239,8 @@ def test_int8_that_loses_too_much_accuracy_is_refused(exported_before, files, tm
     words = ["--checkpoint", str(files / "model.ckpt"), "--output", str(tmp_path / "model.onnx"), "--int8"]
     words += ["--calibration_images", lfw, "--test_set", lfw, "--most_accuracy_loss", "1.4"]
     accuracies = iter([90.0, 88.5])
-    monkeypatch.setattr(export_onnx, "evaluate_set", lambda *_: argparse.Namespace(accuracy=next(accuracies)))
-    monkeypatch.setattr(export_onnx, "quantize", lambda *_: onnx.load(files / "model_int8.onnx"))
+    monkeypatch.setattr(export, "evaluate_set", lambda *_: argparse.Namespace(accuracy=next(accuracies)))
+    monkeypatch.setattr(export, "quantize", lambda *_: onnx.load(files / "model_int8.onnx"))
     assert main(words) == 2
     error = capsys.readouterr().err
     assert "accuracy on lfw, 20 pairs: FP32 90.00 %, INT8 88.50 % (-1.50 points); at most 1.4 may be lost" in error
@@ -254,7 +254,7 @@ def test_int8_that_is_far_from_fp32_is_refused(exported_before, files, tmp_path,
         scales.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(scales) / 50, scales.name))
         return graph
 
-    monkeypatch.setattr(export_onnx, "quantize", broken)
+    monkeypatch.setattr(export, "quantize", broken)
     words = ["--checkpoint", str(files / "model.ckpt"), "--output", str(tmp_path / "model.onnx"), "--int8"]
     assert main([*words, "--calibration_images", str(files / "faces" / "lfw.bin")]) == 2
     assert "INT8 is far from FP32" in capsys.readouterr().err
@@ -285,7 +285,7 @@ def test_an_export_that_computes_something_else_leaves_no_file(files, tmp_path, 
         largest.CopyFrom(onnx.numpy_helper.from_array(values, largest.name))
         return graph
 
-    monkeypatch.setattr(export_onnx, "to_onnx", perturbed)
+    monkeypatch.setattr(export, "to_onnx", perturbed)
     (tmp_path / "model.onnx").write_bytes(b"what was there before")
     words = ["--checkpoint", str(files / "model.ckpt"), "--output", str(tmp_path / "model.onnx"), "--overwrite"]
     assert main(words) == 2
@@ -463,7 +463,7 @@ def test_graphs_that_take_or_give_something_else_are_refused(files, tmp_path):
 
 def test_a_folder_that_cannot_be_written_into_is_told_first(files, monkeypatch, capsys):
     monkeypatch.chdir(files)
-    monkeypatch.setattr("export_onnx.read_model", lambda *_: pytest.fail("work was begun"))
+    monkeypatch.setattr("adaface.commands.export.read_model", lambda *_: pytest.fail("work was begun"))
     assert main(["--checkpoint", "model.ckpt", "--output", "/proc/model.onnx"]) == 2
     assert "--output /proc/model.onnx: the folder /proc cannot be written into" in capsys.readouterr().err
 

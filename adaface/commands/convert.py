@@ -1,0 +1,354 @@
+r"""Convert face data sets: `.rec` to image folders, `.bin` to memory-mapped sets, and the way back; checkpoints too.
+
+    python convert.py --rec_path <ROOT>/faces_emore                    # everything that is there
+    python convert.py --rec_path <ROOT>/faces_emore --make_image_files # only the training images
+    python convert.py --rec_path <ROOT>/webface42m                     # train_0.rec, train_1.rec, ... -> one folder
+    python convert.py --pack <IMAGE_FOLDER> --output <DIR>             # image folder -> train.rec
+    python convert.py --pairs pairs.txt --images_root <DIR>            # pairs file -> .bin
+    python convert.py --checkpoint <RUN>/last.ckpt --output one.ckpt   # of a sharded head -> single file
+    python convert.py --audit <DATA> --test_sets lfw.bin --apply       # what is wrong with the training images
+
+Source: the data layout of InsightFace and the official AdaFace converter (`imgs/<label>/<key>.jpg`).
+Differences: encoded images are copied byte for byte (the official converter decodes and encodes them again,
+and loses quality); validation sets become uint8 `.npy` files (the official float32 bcolz folders are written
+with --validation_format bcolz); a stopped conversion goes on where it was. What is promised about stopping
+holds for a killed program, not for a power cut.
+"""
+
+import argparse
+import contextlib
+import shlex
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from adaface.conversion.pack import pack_folder, pack_pairs
+from adaface.conversion.unpack_bin import convert_set
+from adaface.conversion.unpack_rec import convert_images
+from adaface.data.pair_sets import PAPER_SETS
+from adaface.data.sources.folder import listing
+from adaface.records.shards import find_records
+from adaface.system.command_line import Parser, run_to_status
+from adaface.system.locks import locked
+
+_LISTED = 10
+_JOBS = ("rec_path", "pack", "pairs", "checkpoint", "audit")
+
+
+# --- command line ---------------------------------------------------------------------------------------------
+
+
+def build_parser() -> Parser:
+    """Build the command line's parser."""
+    parser = Parser(
+        prog="convert.py",
+        description="Convert face data sets: train.rec -> imgs/<label>/<key>.jpg (train_0.rec, train_1.rec, ... -> "
+        "imgs/<label>/<shard>-<key>.jpg), *.bin -> validation sets, "
+        "and the way back (--pack, --pairs). A stopped conversion goes on when it is started again.",
+    )
+    forward = parser.add_argument_group("from InsightFace files")
+    forward.add_argument(
+        "--rec_path",
+        metavar="DIR",
+        help="folder with train.rec (or train_0.rec, train_1.rec, ...), their .idx and the .bin files",
+    )
+    forward.add_argument(
+        "--make_image_files", action="store_true", help="only the training images: train.rec -> DIR/imgs"
+    )
+    forward.add_argument("--make_validation_memfiles", action="store_true", help="only the validation sets: DIR/*.bin")
+    forward.add_argument(
+        "--validation_format",
+        choices=("memfile", "bcolz"),
+        default="memfile",
+        help="memfile: uint8 .npy, read without decompression (default); bcolz: the official float32 folders, "
+        "for use with the official code",
+    )
+    forward.add_argument(
+        "--swap_color_channel",
+        action="store_true",
+        help="the stored images have red and blue swapped: put them right. JPEG images are then decoded and "
+        "encoded again at quality 95, 4:4:4, which is lossy; PNG images stay exact. Without this option the bytes "
+        "are copied",
+    )
+    forward.add_argument(
+        "--skip_bad_images",
+        action="store_true",
+        help="count and report records (with --pack: files) that hold no usable image instead of stopping. "
+        "Validation sets are never shortened",
+    )
+    back = parser.add_argument_group("to InsightFace files")
+    back.add_argument(
+        "--pack",
+        metavar="IMAGE_FOLDER",
+        help="write train.rec, train.idx and property from IMAGE_FOLDER/<class>/<image>: 112x112 colour images; "
+        "labels follow the sorted class names; JPEG and PNG bytes are copied, other formats become PNG",
+    )
+    back.add_argument(
+        "--pairs",
+        metavar="PAIRS_FILE",
+        help="write a .bin from LFW's pairs.txt (images <name>/<name>_0001.jpg or .png) or from a CSV file with the "
+        "columns path1,path2,same. The 10-fold protocol takes consecutive tenths of the pairs: mix same and "
+        "different ones",
+    )
+    back.add_argument("--images_root", metavar="DIR", help="folder that the paths of --pairs start from")
+    back.add_argument(
+        "--output",
+        metavar="PATH",
+        help="--pack: folder to write to (default IMAGE_FOLDER_rec); --pairs: the .bin (default: beside PAIRS_FILE); "
+        "--checkpoint: the file; --audit: folder of the report",
+    )
+    checkpoints = parser.add_argument_group("checkpoints")
+    checkpoints.add_argument(
+        "--checkpoint",
+        metavar="FOLDER",
+        help="write the checkpoint of a sharded head, a folder, as one file of all classes, for the official code too",
+    )
+    _add_audit_options(parser.add_argument_group("audit"))
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="delete what an earlier conversion left, and convert again; without it finished work is kept. --audit: "
+        "look at all images again",
+    )
+    return parser
+
+
+def _add_audit_options(group: argparse._ArgumentGroup) -> None:
+    """Add the options of the audit."""
+    group.add_argument(
+        "--audit",
+        metavar="DATA",
+        help="find what is wrong with training images: an image folder, or a folder with train.rec (train_0.rec, ...); "
+        "several with commas. Writes audit.html, audit.csv and audit.json to --output (default DATA_audit), ends with "
+        "status 3 where it found more than notes. A stopped audit goes on when it is started again",
+    )
+    group.add_argument(
+        "--test_sets",
+        default="",
+        metavar="SETS",
+        help="find images that are in these test sets too: .bin files, folders of verification sets or of images, with "
+        "commas between them",
+    )
+    group.add_argument(
+        "--apply",
+        action="store_true",
+        help="write cleaned_index.csv too, for main.py --train_data_index: which images to train on, and as whose. "
+        "Nothing is deleted",
+    )
+    group.add_argument(
+        "--audit_checkpoint",
+        default="",
+        metavar="FILE",
+        help="also ask a model (a .ckpt, ours or official, or an exported .onnx) for images of another identity, "
+        "identities that are one person or two, and people of the test sets",
+    )
+    group.add_argument("--model", default="", metavar="NAME", help="the same, a published model by its name")
+    group.add_argument("--audit_arch", default=None, metavar="ARCH", help="its architecture, where no file tells it")
+    group.add_argument(
+        "--threads", type=int, default=0, metavar="N", help="that read and compare (default: one for each core)"
+    )
+
+
+def parse(words: list[str]) -> argparse.Namespace:
+    """Parse and cross-check the command line.
+
+    Args:
+        words: what follows the program's name.
+
+    Returns:
+        The options.
+
+    Raises:
+        ValueError: unknown option, or options that do not belong together.
+    """
+    parser = build_parser()
+    options = parser.parse(words)
+    jobs = [name for name in _JOBS if getattr(options, name)]
+    if len(jobs) != 1:
+        got = ", ".join(f"--{job}" for job in jobs) or "none"
+        parser.error(f"give one of {', '.join(f'--{job}' for job in _JOBS)}; got {got}")
+    allowed = {
+        "rec_path": {
+            "make_image_files",
+            "make_validation_memfiles",
+            "validation_format",
+            "swap_color_channel",
+            "skip_bad_images",
+        },
+        "pack": {"output", "swap_color_channel", "skip_bad_images"},
+        "pairs": {"images_root", "output", "swap_color_channel"},
+        "checkpoint": {"output"},
+        "audit": {
+            "test_sets",
+            "apply",
+            "audit_checkpoint",
+            "model",
+            "audit_arch",
+            "threads",
+            "output",
+            "swap_color_channel",
+        },
+    }[jobs[0]] | {jobs[0], "overwrite"}
+    for name, value in vars(options).items():
+        if name not in allowed and value != parser.get_default(name):
+            parser.error(f"--{name} has no meaning with --{jobs[0]}")
+    if options.pairs and not options.images_root:
+        parser.error("--pairs needs --images_root, the folder that its paths start from")
+    if options.checkpoint and not options.output:
+        parser.error("--checkpoint needs --output, the file to write")
+    if options.model and options.audit_checkpoint:
+        parser.error("--model and --audit_checkpoint both name a model: give one of them")
+    if options.audit_arch and not (options.model or options.audit_checkpoint):
+        parser.error("--audit_arch is of a model: give --audit_checkpoint or --model too")
+    if options.threads < 0:
+        parser.error(f"--threads must be at least 1, or 0 for one for each core; got {options.threads}")
+    return options
+
+
+def main(words: list[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        words: what follows the program's name; those of the process when None.
+
+    Returns:
+        Exit status: 0 done, 1 error (one line on stderr), 3 an audit has found more than notes, 130 stopped with
+        Ctrl-C.
+    """
+
+    def run() -> int:
+        options = parse(sys.argv[1:] if words is None else words)
+        jobs = {"pack": _run_pack, "pairs": _run_pairs, "checkpoint": _run_checkpoint, "rec_path": _run_conversion}
+        with _warnings_as_notes():
+            if options.audit:
+                return _run_audit(options)
+            next(job for name, job in jobs.items() if getattr(options, name))(options)
+        return 0
+
+    return run_to_status("convert.py", run, stopped="nothing is half written, the same command goes on", failed=1)
+
+
+@contextlib.contextmanager
+def _warnings_as_notes() -> Iterator[None]:
+    """Show warnings (such as a stale .idx) as one line each, without the source line that raised them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UserWarning)
+        warnings.showwarning = lambda message, *_, **__: print(f"note: {message}")
+        yield
+
+
+def _run_checkpoint(options: argparse.Namespace) -> None:
+    """Write a checkpoint folder as a single file."""
+    if Path(options.output).exists() and not options.overwrite:
+        raise ValueError(f"{options.output} exists; give --overwrite to replace it, or another --output")
+    from adaface.checkpoints.sharded import (
+        export_single_file,  # PyTorch takes seconds to import, and nothing else here needs it
+    )
+
+    export_single_file(options.checkpoint, options.output)
+    print(f"{options.output}: {Path(options.output).stat().st_size / 1e6:,.1f} MB")
+
+
+def _run_audit(options: argparse.Namespace) -> int:
+    """Find what is wrong with training images."""
+    from adaface.audit.model_pass import AskedModel  # these import what conversion does without
+    from adaface.audit.run import AuditOptions, audit
+
+    asked = AskedModel(options.model, options.audit_checkpoint, options.audit_arch)
+    return audit(
+        AuditOptions(
+            options.audit,
+            test_sets=options.test_sets,
+            output=options.output or "",
+            apply=options.apply,
+            swapped=options.swap_color_channel,
+            threads=options.threads,
+            overwrite=options.overwrite,
+        ),
+        asked if options.model or options.audit_checkpoint else None,
+    )
+
+
+# --- .rec and .bin of one folder --------------------------------------------------------------------------------
+
+
+def _run_conversion(options: argparse.Namespace) -> None:
+    """Convert what is asked for, or everything, of one InsightFace folder."""
+    folder = Path(options.rec_path)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"--rec_path {folder} is not a folder; give the one that holds train.rec")
+    everything = options.make_image_files == options.make_validation_memfiles
+    bins = _bin_files(folder)
+    want_images = everything or options.make_image_files
+    want_sets = everything or options.make_validation_memfiles
+    recs = find_records(folder) if want_images else []
+    if (want_images and not recs and not (everything and bins)) or (want_sets and not everything and not bins):
+        wanted = "train.rec or *.bin" if everything else "train.rec" if want_images else "*.bin"
+        raise FileNotFoundError(f"{folder} holds no {wanted}; found: {listing(folder)}")
+    with locked(folder, f"another conversion of {folder} is running; wait for it, or stop it"):
+        if recs:
+            convert_images(
+                recs, folder / "imgs", options.swap_color_channel, options.skip_bad_images, options.overwrite
+            )
+        elif want_images:
+            print(f"no train.rec in {folder}: only its validation sets are converted")
+        if want_sets:
+            for path in bins:
+                convert_set(path, options.validation_format, options.swap_color_channel, options.overwrite)
+            if not bins:
+                print(f"no .bin in {folder}: no validation sets to convert")
+    _say_next(folder)
+
+
+def _bin_files(folder: Path) -> list[Path]:
+    """List the `.bin` files of a folder, the paper's sets first."""
+    order = {name: rank for rank, name in enumerate(PAPER_SETS)}
+    found = [path for path in folder.glob("*.bin") if path.is_file() and not path.name.startswith(".")]
+    return sorted(found, key=lambda path: (order.get(path.stem, len(order)), path.stem))
+
+
+def _say_next(folder: Path) -> None:
+    """Say how to train on what was converted."""
+    root, name = folder.resolve().parent, folder.resolve().name
+    train = f" --train_data_path {shlex.quote(name)}" + ("/imgs" if (folder / "imgs").is_dir() else "")
+    print(f"next: python main.py --data_root {shlex.quote(str(root))}{train} --val_data_path {shlex.quote(name)} ...")
+
+
+# --- the way back -----------------------------------------------------------------------------------------------
+
+
+def _run_pack(options: argparse.Namespace) -> None:
+    """Image folder -> train.rec, train.idx, property."""
+    source = Path(options.pack)
+    output = Path(options.output) if options.output else source.with_name(source.resolve().name + "_rec")
+    started = time.monotonic()
+    result = pack_folder(
+        source, output, swap=options.swap_color_channel, skip_bad=options.skip_bad_images, overwrite=options.overwrite
+    )
+    print(
+        f"{output / 'train.rec'}: {result.images:,} images, {result.identities:,} identities, "
+        f"{time.monotonic() - started:.1f} s, {len(result.skipped)} skipped"
+    )
+    for reason in result.skipped[:_LISTED]:
+        print(f"skipped: {reason}")
+    if len(result.skipped) > _LISTED:
+        print(f"skipped: {len(result.skipped) - _LISTED} more")
+    _say_next(output)
+
+
+def _run_pairs(options: argparse.Namespace) -> None:
+    """Pairs file -> `.bin`."""
+    source = Path(options.pairs)
+    output = Path(options.output) if options.output else source.with_suffix(".bin")
+    started = time.monotonic()
+    same, different = pack_pairs(
+        source, Path(options.images_root), output, swap=options.swap_color_channel, overwrite=options.overwrite
+    )
+    print(f"{output}: {same + different:,} pairs ({same:,} same), {time.monotonic() - started:.1f} s")
+    print(f"next: python convert.py --rec_path {shlex.quote(str(output.resolve().parent))} --make_validation_memfiles")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
