@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 DEMO := demo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo test test-slow lint test-mxnet bench clean
+.PHONY: help setup setup-dev demo test test-slow lint test-mxnet bench docs clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -54,5 +54,8 @@ lint: $(VENV)/.dev  ## check format, style and types
 bench: $(VENV)/.dev  ## measure every claim about speed against a plain implementation (an idle machine, please)
 	$(BIN)/python -m bench
 
+docs: $(VENV)/.dev  ## build the documentation into site/; a dead link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 clean:  ## remove what `make` installed and the demo wrote
-	rm -rf $(VENV) .venv-mxnet $(DEMO) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-mxnet $(DEMO) .pytest_cache .mypy_cache .ruff_cache .hypothesis site

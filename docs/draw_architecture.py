@@ -1,4 +1,4 @@
-"""Draw ``architecture.png``, beside this file: from images to a trained model, and from a photograph to an answer.
+"""Draw ``architecture.png``, next to this file: from images to a trained model, and from a photograph to an answer.
 
 python -m docs.draw_architecture
 """
@@ -18,44 +18,40 @@ _WIDTH, _HEIGHT = 2.3, 0.98
 
 @dataclass(frozen=True)
 class Box:
-    """A part of the program.
+    """A part of the project.
 
     Attributes:
-        x: of its centre.
-        y: of its centre.
-        title: what it is.
-        text: what goes on in it.
-        rooms: the modules.
-        colour: of its frame.
+        x: of its center.
+        y: of its center.
+        title: its name.
+        text: what it does.
+        folders: of `adaface/`.
+        color: of its frame.
     """
 
     x: float
     y: float
     title: str
     text: str
-    rooms: str
-    colour: str
+    folders: str
+    color: str
 
 
 BOXES = {
-    "images": Box(0, 3, "images", ".rec, folders, several", "data/sources/finder.py, records/reader.py", GREEN),
-    "batches": Box(2.8, 3, "batches", "decode, augment, flip: uint8 BGR", "data/module.py, data/sampler.py", GREEN),
-    "backbone": Box(5.6, 3, "backbone", "IR-ResNet: embedding (B, 512)", "models/iresnet.py", BLUE),
-    "head": Box(8.4, 3, "margin head", "cosines to C classes, margin", "heads/margins.py, heads/partial_fc.py", BLUE),
-    "loss": Box(11.2, 3, "loss", "cross-entropy, SGD", "heads/fused_softmax.py, training/optimization.py", BLUE),
-    "training": Box(
-        8.4, 1.5, "training", "steps, validation, checkpoints", "main.py, train_val.py, training/trainer.py", BLUE
-    ),
-    "model": Box(5.6, 1.5, "model file", "official keys, no code in it", "checkpoints/files.py", VERMILION),
-    "onnx": Box(2.8, 1.5, "ONNX", "FP32 and INT8, compared", "export_onnx.py", VERMILION),
-    "evaluation": Box(11.2, 1.5, "evaluation", "accuracy, TAR, intervals, report", "evaluation/", PURPLE),
-    "protocols": Box(
-        11.2, 0, "validation sets", ".bin, IJB, TinyFace, folders", "data/pair_sets.py, evaluation/", PURPLE
-    ),
-    "photographs": Box(0, 0, "photographs", "any kind, any size", "alignment/photograph.py", GREEN),
-    "alignment": Box(2.8, 0, "alignment", "detector, five landmarks, warp", "alignment/", GREEN),
-    "embeddings": Box(5.6, 0, "embeddings", "direction: who; norm: quality", "inference.py", VERMILION),
-    "answers": Box(8.4, 0, "answers", "compare, search, a web page", "commands/inference.py", VERMILION),
+    "images": Box(0, 3, "images", ".rec, folders, several", "data/sources, records", GREEN),
+    "batches": Box(2.8, 3, "batches", "decode, augment, flip: uint8 BGR", "data, augmentation", GREEN),
+    "backbone": Box(5.6, 3, "backbone", "IR-ResNet: embedding (B, 512)", "models", BLUE),
+    "head": Box(8.4, 3, "margin head", "cosines to C classes, margin", "heads", BLUE),
+    "loss": Box(11.2, 3, "loss", "cross-entropy, SGD", "heads, training", BLUE),
+    "training": Box(8.4, 1.5, "training", "steps, validation, checkpoints", "training, distributed", BLUE),
+    "model": Box(5.6, 1.5, "model file", "official keys, no code in it", "checkpoints", VERMILION),
+    "onnx": Box(2.8, 1.5, "ONNX", "FP32 and INT8, compared", "export", VERMILION),
+    "evaluation": Box(11.2, 1.5, "evaluation", "accuracy, TAR, intervals, report", "evaluation, metrics", PURPLE),
+    "protocols": Box(11.2, 0, "validation sets", ".bin pairs, IJB, TinyFace, folders", "data, evaluation", PURPLE),
+    "photographs": Box(0, 0, "photographs", "any kind, any size", "alignment", GREEN),
+    "alignment": Box(2.8, 0, "alignment", "detector, five landmarks, warp", "alignment", GREEN),
+    "embeddings": Box(5.6, 0, "embeddings", "direction: identity; norm: quality", "inference", VERMILION),
+    "answers": Box(8.4, 0, "answers", "compare, search, a web page", "inference, serving", VERMILION),
 }
 # from, to, what passes along
 ARROWS = (
@@ -88,12 +84,12 @@ def _draw_box(axes: Axes, box: Box) -> None:
     corner = box.x - _WIDTH / 2, box.y - _HEIGHT / 2
     patch = FancyBboxPatch(
         corner, _WIDTH, _HEIGHT, boxstyle="round,pad=0,rounding_size=0.1", linewidth=1.8,
-        facecolor="white", edgecolor=box.colour,
+        facecolor="white", edgecolor=box.color,
     )  # fmt: skip
     axes.add_patch(patch)
     axes.text(box.x, box.y + 0.26, box.title, ha="center", va="center", fontsize=11, fontweight="bold", color=BLACK)
     axes.text(box.x, box.y, box.text, ha="center", va="center", fontsize=7.5, color=BLACK)
-    axes.text(box.x, box.y - 0.28, box.rooms, ha="center", va="center", fontsize=7, color=GREY, family="monospace")
+    axes.text(box.x, box.y - 0.28, box.folders, ha="center", va="center", fontsize=7, color=GREY, family="monospace")
 
 
 def _draw_arrow(axes: Axes, start: Box, end: Box, label: str) -> None:

@@ -1,4 +1,4 @@
-"""The experiment behind the README's words on fine-tuning."""
+"""The experiment behind the figures of docs/finetuning.md."""
 
 import pandas as pd
 import pytest

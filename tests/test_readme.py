@@ -1,143 +1,147 @@
-"""The commands of the README and of the recipes are ones that the programs take."""
+"""The commands of the README, the documentation and the recipes are ones that the programs take."""
 
+import importlib.util
 import re
 import shlex
 import subprocess
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from adaface.checkpoints.published import PUBLISHED
+import bench.__main__
 from adaface.commands import align, convert, evaluate, export, inference
 from adaface.config import parsing
-from adaface.heads.margins import HEADS
 from adaface.models.registry import check_architecture
-from tests.training.test_memory_plan import MEMORY
 
 ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+ONLY_NAMED = re.compile(r"adaface( [a-z]+)?|python (-m adaface|main\.py|convert\.py)")
+OF_OTHERS = ("pip install ", "curl ")
 
 
-def commands(program: str) -> list[list[str]]:
-    """The words after the program's name, of each command in the README."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    indented = "\n".join(line.strip() for line in text.splitlines() if line.startswith("    "))
-    inline = re.findall(r"`(python [^`]+)`", text)
-    return _parsed(indented.replace("\\\n", " ").splitlines() + inline, program)
+def _parse_audit(words: list[str]) -> Any:
+    return convert.parse(["--audit", *words])
 
 
-def recipe_commands() -> list[list[str]]:
-    """The words after main.py, of each command in the recipes, comments or not."""
+def _parse_models(words: list[str]) -> list[str]:
+    for name in words:
+        check_architecture(name)
+    return words
+
+
+def _parse_inference(command: str, words: list[str]) -> Any:
+    return inference.parse([command, *words])
+
+
+PARSERS: Mapping[str, Callable[[list[str]], Any]] = {
+    "train": parsing.parse,
+    "convert": convert.parse,
+    "audit": _parse_audit,
+    "evaluate": evaluate.parse,
+    "align": align.parse,
+    **{name: partial(_parse_inference, name) for name in ("compare", "embed", "search", "serve")},
+    "export": export.parse,
+    "models": _parse_models,
+}
+OFFICIAL = {"main.py": "train", "convert.py": "convert"}
+
+
+def lines_of(page: Path) -> list[str]:
+    """The lines of a page's shell blocks, continued ones joined; and its inline code that is a command with options."""
+    text = page.read_text(encoding="utf-8")
+    blocks = re.findall(r"^ *```sh\n(.*?)^ *```", text, re.MULTILINE | re.DOTALL)
+    lines = [line.strip() for block in blocks for line in re.sub(r"\\\n\s*", "", block).splitlines()]
+    prose = re.sub(r"^ *```.*?^ *```", "", text, flags=re.MULTILINE | re.DOTALL)
+    inline = re.findall(r"`((?:adaface|python) [^`]+)`", prose)
+    return [line for line in lines + inline if line and not ONLY_NAMED.fullmatch(line)]
+
+
+def recipe_lines() -> list[str]:
+    """The commands in the recipes, comments or not."""
     found = []
     for file in sorted((ROOT / "recipes").iterdir()):
         lines = "\n".join(line.lstrip("# ").rstrip(")") for line in file.read_text(encoding="utf-8").splitlines())
-        lines = re.sub(r"\s&& break$", "", lines.replace("\\\n", " "), flags=re.MULTILINE)
-        found += _parsed([re.sub(r"^(Command: +|srun \S+ )", "", line) for line in lines.splitlines()], "main.py")
+        lines = re.sub(r"\s&& break$", "", re.sub(r"\\\n\s*", "", lines), flags=re.MULTILINE)
+        words = [re.sub(r"^(Command: +|srun \S+ )", "", line) for line in lines.splitlines()]
+        found += [line for line in words if re.match("(python|torchrun|adaface) ", line) and command_of(line)]
     return found
 
 
-def _parsed(lines: list[str], program: str) -> list[list[str]]:
-    """The words after the program's name of those lines that are a command of it."""
-    starts = re.compile(rf"(python|torchrun [^;]*) {re.escape(program)}( |$)")
-    found = [line for line in lines if starts.match(line)]
-    filled = [re.sub(r"<([^>]*)>", lambda match: match.group(1).replace(" ", "_"), line) for line in found]
-    words = [shlex.split(line) for line in filled]
-    return [line[line.index(program.split()[-1]) + 1 :] for line in words]
+def command_of(line: str) -> tuple[str, list[str]] | None:
+    """The command of ``adaface`` that a line runs, and the words after it; None where it runs another program."""
+    words = shlex.split(re.sub(r"<([^>]*)>", lambda match: match[1].replace(" ", "_"), line))
+    if words[:3] == ["python", "-m", "adaface"]:
+        words = words[2:]
+    if words[:1] == ["adaface"]:
+        return words[1], words[2:]
+    if words[:1] in (["python"], ["torchrun"]):
+        for name, command in OFFICIAL.items():
+            if name in words:
+                return command, words[words.index(name) + 1 :]
+    return None
 
 
-@pytest.mark.parametrize("words", commands("main.py") + recipe_commands(), ids=" ".join)
-def test_main_commands_parse(words, tmp_path, monkeypatch):
+LINES = {f"{page.name}: {line}": line for page in PAGES for line in lines_of(page)}
+COMMANDS = {name: command_of(line) for name, line in LINES.items() if command_of(line)}
+COMMANDS |= {f"recipe: {line}": command_of(line) for line in recipe_lines()}
+
+
+@pytest.mark.parametrize(("command", "words"), COMMANDS.values(), ids=COMMANDS)
+def test_a_command_parses(command, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in words:
-        if name.endswith((".ckpt", ".yaml", ".csv")):  # options check that such files exist
+        if name.endswith((".ckpt", ".yaml", ".csv")) and command == "train":  # options check that such files exist
             Path(name).parent.mkdir(parents=True, exist_ok=True)
             Path(name).write_text("lr: 0.1\n")
     if "--help" in words:
         with pytest.raises(SystemExit) as stopped:
-            parsing.parse(words)
+            PARSERS[command](words)
         assert stopped.value.code == 0
     else:
-        assert parsing.parse(words)[0].given
+        assert PARSERS[command](words) is not None
 
 
-@pytest.mark.parametrize("words", commands("convert.py"), ids=" ".join)
-def test_convert_commands_parse(words):
-    assert convert.parse(words) is not None
-
-
-@pytest.mark.parametrize("words", commands("-m evaluation"), ids=" ".join)
-def test_evaluation_commands_parse(words):
-    assert evaluate.parse(words).root
-
-
-@pytest.mark.parametrize("words", commands("-m alignment"), ids=" ".join)
-def test_alignment_commands_parse(words):
-    assert align.parse(words).output
-
-
-@pytest.mark.parametrize("words", commands("export_onnx.py"), ids=" ".join)
-def test_export_commands_parse(words, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert export.parse(words).output == "model.onnx"
-
-
-@pytest.mark.parametrize("words", commands("inference.py"), ids=" ".join)
-def test_inference_commands_parse(words):
-    assert inference.parse(words).model in {model.stem for model in PUBLISHED}
-
-
-@pytest.mark.parametrize("words", commands("architecture_table.py"), ids=" ".join)
-def test_the_table_of_backbones_takes_its_words(words):
-    for name in words:
-        check_architecture(name)
+@pytest.mark.parametrize("line", [line for line in LINES.values() if not command_of(line)], ids=str)
+def test_any_other_line_is_one_that_can_be_run(line):
+    words = shlex.split(line)
+    if words[:2] == ["python", "-m"]:
+        assert importlib.util.find_spec(words[2])
+        if words[2] == "bench" and "--table" not in words:
+            assert all(bench.__main__.scripts([word]) for word in words[3:])
+    elif words[0] == "make":
+        assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    else:
+        assert line.startswith(OF_OTHERS), f"a shell block with a line that no test knows: {line}"
 
 
 def test_there_are_commands_to_check():
-    assert len(commands("architecture_table.py")) >= 2
-    assert len(commands("-m alignment")) >= 2
-    assert len(commands("export_onnx.py")) >= 2
-    assert {words[0] for words in commands("inference.py")} == {"compare", "embed", "search", "serve"}
-    assert len(commands("-m evaluation")) >= 4
-    assert len(commands("main.py")) >= 4
-    assert sum("--run_folder" in words for words in commands("main.py")) == 2
-    assert sum("--run_folder" in words for words in recipe_commands()) == 2
-    assert len(commands("convert.py")) >= 3
+    used = [command for command, _ in COMMANDS.values()]
+    assert set(used) == set(PARSERS)
+    assert used.count("evaluate") >= 4 and used.count("train") >= 10 and used.count("convert") >= 3
+    assert sum("--run_folder" in words for name, (_, words) in COMMANDS.items() if name.startswith("scaling")) == 2
+    assert sum("--run_folder" in words for name, (_, words) in COMMANDS.items() if name.startswith("recipe")) == 2
 
 
-def test_every_file_the_readme_names_exists():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    named = set(re.findall(r"`([a-z_]+\.py|recipes/[a-z0-9_]+\.[a-z]+)`", text))
-    assert len(named) > 20
-    missing = [name for name in named if not (ROOT / name).is_file()]
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_named_in_prose_exist(page):
+    named = re.findall(r"`adaface ([a-z]+)", page.read_text(encoding="utf-8"))
+    assert set(named) <= set(PARSERS)
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)
+def test_every_path_that_a_page_names_exists(page):
+    text = page.read_text(encoding="utf-8")
+    named = set(re.findall(r"`((?:adaface|bench|docs|recipes|tests)/[\w/.]*)`", text))
+    new = {"adaface/models/plain_net.py", "adaface/data/sources/listed.py"}  # what the how-tos make
+    missing = [name for name in named - new if not (ROOT / name).exists()]
     assert not missing
 
 
-def test_the_table_of_identities_and_devices_is_what_a_plan_computes():
-    """Weights, gradient and momentum of the head: the numbers that bench/partial_fc.py measures at a million."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| ([\d,]+)(?: \(\w+\))? \| (\d+\.\d\d) \|(.*)\|$", text, re.MULTILINE)
-    assert len(rows) == 4
-    for identities, dense, more in rows:
-        head = replace(MEMORY, backbone_parameters=0, embedding_size=512, class_num=int(identities.replace(",", "")))
-        shared = [replace(head, sharded=True, processes=devices) for devices in (8, 16, 64)]
-        sampled = replace(shared[0], sample_rate=0.1)
-        computed = [memory.weights_bytes / 1e9 for memory in (head, *shared, sampled)]
-        assert [f"{number:.2f}" for number in computed] == [dense, *more.replace(" ", "").split("|")]
-    ideal = [replace(head, class_num=10**6, sharded=True, processes=W).weights_bytes / 1e9 for W in (1, 2, 4)]
-    told = re.search(r"the arithmetic gives ([\d.]+), ([\d.]+) and ([\d.]+)\.", text)
-    assert list(told.groups()) == [f"{number:.2f}" for number in ideal]
-
-
-def test_the_table_of_margins_has_all_of_them_with_their_options():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    rows = dict(re.findall(r"^\| `(\w+)` \| .* \| `(--[^`]+)` \|$", text, re.MULTILINE))
-    assert list(rows) == list(HEADS)
-    for name, options in rows.items():
-        words = options.split()
-        values = dict(zip(words[::2], map(float, words[1::2]), strict=True))
-        assert values == {f"--{option}": value for option, value in HEADS[name].options.items()}
-        parsed, _ = parsing.parse(["--head", name, *words])
-        assert parsed.head.head == name
+def test_the_readme_is_one_that_people_read():
+    assert (ROOT / "README.md").stat().st_size <= 9_000
 
 
 def test_the_batch_job_is_a_shell_script():
@@ -149,11 +153,3 @@ def test_the_batch_job_is_a_shell_script():
         assert all(line.startswith("#") for line in lines[:end_of_directives]), (
             "SLURM reads no directive after a command"
         )
-
-
-def test_make_targets_of_the_readme_exist():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    targets = set(re.findall(r"make ([a-z-]+)\b", "\n".join(line for line in text.splitlines() if line[:4] == "    ")))
-    assert {"demo", "test", "lint", "test-mxnet"} <= targets
-    assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
