@@ -1,1 +1,1 @@
-"""Numbers from similarities: accuracy, TAR, intervals, comparisons."""
+"""Metrics computed from similarities: accuracy, TAR at FAR, confidence intervals, model comparisons."""

@@ -1,7 +1,7 @@
-"""A cosine threshold for a wanted false accept rate, from pairs, with what it measured and how sure that is.
+"""Choose a cosine threshold for a target false accept rate, and report its measured rates with intervals.
 
-Pure functions on arrays; rates are fractions. A threshold belongs to a model, and to pictures like those it was
-found on.
+Pure functions on arrays; rates are fractions. A threshold is valid for one model, on images like those it
+was calibrated on.
 """
 
 import math
@@ -23,13 +23,13 @@ class Calibration:
 
     Attributes:
         threshold: cosine; pairs at or above it are accepted.
-        wanted_far: that was asked for.
-        far: measured, at most the wanted one.
+        wanted_far: target false accept rate.
+        far: measured false accept rate, at most the target.
         far_interval: lower and upper end of its 95% interval.
-        tar: measured.
+        tar: measured true accept rate.
         tar_interval: lower and upper end of its 95% interval.
-        genuine: number of pairs of one person.
-        impostors: number of pairs of two people.
+        genuine: number of genuine pairs (same person).
+        impostors: number of impostor pairs (two people).
     """
 
     threshold: float
@@ -49,51 +49,51 @@ class Calibration:
 def calibrate(
     similarity: np.ndarray, issame: np.ndarray, wanted_far: float, identities: np.ndarray | None = None
 ) -> Calibration:
-    """Find the lowest threshold whose measured false accept rate is not above the wanted one.
+    """Find the lowest threshold whose measured false accept rate does not exceed the target.
 
     Args:
-        similarity: (P,) cosines; both kinds of pairs present.
+        similarity: (P,) cosines of genuine and impostor pairs.
         issame: (P,) booleans.
-        wanted_far: false accept rate, in (0, 1).
-        identities: (P, 2) of both images, for the intervals; None takes the pairs to be independent.
+        wanted_far: target false accept rate, in (0, 1).
+        identities: (P, 2) identities of both images, for the intervals; None treats the pairs as independent.
 
     Returns:
-        The threshold, in the middle between the lowest accepted and the highest rejected impostor score.
+        The threshold, halfway between the lowest accepted and the highest rejected impostor score.
 
     Raises:
-        ValueError: a rate outside (0, 1), one that so few impostor pairs cannot show, or scores that
-            ``metrics.verification.roc`` refuses.
+        ValueError: a rate outside (0, 1), a rate too low for the number of impostor pairs, or scores that
+            ``metrics.verification.roc`` rejects.
     """
     if not 0 < wanted_far < 1:
-        raise ValueError(f"the wanted false accept rate is a fraction between 0 and 1, got {wanted_far}")
-    roc(similarity, issame)  # refuses what has no error rates
+        raise ValueError(f"the target false accept rate must be a fraction between 0 and 1, got {wanted_far}")
+    roc(similarity, issame)  # raises for scores without error rates
     similarity, issame = np.asarray(similarity, dtype=np.float64), np.asarray(issame).astype(bool)
     impostor = np.sort(similarity[~issame])[::-1]
     allowed = int(wanted_far * len(impostor) + _ROUNDING)
     if allowed < 1:
         raise ValueError(
-            f"{len(impostor):,} impostor pairs cannot show a false accept rate of {wanted_far:g}: one of them is "
-            f"{1 / len(impostor):.2g} already; at least {_count(1 / wanted_far)} impostor pairs are "
-            "needed, or a higher rate"
+            f"{len(impostor):,} impostor pairs are too few to measure a false accept rate of {wanted_far:g}: a single "
+            f"one is {1 / len(impostor):.2g} already; use at least {_count(1 / wanted_far)} impostor pairs, or "
+            "a higher rate"
         )
     accepted = int(np.sum(impostor > impostor[allowed])) if allowed < len(impostor) else len(impostor)
     upper = impostor[accepted - 1] if accepted else similarity.max()
     middle = (upper + impostor[accepted]) / 2
     threshold = float(middle if middle > impostor[accepted] else np.nextafter(impostor[accepted], np.inf))
     above = similarity >= threshold
-    known = [None, None] if identities is None else [np.asarray(identities)[issame == kind] for kind in (False, True)]
+    of_kind = [None, None] if identities is None else [np.asarray(identities)[issame == kind] for kind in (False, True)]
     return Calibration(
         threshold=threshold,
         wanted_far=wanted_far,
         far=float(above[~issame].mean()),
-        far_interval=rate_interval(above[~issame], known[0]),
+        far_interval=rate_interval(above[~issame], of_kind[0]),
         tar=float(above[issame].mean()),
-        tar_interval=rate_interval(above[issame], known[1]),
+        tar_interval=rate_interval(above[issame], of_kind[1]),
         genuine=int(issame.sum()),
         impostors=len(impostor),
     )
 
 
-def _count(least: float) -> str:
-    """Return the number of pairs that is needed, as people read it."""
-    return f"{math.ceil(least - _ROUNDING):,}" if least < _WRITTEN_OUT else f"{least:.1e}"
+def _count(minimum: float) -> str:
+    """Format the number of pairs that are needed."""
+    return f"{math.ceil(minimum - _ROUNDING):,}" if minimum < _WRITTEN_OUT else f"{minimum:.1e}"

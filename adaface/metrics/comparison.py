@@ -1,11 +1,11 @@
-"""Is one model better than another on the same pairs or probes? Differences with intervals and p-values.
+"""Compare two models on the same pairs or probes: differences with confidence intervals and p-values.
 
-Pure functions on arrays; rates are fractions, and a difference is that of the second model less the first.
+Pure functions on arrays; rates are fractions; a difference is the second model minus the first.
 
 Sources: McNemar's test in its exact form; Bonett and Price, "Adjusted Wald confidence interval for a difference of
 binomial proportions based on paired data", 2012; DeLong, DeLong and Clarke-Pearson 1988 for two AUCs of the same pairs;
-the Bayesian bootstrap of pairs (Rubin 1981), of identities as in Owen, "The pigeonhole bootstrap", 2007, which is wide
-rather than narrow, for TAR at FAR.
+for TAR at FAR, the Bayesian bootstrap of pairs (Rubin 1981), or of identities as in Owen, "The pigeonhole bootstrap",
+2007, which gives wide rather than narrow intervals.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ _Z = float(norm.ppf(0.975))
 _TAILS = (0.025, 0.975)
 _REPLICATES = 2000
 _CHUNK = 50
-_KEPT_IMPOSTORS = 20  # times as many as the FAR accepts
+_KEPT_IMPOSTORS = 20  # multiple of the number that the FAR accepts
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,10 @@ class Comparison:
     Attributes:
         first: rate of the first model.
         second: rate of the second model.
-        difference: of the second less the first.
+        difference: second minus first.
         interval: lower and upper end of the 95% interval of the difference.
-        p_value: two-sided, of there being no difference.
-        method: how the p-value was found.
+        p_value: two-sided p-value of no difference.
+        method: test that gave the p-value.
     """
 
     first: float
@@ -46,16 +46,16 @@ class Comparison:
 
 
 def compare_decisions(first: np.ndarray, second: np.ndarray, identities: np.ndarray | None = None) -> Comparison:
-    """Compare right decisions: accuracy of pairs, or rank-1 of probes.
+    """Compare the shares of correct decisions: accuracy of pairs, or rank-1 of probes.
 
     Args:
-        first: (N,) booleans, which decisions of the first model were right.
-        second: (N,) of the second model, on the same pairs or probes.
-        identities: (N,) of the probes or (N, 2) of the pairs. None takes them to be independent: McNemar's exact test.
-            With identities the test is one on the difference and its variance between identities.
+        first: (N,) booleans, which decisions of the first model were correct.
+        second: (N,) booleans of the second model, on the same pairs or probes.
+        identities: (N,) of the probes or (N, 2) of the pairs. None treats them as independent and applies McNemar's
+            exact test. With identities, the test uses the difference and its variance between identities.
 
     Raises:
-        ValueError: no decisions, or counts that do not fit.
+        ValueError: no decisions, or counts that do not match.
     """
     first, second = np.asarray(first).astype(bool), np.asarray(second).astype(bool)
     if first.shape != second.shape or first.ndim != 1 or not len(first):
@@ -70,7 +70,7 @@ def compare_decisions(first: np.ndarray, second: np.ndarray, identities: np.ndar
     p_value = float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
     if identities is not None:
         if len(identities) != count:
-            raise ValueError(f"got identities of {len(identities)} for {count} decisions")
+            raise ValueError(f"got {len(identities)} identities for {count} decisions, expected one for each")
         residuals = second.astype(float) - first - difference
         variance *= Identities(identities).design_effect(residuals)
         method = "difference, variance between identities"
@@ -86,13 +86,13 @@ def compare_auc(
     """Compare the areas under two ROC curves.
 
     Args:
-        first: (P,) scores of the first model, higher for more alike.
+        first: (P,) scores of the first model, higher means more similar.
         second: (P,) scores of the second model for the same pairs.
-        issame: (P,) booleans, both kinds present.
-        identities: (P, 2) of both images; None takes the pairs to be independent.
+        issame: (P,) booleans, with genuine and impostor pairs.
+        identities: (P, 2) identities of both images; None treats the pairs as independent.
 
     Raises:
-        ValueError: scores that ``metrics.verification.roc`` refuses.
+        ValueError: scores that ``metrics.verification.roc`` rejects.
     """
     areas = auc(first, issame), auc(second, issame)
     issame = np.asarray(issame).astype(bool)
@@ -121,19 +121,19 @@ def compare_tar(
     """Compare the true accept rates of two models, each at its own threshold for a false accept rate.
 
     Args:
-        first: (P,) scores of the first model, higher for more alike.
+        first: (P,) scores of the first model, higher means more similar.
         second: (P,) scores of the second model for the same pairs.
         issame: (P,) booleans, both kinds present.
         far: false accept rate, in (0, 1).
-        identities: (P, 2) of both images; None takes the pairs to be independent.
-        seed: of the weights.
+        identities: (P, 2) of both images; None treats the pairs as independent.
+        seed: random seed of the weights.
 
     Returns:
-        The comparison; memory grows with the genuine pairs and with the impostor pairs near the thresholds, not with
-        all pairs times the replicates.
+        The comparison. Memory grows with the number of genuine pairs and of impostor pairs near the thresholds, not
+        with the number of all pairs times the replicates.
 
     Raises:
-        ValueError: scores that ``metrics.verification.roc`` refuses.
+        ValueError: scores that ``metrics.verification.roc`` rejects.
     """
     scores = [np.asarray(first), np.asarray(second)]
     tars = [tar_at_far(model, issame, [far])[far] for model in scores]
@@ -154,11 +154,11 @@ def compare_tar(
 
 
 class _PairWeights:
-    """Random weights of genuine pairs, and of those impostor pairs that may lie above a threshold of either model.
+    """Draw random weights for genuine pairs and for impostor pairs near or above the threshold of either model.
 
     Attributes:
-        genuine: (G,) places of the genuine pairs.
-        impostors: (N,) places of the impostor pairs that are kept; of the others only the sum of weights counts.
+        genuine: (G,) indices of the genuine pairs.
+        impostors: (N,) indices of the selected impostor pairs; for the others, only the sum of weights matters.
     """
 
     def __init__(

@@ -1,23 +1,23 @@
-"""Metrics of identification (1:N): pure functions of a search's scores and ranks, and macro F1 of predicted labels.
+"""Metrics of identification (1:N): pure functions of search scores and ranks, and macro F1 of predicted labels.
 
 A probe's mates are the gallery's features of the same subject. ``fpir`` and ``tpir`` are fractions; ranks begin at 1.
 
-Macro F1: with C[i, c] probes of identity i taken for c, n_c probes of c and TP_c = C[c, c],
+Macro F1: with C[i, c] probes of identity i predicted as c, n_c probes of c and TP_c = C[c, c],
 
     F1_c = 2 TP_c / (n_c + sum over i of C[i, c]),    M = mean of F1_c over the identities that have probes.
 
-The F1 of identities are not independent observations: an identity that is taken for others lowers their F1 too. What
-counts for an interval is the influence of an identity with all of its probes, the derivative of M by its weight:
+The F1 scores of identities are not independent observations: an identity that is confused with others lowers their F1
+too. The interval is based on the influence of an identity with all of its probes, the derivative of M by its weight:
 
     u_i = F1_i - M + F1_i FP_i / d_i - sum over c != i of F1_c C[i, c] / d_c,    d_c = n_c + sum over i of C[i, c]
 
-The variance of M is that of the mean of the influences, and the interval is Wilson's for as many independent
-observations as have this variance, so that it stays within [0, 1] and has a width where nothing is wrong.
+The variance of M is that of the mean of the influences. The interval is Wilson's, for the number of independent
+observations that has this variance, so that it stays within [0, 1] and has a width even without errors.
 
 Sources: ISO/IEC 19795-1 and the reports of NIST's FRVT 1:N for the terms (mated and non-mated searches, FPIR, TPIR =
 1 - FNIR, rank); the IJB 1:N evaluation of InsightFace for ``tpir_at_fpir``; scikit-learn's ``f1_score`` with
 ``average="macro"``; for the influence, Efron's infinitesimal jackknife, "The jackknife, the bootstrap and other
-resampling plans", 1982; for the interval of macro F1, see ``evaluation.intervals``.
+resampling plans", 1982; for the interval of macro F1, see ``metrics.intervals``.
 """
 
 import math
@@ -40,7 +40,7 @@ class OpenSetRate:
 
     Attributes:
         threshold: scores above it are accepted.
-        fpir: share of the non-mated probes for which somebody is accepted, never above what was asked for.
+        fpir: share of the non-mated probes for which somebody is accepted, at most the target.
         tpir: share of the mated probes whose mate is accepted.
     """
 
@@ -53,11 +53,11 @@ def rank_rates(mate_ranks: np.ndarray, ranks: Sequence[int]) -> dict[int, float]
     """Return the share of probes whose mate is among the k most similar, for each k.
 
     Args:
-        mate_ranks: (P,) of ``similarity_search.search``; 0 for a probe without a mate, which is never found but counts.
-        ranks: the values of k.
+        mate_ranks: (P,) as in ``inference.search.search``; 0 for a probe without a mate, which counts as a miss.
+        ranks: values of k.
 
     Raises:
-        ValueError: no probes.
+        ValueError: there are no probes.
     """
     mate_ranks = np.asarray(mate_ranks)
     if not len(mate_ranks):
@@ -66,10 +66,10 @@ def rank_rates(mate_ranks: np.ndarray, ranks: Sequence[int]) -> dict[int, float]
 
 
 def nonmates_needed(probes: int, fpirs: Sequence[float]) -> int:
-    """Return how many of the largest non-mate scores ``tpir_at_fpir`` needs.
+    """Return the number of largest non-mate scores that ``tpir_at_fpir`` needs.
 
     Args:
-        probes: P.
+        probes: number of probes.
         fpirs: false positive identification rates.
     """
     return max((_allowed(probes, fpir) for fpir in fpirs), default=0)
@@ -116,28 +116,28 @@ def open_set_rates(
     *,
     max_rank: int | None = None,
 ) -> dict[float, OpenSetRate]:
-    """Return the rates of a watch list, where some probes show people who are not in the gallery.
+    """Return the open-set rates of a watch list, where some probes show people who are not in the gallery.
 
     A mated probe is one with a mate in the gallery, a non-mated one has none. The FPIR at a threshold is the share of
     non-mated probes for which at least one gallery entry scores above it; the TPIR (1 - FNIR) is the share of mated
-    probes whose mate scores above it, and is among the ``max_rank`` most similar where that is asked for. For each
-    wanted FPIR the threshold is the lowest that does not exceed it.
+    probes whose mate scores above it and, if ``max_rank`` is set, is among the ``max_rank`` most similar. For each
+    target FPIR, the threshold is the lowest that does not exceed it.
 
-    With the result ``found`` of ``similarity_search.search``: ``mated = found.mate_ranks > 0``, then
-    ``open_set_rates(found.mate_scores[mated], found.mate_ranks[mated], found.best_nonmate_scores[~mated], fpirs)``.
+    With ``result = inference.search.search(...)`` and ``mated = result.mate_ranks > 0``:
+    ``open_set_rates(result.mate_scores[mated], result.mate_ranks[mated], result.best_nonmate_scores[~mated], fpirs)``.
 
     Args:
         mate_scores: (M,) score of each mated probe's best mate.
         mate_ranks: (M,) its rank, from 1.
         best_nonmate_scores: (U,) the largest score of each non-mated probe.
-        fpirs: wanted rates in [0, 1].
-        max_rank: rank up to which a mate counts as found; None for any (FRVT's identification with R = N).
+        fpirs: target rates in [0, 1].
+        max_rank: highest rank at which a mate counts as a hit; None for any (FRVT's identification with R = N).
 
     Returns:
-        For each wanted rate the operating point. With few non-mated probes its FPIR may be well below the wanted one.
+        The operating point for each target rate. With few non-mated probes its FPIR may be well below the target.
 
     Raises:
-        ValueError: a rate outside [0, 1], no mated or no non-mated probe, or counts that do not fit.
+        ValueError: a rate outside [0, 1], no mated or no non-mated probe, or counts that do not match.
 
     Source: ISO/IEC 19795-1; NIST FRVT part 2, identification.
     """
@@ -168,17 +168,17 @@ def _allowed(probes: int, fpir: float) -> int:
 
 
 def _whole(product: float, rounding: Callable[[float], int]) -> int:
-    """Round a product of a rate and a count: 0.07 * 100 is meant to be 7, in floating point it is 7.000000000000001."""
+    """Round a product of a rate and a count: 0.07 * 100 should be 7 but is 7.000000000000001 in floating point."""
     return rounding(round(product, 6))
 
 
 @dataclass(frozen=True)
 class MacroF1:
-    """F1 over identities.
+    """Macro F1 over identities.
 
     Attributes:
-        score: their mean, a fraction.
-        influences: (I,) by how much an identity with all of its probes moves the mean of I; their sum is 0.
+        score: mean F1, a fraction.
+        influences: (I,) influence of each identity with all of its probes on the mean; their sum is 0.
     """
 
     score: float
@@ -191,28 +191,32 @@ class MacroF1:
         size = float(people)
         if spread > 0:
             size = self.score * (1 - self.score) * people * max(people - 1, 1) / spread
-        # few identities do not tell their own variance well
+        # the variance of few identities is poorly estimated
         return wilson(self.score, size / float(_quantile(people) / norm.ppf(_UPPER)) ** 2)
 
 
 def macro_f1(labels: np.ndarray, predicted: np.ndarray) -> MacroF1:
     """Compute macro F1 over the identities that have probes.
 
-    An identity of the gallery without probes has no F1 of its own: a probe that is taken for it counts against the
-    identity that it shows.
+    An identity of the gallery without probes has no F1 of its own: a probe predicted as such an identity counts as an
+    error of its true identity.
 
     Args:
-        labels: (M,) integers, the probes' identities; at least one probe.
-        predicted: (M,) integers, the identities that they are taken for.
+        labels: (M,) integers, true identities of the probes; at least one probe.
+        predicted: (M,) integers, predicted identities.
     """
     people, own = np.unique(labels, return_inverse=True)
     scores = f1_score(labels, predicted, labels=people, average=None, zero_division=0.0)
     mean = float(scores.mean())
-    swapped = np.flatnonzero((labels != predicted) & np.isin(predicted, people))  # taken for somebody who has probes
+    swapped = np.flatnonzero(
+        (labels != predicted) & np.isin(predicted, people)
+    )  # confused with an identity that has probes
     other = np.searchsorted(people, predicted[swapped])
     false_positives = np.bincount(other, minlength=len(people))
     true_positives = np.bincount(own[labels == predicted], minlength=len(people))
-    lost = scores / (np.bincount(own) + true_positives + false_positives)  # by one more probe taken for the identity
+    lost = scores / (
+        np.bincount(own) + true_positives + false_positives
+    )  # F1 lost by one more false positive of the identity
     caused = np.bincount(own[swapped], lost[other], len(people))
     return MacroF1(mean, scores - mean + lost * false_positives - caused)
 
@@ -220,16 +224,16 @@ def macro_f1(labels: np.ndarray, predicted: np.ndarray) -> MacroF1:
 def compare_macro_f1(first: MacroF1, second: MacroF1) -> Comparison:
     """Compare two models by macro F1 on the same probes.
 
-    Each identity tells a difference, that of the scores and of its influences. One more identity of each extreme
-    difference, 1 and -1, keeps few identities that agree by chance from being a proof, as Bonett and Price do it for
-    two rates (``evaluation.comparison``).
+    Each identity gives one difference, that of the scores plus that of its influences. Two extra identities with the
+    extreme differences 1 and -1 keep a few identities that agree by chance from looking significant, as Bonett and
+    Price do for two rates (``metrics.comparison``).
 
     Args:
-        first: of the one model.
-        second: of the other, the same identities.
+        first: F1 of the first model.
+        second: F1 of the second model, over the same identities.
 
     Raises:
-        ValueError: numbers of identities that differ.
+        ValueError: the numbers of identities differ.
     """
     if len(first.influences) != len(second.influences):
         raise ValueError(
@@ -248,5 +252,5 @@ def compare_macro_f1(first: MacroF1, second: MacroF1) -> Comparison:
 
 
 def _quantile(observations: int) -> float:
-    """Return Student's quantile for as many independent observations."""
+    """Return Student's quantile for a number of independent observations."""
     return float(t.ppf(_UPPER, max(observations - 1, 1)))

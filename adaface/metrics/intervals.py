@@ -1,20 +1,20 @@
 """95% confidence intervals of verification and identification rates: pure functions on arrays, rates as fractions.
 
-A percentile bootstrap is wrong just where face recognition is: with no error among n pairs its width is 0. Here every
-interval comes from a distribution that is right there, with the sample's size replaced by an effective one, which
-takes in that pairs of the same people depend on each other (``evaluation.dependence``):
+A percentile bootstrap fails at the low error rates of face recognition: with no error among n pairs its width is 0.
+Here every interval comes from a distribution that is valid at these rates. The sample size is replaced by an effective
+one, which accounts for the dependence of pairs that share people (``metrics.dependence``):
 
-- rates, 10-fold accuracy: Wilson, "Probable inference", 1927. With identities, and for the EER, which is linearised:
+- rates, 10-fold accuracy: Wilson, "Probable inference", 1927. With identities, and for the EER, which is linearized:
   Clopper and Pearson with the effective size of Korn and Graubard, "Confidence intervals for proportions with small
   expected number of positive counts estimated from survey data", 1998.
 - TAR at FAR: the Bayesian bootstrap of pairs in closed form (Rubin, "The Bayesian bootstrap", 1981; for ROC curves
-  Gu, Ghosal and Roy, 2008). However impostor scores are distributed, the number of them above the threshold of a given
+  Gu, Ghosal and Roy, 2008). For any distribution of impostor scores, the number of them above the threshold of a given
   FAR is binomial: the threshold is drawn between two of the sorted scores, and the rate of genuine scores above it from
-  a beta distribution. Above the highest impostor score the tail is taken to be exponential.
+  a beta distribution. Above the highest impostor score, the tail is assumed to be exponential.
 - AUC: Newcombe, "Confidence intervals for an effect size measure based on the Mann-Whitney statistic", 2006, method 5,
-  with its variance scaled to the one of DeLong 1988, for identities that of Obuchowski 1997.
+  with its variance scaled to that of DeLong 1988, or with identities to that of Obuchowski 1997.
 
-``python -m bench.interval_coverage`` measures how often they hold the truth.
+``python -m bench.interval_coverage`` measures their coverage.
 """
 
 from collections.abc import Sequence
@@ -40,8 +40,8 @@ def wilson(rate: float, size: float) -> Interval:
     """Return Wilson's interval of a rate.
 
     Args:
-        rate: measured, in [0, 1].
-        size: number of independent observations, above 0; not necessarily whole.
+        rate: measured rate, in [0, 1].
+        size: number of independent observations, above 0; not necessarily an integer.
     """
     middle = (rate + _Z**2 / (2 * size)) / (1 + _Z**2 / size)
     half = _Z / (1 + _Z**2 / size) * np.sqrt(rate * (1 - rate) / size + _Z**2 / (4 * size**2))
@@ -49,11 +49,11 @@ def wilson(rate: float, size: float) -> Interval:
 
 
 def exact(rate: float, size: float) -> Interval:
-    """Return the interval of Clopper and Pearson, for effective sizes: they are estimated, and Wilson's is too short.
+    """Return the interval of Clopper and Pearson, for effective sizes: as these are estimates, Wilson's is too short.
 
     Args:
-        rate: measured, in [0, 1].
-        size: effective number of observations, above 0; not necessarily whole.
+        rate: measured rate, in [0, 1].
+        size: effective number of observations, above 0; not necessarily an integer.
     """
     hits, misses = rate * size, (1 - rate) * size
     low = betaincinv(hits, misses + 1, _TAILS[0]) if hits > _NEARLY_0 else 0.0
@@ -66,17 +66,17 @@ def rate_interval(hits: np.ndarray, identities: np.ndarray | None = None) -> Int
 
     Args:
         hits: (N,) booleans, N at least 1.
-        identities: (N,) of the probes, or (N, 2) of the pairs; None takes all to be independent.
+        identities: (N,) of the probes, or (N, 2) of the pairs; None treats all as independent.
 
     Returns:
         Lower and upper end.
 
     Raises:
-        ValueError: no observations, or counts that do not fit.
+        ValueError: no observations, or counts that do not match.
     """
     hits = np.asarray(hits).astype(float)
     if hits.ndim != 1 or not len(hits):
-        raise ValueError(f"an interval needs at least one observation, got an array of shape {hits.shape}")
+        raise ValueError(f"got an array of shape {hits.shape}, expected (N,) with at least one observation")
     rate = float(hits.mean())
     known = _identities(identities, len(hits))
     return wilson(rate, len(hits)) if known is None else exact(rate, _size(known, hits - rate))
@@ -87,21 +87,20 @@ def accuracy_interval(
 ) -> Interval:
     """Return the interval of the k-fold verification accuracy.
 
-    Thresholds chosen on other folds give an accuracy somewhat too low, and one that varies more than a binomial does; a
-    threshold chosen on the same pairs gives one as much too high. The mean of both has neither fault: the interval is
-    one around it.
+    With thresholds chosen on other folds, the accuracy is slightly too low and varies more than a binomial. With a
+    threshold chosen on the same pairs, it is too high by about as much. The interval is centered on the mean of both.
 
     Args:
         embeddings: (2P, D) unit vectors; rows 2k and 2k + 1 are pair k.
         issame: (P,) booleans.
         thresholds: (folds,) the best thresholds of ``metrics.verification.evaluate``, without pca.
-        identities: (P, 2) of both images; None takes the pairs to be independent.
+        identities: (P, 2) identities of both images; None treats the pairs as independent.
 
     Returns:
-        Lower and upper end, of the accuracy that the best threshold reaches on new pairs; the measured one is inside.
+        Lower and upper end, for the accuracy of the best threshold on new pairs; the measured accuracy is inside.
 
     Raises:
-        ValueError: counts that do not fit.
+        ValueError: counts that do not match.
     """
     correct = fold_decisions(embeddings, issame, thresholds).astype(float)
     rate = float(correct.mean())
@@ -121,18 +120,18 @@ def tar_intervals(
     """Return the intervals of the true accept rate at given false accept rates.
 
     Args:
-        similarity: (P,) scores, higher for more alike; both kinds of pairs present.
+        similarity: (P,) scores, higher means more similar, of genuine and impostor pairs.
         issame: (P,) booleans.
         fars: false accept rates, in (0, 1).
-        identities: (P, 2) of both images; None takes the pairs to be independent.
-        seed: of the draws.
+        identities: (P, 2) identities of both images; None treats the pairs as independent.
+        seed: random seed of the draws.
 
     Returns:
-        For each rate, lower and upper end. With fewer than about four impostor pairs expected above the threshold
-        the lower end rests on the exponential tail.
+        Lower and upper end for each rate. With fewer than about four impostor pairs expected above the threshold,
+        the lower end depends on the exponential tail.
 
     Raises:
-        ValueError: a rate outside (0, 1), or scores that ``metrics.verification.roc`` refuses.
+        ValueError: a rate outside (0, 1), or scores that ``metrics.verification.roc`` rejects.
     """
     sides = PairScores(similarity, issame, identities)
     outside = [far for far in fars if not 0 < far < 1]
@@ -152,9 +151,9 @@ def auc_interval(similarity: np.ndarray, issame: np.ndarray, identities: np.ndar
     """Return the interval of the area under the ROC curve.
 
     Args:
-        similarity: (P,) scores, higher for more alike; both kinds of pairs present.
+        similarity: (P,) scores, higher means more similar, of genuine and impostor pairs.
         issame: (P,) booleans.
-        identities: (P, 2) of both images; None takes the pairs to be independent.
+        identities: (P, 2) identities of both images; None treats the pairs as independent.
 
     Returns:
         Lower and upper end.
@@ -164,15 +163,15 @@ def auc_interval(similarity: np.ndarray, issame: np.ndarray, identities: np.ndar
     sizes = len(sides.genuine), len(sides.impostor)
     genuine, impostor = placements(similarity, sides.issame)
     variance = sides.variance(genuine - area, impostor - area)
-    modelled = _modelled_auc_variance(area, *sizes)
-    # few misplaced scores tell little of their variance: half an error's weight for the model's
+    modeled = _modeled_auc_variance(area, *sizes)
+    # few misplaced scores give a poor estimate of the variance: the model's gets the weight of half an error
     errors = eer(similarity, issame) * len(sides.issame)
-    scale = (errors * variance / modelled + 0.5) / (errors + 0.5) if modelled > 0 else 1.0
+    scale = (errors * variance / modeled + 0.5) / (errors + 0.5) if modeled > 0 else 1.0
 
     def excess(value: float) -> float:
-        return (value - area) ** 2 - _Z**2 * scale * _modelled_auc_variance(value, *sizes)
+        return (value - area) ** 2 - _Z**2 * scale * _modeled_auc_variance(value, *sizes)
 
-    inner = min(max(area, _NEARLY_0), 1 - _NEARLY_0)  # at 0 and 1 themselves the modelled variance is 0
+    inner = min(max(area, _NEARLY_0), 1 - _NEARLY_0)  # the modeled variance is 0 at 0 and at 1
     low, high = brentq(excess, 0.0, inner), brentq(excess, inner, 1.0)
     return float(low), float(high)
 
@@ -181,9 +180,9 @@ def eer_interval(similarity: np.ndarray, issame: np.ndarray, identities: np.ndar
     """Return the interval of the equal error rate.
 
     Args:
-        similarity: (P,) scores, higher for more alike; both kinds of pairs present.
+        similarity: (P,) scores, higher means more similar, of genuine and impostor pairs.
         issame: (P,) booleans.
-        identities: (P, 2) of both images; None takes the pairs to be independent.
+        identities: (P, 2) identities of both images; None treats the pairs as independent.
 
     Returns:
         Lower and upper end.
@@ -196,7 +195,7 @@ def eer_interval(similarity: np.ndarray, issame: np.ndarray, identities: np.ndar
     genuine_effect, impostor_effect, correlation = sides.effects(threshold)
     genuine_sd = (1 - share) * np.sqrt(genuine_effect / len(genuine))
     impostor_sd = share * np.sqrt(impostor_effect / len(impostor))
-    # rejecting genuine pairs goes with the opposite sign of accepting them
+    # rejecting genuine pairs has the opposite sign of accepting them
     return exact(rate, 1 / (genuine_sd**2 + impostor_sd**2 - 2 * correlation * genuine_sd * impostor_sd))
 
 
@@ -221,11 +220,11 @@ def _impostor_share(genuine: np.ndarray, impostor: np.ndarray, rate: float) -> f
 
 
 def _scores_at(ascending: np.ndarray, rate: float) -> float:
-    """Return the score below which about a share of the scores lies."""
+    """Return the score below which about the given share of the scores lies."""
     return float(ascending[min(int(rate * len(ascending)), len(ascending) - 1)])
 
 
-def _modelled_auc_variance(area: float, genuine: int, impostors: int) -> float:
+def _modeled_auc_variance(area: float, genuine: int, impostors: int) -> float:
     """Return the variance of an AUC under exponential scores (Hanley and McNeil 1982)."""
     two_genuine, two_impostors = area / (2 - area) - area**2, 2 * area**2 / (1 + area) - area**2
     single = area * (1 - area)
@@ -233,18 +232,18 @@ def _modelled_auc_variance(area: float, genuine: int, impostors: int) -> float:
 
 
 def _size(known: Identities, residuals: np.ndarray) -> float:
-    """Return the effective sample size of a mean: how many independent observations vary as much."""
-    if not residuals.any():  # all the same: those of one identity may be no more than one observation
+    """Return the effective sample size of a mean: the number of independent observations of the same variance."""
+    if not residuals.any():  # all equal: the observations of one identity may count as one only
         return float(known.number)
     return len(residuals) / known.design_effect(residuals)
 
 
 def _identities(identities: np.ndarray | None, observations: int) -> Identities | None:
-    """Return the identities, or raise where there are not as many as observations."""
+    """Return the identities, or raise ValueError if their number is not that of the observations."""
     if identities is None:
         return None
     if len(identities) != observations:
-        raise ValueError(f"got identities of {len(identities)} for {observations} observations")
+        raise ValueError(f"got {len(identities)} identities for {observations} observations, expected one for each")
     return Identities(identities)
 
 
@@ -268,8 +267,8 @@ def rate_draws(
         impostor: (N,) descending.
         far: expected number of impostor scores above the threshold, divided by ``trials``.
         trials: number of impostor pairs, or of probes.
-        effects: design effects of both rates, and their correlation.
-        generator: of the draws.
+        effects: design effects of TAR and FAR, and the correlation of the two rates.
+        generator: random generator of the draws.
 
     Returns:
         (4000,) rates.
@@ -278,7 +277,7 @@ def rate_draws(
     first, second = generator.standard_normal((2, _DRAWS))
     independent = max(round(trials / impostor_effect), 1)
     above = binom.ppf(ndtr(first), independent, far)
-    place = (above + generator.random(_DRAWS)) * trials / independent  # counted from the highest score, which has 1
+    place = (above + generator.random(_DRAWS)) * trials / independent  # counted from the highest score, which is at 1
     needed = min(int(place.max()) + 2, len(impostor))
     thresholds = np.interp(place, np.arange(1, needed + 1), impostor[:needed])
     beyond = place < 1
@@ -288,7 +287,7 @@ def rate_draws(
 
     rejected = np.searchsorted(genuine, thresholds)
     level = ndtr(-(correlation * first + np.sqrt(1 - correlation**2) * second))
-    # half of the draws for either end of Clopper and Pearson: the mid-p distribution, which reaches 0 and 1
+    # half of the draws for each end of Clopper and Pearson: the mid-p distribution, which reaches 0 and 1
     up = np.arange(_DRAWS) % 2
     hits = (len(genuine) - rejected) / genuine_effect + up
     misses = rejected / genuine_effect + 1 - up

@@ -1,4 +1,4 @@
-"""What every protocol takes and gives: embeddings of a list of images, and named numbers with their intervals."""
+"""The interface of all protocols: embeddings of a list of images in, named numbers with intervals out."""
 
 import math
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ class Embedded:
 
     Attributes:
         embeddings: (N, D) float32 unit vectors; zeros where the image could not be read.
-        norms: (N, 1) float32, their lengths before normalisation, the model's measure of quality; 0 where unreadable.
+        norms: (N, 1) float32 lengths before normalization, the model's measure of quality; 0 where unreadable.
         readable: (N,) booleans.
     """
 
@@ -27,33 +27,33 @@ class Embedded:
 
 
 class EmbedImages(Protocol):
-    """What a protocol asks of a model: the embeddings of a list of images."""
+    """A function that embeds a list of images with a model; protocols take it as an argument."""
 
     def __call__(self, images: ImageList, view: str = "fused") -> Embedded:
         """Embed all images of a list.
 
         Args:
-            images: to embed.
+            images: images to embed.
             view: ``fused`` (image and mirror), ``image`` or ``mirror`` alone.
 
         Raises:
-            ValueError: more images than allowed cannot be read; they are named.
+            ValueError: more images than allowed cannot be read; the message names them.
         """
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a protocol measured on one set.
+    """Result of a protocol on one data set.
 
     Attributes:
-        protocol: such as ``ijbc``.
-        data: name of the set, such as ``IJB-C``.
-        numbers: by name, in the order of the table; rates in percent. NaN for one that the data does not give.
+        protocol: name of the protocol, such as ``ijbc``.
+        data: name of the data set, such as ``IJB-C``.
+        numbers: by name, in the order of the table; rates in percent. NaN if the data does not allow to compute one.
         intervals: by name, the lower and upper end of the 95 % interval, for numbers that have one.
-        notes: what is unusual about these numbers.
+        notes: remarks on these numbers.
         similarity: (P,) cosine of each pair, for curves; empty where the protocol has no pairs.
         issame: (P,) booleans.
-        norms: (N,) of the images, for histograms; empty where nobody asked for them.
+        norms: (N,) feature norms of the images, for histograms; empty unless requested.
     """
 
     protocol: str
@@ -66,7 +66,7 @@ class Outcome:
     norms: np.ndarray = field(default_factory=lambda: np.empty(0), repr=False, compare=False)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return everything but the arrays as plain values for JSON, None for NaN."""
+        """Return all fields except arrays as plain values for JSON, with None for NaN."""
         return {
             "protocol": self.protocol,
             "data": self.data,
@@ -77,17 +77,17 @@ class Outcome:
 
 
 def unreadable_note(readable: np.ndarray) -> tuple[str, ...]:
-    """Return a note on images that could not be read, if there are any.
+    """Return a note on unreadable images, or nothing if there are none.
 
     Args:
         readable: (N,) booleans.
     """
     bad = int((~readable).sum())
-    return (f"{bad:,} of {len(readable):,} images could not be used and are left out",) if bad else ()
+    return (f"{bad:,} of {len(readable):,} images could not be read and are left out",) if bad else ()
 
 
 def outcome_lines(outcome: Outcome) -> list[str]:
-    """Return an outcome as lines of text: a caption, one line per number, its interval, the notes."""
+    """Format an outcome as lines of text: a caption, a line per number with its interval, and the notes."""
     rows = []
     for name, value in outcome.numbers.items():
         low, high = outcome.intervals.get(name, (math.nan, math.nan))

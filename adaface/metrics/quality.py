@@ -1,4 +1,4 @@
-"""Does the feature norm tell quality? Error-versus-reject curves, and the norm against a degradation.
+"""The feature norm as a measure of image quality: error-versus-reject curves, and correlation with a degradation.
 
 Pure functions on arrays; rates are fractions.
 
@@ -20,17 +20,17 @@ _POINTS = 51
 
 @dataclass(frozen=True)
 class ErrorReject:
-    """The false non-match rate of genuine pairs while those of the lowest norms are rejected.
+    """The false non-match rate of genuine pairs as those with the lowest norms are rejected.
 
     Attributes:
-        rejected: (R,) share of genuine pairs that is rejected, ascending from 0.
-        fnmr: (R,) false non-match rate of the others.
-        random_interval: (R, 2) where 95% of random rejections lie, pairs taken to be independent.
-        fmr: false match rate of the fixed threshold, measured on all impostor pairs.
-        threshold: the cosine; pairs at or above it match.
-        area: under ``fnmr``.
-        random_area: under the curve of random rejection, which is level.
-        ideal_area: under the curve that rejects the false non-matches first.
+        rejected: (R,) share of genuine pairs that are rejected, ascending from 0.
+        fnmr: (R,) false non-match rate of the remaining pairs.
+        random_interval: (R, 2) range of 95% of random rejections, treating pairs as independent.
+        fmr: false match rate at the fixed threshold, measured on all impostor pairs.
+        threshold: cosine; pairs at or above it match.
+        area: area under ``fnmr``.
+        random_area: area under the curve of random rejection, which is constant.
+        ideal_area: area under the curve that rejects the false non-matches first.
         pairs: number of genuine pairs.
     """
 
@@ -46,7 +46,7 @@ class ErrorReject:
 
     @property
     def gain(self) -> float:
-        """How much of the ideal gain rejection brings: 1 ideal, 0 as random, below 0 worse; NaN without errors."""
+        """Share of the ideal gain: 1 is ideal, 0 equals random rejection, below 0 is worse; NaN without errors."""
         possible = self.random_area - self.ideal_area
         return (self.random_area - self.area) / possible if possible > 0 else float("nan")
 
@@ -58,7 +58,7 @@ class Correlation:
     Attributes:
         rho: Spearman's, in [-1, 1].
         interval: lower and upper end of the 95% interval.
-        count: of the values.
+        count: number of values.
     """
 
     rho: float
@@ -72,18 +72,18 @@ def error_versus_reject(
     """Compute the error-versus-reject curve by feature norm.
 
     Args:
-        similarity: (P,) cosines; both kinds of pairs present.
+        similarity: (P,) cosines of genuine and impostor pairs.
         issame: (P,) booleans.
         norms: (P, 2) feature norms of both images of each pair.
-        fmr: false match rate of the threshold, in (0, 1); the curve's point that is nearest is taken, as in
+        fmr: false match rate of the threshold, in (0, 1); the nearest point of the ROC curve is taken, as in
             ``metrics.verification.tar_at_far``.
-        most: up to which share to reject, in (0, 1).
+        most: largest share of pairs to reject, in (0, 1).
 
     Returns:
-        The curve, at 51 shares (fewer where there are fewer pairs).
+        The curve, at 51 shares (fewer if there are fewer pairs).
 
     Raises:
-        ValueError: shapes that do not fit, rates outside (0, 1), or scores that ``metrics.verification.roc`` refuses.
+        ValueError: shapes that do not match, rates outside (0, 1), or scores that ``metrics.verification.roc`` rejects.
     """
     norms = np.asarray(norms)
     if norms.shape != (len(similarity), 2):
@@ -119,10 +119,10 @@ def rank_correlation(norms: np.ndarray, levels: np.ndarray) -> Correlation:
 
     Args:
         norms: (N,) or (N, 1) feature norms, N at least 4.
-        levels: (N,) degradation of each image, more for worse.
+        levels: (N,) degradation of each image; higher is worse.
 
     Returns:
-        The correlation; NaN where norms or levels are all the same. Its interval takes the values to be independent.
+        The correlation; NaN if all norms or all levels are equal. Its interval treats the values as independent.
 
     Raises:
         ValueError: counts that do not match, or fewer than 4.
@@ -132,7 +132,9 @@ def rank_correlation(norms: np.ndarray, levels: np.ndarray) -> Correlation:
     """
     norms, levels = np.asarray(norms).reshape(-1), np.asarray(levels)
     if norms.shape != levels.shape or len(norms) < 4:
-        raise ValueError(f"got {norms.shape} norms and {levels.shape} levels, expected as many of both and at least 4")
+        raise ValueError(
+            f"got {norms.shape} norms and {levels.shape} levels, expected equal numbers of both, at least 4"
+        )
     if np.ptp(norms) == 0 or np.ptp(levels) == 0:
         return Correlation(float("nan"), (-1.0, 1.0), len(norms))
     rho = float(spearmanr(norms, levels).statistic)
@@ -143,21 +145,21 @@ def rank_correlation(norms: np.ndarray, levels: np.ndarray) -> Correlation:
 
 
 def quality_warning(curve: ErrorReject | None = None, correlation: Correlation | None = None) -> str | None:
-    """Return one line where the norm runs against quality, None where it does not.
+    """Return a one-line warning if the norm contradicts image quality, else None.
 
     Args:
-        curve: warned about where rejecting the lowest norms, as many as the curve has at most, leaves a higher error
-            than 97.5% of random rejections do.
-        correlation: of norms with a degradation; warned about where its whole interval is above 0.
+        curve: warn if rejecting the lowest norms, up to the end of the curve, leaves a higher error rate than 97.5% of
+            random rejections.
+        correlation: correlation of norms with a degradation; warn if its whole interval is above 0.
     """
     if curve is not None and curve.fnmr[-1] > curve.random_interval[-1, 1]:
         return (
-            f"the feature norm runs against quality: without the {curve.rejected[-1]:.0%} of pairs of the lowest norms "
-            f"{curve.fnmr[-1]:.2%} of the genuine pairs are rejected, with them {curve.fnmr[0]:.2%}"
+            f"the feature norm contradicts image quality: without the {curve.rejected[-1]:.0%} of pairs of lowest "
+            f"norm {curve.fnmr[-1]:.2%} of the genuine pairs are rejected, with them {curve.fnmr[0]:.2%}"
         )
     if correlation is not None and correlation.interval[0] > 0:
         return (
-            "the feature norm runs against quality: it rises with the degradation (rank correlation "
+            "the feature norm contradicts image quality: it rises with the degradation (rank correlation "
             f"{correlation.rho:.2f}, at least {correlation.interval[0]:.2f})"
         )
     return None

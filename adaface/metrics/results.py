@@ -1,8 +1,8 @@
-"""What a run reports of each verification set: numbers, the table on the screen, ``results.csv``, ``results.json``.
+"""Results on verification sets: the numbers, the table on the screen, ``results.csv`` and ``results.json``.
 
 Source: the tables of the AdaFace paper (mean 10-fold accuracy), with the 95% intervals, the spread over folds, the
 threshold and the error rates that the official code leaves out. Rates are in percent here, fractions in
-``verification_metrics``.
+``metrics.verification``.
 """
 
 import csv
@@ -34,26 +34,26 @@ _CAPTION = "verification in percent: accuracy, 95% interval, cosine threshold, T
 class SetResult:
     """Results on one verification set.
 
-    Rates are in percent. NaN stands for a number that the pairs do not give: accuracy of a single pair, error rates
-    without genuine or without impostor pairs, TAR at a FAR below one impostor pair.
+    Rates are in percent. NaN means that the pairs do not allow to compute a number: accuracy of a single pair, error
+    rates without genuine or without impostor pairs, TAR at a FAR below one impostor pair.
 
     Args:
         name: name of the set.
-        genuine: number of pairs of one person.
-        impostors: number of pairs of two people.
-        folds: folds of the cross-validation; 10 unless there are fewer pairs.
+        genuine: number of genuine pairs (same person).
+        impostors: number of impostor pairs (two people).
+        folds: number of folds of the cross-validation; 10 unless there are fewer pairs.
         accuracy: mean accuracy over the folds.
-        accuracy_std: standard deviation of the folds' accuracies (of the population, as officially).
+        accuracy_std: standard deviation of the folds' accuracies (population, as in the official code).
         threshold: mean of the folds' best thresholds, as squared distance in [0, 4].
         tar_at_far: TAR by FAR, the FAR as a fraction.
         auc: area under the ROC curve.
         eer: equal error rate.
-        notes: what is unusual about these numbers.
+        notes: remarks on these numbers.
         intervals: lower and upper end of the 95% intervals by name: ``accuracy``, ``auc``, ``eer``,
-            ``tar_at_far_0.1``, ...; those of numbers that are there, where intervals were asked for.
+            ``tar_at_far_0.1``, ...; empty unless requested.
         similarity: (P,) cosine of each pair, for plots; not written to files.
         issame: (P,) booleans.
-        correct: (P,) booleans, which pairs the folds' thresholds decide rightly; empty for a single pair.
+        correct: (P,) booleans, which pairs the folds' thresholds decide correctly; empty for a single pair.
     """
 
     name: str
@@ -112,11 +112,11 @@ def evaluate_set(
         name: name of the set.
         embeddings: (2P, D) unit vectors; rows 2k and 2k + 1 are pair k.
         issame: (P,) booleans, P at least 1.
-        intervals: give the 95% intervals too, which takes some 0.1 seconds for 6,000 pairs.
-        identities: (P, 2) whom the images show, for the intervals; None takes the pairs to be independent.
+        intervals: compute the 95% intervals too, which takes about 0.1 seconds for 6,000 pairs.
+        identities: (P, 2) identities of both images, for the intervals; None treats the pairs as independent.
 
     Raises:
-        ValueError: counts that do not fit, no pair at all, or embeddings that are not finite; the set is named.
+        ValueError: counts that do not match, no pairs, or embeddings that are not finite; the message names the set.
     """
     try:
         return _evaluate_set(name, np.asarray(embeddings), np.asarray(issame), intervals, identities)
@@ -142,7 +142,7 @@ def _evaluate_set(
         if intervals:
             ends["accuracy"] = accuracy_interval(embeddings, issame, thresholds, identities)
         if folds < _FOLDS:
-            notes.append(f"{folds} folds instead of {_FOLDS}, for there are only {pairs} pairs")
+            notes.append(f"{folds} folds instead of {_FOLDS}, because there are only {pairs} pairs")
 
     tars, area, equal_error = dict.fromkeys(FARS, math.nan), math.nan, math.nan
     if genuine in (0, pairs):
@@ -175,13 +175,13 @@ def _evaluate_set(
 
 
 def results_table(results: Sequence[SetResult]) -> str:
-    """Lay out results as a plain-text table with a row of means, at most 80 columns wide for names up to 12 letters.
+    """Format results as a plain-text table with a row of means, at most 80 columns wide for names up to 12 letters.
 
     Args:
         results: one for each set; the columns of FARs that no set reaches are left out.
 
     Returns:
-        Lines of text without a newline at the end.
+        Lines of text without a trailing newline.
     """
     if not results:
         return "no verification sets, no results"
@@ -210,11 +210,11 @@ def write_results(folder: str | Path, results: Sequence[SetResult]) -> None:
     """Write ``results.csv`` (one row for each set) and ``results.json`` (the same and the means).
 
     Args:
-        folder: run folder, which exists.
+        folder: existing run folder.
         results: one for each set.
 
     Raises:
-        OSError: a file cannot be written; what was there before is untouched.
+        OSError: a file cannot be written; an existing one is left unchanged.
     """
     mean = _means(results)
     summary = {
@@ -249,7 +249,7 @@ def _as_csv(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _means(results: Sequence[SetResult]) -> dict[str, Any]:
-    """Return the means over the sets that have the number: accuracy, auc and tar_at_far, NaN where none has it."""
+    """Return the means of accuracy, auc and tar_at_far over the sets that have the number, NaN if none has it."""
     return {
         "accuracy": _mean([result.accuracy for result in results]),
         "auc": _mean([result.auc for result in results]),
@@ -283,5 +283,5 @@ def _tar_name(far: float) -> str:
 
 
 def _short(far: float) -> str:
-    """Return a power of ten as 1e-3."""
+    """Format a power of ten, such as 1e-3."""
     return f"1e{round(math.log10(far))}"

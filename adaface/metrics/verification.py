@@ -1,9 +1,9 @@
-"""Verification metrics: pure functions on arrays, nothing of files, sets or networks.
+"""Verification metrics: pure functions on arrays.
 
 Sources: the 10-fold protocol of LFW as InsightFace and the official AdaFace code compute it; TAR at FAR as the IJB
 evaluation of InsightFace computes it (scikit-learn's ``roc_curve``, nearest point).
 Differs from them: pairs are counted into threshold bins once instead of once per threshold and fold, which gives
-the same numbers; input that would end in a meaningless number is refused.
+the same numbers; input that would give a meaningless number raises an error.
 
 ``distance_sq`` is the squared Euclidean distance of two unit embeddings, in [0, 4]; ``similarity`` is their cosine,
 ``1 - distance_sq / 2``; ``far`` and ``tar`` are fractions.
@@ -16,7 +16,7 @@ import numpy as np
 from sklearn.decomposition import PCA
 from sklearn.metrics import roc_curve
 
-# NumPy array or torch tensor: fusing needs only arithmetic that both have
+# NumPy array or torch tensor: fusing uses only arithmetic that both support
 Vectors = TypeVar("Vectors")
 
 _THRESHOLDS = np.arange(0, 4, 0.01)
@@ -26,17 +26,17 @@ _PCA_SEED = 0
 def fuse_flip(
     embeddings: Vectors, norms: Vectors, mirrored_embeddings: Vectors, mirrored_norms: Vectors
 ) -> tuple[Vectors, Vectors]:
-    """Fuse the embeddings of images and of their mirrors: e1 * n1 + e2 * n2, split into direction and length.
+    """Fuse the embeddings of images and of their mirror images: e1 * n1 + e2 * n2, split into direction and length.
 
     Args:
         embeddings: (B, D) unit embeddings of the images, as an array or a tensor.
-        norms: (B, 1) their lengths before normalisation.
+        norms: (B, 1) lengths of these embeddings before normalization.
         mirrored_embeddings: (B, D) of the mirrored images.
         mirrored_norms: (B, 1) of the mirrored images.
 
     Returns:
-        Unit embeddings (B, D) and their norms (B, 1), of the type of the input. Where two vectors cancel, the norm is
-        0 and the embedding is 0, not NaN.
+        Unit embeddings (B, D) and their norms (B, 1), of the type of the input. Where two vectors cancel out, the norm
+        is 0 and the embedding is 0, not NaN.
 
     Source: the official code's ``l2_norm`` fusion of flip-test features.
     """
@@ -57,14 +57,14 @@ def evaluate(
         embeddings: (2P, D) unit vectors; rows 2k and 2k + 1 are pair k.
         issame: (P,) booleans.
         nrof_folds: number of folds, 2 to P.
-        pca: number of principal components to project on, fitted for each fold on the other folds; 0 for none.
+        pca: number of principal components to project to, fitted for each fold on the other folds; 0 for none.
 
     Returns:
-        ``tpr`` (400,) and ``fpr`` (400,) at each threshold, averaged over folds, where a rate with nothing to count
-        is 0; ``accuracy`` (nrof_folds,) in [0, 1]; ``best_thresholds`` (nrof_folds,) as squared distances.
+        ``tpr`` (400,) and ``fpr`` (400,) at each threshold, averaged over folds (a rate without pairs to count is
+        0); ``accuracy`` (nrof_folds,) in [0, 1]; ``best_thresholds`` (nrof_folds,) as squared distances.
 
     Raises:
-        ValueError: counts that do not fit, fewer pairs than folds, or embeddings that are not finite.
+        ValueError: counts that do not match, fewer pairs than folds, or embeddings that are not finite.
 
     Source: LFW protocol; thresholds and folds of the official code (scikit-learn ``KFold`` without shuffling).
     """
@@ -72,8 +72,8 @@ def evaluate(
     pairs = len(issame)
     if not 2 <= nrof_folds <= pairs:
         raise ValueError(
-            f"cannot split {pairs} pairs into {nrof_folds} folds: at least two folds of at least one pair each are "
-            f"needed; give more pairs, or nrof_folds from 2 to {pairs}"
+            f"cannot split {pairs} pairs into {nrof_folds} folds: at least two folds with at least one pair each are "
+            f"required; use more pairs, or nrof_folds from 2 to {pairs}"
         )
     fold = _folds(pairs, nrof_folds)
     if pca == 0:
@@ -90,7 +90,7 @@ def evaluate(
 
 
 def fold_decisions(embeddings: np.ndarray, issame: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
-    """Return which pairs were decided rightly, each by the threshold of its fold.
+    """Return which pairs are decided correctly, each by the threshold of its fold.
 
     Args:
         embeddings: (2P, D) unit vectors; rows 2k and 2k + 1 are pair k.
@@ -101,23 +101,23 @@ def fold_decisions(embeddings: np.ndarray, issame: np.ndarray, thresholds: np.nd
         (P,) booleans; their mean in each fold is the fold's accuracy.
 
     Raises:
-        ValueError: counts that do not fit, or embeddings that are not finite.
+        ValueError: counts that do not match, or embeddings that are not finite.
     """
     embeddings, issame = _checked_pairs(embeddings, issame)
     return (_pair_distances_sq(embeddings) < np.asarray(thresholds)[_folds(len(issame), len(thresholds))]) == issame
 
 
 def best_accuracy(embeddings: np.ndarray, issame: np.ndarray) -> float:
-    """Return the accuracy at the threshold that is best on the very pairs it is measured on.
+    """Return the accuracy at the threshold that is best on the same pairs.
 
-    As much above what the best threshold reaches on new pairs as the accuracy of ``evaluate`` is below it.
+    It exceeds the accuracy of the best threshold on new pairs by about as much as that of ``evaluate`` falls below it.
 
     Args:
         embeddings: (2P, D) unit vectors; rows 2k and 2k + 1 are pair k.
         issame: (P,) booleans.
 
     Raises:
-        ValueError: counts that do not fit, or embeddings that are not finite.
+        ValueError: counts that do not match, or embeddings that are not finite.
     """
     embeddings, issame = _checked_pairs(embeddings, issame)
     accepted = _accepted(_pair_distances_sq(embeddings), issame, np.zeros(len(issame), dtype=int), 1)
@@ -130,13 +130,13 @@ def pair_similarities(embeddings: np.ndarray, issame: np.ndarray) -> np.ndarray:
 
     Args:
         embeddings: (2P, D) unit vectors; rows 2k and 2k + 1 are pair k.
-        issame: (P,) booleans, to check the counts against.
+        issame: (P,) booleans; only their number is checked.
 
     Returns:
         (P,) float64 in [-1, 1].
 
     Raises:
-        ValueError: counts that do not fit, or embeddings that are not finite.
+        ValueError: counts that do not match, or embeddings that are not finite.
     """
     embeddings, _ = _checked_pairs(embeddings, issame)
     return np.einsum("pd,pd->p", embeddings[0::2], embeddings[1::2], dtype=np.float64)
@@ -146,12 +146,12 @@ def roc(similarity: np.ndarray, issame: np.ndarray) -> tuple[np.ndarray, np.ndar
     """Compute the ROC curve with scikit-learn's defaults.
 
     Args:
-        similarity: (P,) scores, higher for more alike.
-        issame: (P,) booleans, both kinds present.
+        similarity: (P,) scores, higher means more similar.
+        issame: (P,) booleans, with genuine and impostor pairs.
 
     Returns:
-        ``far`` and ``tar``, ascending from 0 to 1, and the descending thresholds that give them (the first is
-        infinite); a score at the threshold is accepted.
+        ``far`` and ``tar``, ascending from 0 to 1, and their descending thresholds (the first is infinite); a score
+        equal to the threshold is accepted.
 
     Raises:
         ValueError: counts that do not match, scores that are not finite, or pairs of one kind only.
@@ -174,16 +174,16 @@ def tar_at_far(similarity: np.ndarray, issame: np.ndarray, fars: Sequence[float]
     """Return the true accept rate at given false accept rates.
 
     Args:
-        similarity: (P,) scores, higher for more alike.
-        issame: (P,) booleans, both kinds present.
+        similarity: (P,) scores, higher means more similar.
+        issame: (P,) booleans, with genuine and impostor pairs.
         fars: false accept rates, in [0, 1].
 
     Returns:
-        For each rate, the TAR of the curve's point whose FAR is nearest to it; of equally near ones the largest.
-        That point may lie above the rate: with few impostor pairs the points are far apart.
+        For each rate, the TAR at the point of the curve whose FAR is nearest; the largest TAR if several are equally
+        near. The FAR of that point may exceed the rate: with few impostor pairs, the points are far apart.
 
     Raises:
-        ValueError: a rate outside [0, 1], or scores that ``roc`` refuses.
+        ValueError: a rate outside [0, 1], or scores that ``roc`` rejects.
 
     Source: IJB 1:1 evaluation of InsightFace.
     """
@@ -199,25 +199,25 @@ def auc(similarity: np.ndarray, issame: np.ndarray) -> float:
     """Return the area under the ROC curve, in [0, 1].
 
     Args:
-        similarity: (P,) scores, higher for more alike.
-        issame: (P,) booleans, both kinds present.
+        similarity: (P,) scores, higher means more similar.
+        issame: (P,) booleans, with genuine and impostor pairs.
 
     Raises:
-        ValueError: scores that ``roc`` refuses.
+        ValueError: scores that ``roc`` rejects.
     """
     far, tar, _ = roc(similarity, issame)
     return float(np.trapezoid(tar, far))
 
 
 def eer(similarity: np.ndarray, issame: np.ndarray) -> float:
-    """Return the equal error rate: the FAR at which as many genuine pairs are rejected, in [0, 1].
+    """Return the equal error rate: the FAR that equals the false reject rate, in [0, 1].
 
     Args:
-        similarity: (P,) scores, higher for more alike.
-        issame: (P,) booleans, both kinds present.
+        similarity: (P,) scores, higher means more similar.
+        issame: (P,) booleans, with genuine and impostor pairs.
 
     Raises:
-        ValueError: scores that ``roc`` refuses.
+        ValueError: scores that ``roc`` rejects.
     """
     far, tar, _ = roc(similarity, issame)
     excess = far - (1 - tar)  # ascends from -1 to 1
@@ -227,7 +227,7 @@ def eer(similarity: np.ndarray, issame: np.ndarray) -> float:
 
 
 def _as_booleans(issame: np.ndarray) -> np.ndarray:
-    """Return ``issame`` as booleans, refusing values that are neither 0 nor 1."""
+    """Return ``issame`` as booleans; raise ValueError for values other than 0 and 1."""
     issame = np.asarray(issame)
     if issame.dtype != bool and not np.isin(issame, (0, 1)).all():
         raise ValueError(f"issame must hold booleans, or 0 and 1; got values such as {issame.ravel()[:5].tolist()}")
@@ -239,7 +239,7 @@ def _check_finite(values: np.ndarray, what: str) -> None:
     if bad:
         raise ValueError(
             f"{bad} of {len(values)} {what} are not finite (NaN or infinite): the network that made them is broken, "
-            "for example by a training that diverged"
+            "for example because its training diverged"
         )
 
 
@@ -273,9 +273,9 @@ def _pair_distances_sq(embeddings: np.ndarray) -> np.ndarray:
 
 def _accepted(distance_sq: np.ndarray, issame: np.ndarray, fold: np.ndarray, folds: int) -> np.ndarray:
     """Count, for each kind (impostor, genuine), fold and threshold, the pairs below the threshold: (2, folds, 400)."""
-    # the first threshold above the distance; all later ones accept the pair too
+    # first threshold above the distance; all later ones accept the pair too
     first = np.searchsorted(_THRESHOLDS, distance_sq, side="right")
-    bins = len(_THRESHOLDS) + 1  # the last one: accepted by none
+    bins = len(_THRESHOLDS) + 1  # the last one: below no threshold
     place = (issame * folds + fold) * bins + first
     counts = np.bincount(place, minlength=2 * folds * bins).reshape(2, folds, bins)
     return counts.cumsum(axis=2)[..., :-1]
@@ -294,7 +294,7 @@ def _accepted_after_pca(
     of_fold = []
     for number in range(folds):
         others = np.repeat(fold != number, 2)  # (2P,)
-        # the seed matters only where scikit-learn chooses its randomised solver
+        # the seed matters only where scikit-learn chooses its randomized solver
         projected = PCA(components, random_state=_PCA_SEED).fit(embeddings[others]).transform(embeddings)
         length = np.linalg.norm(projected, axis=1, keepdims=True)
         distance_sq = _pair_distances_sq(projected / np.where(length == 0, 1, length))

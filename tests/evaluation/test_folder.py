@@ -180,7 +180,7 @@ def test_unreadable_images_do_not_count(tmp_path):
     root = write_people(tmp_path, PEOPLE)
     (root / "ann" / "00.png").write_bytes(b"broken")  # ann's gallery is her second image then
     outcome = run(Angles(), root)
-    assert "1 of 8 images could not be used and are left out" in outcome.notes
+    assert "1 of 8 images could not be read and are left out" in outcome.notes
     assert "3 identities in the gallery, 4 probes of them" in outcome.notes
 
 

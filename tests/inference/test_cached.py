@@ -105,7 +105,7 @@ def test_unreadable_images_are_counted_named_and_left_out(model, files, tmp_path
     assert np.flatnonzero(~got.readable).tolist() == [2, 5, 7]
     assert not got.embeddings[2].any()
     assert got.norms[2] == 0
-    assert unreadable_note(got.readable) == ("3 of 21 images could not be used and are left out",)
+    assert unreadable_note(got.readable) == ("3 of 21 images could not be read and are left out",)
 
 
 @dataclass(frozen=True)

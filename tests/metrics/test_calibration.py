@@ -31,7 +31,9 @@ def test_equal_scores_never_exceed_the_wanted_rate():
 
 def test_a_rate_that_the_pairs_cannot_show_is_refused():
     issame, similarity = np.arange(600) < 300, np.random.default_rng(0).random(600)
-    with pytest.raises(ValueError, match=r"300 impostor pairs cannot show .* of 0\.001: .* at least 1,000 impostor"):
+    with pytest.raises(
+        ValueError, match=r"300 impostor pairs are too few to measure a .* of 0\.001: .* at least 1,000 impostor"
+    ):
         calibrate(similarity, issame, 1e-3)
     assert calibrate(similarity, issame, 1 / 300).far == 1 / 300
     with pytest.raises(ValueError, match="between 0 and 1, got 1"):
@@ -51,5 +53,5 @@ def test_the_intervals_hold_the_true_rates_of_the_threshold():
 
 
 def test_an_endless_number_of_pairs_is_not_written_out():
-    with pytest.raises(ValueError, match=r"at least 1\.0e\+300 impostor pairs are needed"):
+    with pytest.raises(ValueError, match=r"use at least 1\.0e\+300 impostor pairs, or"):
         calibrate(np.array([0.1, 0.9]), np.array([False, True]), 1e-300)

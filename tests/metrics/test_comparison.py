@@ -92,5 +92,5 @@ def test_scores_of_the_same_people_are_less_sure():
 def test_counts_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match=r"shapes \(3,\) and \(4,\)"):
         compare_decisions(np.ones(3), np.ones(4))
-    with pytest.raises(ValueError, match="identities of 2 for 3"):
+    with pytest.raises(ValueError, match="2 identities for 3"):
         compare_decisions(np.ones(3), np.ones(3), np.arange(2))

@@ -127,11 +127,11 @@ def test_no_misses_of_few_people_are_less_sure_than_of_many():
 def test_what_has_no_interval_is_refused():
     with pytest.raises(ValueError, match="at least one observation"):
         rate_interval(np.array([], dtype=bool))
-    with pytest.raises(ValueError, match="identities of 3 for 4 observations"):
+    with pytest.raises(ValueError, match="3 identities for 4 observations, expected one for each"):
         rate_interval(np.ones(4), np.arange(3))
     with pytest.raises(ValueError, match="3 genuine and 0 impostor pairs"):
         tar_intervals(np.ones(3), np.ones(3, dtype=bool), FARS)
     with pytest.raises(ValueError, match=r"between 0 and 1, got \[0\]"):
         tar_intervals(np.ones(3), np.array([True, True, False]), [0])
-    with pytest.raises(ValueError, match=r"identities of shape \(2,\) for 3 pairs"):
+    with pytest.raises(ValueError, match=r"identities of shape \(2,\), expected \(3, 2\)"):
         auc_interval(np.ones(3), np.array([True, True, False]), np.arange(2))

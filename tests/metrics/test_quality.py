@@ -42,7 +42,7 @@ def test_a_norm_that_tells_quality_gains_and_one_against_it_is_warned_about():
     assert quality_warning(good) is None
     assert against.gain < 0
     warning = quality_warning(against)
-    assert "runs against quality: without the 30% of pairs of the lowest norms" in warning
+    assert "contradicts image quality: without the 30% of pairs of lowest norm" in warning
     assert "\n" not in warning
 
 

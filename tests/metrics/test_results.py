@@ -51,7 +51,7 @@ def test_few_pairs_take_fewer_folds_and_say_so():
     result = result_of(4, np.array([True, False, True, False]))
     assert result.folds == 4
     assert 0 <= result.accuracy <= 100
-    assert result.notes == ("4 folds instead of 10, for there are only 4 pairs",)
+    assert result.notes == ("4 folds instead of 10, because there are only 4 pairs",)
 
 
 def test_a_single_pair_has_no_accuracy():
