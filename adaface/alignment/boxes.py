@@ -1,6 +1,6 @@
-"""Boxes of faces as the cascade of detectors needs them: overlaps, corrections, squares, cut-outs.
+"""Operations on face boxes for the cascade of detectors: overlap, correction, squaring, cropping.
 
-Boxes are (N, 4) float64: left, top, right, bottom in px; pixel (0, 0) covers [0, 1), right and bottom are outside.
+Boxes are (N, 4) float64: left, top, right, bottom in px; pixel (0, 0) covers [0, 1), right and bottom are exclusive.
 
 Source: Zhang et al. 2016, "Joint Face Detection and Alignment Using Multitask Cascaded Convolutional Networks".
 """
@@ -10,16 +10,16 @@ import numpy as np
 
 
 def keep_best(boxes: np.ndarray, scores: np.ndarray, most_overlap: float, *, of_smaller: bool = False) -> np.ndarray:
-    """Suppress boxes that overlap one of a higher score too much.
+    """Suppress boxes that overlap too much with a box of a higher score.
 
     Args:
         boxes: (N, 4).
-        scores: (N,); of equal ones the first counts as higher.
-        most_overlap: intersection over union that is still allowed, in [0, 1].
-        of_smaller: the intersection over the smaller box instead, so that a box inside of another one goes too.
+        scores: (N,); of equal scores, the first counts as higher.
+        most_overlap: largest allowed intersection over union, in [0, 1].
+        of_smaller: use the intersection over the smaller box instead, to suppress a box inside of another one too.
 
     Returns:
-        Indices of the boxes that stay, highest score first.
+        Indices of the remaining boxes, highest score first.
     """
     waiting = np.argsort(-scores, kind="stable")
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
@@ -39,14 +39,14 @@ def corrected(boxes: np.ndarray, offsets: np.ndarray) -> np.ndarray:
 
     Args:
         boxes: (N, 4).
-        offsets: (N, 4), of each edge, in widths (left, right) and heights (top, bottom) of the box.
+        offsets: (N, 4) shift of each edge, as a multiple of the box's width (left, right) or height (top, bottom).
     """
     sides = boxes[:, 2:] - boxes[:, :2]
     return boxes + offsets * np.tile(sides, 2)
 
 
 def squared(boxes: np.ndarray) -> np.ndarray:
-    """Return squares of whole pixels with the same centres, as long as the longer side, at least 1 px.
+    """Return squares of whole pixels with the same centers and the length of the longer side, at least 1 px.
 
     Args:
         boxes: (N, 4).
@@ -57,12 +57,12 @@ def squared(boxes: np.ndarray) -> np.ndarray:
 
 
 def cut_out(image: np.ndarray, boxes: np.ndarray, side_px: int) -> np.ndarray:
-    """Cut squares out of an image and resize them; what lies outside of the image is black.
+    """Crop squares from an image and resize them; areas outside of the image are black.
 
     Args:
         image: (X, Y, 3) uint8; its first axis is the first coordinate of a box.
-        boxes: (N, 4), of ``squared``.
-        side_px: of the results.
+        boxes: (N, 4), as returned by ``squared``.
+        side_px: side of the crops.
 
     Returns:
         (N, side, side, 3) uint8.

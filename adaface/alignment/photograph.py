@@ -1,17 +1,17 @@
-"""Read photographs of any usual kind: upright, three colours, eight bits.
+"""Read photographs in the usual formats as upright 8-bit BGR images.
 
-Grey becomes three equal channels, CMYK is converted, 16 bits are divided by 256, transparency lies on black, of several
-pictures in a file the first is taken, and the camera's orientation (EXIF) is followed.
+Gray images get three equal channels, CMYK is converted, 16 bits are divided by 256, transparent areas are black, only
+the first image of a file is read, and the orientation in EXIF is applied.
 
-A JPEG's scans are counted before it is decoded: each costs a pass over all its pixels, however few its bytes. A
-progressive photograph has about ten; a file of some kilobytes can repeat one scan thousands of times, and would take a
-decoder hours.
+The scans of a JPEG are counted before decoding: each costs a pass over all pixels, however few bytes it has. A
+progressive photograph has about ten; a file of a few kilobytes can repeat one scan thousands of times, and would keep a
+decoder busy for hours.
 
-``Photographs`` is a list of aligned faces: each photograph is read, and its largest face found and warped, on demand.
+``Photographs`` is a list of aligned faces: each photograph is read and its largest face detected and warped on demand.
 
-Sources: Pillow decodes. The number of pixels is read from the header first, and only formats that Pillow decodes by
-itself are tried: no file makes it start another program. ITU-T T.81, annex B, for scans: markers are FF and a code; in
-a scan's data FF is followed by 00 or a restart marker.
+Sources: Pillow decodes. The number of pixels is read from the header first, and only formats that Pillow decodes itself
+are tried: no file starts another program. Scans: ITU-T T.81, annex B: a marker is FF and a code; in the data of a scan,
+FF is followed by 00 or a restart marker.
 """
 
 import contextlib
@@ -31,28 +31,28 @@ from adaface.alignment.detector import MTCNN, choose_faces
 from adaface.alignment.warp import warp_face
 from adaface.data.image_list import ImageFiles
 
-MOST_PIXELS = 178_000_000  # about what Pillow opens without being told to; 534 MB when decoded
+MOST_PIXELS = 178_000_000  # about Pillow's default limit; 534 MB when decoded
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "PPM", "GIF", "JPEG2000")
 _DEEP = ("I;16", "I;16B", "I;16L", "I;16N", "I")
 _BROKEN = (OSError, SyntaxError, ValueError, TypeError, struct.error, EOFError, KeyError, IndexError, MemoryError)
 MOST_SCANS = 100
-_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")  # but for those that have no length
+_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")  # except those without a length
 _SCAN, _END = 0xDA, 0xD9
-_HOW = "the largest face that MTCNN finds, version 1"  # another number where crops become different
+_HOW = "the largest face that MTCNN finds, version 1"  # increase the number when crops change
 
 
 def read_photograph(path: Path, *, most_pixels: int = MOST_PIXELS) -> np.ndarray:
     """Return a photograph, (H, W, 3) uint8 BGR.
 
     Args:
-        path: of the file.
-        most_pixels: refused where the header announces more.
+        path: image file.
+        most_pixels: images with more pixels, as announced by the header, are rejected.
 
     Raises:
-        ValueError: no file, no image, a damaged or a too large one; the message names it.
+        ValueError: no such file, not an image, damaged, or too large; the message names the file.
     """
     if path.is_dir():
-        raise ValueError(f"{path} is a folder, expected the file of a photograph")
+        raise ValueError(f"{path} is a folder, expected an image file")
     try:
         with path.open("rb") as file:
             return _decoded(file, str(path), most_pixels)
@@ -65,11 +65,11 @@ def decode_photograph(encoded: bytes, name: str, *, most_pixels: int = MOST_PIXE
 
     Args:
         encoded: content of an image file.
-        name: what to call it in messages.
-        most_pixels: refused where the header announces more.
+        name: name for messages.
+        most_pixels: images with more pixels, as announced by the header, are rejected.
 
     Raises:
-        ValueError: no image, a damaged or a too large one; the message names it.
+        ValueError: not an image, damaged, or too large; the message contains ``name``.
     """
     return _decoded(io.BytesIO(encoded), name, most_pixels)
 
@@ -80,17 +80,17 @@ def _decoded(file: BinaryIO, name: str, most_pixels: int) -> np.ndarray:
     except Image.DecompressionBombError as error:
         raise ValueError(f"{name} is too large: {error}") from error
     except _BROKEN as error:
-        raise ValueError(f"{name} is no image of a kind that can be read ({', '.join(_FORMATS)})") from error
+        raise ValueError(f"{name} is not an image in a supported format ({', '.join(_FORMATS)})") from error
     if image.width * image.height > most_pixels:
         raise ValueError(
-            f"{name} is {image.width}x{image.height} px, more than the {most_pixels:,} pixels that are read: "
+            f"{name} is {image.width}x{image.height} px, more than the maximum of {most_pixels:,} pixels: "
             "make it smaller first"
         )
     if image.format in ("JPEG", "MPO"):
         _check_scans(file, name)
     try:
         image.load()
-        return np.ascontiguousarray(_colours(_upright(image))[..., ::-1])
+        return np.ascontiguousarray(_as_rgb(_upright(image))[..., ::-1])
     except _BROKEN as error:
         raise ValueError(f"{name} is damaged: {error}") from error
 
@@ -102,24 +102,24 @@ def _check_scans(file: BinaryIO, name: str) -> None:
     file.seek(place)
     if scans > MOST_SCANS:
         raise ValueError(
-            f"{name} has more than {MOST_SCANS} scans, each of which takes as long as a whole image: save it anew"
+            f"{name} has more than {MOST_SCANS} scans, each as slow to decode as a whole image: save it again"
         )
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Return the image as its camera was held, or as it is where that cannot be read."""
+    """Return the image rotated as its EXIF orientation says, or unchanged if that cannot be read."""
     with contextlib.suppress(*_BROKEN):
-        ImageOps.exif_transpose(image, in_place=True)  # otherwise it copies what is upright already
+        ImageOps.exif_transpose(image, in_place=True)  # otherwise it copies upright images
     return image
 
 
-def _colours(image: Image.Image) -> np.ndarray:
+def _as_rgb(image: Image.Image) -> np.ndarray:
     """Return (H, W, 3) uint8 RGB."""
     if image.mode in _DEEP:
-        grey = np.asarray(image).astype(np.int64).clip(0, 65535) >> 8
-        return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=2)
+        gray = np.asarray(image).astype(np.int64).clip(0, 65535) >> 8
+        return np.repeat(gray.astype(np.uint8)[..., None], 3, axis=2)
     if image.mode == "F":
-        raise ValueError("its pixels are fractions, expected 8 or 16 bits")
+        raise ValueError("its pixels are floating-point numbers, expected 8 or 16 bits")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
@@ -130,25 +130,25 @@ def count_scans(jpeg: bytes) -> int:
     """Count the scans of a JPEG, up to one more than ``MOST_SCANS``.
 
     Args:
-        jpeg: content of the file; what follows its end, such as a film, is not looked at.
+        jpeg: content of the file; data after its end, such as a video, is ignored.
     """
     position, scans = 0, 0
-    while scans <= MOST_SCANS and (found := _MARKER.search(jpeg, position)):
-        code, length = jpeg[found.end() - 1], jpeg[found.end() : found.end() + 2]
+    while scans <= MOST_SCANS and (marker := _MARKER.search(jpeg, position)):
+        code, length = jpeg[marker.end() - 1], jpeg[marker.end() : marker.end() + 2]
         if code == _END:
             break
         scans += code == _SCAN
-        position = found.end() + max(2, int.from_bytes(length, "big"))
+        position = marker.end() + max(2, int.from_bytes(length, "big"))
     return scans
 
 
 @dataclass(frozen=True)
 class Photographs:
-    """The largest face of each photograph; an ``data.image_list.ImageList``.
+    """The aligned largest face of each photograph; a ``data.image_list.ImageList``.
 
     Attributes:
-        name: what they are.
-        paths: (N,) files.
+        name: name of the list.
+        paths: (N,) image files.
     """
 
     name: str
@@ -161,7 +161,7 @@ class Photographs:
         """Return one face, (112, 112, 3) uint8 BGR.
 
         Raises:
-            ValueError: no photograph, or no face in it.
+            ValueError: the photograph cannot be read, or has no face.
         """
         image = read_photograph(self.paths[index])
         faces = choose_faces(_detector().detect(image), "largest", image.shape)
@@ -170,11 +170,11 @@ class Photographs:
         return warp_face(image, faces[0].landmarks)
 
     def fingerprint(self) -> str:
-        """Return a digest of names, sizes and times of change."""
+        """Return a digest of names, sizes and modification times."""
         return ImageFiles(self.name, self.paths, prepared_as=_HOW).fingerprint()
 
 
 @functools.cache
 def _detector() -> MTCNN:
-    """One for each process: it takes a moment to load, and serves all threads."""
+    """Return the detector of this process: loading takes a moment, and all threads share it."""
     return MTCNN()

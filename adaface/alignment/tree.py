@@ -1,4 +1,4 @@
-"""Align all photographs below a folder, in threads; a stopped alignment goes on where it was."""
+"""Align all photographs below a folder, in threads; an interrupted alignment resumes."""
 
 import os
 from collections import Counter
@@ -26,22 +26,22 @@ _ENCODING = {
     ],
 }  # fmt: skip
 CROP_SUFFIXES = tuple(_ENCODING)
-# name and pixels of a photograph -> its faces; None where nothing is known about it
+# name and pixels of a photograph -> its faces; None if it is not listed
 FindFaces = Callable[[str, np.ndarray], list[Face] | None]
 
 
 @dataclass(frozen=True)
-class Wanted:
+class AlignmentJob:
     """What to align, and how.
 
     Attributes:
         source: folder of the photographs.
         output: folder of the crops.
-        names: of the photographs, below ``source``.
-        find_faces: called in several threads.
+        names: paths of the photographs, relative to ``source``.
+        find_faces: called from several threads.
         which_faces: one of ``detector.WHICH_FACES``.
-        suffix: of the crops, one of ``CROP_SUFFIXES``.
-        threads: how many photographs at a time.
+        suffix: file name suffix of the crops, one of ``CROP_SUFFIXES``.
+        threads: number of photographs processed at a time.
     """
 
     source: Path
@@ -55,14 +55,14 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of the photographs.
+    """Summary of an alignment.
 
     Attributes:
-        photographs: how many there are.
-        done_before: of them, by earlier commands.
-        crops: aligned faces.
-        without: name and reason of each photograph from which no face was aligned.
-        by_status: how many of those, by status.
+        photographs: number of photographs.
+        done_before: number of those that earlier runs had done.
+        crops: number of aligned faces.
+        without: name and reason of each photograph without an aligned face.
+        by_status: number of those, by status.
     """
 
     photographs: int
@@ -76,26 +76,26 @@ def find_photographs(source: Path, output: Path) -> list[str]:
     """Return the names of the image files below a folder, sorted, with / between folders.
 
     Args:
-        source: the folder; files and folders whose name begins with a dot are left out.
-        output: a folder that is left out.
+        source: folder to search; files and folders whose name begins with a dot are skipped.
+        output: folder to skip.
     """
-    found = []
+    photographs = []
     for folder, folders, files in os.walk(source):
         here = Path(folder)
         folders[:] = [name for name in folders if name[0] != "." and (here / name).resolve() != output.resolve()]
         images = (here / name for name in files if name[0] != "." and name.lower().endswith(SUFFIXES))
-        found += [image.relative_to(source).as_posix() for image in images]
-    return sorted(found)
+        photographs += [image.relative_to(source).as_posix() for image in images]
+    return sorted(photographs)
 
 
 def crop_stems(names: Sequence[str]) -> dict[str, str]:
-    """Return what the crops of each photograph are called, without suffix.
+    """Return the file names of the crops of each photograph, without suffix.
 
     Args:
-        names: of the photographs. ``a.jpg`` gives ``a``; where ``a.png`` is there too, ``a.jpg`` and ``a.png``.
+        names: names of the photographs. ``a.jpg`` gives ``a``; if there is an ``a.png`` too, ``a.jpg`` and ``a.png``.
 
     Raises:
-        ValueError: two photographs would still get the same name.
+        ValueError: two photographs would still get the same file name.
     """
     stems = {name: str(Path(name).with_suffix("")) for name in names}
     counts = Counter(stems.values())
@@ -107,26 +107,26 @@ def crop_stems(names: Sequence[str]) -> dict[str, str]:
     return stems
 
 
-def align_tree(wanted: Wanted, journal: Journal) -> Outcome:
-    """Align every photograph that is not in the journal yet; a progress bar shows how far it is.
+def align_tree(job: AlignmentJob, journal: Journal) -> Outcome:
+    """Align every photograph that is not in the journal yet, with a progress bar.
 
     Args:
-        wanted: what to align.
-        journal: of the output folder.
+        job: what to align, and how.
+        journal: journal of the output folder.
 
     Raises:
         OSError: a crop cannot be written.
     """
-    stems = crop_stems(wanted.names)
-    waiting = [name for name in wanted.names if name not in journal]
-    work = partial(_align, wanted, stems)
-    done_before = len(wanted.names) - len(waiting)
-    with tqdm(total=len(wanted.names), initial=done_before, unit=" photographs", disable=None) as bar:
-        results = in_order(work, waiting, threads=wanted.threads, ahead=4 * wanted.threads)
+    stems = crop_stems(job.names)
+    waiting = [name for name in job.names if name not in journal]
+    work = partial(_align, job, stems)
+    done_before = len(job.names) - len(waiting)
+    with tqdm(total=len(job.names), initial=done_before, unit=" photographs", disable=None) as bar:
+        results = in_order(work, waiting, threads=job.threads, ahead=4 * job.threads)
         for name, (faces_found, lines) in zip(waiting, results, strict=True):
             journal.add(name, faces_found, lines)
             bar.update()
-    rows = journal.finish(wanted.names)
+    rows = journal.finish(job.names)
     without = {name: some for name, some in rows.items() if all(row["status"] != ALIGNED for row in some)}
     return Outcome(
         photographs=len(rows),
@@ -137,32 +137,32 @@ def align_tree(wanted: Wanted, journal: Journal) -> Outcome:
     )
 
 
-def _align(wanted: Wanted, stems: dict[str, str], name: str) -> tuple[int, list[Line]]:
-    """Write the crops of one photograph; return the number of its faces, and what became of them."""
+def _align(job: AlignmentJob, stems: dict[str, str], name: str) -> tuple[int, list[Line]]:
+    """Write the crops of one photograph; return the number of its faces and the lines for the journal."""
     try:
-        image = read_photograph(wanted.source / name)
+        image = read_photograph(job.source / name)
     except ValueError as error:
         return 0, [Line(UNREADABLE, reason=str(error))]
-    faces = wanted.find_faces(name, image)
+    faces = job.find_faces(name, image)
     if faces is None:
         return 0, [Line(NOT_LISTED, reason="the landmark file does not name it")]
     if not faces:
         return 0, [Line(NO_FACE)]
-    chosen = choose_faces(faces, wanted.which_faces, image.shape)
-    numbered = wanted.which_faces == "all"
-    crops = [f"{stems[name]}{f'_{number}' if numbered else ''}{wanted.suffix}" for number in range(len(chosen))]
-    return len(faces), list(_write_crops(wanted, image, zip(chosen, crops, strict=True)))
+    chosen = choose_faces(faces, job.which_faces, image.shape)
+    numbered = job.which_faces == "all"
+    crops = [f"{stems[name]}{f'_{number}' if numbered else ''}{job.suffix}" for number in range(len(chosen))]
+    return len(faces), list(_write_crops(job, image, zip(chosen, crops, strict=True)))
 
 
-def _write_crops(wanted: Wanted, image: np.ndarray, faces: Iterator[tuple[Face, str]]) -> Iterator[Line]:
+def _write_crops(job: AlignmentJob, image: np.ndarray, faces: Iterator[tuple[Face, str]]) -> Iterator[Line]:
     for face, crop in faces:
         try:
             aligned = warp_face(image, face.landmarks)
         except ValueError as error:
             yield Line(NO_TRANSFORM, face=face, reason=str(error))
             continue
-        path = wanted.output / crop
+        path = job.output / crop
         path.parent.mkdir(parents=True, exist_ok=True)
-        encoded = cv2.imencode(wanted.suffix, aligned, _ENCODING[wanted.suffix])[1]
+        encoded = cv2.imencode(job.suffix, aligned, _ENCODING[job.suffix])[1]
         write_atomically(path, encoded.tobytes())
         yield Line(ALIGNED, crop, face)

@@ -19,7 +19,15 @@ import cv2
 from adaface.alignment.detector import MTCNN, SMALLEST_FACE_PX, WHICH_FACES
 from adaface.alignment.journal import TABLE, Journal
 from adaface.alignment.landmark_file import read_landmarks
-from adaface.alignment.tree import CROP_SUFFIXES, SUFFIXES, FindFaces, Outcome, Wanted, align_tree, find_photographs
+from adaface.alignment.tree import (
+    CROP_SUFFIXES,
+    SUFFIXES,
+    AlignmentJob,
+    FindFaces,
+    Outcome,
+    align_tree,
+    find_photographs,
+)
 from adaface.system.command_line import FAILED, INTERRUPTED, Parser, printable, run_to_status
 from adaface.system.locks import RunLock
 from adaface.system.quiet import quiet_decoders
@@ -127,7 +135,7 @@ def _run(options: argparse.Namespace) -> int:
     if not names:
         raise FileNotFoundError(f"no photographs in {source}; expected files of {', '.join(SUFFIXES)}")
     find_faces = _detector(options, settings, set(names))
-    wanted = Wanted(source, output, names, find_faces, options.faces, f".{options.format}", options.threads)
+    job = AlignmentJob(source, output, names, find_faces, options.faces, f".{options.format}", options.threads)
     output.mkdir(parents=True, exist_ok=True)
     with RunLock() as lock:
         try:
@@ -136,7 +144,7 @@ def _run(options: argparse.Namespace) -> int:
             raise RuntimeError(f"another alignment writes to {output}: wait for its end, or stop it") from error
         began = time.monotonic()
         with Journal(output, settings) as journal:
-            outcome = align_tree(wanted, journal)
+            outcome = align_tree(job, journal)
     _tell(outcome, time.monotonic() - began, output)
     return SOME_WITHOUT if outcome.without else 0
 

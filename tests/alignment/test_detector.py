@@ -152,7 +152,7 @@ def test_choice_among_faces():
     assert chosen("central") == ["small, central"]
     assert chosen("all") == ["large", "wide", "small, central"]
     assert choose_faces([], "largest", (100, 100, 3)) == []
-    with pytest.raises(ValueError, match="got 'any', expected one of largest, central, all"):
+    with pytest.raises(ValueError, match="got the face selection 'any', expected one of largest, central, all"):
         chosen("any")
 
 
@@ -163,5 +163,5 @@ def test_images_that_are_refused(mtcnn, image):
 
 
 def test_a_smallest_face_that_is_too_small():
-    with pytest.raises(ValueError, match="smallest face is 8 px, the detector needs at least 12"):
+    with pytest.raises(ValueError, match="smallest face of 8 px, the detector needs at least 12"):
         MTCNN(8)

@@ -73,7 +73,7 @@ def test_the_end_puts_the_photographs_in_order_and_forgets_those_that_are_gone(t
 
 def test_other_settings_are_refused(tmp_path):
     fill(tmp_path)
-    with pytest.raises(ValueError, match=r"with faces all \(now largest\): give another output folder"):
+    with pytest.raises(ValueError, match=r"with faces all \(now largest\): choose another output folder"):
         Journal(tmp_path, SETTING | {"faces": "largest"})
     with pytest.raises(ValueError, match=r"with landmarks None \(now abc\)"):
         Journal(tmp_path, {"landmarks": "abc"})
@@ -84,6 +84,6 @@ def test_other_settings_are_refused(tmp_path):
 
 def test_another_table_is_not_overwritten(tmp_path):
     (tmp_path / TABLE).write_text("mine\n1\n")
-    with pytest.raises(ValueError, match="is not a table of this program"):
+    with pytest.raises(ValueError, match="was not written by this program"):
         Journal(tmp_path, SETTING)
     assert (tmp_path / TABLE).read_text() == "mine\n1\n"

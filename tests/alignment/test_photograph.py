@@ -115,12 +115,15 @@ def huge_png():
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", "is no image of a kind that can be read"),
-        (b"hello", "is no image of a kind that can be read"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is no image of a kind that can be read"),
+        (b"", "is not an image in a supported format"),
+        (b"hello", "is not an image in a supported format"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is not an image in a supported format"),
         (encoded(red(), "PNG")[:90], "is damaged"),
         (encoded(red(), "JPEG")[:700], "is damaged"),
-        (encoded(Image.fromarray(np.ones((4, 4), np.float32)), "TIFF"), "is damaged: its pixels are fractions"),
+        (
+            encoded(Image.fromarray(np.ones((4, 4), np.float32)), "TIFF"),
+            "is damaged: its pixels are floating-point numbers",
+        ),
         (huge_png(), "is too large"),
     ],
     ids=["empty", "text", "program", "PNG cut off", "JPEG cut off", "fractions", "huge"],
@@ -135,7 +138,7 @@ def test_files_that_are_refused_by_name(data, message, tmp_path):
 def test_the_number_of_pixels_is_bounded_before_they_are_decoded(monkeypatch):
     data = encoded(red(), "PNG")
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
-    with pytest.raises(ValueError, match="wide is 60x40 px, more than the 2,399 pixels"):
+    with pytest.raises(ValueError, match="wide is 60x40 px, more than the maximum of 2,399 pixels"):
         decode_photograph(data, "wide", most_pixels=2399)
 
 
@@ -144,7 +147,7 @@ def test_as_many_pixels_as_allowed():
 
 
 def test_what_is_no_file(tmp_path):
-    with pytest.raises(ValueError, match="is a folder, expected the file"):
+    with pytest.raises(ValueError, match="is a folder, expected an image file"):
         read_photograph(tmp_path)
     with pytest.raises(ValueError, match=r"absent\.jpg cannot be read: No such file"):
         read_photograph(tmp_path / "absent.jpg")
@@ -195,7 +198,7 @@ def test_a_file_of_thousands_of_scans_is_refused_before_it_is_decoded(monkeypatc
         raise AssertionError("decoded")
 
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", never)
-    with pytest.raises(ValueError, match=r"^bomb\.jpg has more than 100 scans, .*: save it anew$"):
+    with pytest.raises(ValueError, match=r"^bomb\.jpg has more than 100 scans, .*: save it again$"):
         decode_photograph(bomb, "bomb.jpg")
 
 

@@ -56,7 +56,7 @@ def test_a_tree_of_photographs(tmp_path, capsys):
         ("ben/wall.png", "no face", "0", ""),
     ]
     assert abs(float(rows[0]["nose_x"]) - ASTRONAUT_LANDMARKS[2, 0]) < 3
-    assert "is no image of a kind that can be read" in rows[2]["reason"]
+    assert "is not an image in a supported format" in rows[2]["reason"]
     printed = capsys.readouterr().out
     assert "4 photographs: 2 faces in" in printed
     assert "no face from 2 photographs (1 unreadable, 1 no face)" in printed
@@ -205,7 +205,7 @@ def test_two_alignments_into_one_folder(tmp_path, monkeypatch, capsys):
         (["empty", "out"], "no photographs in empty; expected files of .jpg"),
         (["in", "in"], "photographs and faces are both to be in in"),
         (["in", "out", "--threads", "0"], "--threads must be at least 1, got 0"),
-        (["in", "out", "--smallest_face_px", "3"], "smallest face is 3 px"),
+        (["in", "out", "--smallest_face_px", "3"], "smallest face of 3 px"),
         (["in", "out", "--landmarks", "x", "--smallest_face_px", "30"], "has no meaning with --landmarks"),
         (["in", "out", "--landmarks", "absent.txt"], "absent.txt is not a file; expected landmarks"),
         (["in", "out", "--face", "all"], "unknown option --face; did you mean --faces?"),

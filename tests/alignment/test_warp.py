@@ -49,8 +49,8 @@ def test_a_red_image_stays_red():
 @pytest.mark.parametrize(
     ("landmarks", "message"),
     [
-        (np.zeros((5, 2)), "fix no transform"),
-        (np.full((5, 2), np.nan), "fix no transform"),
+        (np.zeros((5, 2)), "do not determine a transform"),
+        (np.full((5, 2), np.nan), "do not determine a transform"),
         (np.zeros((4, 2)), r"landmarks of shape \(4, 2\)"),
         (np.zeros(10), r"landmarks of shape \(10,\)"),
     ],

@@ -147,7 +147,7 @@ def test_photographs_at_fault_are_told_apart(server):
     assert answer["photographs"][0].startswith(
         "no face was found in the photograph of 400x300 px: faces that are smaller"
     )
-    assert answer["photographs"][1].startswith("the file is no image of a kind that can be read")
+    assert answer["photographs"][1].startswith("the file is not an image in a supported format")
     assert answer["error"] == f"first: {answer['photographs'][0]}; second: {answer['photographs'][1]}"
     status, answer = compare(server, PAIR[0], ("second", PAIR[1][1][:3000]))
     assert (status, answer["photographs"][0]) == (422, None)
@@ -539,7 +539,7 @@ def test_in_a_browser(server, embedder, tmp_path):
         browser.click("#compare")
         told = browser.until(lambda: browser.text("#first-said"))
         assert told.startswith("No face was found in the photograph of 400x300 px: faces that are smaller than 20 px")
-        assert browser.text("#second-said").startswith("The file is no image of a kind that can be read")
+        assert browser.text("#second-said").startswith("The file is not an image in a supported format")
         browser.script("model.most_bytes = 2100")
         browser.click("#compare")
         assert "more than the 0 MiB that are taken" in browser.text("#error")
