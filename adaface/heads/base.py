@@ -1,12 +1,12 @@
-"""What all margin heads share: the class weights, and the loss of unit embeddings that a margin changes.
+"""The base class of all margin heads: class weights, logits, and the softmax loss with a margin.
 
-A margin is a subclass of ``Head`` with one method, ``margin``, which changes the target's cosine, and what it needs of
-the hooks beside it; ``heads/margins.py`` has them all. Dense head and sharded head (``heads/partial_fc.py``) share
-every margin. Training takes ``Head.loss``, which never makes the logits; ``Head.forward`` makes them, for those who
-write their own loss. The state dict is the official one: ``kernel``, then the running statistics.
+A margin is a subclass of ``Head`` that implements ``margin``, which changes the target's cosine, and overrides the
+other hooks as needed; all are in ``heads/margins.py``. The dense and the sharded head (``heads/partial_fc.py``) share
+every margin. Training uses ``Head.loss``, which does not materialize the logits; ``Head.forward`` returns them for
+custom losses. The state dict has the official keys: ``kernel``, then the running statistics.
 
-Source: the official AdaFace code for clamps, order of the statistics and initialisation.
-Differs from the official code: labels out of range are refused.
+Source: the official AdaFace code for clamps, order of the statistics and initialization.
+Differs from the official code: labels out of range raise an error.
 """
 
 import copy
@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from adaface.heads.fused_softmax import MOST_CENTERS, target_and_negatives, target_cosines
+from adaface.heads.fused_softmax import MOST_CENTERS, SoftmaxOptions, target_and_negatives, target_cosines
 
-_SOFTPLUS_IS_LINEAR = 50.0  # log(1 + exp(x)) - x is below float64's precision from here on
+_SOFTPLUS_IS_LINEAR = 50.0  # above it, log(1 + exp(x)) - x is below float64's precision
 
 
 class Head(nn.Module, ABC):
@@ -32,19 +32,18 @@ class Head(nn.Module, ABC):
         embedding_size: D.
         class_num: C.
         s: scale of the logits.
-        options: those of ``options``, by name; each becomes an attribute.
+        options: values for the names in ``options``; each becomes an attribute.
 
     Attributes:
-        options: what the margin reads beside s, with the values of its paper.
-        statistics: names of its running statistics, buffers of shape (1,), with the values that they start at.
-        norms_learn: gradient flows through the feature norms; otherwise they are given without.
-        changes_negatives: ``negatives`` is asked for the other classes' logits. The target cosines are then computed
-            before all others, for it and for ``update_from_targets``.
-        sub_centers: columns of each class; its cosine is the largest of theirs.
-        keep_exponentials: ``loss`` keeps (B, C) numbers from the forward to the backward pass. False computes them
-            again there, for a quarter more time and the same bits: for class counts that would not fit.
-        last_target_cosine: of the newest ``loss``, (B,) cosines of the images' own classes before the margin, without
-            gradient.
+        options: options of the margin besides s, with the defaults of its paper.
+        statistics: names and initial values of its running statistics, buffers of shape (1,).
+        norms_learn: whether gradient flows through the feature norms; if not, they are detached.
+        changes_negatives: whether ``negatives`` computes the other classes' logits. The target cosines are then
+            computed first, for it and for ``update_from_targets``.
+        sub_centers: columns of each class; the cosine of a class is the largest of its columns'.
+        keep_exponentials: whether ``loss`` keeps (B, C) numbers for the backward pass. False recomputes them there:
+            the same bits, a quarter slower, for class counts that do not fit in memory otherwise.
+        last_target_cosine: target cosines (B,) of the latest ``loss`` before the margin, without gradient.
     """
 
     eps: ClassVar[float] = 1e-4
@@ -63,30 +62,31 @@ class Head(nn.Module, ABC):
             setattr(self, name, value)
         if not 1 <= self.sub_centers <= MOST_CENTERS:
             raise ValueError(f"a class has 1 to {MOST_CENTERS} sub-centers, got {self.sub_centers}")
-        # each column one class; uniform, then brought inside the unit ball as the official code does
-        kernel = torch.empty(embedding_size, class_num * self.sub_centers).uniform_(-1, 1)
-        self.kernel = nn.Parameter(kernel.renorm_(2, 1, 1e-5).mul_(1e5))  # (D, C), or (D, C * sub_centers) by class
+        # one column per class (or sub-center, those of a class side by side)
+        kernel = torch.empty(embedding_size, class_num * self.sub_centers).uniform_(-1, 1)  # (D, C * sub_centers)
+        # columns of length 1: renorm_ only shortens, so first to 1e-5, then back up; written as in the official code
+        self.kernel = nn.Parameter(kernel.renorm_(2, 1, 1e-5).mul_(1e5))
         for name, start in self.statistics.items():
             self.register_buffer(name, torch.full((1,), float(start)))
 
     @abstractmethod
     def margin(self, target_cosine: Tensor, norms: Tensor) -> Tensor:
-        """Return the target logits before scaling; changes nothing.
+        """Compute the target logits before scaling.
 
         Args:
             target_cosine: (M,) cosine between each embedding and its own class, clamped inside (-1, 1).
-            norms: (M, 1) feature norms; gradient flows through them where ``norms_learn``.
+            norms: (M, 1) feature norms, detached unless ``norms_learn``.
 
         Returns:
             (M,) target logits divided by s.
         """
 
     def negatives(self, cosine: Tensor, target_cosine: Tensor) -> Tensor:
-        """Return the other classes' logits before scaling, each from its own cosine; where ``changes_negatives``.
+        """Compute the other classes' logits before scaling, elementwise; called if ``changes_negatives``.
 
         Args:
-            cosine: (M, c) to some of the classes, clamped inside (-1, 1); what is returned for the own one is not used.
-            target_cosine: (M, 1) of ``margin``, without gradient.
+            cosine: (M, c) to some of the classes, clamped inside (-1, 1); the result for the target class is ignored.
+            target_cosine: (M, 1) as in ``margin``, without gradient.
 
         Returns:
             (M, c) logits divided by s.
@@ -94,114 +94,123 @@ class Head(nn.Module, ABC):
         return cosine
 
     def penalty(self, norms: Tensor) -> Tensor | None:
-        """Return what each sample adds to the loss for its norm, (M,); None for nothing.
+        """Compute the penalty (M,) on each sample's norm, which is added to the loss; None if there is none.
 
         Args:
-            norms: (M, 1) of ``margin``.
+            norms: (M, 1) as in ``margin``.
         """
         return None
 
     def update_statistics(self, norms: Tensor) -> None:
-        """Take a training batch into the running statistics; called before ``margin``, in training mode only.
+        """Update the running statistics with a batch; called before ``margin``, in training mode only.
 
         Args:
             norms: (N, 1) feature norms of the whole batch, without gradient.
         """
 
     def update_from_targets(self, target_cosine: Tensor) -> None:
-        """Do the same with the cosines to the own classes; before ``negatives`` and where ``changes_negatives``.
+        """Update the running statistics with the target cosines; called before ``negatives`` if ``changes_negatives``.
 
         Args:
             target_cosine: (N,) of the whole batch, clamped inside (-1, 1), without gradient.
         """
 
     def forward(self, embeddings: Tensor, norms: Tensor, labels: Tensor) -> Tensor:
-        """Compute the scaled logits; what a margin adds to the loss beside them is ``penalty(norms).mean()``.
+        """Compute the scaled logits; a loss on them must add ``penalty(norms).mean()`` if the margin has a penalty.
 
         Args:
             embeddings: (B, D) unit vectors.
-            norms: (B, 1) their norms before normalisation.
+            norms: (B, 1) their norms before normalization.
             labels: (B,) classes in [0, C).
 
         Returns:
             (B, C) logits; float32 under autocast.
 
         Raises:
-            ValueError: labels out of range (looked at on the CPU only: on a GPU it would make the step wait).
+            ValueError: labels out of range (checked on the CPU only: on a GPU the check would synchronize).
         """
         self._check_labels(labels)
-        cosine = at_least_float32(embeddings @ F.normalize(self.kernel, dim=0))  # (B, C)
+        unit = F.normalize(self.kernel, dim=0)  # (D, C * sub_centers)
+        cosine = at_least_float32(embeddings @ unit)  # (B, C * sub_centers)
+        # the margin's arithmetic needs float32: acos has a steep slope near 1
         with torch.autocast(cosine.device.type, enabled=False):
             if self.sub_centers > 1:
-                cosine = cosine.unflatten(1, (-1, self.sub_centers)).max(2).values
-            norms = self._as_learnt(norms).to(cosine.dtype)
+                cosine = cosine.unflatten(1, (-1, self.sub_centers)).max(2).values  # (B, C)
+            norms = self._detach_fixed(norms).to(cosine.dtype)  # (B, 1)
             columns = labels.unsqueeze(1)  # (B, 1)
             target_cosine = self._clamp(cosine.gather(1, columns))  # (B, 1)
-            known = target_cosine.detach()
+            detached_target = target_cosine.detach()  # (B, 1)
+            # before the margin, which uses the statistics of this batch too, as in the official code
             if self.training:
                 self.update_statistics(norms.detach())
             if self.training and self.changes_negatives:
-                self.update_from_targets(known.squeeze(1))
+                self.update_from_targets(detached_target.squeeze(1))
             target = self.margin(target_cosine.squeeze(1), norms)  # (B,)
             logits = self._clamp(cosine)  # (B, C)
             if self.changes_negatives:
-                logits = self.negatives(logits, known) * self.s
-            else:  # in place on the clamped copy: beside the cosines, which clamp keeps for backward, one (B, C) buffer
+                logits = self.negatives(logits, detached_target) * self.s
+            else:  # in place on the clamped copy: saves one (B, C) buffer
                 logits.mul_(self.s)
-            return logits.scatter_(1, columns, target.unsqueeze(1) * self.s)
+            return logits.scatter_(1, columns, target.unsqueeze(1) * self.s)  # (B, C)
 
     def loss(
         self, embeddings: Tensor, norms: Tensor, labels: Tensor, gather: Callable[[Tensor], Tensor] | None = None
     ) -> Tensor:
-        """Compute the mean cross-entropy over the logits, and the mean penalty, without making the logits.
+        """Compute the mean cross-entropy plus the mean penalty without materializing the logits.
 
         Args:
             embeddings: (B, D) unit vectors.
-            norms: (B, 1) their norms before normalisation.
+            norms: (B, 1) their norms before normalization.
             labels: (B,) classes in [0, C).
-            gather: makes of (B, ...) rows the (N, ...) that the running statistics are taken from, such as those of all
-                processes; the rows as they are when None.
+            gather: maps (B, ...) rows of this process to the (N, ...) rows, such as those of all processes, that the
+                running statistics are computed from; the identity when None.
 
         Returns:
             Scalar loss; float32 under autocast and of 16-bit embeddings. Equal to
-            ``cross_entropy(head(embeddings, norms, labels), labels)``, in a third of the time and half of the memory
-            (``bench/head.py``).
+            ``cross_entropy(head(embeddings, norms, labels), labels)`` plus the mean penalty, in a third of the time and
+            half of the memory (``bench/head.py``).
 
         Raises:
-            ValueError: labels out of range (on a GPU, where looking would make the step wait, the loss is NaN).
+            ValueError: labels out of range (on a GPU, where the check would synchronize, the loss is NaN instead).
         """
         self._check_labels(labels)
-        product_dtype = dtype_of_products(embeddings)
+        product_dtype = dtype_of_products(embeddings)  # read here: it depends on the caller's autocast
+        # 16 bits in the matrix products only; everything else in float32
         with torch.autocast(embeddings.device.type, enabled=False):
-            embeddings = at_least_float32(embeddings)
-            norms = self._as_learnt(norms).to(embeddings.dtype)
+            embeddings = at_least_float32(embeddings)  # (B, D)
+            norms = self._detach_fixed(norms).to(embeddings.dtype)  # (B, 1)
             gather = gather or (lambda rows: rows)
             if self.training:
-                self.update_statistics(gather(norms.detach()))
-            known = None
+                self.update_statistics(gather(norms.detach()))  # from (N, 1)
+            detached_target = None
             if self.changes_negatives:
-                known = self._clamp(target_cosines(embeddings, self.kernel, labels, self.sub_centers))  # (B,)
+                cosines = target_cosines(embeddings, self.kernel, labels, self.sub_centers)  # (B,)
+                detached_target = self._clamp(cosines)
                 if self.training:
-                    self.update_from_targets(gather(known))
-            target_cosine, negatives = self._pass_over_classes(embeddings, self.kernel, labels, known, product_dtype)
+                    self.update_from_targets(gather(detached_target))  # from (N,)
+            target_cosine, negatives = self._pass_over_classes(
+                embeddings, self.kernel, labels, detached_target, product_dtype
+            )  # (B,) each
             self.last_target_cosine = target_cosine.detach()
             target = self.margin(self._clamp(target_cosine), norms) * self.s  # (B,)
             return self._mean_loss(target, negatives, self.penalty(norms))
 
     def _pass_over_classes(
-        self, embeddings: Tensor, kernel: Tensor, labels: Tensor, known: Tensor | None, product_dtype: torch.dtype
+        self,
+        embeddings: Tensor,
+        kernel: Tensor,
+        labels: Tensor,
+        detached_target: Tensor | None,
+        product_dtype: torch.dtype,
     ) -> tuple[Tensor, Tensor]:
-        """Return target cosines (M,) and the logsumexp of the negatives (M,); ``known`` (M,) is for ``negatives``."""
+        """Return target cosines and logsumexp of the negatives, (B,) each; the hook gets ``detached_target`` (B,)."""
         reweight = None
-        if known is not None:
-            # the statistics as they are now: the backward pass may ask again when another batch has moved them
+        if detached_target is not None:
+            # a copy of the statistics: backward may recompute after another batch has updated them
             frozen = copy.copy(self)
             frozen._buffers = {name: value.clone() for name, value in self._buffers.items() if value is not None}
-            reweight = functools.partial(frozen.negatives, target_cosine=known.unsqueeze(1))
-        return target_and_negatives(
-            embeddings,
-            kernel,
-            labels,
+            reweight = functools.partial(frozen.negatives, target_cosine=detached_target.unsqueeze(1))
+        options = SoftmaxOptions(
             scale=self.s,
             eps=self.eps,
             product_dtype=product_dtype,
@@ -209,13 +218,15 @@ class Head(nn.Module, ABC):
             centers=self.sub_centers,
             reweight=reweight,
         )
+        return target_and_negatives(embeddings, kernel, labels, options)
 
     @staticmethod
     def _mean_loss(target: Tensor, negatives: Tensor, penalty: Tensor | None) -> Tensor:
+        # log(exp(target) + exp(negatives)) - target, from (M,) each
         losses = F.softplus(negatives - target, threshold=_SOFTPLUS_IS_LINEAR)  # (M,)
         return losses.mean() if penalty is None else (losses + penalty).mean()
 
-    def _as_learnt(self, norms: Tensor) -> Tensor:
+    def _detach_fixed(self, norms: Tensor) -> Tensor:
         return norms if self.norms_learn else norms.detach()
 
     def _clamp(self, cosine: Tensor) -> Tensor:
@@ -225,11 +236,11 @@ class Head(nn.Module, ABC):
         if labels.device.type == "cpu" and len(labels) and not 0 <= labels.min() <= labels.max() < self.class_num:
             raise ValueError(
                 f"labels must be in [0, {self.class_num}), got {int(labels.min())} to {int(labels.max())}: "
-                "the head has fewer classes than the data"
+                "build the head with the number of classes of the data"
             )
 
     def cosine_of(self, angle: Tensor) -> Tensor:
-        """Return cos(clip(angle, eps, pi - eps)).
+        """Return cos(clamp(angle, eps, pi - eps)).
 
         Args:
             angle: in radians, of any shape.
@@ -238,7 +249,7 @@ class Head(nn.Module, ABC):
 
 
 def at_least_float32(numbers: Tensor) -> Tensor:
-    """Return numbers of 16 bits as float32, others as they are: 1 - eps and acos need more than 8 or 11 bits.
+    """Convert float16 and bfloat16 to float32: 1 - eps and acos need more than their 8 or 11 significant bits.
 
     Args:
         numbers: of any shape.
@@ -247,7 +258,7 @@ def at_least_float32(numbers: Tensor) -> Tensor:
 
 
 def dtype_of_products(embeddings: Tensor) -> torch.dtype:
-    """Return the type that matrix products of these embeddings have: autocast's, where it is on.
+    """Return the dtype of matrix products with these embeddings: autocast's if it is enabled.
 
     Args:
         embeddings: of any shape.

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from adaface.heads import fused_softmax
 from adaface.heads.base import Head
-from adaface.heads.fused_softmax import target_and_negatives
+from adaface.heads.fused_softmax import SoftmaxOptions, target_and_negatives
 from adaface.heads.margins import HEADS, build_head
 
 B, D, C = 10, 8, 23
@@ -106,11 +106,10 @@ def test_a_second_backward_gives_the_same_gradient() -> None:
 def test_both_outputs_have_the_gradient_of_their_formula(keep: bool) -> None:
     embeddings, _, labels = batch(size=4)
     kernel = make("cosface").kernel.detach().requires_grad_()
+    options = SoftmaxOptions(scale=3.0, eps=1e-3, product_dtype=torch.float64, keep_exponentials=keep)
 
     def outputs(e: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        return target_and_negatives(
-            e, k, labels, scale=3.0, eps=1e-3, product_dtype=torch.float64, keep_exponentials=keep
-        )
+        return target_and_negatives(e, k, labels, options)
 
     assert torch.autograd.gradcheck(outputs, (embeddings.requires_grad_(), kernel))
 
@@ -190,9 +189,8 @@ def test_a_label_out_of_range_gives_nan_where_nobody_looks(wrong: int) -> None:
     embeddings, _, labels = batch()
     labels[3] = wrong
     kernel = make("cosface").kernel
-    target, negatives = target_and_negatives(
-        embeddings, kernel, labels, scale=64.0, eps=1e-3, product_dtype=torch.float64
-    )
+    options = SoftmaxOptions(scale=64.0, eps=1e-3, product_dtype=torch.float64)
+    target, negatives = target_and_negatives(embeddings, kernel, labels, options)
     assert target.isnan().nonzero().flatten().tolist() == [3]
     assert negatives.isfinite().all()
 
@@ -200,9 +198,8 @@ def test_a_label_out_of_range_gives_nan_where_nobody_looks(wrong: int) -> None:
 def test_of_no_classes_there_is_no_target_and_nothing_to_weigh():
     embeddings = F.normalize(torch.randn(3, 4)).requires_grad_()
     kernel = torch.empty(4, 0, requires_grad=True)
-    target, negatives = target_and_negatives(
-        embeddings, kernel, torch.tensor([-1, 0, 5]), scale=8.0, eps=1e-3, product_dtype=torch.float32
-    )
+    options = SoftmaxOptions(scale=8.0, eps=1e-3, product_dtype=torch.float32)
+    target, negatives = target_and_negatives(embeddings, kernel, torch.tensor([-1, 0, 5]), options)
     assert target.isnan().all()
     assert negatives.tolist() == [-torch.inf] * 3
     negatives.sum().backward()

@@ -237,7 +237,9 @@ def test_numbers_of_centers_out_of_range_are_refused(count: int) -> None:
 def test_the_papers_values_are_the_defaults_and_unknown_options_are_refused(name: str) -> None:
     head = make(name)
     assert {option: getattr(head, option) for option in head.options} == dict(HEADS[name].options)
-    with pytest.raises(ValueError, match=rf"has no option 'margin'; it reads s, {', '.join(HEADS[name].options)}"):
+    with pytest.raises(
+        ValueError, match=rf"has no option 'margin'; its options are s, {', '.join(HEADS[name].options)}"
+    ):
         build_head(name, D, C, margin=0.3)
     given = chosen_options(HEADS[name], m=0.1, t_alpha=0.2, h=0.3, more={})
     assert set(given) == set(HEADS[name].options)

@@ -262,7 +262,7 @@ def test_logits_are_refused():
 
 @pytest.mark.parametrize("rate", [0.0, -0.1, 1.01, float("nan")])
 def test_rates_out_of_range_are_refused(rate):
-    with pytest.raises(ValueError, match=r"sample_rate is a share of the classes in \(0, 1\]"):
+    with pytest.raises(ValueError, match=r"sample_rate must be a fraction of the classes in \(0, 1\]"):
         build_sharded_head("adaface", 8, 5, 0.4, 0.01, 0.3, 64.0, sample_rate=rate)
 
 
