@@ -17,7 +17,7 @@ from adaface.alignment.detector import MTCNN, Face, choose_faces
 from adaface.alignment.photograph import decode_photograph
 from adaface.alignment.warp import warp_face
 from adaface.inference.embedder import Embedder
-from adaface.reporting.style import BLACK, GREEN, GREY, plain, save_figure
+from adaface.reporting.style import BLACK, GRAY, GREEN, plain, save_figure
 from adaface.system.command_line import printable
 from adaface.system.text_table import aligned
 
@@ -171,7 +171,7 @@ def draw_comparison(comparison: FaceComparison, images: np.ndarray, path: Path) 
     axes.spines[:].set_visible(False)
     decided = comparison.threshold
     caption = "no threshold" if decided is None else f"framed: cosine at or above {threshold_text(decided)}"
-    figure.supxlabel(plain(caption), fontsize=8, color=GREY)
+    figure.supxlabel(plain(caption), fontsize=8, color=GRAY)
     save_figure(figure, path)
 
 

@@ -5,7 +5,7 @@
     embedder = Embedder.load("experiments/default_11-24_0/best.ckpt")   # or an official .ckpt, or an exported .onnx
     embeddings, norms = embedder.embed(images)                          # (N, 112, 112, 3) uint8 BGR
 
-Colour order, size and normalisation belong to the model: callers hand over ordinary uint8 BGR images, as OpenCV reads
+Color order, size and normalization belong to the model: callers hand over ordinary uint8 BGR images, as OpenCV reads
 them. An embedding is that of an image and its mirror, fused; its norm is AdaFace's measure of image quality.
 
 Source: the names ``load_pretrained_model`` and ``to_input`` and the flip test are the official code's.
@@ -39,7 +39,7 @@ def load_pretrained_model(architecture: str | None, path: str | Path) -> Backbon
 
     Args:
         architecture: such as ``ir_50``; None takes the one that the file tells, or its weights have.
-        path: a checkpoint, ours or official.
+        path: a checkpoint, from this project or from the official code.
 
     Returns:
         The network in evaluation mode, on the CPU.
@@ -106,7 +106,8 @@ class Embedder:
         """Load a model.
 
         Args:
-            path: a checkpoint, ours or official, file or folder; or an ONNX file of ``export_onnx.py``.
+            path: a checkpoint, from this project or from the official code, file or folder; or an ONNX file of
+                ``export_onnx.py``.
             arch: architecture, where the file does not tell it.
             device: such as ``cpu`` or ``cuda:0``.
 
@@ -148,7 +149,7 @@ class Embedder:
         return embeddings, norms
 
     def _embed(self, images: np.ndarray, view: str) -> tuple[np.ndarray, np.ndarray]:
-        """Embed one batch, (B, 112, 112, 3) in the network's colour order."""
+        """Embed one batch, (B, 112, 112, 3) in the network's color order."""
         if view == IMAGE:
             return self._network(np.ascontiguousarray(images))
         mirrored = self._network(np.ascontiguousarray(images[:, :, ::-1]))
@@ -172,7 +173,7 @@ class Network(Protocol):
         """Length D of an embedding."""
 
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Embed (B, 112, 112, 3) uint8 in the network's colour order: (B, D) and (B, 1), float32."""
+        """Embed (B, 112, 112, 3) uint8 in the network's color order: (B, D) and (B, 1), float32."""
 
 
 class _TorchNetwork:
@@ -210,7 +211,7 @@ def read_model(path: str | Path, arch: str | None = None) -> tuple[Backbone, Des
     """Read a model from a checkpoint.
 
     Args:
-        path: a checkpoint, ours or official, file or folder.
+        path: a checkpoint, from this project or from the official code, file or folder.
         arch: architecture; None takes the one that the file tells, or its weights have.
 
     Returns:

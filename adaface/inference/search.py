@@ -48,7 +48,7 @@ def most_similar(probes: np.ndarray, gallery: np.ndarray, k: int) -> tuple[np.nd
         earlier place first.
 
     Raises:
-        ValueError: shapes that do not fit, features that are not finite, or another k.
+        ValueError: shapes that do not match, features that are not finite, or another k.
     """
     check_features(probes, gallery)
     if not 1 <= k <= len(gallery):
@@ -110,7 +110,7 @@ def search(
         Scores and ranks of mates, and the largest scores of non-mates.
 
     Raises:
-        ValueError: shapes that do not fit, features that are not finite, or too small a bound.
+        ValueError: shapes that do not match, features that are not finite, or too small a bound.
     """
     check_features(probes, gallery)
     probe_labels, gallery_labels = np.asarray(probe_labels), np.asarray(gallery_labels)

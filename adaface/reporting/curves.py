@@ -1,7 +1,7 @@
-"""Pictures of scored pairs: ROC and DET curves, and the similarities of genuine and impostor pairs.
+"""Plots of scored pairs: ROC and DET curves, and similarity histograms of genuine and impostor pairs.
 
-Each is drawn onto given axes, so that the PNG files (``roc.png``, ``similarity.png``) and the report show the same. How
-they look is in ``reporting/style.py``; a training has pictures of its own (``reporting/training.py``).
+Each is drawn onto given axes, so that the PNG files (``roc.png``, ``similarity.png``) and the report show the same
+plots. The style is in ``reporting/style.py``; plots of a training run are in ``reporting/training.py``.
 """
 
 import math
@@ -20,7 +20,7 @@ from adaface.reporting.style import (
     BLACK,
     BLUE,
     DPI,
-    GREY,
+    GRAY,
     PERCENT,
     POWER_OF_TEN,
     VERMILION,
@@ -36,7 +36,7 @@ _WIDEST_GRID = 4
 _LEGEND_FAR = 1e-3
 _CHANCE_BELOW = 0.5
 _SCREEN_COLUMNS = 800
-_CHANCE: dict[str, Any] = {"color": GREY, "linewidth": 1.2, "linestyle": (0, (2, 3))}
+_CHANCE: dict[str, Any] = {"color": GRAY, "linewidth": 1.2, "linestyle": (0, (2, 3))}
 
 
 class ScoredPairs(Protocol):
@@ -48,11 +48,11 @@ class ScoredPairs(Protocol):
 
     @property
     def accuracy(self) -> float:
-        """Mean accuracy, percent; NaN where there is none."""
+        """Mean accuracy in percent; NaN if unknown."""
 
     @property
     def cosine_threshold(self) -> float:
-        """Similarity above which pairs are called the same; NaN where there is none."""
+        """Similarity above which pairs are accepted; NaN if unknown."""
 
     @property
     def similarity(self) -> np.ndarray:
@@ -60,15 +60,15 @@ class ScoredPairs(Protocol):
 
     @property
     def issame(self) -> np.ndarray:
-        """Whether each pair shows one person, (P,) booleans."""
+        """Whether each pair is genuine (same person), (P,) booleans."""
 
 
 def plot_roc(sets: Sequence[ScoredPairs], path: str | Path) -> bool:
     """Draw the ROC curve of each set over a logarithmic FAR axis.
 
     Args:
-        sets: scored pairs; sets with genuine or impostor pairs alone have no curve and are named below the picture.
-        path: PNG to write.
+        sets: scored pairs; sets with only genuine or only impostor pairs have no curve and are named below the plot.
+        path: PNG file to write.
 
     Returns:
         Whether any set has a curve; if not, no file is written.
@@ -81,18 +81,18 @@ def plot_roc(sets: Sequence[ScoredPairs], path: str | Path) -> bool:
     draw_roc(axes, drawn, among=[scored.name for scored in sets])
     axes.legend(loc="lower right", fontsize=10, framealpha=0.95)
     if left_out:
-        text = f"no curve, for want of genuine or impostor pairs: {plain(', '.join(left_out))}"
-        figure.supxlabel(text, fontsize=9, color=GREY, x=0.01, ha="left")
+        text = f"no curve, because genuine or impostor pairs are missing: {plain(', '.join(left_out))}"
+        figure.supxlabel(text, fontsize=9, color=GRAY, x=0.01, ha="left")
     save_figure(figure, path)
     return True
 
 
 def plot_similarity_histograms(sets: Sequence[ScoredPairs], path: str | Path) -> bool:
-    """Draw, for each set, how similar genuine and impostor pairs are, and the threshold between them.
+    """Draw the similarity histograms of the genuine and impostor pairs of each set, with its threshold.
 
     Args:
         sets: scored pairs.
-        path: PNG to write.
+        path: PNG file to write.
 
     Returns:
         Whether there was anything to draw; if not, no file is written.
@@ -111,12 +111,12 @@ def plot_similarity_histograms(sets: Sequence[ScoredPairs], path: str | Path) ->
             axes.remove()
             continue
         draw_similarities(axes, drawn[place], span)
-        if place + columns < len(drawn):  # another one is below
+        if place + columns < len(drawn):  # another plot is below
             axes.tick_params(labelbottom=False)
             axes.set_xlabel("")
         if place % columns:
             axes.set_ylabel("")
-    figure.suptitle("Similarity of pairs, by verification set and its accuracy", fontsize=14, fontweight="bold")
+    figure.suptitle("Similarity of pairs by verification set, with accuracy", fontsize=14, fontweight="bold")
     legends = (axes.get_legend_handles_labels() for axes in figure.axes)
     entries = {label: handle for handles, labels in legends for handle, label in zip(handles, labels, strict=True)}
     figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=3, fontsize=11, frameon=False)
@@ -125,7 +125,7 @@ def plot_similarity_histograms(sets: Sequence[ScoredPairs], path: str | Path) ->
 
 
 def with_both_kinds(sets: Iterable[ScoredPairs]) -> tuple[list[ScoredPairs], list[str]]:
-    """Return the sets that have genuine and impostor pairs, and the names of the others.
+    """Return the sets with both genuine and impostor pairs, and the names of the other sets.
 
     Args:
         sets: scored pairs.
@@ -140,7 +140,7 @@ def with_both_kinds(sets: Iterable[ScoredPairs]) -> tuple[list[ScoredPairs], lis
 
 
 def similarity_span(sets: Iterable[ScoredPairs]) -> tuple[float, float]:
-    """Return the lowest and the highest similarity of all pairs, for histograms that can be compared.
+    """Return the lowest and the highest similarity of all pairs, for histograms with a common range.
 
     Args:
         sets: scored pairs, at least one of each set.
@@ -150,12 +150,12 @@ def similarity_span(sets: Iterable[ScoredPairs]) -> tuple[float, float]:
 
 
 def draw_roc(axes: Axes, sets: Sequence[ScoredPairs], among: Iterable[str] = ()) -> None:
-    """Draw the ROC curves of some sets over a logarithmic FAR axis, and that of chance where it is near.
+    """Draw the ROC curves of some sets over a logarithmic FAR axis, and that of chance if a curve is near it.
 
     Args:
-        axes: changed in place; a legend is not drawn, but its entries are there.
-        sets: scored pairs, each with both kinds.
-        among: names of all sets of this report, for equal colours in all its pictures; those of ``sets`` if none.
+        axes: changed in place; the legend entries are set, the legend is not drawn.
+        sets: scored pairs, each with genuine and impostor pairs.
+        among: names of all sets of this report, so that all plots use the same colors; defaults to those of ``sets``.
     """
     looks = line_looks(list(among) or [scored.name for scored in sets])
     lowest_far, lowest_tar = 0.1, 1.0
@@ -177,19 +177,19 @@ def draw_roc(axes: Axes, sets: Sequence[ScoredPairs], among: Iterable[str] = ())
 
 
 def draw_det(axes: Axes, sets: Sequence[ScoredPairs], among: Iterable[str] = ()) -> None:
-    """Draw the detection error tradeoff of some sets: both error rates, logarithmic, and where they are equal.
+    """Draw the detection error tradeoff of some sets on logarithmic axes, and the line of equal error rates.
 
     Args:
-        axes: changed in place; a legend is not drawn, but its entries are there.
-        sets: scored pairs, each with both kinds.
+        axes: changed in place; the legend entries are set, the legend is not drawn.
+        sets: scored pairs, each with genuine and impostor pairs.
         among: as in ``draw_roc``.
     """
     looks = line_looks(list(among) or [scored.name for scored in sets])
     lowest_far, lowest_frr = 0.1, 0.1
     for scored in sets:
         far, tar = _on_screen(scored)
-        resolution = 1 / int(scored.issame.sum())  # what one genuine pair makes
-        left = np.searchsorted(tar, 1) + 1  # up to where none is rejected, which a logarithm does not show
+        resolution = 1 / int(scored.issame.sum())  # share of one genuine pair
+        left = np.searchsorted(tar, 1) + 1  # up to zero rejections, which a logarithmic axis cannot show
         far, frr = far[:left], np.maximum(1 - tar[:left], resolution)
         label = plain(f"{scored.name}: equal error rate {100 * eer(scored.similarity, scored.issame):.2f} %")
         axes.plot(far, frr, **looks[scored.name], linewidth=2, drawstyle="steps-post", label=label)
@@ -206,12 +206,12 @@ def draw_det(axes: Axes, sets: Sequence[ScoredPairs], among: Iterable[str] = ())
 
 
 def draw_similarities(axes: Axes, scored: ScoredPairs, span: tuple[float, float]) -> None:
-    """Draw how similar the genuine and the impostor pairs of a set are, and the threshold between them.
+    """Draw the similarity histograms of the genuine and impostor pairs of a set, with its threshold.
 
     Args:
-        axes: changed in place; a legend is not drawn, but its entries are there.
+        axes: changed in place; the legend entries are set, the legend is not drawn.
         scored: at least one pair.
-        span: lowest and highest similarity shown, of ``similarity_span``.
+        span: lowest and highest similarity shown, as returned by ``similarity_span``.
     """
     low, high = span
     bins = int(np.clip(2 * math.sqrt(len(scored.similarity)), _FEWEST_BINS, _MOST_BINS))
@@ -238,7 +238,7 @@ def _label_powers(axis: Axis) -> None:
 
 
 def _on_screen(scored: ScoredPairs) -> tuple[np.ndarray, np.ndarray]:
-    """Return FAR (from what one impostor pair makes) and TAR of a curve, as many points as a screen shows."""
+    """Return FAR (at least that of one impostor pair) and TAR of a curve, at the resolution of a screen."""
     far, tar, _ = roc(scored.similarity, scored.issame)
     resolution = 1 / int((~scored.issame).sum())
     first = np.searchsorted(far, resolution, side="right") - 1
@@ -251,7 +251,7 @@ def _on_screen(scored: ScoredPairs) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _roc_label(scored: ScoredPairs) -> str:
-    """Return the name with AUC, and with the TAR at the lowest of the usual FARs that the impostor pairs give."""
+    """Return the name with AUC, and the TAR at the lowest usual FAR that the impostor pairs allow to measure."""
     impostors = int((~scored.issame).sum())
     far = max(_LEGEND_FAR, 10.0 ** math.ceil(-math.log10(impostors)))
     tar = tar_at_far(scored.similarity, scored.issame, [far])[far]
@@ -260,7 +260,7 @@ def _roc_label(scored: ScoredPairs) -> str:
 
 
 def _grid_columns(count: int) -> int:
-    """Return a number of columns that leaves few places empty: 1, 2, 3, 2 for 4, 3 up to 9, then 4."""
+    """Return a number of columns that leaves few cells empty: 1, 2, 3, 2 for 4, 3 up to 9, then 4."""
     if count <= 3:
         return count
     if count == 4:

@@ -1,4 +1,4 @@
-"""The pairs that a model gets most wrong, as pictures: genuine pairs least alike, impostor pairs most alike."""
+"""The hardest pairs of a model, with their images: least similar genuine pairs, most similar impostor pairs."""
 
 import math
 from dataclasses import dataclass
@@ -16,10 +16,10 @@ class HardPair:
     """One pair.
 
     Attributes:
-        index: its place in the list of pairs, from 0.
+        index: index in the list of pairs, from 0.
         similarity: cosine.
         pictures: both images as JPEG files; None for one that cannot be read.
-        norms: of both images; None where they are not known.
+        norms: feature norms of both images; None if unknown.
     """
 
     index: int
@@ -33,10 +33,10 @@ class HardestPairs:
     """The hardest pairs of one set.
 
     Attributes:
-        name: of the set.
-        genuine: pairs of one person, the least alike first.
-        impostors: pairs of two people, the most alike first.
-        threshold: similarity above which pairs are called the same; NaN where there is none.
+        name: name of the set.
+        genuine: genuine pairs, least similar first.
+        impostors: impostor pairs, most similar first.
+        threshold: similarity above which pairs are accepted; NaN if unknown.
     """
 
     name: str
@@ -55,19 +55,19 @@ def hardest_pairs(
     norms: np.ndarray | None = None,
     threshold: float = math.nan,
 ) -> HardestPairs:
-    """Find the hardest pairs and read their pictures, and no others.
+    """Find the hardest pairs, and read only their images.
 
     Args:
-        images: those that the pairs are of.
-        similarity: (P,) cosines; pairs without a finite one are passed over.
+        images: images of the pairs.
+        similarity: (P,) cosines; pairs without a finite one are skipped.
         issame: (P,) booleans.
-        count: pairs of each kind, at most.
-        places: (P, 2) index of each pair's images in ``images``; None where they are images 2k and 2k + 1.
-        norms: (P, 2) of each pair's images.
-        threshold: similarity above which pairs are called the same.
+        count: maximum number of genuine and of impostor pairs.
+        places: (P, 2) indices of each pair's images in ``images``; None if they are images 2k and 2k + 1.
+        norms: (P, 2) feature norms of each pair's images.
+        threshold: similarity above which pairs are accepted.
 
     Raises:
-        ValueError: counts that do not fit.
+        ValueError: counts that do not match.
     """
     similarity, issame = np.asarray(similarity), np.asarray(issame, dtype=bool)
     places = np.arange(len(images) // 2 * 2).reshape(-1, 2) if places is None else places
@@ -76,8 +76,8 @@ def hardest_pairs(
     for what, values in shapes.items():
         if values is not None and values.shape != expected + (2,) * (what not in ("similarity", "issame")):
             raise ValueError(
-                f"the {what} of the pairs of {images.name} have the shape {values.shape}, expected "
-                f"{expected[0]} pairs: {len(images)} images are there"
+                f"got {what} of shape {values.shape} for the pairs of {images.name}, expected {expected[0]} pairs, "
+                f"as there are {len(images)} images"
             )
 
     def read(pair: int) -> HardPair:
@@ -101,7 +101,7 @@ def hardest_pairs(
 
 
 def _first(pairs: np.ndarray, order: np.ndarray, count: int) -> np.ndarray:
-    """Return the pairs of lowest ``order``; of equal ones the first in the list."""
+    """Return the pairs with the lowest ``order``, in list order if equal."""
     return pairs[np.argsort(order[pairs], kind="stable")[:count]]
 
 

@@ -1,4 +1,4 @@
-"""The pictures of a report: what is drawn, with its words, its legend and its SVG."""
+"""The panels of a report: plots with title, text, legend and SVG."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -36,13 +36,13 @@ _SIZE_INCHES = (4.5, 3.3)
 
 @dataclass(frozen=True)
 class Panel:
-    """One picture.
+    """One plot of a report.
 
     Attributes:
-        title: what it is.
-        text: what it shows, in a sentence.
-        svg: an ``<svg>`` element, every text in it escaped.
-        legend: empty where there is nothing to tell apart.
+        title: title of the plot.
+        text: a sentence that describes it.
+        svg: an ``<svg>`` element with escaped text.
+        legend: entries of the legend; may be empty.
     """
 
     title: str
@@ -52,7 +52,7 @@ class Panel:
 
 
 def score_panels(sets: Sequence[ScoredPairs]) -> list[Panel]:
-    """Return ROC and DET of the sets that have both kinds of pairs; none where no set has.
+    """Return ROC and DET curves of the sets with both genuine and impostor pairs; empty without such sets.
 
     Args:
         sets: scored pairs.
@@ -61,12 +61,12 @@ def score_panels(sets: Sequence[ScoredPairs]) -> list[Panel]:
     if not drawn:
         return []
     among = [scored.name for scored in sets]
-    missing = f" No curve, for want of genuine or impostor pairs: {', '.join(left_out)}." if left_out else ""
+    missing = f" No curve, because genuine or impostor pairs are missing: {', '.join(left_out)}." if left_out else ""
     return [
         _panel(
             "roc",
             "ROC: true accepts against false accepts",
-            f"Higher is better; the axis of false accepts is logarithmic.{missing}",
+            f"Higher is better; the false accept axis is logarithmic.{missing}",
             lambda axes: draw_roc(axes, drawn, among),
         ),
         _panel(
@@ -79,7 +79,7 @@ def score_panels(sets: Sequence[ScoredPairs]) -> list[Panel]:
 
 
 def similarity_panels(sets: Sequence[ScoredPairs]) -> list[Panel]:
-    """Return a histogram of similarities for each set that has pairs, all over the same range.
+    """Return a similarity histogram for each set with pairs, all over the same range.
 
     Args:
         sets: scored pairs.
@@ -103,15 +103,15 @@ def similarity_panels(sets: Sequence[ScoredPairs]) -> list[Panel]:
 def quality_panels(
     curves: Mapping[str, RejectCurve], norms: Mapping[str, np.ndarray], among: Sequence[str] = ()
 ) -> list[Panel]:
-    """Return error against reject, and the feature norms, such as are given.
+    """Return the error-versus-reject curves and the histograms of feature norms.
 
     Args:
-        curves: by name of the set.
-        norms: by name of the set, (N,); zeros, of images that could not be read, and sets without others are left out.
+        curves: error-versus-reject curves by name of the set; may be empty.
+        norms: (N,) feature norms by name of the set; may be empty. Zeros (unreadable images) are skipped.
         among: names of all sets of the report.
     """
-    found = {name: values[values > 0] for name, values in norms.items()}
-    norms = {name: values for name, values in found.items() if len(values)}
+    positive = {name: values[values > 0] for name, values in norms.items()}
+    norms = {name: values for name, values in positive.items() if len(values)}
     names = sorted({*among, *norms, *curves})
     panels = []
     if curves:
@@ -119,7 +119,7 @@ def quality_panels(
             _panel(
                 "rejections",
                 "Error versus reject",
-                "Where the norm tells quality, the curve falls below its band, where 95 % of random rejections lie.",
+                "If the norm measures quality, the curve falls below its band, the range of 95 % of random rejections.",
                 lambda axes: draw_rejections(axes, curves, names),
             )
         )
@@ -128,7 +128,7 @@ def quality_panels(
             _panel(
                 "norms",
                 "Feature norms",
-                "The length of an image's feature, the model's own measure of its quality.",
+                "The norm of an image's feature, the model's own measure of image quality.",
                 lambda axes: draw_norms(axes, norms, names),
             )
         )
@@ -136,47 +136,48 @@ def quality_panels(
 
 
 def training_panels(table: pd.DataFrame, among: Sequence[str] = ()) -> list[Panel]:
-    """Return loss, learning rate, validation accuracy and health of a training, such as were logged.
+    """Return the plots of loss, learning rate, validation accuracy and health that were logged by a training run.
 
     Args:
-        table: what ``reporting.training.read_metrics`` returns.
-        among: names of all sets of the report, for equal colours in all its pictures.
+        table: metrics as returned by ``reporting.training.read_metrics``.
+        among: names of all sets of the report, so that all plots use the same colors.
     """
     panels, training, validation, health = [], training_rows(table), validation_rows(table), health_rows(table)
     if not training.empty:
-        last = f"It was {training['train_loss'].iloc[-1]:.3g} when it was last logged."
+        last = f"Last logged value: {training['train_loss'].iloc[-1]:.3g}."
         panels.append(_panel("loss", "Loss", last, lambda axes: draw_loss(axes, table)))
         if "lr" in training and training["lr"].notna().any():
-            highest = f"At most {training['lr'].max():g}."
+            highest = f"Maximum: {training['lr'].max():g}."
             panels.append(
                 _panel("learning-rate", "Learning rate", highest, lambda axes: draw_learning_rate(axes, table))
             )
     if not validation.empty:
-        best = f"The best mean of {len(validation)} validations is {validation['val_acc'].max():.2f} %."
+        best = f"Best mean of {len(validation)} validations: {validation['val_acc'].max():.2f} %."
         panels.append(_panel("validation", "Validation accuracy", best, lambda axes: draw_accuracy(axes, table, among)))
     if not health.empty:
         panels += [
             _panel(
                 "gradient-norm",
                 "Gradient norm",
-                "Of all parameters, before clipping.",
+                "Over all parameters, before clipping.",
                 lambda axes: draw_gradient_norm(axes, health),
             ),
             _panel(
                 "target-cosine",
-                "Cosine to the own class",
-                f"Mean over an epoch, before the margin; {health['target_cosine'].iloc[-1]:.3f} in the last one.",
+                "Target cosine",
+                f"Cosine to the true class, mean over each epoch, without margin; last epoch: "
+                f"{health['target_cosine'].iloc[-1]:.3f}.",
                 lambda axes: draw_target_cosine(axes, health),
             ),
             _panel(
-                "feature-norm", "Feature norm", "Before normalisation.", lambda axes: draw_feature_norm(axes, health)
+                "feature-norm", "Feature norm", "Before normalization.", lambda axes: draw_feature_norm(axes, health)
             ),
         ]
     return panels
 
 
 def _panel(identifier: str, title: str, text: str, draw: Callable[[Axes], None]) -> Panel:
-    """Draw onto new axes; their title and legend are the page's."""
+    """Draw onto new axes, without title and legend: the page shows them."""
     figure = Figure(figsize=_SIZE_INCHES, dpi=POINTS_PER_INCH, layout="constrained")
     axes = figure.subplots()
     draw(axes)

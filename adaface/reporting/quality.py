@@ -1,4 +1,4 @@
-"""What feature norms tell: how they are spread over each set, and the errors left when the lowest are rejected."""
+"""Plots of feature norms: their distribution in each set, and the errors left when the lowest are rejected."""
 
 from collections.abc import Mapping, Sequence
 from typing import Protocol
@@ -14,32 +14,32 @@ _POINTS = 400
 
 
 class RejectCurve(Protocol):
-    """The errors on genuine pairs while those of the lowest norms are rejected."""
+    """The errors on genuine pairs as those with the lowest norms are rejected."""
 
     @property
     def rejected(self) -> np.ndarray:
-        """Share of the genuine pairs that is rejected, (R,) in [0, 1], ascending."""
+        """Share of the genuine pairs that are rejected, (R,) in [0, 1], ascending."""
 
     @property
     def fnmr(self) -> np.ndarray:
-        """False non-match rate of the others, (R,) in [0, 1]."""
+        """False non-match rate of the remaining pairs, (R,) in [0, 1]."""
 
     @property
     def random_interval(self) -> np.ndarray:
-        """Where 95% of random rejections lie, (R, 2)."""
+        """Range of 95% of random rejections, (R, 2)."""
 
     @property
     def fmr(self) -> float:
-        """False match rate of the fixed threshold, in [0, 1]."""
+        """False match rate at the fixed threshold, in [0, 1]."""
 
 
 def draw_rejections(axes: Axes, curves: Mapping[str, RejectCurve], among: Sequence[str] = ()) -> None:
     """Draw error-versus-reject curves, each over the band of random rejections.
 
     Args:
-        axes: changed in place; a legend is not drawn, but its entries are there.
-        curves: by name of the set, at least one.
-        among: names of all sets of this report, for equal colours in all its pictures; those of ``curves`` if none.
+        axes: changed in place; the legend entries are set, the legend is not drawn.
+        curves: curves by name of the set, at least one.
+        among: names of all sets of this report, so that all plots use the same colors; defaults to those of ``curves``.
     """
     looks = line_looks(among or list(curves))
     for name, curve in curves.items():
@@ -58,8 +58,8 @@ def draw_norms(axes: Axes, norms: Mapping[str, np.ndarray], among: Sequence[str]
     """Draw a histogram of the feature norms of each set.
 
     Args:
-        axes: changed in place; a legend is not drawn, but its entries are there.
-        norms: by name of the set, (N,) of its readable images, N at least 1.
+        axes: changed in place; the legend entries are set, the legend is not drawn.
+        norms: (N,) norms of the readable images, by name of the set; N at least 1.
         among: as in ``draw_rejections``.
     """
     looks = line_looks(among or list(norms))
@@ -72,4 +72,4 @@ def draw_norms(axes: Axes, norms: Mapping[str, np.ndarray], among: Sequence[str]
     axes.set_ylim(bottom=0)
     axes.yaxis.set_major_formatter(PERCENT)
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
-    dress(axes, "Feature norms", "norm of the image's feature", "share of images per bin")
+    dress(axes, "Feature norms", "feature norm", "share of images per bin")

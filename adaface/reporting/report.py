@@ -1,8 +1,7 @@
-"""The report: everything that is known of a model, or of a training, as one HTML file that needs nothing else.
+"""The report: all results of a model or a training run as one self-contained HTML file.
 
-Styles, curves (SVG) and pictures (data URIs) are inside, there is no script, and nothing is loaded from elsewhere.
-Names and notes come from the data and are escaped. What is not given is left out. How it looks is in
-``report.html.j2``.
+Styles, curves (SVG) and images (data URIs) are embedded; there are no scripts and no external resources. Names and
+notes come from the data and are escaped. Sections without content are left out. The layout is in ``report.html.j2``.
 """
 
 import base64
@@ -33,7 +32,7 @@ from adaface.reporting.tables import (
 from adaface.system.files import write_atomically
 
 _TEMPLATE = "report.html.j2"
-_MOST_PICTURE_BYTES = 1_500_000  # base64 makes a third more of them
+_MOST_PICTURE_BYTES = 1_500_000  # base64 adds a third
 _HEADINGS = {
     "verification": "Verification",
     "protocols": "Protocols",
@@ -43,29 +42,29 @@ _HEADINGS = {
     "training": "Training",
     "pairs": "The hardest pairs",
     "options": "Options",
-    "manifest": "How it was made",
+    "manifest": "Environment",
 }
 
 
 @dataclass(frozen=True)
 class ReportContent:
-    """What a report may show; all but the title may be left out.
+    """Content of a report; everything but the title is optional.
 
     Attributes:
         title: name of the run or of the model.
-        date: when it was made, as text.
+        date: date of the run, as text.
         evaluated: what was evaluated, such as the checkpoint.
-        sets: results of verification sets, with the similarities of their pairs where curves are wanted.
-        outcomes: of other protocols; those with pairs have curves too.
-        tables: others, such as the comparison with published numbers.
-        metrics: of a training, as ``reporting.training.read_metrics`` returns them.
+        sets: results of verification sets; curves need the similarities of their pairs.
+        outcomes: results of other protocols; those with pairs have curves too.
+        tables: further tables, such as the comparison with published numbers.
+        metrics: metrics of a training run, as returned by ``reporting.training.read_metrics``.
         rejections: error-versus-reject curves, by name of the set.
-        norms: feature norms by name of the set, of any shape, beside those of the outcomes.
-        hardest: pairs to show as pictures, of each set.
-        options: of the run, by name.
+        norms: feature norms by name of the set, of any shape, in addition to those of the outcomes.
+        hardest: hardest pairs of each set, to show as images.
+        options: options of the run, by name.
         manifest: versions, command and the like; mappings may be nested.
-        notes: what is unusual.
-        warnings: what the reader must not miss, such as a norm that runs against quality.
+        notes: remarks.
+        warnings: important remarks, such as a feature norm that contradicts image quality.
     """
 
     title: str
@@ -86,7 +85,7 @@ class ReportContent:
 
 @dataclass
 class _ScoredOutcome:
-    """An outcome's pairs, as the pictures take them."""
+    """The pairs of an outcome, as ``ScoredPairs``."""
 
     name: str
     similarity: np.ndarray
@@ -97,7 +96,7 @@ class _ScoredOutcome:
 
 @dataclass(frozen=True)
 class _Tile:
-    """A number of the headline."""
+    """A number at the top of the report."""
 
     name: str
     value: str
@@ -105,14 +104,14 @@ class _Tile:
 
 
 def write_report(path: str | Path, content: ReportContent) -> None:
-    """Write a report as a whole file or not at all.
+    """Write a report atomically.
 
     Args:
         path: HTML file to write.
-        content: what to show.
+        content: content of the report.
 
     Raises:
-        OSError: it cannot be written; what was there before is untouched.
+        OSError: it cannot be written; an existing file is left unchanged.
     """
     scored = _scored_pairs(content)
     among = [pairs.name for pairs in scored]
@@ -145,7 +144,7 @@ def write_report(path: str | Path, content: ReportContent) -> None:
 
 
 def _scored_pairs(content: ReportContent) -> list[ScoredPairs]:
-    """Return what has pairs with scores; of one name the first."""
+    """Return everything that has pairs with scores; the first one of each name."""
     outcomes = [
         _ScoredOutcome(outcome.data, outcome.similarity, outcome.issame)
         for outcome in content.outcomes
@@ -159,7 +158,7 @@ def _scored_pairs(content: ReportContent) -> list[ScoredPairs]:
 
 
 def _tiles(content: ReportContent) -> list[_Tile]:
-    """Return the numbers of the headline: mean accuracy and that of a few sets, or the first of each protocol."""
+    """Return the numbers at the top: mean accuracy, the first number of each protocol, and the training."""
     tiles = []
     if content.sets:
         pairs = sum(result.pairs for result in content.sets)
@@ -185,7 +184,7 @@ def _tiles(content: ReportContent) -> list[_Tile]:
 
 
 def _shown_pairs(hardest: Sequence[HardestPairs]) -> list[dict[str, Any]]:
-    """Return the pairs as the template takes them: the hardest of every set first, as many as the file may hold."""
+    """Return the pairs for the template: the hardest of every set first, up to the size limit of the file."""
     lists = [pairs for of_set in hardest for pairs in (of_set.genuine, of_set.impostors)]
     in_turn = sorted((rank, place) for place, pairs in enumerate(lists) for rank in range(len(pairs)))
     left, shown = _MOST_PICTURE_BYTES, [0] * len(lists)
@@ -197,9 +196,9 @@ def _shown_pairs(hardest: Sequence[HardestPairs]) -> list[dict[str, Any]]:
     return [
         {
             "name": of_set.name,
-            "genuine": [_shown_pair(pair, pair.similarity <= of_set.threshold, "taken for two people")
+            "genuine": [_shown_pair(pair, pair.similarity <= of_set.threshold, "wrongly rejected")
                         for pair in of_set.genuine[:genuine]],
-            "impostors": [_shown_pair(pair, pair.similarity > of_set.threshold, "taken for one person")
+            "impostors": [_shown_pair(pair, pair.similarity > of_set.threshold, "wrongly accepted")
                           for pair in of_set.impostors[:impostors]],
         }
         for of_set, genuine, impostors in zip(hardest, shown[0::2], shown[1::2], strict=True)
@@ -222,7 +221,7 @@ def _data_uri(jpeg: bytes) -> str:
 
 
 def _facts(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Return names and values as text, nested mappings flattened."""
+    """Return names and values as text, with nested mappings flattened."""
     facts: list[tuple[str, str]] = []
     for name, value in values.items():
         if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""The report of a training, from what its run folder holds and its last test."""
+"""The report of a training run, from its run folder and its last test."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -25,9 +25,9 @@ def write_run_report(folder: Path, results: Sequence[SetResult], pair_sets: Mapp
     """Write ``report.html`` into a run folder.
 
     Args:
-        folder: with ``manifest.json``, ``config.yaml`` and, of a training, ``metrics/``.
-        results: of the last test, with the similarities of the pairs.
-        pair_sets: by name, for the pictures of the hardest pairs; of the other sets there are none.
+        folder: run folder with ``manifest.json``, ``config.yaml`` and, after a training, ``metrics/``.
+        results: results of the last test, with the similarities of the pairs.
+        pair_sets: verification sets by name, to show their hardest pairs.
 
     Raises:
         OSError: it cannot be written.

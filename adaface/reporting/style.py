@@ -1,7 +1,7 @@
-"""The look of every picture: its colours, its axes, and how it becomes a PNG file.
+"""The style of all plots: colors, axes, and writing of PNG files.
 
-Drawn with matplotlib's objects and its Agg renderer alone: no window system, no global state, so that nothing else
-in the process is changed. The colours are Okabe and Ito's, told apart with every kind of colour vision.
+Plots use matplotlib's object interface and its Agg renderer: no window system, and no global state that other code
+could notice. The palette is that of Okabe and Ito, which is safe for color-blind readers.
 """
 
 import io
@@ -20,7 +20,7 @@ from adaface.system.command_line import printable
 from adaface.system.files import write_atomically
 
 BLUE, VERMILION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
-ORANGE, SKY, BLACK, GREY = "#E69F00", "#56B4E9", "#222222", "#8A8A8A"
+ORANGE, SKY, BLACK, GRAY = "#E69F00", "#56B4E9", "#222222", "#8A8A8A"
 GRID = "#DDDDDD"
 DPI = 130
 PERCENT = FuncFormatter(lambda share, _: f"{100 * share:g} %")
@@ -32,13 +32,13 @@ _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def dress(axes: Axes, title: str, x_label: str, y_label: str) -> None:
-    """Give the axes their texts, a light grid behind the data, and no box.
+    """Set title and labels of the axes, draw a light grid behind the data, and remove the box.
 
     Args:
         axes: changed in place.
-        title: above, at the left.
-        x_label: below.
-        y_label: at the left.
+        title: title above the axes, at the left.
+        x_label: label of the x axis.
+        y_label: label of the y axis.
     """
     axes.set_title(title, fontsize=13, fontweight="bold", loc="left")
     axes.set_xlabel(x_label, fontsize=11)
@@ -50,31 +50,31 @@ def dress(axes: Axes, title: str, x_label: str, y_label: str) -> None:
 
 
 def line_looks(names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Return colour and line style by name, the same in each picture: they go by alphabet, not by order.
+    """Return color and line style by name, assigned alphabetically, so that they agree in all plots.
 
     Args:
-        names: of the sets.
+        names: names of the sets.
     """
     looks = ({"color": color, "linestyle": style} for style in cycle(_LINE_STYLES) for color in _PALETTE)
     return dict(zip(sorted(names), looks, strict=False))
 
 
 def plain(text: str) -> str:
-    """Return a text that matplotlib shows as it is.
+    """Escape a text for matplotlib.
 
-    ``$`` would begin a formula, and a broken one ends the drawing; so does a file name that is no UTF-8.
+    ``$`` would begin a formula, and a malformed one raises an error; so does a file name that is not UTF-8.
 
     Args:
-        text: such as the name of a set.
+        text: any text, such as the name of a set.
     """
     return printable(text).replace("$", r"\$")
 
 
 def power_of_ten(value: float) -> str:
-    """Return a rate as a person writes it: 1, 0.1, 0.01, then 10⁻³.
+    """Format a rate: 1, 0.1, 0.01, then 10⁻³.
 
     Args:
-        value: such as a false accept rate.
+        value: a rate, such as a false accept rate.
     """
     exponent = round(math.log10(value)) if value > 0 else 0
     if value < _WRITTEN_OUT_FROM and math.isclose(value, 10.0**exponent):
@@ -83,11 +83,11 @@ def power_of_ten(value: float) -> str:
 
 
 def save_figure(figure: Figure, path: str | Path) -> None:
-    """Write the figure as a whole PNG file or not at all.
+    """Write a figure as a PNG file, atomically.
 
     Args:
-        figure: what to draw.
-        path: PNG to write.
+        figure: figure to write.
+        path: PNG file to write.
     """
     content = io.BytesIO()
     FigureCanvasAgg(figure).print_png(content)

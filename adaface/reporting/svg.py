@@ -1,7 +1,7 @@
-"""A matplotlib figure as ``<svg>`` inside an HTML page, by matplotlib's own SVG backend.
+"""Convert a matplotlib figure to an ``<svg>`` element for an HTML page, with matplotlib's SVG backend.
 
-Its output is made fit for a page: text stays text in the page's font, colors become CSS variables of the page's style
-sheet (so that they suit a light and a dark page), and ids begin with the figure's own, so that no two are the same.
+The output is adapted to the page: text remains text in the page's font, colors become CSS variables of the page's style
+sheet (for light and dark mode), and ids get the figure's identifier as a prefix, so that they are unique.
 """
 
 import io
@@ -18,12 +18,12 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from adaface.reporting.style import BLACK, BLUE, GREEN, GREY, GRID, ORANGE, PURPLE, SKY, VERMILION
+from adaface.reporting.style import BLACK, BLUE, GRAY, GREEN, GRID, ORANGE, PURPLE, SKY, VERMILION
 
 POINTS_PER_INCH = 72
 COLOR_NAMES = {
     BLUE: "blue", VERMILION: "vermilion", GREEN: "green", PURPLE: "purple", ORANGE: "orange", SKY: "sky",
-    BLACK: "black", GREY: "grey", GRID: "grid", "#FFFFFF": "paper", "#000000": "ink",
+    BLACK: "black", GRAY: "gray", GRID: "grid", "#FFFFFF": "paper", "#000000": "ink",
 }  # fmt: skip
 _LEGEND_DASHES = {"--": "6 3", "dashed": "6 3", ":": "2 3", "dotted": "2 3", "-.": "7 3 2 3", "dashdot": "7 3 2 3"}
 _LONG_NUMBER = re.compile(r"\d+\.\d\d+")  # a tenth of a pixel is enough
@@ -32,10 +32,10 @@ _AROUND_LETTERS = re.compile(r"\s+(?=[A-Za-z])|(?<=[A-Za-z])\s+|\s+$")
 
 @dataclass(frozen=True)
 class LegendEntry:
-    """One line of a legend, for the page to lay out.
+    """One entry of a legend, rendered by the page.
 
     Attributes:
-        label: its text, not escaped.
+        label: text, not escaped.
         color: a name of ``COLOR_NAMES``.
         dashes: SVG's ``stroke-dasharray``, empty for a solid line.
         kind: ``line``, ``area`` or ``mark``.
@@ -48,10 +48,10 @@ class LegendEntry:
 
 
 def legend_of(axes: Axes) -> list[LegendEntry]:
-    """Return what a legend of these axes would hold.
+    """Return the legend entries of axes.
 
     Args:
-        axes: with everything drawn that is to be named.
+        axes: axes with labeled content.
     """
     handles, labels = axes.get_legend_handles_labels()
     return [_legend_entry(handle, label.replace(r"\$", "$")) for handle, label in zip(handles, labels, strict=True)]
@@ -61,7 +61,7 @@ def _legend_entry(handle: Any, label: str) -> LegendEntry:
     if isinstance(handle, Line2D):
         kind, color = "mark" if handle.get_linestyle() == "None" else "line", handle.get_color()
     elif handle.get_alpha() is None:
-        kind, color = "line", handle.get_edgecolor()  # of an outline
+        kind, color = "line", handle.get_edgecolor()  # an outline
     else:
         kind, color = "area", handle.get_facecolor()
     style = "own" if kind == "area" else str(handle.get_linestyle())
@@ -70,19 +70,19 @@ def _legend_entry(handle: Any, label: str) -> LegendEntry:
 
 
 def figure_as_svg(figure: Figure, title: str, description: str, identifier: str) -> str:
-    """Draw a figure as an ``<svg>`` element that fills the width it is given.
+    """Draw a figure as an ``<svg>`` element that fills the available width.
 
     Args:
-        figure: of ``POINTS_PER_INCH`` dots per inch; its background is left out.
-        title: its name for screen readers.
-        description: what it shows, in words.
-        identifier: begins its ids; another one for each figure of a page.
+        figure: figure of ``POINTS_PER_INCH`` dots per inch; its background is not drawn.
+        title: title for screen readers.
+        description: description for screen readers.
+        identifier: prefix of its ids; unique in a page.
 
     Returns:
-        HTML; every text in it is escaped.
+        HTML with escaped text.
 
     Raises:
-        ValueError: a color that is not in ``COLOR_NAMES``.
+        ValueError: the figure uses a color that is not in ``COLOR_NAMES``.
     """
     for patch in (figure.patch, *(axes.patch for axes in figure.axes)):
         patch.set_visible(False)
@@ -107,13 +107,13 @@ def figure_as_svg(figure: Figure, title: str, description: str, identifier: str)
 
 def _fit_for_a_page(element: ElementTree.Element, identifier: str) -> None:
     """Change an element of matplotlib's SVG in place."""
-    element.tag, element.tail = element.tag.partition("}")[2], None  # HTML knows no namespaces
+    element.tag, element.tail = element.tag.partition("}")[2], None  # HTML has no namespaces
     if element.tag != "text":
         element.text = None
     attributes = {name.rpartition("}")[2]: value for name, value in element.attrib.items()}
     name = attributes.pop("id", "")
     if element.tag == "g":
-        attributes.pop("clip-path", None)  # of markers: one at the edge of the axes is shown whole
+        attributes.pop("clip-path", None)  # of markers: do not clip them at the edge of the axes
     elif name:  # nothing refers to the ids of groups
         attributes["id"] = f"{identifier}-{name}"
     for name in {"href", "clip-path"} & attributes.keys():
@@ -135,5 +135,5 @@ def _fit_for_a_page(element: ElementTree.Element, identifier: str) -> None:
 def _color_name(color: str) -> str:
     name = COLOR_NAMES.get(color.upper())
     if name is None:
-        raise ValueError(f"the color {color} has no name in a page: use one of plot_style's ({', '.join(COLOR_NAMES)})")
+        raise ValueError(f"the color {color} has no CSS variable: use one of style.py ({', '.join(COLOR_NAMES)})")
     return name

@@ -1,4 +1,4 @@
-"""The tables of a report: rows of text, each number with its interval."""
+"""The tables of a report: rows of text, numbers with their intervals."""
 
 import math
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from adaface.metrics.outcome import Outcome
 from adaface.metrics.results import FARS, SetResult
 from adaface.reporting.style import power_of_ten
 
-_CAPTION = "Percent, with 95 % intervals where they are known; the threshold is a cosine."
+_CAPTION = "In percent, with 95 % intervals if known; the threshold is a cosine."
 Interval = tuple[float, float]
 
 
@@ -19,8 +19,8 @@ class Cell:
     """One cell.
 
     Attributes:
-        text: such as a number.
-        interval: shown below it; may be empty.
+        text: text of the cell, such as a number.
+        interval: text below it; may be empty.
     """
 
     text: str
@@ -32,8 +32,8 @@ class Row:
     """One row.
 
     Attributes:
-        cells: the first is the row's name.
-        is_mean: of the rows above it.
+        cells: cells; the first is the row's name.
+        is_mean: whether it is the mean of the rows above.
     """
 
     cells: tuple[Cell, ...]
@@ -45,11 +45,11 @@ class ReportTable:
     """One table.
 
     Attributes:
-        title: its heading.
-        caption: unit, and what the columns are.
-        heads: a name for each column.
-        rows: each as long as ``heads``.
-        notes: shown below it.
+        title: heading.
+        caption: unit and meaning of the columns.
+        heads: name of each column.
+        rows: rows, each as long as ``heads``.
+        notes: remarks shown below the table.
     """
 
     title: str
@@ -60,10 +60,10 @@ class ReportTable:
 
 
 def verification_table(results: Sequence[SetResult]) -> ReportTable:
-    """Return the table of the verification sets, with a row of means where there are several.
+    """Return the table of the verification sets, with a row of means if there are several.
 
     Args:
-        results: at least one; the columns that no set fills are left out.
+        results: at least one; columns without any number are left out.
     """
     fars = [far for far in FARS if any(not math.isnan(result.tar_at_far[far]) for result in results)]
     numbers = {
@@ -75,7 +75,7 @@ def verification_table(results: Sequence[SetResult]) -> ReportTable:
         "eer": ("EER", [result.eer for result in results]),
     }
     shown = {key: column for key, column in numbers.items() if not all(map(math.isnan, column[1]))}
-    heads = ["set", "pairs", *(head for head, _ in shown.values()), "std of folds", "threshold"]
+    heads = ["set", "pairs", *(head for head, _ in shown.values()), "std over folds", "threshold"]
     rows = []
     for place, result in enumerate(results):
         ends = result.intervals
@@ -92,10 +92,10 @@ def verification_table(results: Sequence[SetResult]) -> ReportTable:
 
 
 def outcome_table(outcome: Outcome) -> ReportTable:
-    """Return the numbers of a protocol, one a row.
+    """Return the numbers of a protocol as a table, one per row.
 
     Args:
-        outcome: what it measured.
+        outcome: result of the protocol.
     """
     rows = [
         Row((Cell(name), Cell(_two_decimals(value) or "–"), Cell(interval_text(outcome.intervals.get(name)))))
@@ -110,7 +110,7 @@ def outcome_table(outcome: Outcome) -> ReportTable:
 
 
 def interval_text(ends: Interval | None) -> str:
-    """Return an interval in words of a table, empty where there is none.
+    """Format an interval for a table; empty without one.
 
     Args:
         ends: lower and upper end.
@@ -121,10 +121,10 @@ def interval_text(ends: Interval | None) -> str:
 
 
 def mean_of(values: Sequence[float]) -> float:
-    """Return the mean of the numbers that are there, NaN where none is.
+    """Return the mean of the numbers that are not NaN, or NaN if there is none.
 
     Args:
-        values: may hold NaN.
+        values: numbers, or NaN.
     """
     present = [value for value in values if not math.isnan(value)]
     return float(np.mean(present)) if present else math.nan

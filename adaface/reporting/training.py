@@ -1,8 +1,8 @@
-"""The curves of a training: the metrics that a run logged, and their pictures.
+"""The curves of a training run: the logged metrics, and their plots.
 
-By step the loss and the learning rate, by epoch the validation accuracy and what ``training.health.HealthMonitor``
-logged. Each panel is drawn onto given axes, so that the PNG files (``loss.png``, ``health.png``) and the report show
-the same.
+Loss and learning rate are plotted by step, validation accuracy and the numbers of ``training.health.HealthMonitor`` by
+epoch. Each panel is drawn onto given axes, so that the PNG files (``loss.png``, ``health.png``) and the report show the
+same plots.
 """
 
 import re
@@ -19,7 +19,7 @@ from adaface.reporting.style import (
     BLACK,
     BLUE,
     DPI,
-    GREY,
+    GRAY,
     ORANGE,
     SKY,
     VERMILION,
@@ -30,27 +30,27 @@ from adaface.reporting.style import (
 )
 
 _SMOOTHED_SHARE = 1 / 40
-_MOST_LEVELS = 6  # of a learning rate that falls in steps
+_MOST_LEVELS = 6  # of a stepwise learning rate schedule
 _LABELLED_LEVELS = 4
 _MARGIN = 1.012
 _WHOLE_EPOCHS_FROM = 3
 _THOUSANDS = FuncFormatter(lambda value, _: f"{value:,.0f}")
-_FEW_EPOCHS = 40  # up to here each epoch is a dot too
+_FEW_EPOCHS = 40  # up to this number, each epoch has a marker
 
 
 def read_metrics(source: str | Path) -> pd.DataFrame:
-    """Read the metrics that Lightning's CSV logger wrote, over all starts of a resumed run.
+    """Read the metrics written by Lightning's CSV logger, over all starts of a resumed run.
 
     Args:
-        source: a ``metrics.csv``, or the folder of its ``version_<n>`` folders.
+        source: a ``metrics.csv``, or the folder with its ``version_<n>`` folders.
 
     Returns:
-        One row for each logged step: ``step``, ``epoch``, and such of ``train_loss``, ``lr``, ``val_acc``,
-        ``<set>_acc`` (percent) and the numbers of ``training.health.HealthMonitor`` as were logged, NaN elsewhere.
-        Where a resumed run repeated steps, the later rows count. Empty where nothing was logged.
+        One row for each logged step: ``step``, ``epoch``, and the logged columns among ``train_loss``, ``lr``,
+        ``val_acc``, ``<set>_acc`` (percent) and the numbers of ``training.health.HealthMonitor``; NaN elsewhere. If a
+        resumed run repeated steps, the later rows count. Empty if nothing was logged.
 
     Raises:
-        ValueError: the file is no metrics table.
+        ValueError: the file is not a metrics table.
     """
     source = Path(source)
     files = [source] if source.is_file() else sorted(source.glob("version_*/metrics.csv"), key=_version_number)
@@ -61,7 +61,7 @@ def read_metrics(source: str | Path) -> pd.DataFrame:
         except pd.errors.EmptyDataError:
             continue
         if not {"step", "epoch"} <= set(newer.columns):
-            raise ValueError(f"{file} has the columns {list(newer.columns)}, expected `step` and `epoch` among them")
+            raise ValueError(f"{file} has the columns {list(newer.columns)}, expected at least `step` and `epoch`")
         newer = newer.dropna(subset=["step", "epoch"])
         if not newer.empty:
             table = pd.concat([table[table["step"] < newer["step"].min()], newer], ignore_index=True)
@@ -69,11 +69,11 @@ def read_metrics(source: str | Path) -> pd.DataFrame:
 
 
 def logged_rows(table: pd.DataFrame, column: str, by: str) -> pd.DataFrame:
-    """Return the rows in which a metric has a finite value, the last one of each step or epoch.
+    """Return the rows with a finite value of a metric, the last one of each step or epoch.
 
     Args:
-        table: of ``read_metrics``.
-        column: the metric; where it was never logged there are no rows.
+        table: metrics as returned by ``read_metrics``.
+        column: name of the metric; no rows are returned if it was never logged.
         by: ``step`` or ``epoch``.
     """
     if column not in table:
@@ -94,8 +94,8 @@ def plot_loss(metrics: str | Path | pd.DataFrame, path: str | Path) -> bool:
     """Draw training loss and learning rate by step, and validation accuracy by epoch.
 
     Args:
-        metrics: what ``read_metrics`` takes or returns.
-        path: PNG to write.
+        metrics: argument or result of ``read_metrics``.
+        path: PNG file to write.
 
     Returns:
         Whether there was anything to draw; if not, no file is written.
@@ -124,29 +124,29 @@ def plot_loss(metrics: str | Path | pd.DataFrame, path: str | Path) -> bool:
 
 
 def training_rows(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows that have a finite training loss, one for each step.
+    """Return the rows with a finite training loss, one for each step.
 
     Args:
-        table: what ``read_metrics`` returns.
+        table: metrics as returned by ``read_metrics``.
     """
     return logged_rows(table, "train_loss", "step")
 
 
 def validation_rows(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows that have a validation accuracy, one for each step.
+    """Return the rows with a validation accuracy, one for each step.
 
     Args:
-        table: what ``read_metrics`` returns.
+        table: metrics as returned by ``read_metrics``.
     """
     return logged_rows(table, "val_acc", "step")
 
 
 def draw_loss(axes: Axes, table: pd.DataFrame) -> None:
-    """Draw the training loss by step; of many steps also a smoothed curve.
+    """Draw the training loss by step, with a smoothed curve if there are many steps.
 
     Args:
         axes: changed in place.
-        table: has a row with a training loss.
+        table: metrics with at least one training loss.
     """
     training = training_rows(table)
     steps, loss = training["step"] + 1, training["train_loss"]
@@ -168,12 +168,12 @@ def draw_learning_rate(axes: Axes, table: pd.DataFrame) -> None:
 
     Args:
         axes: changed in place.
-        table: has a row with a training loss.
+        table: metrics with at least one training loss.
     """
     training = training_rows(table)
     rates = training.dropna(subset=["lr"]) if "lr" in training else training.iloc[:0]
     if rates.empty:
-        axes.text(0.5, 0.5, "not logged", transform=axes.transAxes, ha="center", va="center", color=GREY)
+        axes.text(0.5, 0.5, "not logged", transform=axes.transAxes, ha="center", va="center", color=GRAY)
     else:
         axes.plot(rates["step"] + 1, rates["lr"], color=VERMILION, linewidth=2, drawstyle="steps-pre")
         lowest, highest = rates["lr"].min(), rates["lr"].max()
@@ -184,7 +184,7 @@ def draw_learning_rate(axes: Axes, table: pd.DataFrame) -> None:
             axes.set_yticks(levels[-_LABELLED_LEVELS:], minor=False)
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axes.minorticks_off()
-        elif highest > 0:  # another rate at each step
+        elif highest > 0:  # a continuous schedule
             axes.set_ylim(0, 1.08 * highest)
             axes.yaxis.set_major_locator(MaxNLocator(nbins=3))
     _dress_by_step(axes, table, "Learning rate", "learning rate")
@@ -194,12 +194,12 @@ def draw_accuracy(axes: Axes, table: pd.DataFrame, among: Sequence[str] = ()) ->
     """Draw the validation accuracy, mean and by set, by epoch.
 
     Args:
-        axes: changed in place; a legend is not drawn, but its entries are there.
-        table: has a row with a validation accuracy.
-        among: names of all sets of this report, for equal colours in all its pictures; those of ``table`` if none.
+        axes: changed in place; the legend entries are set, the legend is not drawn.
+        table: metrics with at least one validation accuracy.
+        among: names of all sets of this report, so that all plots use the same colors; defaults to those of ``table``.
     """
     validation = validation_rows(table)
-    # the step that ends the first epoch: validations are at epochs' ends or evenly inside them
+    # steps of an epoch: validations are at the end of epochs or evenly spread inside them
     epoch_steps = max((validation["step"] + 1) / (validation["epoch"] + 1))
     epochs = (validation["step"] + 1) / epoch_steps
     marker = "o" if len(validation) <= 1 / _SMOOTHED_SHARE else None
@@ -228,8 +228,8 @@ def plot_health(metrics: str | Path | pd.DataFrame, path: str | Path) -> bool:
     """Draw gradient norm, target cosine and feature norms by epoch.
 
     Args:
-        metrics: what ``read_metrics`` takes or returns.
-        path: PNG to write.
+        metrics: argument or result of ``read_metrics``.
+        path: PNG file to write.
 
     Returns:
         Whether there was anything to draw; if not, no file is written.
@@ -252,10 +252,10 @@ def plot_health(metrics: str | Path | pd.DataFrame, path: str | Path) -> bool:
 
 
 def health_rows(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows that ``training.health.HealthMonitor`` logged, one for each epoch.
+    """Return the rows logged by ``training.health.HealthMonitor``, one for each epoch.
 
     Args:
-        table: what ``read_metrics`` returns.
+        table: metrics as returned by ``read_metrics``.
     """
     return logged_rows(table, "feature_norm", "epoch")
 
@@ -264,8 +264,8 @@ def draw_gradient_norm(axes: Axes, rows: pd.DataFrame) -> None:
     """Draw the mean and the highest gradient norm of each epoch.
 
     Args:
-        axes: changed in place; a legend is not drawn, but its entries are there.
-        rows: of ``health_rows``, not empty.
+        axes: changed in place; the legend entries are set, the legend is not drawn.
+        rows: rows as returned by ``health_rows``, not empty.
     """
     _line(axes, rows, "gradient_norm_max", ORANGE, "highest")
     _line(axes, rows, "gradient_norm", BLUE, "mean")
@@ -276,25 +276,25 @@ def draw_gradient_norm(axes: Axes, rows: pd.DataFrame) -> None:
 
 
 def draw_target_cosine(axes: Axes, rows: pd.DataFrame) -> None:
-    """Draw the mean cosine to the own class of each epoch.
+    """Draw the mean target cosine (to the true class) of each epoch.
 
     Args:
         axes: changed in place.
-        rows: of ``health_rows``, not empty.
+        rows: rows as returned by ``health_rows``, not empty.
     """
     _line(axes, rows, "target_cosine", BLUE, "")
-    _dress_by_epoch(axes, "Cosine to the own class", "mean, before the margin")
+    _dress_by_epoch(axes, "Target cosine", "mean, without margin")
 
 
 def draw_feature_norm(axes: Axes, rows: pd.DataFrame) -> None:
     """Draw the feature norms of each epoch, and AdaFace's running statistics of them.
 
     Args:
-        axes: changed in place; a legend is not drawn, but its entries are there.
-        rows: of ``health_rows``, not empty.
+        axes: changed in place; the legend entries are set, the legend is not drawn.
+        rows: rows as returned by ``health_rows``, not empty.
     """
     epochs, mean, deviation = rows["epoch"] + 1, rows["feature_norm"], rows["feature_norm_std"]
-    axes.fill_between(epochs, rows["feature_norm_min"], rows["feature_norm_max"], color=GREY, alpha=0.2, label="all")
+    axes.fill_between(epochs, rows["feature_norm_min"], rows["feature_norm_max"], color=GRAY, alpha=0.2, label="all")
     below = np.maximum(mean - deviation, 0)
     axes.fill_between(epochs, below, mean + deviation, color=SKY, alpha=0.5, label="mean ± deviation")
     _line(axes, rows, "feature_norm", BLUE, "mean")
@@ -303,7 +303,7 @@ def draw_feature_norm(axes: Axes, rows: pd.DataFrame) -> None:
         for sign in (-1, 1):
             axes.plot(epochs, rows["adaface_mean"] + sign * rows["adaface_std"], color=VERMILION, linestyle=":")
     axes.set_ylim(bottom=0)
-    _dress_by_epoch(axes, "Feature norm", "before normalisation")
+    _dress_by_epoch(axes, "Feature norm", "before normalization")
 
 
 def _dress_by_step(axes: Axes, table: pd.DataFrame, title: str, y_label: str) -> None:

@@ -85,7 +85,7 @@ def test_roc_curve_is_the_share_of_genuine_pairs_accepted(tmp_path, drawn):
 
 def test_sets_without_a_curve_are_named(tmp_path, drawn):
     assert plot_roc([scored("lfw"), one_kind("only_same")], tmp_path / "roc.png")
-    assert "no curve, for want of genuine or impostor pairs: only_same" in texts(drawn[0])
+    assert "no curve, because genuine or impostor pairs are missing: only_same" in texts(drawn[0])
 
 
 def test_histograms_share_their_bins_and_add_up(tmp_path, drawn):

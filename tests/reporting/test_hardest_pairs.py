@@ -73,9 +73,9 @@ def test_equal_similarities_keep_the_order_and_nan_is_passed_over():
 @pytest.mark.parametrize(
     ("images", "more", "message"),
     [
-        (10, {}, r"the similarity of the pairs of lfw have the shape \(6,\), expected 5 pairs: 10 images are there"),
-        (12, {"norms": np.zeros(12)}, r"the norms of the pairs of lfw have the shape \(12,\), expected 6 pairs"),
-        (12, {"places": np.zeros((5, 2), int)}, r"the similarity of the pairs of lfw have the shape \(6,\)"),
+        (10, {}, r"got similarity of shape \(6,\) for the pairs of lfw, expected 5 pairs, as there are 10 images"),
+        (12, {"norms": np.zeros(12)}, r"got norms of shape \(12,\) for the pairs of lfw, expected 6 pairs"),
+        (12, {"places": np.zeros((5, 2), int)}, r"got similarity of shape \(6,\) for the pairs of lfw"),
     ],
 )
 def test_counts_that_do_not_fit(images, more, message):

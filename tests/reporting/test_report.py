@@ -114,7 +114,7 @@ def everything(name: str = "lfw", note: str = "a note") -> ReportContent:
         options={"arch": "ir_50", f"option {name}": note, "lr_milestones": [12, 20], "use_16bit": True, "empty": ""},
         manifest={"versions": {"torch": "2.13.0", "cuda": None}, name: note},
         notes=[note],
-        warnings=[f"{name}: the norm runs against quality"],
+        warnings=[f"{name}: the feature norm contradicts image quality"],
     )
 
 
@@ -130,8 +130,8 @@ def test_everything_that_is_given_is_there(full):
         "run of lfw", "ir_50 on lfw · 2026-11-24", "Mean accuracy", "2 sets, 400 pairs", "97.25 to 99.75",
         "98.00 to 100.00", "mean", "IJB-C lfw", "95.12", "94.00 to 96.00", "Paper lfw", "Error versus reject",
         "Feature norms", "Loss", "Learning rate", "Validation accuracy", "70.00 %", "Gradient norm",
-        "Cosine to the own class", "Genuine, least alike", "Impostors, most alike", "norms 21.5 and 21.5",
-        "lr_milestones", "12, 20", "versions: torch", "2.13.0", "lfw: the norm runs against quality",
+        "Target cosine", "Genuine pairs, least similar", "Impostor pairs, most similar", "norms 21.5 and 21.5",
+        "lr_milestones", "12, 20", "versions: torch", "2.13.0", "lfw: the feature norm contradicts image quality",
     ):  # fmt: skip
         assert text in full.text, text
 
@@ -172,7 +172,7 @@ def test_pairs_on_the_wrong_side_of_the_threshold_are_called_so(tmp_path):
     similarity = np.array([0.2, 0.9, 0.4, 0.1])  # genuine 0.2 and 0.9, impostors 0.4 and 0.1
     hard = hardest_pairs(Images(8), similarity, np.array([True, True, False, False]), 2, threshold=0.3)
     page = page_of(tmp_path, ReportContent("x", hardest=[hard]))
-    assert page.text.count("taken for two people") == page.text.count("taken for one person") == 1
+    assert page.text.count("wrongly rejected") == page.text.count("wrongly accepted") == 1
 
 
 def external(page: Page) -> list[str]:
@@ -232,7 +232,7 @@ def test_a_set_of_one_kind_of_pairs(tmp_path):
     assert page.headings == ["verification", "similarities"]
     assert "same: no impostor pairs: no error rates" in page.text
     both = page_of(tmp_path, ReportContent("x", sets=[same, result()]))
-    assert "No curve, for want of genuine or impostor pairs: same." in both.text
+    assert "No curve, because genuine or impostor pairs are missing: same." in both.text
 
 
 def test_axes_of_few_pairs_have_plain_labels(tmp_path):

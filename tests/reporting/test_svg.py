@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from adaface.reporting.style import BLUE, GREY, VERMILION
+from adaface.reporting.style import BLUE, GRAY, VERMILION
 from adaface.reporting.svg import POINTS_PER_INCH, figure_as_svg, legend_of
 
 
@@ -101,8 +101,8 @@ def test_a_long_curve_takes_the_space_of_a_screen():
 
 def test_areas_are_translucent():
     axes = axes_of_a_figure()
-    axes.fill_between([0, 1], [0, 0], [1, 1], color=GREY, alpha=0.2, label="all")
-    (area,) = paths(parsed(axes), "fill: var(--grey)", "use")
+    axes.fill_between([0, 1], [0, 0], [1, 1], color=GRAY, alpha=0.2, label="all")
+    (area,) = paths(parsed(axes), "fill: var(--gray)", "use")
     assert "fill-opacity: 0.2" in area.get("style").split("; ")
 
 
@@ -110,13 +110,13 @@ def test_legend_entries_of_lines_areas_and_marks():
     axes = axes_of_a_figure()
     axes.plot([0, 1], [0, 1], color=BLUE, linestyle=":", label=r"cost \$")
     axes.plot([0], [0], marker="*", linestyle="none", color=VERMILION, label="best")
-    axes.fill_between([0, 1], [0, 0], [1, 1], color=GREY, alpha=0.2, label="all")
+    axes.fill_between([0, 1], [0, 0], [1, 1], color=GRAY, alpha=0.2, label="all")
     axes.stairs([1], [0, 1], color=BLUE, label="outline")
     axes.plot([0, 1], [1, 0], color=BLUE)
     assert [(entry.label, entry.color, entry.kind, bool(entry.dashes)) for entry in legend_of(axes)] == [
         ("cost $", "blue", "line", True),
         ("best", "vermilion", "mark", False),
-        ("all", "grey", "area", False),
+        ("all", "gray", "area", False),
         ("outline", "blue", "line", False),
     ]
 
@@ -124,7 +124,7 @@ def test_legend_entries_of_lines_areas_and_marks():
 def test_a_colour_of_no_name_is_refused():
     axes = axes_of_a_figure()
     axes.plot([0, 1], [0, 1], color="#123456")
-    with pytest.raises(ValueError, match="the color #123456 has no name in a page: use one of plot_style's"):
+    with pytest.raises(ValueError, match=r"the color #123456 has no CSS variable: use one of style\.py"):
         parsed(axes)
 
 

@@ -46,7 +46,7 @@ def test_metrics_of_a_resumed_run_continue_and_replace(tmp_path):
 
 def test_another_table_is_refused(tmp_path):
     (tmp_path / "metrics.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(ValueError, match=r"metrics.csv has the columns \['a', 'b'\], expected `step`"):
+    with pytest.raises(ValueError, match=r"metrics.csv has the columns \['a', 'b'\], expected at least `step`"):
         read_metrics(tmp_path / "metrics.csv")
 
 
