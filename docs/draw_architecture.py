@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
-from adaface.reporting.style import BLACK, BLUE, DPI, GREEN, GREY, PURPLE, VERMILION, save_figure
+from adaface.reporting.style import BLACK, BLUE, DPI, GRAY, GREEN, PURPLE, VERMILION, save_figure
 
 PICTURE = Path(__file__).with_name("architecture.png")
 _WIDTH, _HEIGHT = 2.3, 0.98
@@ -89,7 +89,7 @@ def _draw_box(axes: Axes, box: Box) -> None:
     axes.add_patch(patch)
     axes.text(box.x, box.y + 0.26, box.title, ha="center", va="center", fontsize=11, fontweight="bold", color=BLACK)
     axes.text(box.x, box.y, box.text, ha="center", va="center", fontsize=7.5, color=BLACK)
-    axes.text(box.x, box.y - 0.28, box.folders, ha="center", va="center", fontsize=7, color=GREY, family="monospace")
+    axes.text(box.x, box.y - 0.28, box.folders, ha="center", va="center", fontsize=7, color=GRAY, family="monospace")
 
 
 def _draw_arrow(axes: Axes, start: Box, end: Box, label: str) -> None:
