@@ -32,10 +32,10 @@ setup: $(VENV)/.run-time  ## install what running needs into .venv
 setup-dev: $(VENV)/.dev  ## install what tests and lint need too
 
 demo: $(VENV)/.run-time  ## draw synthetic faces, convert, train a small network on the CPU, evaluate
-	$(BIN)/python demo_data.py --output $(DEMO)/faces
+	$(BIN)/python -m adaface.demo.dataset --output $(DEMO)/faces
 	$(BIN)/python convert.py --rec_path $(DEMO)/faces
 	$(BIN)/python main.py --config recipes/demo_cpu.yaml --data_root $(DEMO)
-	$(BIN)/python demo_baseline.py $(DEMO)/faces --runs experiments
+	$(BIN)/python -m adaface.commands.demo_baseline $(DEMO)/faces --runs experiments
 
 test: $(VENV)/.dev  ## run the tests (two processes, no GPU, no network)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not mxnet"

@@ -1,8 +1,5 @@
-"""The command of earlier versions: the code is in `adaface/commands/export.py`."""
+"""The command of earlier versions, for one release."""
 
 import sys
 
-from adaface.commands.export import main as main
-
-if __name__ == "__main__":
-    sys.exit(main())
+sys.exit("export_onnx.py has become: python -m adaface export (the options are the same)")

@@ -1,8 +1,5 @@
-"""``python -m alignment``: the command line is in ``align_command``."""
+"""The command of earlier versions, for one release."""
 
 import sys
 
-from adaface.commands.align import main
-
-if __name__ == "__main__":
-    sys.exit(main())
+sys.exit("python -m alignment has become: python -m adaface align (the options are the same)")

@@ -78,7 +78,18 @@ def measure(output: Path, val_data_path: Path, more: list[str]) -> pd.DataFrame:
         models = [pretrained, *(folder / f"{epoch}.ckpt" for epoch in EPOCHS)]
         place = output / f"comparison_{seed}"
         if not any(place.glob("*/comparison.csv")):
-            run("-m", "evaluation", "folder", "--compare", *models, "--root", output / "test", "--output_dir", place)
+            run(
+                "-m",
+                "adaface",
+                "evaluate",
+                "folder",
+                "--compare",
+                *models,
+                "--root",
+                output / "test",
+                "--output_dir",
+                place,
+            )
         rows += _gains(next(place.glob("*/comparison.csv")), seed)
     return pd.DataFrame(rows)
 

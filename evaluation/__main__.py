@@ -1,8 +1,5 @@
-"""``python -m evaluation``: the command line is in ``evaluate_command``."""
+"""The command of earlier versions, for one release."""
 
 import sys
 
-from adaface.commands.evaluate import main
-
-if __name__ == "__main__":
-    sys.exit(main())
+sys.exit("python -m evaluation has become: python -m adaface evaluate (the options are the same)")

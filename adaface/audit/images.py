@@ -120,7 +120,7 @@ def open_audited_data(path: str, *, swapped: bool = False) -> AuditedData:
     try:
         return AuditedData(open_training_source(".", path, flawed=True), swapped)
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"--audit: {error}".replace(". Check --data_root and --train_data_path", "")) from error
+        raise FileNotFoundError(str(error).replace(". Check --data_root and --train_data_path", "")) from error
 
 
 @dataclass(frozen=True)

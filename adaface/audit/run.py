@@ -25,6 +25,7 @@ from adaface.audit.report import CSV, HTML, JSON, counts_of, in_order_of_level, 
 from adaface.audit.scan import GOOD, counted_findings, open_table, scan, states, usual_of
 from adaface.data.sources.selection import write_index
 from adaface.metrics.outcome import EmbedImages
+from adaface.system.command_line import invocation
 from adaface.system.locks import locked
 from adaface.system.quiet import quiet_error_output
 from adaface.system.text_table import aligned
@@ -228,7 +229,7 @@ def _apply(options: AuditOptions, data: AuditedData, findings: list[Finding], pa
     place = f"--data_root {shlex.quote(str(first.parent))} --train_data_path {shlex.quote(first.name)}"
     if not first.exists():
         place = f"--train_data_path {shlex.quote(options.data)}"
-    _say(f"next: python main.py {place} --train_data_index {shlex.quote(str(path))} ...")
+    _say(f"next: {invocation('train')} {place} --train_data_index {shlex.quote(str(path))} ...")
 
 
 def _say(line: str) -> None:

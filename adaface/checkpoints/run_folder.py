@@ -20,6 +20,7 @@ from typing import Any
 import torch
 import yaml
 
+from adaface.system.command_line import invocation
 from adaface.system.files import write_atomically
 
 MANIFEST = "manifest.json"
@@ -92,7 +93,7 @@ def write_config(folder: str | os.PathLike[str], config: dict[str, Any]) -> None
         folder: run folder.
         config: plain values by option.
     """
-    header = "# The resolved options of this run; run it again with: python main.py --config <this file>\n"
+    header = f"# The resolved options of this run; run it again with: {invocation('train')} --config <this file>\n"
     recipe = {**config, **{name: value for name, value in _OF_ONE_START.items() if name in config}}
     write_atomically(Path(folder) / CONFIG, header + yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))
 

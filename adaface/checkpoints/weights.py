@@ -61,7 +61,7 @@ def find_architecture(checkpoint: dict[str, Any], path: str | Path) -> str:
         nearest, misfit = nearest_architecture(weights)
         raise ValueError(
             f"{path} holds weights of no architecture that is known here ({len(weights)} entries); the nearest is "
-            f"{nearest}, but for {misfit}; python architecture_table.py lists what there is. Of a network of timm give "
+            f"{nearest}, but for {misfit}; adaface models lists what there is. Of a network of timm give "
             "--arch timm:<name>: it cannot be told from the weights"
         )
     return found

@@ -1,8 +1,8 @@
 r"""Align the faces of a tree of photographs to 112x112.
 
-    python -m alignment <PHOTOGRAPHS> <FACES>
-    python -m alignment <PHOTOGRAPHS> <FACES> --faces all --format jpg
-    python -m alignment <PHOTOGRAPHS> <FACES> --landmarks landmarks.txt
+    adaface align <PHOTOGRAPHS> <FACES>
+    adaface align <PHOTOGRAPHS> <FACES> --faces all --format jpg
+    adaface align <PHOTOGRAPHS> <FACES> --landmarks landmarks.txt
 
 The folders are kept; ``alignment.csv`` says of each photograph what became of it. A stopped alignment goes on when the
 same command is given again.
@@ -28,7 +28,15 @@ from adaface.alignment.tree import (
     align_tree,
     find_photographs,
 )
-from adaface.system.command_line import FAILED, INTERRUPTED, Parser, printable, run_to_status
+from adaface.system.command_line import (
+    FAILED,
+    INTERRUPTED,
+    Parser,
+    invocation,
+    printable,
+    program_name,
+    run_to_status,
+)
 from adaface.system.locks import RunLock
 from adaface.system.quiet import quiet_decoders
 from adaface.system.threads import usable_cores
@@ -40,7 +48,7 @@ _SHOWN = 5
 def build_parser() -> Parser:
     """Build the command line's parser."""
     parser = Parser(
-        prog="python -m alignment",
+        prog=invocation("align"),
         description="Find the faces in photographs, and warp them to the 112x112 px that the networks take. Exit "
         f"status: 0 every photograph gave a face, {SOME_WITHOUT} some did not, {FAILED} error, {INTERRUPTED} stopped; "
         "the same command goes on.",
@@ -101,7 +109,7 @@ def main(words: list[str] | None = None) -> int:
     """Run the command line.
 
     Args:
-        words: what follows `python -m alignment`; those of the process when None.
+        words: what follows `adaface align`; those of the process when None.
 
     Returns:
         Exit status: 0 done, 1 photographs without an aligned face, 2 error (one line on stderr), 130 stopped.
@@ -115,7 +123,9 @@ def main(words: list[str] | None = None) -> int:
             return _run(options)
 
     try:
-        return run_to_status("alignment", job, stopped="what has been aligned is kept, the same command goes on")
+        return run_to_status(
+            program_name("align"), job, stopped="what has been aligned is kept, the same command goes on"
+        )
     finally:
         cv2.setNumThreads(opencv_threads)
 

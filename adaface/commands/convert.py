@@ -6,7 +6,6 @@ r"""Convert face data sets: `.rec` to image folders, `.bin` to memory-mapped set
     python convert.py --pack <IMAGE_FOLDER> --output <DIR>             # image folder -> train.rec
     python convert.py --pairs pairs.txt --images_root <DIR>            # pairs file -> .bin
     python convert.py --checkpoint <RUN>/last.ckpt --output one.ckpt   # of a sharded head -> single file
-    python convert.py --audit <DATA> --test_sets lfw.bin --apply       # what is wrong with the training images
 
 Source: the data layout of InsightFace and the official AdaFace converter (`imgs/<label>/<key>.jpg`).
 Differences: encoded images are copied byte for byte (the official converter decodes and encodes them again,
@@ -16,12 +15,9 @@ holds for a killed program, not for a power cut.
 """
 
 import argparse
-import contextlib
 import shlex
 import sys
 import time
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 from adaface.conversion.pack import pack_folder, pack_pairs
@@ -30,11 +26,11 @@ from adaface.conversion.unpack_rec import convert_images
 from adaface.data.pair_sets import PAPER_SETS
 from adaface.data.sources.folder import listing
 from adaface.records.shards import find_records
-from adaface.system.command_line import Parser, run_to_status
+from adaface.system.command_line import Parser, invocation, program_name, run_to_status, warnings_as_notes
 from adaface.system.locks import locked
 
 _LISTED = 10
-_JOBS = ("rec_path", "pack", "pairs", "checkpoint", "audit")
+_JOBS = ("rec_path", "pack", "pairs", "checkpoint")
 
 
 # --- command line ---------------------------------------------------------------------------------------------
@@ -43,7 +39,7 @@ _JOBS = ("rec_path", "pack", "pairs", "checkpoint", "audit")
 def build_parser() -> Parser:
     """Build the command line's parser."""
     parser = Parser(
-        prog="convert.py",
+        prog=invocation("convert"),
         description="Convert face data sets: train.rec -> imgs/<label>/<key>.jpg (train_0.rec, train_1.rec, ... -> "
         "imgs/<label>/<shard>-<key>.jpg), *.bin -> validation sets, "
         "and the way back (--pack, --pairs). A stopped conversion goes on when it is started again.",
@@ -97,7 +93,7 @@ def build_parser() -> Parser:
         "--output",
         metavar="PATH",
         help="--pack: folder to write to (default IMAGE_FOLDER_rec); --pairs: the .bin (default: beside PAIRS_FILE); "
-        "--checkpoint: the file; --audit: folder of the report",
+        "--checkpoint: the file",
     )
     checkpoints = parser.add_argument_group("checkpoints")
     checkpoints.add_argument(
@@ -105,50 +101,12 @@ def build_parser() -> Parser:
         metavar="FOLDER",
         help="write the checkpoint of a sharded head, a folder, as one file of all classes, for the official code too",
     )
-    _add_audit_options(parser.add_argument_group("audit"))
     parser.add_argument(
         "--overwrite",
         action="store_true",
-        help="delete what an earlier conversion left, and convert again; without it finished work is kept. --audit: "
-        "look at all images again",
+        help="delete what an earlier conversion left, and convert again; without it finished work is kept",
     )
     return parser
-
-
-def _add_audit_options(group: argparse._ArgumentGroup) -> None:
-    """Add the options of the audit."""
-    group.add_argument(
-        "--audit",
-        metavar="DATA",
-        help="find what is wrong with training images: an image folder, or a folder with train.rec (train_0.rec, ...); "
-        "several with commas. Writes audit.html, audit.csv and audit.json to --output (default DATA_audit), ends with "
-        "status 3 where it found more than notes. A stopped audit goes on when it is started again",
-    )
-    group.add_argument(
-        "--test_sets",
-        default="",
-        metavar="SETS",
-        help="find images that are in these test sets too: .bin files, folders of verification sets or of images, with "
-        "commas between them",
-    )
-    group.add_argument(
-        "--apply",
-        action="store_true",
-        help="write cleaned_index.csv too, for main.py --train_data_index: which images to train on, and as whose. "
-        "Nothing is deleted",
-    )
-    group.add_argument(
-        "--audit_checkpoint",
-        default="",
-        metavar="FILE",
-        help="also ask a model (a .ckpt, ours or official, or an exported .onnx) for images of another identity, "
-        "identities that are one person or two, and people of the test sets",
-    )
-    group.add_argument("--model", default="", metavar="NAME", help="the same, a published model by its name")
-    group.add_argument("--audit_arch", default=None, metavar="ARCH", help="its architecture, where no file tells it")
-    group.add_argument(
-        "--threads", type=int, default=0, metavar="N", help="that read and compare (default: one for each core)"
-    )
 
 
 def parse(words: list[str]) -> argparse.Namespace:
@@ -164,6 +122,8 @@ def parse(words: list[str]) -> argparse.Namespace:
         ValueError: unknown option, or options that do not belong together.
     """
     parser = build_parser()
+    if any(word.partition("=")[0] == "--audit" for word in words):
+        parser.error(f"--audit has become a command of its own: {invocation('audit')} DATA")
     options = parser.parse(words)
     jobs = [name for name in _JOBS if getattr(options, name)]
     if len(jobs) != 1:
@@ -180,16 +140,6 @@ def parse(words: list[str]) -> argparse.Namespace:
         "pack": {"output", "swap_color_channel", "skip_bad_images"},
         "pairs": {"images_root", "output", "swap_color_channel"},
         "checkpoint": {"output"},
-        "audit": {
-            "test_sets",
-            "apply",
-            "audit_checkpoint",
-            "model",
-            "audit_arch",
-            "threads",
-            "output",
-            "swap_color_channel",
-        },
     }[jobs[0]] | {jobs[0], "overwrite"}
     for name, value in vars(options).items():
         if name not in allowed and value != parser.get_default(name):
@@ -198,12 +148,6 @@ def parse(words: list[str]) -> argparse.Namespace:
         parser.error("--pairs needs --images_root, the folder that its paths start from")
     if options.checkpoint and not options.output:
         parser.error("--checkpoint needs --output, the file to write")
-    if options.model and options.audit_checkpoint:
-        parser.error("--model and --audit_checkpoint both name a model: give one of them")
-    if options.audit_arch and not (options.model or options.audit_checkpoint):
-        parser.error("--audit_arch is of a model: give --audit_checkpoint or --model too")
-    if options.threads < 0:
-        parser.error(f"--threads must be at least 1, or 0 for one for each core; got {options.threads}")
     return options
 
 
@@ -214,61 +158,30 @@ def main(words: list[str] | None = None) -> int:
         words: what follows the program's name; those of the process when None.
 
     Returns:
-        Exit status: 0 done, 1 error (one line on stderr), 3 an audit has found more than notes, 130 stopped with
-        Ctrl-C.
+        Exit status: 0 done, 1 error (one line on stderr), 130 stopped with Ctrl-C.
     """
 
     def run() -> int:
         options = parse(sys.argv[1:] if words is None else words)
         jobs = {"pack": _run_pack, "pairs": _run_pairs, "checkpoint": _run_checkpoint, "rec_path": _run_conversion}
-        with _warnings_as_notes():
-            if options.audit:
-                return _run_audit(options)
+        with warnings_as_notes():
             next(job for name, job in jobs.items() if getattr(options, name))(options)
         return 0
 
-    return run_to_status("convert.py", run, stopped="nothing is half written, the same command goes on", failed=1)
-
-
-@contextlib.contextmanager
-def _warnings_as_notes() -> Iterator[None]:
-    """Show warnings (such as a stale .idx) as one line each, without the source line that raised them."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("always", UserWarning)
-        warnings.showwarning = lambda message, *_, **__: print(f"note: {message}")
-        yield
+    return run_to_status(
+        program_name("convert"), run, stopped="nothing is half written, the same command goes on", failed=1
+    )
 
 
 def _run_checkpoint(options: argparse.Namespace) -> None:
     """Write a checkpoint folder as a single file."""
     if Path(options.output).exists() and not options.overwrite:
         raise ValueError(f"{options.output} exists; give --overwrite to replace it, or another --output")
-    from adaface.checkpoints.sharded import (
-        export_single_file,  # PyTorch takes seconds to import, and nothing else here needs it
-    )
+    # PyTorch takes seconds to import, and nothing else here needs it
+    from adaface.checkpoints.sharded import export_single_file
 
     export_single_file(options.checkpoint, options.output)
     print(f"{options.output}: {Path(options.output).stat().st_size / 1e6:,.1f} MB")
-
-
-def _run_audit(options: argparse.Namespace) -> int:
-    """Find what is wrong with training images."""
-    from adaface.audit.model_pass import AskedModel  # these import what conversion does without
-    from adaface.audit.run import AuditOptions, audit
-
-    asked = AskedModel(options.model, options.audit_checkpoint, options.audit_arch)
-    return audit(
-        AuditOptions(
-            options.audit,
-            test_sets=options.test_sets,
-            output=options.output or "",
-            apply=options.apply,
-            swapped=options.swap_color_channel,
-            threads=options.threads,
-            overwrite=options.overwrite,
-        ),
-        asked if options.model or options.audit_checkpoint else None,
-    )
 
 
 # --- .rec and .bin of one folder --------------------------------------------------------------------------------
@@ -313,7 +226,10 @@ def _say_next(folder: Path) -> None:
     """Say how to train on what was converted."""
     root, name = folder.resolve().parent, folder.resolve().name
     train = f" --train_data_path {shlex.quote(name)}" + ("/imgs" if (folder / "imgs").is_dir() else "")
-    print(f"next: python main.py --data_root {shlex.quote(str(root))}{train} --val_data_path {shlex.quote(name)} ...")
+    print(
+        f"next: {invocation('train')} --data_root {shlex.quote(str(root))}{train} "
+        f"--val_data_path {shlex.quote(name)} ..."
+    )
 
 
 # --- the way back -----------------------------------------------------------------------------------------------
@@ -347,7 +263,10 @@ def _run_pairs(options: argparse.Namespace) -> None:
         source, Path(options.images_root), output, swap=options.swap_color_channel, overwrite=options.overwrite
     )
     print(f"{output}: {same + different:,} pairs ({same:,} same), {time.monotonic() - started:.1f} s")
-    print(f"next: python convert.py --rec_path {shlex.quote(str(output.resolve().parent))} --make_validation_memfiles")
+    print(
+        f"next: {invocation('convert')} --rec_path {shlex.quote(str(output.resolve().parent))} "
+        "--make_validation_memfiles"
+    )
 
 
 if __name__ == "__main__":

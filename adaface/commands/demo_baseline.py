@@ -1,6 +1,6 @@
 """What no learning reaches on verification sets, beside what a run reached.
 
-    python commands/demo_baseline.py demo/faces --runs experiments
+    python -m adaface.commands.demo_baseline demo/faces --runs experiments
 
 The baseline is the cosine similarity of raw pixels with the same 10-fold protocol: the number a network has to beat.
 """
@@ -93,7 +93,7 @@ def comparison_table(baseline: dict[str, float], kind: str, run: Path | None) ->
 def main() -> int:
     """Run the command line and return the exit status."""
     parser = Parser(
-        prog="commands/demo_baseline.py",
+        prog="python -m adaface.commands.demo_baseline",
         description="Raw-pixel cosine on verification sets, beside the newest run's accuracies.",
     )
     parser.add_argument("folder", type=Path, help="folder of the verification sets")
@@ -108,7 +108,7 @@ def main() -> int:
             print(f"plots, tables and checkpoints: {run}")
         return 0
 
-    return run_to_status("commands/demo_baseline.py", job, stopped="nothing was written")
+    return run_to_status("demo_baseline", job, stopped="nothing was written")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 r"""Evaluate any model by the protocols of the paper, or on your own faces.
 
-    python -m evaluation pairs --checkpoint experiments/<run>/best.ckpt --root <DATASET_ROOT>/faces_emore
-    python -m evaluation ijbc --checkpoint adaface_ir101_webface12m.ckpt --root <DATASET_ROOT>
-    python -m evaluation paper --model adaface_ir50_ms1mv2 --root <DATASET_ROOT> --report
-    python -m evaluation folder --compare pretrained.ckpt finetuned.ckpt --root <FACES>
+    adaface evaluate pairs --checkpoint experiments/<run>/best.ckpt --root <DATASET_ROOT>/faces_emore
+    adaface evaluate ijbc --checkpoint adaface_ir101_webface12m.ckpt --root <DATASET_ROOT>
+    adaface evaluate paper --model adaface_ir50_ms1mv2 --root <DATASET_ROOT> --report
+    adaface evaluate folder --compare pretrained.ckpt finetuned.ckpt --root <FACES>
 
-``python -m evaluation --help`` explains every option.
+``adaface evaluate --help`` explains every option.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from adaface.evaluation.folder import DEGRADED_PARTS
 from adaface.evaluation.pair_comparison import FAR
 from adaface.evaluation.template_pooling import POOLINGS
 from adaface.inference.cached import CACHE, MOST_UNREADABLE, CachedEmbedding, ModelFile
-from adaface.system.command_line import Parser, run_to_status
+from adaface.system.command_line import Parser, invocation, program_name, run_to_status
 from adaface.system.files import check_writable
 
 _SEEDS = 2**64
@@ -37,7 +37,7 @@ _OUTSIDE = 3
 def build_parser() -> Parser:
     """Build the command line's parser."""
     parser = Parser(
-        prog="python -m evaluation",
+        prog=invocation("evaluate"),
         description="Evaluate a model: protocols of the AdaFace paper, and your own faces.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="protocols:\n" + "\n".join(f"  {name:<10}{protocol.text}" for name, protocol in _PROTOCOLS.items()),
@@ -164,7 +164,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     """Parse and cross-check the command line.
 
     Args:
-        words: what follows `python -m evaluation`.
+        words: what follows `adaface evaluate`.
 
     Raises:
         ValueError: unknown option, values out of range, or options that do not belong together.
@@ -213,14 +213,14 @@ def main(words: list[str] | None = None) -> int:
     """Run the command line.
 
     Args:
-        words: what follows `python -m evaluation`; those of the process when None.
+        words: what follows `adaface evaluate`; those of the process when None.
 
     Returns:
         Exit status: 0 done, 2 error (one line on stderr), 3 a number outside its interval with --strict, 130 stopped.
     """
     words = sys.argv[1:] if words is None else words
     stopped = "what has been embedded is kept, the same command goes on"
-    return run_to_status("evaluation", lambda: _run(parse(words), words), stopped=stopped)
+    return run_to_status(program_name("evaluate"), lambda: _run(parse(words), words), stopped=stopped)
 
 
 def _run(options: argparse.Namespace, words: list[str]) -> int:
@@ -271,7 +271,7 @@ def _keep(
         title=f"{options.protocol}: {', '.join(Path(path).name for path in paths)}",
         model=", ".join(f"{path} ({model.embedder.arch})" for path, model in zip(paths, models, strict=True)),
         options=vars(options),
-        command=shlex.join(["python", "-m", "evaluation", *words]),
+        command=f"{invocation('evaluate')} {shlex.join(words)}",
     )
     write_findings(folder, findings, evaluated, report=options.report)
     print(f"everything of this evaluation is in {folder}")

@@ -1,13 +1,13 @@
 r"""Take a trained model away as ONNX: exported, compared with PyTorch on faces, and only then given its name.
 
-    python export_onnx.py --checkpoint experiments/default_11-24_0/best.ckpt --output model.onnx
-    python export_onnx.py --checkpoint adaface_ir50_ms1mv2.ckpt --output model.onnx --verify_images <aligned faces> \
+    adaface export --checkpoint experiments/default_11-24_0/best.ckpt --output model.onnx
+    adaface export --checkpoint adaface_ir50_ms1mv2.ckpt --output model.onnx --verify_images <aligned faces> \
         --int8 --calibration_images <aligned faces> --test_set faces_emore/lfw.bin
 
 The graph takes `images`, (B, 3, 112, 112) float32, normalised planes in the colour order that its metadata name, and
 gives `embedding` (B, 512), of length 1, and `norm` (B, 1), for any B. The metadata, JSON under the key `adaface`, hold
 architecture, colour order, size, mean, std, the landmarks that faces are aligned to, the stored threshold, commit and
-fingerprint of the weights; `inference.py` and `python -m evaluation` read them. `--int8` writes a second file beside
+fingerprint of the weights; the other commands read them. `--int8` writes a second file beside
 the first, `model_int8.onnx`.
 
 An export is refused, and no file written, where the cosine of its embeddings to PyTorch's is below 0.99999 for any
@@ -37,7 +37,7 @@ from adaface.inference.sample_images import drawn_faces, read_pair_set, read_sam
 from adaface.metrics.results import evaluate_set
 from adaface.models.backbone import IMAGE_SIZE
 from adaface.models.registry import ARCHITECTURES, check_architecture
-from adaface.system.command_line import Parser, run_to_status
+from adaface.system.command_line import Parser, invocation, program_name, run_to_status
 from adaface.system.files import atomic_file, check_writable
 
 MOST_ACCURACY_LOSS = 1.0
@@ -48,7 +48,9 @@ _DIGITS_OF_PERCENT = 1e-9
 
 def build_parser() -> Parser:
     """Return the parser of the command line."""
-    parser = Parser(prog="export_onnx.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(
+        prog=invocation("export"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--checkpoint", metavar="PATH", required=True, help="a .ckpt, ours or official, file or folder")
     parser.add_argument("--output", metavar="FILE", required=True, help="the .onnx to write")
     parser.add_argument(
@@ -266,7 +268,7 @@ def main(words: list[str] | None = None) -> int:
         export(parse(sys.argv[1:] if words is None else words))
         return 0
 
-    return run_to_status("export_onnx.py", job, stopped="nothing is half written")
+    return run_to_status(program_name("export"), job, stopped="nothing is half written")
 
 
 if __name__ == "__main__":

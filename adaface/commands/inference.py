@@ -1,13 +1,13 @@
 r"""Use a trained or published model on faces.
 
-    python inference.py compare a.jpg b.jpg --model adaface_ir101_webface12m --save picture.png
-    python inference.py embed <faces> --out faces.npz --checkpoint experiments/default_11-24_0/best.ckpt
-    python inference.py search faces.npz c.jpg --top 5 --csv found.csv --model adaface_ir101_webface12m
-    python inference.py serve --model adaface_ir101_webface12m
+    adaface compare a.jpg b.jpg --model adaface_ir101_webface12m --save picture.png
+    adaface embed <faces> --out faces.npz --checkpoint experiments/default_11-24_0/best.ckpt
+    adaface search faces.npz c.jpg --top 5 --csv found.csv --model adaface_ir101_webface12m
+    adaface serve --model adaface_ir101_webface12m
 
 Faces are aligned to 112x112; with --align, photographs are given, as to the page of ``serve``. Similarities are
 cosines; the quality of a face is the norm of its embedding, which is AdaFace's measure and comparable within one model.
-``python inference.py <command> --help`` explains every option.
+``adaface <command> --help`` explains every option.
 """
 
 import argparse
@@ -43,7 +43,7 @@ from adaface.inference.gallery import (
 )
 from adaface.inference.sample_images import find_images
 from adaface.inference.search import most_similar
-from adaface.system.command_line import Parser, printable, run_to_status
+from adaface.system.command_line import Parser, invocation, printable, program_name, run_to_status
 from adaface.system.files import check_writable, write_atomically
 from adaface.system.quiet import quiet_decoders
 
@@ -58,9 +58,7 @@ _EMBEDDINGS = ".npz"
 
 def build_parsers() -> tuple[Parser, dict[str, Parser]]:
     """Build the command line's parser, and those of its commands by name."""
-    parser = Parser(
-        prog="python inference.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog=invocation(""), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     compare = commands.add_parser("compare", help="similarities of images, and who is one person")
     compare.add_argument("images", nargs="+", metavar="IMAGE", help="two or more image files")
@@ -123,7 +121,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     """Parse and check the command line.
 
     Args:
-        words: what follows `python inference.py`.
+        words: what follows `adaface`.
 
     Raises:
         ValueError: unknown command or option, or values that do not fit.
@@ -171,20 +169,21 @@ def main(words: list[str] | None = None) -> int:
     """Run the command line.
 
     Args:
-        words: what follows `python inference.py`; those of the process when None.
+        words: what follows `adaface`; those of the process when None.
 
     Returns:
         Exit status: 0 done, 2 error (one line on stderr), 130 stopped.
     """
+    words = sys.argv[1:] if words is None else words
 
     def job() -> int:
-        options = parse(sys.argv[1:] if words is None else words)
+        options = parse(words)
         with quiet_decoders():
             _COMMANDS[options.command](options, _open_model(options))
         return 0
 
     stopped = "what has been embedded of folders is kept, the same command goes on"
-    return run_to_status("inference", job, stopped=stopped)
+    return run_to_status(program_name(next(iter(words), "")), job, stopped=stopped)
 
 
 def _open_model(options: argparse.Namespace) -> CachedEmbedding:

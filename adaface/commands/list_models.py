@@ -1,7 +1,7 @@
 """The backbones as a table: parameters, arithmetic, input and embedding of each.
 
-python architecture_table.py                                   # a table of all
-python architecture_table.py timm:vit_small_patch16_224        # one of timm's
+adaface models                                   # a table of all
+adaface models timm:vit_small_patch16_224        # one of timm's
 """
 
 import argparse
@@ -11,7 +11,7 @@ import torch
 
 from adaface.models.backbone import EMBEDDING_SIZE
 from adaface.models.registry import ARCHITECTURES, build_model, check_architecture, count_macs
-from adaface.system.command_line import Parser, run_to_status
+from adaface.system.command_line import Parser, invocation, program_name, run_to_status
 from adaface.system.text_table import aligned
 
 _HEAD = ("architecture", "parameters", "multiply-accumulates", "input", "embedding")
@@ -61,7 +61,7 @@ def main(words: list[str] | None = None) -> int:
         Exit status: 0 done, 2 error (one line on stderr), 130 stopped with Ctrl-C.
     """
     parser = Parser(
-        prog="architecture_table.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=invocation("models"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
         "names", nargs="*", metavar="NAME", help="architectures, timm:<name> among them (default: all but timm's)"
@@ -72,7 +72,7 @@ def main(words: list[str] | None = None) -> int:
         print(table(names or list(ARCHITECTURES)))
         return 0
 
-    return run_to_status("architecture_table.py", job, stopped="nothing was written")
+    return run_to_status(program_name("models"), job, stopped="nothing was written")
 
 
 if __name__ == "__main__":

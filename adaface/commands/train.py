@@ -49,7 +49,13 @@ from adaface.metrics.results import results_table, write_results
 from adaface.reporting.curves import plot_roc, plot_similarity_histograms
 from adaface.reporting.run_report import write_run_report
 from adaface.reporting.training import plot_health, plot_loss
-from adaface.system.command_line import EXPECTED_ERRORS, FAILED, INTERRUPTED, terminated_as_interrupted
+from adaface.system.command_line import (
+    EXPECTED_ERRORS,
+    FAILED,
+    INTERRUPTED,
+    program_name,
+    terminated_as_interrupted,
+)
 from adaface.system.files import write_atomically
 from adaface.system.lightning_setup import pl
 from adaface.system.locks import RunLock
@@ -302,5 +308,11 @@ def _report(error: Exception) -> int:
         message = f"the GPU's memory is full: give a smaller --batch_size, or --use_16bit ({message.splitlines()[0]})"
     if "DefaultCPUAllocator" in message:
         message = f"the memory is full: --plan tells what a step takes, and what takes less ({message.splitlines()[0]})"
-    print(f"main.py: error: {message}", *getattr(error, "__notes__", []), sep="\n", file=sys.stderr, flush=True)
+    print(
+        f"{program_name('train')}: error: {message}",
+        *getattr(error, "__notes__", []),
+        sep="\n",
+        file=sys.stderr,
+        flush=True,
+    )
     return FAILED

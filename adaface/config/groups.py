@@ -52,7 +52,7 @@ class DataOptions(Group):
     train_data_subset: bool = _neutral(False, "train on the paper's subset of MS1MV2 (ms1mv2_train_subset_index.txt)")
     train_data_index: str = _neutral(
         "",
-        "CSV file of the training images to use, with their labels, as written by convert.py --audit --apply",
+        "CSV file of the training images to use, with their labels, as written by adaface audit --apply",
         host_specific=True,
     )
     swap_color_channel: bool = _neutral(False, "swap the red and blue channels of the training images")
@@ -73,7 +73,7 @@ class RunOptions(Group):
 
     arch: str = option(
         "ir_18",
-        "backbone: a name that python architecture_table.py lists, or timm:<name> for a network of timm",
+        "backbone: a name that adaface models lists, or timm:<name> for a network of timm",
         at_resume="fixed",
     )
     prefix: str = _neutral("default", "first part of the name of the run folder")

@@ -17,7 +17,7 @@ import yaml
 from adaface.config.groups import ABOUT, GROUPS, OPTIONS, Config
 from adaface.config.rules import check_combinations, check_head_options, check_optimizer
 from adaface.heads.margins import HEADS
-from adaface.system.command_line import Parser, nearest
+from adaface.system.command_line import Parser, invocation, nearest
 
 Action = Literal["run", "plan", "print_config"]
 
@@ -100,8 +100,8 @@ def _margins_explained() -> str:
 
 def _parser() -> Parser:
     parser = Parser(
-        prog="main.py",
-        usage="main.py [--config RECIPE] [--option value ...]",
+        prog=invocation("train"),
+        usage=f"{invocation('train')} [--config RECIPE] [--option value ...]",
         description="Train and evaluate a face recognition model with AdaFace (or ArcFace, CosFace, MagFace, ...).",
         epilog=f"{_margins_explained()}\n\n"
         "Every option is also a key of a recipe (YAML); the command line wins over the recipe.",

@@ -1,6 +1,6 @@
 """Write a small face data set that needs no download: drawn people, in the InsightFace layout.
 
-    python demo/dataset.py --output demo/faces
+    python -m adaface.demo.dataset --output demo/faces
 
 The folder then holds what the folder of a real data set holds, so that the very same commands convert it, train
 on it and evaluate with it:
@@ -290,7 +290,7 @@ def _check_finished(folder: Path, parameters: dict[str, int]) -> None:
 def main() -> int:
     """Run the command line and return the exit status."""
     defaults = DemoSize()
-    parser = Parser(prog="demo/dataset.py", description="Draw a small face data set in the InsightFace layout.")
+    parser = Parser(prog="python -m adaface.demo.dataset", description="Draw a small face data set in the InsightFace layout.")
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
     helps = {
         "identities": "people in the training set",
@@ -307,7 +307,7 @@ def main() -> int:
         print(f"demo data in {write_demo_data(**vars(parser.parse(sys.argv[1:])))}")
         return 0
 
-    return run_to_status("demo/dataset.py", job, stopped="nothing was written")
+    return run_to_status("demo data", job, stopped="nothing was written")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from adaface.system.command_line import program_name
 from adaface.system.lightning_setup import environments
 
 ITSELF, TORCHRUN, SRUN, ENVIRONMENT = "main.py itself", "torchrun", "srun", "the environment (RANK, WORLD_SIZE)"
@@ -166,8 +167,8 @@ def _end_with(parent: int, launch: Launch) -> None:
         time.sleep(_PARENT_SEC)
     who = "process 0" if launch.launcher == ITSELF else "torchrun"
     print(
-        f"main.py: error: {who} on {platform.node()} (pid {parent}), which started process {launch.rank}, died: it is "
-        "ended too",
+        f"{program_name('train')}: error: {who} on {platform.node()} (pid {parent}), which started process "
+        f"{launch.rank}, died: it is ended too",
         file=sys.stderr,
         flush=True,
     )

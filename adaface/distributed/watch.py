@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import torch.distributed as dist
 
 from adaface.distributed.startup import ReportedElsewhereError, check_agreement
+from adaface.system.command_line import program_name
 from adaface.system.lightning_setup import pl
 
 _KEEP_ALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 4, "TCP_KEEPCNT": 5}  # 30 s without an answer: the link is dead
@@ -235,7 +236,11 @@ class ProcessWatch(pl.Callback):
         if self._leaving:
             return
         if prints:
-            print(f"main.py: error: {text}: the run is ended; {self._advice()}", file=sys.stderr, flush=True)
+            print(
+                f"{program_name('train')}: error: {text}: the run is ended; {self._advice()}",
+                file=sys.stderr,
+                flush=True,
+            )
         self._told.set()
         time.sleep(_GRACE_SEC)
         os._exit(_ENDED)

@@ -163,7 +163,7 @@ def _refuse_unaligned(images: ImageFiles) -> None:
         if (height, width) != IMAGE_SHAPE[:2]:
             raise ValueError(
                 f"{path} is {width}x{height} px, expected aligned faces of 112x112. A photograph that is only resized "
-                "is not aligned, and no model recognises it well: python -m alignment <photographs> <faces> aligns a "
+                "is not aligned, and no model recognises it well: adaface align <photographs> <faces> aligns a "
                 "tree of them"
             )
 

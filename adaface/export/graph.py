@@ -3,7 +3,7 @@
 The input is what the network takes, (B, 3, 112, 112) float32 already normalised, and not the camera's bytes: the
 programs that people feed ArcFace-like models with (InsightFace, FaceX-Zoo, OpenCV's ``blobFromImages``) hand over
 normalised planes, and a graph that normalised once more would be wrong in all of them without an error. What the
-normalisation is stands in the metadata, which ``inference.py`` obeys.
+normalisation is stands in the metadata, which the embedder obeys.
 
 The exporter is ``torch.export``'s; PyTorch calls the other one deprecated, and both give the same graph (on
 ir_50, with the same speed). Opset 18 and file format 8 are read by ONNX Runtime from 1.14 (2023) on.

@@ -40,13 +40,13 @@ class OnnxNetwork:
 
 
 def load_network(path: Path) -> tuple[OnnxNetwork, InputFormat, Mapping[str, Any]]:
-    """Open an ONNX file of ``export_onnx.py``.
+    """Open an ONNX file of ```adaface export```.
 
     Args:
         path: the file, of any name.
 
     Returns:
-        The network, what it wants, and all that ``export_onnx.py`` has written into the file.
+        The network, what it wants, and all that ```adaface export``` has written into the file.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -77,19 +77,19 @@ def _open_session(path: Path) -> Any:
 
 
 def _onnx_metadata(session: Any, path: Path) -> dict[str, Any]:
-    """Return what ``export_onnx.py`` has written into a file, or raise ValueError where it has not."""
+    """Return what ```adaface export``` has written into a file, or raise ValueError where it has not."""
     try:
         metadata = json.loads(session.get_modelmeta().custom_metadata_map[ONNX_METADATA])
     except (KeyError, ValueError, RecursionError):
         metadata = None
     if not isinstance(metadata, dict):
-        raise ValueError(f"{path} is not an export of export_onnx.py: nothing in it tells which images it wants")
+        raise ValueError(f"{path} is not an export of `adaface export`: nothing in it tells which images it wants")
     inputs = [(wanted.type, wanted.shape) for wanted in session.get_inputs()]
     outputs = [output.shape for output in session.get_outputs()]
     if not _takes_faces(inputs) or not _gives_embeddings(outputs):
         raise ValueError(
-            f"{path} is not an export of export_onnx.py: it takes {inputs} and gives {outputs}, expected any number of "
-            f"float (3, {IMAGE_SIZE}, {IMAGE_SIZE}), and embeddings and norms"
+            f"{path} is not an export of `adaface export`: it takes {inputs} and gives {outputs}, expected any "
+            f"number of float (3, {IMAGE_SIZE}, {IMAGE_SIZE}), and embeddings and norms"
         )
     return metadata
 

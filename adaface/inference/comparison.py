@@ -22,8 +22,8 @@ from adaface.system.command_line import printable
 from adaface.system.text_table import aligned
 
 NO_THRESHOLD = (
-    "the model has no threshold, so there is no decision: give --threshold, or find one on pairs like yours: python -m "
-    "evaluation pairs --target_far 0.001 --store_threshold"
+    "the model has no threshold, so there is no decision: give --threshold, or find one on pairs like yours: "
+    "adaface evaluate pairs --target_far 0.001 --store_threshold"
 )
 _CELL_INCHES = 1.1
 _LONGEST_NAME = 40

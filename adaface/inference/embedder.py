@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from adaface.checkpoints.download import find_model
 from adaface.checkpoints.files import THRESHOLD, load_checkpoint
 from adaface.checkpoints.weights import backbone_state, find_architecture, load_backbone
 from adaface.export.network import load_network
@@ -52,6 +53,24 @@ def load_pretrained_model(architecture: str | None, path: str | Path) -> Backbon
     model = build_model(architecture)
     load_backbone(model, path, architecture)
     return model.eval()
+
+
+def load_model(model: str | Path, arch: str | None = None) -> Backbone:
+    """Load a trained backbone, from a file or by the name of a published model.
+
+    Args:
+        model: a checkpoint, ours or official, or the name of a published model, which is downloaded if it is not on
+            this machine.
+        arch: architecture, such as ``ir_50``; None takes the one of the file.
+
+    Returns:
+        The network in evaluation mode, on the CPU. It takes (B, 3, 112, 112) float32 BGR images, normalized to [-1, 1].
+
+    Raises:
+        ValueError: neither a checkpoint nor the name of a published model, or of another architecture.
+        RuntimeError: a published model that cannot be downloaded.
+    """
+    return load_pretrained_model(arch, model if Path(model).exists() else find_model(str(model)))
 
 
 def to_input(image: Any) -> Tensor:
@@ -107,7 +126,7 @@ class Embedder:
 
         Args:
             path: a checkpoint, from this project or from the official code, file or folder; or an ONNX file of
-                ``export_onnx.py``.
+                ``adaface export``.
             arch: architecture, where the file does not tell it.
             device: such as ``cpu`` or ``cuda:0``.
 

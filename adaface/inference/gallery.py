@@ -86,7 +86,7 @@ def read_embeddings(path: Path, model: str | None = None) -> NamedEmbeddings:
             faces, version = _faces_of(file), int(file["version"])
     except (KeyError, ValueError, TypeError, OSError, EOFError, AttributeError, zipfile.BadZipFile) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{path} holds no embeddings of `python inference.py embed` ({reason})") from error
+        raise ValueError(f"{path} holds no embeddings of `adaface embed` ({reason})") from error
     if version != _VERSION:
         raise ValueError(f"{path} has the form {version}, this program reads {_VERSION}: embed the images again")
     if model is not None and faces.model != model:

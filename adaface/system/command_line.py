@@ -9,6 +9,7 @@ import os
 import select
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
@@ -19,6 +20,32 @@ INTERRUPTED = 130
 NOBODY_READS = 141  # as of a program that SIGPIPE ends
 EXPECTED_ERRORS = (ValueError, FileNotFoundError, RuntimeError, OSError)  # told in a line, without a traceback
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
+
+_SCRIPTS = {"train": "main.py", "convert": "convert.py"}  # at the root of the repository, the official names
+
+
+def invocation(command: str) -> str:
+    """Return how a user types a command, in the way in which this program was started.
+
+    Args:
+        command: such as ``train``; empty for the program itself.
+    """
+    started = Path(sys.argv[0])
+    if started.name == "adaface":
+        return f"adaface {command}".rstrip()
+    if command in _SCRIPTS and (started.parent.name, started.name) != ("adaface", "__main__.py"):
+        return f"python {_SCRIPTS[command]}"
+    return f"python -m adaface {command}".rstrip()
+
+
+def program_name(command: str) -> str:
+    """Return the name of a command in front of its errors: ``main.py``, ``adaface evaluate``.
+
+    Args:
+        command: such as ``train``.
+    """
+    return invocation(command).removeprefix("python ").removeprefix("-m ")
 
 
 class Parser(argparse.ArgumentParser):
@@ -33,7 +60,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of leaving the program, so that there is one way to report errors."""
-        raise ValueError(f"{message} (python {self.prog.removeprefix('python ')} --help lists the options)")
+        raise ValueError(f"{message} ({self.prog} --help lists the options)")
 
     def parse(self, words: Sequence[str]) -> argparse.Namespace:
         """Parse all words; unknown ones are an error.
@@ -157,3 +184,12 @@ def terminated_as_interrupted() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+@contextlib.contextmanager
+def warnings_as_notes() -> Iterator[None]:
+    """Show warnings (such as a stale .idx) as one line each, without the source line that raised them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UserWarning)
+        warnings.showwarning = lambda message, *_, **__: print(f"note: {message}")
+        yield

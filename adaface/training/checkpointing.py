@@ -8,6 +8,7 @@ from typing import Any
 from adaface.checkpoints import folders
 from adaface.checkpoints.files import REST, load_checkpoint, not_written, save_checkpoint
 from adaface.checkpoints.sharded import write_head
+from adaface.system.command_line import invocation
 from adaface.system.files import atomic_file, atomic_path
 from adaface.system.lightning_internals import in_the_middle_of_an_epoch
 from adaface.system.lightning_setup import pl
@@ -26,7 +27,7 @@ def validation_is_due(trainer: "pl.Trainer", batch_idx: int) -> bool:
 def how_to_go_on(checkpoint: Path) -> str:
     """Return the command that continues from a checkpoint, or what to do where there is none yet."""
     if checkpoint.exists():
-        return f"go on with: python main.py --resume_from_checkpoint {checkpoint}"
+        return f"go on with: {invocation('train')} --resume_from_checkpoint {checkpoint}"
     return "no checkpoint had been saved yet: start again"
 
 

@@ -136,7 +136,18 @@ def test_a_killed_alignment_goes_on_and_leaves_what_an_uninterrupted_one_does(tm
     source, output, whole = tmp_path / "in", tmp_path / "out", tmp_path / "whole"
     for number in range(24):
         write(source / f"{number:02d}.png", head() if number % 5 else head()[:40])
-    words = [sys.executable, "-m", "alignment", str(source), str(output), "--threads", "2", "--smallest_face_px", "12"]
+    words = [
+        sys.executable,
+        "-m",
+        "adaface",
+        "align",
+        str(source),
+        str(output),
+        "--threads",
+        "2",
+        "--smallest_face_px",
+        "12",
+    ]
     started = subprocess.Popen(words, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and started.poll() is None:
@@ -219,7 +230,7 @@ def test_what_is_refused(words, message, tmp_path, monkeypatch, capsys):
     Path("file.jpg").write_bytes(b"")
     assert align(*words) == 2
     told = capsys.readouterr().err
-    assert told.startswith("alignment: error: ")
+    assert told.startswith("adaface align: error: ")
     assert message in told
     assert told.count("\n") == 1
     assert not Path("out", "alignment.csv").exists()

@@ -21,6 +21,7 @@ import torch
 import main
 from adaface.audit import run
 from adaface.audit.run import AuditOptions
+from adaface.commands import audit as audit_command
 from adaface.commands import convert
 from adaface.data.image_list import ImageList
 from adaface.data.images import decode_image
@@ -69,7 +70,7 @@ def audited(data, tmp_path_factory) -> Path:
 
 
 def audit(path: Path, output: Path, *more: object) -> int:
-    return convert.main(["--audit", str(path), "--output", str(output), *map(str, more)])
+    return audit_command.main([str(path), "--output", str(output), *map(str, more)])
 
 
 def named(findings: list[dict[str, str]]) -> list[tuple[str, str, str, str]]:
@@ -234,7 +235,7 @@ def test_a_trained_network_is_asked_by_the_command_line(data, tmp_path, capsys):
     for label in ("1", "2", "3"):
         shutil.copytree(data.clean / label, few / label)
     (few / "1" / "bad.jpg").write_bytes(b"")
-    words = ["--audit_checkpoint", tmp_path / "random.ckpt"]
+    words = ["--checkpoint", tmp_path / "random.ckpt"]
     assert audit(few, tmp_path / "out", *words) == 3
     out = capsys.readouterr().out
     assert "note: The model" in out
@@ -259,7 +260,7 @@ def test_the_number_of_threads_changes_nothing(data, audited, tmp_path):
 
 def test_a_killed_audit_goes_on_where_it_was(data, audited, tmp_path):
     output = tmp_path / "out"
-    command = [sys.executable, "convert.py", "--audit", str(data.faulty), "--output", str(output), "--apply"]
+    command = [sys.executable, "-m", "adaface", "audit", str(data.faulty), "--output", str(output), "--apply"]
     command += ["--test_sets", str(data.test_set), "--threads", "1"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
@@ -386,7 +387,7 @@ def test_test_sets_may_be_folders_and_lie_around_the_output(data, tmp_path):
         shutil.copytree(data.clean / label, tmp_path / "probes" / "lfw" / label)
     path = tmp_path / "emore" / "imgs"
     sets = f"{path.parent},{tmp_path / 'probes' / 'lfw'}"
-    assert convert.main(["--audit", str(path), "--test_sets", sets]) == 3
+    assert audit_command.main([str(path), "--test_sets", sets]) == 3
     output = tmp_path / "emore" / "imgs_audit"
     assert json.loads((output / "audit.json").read_text())["test_sets"] == {"lfw": 40, "lfw (2)": 24}
     findings = read_findings(output)
@@ -431,25 +432,25 @@ def test_too_little_is_left_to_train_on(data, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--audit", "absent"], "no training data in"),
-        (["--audit", "empty"], "no training data in"),
-        (["--audit", "clean", "--test_sets", "absent.bin"], "--test_sets: there is no absent.bin"),
-        (["--audit", "clean", "--test_sets", "empty"], "holds neither verification sets nor images"),
-        (["--audit", "clean", "--test_sets", "a.txt"], "neither a .bin file nor a folder"),
-        (["--audit", "clean", "--output", "clean/out"], "where it would be an identity"),
-        (["--audit", "empty/../clean", "--test_sets", "clean", "--output", "clean/7/out"], "where it would be an"),
-        (["--audit", "clean", "--output", "a.txt"], "is a file, expected a folder"),
-        (["--audit", "clean", "--output", "full"], "holds other things than an audit"),
-        (["--audit", "clean", "--audit_checkpoint", "absent.ckpt"], "absent.ckpt"),
-        (["--audit", "clean", "--audit_checkpoint", "a.txt"], "a.txt"),
-        (["--audit", "clean", "--model", "adaface_ir101_webface21m"], "adaface_ir101_webface12m"),
-        (["--audit", "clean", "--model", "x", "--audit_checkpoint", "a.txt"], "both name a model"),
-        (["--audit", "clean", "--audit_arch", "ir_50"], "--audit_arch is of a model"),
-        (["--audit", "clean", "--threads", "-1"], "--threads must be at least 1"),
-        (["--audit", "clean", "--pack", "clean"], "give one of"),
-        (["--audit", "clean", "--images_root", "x"], "--images_root has no meaning with --audit"),
-        (["--rec_path", "clean", "--apply"], "--apply has no meaning with --rec_path"),
-        (["--audit", "clean", "--test_set", "x"], "did you mean --test_sets?"),
+        (["absent"], "no training data in"),
+        (["empty"], "no training data in"),
+        (["clean", "--test_sets", "absent.bin"], "--test_sets: there is no absent.bin"),
+        (["clean", "--test_sets", "empty"], "holds neither verification sets nor images"),
+        (["clean", "--test_sets", "a.txt"], "neither a .bin file nor a folder"),
+        (["clean", "--output", "clean/out"], "where it would be an identity"),
+        (["empty/../clean", "--test_sets", "clean", "--output", "clean/7/out"], "where it would be an"),
+        (["clean", "--output", "a.txt"], "is a file, expected a folder"),
+        (["clean", "--output", "full"], "holds other things than an audit"),
+        (["clean", "--checkpoint", "absent.ckpt"], "absent.ckpt"),
+        (["clean", "--checkpoint", "a.txt"], "a.txt"),
+        (["clean", "--model", "adaface_ir101_webface21m"], "adaface_ir101_webface12m"),
+        (["clean", "--model", "x", "--checkpoint", "a.txt"], "both name a model"),
+        (["clean", "--arch", "ir_50"], "--arch is the architecture of a model"),
+        (["clean", "--threads", "-1"], "--threads must be at least 1"),
+        (["clean", "--pack", "clean"], "unknown option --pack"),
+        (["clean", "--images_root", "x"], "unknown option --images_root"),
+        ([], "required: DATA"),
+        (["clean", "--test_set", "x"], "did you mean --test_sets?"),
     ],
 )
 def test_what_cannot_be_audited_is_refused_in_a_line(data, tmp_path, monkeypatch, capsys, words, message):
@@ -459,7 +460,7 @@ def test_what_cannot_be_audited_is_refused_in_a_line(data, tmp_path, monkeypatch
     for name in ("a.txt", "full/notes.txt"):
         (tmp_path / name).write_text("mine")
     monkeypatch.chdir(tmp_path)
-    assert convert.main(words) == 1
+    assert audit_command.main(words) == 1
     error = capsys.readouterr().err.strip()
     assert message in error
     assert len(error.splitlines()) == 1

@@ -584,7 +584,7 @@ def test_swap_is_lossless_for_png_and_close_for_jpeg(faces: Path, capsys: pytest
     ("words", "message"),
     [
         (["--checkpoint", "a"], "--checkpoint needs --output"),
-        ([], "give one of --rec_path, --pack, --pairs, --checkpoint, --audit; got none"),
+        ([], "give one of --rec_path, --pack, --pairs, --checkpoint; got none"),
         (["--rec_path", "a", "--pack", "b"], "got --rec_path, --pack"),
         (
             ["--rec_path", "a", "--make_image_file"],

@@ -94,7 +94,7 @@ def test_pairs_of_all_sets(run, root, tmp_path):
     for name in ("results.json", "roc.png", "similarity.png", "report.html"):
         assert (folder / name).stat().st_size
     manifest = json.loads((folder / "manifest.json").read_text())
-    assert "python -m evaluation pairs" in manifest["command"]
+    assert "adaface evaluate pairs" in manifest["command"]
     assert "ir_mini" in manifest["model"]
 
 
@@ -232,7 +232,7 @@ def test_two_processes_print_what_one_prints(run, root):
 )
 def test_mistakes_are_told_in_a_line(run, root, words, message):
     error = run(*(word.replace("ROOT", str(root)) for word in words), expected=2)
-    assert error.startswith("evaluation: error: ")
+    assert error.startswith("adaface evaluate: error: ")
     assert error.count("\n") == 1
     assert re.search(message, error)
 

@@ -250,7 +250,7 @@ def test_mistakes_are_told_in_a_line(run, people, words, message):
         Path(corrupt).write_bytes(b"no image")
     cv2.imwrite("large.png", np.zeros((200, 224, 3), np.uint8))
     error = run(*words, "--cache", "", expected=2) if words[0] in ("embed", "search") else run(*words, expected=2)
-    assert error.startswith("inference: error: ") or "img/s" in error
+    assert error.startswith(f"adaface {words[0]}: error: ") or "img/s" in error
     assert message in error
     assert not Path("x.npz").exists()
 
@@ -298,7 +298,7 @@ def test_damaged_files_are_told_once(people, checkpoint, capfd, recwarn, monkeyp
     Image.new("1", (9_500, 9_500)).save("large.png")  # of which Pillow warns
     monkeypatch.setattr(MTCNN, "detect", lambda self, image: [])
     assert main(["compare", "large.png", "large.png", "--align", *model]) == 2
-    assert capfd.readouterr().err == "inference: error: no face was found in large.png\n"
+    assert capfd.readouterr().err == "adaface compare: error: no face was found in large.png\n"
     assert not [warning for warning in recwarn if "Bomb" in str(warning.category)]
 
 

@@ -1,5 +1,6 @@
 import contextlib
 import io
+import os
 import re
 import subprocess
 import sys
@@ -33,8 +34,10 @@ def test_the_command_lists_every_architecture(printed):
 
 
 def test_one_of_timms_is_told_of_as_a_user_asks(tmp_path):
-    command = [sys.executable, str(ROOT / "architecture_table.py"), "timm:test_vit@64"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    command = [sys.executable, "-m", "adaface", "models", "timm:test_vit@64"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
     assert done.returncode == 0, done.stderr
     _, row = done.stdout.splitlines()
     assert row.split() == ["timm:test_vit@64", "0.3", "M", row.split()[3], "M", "64x64", "512"]

@@ -200,9 +200,7 @@ def test_images_that_are_not_aligned_are_refused_before_anything_is_embedded(tmp
     root = write_people(tmp_path, PEOPLE)
     write_face(root / "bob" / "01.png", 70, side=224)
     embed = Angles()
-    with pytest.raises(
-        ValueError, match=r"01.png is 224x224 px, expected aligned faces of 112x112.*python -m alignment"
-    ):
+    with pytest.raises(ValueError, match=r"01.png is 224x224 px, expected aligned faces of 112x112.*adaface align"):
         run(embed, root)
     assert not embed.asked
 

@@ -441,7 +441,7 @@ def test_a_missing_package_is_named_before_the_model_is_read(monkeypatch, capsys
     )
     assert inference.main(["serve", "--checkpoint", "none.ckpt"]) == 2
     assert capsys.readouterr().err == (
-        "inference: error: the page needs packages that are not installed: pip install starlette uvicorn "
+        "adaface serve: error: the page needs packages that are not installed: pip install starlette uvicorn "
         "python-multipart\n"
     )
 
@@ -478,7 +478,9 @@ def test_the_command_serves_until_it_is_stopped(tmp_path, capsys):
         connection.close()
         assert inference.main(["serve", "--checkpoint", str(checkpoint), "--port", port]) == 2
         error = capsys.readouterr().err
-        assert error.startswith(f"inference: error: cannot listen at port {port} of 127.0.0.1 (Address already in use)")
+        assert error.startswith(
+            f"adaface serve: error: cannot listen at port {port} of 127.0.0.1 (Address already in use)"
+        )
         assert error.endswith("stop what uses it, or give another port\n")
         running.send_signal(signal.SIGINT)
         out, error = running.communicate(timeout=SEC)

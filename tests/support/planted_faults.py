@@ -3,7 +3,7 @@
     python tests/planted_faults.py --output demo/faulty
 
 draws the faces, converts them, and writes `clean/` and `faulty/` (image folders), `faults.csv` and the test set that 25
-images leak from; audit both with `python convert.py --audit demo/faulty/faulty --test_sets demo/faulty/faces/lfw.bin`.
+images leak from; audit both with `adaface audit demo/faulty/faulty --test_sets demo/faulty/faces/lfw.bin`.
 """
 
 import argparse

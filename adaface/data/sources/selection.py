@@ -7,7 +7,7 @@ order of their old labels: 70,722 identities on the real data.
 
 Source: `assets/ms1mv2_train_subset_index.txt` of the official AdaFace repository (not part of this one).
 
-**Cleaned index.** Which images are used, and as whose; written by `convert.py --audit --apply`. A CSV file that a
+**Cleaned index.** Which images are used, and as whose; written by `adaface audit --apply`. A CSV file that a
 person may edit. The first line says of which data it is, the second names the columns:
 
     # adaface index 1: 4527 images, fingerprint 01b2...
@@ -271,7 +271,7 @@ def _read(path: Path, source: TrainingSource) -> np.ndarray:
     if not seen.all():
         raise ValueError(
             f"{path} says nothing of {int((~seen).sum()):,} of {len(seen):,} images, the first is sample "
-            f"{int(np.argmin(seen))}: it is cut off; make it again with convert.py --audit ... --apply"
+            f"{int(np.argmin(seen))}: it is cut off; make it again with adaface audit ... --apply"
         )
     return classes
 
@@ -306,7 +306,7 @@ def _check_first_line(path: Path, rows: Iterator[list[str]], source: TrainingSou
         line = ""
     match = _FIRST_LINE.fullmatch(line)
     if match is None:
-        raise ValueError(f"{path} is no index of `convert.py --audit <data> --apply`: it begins with {line[:60]!r}")
+        raise ValueError(f"{path} is no index of `adaface audit <data> --apply`: it begins with {line[:60]!r}")
     count, fingerprint = int(match.group(1)), match.group(2)
     if count != len(source):
         raise ValueError(

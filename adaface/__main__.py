@@ -1,0 +1,46 @@
+"""The one command line: ``adaface COMMAND ...``, the same as ``python -m adaface COMMAND ...``."""
+
+import importlib
+import sys
+
+from adaface import __version__
+from adaface.commands import COMMANDS
+from adaface.system.command_line import FAILED, nearest
+
+
+def overview() -> str:
+    """Return the help of the command line: a line for each command."""
+    width = max(map(len, COMMANDS))
+    commands = "\n".join(f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items())
+    return (
+        "usage: adaface COMMAND [options]\n\n"
+        "Train face recognition models with AdaFace, evaluate them and use them.\n\n"
+        f"commands:\n{commands}\n\n"
+        "adaface COMMAND --help explains the options of a command; adaface --version prints the version."
+    )
+
+
+def main(words: list[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        words: command and its options; those of the process when None.
+
+    Returns:
+        Exit status of the command: 0 done, 2 error (one line on stderr), 130 stopped; more in each command's help.
+    """
+    name, *rest = (sys.argv[1:] if words is None else words) or ["--help"]
+    if name in ("-h", "--help", "--version"):
+        print(f"adaface {__version__}" if name == "--version" else overview())
+        return 0
+    if name not in COMMANDS:
+        kind = "option" if name.startswith("-") else "command"
+        print(f"adaface: error: unknown {kind} {name!r}; {nearest(name, list(COMMANDS))}", file=sys.stderr)
+        return FAILED
+    command = COMMANDS[name]
+    status: int = importlib.import_module(command.module).main([name, *rest] if command.named else rest)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,97 @@
+"""The table of commands: `adaface COMMAND ...` and `python -m adaface COMMAND ...`."""
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import adaface
+from adaface.__main__ import main
+from adaface.commands import COMMANDS
+from adaface.system.command_line import invocation, program_name
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_the_overview_names_every_command(capsys):
+    assert main(["--help"]) == 0
+    overview = capsys.readouterr().out
+    assert main([]) == 0
+    assert capsys.readouterr().out == overview
+    for name, command in COMMANDS.items():
+        assert f"  {name} " in overview
+        assert command.summary in overview
+
+
+def test_the_version_is_that_of_the_package(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"adaface {adaface.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [("trian", "unknown command 'trian'; did you mean train?"), ("--verbose", "unknown option '--verbose'; did you")],
+)
+def test_an_unknown_word_gets_one_line_with_the_nearest_command(capsys, word, message):
+    assert main([word]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"adaface: error: {message.removesuffix('; did you')}")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_explains_itself_under_its_own_name(capsys, monkeypatch, name):
+    monkeypatch.setattr(sys, "argv", ["adaface"])
+    with pytest.raises(SystemExit) as ended:
+        main([name, "--help"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: adaface {name} ")
+
+
+def test_a_command_is_named_as_it_was_started(monkeypatch):
+    for started, train, evaluate in (
+        ("main.py", "python main.py", "python -m adaface evaluate"),
+        ("/home/me/.local/bin/adaface", "adaface train", "adaface evaluate"),
+        ("/site-packages/adaface/__main__.py", "python -m adaface train", "python -m adaface evaluate"),
+    ):
+        monkeypatch.setattr(sys, "argv", [started])
+        assert invocation("train") == train
+        assert invocation("evaluate") == evaluate
+        assert program_name("evaluate") == "adaface evaluate"
+
+
+def imports_torch(*words: str) -> bool:
+    program = f"import sys; sys.argv = {['adaface', *words]!r}\nfrom adaface.__main__ import main\n"
+    program += "try:\n    main()\nexcept SystemExit:\n    pass\nprint('torch' in sys.modules, file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    return done.stderr.strip() == "True"
+
+
+def test_what_needs_no_network_does_not_import_pytorch():
+    assert not imports_torch("--help")
+    assert not imports_torch("convert", "--help")
+    assert imports_torch("models", "--help"), "the check sees an import"
+
+
+def test_the_public_names_are_those_of_their_modules():
+    for name, home in adaface._HOMES.items():
+        assert getattr(adaface, name) is getattr(importlib.import_module(home), name)
+    assert set(adaface._HOMES) < set(dir(adaface))
+    with pytest.raises(AttributeError, match="no attribute 'Embeder'"):
+        _ = adaface.Embeder
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["-m", "evaluation", "pairs"], "python -m evaluation has become: python -m adaface evaluate"),
+        (["-m", "alignment", "a", "b"], "python -m alignment has become: python -m adaface align"),
+        (["export_onnx.py", "--checkpoint", "a"], "export_onnx.py has become: python -m adaface export"),
+    ],
+)
+def test_a_command_of_earlier_versions_names_its_successor(words, line):
+    done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == f"{line} (the options are the same)\n"
