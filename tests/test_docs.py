@@ -5,12 +5,14 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import torch
 import yaml
 
 import bench.__main__
@@ -21,6 +23,7 @@ from adaface.checkpoints.published import PUBLISHED, RANK_1
 from adaface.config import parsing
 from adaface.config.groups import OPTIONS
 from adaface.heads.margins import HEADS
+from adaface.models.registry import build_model
 from docs import draw_architecture, draw_augmentations
 from tests.test_architecture import FOLDERS
 from tests.training.test_memory_plan import MEMORY
@@ -153,6 +156,14 @@ def test_all_recipes_are_named():
     assert {recipe.name for recipe in (ROOT / "recipes").glob("*.yaml")} <= named
 
 
+def test_the_extras_are_those_of_the_package():
+    rows = re.findall(
+        r"^\| `(\w+)` \| [^|]+ \|$", page("README.md").partition("| extra |")[2].partition("\n\n")[0], re.MULTILINE
+    )
+    package = tomllib.loads(page("pyproject.toml"))["project"]["optional-dependencies"]
+    assert sorted(rows) == sorted(package)
+
+
 def test_the_cpu_wheels_are_the_pinned_ones():
     pins = page("requirements.txt").splitlines() + page("requirements-dev.txt").splitlines()
     wheels = re.search(r"pip install (torch==\S+) (torchvision==\S+) --index-url", page("docs/faq.md"))
@@ -214,6 +225,25 @@ def test_a_dead_link_ends_the_build(copy_of_the_pages, name, link, message):
         file.write(f"\n{link}\n")
     done = build_site(copy_of_the_pages)
     assert done.returncode != 0 and message in done.stderr
+
+
+def python_blocks() -> dict[str, str]:
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    found = {}
+    for path in pages:
+        blocks = re.findall(r"^```python\n(.*?)^```", path.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+        found |= {f"{path.name} {number}": block for number, block in enumerate(blocks)}
+    return found
+
+
+@pytest.mark.parametrize("code", python_blocks().values(), ids=python_blocks())
+def test_a_python_block_runs(code, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    state = {f"model.{key}": value for key, value in build_model("ir_mini").state_dict().items()}
+    torch.save({"state_dict": state}, "best.ckpt")
+    for name in ("a.png", "b.png"):
+        cv2.imwrite(name, np.random.default_rng(len(name)).integers(0, 256, (112, 112, 3), dtype=np.uint8))
+    exec(compile(code.replace("<CLONE>", str(ROOT)), "block", "exec"), {})
 
 
 def test_pre_commit_runs_the_checks_of_make_lint():

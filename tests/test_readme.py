@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import bench.__main__
+from adaface.commands import COMMANDS as TABLE
 from adaface.commands import align, convert, evaluate, export, inference
 from adaface.config import parsing
 from adaface.models.registry import check_architecture
@@ -119,7 +120,7 @@ def test_any_other_line_is_one_that_can_be_run(line):
 
 def test_there_are_commands_to_check():
     used = [command for command, _ in COMMANDS.values()]
-    assert set(used) == set(PARSERS)
+    assert set(used) == set(PARSERS) == set(TABLE)
     assert used.count("evaluate") >= 4 and used.count("train") >= 10 and used.count("convert") >= 3
     assert sum("--run_folder" in words for name, (_, words) in COMMANDS.items() if name.startswith("scaling")) == 2
     assert sum("--run_folder" in words for name, (_, words) in COMMANDS.items() if name.startswith("recipe")) == 2
