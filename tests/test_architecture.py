@@ -112,7 +112,8 @@ def repository_files() -> Iterator[Path]:
     folders = [ROOT]
     while folders:
         for entry in folders.pop().iterdir():
-            if any(fnmatch.fnmatch(entry.name, pattern) for pattern in ignored) or entry.is_symlink():
+            names = (entry.name, f"/{entry.relative_to(ROOT)}")  # a pattern with "/" in front is one of the root
+            if any(fnmatch.fnmatch(name, pattern) for name in names for pattern in ignored) or entry.is_symlink():
                 continue
             if entry.is_dir():
                 folders.append(entry)

@@ -145,7 +145,7 @@ def test_a_new_margin_is_known_to_the_command_line():
     code, _ = written_margin()
     program = (
         "import sys\n"
-        "import margins\n"
+        "from adaface.heads import margins\n"
         "exec(sys.stdin.read(), vars(margins))\n"
         "margins.HEADS['li_arcface'] = margins.LiArcFace\n"
         "import parsing\n"

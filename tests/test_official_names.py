@@ -11,6 +11,7 @@ import head
 import net
 
 ROOT = Path(__file__).resolve().parents[1]
+COMMANDS = ("main", "convert", "inference")  # they run a command too, where they are started
 OFFICIAL = ("augmenter", "data", "evaluate_utils", "head", "net", "train_val")
 MOST_LINES = 30
 
@@ -63,3 +64,14 @@ def test_the_official_calls_build_what_they_say():
         )
     assert (embeddings.shape, norms.shape) == ((2, 512), (2, 1))
     assert isinstance(margin, head.AdaFace)
+
+
+@pytest.mark.parametrize("name", [*OFFICIAL, *COMMANDS, "hubconf"])
+def test_a_module_of_the_root_defines_nothing(name):
+    tree = tree_of(name)
+    defined = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Lambda)]
+    assert not defined
+    assert ast.get_docstring(tree)
+    assert len((ROOT / f"{name}.py").read_text(encoding="utf-8").splitlines()) < MOST_LINES
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    assert all((node.module or "").startswith("adaface.") for node in imports)

@@ -13,7 +13,7 @@ import pytest
 
 import bench.__main__
 from adaface.commands import COMMANDS as TABLE
-from adaface.commands import align, convert, evaluate, export, inference
+from adaface.commands import align, audit, convert, evaluate, export, inference
 from adaface.config import parsing
 from adaface.models.registry import check_architecture
 
@@ -21,10 +21,6 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 ONLY_NAMED = re.compile(r"adaface( [a-z]+)?|python (-m adaface|main\.py|convert\.py)")
 OF_OTHERS = ("pip install ", "curl ")
-
-
-def _parse_audit(words: list[str]) -> Any:
-    return convert.parse(["--audit", *words])
 
 
 def _parse_models(words: list[str]) -> list[str]:
@@ -40,7 +36,7 @@ def _parse_inference(command: str, words: list[str]) -> Any:
 PARSERS: Mapping[str, Callable[[list[str]], Any]] = {
     "train": parsing.parse,
     "convert": convert.parse,
-    "audit": _parse_audit,
+    "audit": audit.parse,
     "evaluate": evaluate.parse,
     "align": align.parse,
     **{name: partial(_parse_inference, name) for name in ("compare", "embed", "search", "serve")},

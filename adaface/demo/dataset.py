@@ -34,13 +34,13 @@ from tqdm import tqdm
 
 from adaface.data.pair_pickle import write_bin
 from adaface.data.pair_sets import PAPER_SETS
+from adaface.demo.camera import draw_camera, photograph
+from adaface.demo.faces import draw_face
+from adaface.demo.person import SIDE_PX, Identity, draw_identity, draw_scene
 from adaface.records.reader import ImageHeader, RecordWriter, pack
 from adaface.system.command_line import Parser, run_to_status
 from adaface.system.files import atomic_path
 from adaface.system.threads import usable_cores
-from adaface.demo.camera import draw_camera, photograph
-from adaface.demo.faces import draw_face
-from adaface.demo.person import SIDE_PX, Identity, draw_identity, draw_scene
 
 _DRAWING_VERSION = 1  # raise it when the drawing changes: an older folder is then not taken for a new one
 _JPEG_QUALITY = 95
@@ -290,7 +290,9 @@ def _check_finished(folder: Path, parameters: dict[str, int]) -> None:
 def main() -> int:
     """Run the command line and return the exit status."""
     defaults = DemoSize()
-    parser = Parser(prog="python -m adaface.demo.dataset", description="Draw a small face data set in the InsightFace layout.")
+    parser = Parser(
+        prog="python -m adaface.demo.dataset", description="Draw a small face data set in the InsightFace layout."
+    )
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
     helps = {
         "identities": "people in the training set",

@@ -9,10 +9,9 @@ import cv2
 import numpy as np
 import pytest
 
-from adaface.demo import dataset
 from adaface.data.images import decode_image
 from adaface.data.pair_sets import PAPER_SETS, open_pair_set, read_bin
-from adaface.records.reader import RecordFile
+from adaface.demo import dataset
 from adaface.demo.camera import Camera, photograph
 from adaface.demo.dataset import (
     CONDITIONS,
@@ -27,6 +26,7 @@ from adaface.demo.dataset import (
 )
 from adaface.demo.faces import draw_face
 from adaface.demo.person import LANDMARKS_PX, Identity, Painter, Scene, draw_identity
+from adaface.records.reader import RecordFile
 
 TINY = {"identities": 6, "images_per_identity": 4, "pairs": 10, "seed": 3}
 REPOSITORY = Path(dataset.__file__).parents[2]
