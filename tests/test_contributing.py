@@ -148,7 +148,7 @@ def test_a_new_margin_is_known_to_the_command_line():
         "from adaface.heads import margins\n"
         "exec(sys.stdin.read(), vars(margins))\n"
         "margins.HEADS['li_arcface'] = margins.LiArcFace\n"
-        "import parsing\n"
+        "from adaface.config import parsing\n"
         "print(parsing.parse(['--head', 'li_arcface', '--m', '0.3'])[0].head.head)\n"
         "parsing.parse(['--help'])\n"
     )

@@ -296,7 +296,7 @@ def test_ctrl_c_ends_with_130(data, tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr("adaface.audit.run.duplicate_findings", stop)
     assert audit(data.clean, tmp_path / "out") == 130
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "run the same command to continue" in capsys.readouterr().err
 
 
 # --- the page -----------------------------------------------------------------------------------------------------

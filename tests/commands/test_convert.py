@@ -168,7 +168,8 @@ def test_foreign_image_folders_are_not_touched(
 
 KILLED_CONVERSION = """
 import os, signal, sys, threading
-import convert, unpack_rec
+from adaface.commands import convert
+from adaface.conversion import unpack_rec
 
 unpack_rec._JOURNAL_EVERY, unpack_rec._IMAGES_AT_ONCE = 100, 20
 write, left, alone = unpack_rec._write, int(sys.argv[2]), threading.Lock()

@@ -92,7 +92,8 @@ def test_bad_records_are_named_with_their_file(tmp_path: Path, capsys: pytest.Ca
 
 KILLED_CONVERSION = """
 import os, signal, sys
-import convert, unpack_rec
+from adaface.commands import convert
+from adaface.conversion import unpack_rec
 
 unpack_rec._JOURNAL_EVERY, unpack_rec._IMAGES_AT_ONCE = 30, 10
 write, left = unpack_rec._write, int(sys.argv[2])

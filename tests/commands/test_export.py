@@ -409,7 +409,7 @@ def foreign_graph(path: Path, metadata: str | None) -> Path:
 def test_the_embedder_refuses_files_that_are_not_ours(files, tmp_path):
     for metadata in (None, "no json", "[]", '{"arch": "ir_50"}'):
         path = foreign_graph(tmp_path / "foreign.onnx", metadata)
-        with pytest.raises(ValueError, match=r"not an export of export_onnx\.py"):
+        with pytest.raises(ValueError, match=r"not an export of `adaface export`"):
             Embedder.load(path)
     (tmp_path / "text.onnx").write_text("not ONNX")
     with pytest.raises(ValueError, match="no ONNX file that ONNX Runtime can read"):
@@ -451,7 +451,7 @@ def test_graphs_that_take_or_give_something_else_are_refused(files, tmp_path):
         model = onnx.load(files / "model.onnx")
         change(model.graph)
         onnx.save(model, tmp_path / "changed.onnx")
-        with pytest.raises(ValueError, match=r"not an export of export_onnx\.py: it takes .* any number of float"):
+        with pytest.raises(ValueError, match=r"not an export of `adaface export`: it takes .* any number of float"):
             Embedder.load(tmp_path / "changed.onnx")
     model = onnx.load(files / "model.onnx")
     for entry in model.metadata_props:

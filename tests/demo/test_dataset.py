@@ -254,8 +254,8 @@ def test_people_differ_more_than_pictures_of_one_person() -> None:
 
 
 def run_script(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(REPOSITORY / "demo/dataset.py"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "adaface.demo.dataset", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPOSITORY)
 
 
 def test_the_command_line(tiny: Path, tmp_path: Path) -> None:
