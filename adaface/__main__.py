@@ -5,7 +5,7 @@ import sys
 
 from adaface import __version__
 from adaface.commands import COMMANDS
-from adaface.system.command_line import FAILED, nearest
+from adaface.system.command_line import FAILED, nearest, run_to_status
 
 
 def overview() -> str:
@@ -20,6 +20,11 @@ def overview() -> str:
     )
 
 
+def _show(option: str) -> int:
+    print(f"adaface {__version__}" if option == "--version" else overview())
+    return 0
+
+
 def main(words: list[str] | None = None) -> int:
     """Run one command.
 
@@ -31,8 +36,7 @@ def main(words: list[str] | None = None) -> int:
     """
     name, *rest = (sys.argv[1:] if words is None else words) or ["--help"]
     if name in ("-h", "--help", "--version"):
-        print(f"adaface {__version__}" if name == "--version" else overview())
-        return 0
+        return run_to_status("adaface", lambda: _show(name), stopped="nothing was done")
     if name not in COMMANDS:
         kind = "option" if name.startswith("-") else "command"
         print(f"adaface: error: unknown {kind} {name!r}; {nearest(name, list(COMMANDS))}", file=sys.stderr)

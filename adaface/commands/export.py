@@ -37,7 +37,7 @@ from adaface.inference.sample_images import drawn_faces, read_pair_set, read_sam
 from adaface.metrics.results import evaluate_set
 from adaface.models.backbone import IMAGE_SIZE
 from adaface.models.registry import ARCHITECTURES, check_architecture
-from adaface.system.command_line import Parser, invocation, program_name, run_to_status
+from adaface.system.command_line import Parser, check_packages, invocation, program_name, run_to_status
 from adaface.system.files import atomic_file, check_writable
 
 MOST_ACCURACY_LOSS = 1.0
@@ -153,8 +153,10 @@ def export(options: argparse.Namespace) -> None:
     Raises:
         FileNotFoundError: no checkpoint, or no images.
         ValueError: not a checkpoint, unusable images, or an export that is refused.
+        RuntimeError: a package of the extra ``[export]`` is not installed.
         OSError: a file cannot be written; what was there before is untouched.
     """
+    check_packages("the export", {"onnxscript": "onnxscript"})
     model, told = read_model(options.checkpoint, options.arch)
     in_order = _to_network_order(told)
     chosen = options.verify_images

@@ -11,7 +11,6 @@ cosines; the quality of a face is the norm of its embedding, which is AdaFace's 
 """
 
 import argparse
-import importlib.util
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -43,7 +42,7 @@ from adaface.inference.gallery import (
 )
 from adaface.inference.sample_images import find_images
 from adaface.inference.search import most_similar
-from adaface.system.command_line import Parser, invocation, printable, program_name, run_to_status
+from adaface.system.command_line import Parser, check_packages, invocation, printable, program_name, run_to_status
 from adaface.system.files import check_writable, write_atomically
 from adaface.system.quiet import quiet_decoders
 
@@ -148,8 +147,8 @@ def _check_values(command: Parser, options: argparse.Namespace) -> None:
         command.error(f"--top {options.top}: at least 1 is expected")
     if options.command == "serve" and not 0 <= options.port <= MOST_PORT:
         command.error(f"--port {options.port}: a number from 0 to {MOST_PORT} is expected")
-    if options.command == "serve" and not all(importlib.util.find_spec(name) for name in _SERVING):
-        raise RuntimeError(f"the page needs packages that are not installed: pip install {' '.join(_SERVING.values())}")
+    if options.command == "serve":
+        check_packages("the page", _SERVING)
     if options.command in ("embed", "search") and not 0 <= options.most_unreadable <= 1:
         command.error(f"--most_unreadable {options.most_unreadable}: a share from 0 to 1 is expected")
     for name, ending in {"save": ".png", "out": _EMBEDDINGS, "csv": ".csv"}.items():

@@ -4,13 +4,14 @@ import argparse
 import contextlib
 import difflib
 import errno
+import importlib.util
 import io
 import os
 import select
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -46,6 +47,18 @@ def program_name(command: str) -> str:
         command: such as ``train``.
     """
     return invocation(command).removeprefix("python ").removeprefix("-m ")
+
+
+def check_packages(what: str, packages: Mapping[str, str]) -> None:
+    """Raise RuntimeError with the command that installs what is missing, where optional packages are not installed.
+
+    Args:
+        what: needs them, such as "the page".
+        packages: names to install, by names to import.
+    """
+    missing = [package for name, package in packages.items() if importlib.util.find_spec(name) is None]
+    if missing:
+        raise RuntimeError(f"{what} needs packages that are not installed: pip install {' '.join(missing)}")
 
 
 class Parser(argparse.ArgumentParser):

@@ -441,8 +441,7 @@ def test_a_missing_package_is_named_before_the_model_is_read(monkeypatch, capsys
     )
     assert inference.main(["serve", "--checkpoint", "none.ckpt"]) == 2
     assert capsys.readouterr().err == (
-        "adaface serve: error: the page needs packages that are not installed: pip install starlette uvicorn "
-        "python-multipart\n"
+        "adaface serve: error: the page needs packages that are not installed: pip install uvicorn\n"
     )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from adaface.system.command_line import Parser, one_line, printable, run_to_status
+from adaface.system.command_line import Parser, check_packages, one_line, printable, run_to_status
 from adaface.system.files import write_atomically
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -89,3 +89,10 @@ def test_names_that_are_no_text_do_not_end_a_command(monkeypatch):
     for stream, expected in zip(streams, (b"n\\udcff.png\n", b"program: error: \\udcfe is wrong\n"), strict=True):
         stream.flush()
         assert stream.buffer.getvalue() == expected
+
+
+def test_missing_packages_are_named_with_the_command_that_installs_them():
+    check_packages("the page", {"json": "json"})
+    with pytest.raises(RuntimeError) as refused:
+        check_packages("the export", {"json": "json", "no_such_package": "no-such-package"})
+    assert str(refused.value) == ("the export needs packages that are not installed: pip install no-such-package")
