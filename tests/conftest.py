@@ -1,10 +1,13 @@
 """Shared fixtures: golden values, and the real faces where they are present."""
 
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from adaface.system.screen import log_to_screen
 
 GOLDEN = Path(__file__).parent / "golden"
 LFW112 = Path(__file__).resolve().parents[2] / "shared" / "data" / "lfw112"
@@ -31,3 +34,17 @@ def environment_as_it_was() -> Iterator[None]:
     yield
     os.environ.clear()
     os.environ.update(before)
+
+
+@pytest.fixture
+def screen() -> Iterator[None]:
+    """Show what the library logs, as the commands do."""
+    with log_to_screen():
+        yield
+
+
+@pytest.fixture
+def training_screen() -> Iterator[None]:
+    """Show what the library logs, as the training does."""
+    with log_to_screen(errors_from=logging.ERROR):
+        yield

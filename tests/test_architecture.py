@@ -163,6 +163,19 @@ def test_what_is_imported_is_pinned_for_run_time(module):
     assert not missing, f"{name_of(module)} imports {missing}, which requirements.txt does not name"
 
 
+@pytest.mark.parametrize("module", MODULES, ids=name_of)
+def test_the_library_logs_and_does_not_print(module):
+    if name_of(module).startswith(("adaface.commands.", "adaface.__main__")):
+        return
+    tree, lines = parse(module), []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and node.id == "print":
+            lines.append(node.lineno)
+        if isinstance(node, ast.Attribute) and ast.unparse(node) in ("sys.stdout.write", "sys.stderr.write"):
+            lines.append(node.lineno)
+    assert not lines, f"lines {lines} of {name_of(module)}: log instead, adaface/system/screen.py shows it"
+
+
 def test_names_say_what_a_module_is_about():
     vague = [name_of(m) for m in MODULES if VAGUE & set(m.stem.split("_"))]
     assert not vague, f"name the concept instead: {vague}"

@@ -5,6 +5,7 @@ begins where that was; a change of the data begins it anew.
 """
 
 import hashlib
+import logging
 import platform
 import shlex
 import time
@@ -30,6 +31,8 @@ from adaface.system.locks import locked
 from adaface.system.quiet import quiet_error_output
 from adaface.system.text_table import aligned
 from adaface.system.threads import usable_cores
+
+logger = logging.getLogger(__name__)
 
 INDEX = "cleaned_index.csv"
 FOUND = 3  # exit status of an audit that has found more than notes
@@ -70,7 +73,7 @@ class LoadEmbed(Protocol):
 
 
 def audit(options: AuditOptions, load_embed: LoadEmbed | None = None) -> int:
-    """Audit a data set, write the report, and print a summary.
+    """Audit a data set, write the report, and log a summary.
 
     Args:
         options: what is asked for.
@@ -90,7 +93,7 @@ def audit(options: AuditOptions, load_embed: LoadEmbed | None = None) -> int:
     tests = _named(open_test_sets(options.test_sets)) if options.test_sets else {}
     output = _output_folder(options, data, tests.values())
     model = load_embed(output / _CACHE) if load_embed else None
-    _say(f"{data.source.location}: {len(data):,} images of {len(data.source.class_names):,} identities")
+    logger.info(f"{data.source.location}: {len(data):,} images of {len(data.source.class_names):,} identities")
     busy = f"another audit writes to {output}; wait for it, stop it, or give another --output"
     with locked(output / _CACHE / _LOCK, busy):
         notes = [] if tests else ["No test sets were given (--test_sets): leaks were not looked for."]
@@ -103,7 +106,7 @@ def audit(options: AuditOptions, load_embed: LoadEmbed | None = None) -> int:
         findings = in_order_of_level(found)
         with quiet_error_output():
             _report(data, findings, tests, output, model[1] if model else "", notes)
-        _say(f"{output / HTML}, {output / CSV}: {time.monotonic() - began:.1f} s")
+        logger.info(f"{output / HTML}, {output / CSV}: {time.monotonic() - began:.1f} s")
         if options.apply:
             _apply(options, data, findings, output / INDEX)
     return FOUND if any(finding.level != NOTE for finding in findings) else 0
@@ -178,7 +181,7 @@ def _report(
     model: str,
     notes: list[str],
 ) -> None:
-    """Write the three files and print a summary."""
+    """Write the three files and log a summary."""
     counts = counts_of(findings)
     by_level = {
         level: sum(count for kind, count in counts.items() if KINDS[kind].level == level)
@@ -205,11 +208,11 @@ def _report(
     write_json(output / JSON, summary)
     titles = ((KINDS[kind].level, f"{count:,}", KINDS[kind].title) for kind, count in counts.items())
     for line in aligned(([level, count, title[0].lower() + title[1:]] for level, count, title in titles), "<><"):
-        _say(line)
+        logger.info(line)
     if not findings:
-        _say("nothing was found")
+        logger.info("nothing was found")
     for note in notes:
-        _say(f"note: {note}")
+        logger.info(f"note: {note}")
 
 
 def _apply(options: AuditOptions, data: AuditedData, findings: list[Finding], path: Path) -> None:
@@ -218,20 +221,15 @@ def _apply(options: AuditOptions, data: AuditedData, findings: list[Finding], pa
     write_index(path, data.source, index)
     moved = int(((index.classes >= 0) & (index.classes != data.labels)).sum())
     left = len(np.unique(index.classes[index.classes >= 0]))
-    _say(
+    logger.info(
         f"{path}: {index.used:,} of {len(data):,} images of {left:,} identities are used, {moved:,} of them as "
         "another's; nothing was deleted"
     )
     if left < _FEWEST_IDENTITIES:
-        _say(f"that is too little to train on: at least {_FEWEST_IDENTITIES} identities are needed")
+        logger.info(f"that is too little to train on: at least {_FEWEST_IDENTITIES} identities are needed")
         return
     first = Path(options.data).resolve()
     place = f"--data_root {shlex.quote(str(first.parent))} --train_data_path {shlex.quote(first.name)}"
     if not first.exists():
         place = f"--train_data_path {shlex.quote(options.data)}"
-    _say(f"next: {invocation('train')} {place} --train_data_index {shlex.quote(str(path))} ...")
-
-
-def _say(line: str) -> None:
-    """Print a line; the name of a file need not be text."""
-    print(line.encode("utf-8", "backslashreplace").decode("utf-8"), flush=True)
+    logger.info(f"next: {invocation('train')} {place} --train_data_index {shlex.quote(str(path))} ...")

@@ -253,7 +253,7 @@ def _serve(options: argparse.Namespace, model: CachedEmbedding) -> None:
 
     listening = listen(options.host, options.port)
     server = build_server(options.host, model.embedder, MTCNN(), threshold, Limits())
-    serve(server, listening, lambda line: print(line, flush=True))
+    serve(server, listening)
 
 
 _COMMANDS = {"compare": _compare, "embed": _embed, "search": _search, "serve": _serve}

@@ -10,6 +10,7 @@ r"""Train and evaluate: parse -> Config -> seed -> build -> fit, test.
 """
 
 import contextlib
+import logging
 import math
 import sys
 import traceback
@@ -31,7 +32,7 @@ from adaface.data.datasets import TrainingDataset
 from adaface.data.images import IMAGE_SHAPE
 from adaface.data.module import FaceDataModule
 from adaface.data.sampler import RandomStreams
-from adaface.distributed.launch import Launch, check_launch, end_with_parent, find_launch, say
+from adaface.distributed.launch import Launch, check_launch, end_with_parent, find_launch, rank_zero_info
 from adaface.distributed.startup import (
     ReportedElsewhereError,
     check_agreement,
@@ -59,6 +60,7 @@ from adaface.system.command_line import (
 from adaface.system.files import write_atomically
 from adaface.system.lightning_setup import pl
 from adaface.system.locks import RunLock
+from adaface.system.screen import log_to_screen
 from adaface.training.build import build, build_run_trainer, facts_of, images_per_update, plan_lines
 from adaface.training.checkpointing import CheckpointKeeper, how_to_go_on
 from adaface.training.finetuning import find_pretrained
@@ -71,6 +73,7 @@ _SAMPLES_IN_GRID = 64
 _GAP_PX = 2
 
 
+@log_to_screen(errors_from=logging.ERROR)  # stdout is the log of a run, its warnings included
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return the exit status.
 
@@ -88,14 +91,14 @@ def _status(arguments: list[str] | None) -> int:
         if action == "print_config":
             print(config.as_yaml(), end="")
             return 0
-        with terminated_as_interrupted(), RunLock(say) as lock:
+        with terminated_as_interrupted(), RunLock() as lock:
             config, notes = with_checkpoint_options(with_run_folder(config))
             return _run(config, notes, lock, plan_only=action == "plan")
     except InterruptedTrainingError as stop:
-        say(f"{stop}\n{how_to_go_on(stop.checkpoint)}")
+        rank_zero_info(f"{stop}\n{how_to_go_on(stop.checkpoint)}")
         return INTERRUPTED
     except KeyboardInterrupt:
-        say("stopped at once; what had been saved is whole")
+        rank_zero_info("stopped at once; what had been saved is whole")
         return INTERRUPTED
     except ReportedElsewhereError:
         return FAILED
@@ -110,7 +113,7 @@ def _run(config: Config, notes: list[str], lock: RunLock, *, plan_only: bool = F
     launch = find_launch()
     devices = plan_devices(config.devices, gpus_given="gpus" in config.given)
     for note in (*notes, *devices.notes, *_advice(config, launch)):
-        say(f"note: {note}")
+        rank_zero_info(f"note: {note}")
     if launch.external or not plan_only:  # several machines can be planned for on one
         check_launch(launch, devices.devices, config.devices.num_nodes)
     end_with_parent(launch)
@@ -121,13 +124,13 @@ def _run(config: Config, notes: list[str], lock: RunLock, *, plan_only: bool = F
     check_agreement(facts)
     batches = 0 if config.run.evaluate else batches_of_epoch(data.steps_per_epoch, config.run)
     if 0 < batches < config.optimizer.accumulate_grad_batches:
-        say(
+        rank_zero_info(
             f"note: --accumulate_grad_batches {config.optimizer.accumulate_grad_batches} is more than the "
             f"{batches} batches of an epoch: its one step has so much less weight"
         )
     if plan_only:
         for line in plan_lines(config, devices, launch, data, module):
-            say(line)
+            rank_zero_info(line)
         return 0
     folder = Path(decided_by_rank_0("RUN_FOLDER", lambda: str(_run_folder(config, lock)), launch))
     keeper = CheckpointKeeper(
@@ -166,7 +169,7 @@ def _test(
     best = _best_of(keeper)
     if not config.run.evaluate and not config.run.fast_dev_run:
         module.model.load_state_dict(backbone_state(load_checkpoint(best), best))
-        say(f"testing {best}")
+        rank_zero_info(f"testing {best}")
     trainer.test(module, datamodule=data, verbose=False)
 
 
@@ -178,7 +181,7 @@ def _best_of(keeper: CheckpointKeeper) -> Path:
 def _test_pretrained(trainer: "pl.Trainer", module: FaceRecognitionModule, data: FaceDataModule) -> None:
     """Evaluate the model that the fine-tuning begins from."""
     trainer.test(module, datamodule=data, verbose=False)
-    say(f"the pretrained model, before any training:\n{results_table(module.results)}")
+    rank_zero_info(f"the pretrained model, before any training:\n{results_table(module.results)}")
 
 
 def _compare_with_pretrained(

@@ -6,6 +6,7 @@ mapped, and work that is done is known and not done twice.
 
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -21,6 +22,8 @@ from adaface.data.pair_pickle import EncodedImage, read_bin
 from adaface.data.pair_sets import write_bcolz, write_memfile
 from adaface.system.files import atomic_file
 from adaface.system.threads import in_order, usable_cores
+
+logger = logging.getLogger(__name__)
 
 _SIDECAR = ".convert.json"
 _IMAGES_AT_ONCE = 64
@@ -45,7 +48,7 @@ def convert_set(path: Path, form: str = "memfile", swap: bool = False, overwrite
     if not overwrite:
         reason = _why_done(path, sidecar, form, swap)
         if reason:
-            print(f"{path.name}: {reason}")
+            logger.info(f"{path.name}: {reason}")
             return
     images, issame = read_bin(path)
     _save_sidecar(sidecar, {"form": "unfinished"})
@@ -56,7 +59,9 @@ def convert_set(path: Path, form: str = "memfile", swap: bool = False, overwrite
     _save_sidecar(sidecar, {**_fingerprint(path, with_hash=True), "form": form, "swap_color_channel": swap})
     same = int(issame.sum())
     seconds = time.monotonic() - started
-    print(f"{path.name}: {len(issame):,} pairs ({same:,} same) as {form}, {len(images):,} images, {seconds:.1f} s")
+    logger.info(
+        f"{path.name}: {len(issame):,} pairs ({same:,} same) as {form}, {len(images):,} images, {seconds:.1f} s"
+    )
 
 
 def _save_sidecar(sidecar: Path, content: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ a killed program, not for a power cut.
 """
 
 import contextlib
+import logging
 import os
 import shutil
 import time
@@ -24,6 +25,8 @@ from adaface.data.conversion_journal import JOURNAL, Journal
 from adaface.data.images import image_suffix, swap_red_blue
 from adaface.records.shards import RecordShards
 from adaface.system.threads import in_order, usable_cores
+
+logger = logging.getLogger(__name__)
 
 _IMAGES_AT_ONCE = 250
 _JOURNAL_EVERY = 2000  # images; a multiple of those at once
@@ -59,7 +62,7 @@ def convert_images(
     journal = None if overwrite else Journal.load(folder)
     now = (size_bytes, mtime_ns, swap)
     if journal and journal.complete and now == (journal.rec_bytes, journal.rec_mtime_ns, journal.swap_color_channel):
-        print(f"{folder}: already converted ({_counts(journal)}); nothing to do")
+        logger.info(f"{folder}: already converted ({_counts(journal)}); nothing to do")
         return
     records = RecordShards(recs)
     positions, labels = _plan(records)
@@ -254,22 +257,22 @@ def _counts(journal: Journal) -> str:
 def _report_images(
     journal: Journal, already: int, records: RecordShards, labels: np.ndarray, folder: Path, seconds: float
 ) -> None:
-    """Print the summary, and what is odd about the data."""
-    print(
+    """Log the summary, and what is odd about the data."""
+    logger.info(
         f"{folder}: {_counts(journal)}, {seconds:.1f} s, {len(journal.skipped)} skipped"
         + (f", {already:,} records were done before" if already else "")
     )
     if journal.skipped:
         shown = ", ".join(map(str, journal.skipped[:_LISTED_KEYS]))
         more = f" and {len(journal.skipped) - _LISTED_KEYS} more" if len(journal.skipped) > _LISTED_KEYS else ""
-        print(f"skipped, no usable image: keys {shown}{more} (all of them are listed in {folder / JOURNAL})")
+        logger.info(f"skipped, no usable image: keys {shown}{more} (all of them are listed in {folder / JOURNAL})")
     expected, announced_by = records.files[0].num_identities(), "the .rec"
     if len(records.files) > 1:
         expected, announced_by = records.declared_identities() or (None, "")
     if expected is not None and expected != journal.identities:
-        print(f"note: {announced_by} announces {expected:,} identities, its images have {journal.identities:,}")
+        logger.info(f"note: {announced_by} announces {expected:,} identities, its images have {journal.identities:,}")
     if int(labels.max()) + 1 != journal.identities:
-        print(
+        logger.info(
             f"note: labels go up to {labels.max():,} with gaps; folders keep them, training renumbers the classes "
             f"in the order of the folder names"
         )

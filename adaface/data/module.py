@@ -8,6 +8,7 @@ its images become float32 in the workers; class count, validation sets and paths
 the path's name; the five sets of the paper are not compulsory.
 """
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ from adaface.data.sources.finder import open_training_source, split_paths
 from adaface.data.sources.selection import SUBSET_LIST, read_subset_list, select_indexed, select_subset
 from adaface.system.lightning_setup import pl
 from adaface.system.threads import usable_cores
+
+logger = logging.getLogger(__name__)
 
 _SHOWN_BAD = 10
 
@@ -264,7 +267,7 @@ class FaceDataModule(pl.LightningDataModule):
             which = f"process {rank}: " if world_size > 1 else ""
             more = f"\n  ... and {len(bad) - _SHOWN_BAD} more" if len(bad) > _SHOWN_BAD else ""
             listed = "".join(f"\n  {name}" for name in bad[:_SHOWN_BAD])
-            print(f"{which}{len(bad)} bad training image(s) replaced by the next good one:{listed}{more}", flush=True)
+            logger.warning(f"{which}{len(bad)} bad training image(s) replaced by the next good one:{listed}{more}")
 
     # parts
 

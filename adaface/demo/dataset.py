@@ -19,6 +19,7 @@ contains the smaller one, and the verification sets do not change with it.
 """
 
 import json
+import logging
 import multiprocessing
 import os
 import sys
@@ -41,6 +42,8 @@ from adaface.records.reader import ImageHeader, RecordWriter, pack
 from adaface.system.command_line import Parser, run_to_status
 from adaface.system.files import atomic_path
 from adaface.system.threads import usable_cores
+
+logger = logging.getLogger("adaface.demo.dataset")  # `__name__` is `__main__` where this module is run
 
 _DRAWING_VERSION = 1  # raise it when the drawing changes: an older folder is then not taken for a new one
 _JPEG_QUALITY = 95
@@ -252,7 +255,7 @@ def write_demo_data(
     parameters = {"drawing_version": _DRAWING_VERSION, **asdict(size)}
     if folder.exists() and any(folder.iterdir()):
         _check_finished(folder, parameters)
-        print(f"{folder}: finished before with the same parameters, kept")
+        logger.info(f"{folder}: finished before with the same parameters, kept")
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     sets = {name: pair_pictures(size, name) for name in PAPER_SETS}
@@ -306,7 +309,7 @@ def main() -> int:
     parser.add_argument("--processes", type=int, help="that draw (default: one for each core)")
 
     def job() -> int:
-        print(f"demo data in {write_demo_data(**vars(parser.parse(sys.argv[1:])))}")
+        logger.info(f"demo data in {write_demo_data(**vars(parser.parse(sys.argv[1:])))}")
         return 0
 
     return run_to_status("demo data", job, stopped="nothing was written")

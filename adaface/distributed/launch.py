@@ -7,10 +7,10 @@ Source: the variables are those of PyTorch's torchrun and of SLURM's srun. Diffe
 process is this" for all ways of starting, and a run in a batch job that was not started by srun is an ordinary one.
 """
 
+import logging
 import os
 import platform
 import re
-import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -19,6 +19,8 @@ from typing import Any
 
 from adaface.system.command_line import program_name
 from adaface.system.lightning_setup import environments
+
+logger = logging.getLogger(__name__)
 
 ITSELF, TORCHRUN, SRUN, ENVIRONMENT = "main.py itself", "torchrun", "srun", "the environment (RANK, WORLD_SIZE)"
 _PARENT = "ADAFACE_PARENT"
@@ -107,14 +109,14 @@ def _tasks_on_this_node(environment: Mapping[str, str]) -> int:
     return int(environment.get("SLURM_NTASKS_PER_NODE", "0"))
 
 
-def say(text: str) -> None:
-    """Print for the user, once: in process 0 of the run.
+def rank_zero_info(text: str) -> None:
+    """Log for the user, once: in process 0 of the run.
 
     Args:
         text: a line, or several.
     """
     if find_launch().rank == 0:
-        print(text, flush=True)
+        logger.info(text)
 
 
 def check_launch(launch: Launch, devices: int, num_nodes: int) -> None:
@@ -166,11 +168,9 @@ def _end_with(parent: int, launch: Launch) -> None:
     while os.getppid() == parent:
         time.sleep(_PARENT_SEC)
     who = "process 0" if launch.launcher == ITSELF else "torchrun"
-    print(
+    logger.error(
         f"{program_name('train')}: error: {who} on {platform.node()} (pid {parent}), which started process "
-        f"{launch.rank}, died: it is ended too",
-        file=sys.stderr,
-        flush=True,
+        f"{launch.rank}, died: it is ended too"
     )
     os._exit(2)
 

@@ -7,13 +7,13 @@ answers the probes: a process that is merely busy, or stopped, is never taken fo
 """
 
 import contextlib
+import logging
 import os
 import platform
 import secrets
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -26,6 +26,8 @@ import torch.distributed as dist
 from adaface.distributed.startup import ReportedElsewhereError, check_agreement
 from adaface.system.command_line import program_name
 from adaface.system.lightning_setup import pl
+
+logger = logging.getLogger(__name__)
 
 _KEEP_ALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 4, "TCP_KEEPCNT": 5}  # 30 s without an answer: the link is dead
 _CONNECT_SEC = 30.0
@@ -236,11 +238,7 @@ class ProcessWatch(pl.Callback):
         if self._leaving:
             return
         if prints:
-            print(
-                f"{program_name('train')}: error: {text}: the run is ended; {self._advice()}",
-                file=sys.stderr,
-                flush=True,
-            )
+            logger.error(f"{program_name('train')}: error: {text}: the run is ended; {self._advice()}")
         self._told.set()
         time.sleep(_GRACE_SEC)
         os._exit(_ENDED)

@@ -14,7 +14,6 @@ import errno
 import hashlib
 import os
 import re
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -290,7 +289,7 @@ def _fill(file: Path, shape: tuple[int, int], fill: Callable[[Path], None]) -> N
     """Fill a table, or wait until another evaluation has."""
     part = file.with_name(f".{file.name}.part")
     note = f"note: another evaluation makes {file.name}; waiting for it"
-    with locked_when_free(part, lambda: print(note, file=sys.stderr)):
+    with locked_when_free(part, note):
         if file.is_file():  # the other was first
             part.unlink()
             return

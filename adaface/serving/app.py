@@ -19,8 +19,8 @@ import base64
 import contextlib
 import hashlib
 import ipaddress
+import logging
 import re
-import sys
 from collections.abc import AsyncGenerator, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +40,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from adaface.alignment.detector import MTCNN
 from adaface.inference.comparison import NO_THRESHOLD, EmbeddedPhotograph, Threshold, embed_photograph
 from adaface.inference.embedder import Embedder
+
+logger = logging.getLogger(__name__)
 
 PHOTOGRAPHS = ("first", "second")
 _PAGE = Path(__file__).with_name("face_page.html")
@@ -308,7 +310,7 @@ def _refuse(request: Request, error: Exception) -> Response:
 
 
 def _fail(request: Request, error: Exception) -> Response:
-    print(f"a request failed: {error!r}", file=sys.stderr, flush=True)
+    logger.error(f"a request failed: {error!r}")
     return JSONResponse({"error": f"the server failed: {error!r}"}, 500)
 
 

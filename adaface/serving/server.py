@@ -3,8 +3,8 @@
 import asyncio
 import errno
 import ipaddress
+import logging
 import socket
-from collections.abc import Callable
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -13,6 +13,8 @@ from adaface.alignment.detector import MTCNN
 from adaface.inference.comparison import Threshold
 from adaface.inference.embedder import Embedder
 from adaface.serving.app import FaceComparer, Limits, build_app
+
+logger = logging.getLogger(__name__)
 
 _MOST_HEADER_BYTES = 16 * 1024
 
@@ -121,21 +123,22 @@ def _address(listening: socket.socket) -> ipaddress.IPv4Address | ipaddress.IPv6
     return ipaddress.ip_address(str(listening.getsockname()[0]).partition("%")[0])
 
 
-def serve(server: uvicorn.Server, listening: socket.socket, say: Callable[[str], None]) -> None:
-    """Say where the page is, answer until Ctrl-C or SIGTERM, then finish what was begun.
+def serve(server: uvicorn.Server, listening: socket.socket) -> None:
+    """Log where the page is, answer until Ctrl-C or SIGTERM, then finish what was begun.
 
     Args:
         server: of ``build_server``.
         listening: of ``listen``.
-        say: shows a line to the user.
     """
-    say(f"the page is at {page_url(listening)} - open it in a browser; Ctrl-C ends it")
+    logger.info(f"the page is at {page_url(listening)} - open it in a browser; Ctrl-C ends it")
     if is_open(listening):
-        say("whoever reaches this machine over the network can use it: there is no password, and nothing is encrypted")
+        logger.info(
+            "whoever reaches this machine over the network can use it: there is no password, and nothing is encrypted"
+        )
     try:
         server.run(sockets=[listening])
     except KeyboardInterrupt:  # uvicorn, which has ended in order by then, hands the signal on
         pass
     finally:
         listening.close()
-    say("\nthe page is closed; no photograph was kept")
+    logger.info("\nthe page is closed; no photograph was kept")

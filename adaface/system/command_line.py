@@ -6,6 +6,7 @@ import difflib
 import errno
 import importlib.util
 import io
+import logging
 import os
 import select
 import signal
@@ -15,6 +16,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
+
+from adaface.system.screen import log_to_screen
+
+logger = logging.getLogger(__name__)
 
 FAILED = 2
 INTERRUPTED = 130
@@ -116,8 +121,11 @@ def nearest(name: str, known: Iterable[str], *, count: int = 1, always: str = ""
     return hint or f"known are: {', '.join(by_lower.values())}"
 
 
+@log_to_screen()
 def run_to_status(program: str, job: Callable[[], int], *, stopped: str, failed: int = FAILED) -> int:
     """Run a command line's job and tell how it ended: an expected error in one line, Ctrl-C and SIGTERM in another.
+
+    Meanwhile the screen shows what the library logs.
 
     Args:
         program: what the line begins with.
@@ -138,12 +146,12 @@ def run_to_status(program: str, job: Callable[[], int], *, stopped: str, failed:
                 sys.stdout.flush()  # an output that cannot be written is an error like any other
             return status
     except KeyboardInterrupt:
-        print(f"\n{program}: stopped; {stopped}", file=sys.stderr)
+        logger.warning(f"\n{program}: stopped; {stopped}")
         return INTERRUPTED
     except EXPECTED_ERRORS as error:
         if isinstance(error, BrokenPipeError) and _nobody_reads():
             return NOBODY_READS
-        print(f"{program}: error: {one_line(error)}", file=sys.stderr)
+        logger.error(f"{program}: error: {one_line(error)}")
         return failed
 
 
@@ -204,5 +212,5 @@ def warnings_as_notes() -> Iterator[None]:
     """Show warnings (such as a stale .idx) as one line each, without the source line that raised them."""
     with warnings.catch_warnings():
         warnings.simplefilter("always", UserWarning)
-        warnings.showwarning = lambda message, *_, **__: print(f"note: {message}")
+        warnings.showwarning = lambda message, *_, **__: logger.info(f"note: {message}")
         yield

@@ -11,10 +11,11 @@ has no locks, and hands out the lock of a file that its holder has renamed meanw
 import contextlib
 import errno
 import functools
+import logging
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
@@ -22,6 +23,8 @@ try:
     import fcntl
 except ImportError:  # not on Windows
     fcntl = None  # type: ignore[assignment]
+
+logger = logging.getLogger(__name__)
 
 LOCK = ".lock"
 _HELD = (errno.EWOULDBLOCK, errno.EACCES)
@@ -31,14 +34,9 @@ _ASK_EVERY_SEC = 0.2
 
 
 class RunLock:
-    """Holds the lock of one run folder from ``take`` to the end of this object's ``with`` block.
+    """Holds the lock of one run folder from ``take`` to the end of this object's ``with`` block."""
 
-    Args:
-        say: prints a note for the user.
-    """
-
-    def __init__(self, say: Callable[[str], None] = print) -> None:
-        self._say = say
+    def __init__(self) -> None:
         self._file: int | None = None
         self._path = Path()
 
@@ -76,7 +74,7 @@ class RunLock:
                     "--run_folder; two runs in one folder would overwrite each other's checkpoints"
                 )
             if not noted:
-                self._say(f"note: the run folder {folder} is in use by {holder}; waiting for a moment")
+                logger.info(f"note: the run folder {folder} is in use by {holder}; waiting for a moment")
                 noted = True
             time.sleep(_ASK_EVERY_SEC)
         os.ftruncate(file, 0)
@@ -107,12 +105,12 @@ def locked(path: Path, refusal: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def locked_when_free(path: Path, say: Callable[[], None]) -> Iterator[None]:
+def locked_when_free(path: Path, note: str) -> Iterator[None]:
     """Hold a lock during a block, after waiting for whoever has it.
 
     Args:
         path: the file, made where it is absent, or an existing folder.
-        say: called once where there is something to wait for.
+        note: warning that is logged, once, where there is something to wait for.
 
     Raises:
         OSError: it cannot be opened.
@@ -120,7 +118,7 @@ def locked_when_free(path: Path, say: Callable[[], None]) -> Iterator[None]:
     noted = False
     while (file := try_lock(path)) is None:
         if not noted:
-            say()
+            logger.warning(note)
             noted = True
         time.sleep(_ASK_EVERY_SEC)
     try:

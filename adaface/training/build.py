@@ -14,7 +14,7 @@ from adaface.config.device_plan import DevicePlan
 from adaface.config.groups import HOST_SPECIFIC_OPTIONS, Config
 from adaface.data.held_out import HELD_OUT
 from adaface.data.module import FaceDataModule
-from adaface.distributed.launch import Launch, say
+from adaface.distributed.launch import Launch, rank_zero_info
 from adaface.distributed.watch import ProcessWatch
 from adaface.evaluation.before_after import comparable_sets
 from adaface.heads.partial_fc import choose_sharding
@@ -64,7 +64,7 @@ def build(config: Config, devices: DevicePlan) -> tuple[FaceDataModule, FaceReco
         processes=devices.devices,
         batch_size=data.batch_size_per_process,
     ):
-        say(f"note: {note}")
+        rank_zero_info(f"note: {note}")
     return data, module, sharded
 
 
@@ -110,10 +110,10 @@ def _check_checkpoint(config: Config, data: FaceDataModule, module: FaceRecognit
                 f"the people held out are not those of the run of {path}, which may have "
                 "been trained on these: resume with the same data, --seed and --held_out_share, or start a new run"
             )
-        say("note: the training data is not what the run began with: an epoch goes on in another order")
+        rank_zero_info("note: the training data is not what the run began with: an epoch goes on in another order")
     position = saved["position"]
     if position["epoch"] >= config.optimizer.epochs:
-        say(f"note: the run of {path} has done its {config.optimizer.epochs} epochs: only tested")
+        rank_zero_info(f"note: the run of {path} has done its {config.optimizer.epochs} epochs: only tested")
     return position
 
 

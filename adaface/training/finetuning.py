@@ -11,6 +11,7 @@ from the official 20 and 100 a short training would not get to those of the face
 Source: "weight imprinting", Qi, Brown and Lowe, "Low-Shot Learning with Imprinted Weights" (CVPR 2018, section 3.2).
 """
 
+import logging
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -34,6 +35,8 @@ from adaface.heads.partial_fc import PartialFC, shard_range
 from adaface.inference.embedder import prepare_for_inference, read_model
 from adaface.models.input_format import InputFormat, normalize_images
 from adaface.system.lightning_setup import pl
+
+logger = logging.getLogger(__name__)
 
 _NO_DIRECTION = 1e-6  # length of a mean of unit vectors that point nowhere
 
@@ -152,7 +155,7 @@ def class_means(
 
 
 class HeadFromClassMeans(pl.Callback):
-    """Set the head's weights at the beginning of a training, and say what it was set from.
+    """Set the head's weights at the beginning of a training, and log what it was set from.
 
     Args:
         data: the training data, opened.
@@ -177,9 +180,9 @@ class HeadFromClassMeans(pl.Callback):
         moments = means.norm_moments  # stays on the CPU where it can: an Apple GPU has no float64
         begin_statistics(head, moments if world_size() == 1 else moments.to(pl_module.device))
         if trainer.is_global_zero:
-            print(f"the head's {head.class_num:,} classes begin as the means of their images' embeddings", flush=True)
+            logger.info(f"the head's {head.class_num:,} classes begin as the means of their images' embeddings")
             if missing:
-                print(f"note: {missing:,} of them have no usable image: their weights begin at random", flush=True)
+                logger.info(f"note: {missing:,} of them have no usable image: their weights begin at random")
 
     def _batches(self, first: int, end: int, *, shown: bool) -> Iterable[tuple[Tensor, Tensor]]:
         """Yield the images of a range of classes, and their labels."""

@@ -4,6 +4,7 @@ Both are Lightning callbacks that change no number of a run. What they note stay
 epoch, or once a window of steps, so that no step waits for them.
 """
 
+import logging
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -19,6 +20,8 @@ from adaface.heads.margins import AdaFace, CurricularFace
 from adaface.heads.sharded_optimizer import gradient_norm
 from adaface.system.lightning_internals import unscales_in_its_step
 from adaface.system.lightning_setup import pl
+
+logger = logging.getLogger(__name__)
 
 _FOLD_EVERY_STEPS = 64  # the noted tensors become six numbers
 _WINDOWS = 4  # of the stalled loss, before it is first judged
@@ -88,7 +91,7 @@ def summarise(values: Tensor) -> Tensor:
 
 
 class HealthMonitor(pl.Callback):
-    """Log and print, after each epoch: gradient norm, target cosine, feature norms and the margin's statistics.
+    """Log after each epoch: gradient norm, target cosine, feature norms and the margin's statistics.
 
     Metrics: ``gradient_norm`` and ``gradient_norm_max`` (mean and maximum over the steps of the optimiser, before any
     clipping; steps that the 16-bit loss scaler skips because a gradient is not finite are left out, and counted on the
@@ -136,7 +139,7 @@ class HealthMonitor(pl.Callback):
                 values.clear()
 
     def on_train_epoch_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        """Log the epoch's numbers, and print them on one line."""
+        """Log the epoch's numbers, for plots and as one line."""
         self._fold()
         if not all(self._folded.values()):
             return  # resumed at the epoch's end: nothing was left of it
@@ -144,12 +147,12 @@ class HealthMonitor(pl.Callback):
         distributions = dict(zip(self._names, _over_all_processes(own, pl_module.device), strict=True))
         values = _metrics(distributions, pl_module.head)
         # at once, not through the module: a stop between two epochs would lose them
-        for logger in trainer.loggers:
-            logger.log_metrics({**values, "epoch": trainer.current_epoch}, step=trainer.global_step - 1)
+        for metrics in trainer.loggers:
+            metrics.log_metrics({**values, "epoch": trainer.current_epoch}, step=trainer.global_step - 1)
         if trainer.is_global_zero:
             not_finite = int(distributions["gradient_norm"].not_finite) // trainer.world_size
             line = _line(values, not_finite, skipped=trainer.scaler is not None)
-            print(f"epoch {trainer.current_epoch + 1}: {line}", flush=True)
+            logger.info(f"epoch {trainer.current_epoch + 1}: {line}")
 
 
 def _over_all_processes(own: list[Distribution], device: torch.device) -> list[Distribution]:
@@ -281,12 +284,11 @@ class StalledLossWarning(pl.Callback):
         if lowest.mean - newest.mean > _CLEAR_FALL * error:
             return  # not there yet, but on its way
         self.decided = True
-        print(
+        logger.warning(
             f"warning: after {self._steps:,} batches the loss shows no learning: its mean is {newest.mean:.2f} over "
             f"the newest {self._window:,}, was {lowest.mean:.2f} at its lowest before, and a head that knows nothing "
             f"has {uninformed:.2f}. Usual causes: a learning rate too low or too high for the batch size ({setting}; "
             "--lr, --lr_base_batch_size, --warmup_epochs), labels that do not belong to their images, too few of the "
             "images or classes sampled, a margin too hard to start from (--m; --h 0 takes AdaFace's relief for poor "
-            "images away). --stalled_after_steps 0 turns this off",
-            flush=True,
+            "images away). --stalled_after_steps 0 turns this off"
         )

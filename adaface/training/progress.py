@@ -1,5 +1,6 @@
 """The line that a user watches during training."""
 
+import logging
 import math
 import sys
 import time
@@ -9,6 +10,8 @@ from tqdm import tqdm
 
 from adaface.system.devices import peak_memory
 from adaface.system.lightning_setup import pl
+
+logger = logging.getLogger(__name__)
 
 MUCH_WAITING = 0.2  # share of the time that steps wait for data, from which on it is worth a word
 _JUDGED_AFTER_STEPS = 50
@@ -103,7 +106,7 @@ class ProgressLine(pl.callbacks.ProgressBar):
             self._bar.n = batch_idx + 1
             self._bar.set_postfix_str(line)
         else:
-            print(f"{self._name} batch {batch_idx + 1}/{trainer.num_training_batches}: {line}", flush=True)
+            logger.info(f"{self._name} batch {batch_idx + 1}/{trainer.num_training_batches}: {line}")
         self._judge_input(waited, now)
         self._begin_interval(trainer)
 
@@ -120,7 +123,7 @@ class ProgressLine(pl.callbacks.ProgressBar):
         waiting = self._waited / max(self._worked, 1e-9)
         if self._judged_steps >= _JUDGED_AFTER_STEPS and waiting > MUCH_WAITING and not self._warned:
             self._warned = True
-            self._print(f"warning: {input_bottleneck(waiting)}")
+            _log(logging.WARNING, f"warning: {input_bottleneck(waiting)}")
 
     def _remaining_sec(self, trainer: "pl.Trainer", batch_idx: int, now: float) -> float:
         batches, first = int(trainer.num_training_batches), self._first_step or 0
@@ -142,7 +145,7 @@ class ProgressLine(pl.callbacks.ProgressBar):
         self._step_evaluation()
 
     def on_validation_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        """Print the accuracies."""
+        """Log the accuracies."""
         self._close_evaluation()
         if self._hidden or trainer.sanity_checking or trainer.state.fn != "fit":
             return
@@ -150,8 +153,9 @@ class ProgressLine(pl.callbacks.ProgressBar):
         metric = trainer.callback_metrics.get("val_acc", math.nan)
         loss = trainer.callback_metrics.get("train_loss")
         shown = "" if loss is None else f"loss {float(loss):.3f}, "
-        self._print(
-            f"epoch {trainer.current_epoch + 1}: {shown}val_acc {float(metric):.2f} ({sets or 'no complete pairs'})"
+        _log(
+            logging.INFO,
+            f"epoch {trainer.current_epoch + 1}: {shown}val_acc {float(metric):.2f} ({sets or 'no complete pairs'})",
         )
         self._begin_interval(trainer)
 
@@ -188,11 +192,11 @@ class ProgressLine(pl.callbacks.ProgressBar):
             self._validation.close()
             self._validation = None
 
-    def _print(self, line: str) -> None:
-        if self.terminal:
-            tqdm.write(line)
-        else:
-            print(line, flush=True)
+
+def _log(level: int, line: str) -> None:
+    """Log a line; an open bar is cleared for it, then redrawn."""
+    with tqdm.external_write_mode():
+        logger.log(level, line)
 
 
 def _waited_sec(trainer: "pl.Trainer") -> float:

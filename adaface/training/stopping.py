@@ -3,6 +3,7 @@
 Each class is one Lightning callback; none of them changes the numbers of a run.
 """
 
+import logging
 import signal
 from pathlib import Path
 from types import FrameType
@@ -15,6 +16,8 @@ from adaface.distributed.watch import InterruptedTrainingError
 from adaface.system.lightning_internals import do_not_broadcast_sigterm, in_the_middle_of_an_epoch
 from adaface.system.lightning_setup import pl
 from adaface.training.checkpointing import CheckpointKeeper, how_to_go_on, validation_is_due
+
+logger = logging.getLogger(__name__)
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _GUARD_EVERY_STEPS_GPU = 50
@@ -207,8 +210,7 @@ class EarlyStopping(pl.Callback):
             return
         trainer.should_stop = True
         if trainer.is_global_zero:
-            print(
+            logger.info(
                 f"stopped early: the mean accuracy has not been above {self.best:.2f} for {self.waited} epoch(s) "
-                f"(--early_stopping_patience {self.patience})",
-                flush=True,
+                f"(--early_stopping_patience {self.patience})"
             )

@@ -613,6 +613,7 @@ def test_bad_records_are_named_by_key_and_class(tmp_path: Path) -> None:
         dataset[0, 1]
 
 
+@pytest.mark.usefixtures("training_screen")
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_skip_bad_images_counts_and_replaces(
     small: Path, num_workers: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -137,6 +137,7 @@ def test_processes_do_not_change_the_result(tiny: Path, tmp_path: Path, monkeypa
     assert file_bytes(write_demo_data(tmp_path / "two", processes=2, **TINY)) == file_bytes(tiny)
 
 
+@pytest.mark.usefixtures("screen")
 def test_a_finished_folder_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write_demo_data(tmp_path / "faces", **TINY)
     (folder / "imgs").mkdir()  # what convert.py adds

@@ -254,6 +254,7 @@ def test_what_is_damaged_is_refused(tmp_path, left, mapped):
         load_or_fill(file, SHAPE, fill, mapped=mapped)
 
 
+@pytest.mark.usefixtures("screen")
 def test_the_second_of_two_at_once_waits_and_takes_what_the_first_has_made(tmp_path, capsys):
     begun, go_on, second, filled = threading.Event(), threading.Event(), threading.Event(), []
 

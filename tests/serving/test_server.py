@@ -398,6 +398,7 @@ def test_the_end_does_not_wait_for_requests(embedder):
         assert silent.recv(100) == b""
 
 
+@pytest.mark.usefixtures("screen")
 def test_a_mistake_of_ours_is_an_answer_too(embedder, monkeypatch, capsys):
     monkeypatch.setattr(app, "embed_photograph", lambda *_: 1 / 0)
     with serving(embedder) as server:

@@ -1,4 +1,5 @@
 import errno
+import logging
 import os
 import re
 import signal
@@ -53,27 +54,30 @@ def patient(monkeypatch):
     monkeypatch.setattr(locks, "_ASK_EVERY_SEC", 0.05)
 
 
-def test_a_second_start_is_told_who_has_the_folder(tmp_path):
-    process, said = hold(tmp_path), []
+def test_a_second_start_is_told_who_has_the_folder(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "adaface")
+    process = hold(tmp_path)
     try:
         expected = rf"in use by process {process.pid} on {re.escape(locks.platform.node())}: wait for its end"
-        with pytest.raises(RuntimeError, match=expected), RunLock(said.append) as lock:
+        with pytest.raises(RuntimeError, match=expected), RunLock() as lock:
             lock.take(tmp_path)
-        assert len(said) == 1
+        assert len(caplog.messages) == 1
     finally:
         process.kill()
         process.wait()
 
 
 @pytest.mark.parametrize("how", ["stays", "forks"])
-def test_the_lock_of_a_killed_process_is_gone_its_data_workers_or_not(tmp_path, how):
+def test_the_lock_of_a_killed_process_is_gone_its_data_workers_or_not(tmp_path, caplog, how):
+    caplog.set_level(logging.INFO, "adaface")
     process = hold(tmp_path, how)
     process.kill()
     process.wait()
     try:
-        with RunLock(pytest.fail) as lock:
+        with RunLock() as lock:
             assert lock.take(tmp_path) == tmp_path
             assert (tmp_path / LOCK).read_text().startswith(f"process {os.getpid()} on ")
+        assert not caplog.messages
     finally:
         os.killpg(process.pid, signal.SIGKILL) if how == "forks" else None
     assert not (tmp_path / LOCK).exists()
@@ -150,22 +154,22 @@ def test_a_read_only_folder_can_be_locked(tmp_path):
         tmp_path.chmod(0o755)
 
 
-def test_who_waits_for_a_lock_says_so_once_and_gets_it(tmp_path):
-    said, order = [], []
+def test_who_waits_for_a_lock_says_so_once_and_gets_it(tmp_path, caplog):
+    order = []
 
     def second() -> None:
-        with locked_when_free(tmp_path / "table", lambda: said.append("waiting")):
+        with locked_when_free(tmp_path / "table", "waiting"):
             order.append("second")
 
-    with locked_when_free(tmp_path / "table", pytest.fail):
+    with locked_when_free(tmp_path / "table", "free at once"):
         thread = threading.Thread(target=second)
         thread.start()
-        while not said:
+        while not caplog.messages:
             time.sleep(0.01)
         time.sleep(0.2)
         order.append("first")
     thread.join()
-    assert said == ["waiting"]
+    assert caplog.messages == ["waiting"]
     assert order == ["first", "second"]
 
 

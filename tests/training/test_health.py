@@ -20,6 +20,8 @@ from adaface.training.health import Distribution, HealthMonitor, StalledLossWarn
 from tests.support import oracles
 from train_val import FaceRecognitionModule
 
+pytestmark = pytest.mark.usefixtures("training_screen")
+
 ROOT = Path(__file__).resolve().parents[2]
 
 

@@ -8,6 +8,8 @@ import torch
 from adaface.training import progress
 from adaface.training.progress import ProgressLine
 
+pytestmark = pytest.mark.usefixtures("training_screen")
+
 
 def fake_trainer(batches=4, epochs=2):
     return SimpleNamespace(

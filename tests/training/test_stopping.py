@@ -7,6 +7,8 @@ import torch
 
 from adaface.training.stopping import EarlyStopping
 
+pytestmark = pytest.mark.usefixtures("training_screen")
+
 
 def epochs(callback: EarlyStopping, *accuracies: float | None, validations: int = 1) -> tuple[int, object]:
     """Run epochs with these accuracies until the callback stops; return how many there were."""

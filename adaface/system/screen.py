@@ -1,0 +1,66 @@
+"""Log lines on the screen: the handler that the commands set up for the logger ``adaface``.
+
+Library modules log to ``logging.getLogger(__name__)`` and do not print. Without a command, a program that uses the
+library sees warnings and errors on stderr, as from any logger without a handler, and its own logging configuration
+applies.
+"""
+
+import contextlib
+import logging
+import sys
+from collections.abc import Iterator
+
+_LIBRARY = "adaface"
+
+
+class _Screen(logging.Handler):
+    """Writes messages without level or time to stdout, those from a level on to stderr.
+
+    The streams are looked up for each line, since tests and notebooks replace them. An error of a stream is raised,
+    where ``logging.StreamHandler`` would print it and go on: a full disk, or a reader that is gone, ends a command.
+    """
+
+    def __init__(self, errors_from: int) -> None:
+        super().__init__(logging.INFO)
+        self._errors_from = errors_from
+
+    def handle(self, record: logging.LogRecord) -> bool:
+        """Write without the handler's lock: a blocked stdout must not block what another thread writes to stderr."""
+        self.emit(record)
+        return True
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one line, and flush it."""
+        stream = sys.stderr if record.levelno >= self._errors_from else sys.stdout
+        if stream is None:  # Python without a console
+            return
+        encoding = stream.encoding or "utf-8"
+        line = f"{self.format(record)}\n".encode(encoding, "backslashreplace")  # file names need not be text
+        stream.write(line.decode(encoding))
+        stream.flush()
+
+
+@contextlib.contextmanager
+def log_to_screen(errors_from: int = logging.WARNING) -> Iterator[None]:
+    """Show what the library logs from level INFO on, during a block; inside another such block, in place of that one.
+
+    Args:
+        errors_from: messages from this level on go to stderr, those below to stdout.
+    """
+    logger = logging.getLogger(_LIBRARY)
+    level, propagate = logger.level, logger.propagate
+    outer = [handler for handler in logger.handlers if isinstance(handler, _Screen)]
+    screen = _Screen(errors_from)
+    for handler in outer:
+        logger.removeHandler(handler)
+    logger.addHandler(screen)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False  # a handler of the root logger would show each line again
+    try:
+        yield
+    finally:
+        logger.propagate = propagate
+        logger.setLevel(level)
+        logger.removeHandler(screen)
+        for handler in outer:
+            logger.addHandler(handler)
