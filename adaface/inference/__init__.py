@@ -1,1 +1,1 @@
-"""Trained models as functions: embed, compare, search."""
+"""Inference with trained models: embed, compare and search faces."""

@@ -1,12 +1,11 @@
 """Embed a list of images with a model, in one or several processes, and cache the embeddings in a file.
 
-The cache is a `.npy` of float32 (N, D + 2) per model and list of images: the embedding, its norm, and whether the
-image is still to do (0), done (1) or could not be read (2). The processes write into that file, so that a killed
-evaluation resumes where it was.
+The cache is a `.npy` of float32 (N, D + 2) per model and list of images: the embedding, its norm, and a state: pending
+(0), done (1) or unreadable (2). The processes write into that file, so that an interrupted evaluation resumes where it
+stopped.
 
-An unfinished file is called `.<name>.part`; it gets its final name when all rows are filled, so that no incomplete
-file is read. One process at a time fills it and holds the lock of that file; others that need the same
-file wait, and read it when it is complete.
+An unfinished file is named `.<name>.part`; it gets its final name when all rows are filled, so that no incomplete file
+is read. One process at a time fills it and holds its lock; others that need the same file wait until it is complete.
 """
 
 import contextlib
@@ -33,23 +32,23 @@ from adaface.system.devices import divide_threads
 from adaface.system.locks import locked_when_free
 from adaface.system.threads import in_order, usable_cores
 
-CACHE = "experiments/embeddings"  # where commands keep embeddings unless told otherwise
+CACHE = "experiments/embeddings"  # default cache folder of the commands
 MOST_UNREADABLE = 0.001
 _TO_DO, _DONE, _UNREADABLE = 0, 1, 2
 _POLL_SEC = 0.2
 _SHOWN = 5
 _KEY_LETTERS = 24
-_LONGEST_NAME = 60  # file systems refuse names of more than 255 letters
+_LONGEST_NAME = 60  # file systems limit names to 255 bytes
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
 class ModelFile:
-    """A model as each process loads it.
+    """A model file, loaded by each process.
 
     Attributes:
         path: checkpoint or ONNX file.
-        arch: its architecture, where the file does not tell it.
+        arch: architecture, if the file does not store it.
         accelerator: ``cpu`` or ``gpu``.
     """
 
@@ -61,24 +60,24 @@ class ModelFile:
         """Load the model onto this process's device.
 
         Args:
-            rank: number of the process.
+            rank: rank of the process.
 
         Raises:
-            ValueError: no model.
+            ValueError: the file is not a model.
         """
         device = f"cuda:{rank % max(torch.cuda.device_count(), 1)}" if self.accelerator == "gpu" else "cpu"
         return Embedder.load(self.path, self.arch, device)
 
 
 class CachedEmbedding:
-    """Embed lists of images with one model; the ``embed`` that protocols are given.
+    """Embed lists of images with one model; protocols take it as their ``embed``.
 
     Args:
-        model: where it is.
-        folder: what has been embedded is kept there; None keeps nothing.
-        processes: at work at a time.
-        batch_size: images of one step of a process.
-        most_unreadable: share of the images that may be unreadable, in [0, 1].
+        model: model file.
+        folder: cache folder; None disables the cache.
+        processes: number of processes.
+        batch_size: batch size of each process.
+        most_unreadable: largest allowed share of unreadable images, in [0, 1].
 
     Attributes:
         embedder: the model, in this process.
@@ -105,15 +104,15 @@ class CachedEmbedding:
             view: one of ``inference.embedder.VIEWS``.
 
         Returns:
-            Their embeddings; those that were kept are mapped from the file.
+            Their embeddings; if cached, they are memory-mapped from the file.
 
         Raises:
-            ValueError: more images than allowed cannot be read, the first ones are named; or embeddings that are not
-                finite.
-            RuntimeError: a process was lost, or has met such embeddings.
-            OSError: what is kept cannot be written.
+            ValueError: more images than allowed are unreadable (the message names the first ones), or embeddings are
+                not finite.
+            RuntimeError: a process died, or its embeddings are not finite.
+            OSError: the cache cannot be written.
         """
-        with _kept_in(self._folder) as folder:
+        with _cache_folder(self._folder) as folder:
             identity = f"{self.embedder.fingerprint}\0{view}\0{images.fingerprint()}"
             key = hashlib.sha256(identity.encode()).hexdigest()[:_KEY_LETTERS]
             name = re.sub(r"[^A-Za-z0-9_-]", "_", images.name)[:_LONGEST_NAME]
@@ -153,7 +152,7 @@ class CachedEmbedding:
                 raise RuntimeError(str(error).strip().splitlines()[-1]) from error
             except torch.multiprocessing.ProcessExitedException as error:
                 raise RuntimeError(
-                    f"a process that embeds images was lost ({error}); the same command goes on where it was"
+                    f"a process that embeds images died ({error}); run the same command to continue"
                 ) from error
             bar.update(shape[0] - len(left) + int(done.sum()) - bar.n)
             if ended:
@@ -165,21 +164,21 @@ class CachedEmbedding:
             return
         reasons = [reason for index in bad[:_SHOWN] if (reason := _reason(images, int(index)))]
         raise ValueError(
-            f"{len(bad):,} of {len(readable):,} images of {images.name} cannot be used "
-            f"({100 * len(bad) / len(readable):.3g} %, {100 * self._most_unreadable:g} % are allowed, "
-            f"--most_unreadable changes that): {'; '.join(reasons)}{'; ...' if len(bad) > _SHOWN else ''}"
+            f"{len(bad):,} of {len(readable):,} images of {images.name} cannot be read "
+            f"({100 * len(bad) / len(readable):.3g} %, {100 * self._most_unreadable:g} % are allowed, set by "
+            f"--most_unreadable): {'; '.join(reasons)}{'; ...' if len(bad) > _SHOWN else ''}"
         )
 
 
 @contextmanager
-def _kept_in(folder: Path | None) -> Iterator[Path]:
-    """Yield the folder, made where it is absent, or a temporary one for None."""
+def _cache_folder(folder: Path | None) -> Iterator[Path]:
+    """Yield the folder, created if necessary, or a temporary folder for None."""
     if folder is None:
         with tempfile.TemporaryDirectory(prefix="adaface_") as temporary:
             yield Path(temporary)
     else:
         if folder.exists() and not folder.is_dir():
-            raise ValueError(f"the embeddings are kept in {folder}, which is a file: give another --cache")
+            raise ValueError(f"the cache {folder} is a file, expected a folder: give another --cache")
         folder.mkdir(parents=True, exist_ok=True)
         yield folder
 
@@ -195,14 +194,14 @@ def _process(
     batch_size: int,
     done: Tensor,
 ) -> None:
-    """Embed one part of the images; runs in a process of its own."""
+    """Embed one part of the images, in a process of its own."""
     parent = os.getppid()
     divide_threads(len(parts))
     table = open_table(Path(part), shape)
     threads = max(1, usable_cores() // len(parts))
     for count in _embed_some(model.load(rank), images, view, table, parts[rank], batch_size, threads):
         done[rank] += count
-        if os.getppid() != parent:  # nobody waits for this any more
+        if os.getppid() != parent:  # the parent has died
             return
 
 
@@ -215,7 +214,7 @@ def _embed_some(
     batch_size: int,
     threads: int,
 ) -> Iterator[int]:
-    """Fill the rows of some images, and yield how many after each batch."""
+    """Fill the rows of some images, and yield their number after each batch."""
 
     def read(chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         pictures = [_read_or_none(images, int(index)) for index in chosen]
@@ -249,17 +248,17 @@ def _reason(images: ImageList, index: int) -> str:
 
 
 def load_or_fill(file: Path, shape: tuple[int, int], fill: Callable[[Path], None], *, mapped: bool) -> np.ndarray:
-    """Return a table, filled where it is not there.
+    """Load a table from a file, or fill it first if the file does not exist.
 
     Args:
-        file: its final name, in a folder that exists.
-        shape: of the table.
-        fill: is given the name of the unfinished file, opens it by ``open_table``, and fills it.
-        mapped: map it from the file instead of reading it.
+        file: the file, in an existing folder.
+        shape: shape of the table.
+        fill: called with the path of the unfinished file; opens it with ``open_table`` and fills it.
+        mapped: memory-map the file instead of reading it.
 
     Raises:
         ValueError: the file is damaged.
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     if not file.is_file():
         _fill(file, shape, fill)
@@ -267,16 +266,16 @@ def load_or_fill(file: Path, shape: tuple[int, int], fill: Callable[[Path], None
 
 
 def open_table(part: Path, shape: tuple[int, int]) -> np.memmap:
-    """Open the unfinished file of an evaluation that was stopped, or a new one, for writing.
+    """Open the unfinished file of an interrupted evaluation, or a new one, for writing.
 
     Args:
         part: the file.
-        shape: of the table.
+        shape: shape of the table.
 
     Raises:
-        OSError: there is no space for it.
+        OSError: there is no disk space for it.
     """
-    with contextlib.suppress(ValueError, EOFError, OSError):  # absent, or killed before its header was whole
+    with contextlib.suppress(ValueError, EOFError, OSError):  # absent, or its header is incomplete
         table = np.lib.format.open_memmap(part, mode="r+")
         if table.shape == shape and table.dtype == np.float32:
             return table
@@ -286,11 +285,11 @@ def open_table(part: Path, shape: tuple[int, int]) -> np.memmap:
 
 
 def _fill(file: Path, shape: tuple[int, int], fill: Callable[[Path], None]) -> None:
-    """Fill a table, or wait until another evaluation has."""
+    """Fill a table, or wait until another process has filled it."""
     part = file.with_name(f".{file.name}.part")
-    note = f"note: another evaluation makes {file.name}; waiting for it"
+    note = f"note: another process is writing {file.name}; waiting for it"
     with locked_when_free(part, note):
-        if file.is_file():  # the other was first
+        if file.is_file():  # the other process has finished
             part.unlink()
             return
         fill(part)
@@ -301,15 +300,15 @@ def _load(file: Path, shape: tuple[int, int], mapped: bool) -> np.ndarray:
     try:
         table = np.load(file, mmap_mode="r" if mapped else None)
         content = f"shape {table.shape} of {table.dtype}"
-    except (ValueError, EOFError):  # numpy recommends to load without protection: not passed on
-        table, content = None, "no whole table"
+    except (ValueError, EOFError):  # NumPy's message recommends to allow pickles
+        table, content = None, "incomplete"
     if table is None or table.shape != shape or table.dtype != np.float32:
         raise ValueError(f"{file} is damaged ({content}, expected shape {shape} of float32): delete it")
     return table
 
 
 def _reserve(part: Path) -> None:
-    """Take the space of a new file now: where it is missing later, writing into the mapping kills the process."""
+    """Reserve the disk space of a new file: if it were missing later, writing to the mapping would kill the process."""
     if not hasattr(os, "posix_fallocate"):  # macOS, Windows
         return
     size = part.stat().st_size
@@ -320,7 +319,7 @@ def _reserve(part: Path) -> None:
         if error.errno in _NO_SPACE:
             part.unlink()
             raise OSError(
-                f"no space for {size / 1e6:.1f} MB of embeddings in {part.parent}: make room, or give another --cache "
+                f"no space for {size / 1e6:.1f} MB of embeddings in {part.parent}: free some, or give another --cache "
                 f"({os.strerror(error.errno)})"
             ) from error
     finally:

@@ -1,4 +1,4 @@
-"""Faces compared with each other: similarities, decisions at a threshold with an origin, a picture of both.
+"""Compare faces: similarities, decisions at a threshold of known origin, and a plot of both.
 
 ``embed_photograph`` embeds the largest face of a photograph given as bytes, such as an upload.
 """
@@ -22,24 +22,24 @@ from adaface.system.command_line import printable
 from adaface.system.text_table import aligned
 
 NO_THRESHOLD = (
-    "the model has no threshold, so there is no decision: give --threshold, or find one on pairs like yours: "
+    "no decision: the model has no threshold. Set --threshold, or calibrate one on pairs like yours: "
     "adaface evaluate pairs --target_far 0.001 --store_threshold"
 )
 _CELL_INCHES = 1.1
 _LONGEST_NAME = 40
-MOST_DRAWN = 40  # faces in a picture, which has a cell for each two
-MOST_PIXELS = 50_000_000  # of a photograph; to decode one of 49 megapixels and find its face took 1.3 GB
+MOST_DRAWN = 40  # faces in a plot, which has a cell for each pair
+MOST_PIXELS = 50_000_000  # of a photograph; decoding and detection take 1.3 GB at 49 megapixels
 _OVERVIEW_PX = 320  # longer side
-_TAKEN, _OTHER = (115, 158, 0), (0, 159, 230)  # BGR: the green and orange of Okabe and Ito
+_LARGEST, _OTHER = (115, 158, 0), (0, 159, 230)  # BGR: the green and orange of Okabe and Ito
 
 
 @dataclass(frozen=True)
 class Threshold:
-    """The similarity from which on two faces are taken for one person's.
+    """The lowest similarity at which two faces are decided to be the same person.
 
     Attributes:
         cosine: in [-1, 1].
-        origin: where it comes from, for people.
+        origin: where it comes from, in words.
     """
 
     cosine: float
@@ -48,13 +48,13 @@ class Threshold:
 
 @dataclass(frozen=True)
 class FaceComparison:
-    """N faces compared with each other.
+    """Pairwise comparison of N faces.
 
     Attributes:
-        names: (N,) of the images.
+        names: (N,) names of the images.
         similarity: (N, N) cosines.
-        norms: (N,) the model's measure of quality.
-        threshold: that decides; None where there is none.
+        norms: (N,) feature norms, the model's measure of quality.
+        threshold: decision threshold; None without one.
     """
 
     names: Sequence[str]
@@ -63,31 +63,33 @@ class FaceComparison:
     threshold: Threshold | None
 
     def same(self, first: int, second: int) -> bool | None:
-        """Whether two faces are taken for one person's; None where there is no threshold."""
+        """Whether two faces are decided to be the same person; None without a threshold."""
         return None if self.threshold is None else bool(self.similarity[first, second] >= self.threshold.cosine)
 
 
 def choose_threshold(given: float | None, stored: Mapping[str, Any] | None) -> Threshold | None:
-    """Return the threshold to decide by: the given one, else the model's, else None.
+    """Return the decision threshold: that of the command line, else the model's, else None.
 
     Args:
-        given: on the command line.
-        stored: what the model's file holds.
+        given: threshold from the command line.
+        stored: threshold from the model file.
 
     Raises:
-        ValueError: no cosine.
+        ValueError: the threshold is not a cosine.
     """
     cosine: Any = given
-    origin = "given by --threshold"
+    origin = "set by --threshold"
     if given is None:
         if stored is None:
             return None
         if not isinstance(stored, Mapping):
-            raise ValueError(f"the model's threshold is {stored!r}, expected its cosine by name: give --threshold")
+            raise ValueError(
+                f"the model's threshold is {stored!r}, expected a mapping with its cosine: set --threshold"
+            )
         cosine = stored.get("cosine")
-        found = [f"FAR {stored['wanted_far']:g}"] if isinstance(stored.get("wanted_far"), float) else []
-        found += [f"on {stored['sets']}"] if isinstance(stored.get("sets"), str) else []
-        origin = "stored in the model" + (f": {' '.join(found)}" if found else "")
+        details = [f"FAR {stored['wanted_far']:g}"] if isinstance(stored.get("wanted_far"), float) else []
+        details += [f"on {stored['sets']}"] if isinstance(stored.get("sets"), str) else []
+        origin = "stored in the model" + (f": {' '.join(details)}" if details else "")
     if not isinstance(cosine, int | float) or isinstance(cosine, bool) or not -1 <= cosine <= 1:
         raise ValueError(f"the threshold {cosine!r} ({origin}) is not a cosine from -1 to 1")
     return Threshold(float(cosine), origin)
@@ -96,13 +98,13 @@ def choose_threshold(given: float | None, stored: Mapping[str, Any] | None) -> T
 def compare_faces(
     embedder: Embedder, images: np.ndarray, names: Sequence[str], threshold: Threshold | None
 ) -> FaceComparison:
-    """Compare faces with each other.
+    """Compare each face with each other face.
 
     Args:
         embedder: the model.
         images: (N, 112, 112, 3) uint8 BGR, aligned.
-        names: (N,) of the images.
-        threshold: that decides.
+        names: (N,) names of the images.
+        threshold: decision threshold.
     """
     embeddings, norms = embedder.embed(images)
     similarity = np.clip(embeddings @ embeddings.T, -1, 1)
@@ -110,7 +112,7 @@ def compare_faces(
 
 
 def comparison_text(comparison: FaceComparison) -> str:
-    """Lay out a comparison as text: the matrix, marks where two faces are taken for one person's, the threshold."""
+    """Format a comparison as text: the matrix, with pairs of the same person marked, and the threshold."""
     names = [short_name(name) for name in comparison.names]
     rows = [["", "image", "quality", *map(str, range(1, len(names) + 1))]]
     for row, name in enumerate(names):
@@ -122,30 +124,39 @@ def comparison_text(comparison: FaceComparison) -> str:
     lines = [f"  {line}" for line in aligned(rows, "><>")]
     if comparison.threshold is None:
         return "\n".join([*lines, NO_THRESHOLD])
-    lines.append(f"* one person: cosine at or above {threshold_text(comparison.threshold)}")
+    lines.append(f"* same person if the cosine is at least {threshold_text(comparison.threshold)}")
     if len(names) == 2:
-        lines.append("decision: " + ("one person" if comparison.same(0, 1) else "two people"))
+        lines.append("decision: " + decision(bool(comparison.same(0, 1))))
     return "\n".join(lines)
 
 
+def decision(same: bool) -> str:
+    """Return a decision in words.
+
+    Args:
+        same: whether both faces are decided to be the same person.
+    """
+    return "same person" if same else "different people"
+
+
 def threshold_text(threshold: Threshold) -> str:
-    """Return a threshold and its origin in words."""
+    """Format a threshold and its origin."""
     return f"{threshold.cosine:.4f} ({threshold.origin})"
 
 
 def short_name(name: str) -> str:
-    """Return a name as it can be printed, or the end of a long one."""
+    """Return a name in printable form, or the end of a long one."""
     name = printable(name)
     return name if len(name) <= _LONGEST_NAME else f"...{name[3 - _LONGEST_NAME :]}"
 
 
 def draw_comparison(comparison: FaceComparison, images: np.ndarray, path: Path) -> None:
-    """Write a picture: the faces along both sides, their similarities between, frames around pairs of one person.
+    """Plot the matrix of similarities, with the faces along both axes and frames around pairs of the same person.
 
     Args:
-        comparison: of N faces.
+        comparison: comparison of N faces.
         images: (N, 112, 112, 3) uint8 BGR.
-        path: PNG to write.
+        path: PNG file to write.
 
     Raises:
         OSError: it cannot be written.
@@ -169,8 +180,8 @@ def draw_comparison(comparison: FaceComparison, images: np.ndarray, path: Path) 
     axes.set_yticklabels([plain(short_name(Path(name).name)) for name in comparison.names], fontsize=7, color=BLACK)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    decided = comparison.threshold
-    caption = "no threshold" if decided is None else f"framed: cosine at or above {threshold_text(decided)}"
+    threshold = comparison.threshold
+    caption = "no threshold" if threshold is None else f"framed: cosine at least {threshold_text(threshold)}"
     figure.supxlabel(plain(caption), fontsize=8, color=GRAY)
     save_figure(figure, path)
 
@@ -181,12 +192,13 @@ class EmbeddedPhotograph:
 
     Attributes:
         size_px: width and height of the photograph, upright.
-        faces: how many were found.
-        box: left, top, right, bottom of the one that was taken, in px of the photograph.
-        overview: (h, w, 3) uint8 BGR, the photograph made small, the faces framed in orange, the taken one in green.
+        faces: number of detected faces.
+        box: left, top, right, bottom of the largest face, in px of the photograph.
+        overview: (h, w, 3) uint8 BGR, a small copy of the photograph, with the largest face framed in green, the others
+            in orange.
         crop: (112, 112, 3) uint8 BGR, the aligned face.
         embedding: (D,) float32, of unit length.
-        norm: AdaFace's measure of quality.
+        norm: feature norm, AdaFace's measure of quality.
     """
 
     size_px: tuple[int, int]
@@ -206,20 +218,20 @@ def embed_photograph(
     Args:
         encoded: content of an image file.
         embedder: the model.
-        detector: finds the faces.
-        most_pixels: a photograph that announces more is refused before it is decoded.
+        detector: face detector.
+        most_pixels: a photograph with more pixels is rejected before it is decoded.
 
     Raises:
-        ValueError: no image, a damaged or a too large one, no face in it, or a model that fails on it; a sentence for
-            people.
+        ValueError: not an image, damaged, too large, without a face, or the model fails on it; the message is written
+            for end users.
     """
     photograph = decode_photograph(encoded, "the file", most_pixels=most_pixels)
     height, width = photograph.shape[:2]
     faces = choose_faces(detector.detect(photograph), "all", photograph.shape)  # the largest first
     if not faces:
         raise ValueError(
-            f"no face was found in the photograph of {width}x{height} px: faces that are smaller than "
-            f"{detector.smallest_face_px((height, width))} px, turned far aside or covered are not found"
+            f"no face was found in the photograph of {width}x{height} px: faces smaller than "
+            f"{detector.smallest_face_px((height, width))} px, in profile or covered are not detected"
         )
     crop = warp_face(photograph, faces[0].landmarks)
     embeddings, norms = embedder.embed(crop[None])
@@ -235,12 +247,12 @@ def embed_photograph(
 
 
 def _overview(photograph: np.ndarray, faces: list[Face]) -> np.ndarray:
-    """Return a small copy with orange frames around the faces; the first one's is green, and above the others."""
+    """Return a small copy with orange frames around the faces, and a green one around the first, drawn last."""
     height, width = photograph.shape[:2]
     scale = min(1, _OVERVIEW_PX / max(height, width))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     small = cv2.resize(photograph, size, interpolation=cv2.INTER_AREA)
     for place in reversed(range(len(faces))):
         left, top, right, bottom = (round(side * scale) for side in faces[place].box)
-        cv2.rectangle(small, (left, top), (right, bottom), _OTHER if place else _TAKEN, 1 if place else 2)
+        cv2.rectangle(small, (left, top), (right, bottom), _OTHER if place else _LARGEST, 1 if place else 2)
     return small

@@ -1,15 +1,15 @@
-"""A trained model as a function: aligned faces in, unit embeddings and their norms out.
+"""A trained model as a function: from aligned faces to unit embeddings and their norms.
 
     python inference.py compare a.jpg b.jpg --model adaface_ir101_webface12m     # all commands: commands/inference.py
 
     embedder = Embedder.load("experiments/default_11-24_0/best.ckpt")   # or an official .ckpt, or an exported .onnx
     embeddings, norms = embedder.embed(images)                          # (N, 112, 112, 3) uint8 BGR
 
-Color order, size and normalization belong to the model: callers hand over ordinary uint8 BGR images, as OpenCV reads
-them. An embedding is that of an image and its mirror, fused; its norm is AdaFace's measure of image quality.
+Color order, size and normalization are properties of the model: callers pass uint8 BGR images as read by OpenCV. An
+embedding is fused from an image and its mirror image; its norm is AdaFace's measure of image quality.
 
 Source: the names ``load_pretrained_model`` and ``to_input`` and the flip test are the official code's.
-Differs from it: the architecture is read from the file, nothing in the file is executed.
+Differs from it: the architecture is read from the file, and no code in the file is executed.
 """
 
 import hashlib
@@ -39,7 +39,7 @@ def load_pretrained_model(architecture: str | None, path: str | Path) -> Backbon
     """Build a backbone and load the weights of a checkpoint into it.
 
     Args:
-        architecture: such as ``ir_50``; None takes the one that the file tells, or its weights have.
+        architecture: such as ``ir_50``; None reads it from the file or infers it from the weights.
         path: a checkpoint, from this project or from the official code.
 
     Returns:
@@ -47,7 +47,7 @@ def load_pretrained_model(architecture: str | None, path: str | Path) -> Backbon
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: no checkpoint, of another architecture, or of none that is known.
+        ValueError: not a checkpoint, or of another or an unknown architecture.
     """
     architecture = architecture or find_architecture(load_checkpoint(path), path)
     model = build_model(architecture)
@@ -59,31 +59,31 @@ def load_model(model: str | Path, arch: str | None = None) -> Backbone:
     """Load a trained backbone, from a file or by the name of a published model.
 
     Args:
-        model: a checkpoint, ours or official, or the name of a published model, which is downloaded if it is not on
-            this machine.
-        arch: architecture, such as ``ir_50``; None takes the one of the file.
+        model: a checkpoint, from this project or from the official code, or the name of a published model, which is
+            downloaded if necessary.
+        arch: architecture, such as ``ir_50``; None reads it from the file.
 
     Returns:
         The network in evaluation mode, on the CPU. It takes (B, 3, 112, 112) float32 BGR images, normalized to [-1, 1].
 
     Raises:
         ValueError: neither a checkpoint nor the name of a published model, or of another architecture.
-        RuntimeError: a published model that cannot be downloaded.
+        RuntimeError: the model cannot be downloaded.
     """
     return load_pretrained_model(arch, model if Path(model).exists() else find_model(str(model)))
 
 
 def to_input(image: Any) -> Tensor:
-    """Turn one aligned face into the input of a network that wants BGR, as all published ones do.
+    """Convert one aligned face to the input of a network that expects BGR, as all published ones do.
 
     Args:
-        image: a PIL image, or an array (112, 112, 3) uint8, of **RGB**.
+        image: a PIL image, or an array (112, 112, 3) uint8, in **RGB** order.
 
     Returns:
         (1, 3, 112, 112) float32 BGR in [-1, 1].
 
     Raises:
-        ValueError: another shape or type.
+        ValueError: the image has another shape or type.
     """
     pixels = np.asarray(image)
     _check_images(pixels[None], "the image")
@@ -91,7 +91,7 @@ def to_input(image: Any) -> Tensor:
 
 
 def prepare_for_inference(model: nn.Module) -> nn.Module:
-    """Return a copy of a network that gives the same embeddings in less time."""
+    """Return a copy of a network optimized for inference, with the same embeddings."""
     return fold_batch_norms(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
@@ -99,12 +99,12 @@ class Embedder:
     """A trained model as a function from images to embeddings.
 
     Args:
-        network: computes them.
-        name: of the model, for people.
+        network: network that computes the embeddings.
+        name: name of the model, for display.
         arch: architecture.
-        input_format: what the network wants.
-        fingerprint: changes where the weights do.
-        threshold: what ``evaluation.calibration`` has found for this model, as plain values; None where it has not.
+        input_format: input that the network expects.
+        fingerprint: identifies the weights.
+        threshold: threshold calibrated by ``metrics.calibration`` for this model, as plain values; None without one.
     """
 
     def __init__(
@@ -125,15 +125,15 @@ class Embedder:
         """Load a model.
 
         Args:
-            path: a checkpoint, from this project or from the official code, file or folder; or an ONNX file of
-                ``adaface export``.
-            arch: architecture, where the file does not tell it.
+            path: a checkpoint, from this project or from the official code, file or folder; or an ONNX file
+                written by ``adaface export``.
+            arch: architecture, if the file does not store it.
             device: such as ``cpu`` or ``cuda:0``.
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: neither a checkpoint nor an ONNX file of ours, or of another architecture.
-            RuntimeError: an ONNX file, and the package onnxruntime is missing.
+            ValueError: neither a checkpoint nor an ONNX file of this project, or of another architecture.
+            RuntimeError: an ONNX file, but the package onnxruntime is missing.
         """
         path = Path(path)
         return _load_onnx(path, arch) if path.suffix == ".onnx" else _load_checkpoint(path, arch, device)
@@ -143,14 +143,14 @@ class Embedder:
 
         Args:
             images: (N, 112, 112, 3) uint8 BGR.
-            batch_size: images at a time.
-            view: one of ``VIEWS``: what is embedded, image and mirror ``fused``, the ``image`` or its ``mirror`` alone.
+            batch_size: batch size.
+            view: one of ``VIEWS``: image and mirror image ``fused``, the ``image`` alone, or its ``mirror`` alone.
 
         Returns:
             Unit embeddings (N, D) and norms (N, 1), float32.
 
         Raises:
-            ValueError: another shape or type, or embeddings that are not finite.
+            ValueError: the images have another shape or type, or the embeddings are not finite.
         """
         images = np.asarray(images)
         _check_images(images, "the images")
@@ -162,8 +162,8 @@ class Embedder:
         embeddings, norms = (np.concatenate(part) for part in zip(*parts, strict=True))
         if not (np.isfinite(embeddings).all() and np.isfinite(norms).all()):
             raise ValueError(
-                f"{self.name} gives embeddings that are not finite (NaN or infinite): the network is broken, for "
-                "example by a training that diverged"
+                f"the embeddings of {self.name} are not finite (NaN or infinite): the network is broken, for example "
+                "because its training diverged"
             )
         return embeddings, norms
 
@@ -185,7 +185,7 @@ class Embedder:
 
 
 class Network(Protocol):
-    """What computes the embeddings of a batch."""
+    """Computes the embeddings of a batch."""
 
     @property
     def embedding_size(self) -> int:
@@ -211,13 +211,13 @@ class _TorchNetwork:
 
 @dataclass(frozen=True)
 class Description:
-    """What a checkpoint tells of its model.
+    """Properties of a model that are stored in its checkpoint.
 
     Attributes:
         arch: architecture.
-        input_format: what the network wants.
-        fingerprint: changes where the weights do.
-        threshold: what ``evaluation.calibration`` has found for it, as plain values; None where it has not.
+        input_format: input that the network expects.
+        fingerprint: identifies the weights.
+        threshold: threshold calibrated by ``metrics.calibration`` for this model, as plain values; None without one.
     """
 
     arch: str
@@ -231,46 +231,46 @@ def read_model(path: str | Path, arch: str | None = None) -> tuple[Backbone, Des
 
     Args:
         path: a checkpoint, from this project or from the official code, file or folder.
-        arch: architecture; None takes the one that the file tells, or its weights have.
+        arch: architecture; None reads it from the file or infers it from the weights.
 
     Returns:
-        The network in evaluation mode, on the CPU, and what the checkpoint tells of it.
+        The network in evaluation mode, on the CPU, and the properties stored in the checkpoint.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: no checkpoint, of another architecture, or of none that is known.
+        ValueError: not a checkpoint, or of another or an unknown architecture.
     """
     checkpoint = load_checkpoint(path)
     arch = arch or find_architecture(checkpoint, path)
-    ours = _ours(checkpoint)
+    metadata = _metadata(checkpoint)
     return load_pretrained_model(arch, path), Description(
         arch=arch,
-        input_format=InputFormat.of(ours.get("input", {}), path),
+        input_format=InputFormat.of(metadata.get("input", {}), path),
         fingerprint=f"{arch}-{_digest(backbone_state(checkpoint, path))}",
         threshold=checkpoint.get(THRESHOLD),
     )
 
 
 def _load_checkpoint(path: Path, arch: str | None, device: str) -> Embedder:
-    model, told = read_model(path, arch)
+    model, description = read_model(path, arch)
     return Embedder(
-        _TorchNetwork(model, device, told.input_format),
+        _TorchNetwork(model, device, description.input_format),
         name=str(path),
-        arch=told.arch,
-        input_format=told.input_format,
-        fingerprint=told.fingerprint,
-        threshold=told.threshold,
+        arch=description.arch,
+        input_format=description.input_format,
+        fingerprint=description.fingerprint,
+        threshold=description.threshold,
     )
 
 
-def _ours(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return what training has stored beside the weights; empty in an official checkpoint."""
-    ours = checkpoint.get("adaface", {})
-    return ours if isinstance(ours, Mapping) else {}
+def _metadata(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the metadata that training stores with the weights; empty in an official checkpoint."""
+    metadata = checkpoint.get("adaface", {})
+    return metadata if isinstance(metadata, Mapping) else {}
 
 
 def _digest(weights: Mapping[str, Tensor]) -> str:
-    """Return 16 letters that change where a weight does."""
+    """Return a hash of the weights, 16 hexadecimal digits."""
     digest = hashlib.sha256()
     for name in sorted(weights):
         digest.update(name.encode())
@@ -280,15 +280,15 @@ def _digest(weights: Mapping[str, Tensor]) -> str:
 
 def _load_onnx(path: Path, arch: str | None) -> Embedder:
     network, input_format, metadata = load_network(path)
-    found = str(metadata.get("arch", "unknown"))
-    if arch not in (None, found):
-        raise ValueError(f"{path} is an export of {found}, --arch {arch} was asked for")
+    stored_arch = str(metadata.get("arch", "unknown"))
+    if arch not in (None, stored_arch):
+        raise ValueError(f"{path} is an export of {stored_arch}, got --arch {arch}: leave --arch out")
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
     return Embedder(
         network,
         name=str(path),
-        arch=found,
+        arch=stored_arch,
         input_format=input_format,
         fingerprint=f"onnx-{digest}",
         threshold=metadata.get("threshold"),
@@ -296,7 +296,7 @@ def _load_onnx(path: Path, arch: str | None) -> Embedder:
 
 
 def _check_images(images: np.ndarray, what: str) -> None:
-    """Raise ValueError where images are not (N, 112, 112, 3) uint8."""
+    """Raise ValueError if images are not (N, 112, 112, 3) uint8."""
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (IMAGE_SIZE, IMAGE_SIZE, 3):
         raise ValueError(
             f"{what}: {images.dtype} of shape {images.shape[1:]}, expected uint8 of ({IMAGE_SIZE}, {IMAGE_SIZE}, 3): "

@@ -1,9 +1,9 @@
-"""A gallery of faces: its embeddings in a file, and the faces that a search of it found, as text and as CSV.
+"""A gallery of faces: its embeddings in a file, and the results of a search as text and as CSV.
 
-The file is an `.npz` of plain arrays, no pickles: `names` (N,) text, `embeddings` (N, D) and `norms` (N,) float32,
+The file is an `.npz` of plain arrays without pickles: `names` (N,) text, `embeddings` (N, D) and `norms` (N,) float32,
 `model` (the fingerprint of the weights), `arch` and `version`. Any program that reads `.npz` can use it.
 
-The search itself is ``similarity_search.most_similar``.
+The search itself is ``inference.search.most_similar``.
 """
 
 import csv
@@ -26,14 +26,14 @@ _COLUMNS = ("probe", "probe_quality", "rank", "face", "similarity", "face_qualit
 
 @dataclass(frozen=True)
 class NamedEmbeddings:
-    """Faces by name.
+    """Embeddings of named faces.
 
     Attributes:
-        names: (N,) such as paths below a folder.
+        names: (N,) names, such as relative paths.
         embeddings: (N, D) float32 unit vectors.
-        norms: (N,) float32, the model's measure of quality.
+        norms: (N,) float32 feature norms, the model's measure of quality.
         model: fingerprint of the model.
-        arch: its architecture.
+        arch: architecture of the model.
     """
 
     names: Sequence[str]
@@ -47,14 +47,14 @@ class NamedEmbeddings:
 
 
 def write_embeddings(path: Path, faces: NamedEmbeddings) -> None:
-    """Write embeddings to a file that is whole or absent.
+    """Write embeddings to a file, atomically.
 
     Args:
         path: the ``.npz``; its folder must exist.
-        faces: what to write.
+        faces: embeddings to write.
 
     Raises:
-        OSError: the file cannot be written; what was there before is untouched.
+        OSError: the file cannot be written; an existing one is left unchanged.
     """
     with atomic_file(path) as file:
         np.savez(
@@ -72,12 +72,12 @@ def read_embeddings(path: Path, model: str | None = None) -> NamedEmbeddings:
     """Read embeddings.
 
     Args:
-        path: an ``.npz`` of ``write_embeddings``.
-        model: fingerprint that they must be of; None takes any.
+        path: an ``.npz`` written by ``write_embeddings``.
+        model: fingerprint of the expected model; None accepts any.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: no such file of ours, damaged, empty, or of another model.
+        ValueError: the file was not written by this project, is damaged, empty, or of another model.
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
@@ -88,22 +88,22 @@ def read_embeddings(path: Path, model: str | None = None) -> NamedEmbeddings:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{path} holds no embeddings of `adaface embed` ({reason})") from error
     if version != _VERSION:
-        raise ValueError(f"{path} has the form {version}, this program reads {_VERSION}: embed the images again")
+        raise ValueError(f"{path} has format version {version}, expected {_VERSION}: embed the images again")
     if model is not None and faces.model != model:
         raise ValueError(
             f"{path} is of another model ({faces.arch}, fingerprint {faces.model}; this one's is {model}): "
-            "similarities between models mean nothing. Give the model they were made with, or embed the images again"
+            "embeddings of different models cannot be compared. Use the same model, or embed the images again"
         )
     if not len(faces):
         raise ValueError(f"{path} holds no embeddings: the gallery is empty")
     lengths = np.linalg.norm(faces.embeddings, axis=1)
     if not (np.abs(lengths - 1) < _UNIT_TOLERANCE).all() or not np.isfinite(faces.norms).all():
-        raise ValueError(f"{path} is damaged: some of its embeddings are not of length 1")
+        raise ValueError(f"{path} is damaged: not all of its embeddings are unit vectors")
     return faces
 
 
 def _faces_of(file: "np.lib.npyio.NpzFile") -> NamedEmbeddings:
-    """Return what a file holds, or raise ValueError where its arrays do not fit together."""
+    """Return the content of a file, or raise ValueError if its arrays do not match."""
     names, embeddings, norms = (file[name] for name in ("names", "embeddings", "norms"))
     kinds = (names.dtype.kind, embeddings.dtype, norms.dtype)
     if kinds != ("U", np.float32, np.float32) or embeddings.ndim != 2:
@@ -119,10 +119,10 @@ class FoundFaces:
 
     Attributes:
         probes: (P,) faces.
-        gallery: that was searched.
-        places: (P, K) of the found faces in the gallery, most similar first.
+        gallery: the searched gallery.
+        places: (P, K) indices into the gallery, most similar first.
         similarity: (P, K) cosines.
-        threshold: that decides; None where there is none.
+        threshold: decision threshold; None without one.
     """
 
     probes: NamedEmbeddings
@@ -132,30 +132,33 @@ class FoundFaces:
     threshold: Threshold | None
 
     def same(self, probe: int, rank: int) -> bool | None:
-        """Whether a probe and a found face are taken for one person's; None where there is no threshold."""
+        """Whether a probe and a gallery face are decided to be the same person; None without a threshold."""
         return None if self.threshold is None else bool(self.similarity[probe, rank] >= self.threshold.cosine)
 
     def _rows(self, probe: int) -> Iterator[tuple[int, str, float, float]]:
-        """Yield rank from 0, name, similarity and norm of the faces that were found for a probe."""
+        """Yield rank from 0, name, similarity and norm of the gallery faces most similar to a probe."""
         for rank, place in enumerate(self.places[probe]):
             yield rank, self.gallery.names[place], self.similarity[probe, rank], self.gallery.norms[place]
 
 
 def found_text(found: FoundFaces) -> str:
-    """Lay out what was found as text, a block for each probe; faces taken for the probe's person are marked."""
+    """Format search results as text, a block for each probe; faces of the same person are marked."""
     lines = []
     for probe, name in enumerate(found.probes.names):
         lines.append(f"{short_name(name)} (quality {found.probes.norms[probe]:.2f})")
         for rank, face, similarity, norm in found._rows(probe):
             mark = "*" if found.same(probe, rank) else " "
             lines.append(f"{rank + 1:>5}  {similarity:>8.4f}{mark}  {printable(face)} (quality {norm:.2f})")
-    decided = found.threshold
-    lines.append(NO_THRESHOLD if decided is None else f"* one person: cosine at or above {threshold_text(decided)}")
+    threshold = found.threshold
+    if threshold is None:
+        lines.append(NO_THRESHOLD)
+    else:
+        lines.append(f"* same person if the cosine is at least {threshold_text(threshold)}")
     return "\n".join(lines)
 
 
 def found_csv(found: FoundFaces) -> str:
-    """Return what was found as CSV, a row for each found face; ``same`` is empty where there is no threshold."""
+    """Format search results as CSV, a row for each gallery face; ``same`` is empty without a threshold."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(_COLUMNS)

@@ -1,4 +1,4 @@
-"""A few aligned faces to try a model on: of a folder, of a verification set, or drawn ones."""
+"""A few aligned faces to try a model on: from a folder, from a verification set, or synthetic ones."""
 
 from pathlib import Path
 
@@ -13,22 +13,22 @@ _DRAWN_PEOPLE = 8
 
 
 def read_sample(path: str | Path, most: int) -> np.ndarray:
-    """Read images that are evenly spread over a folder or a verification set.
+    """Read images evenly spread over a folder or a verification set.
 
     Args:
-        path: a folder that holds aligned faces, at any depth, or a ``.bin``.
-        most: how many at most.
+        path: a folder of aligned faces, at any depth, or a ``.bin``.
+        most: maximum number of images.
 
     Returns:
         (N, 112, 112, 3) uint8 BGR, N at least 1.
 
     Raises:
-        FileNotFoundError: no such file or folder, or no image in it.
-        ValueError: a file that is no aligned face or no verification set; it is named.
+        FileNotFoundError: there is no such file or folder, or no image in it.
+        ValueError: a file is not an aligned face or not a verification set; the message names it.
     """
     images = _open(Path(path))
     if not len(images):
-        raise FileNotFoundError(f"{path} holds no images; aligned faces of 112x112 are expected")
+        raise FileNotFoundError(f"{path} contains no images; expected aligned faces of 112x112 px")
     chosen = np.unique(np.linspace(0, len(images) - 1, min(most, len(images))).round().astype(int))
     return np.stack([images.read(int(index)) for index in chosen])
 
@@ -37,10 +37,10 @@ def read_pair_set(path: str | Path) -> PairSet:
     """Open a verification set by its file.
 
     Args:
-        path: a ``.bin``; where the same set was converted beside it, that is read.
+        path: a ``.bin``; if a converted copy of the set is next to it, that is read.
 
     Raises:
-        FileNotFoundError: no such file.
+        FileNotFoundError: there is no such file.
         ValueError: damaged, or not a ``.bin``.
     """
     path = Path(path)
@@ -54,10 +54,10 @@ def read_pair_set(path: str | Path) -> PairSet:
 
 
 def drawn_faces(count: int) -> np.ndarray:
-    """Draw faces of several people.
+    """Draw synthetic faces of several people.
 
     Args:
-        count: how many.
+        count: number of images.
 
     Returns:
         (count, 112, 112, 3) uint8 BGR.
@@ -67,14 +67,14 @@ def drawn_faces(count: int) -> np.ndarray:
 
 
 def find_images(folder: Path) -> list[Path]:
-    """Return the image files of a folder, at any depth, sorted; hidden ones, and those in hidden folders, are left out.
+    """Return the image files of a folder, at any depth, sorted, without hidden files and folders.
 
     Args:
-        folder: to look in.
+        folder: folder to search.
 
     Raises:
-        FileNotFoundError: no such folder, or no images in it.
-        ValueError: a file, not a folder.
+        FileNotFoundError: there is no such folder, or no image in it.
+        ValueError: the path is a file.
     """
     if not folder.is_dir():
         if folder.exists():
@@ -83,12 +83,12 @@ def find_images(folder: Path) -> list[Path]:
     files = [file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_EXTENSIONS and file.is_file()]
     visible = sorted(file for file in files if not any(part[0] == "." for part in file.relative_to(folder).parts))
     if not visible:
-        raise FileNotFoundError(f"no images in {folder}; it holds {listing(folder)}")
+        raise FileNotFoundError(f"no images in {folder}; it contains {listing(folder)}")
     return visible
 
 
 def _open(path: Path) -> ImageList:
-    """Return the images of a folder or of a verification set."""
+    """Open the images of a folder or of a verification set."""
     if path.is_dir():
         return ImageFiles(path.name, find_images(path))
     return PairSetImages(read_pair_set(path), path)

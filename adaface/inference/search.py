@@ -1,11 +1,11 @@
-"""Similarity search: every probe against a gallery, exact, without all of the scores in memory at a time.
+"""Exact similarity search of probes in a gallery, without holding all scores in memory.
 
 Scores are cosines. Ranks begin at 1, the most similar; of equal scores the gallery's earlier feature comes first.
-``search`` computes scores in blocks; how the work is cut into blocks can change no more than the last bit of a score,
-by the order in which BLAS adds.
+``search`` computes scores in blocks; the block size can change only the last bit of a score, by the order of additions
+in BLAS.
 
-Source of ``most_similar``: ``faiss.knn`` (inner product), which computes every score of the caller's arrays, keeps the
-best and copies nothing. ``bench/search.py`` measures it.
+Source of ``most_similar``: ``faiss.knn`` (inner product), an exhaustive search that copies no data. ``bench/search.py``
+measures it.
 """
 
 from collections.abc import Iterator
@@ -14,19 +14,19 @@ from dataclasses import dataclass
 import numpy as np
 
 _BLOCK_BYTES = 256_000_000
-_COPIES = 3  # the scores of a block, one more array of their size while they are compared, and boolean masks
+_COPIES = 3  # the scores of a block, a temporary array of the same size, and boolean masks
 
 
 @dataclass(frozen=True)
 class Searches:
-    """What searching for P probes found.
+    """Result of a search for P probes.
 
     Attributes:
-        mate_scores: (P,) float32, the score of the most similar mate; minus infinity for a probe without one.
-        mate_ranks: (P,) integers, that mate's rank in the whole gallery; 0 for a probe without one.
-        best_nonmate_scores: (P,) float32, the score of the most similar other subject; minus infinity without any.
-        top_nonmate_scores: (K,) float32, the largest scores of all pairs of different subjects, descending; as many
-            as were asked for, or all where there are fewer.
+        mate_scores: (P,) float32 score of the most similar mate; minus infinity for a probe without mates.
+        mate_ranks: (P,) integers, rank of that mate in the whole gallery; 0 for a probe without mates.
+        best_nonmate_scores: (P,) float32 score of the most similar other subject; minus infinity without any.
+        top_nonmate_scores: (K,) float32, the largest scores of all pairs of different subjects, descending; K is the
+            requested number, or less if there are fewer pairs.
     """
 
     mate_scores: np.ndarray
@@ -41,26 +41,26 @@ def most_similar(probes: np.ndarray, gallery: np.ndarray, k: int) -> tuple[np.nd
     Args:
         probes: (P, D) unit vectors.
         gallery: (G, D) unit vectors.
-        k: how many, 1 to G.
+        k: number of features to return, 1 to G.
 
     Returns:
-        Places in the gallery (P, k) and their cosines (P, k) float32, most similar first; of equal cosines the
-        earlier place first.
+        Indices into the gallery (P, k) and their cosines (P, k) float32, most similar first; for equal cosines, the
+        lower index first.
 
     Raises:
-        ValueError: shapes that do not match, features that are not finite, or another k.
+        ValueError: shapes that do not match, features that are not finite, or k out of range.
     """
     check_features(probes, gallery)
     if not 1 <= k <= len(gallery):
         raise ValueError(
-            f"cannot find the {k} most similar of {len(gallery)} gallery features: k is from 1 to that many"
+            f"cannot find the {k} most similar of {len(gallery)} gallery features: k must be from 1 to that number"
         )
     if not len(probes):
         return np.empty((0, k), np.int64), np.empty((0, k), np.float32)
     probes, gallery = (np.ascontiguousarray(features, dtype=np.float32) for features in (probes, gallery))
     width = min(k + 1, len(gallery))
     places, scores = _knn(probes, gallery, width)  # (P, k + 1)
-    # faiss keeps any of the features that share the k-th cosine: where there are more of them, all have to be seen
+    # faiss returns arbitrary ones of the features that tie for the k-th cosine: search again for all of them
     tied = np.flatnonzero(scores[:, k - 1] == scores[:, -1]) if width > k else ()
     places, scores = places[:, :k], scores[:, :k]
     for row in tied:
@@ -69,7 +69,7 @@ def most_similar(probes: np.ndarray, gallery: np.ndarray, k: int) -> tuple[np.nd
 
 
 def _untied(probe: np.ndarray, gallery: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return places (k,) and cosines (k,) of one probe (1, D), where many features may share the k-th cosine."""
+    """Return indices (k,) and cosines (k,) of one probe (1, D), where many features may tie for the k-th cosine."""
     width = k
     while True:
         width = min(2 * width + 1, len(gallery))
@@ -79,8 +79,8 @@ def _untied(probe: np.ndarray, gallery: np.ndarray, k: int) -> tuple[np.ndarray,
 
 
 def _knn(probes: np.ndarray, gallery: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return places and cosines (P, k) of contiguous float32 arrays, in the order of ``most_similar``."""
-    import faiss  # takes a moment to load, and only a search needs it
+    """Return indices and cosines (P, k) of contiguous float32 arrays, in the order of ``most_similar``."""
+    import faiss  # slow to import, and only needed here
 
     scores, places = faiss.knn(probes, gallery, k, metric=faiss.METRIC_INNER_PRODUCT)
     order = np.lexsort((places, -scores), axis=1)
@@ -102,15 +102,15 @@ def search(
         probes: (P, D) unit vectors.
         gallery: (G, D) unit vectors.
         probe_labels: (P,) integers, the subjects.
-        gallery_labels: (G,) integers; a subject may be there several times, or not at all.
-        nonmate_count: how many of the largest scores between different subjects to keep, for ``tpir_at_fpir``.
-        block_bytes: bound on the memory used beside input and result, at least some 12 bytes for each of G.
+        gallery_labels: (G,) integers; a subject may occur several times, or not at all.
+        nonmate_count: number of largest scores between different subjects to return, for ``tpir_at_fpir``.
+        block_bytes: limit on temporary memory, at least 12 bytes per gallery feature.
 
     Returns:
         Scores and ranks of mates, and the largest scores of non-mates.
 
     Raises:
-        ValueError: shapes that do not match, features that are not finite, or too small a bound.
+        ValueError: shapes that do not match, features that are not finite, or a limit that is too small.
     """
     check_features(probes, gallery)
     probe_labels, gallery_labels = np.asarray(probe_labels), np.asarray(gallery_labels)
@@ -127,12 +127,12 @@ def search(
     largest = _Largest(nonmate_count)
     for rows, block in _score_blocks(probes, gallery, block_bytes):
         for row, line in zip(range(rows.start, rows.stop), block, strict=True):
-            mates = by_subject[firsts[row] : ends[row]]  # ascending places
+            mates = by_subject[firsts[row] : ends[row]]  # ascending indices
             if len(mates):
                 mate = mates[line[mates].argmax()]
                 score = mate_scores[row] = line[mate]
                 mate_ranks[row] = 1 + np.count_nonzero(line > score) + np.count_nonzero(line[:mate] == score)
-                line[mates] = -np.inf  # what remains are the scores of other subjects
+                line[mates] = -np.inf  # leaves the scores of other subjects
             best_nonmate_scores[row] = line.max(initial=-np.inf)
         largest.add(block)
     return Searches(mate_scores, mate_ranks, best_nonmate_scores, largest.descending())
@@ -142,18 +142,18 @@ class _Largest:
     """Keep the largest of many scores.
 
     Args:
-        count: how many.
+        count: number of scores to keep.
     """
 
     def __init__(self, count: int) -> None:
         self._count = count
         self._kept = np.empty(0, dtype=np.float32)
-        self._floor = -np.inf  # scores that are not above it are not among the largest
+        self._floor = -np.inf  # lower scores are not among the largest
 
     def add(self, scores: np.ndarray) -> None:
         if not self._count:
             return
-        # one after the other, so that no more than one array of the block's size is made
+        # in two steps, to allocate only one array of the block's size
         self._kept = np.concatenate((self._kept, self._most(scores[scores > self._floor])))
         self._kept = self._most(self._kept)
         if len(self._kept) == self._count:
@@ -170,12 +170,12 @@ class _Largest:
 
 
 def _score_blocks(probes: np.ndarray, gallery: np.ndarray, block_bytes: int) -> Iterator[tuple[slice, np.ndarray]]:
-    """Yield the scores of some probes against the whole gallery, with the probes' places; the scores may be changed."""
+    """Yield slices of probes, and their scores against the whole gallery; callers may modify the scores."""
     row_bytes = _COPIES * len(gallery) * np.dtype(np.float32).itemsize
     if block_bytes < row_bytes:
         raise ValueError(
-            f"a bound of {block_bytes:,} bytes does not hold the scores of one probe against {len(gallery):,} gallery "
-            f"features: give at least {row_bytes:,}"
+            f"a limit of {block_bytes:,} bytes is too small for the scores of one probe against {len(gallery):,} "
+            f"gallery features: use at least {row_bytes:,}"
         )
     rows = min(block_bytes // row_bytes, len(probes))
     across = np.asarray(gallery, dtype=np.float32).T
@@ -185,11 +185,11 @@ def _score_blocks(probes: np.ndarray, gallery: np.ndarray, block_bytes: int) -> 
 
 
 def check_features(probes: np.ndarray, gallery: np.ndarray) -> None:
-    """Raise ValueError where features cannot be compared.
+    """Raise ValueError if features cannot be compared.
 
     Args:
-        probes: (P, D) expected.
-        gallery: (G, D) expected, G at least 1, all finite.
+        probes: must be (P, D) and finite.
+        gallery: must be (G, D) and finite, G at least 1.
     """
     if probes.ndim != 2 or gallery.ndim != 2 or probes.shape[1] != gallery.shape[1] or not len(gallery):
         raise ValueError(
@@ -197,7 +197,7 @@ def check_features(probes: np.ndarray, gallery: np.ndarray) -> None:
             "with at least one in the gallery"
         )
     for features, what in ((probes, "probe"), (gallery, "gallery")):
-        # the sum is not finite where a number is not; it costs no array of the features' size
+        # a row's sum is not finite if one of its numbers is not; this needs no array of the features' size
         bad = int((~np.isfinite(features.sum(axis=1))).sum())
         if bad:
             raise ValueError(f"{bad} of {len(features)} {what} features are not finite (NaN or infinite)")

@@ -96,7 +96,7 @@ def test_unreadable_images_are_counted_named_and_left_out(model, files, tmp_path
     files.paths[5].unlink()
     cv2.imwrite(str(files.paths[7]), np.zeros((50, 60, 3), np.uint8))
     with pytest.raises(
-        ValueError, match=r"3 of 21 images of some cannot be used \(14.3 %, 0.1 % are allowed"
+        ValueError, match=r"3 of 21 images of some cannot be read \(14.3 %, 0.1 % are allowed"
     ) as caught:
         embed(model, tmp_path / "cache", processes=processes)(files)
     for text in ("2.png is no readable image (8 bytes)", "5.png cannot be read: No such file", "7.png is 60x50 px"):
@@ -165,7 +165,7 @@ class DeadlyImages(SlowImages):
 
 
 def test_the_death_of_a_process_is_told(model, tmp_path):
-    with pytest.raises(RuntimeError, match="a process that embeds images was lost"):
+    with pytest.raises(RuntimeError, match="a process that embeds images died"):
         embed(model, tmp_path, processes=2)(DeadlyImages(str(tmp_path / "log")))
 
 
@@ -221,7 +221,7 @@ def test_a_network_that_is_broken_is_refused_at_once(files, tmp_path, processes)
         if weights.is_floating_point():
             weights.fill_(torch.nan)
     torch.save(checkpoint, path)
-    with pytest.raises((ValueError, RuntimeError), match=r"diverged\.ckpt gives embeddings that are not finite"):
+    with pytest.raises((ValueError, RuntimeError), match=r"the embeddings of .*diverged\.ckpt are not finite"):
         embed(ModelFile(str(path)), tmp_path / "cache", processes=processes, batch_size=4)(files)
     assert not kept(tmp_path / "cache")
 
@@ -247,10 +247,10 @@ def test_what_is_damaged_is_refused(tmp_path, left, mapped):
     file = tmp_path / "a.npy"
     load_or_fill(file, SHAPE, fill, mapped=False)
     file.write_bytes(file.read_bytes()[:left])
-    with pytest.raises(ValueError, match=r"a\.npy is damaged \(no whole table.*: delete it"):
+    with pytest.raises(ValueError, match=r"a\.npy is damaged \(incomplete.*: delete it"):
         load_or_fill(file, SHAPE, fill, mapped=mapped)
     file.write_bytes(b"no table at all, but longer than a magic number")
-    with pytest.raises(ValueError, match=r"a\.npy is damaged \(no whole table.*: delete it"):
+    with pytest.raises(ValueError, match=r"a\.npy is damaged \(incomplete.*: delete it"):
         load_or_fill(file, SHAPE, fill, mapped=mapped)
 
 
@@ -281,7 +281,7 @@ def test_the_second_of_two_at_once_waits_and_takes_what_the_first_has_made(tmp_p
     assert len(filled) == 1
     assert len(tables) == 2
     np.testing.assert_array_equal(tables[0], tables[1])
-    assert "another evaluation makes a.npy; waiting for it" in capsys.readouterr().err
+    assert "another process is writing a.npy; waiting for it" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["a.npy"]
 
 
@@ -290,7 +290,7 @@ def test_a_full_disk_is_told_before_the_work(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "posix_fallocate", refuse)
-    with pytest.raises(OSError, match=r"no space for .* MB of embeddings in .*: make room, or give another --cache"):
+    with pytest.raises(OSError, match=r"no space for .* MB of embeddings in .*: free some, or give another --cache"):
         load_or_fill(tmp_path / "a.npy", SHAPE, fill, mapped=True)
     assert not list(tmp_path.iterdir())
 

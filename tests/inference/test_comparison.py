@@ -51,7 +51,7 @@ def test_of_several_faces_the_largest_is_taken_and_all_are_framed(embedder, dete
 )
 def test_no_face_and_how_small_one_may_be(embedder, detector, shape, smallest, monkeypatch):
     monkeypatch.setattr(MTCNN, "detect", lambda self, image: [])  # quick: the sentence is what is tested
-    with pytest.raises(ValueError, match=rf"{shape[1]}x{shape[0]} px: faces that are smaller than {smallest} px"):
+    with pytest.raises(ValueError, match=rf"{shape[1]}x{shape[0]} px: faces smaller than {smallest} px"):
         embed_photograph(png(np.zeros((*shape, 3), np.uint8)), embedder, detector)
 
 
@@ -60,5 +60,5 @@ def test_what_is_no_photograph(embedder, detector):
         embed_photograph(b"text", embedder, detector)
     with pytest.raises(ValueError, match="the file is damaged"):
         embed_photograph(png(astronaut())[:5000], embedder, detector)
-    with pytest.raises(ValueError, match="512x512 px, more than the 262,143 pixels"):
+    with pytest.raises(ValueError, match="512x512 px, more than the maximum of 262,143 pixels"):
         embed_photograph(png(astronaut()), embedder, detector, most_pixels=512 * 512 - 1)

@@ -47,7 +47,7 @@ def test_files_that_are_none_of_ours(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"embeddings": np.ones((5, 8), np.float32)}, "not of length 1"),
+        ({"embeddings": np.ones((5, 8), np.float32)}, "not all of its embeddings are unit vectors"),
         ({"norms": np.full(5, np.nan, np.float32)}, "is damaged"),
         ({"names": ["a"]}, r"\(1,\) names"),
         ({"embeddings": np.ones(5, np.float32)}, "holds no embeddings"),

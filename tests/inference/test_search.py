@@ -71,7 +71,7 @@ def test_of_equal_faces_the_earlier_comes_first():
 
 
 def test_what_cannot_be_searched():
-    with pytest.raises(ValueError, match="k is from 1 to that many"):
+    with pytest.raises(ValueError, match="k must be from 1 to that number"):
         most_similar(unit(2, 0), unit(3, 1), 4)
     with pytest.raises(ValueError, match="with at least one in the gallery"):
         most_similar(unit(2, 0), unit(0, 1), 1)
@@ -111,7 +111,7 @@ def test_searches_that_are_refused(change, message):
 
 def test_bounds_that_cannot_be_kept_are_refused():
     probes, gallery, probe_labels, gallery_labels = random_search()
-    with pytest.raises(ValueError, match=f"give at least {ROW}"):
+    with pytest.raises(ValueError, match=f"use at least {ROW}"):
         search(probes, gallery, probe_labels, gallery_labels, block_bytes=ROW - 1)
     for k in (0, 41):
         with pytest.raises(ValueError, match=f"cannot find the {k} most similar of 40"):
