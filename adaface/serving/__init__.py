@@ -1,1 +1,1 @@
-"""The web page that compares two photographs."""
+"""The web page and HTTP API that compare two photographs."""

@@ -1,17 +1,18 @@
-"""The web page that compares two faces, as an ASGI application: one static page, and two addresses for it.
+"""The web page that compares two faces, as an ASGI application: a static page and its HTTP API.
 
     GET  /         the page
     GET  /model    {"model": name, "architecture": ..., "threshold": {"cosine": ..., "origin": ...} or null,
-                    "most_bytes": of both photographs}
+                    "most_bytes": limit of both photographs together}
     POST /compare  multipart/form-data with the files ``first`` and ``second``, such as
                    curl -F first=@a.jpg -F second=@b.jpg http://127.0.0.1:8000/compare
-        {"similarity": cosine, "same": true, false, or null where there is no threshold, "decision": in words,
-         "faces": of each photograph {"quality": norm, "faces": how many were found, "box": [left, top, right, bottom],
+        {"similarity": cosine, "same": true, false, or null without a threshold, "decision": in words,
+         "faces": for each photograph {"quality": norm, "faces": number of faces, "box": [left, top, right, bottom],
                   "size_px": [width, height], "crop": "data:image/png;base64,...", "overview": "data:image/jpeg..."}}
 
-Every error is answered by {"error": a sentence}, with a status of HTTP; where photographs are at fault (422) also by
-``"photographs": [sentence or null, sentence or null]``. Photographs stay in memory and are never written. Only the page
-itself may ask: requests under another host name (DNS rebinding) or from another site's page are refused.
+Errors are returned as {"error": message} with an HTTP status; for errors in the photographs (422) also as
+``"photographs": [message or null, message or null]``. Photographs stay in memory and are never written to disk. Only
+the page itself may send requests: those with another host name (DNS rebinding) or from the page of another site are
+refused.
 """
 
 import asyncio
@@ -38,7 +39,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from adaface.alignment.detector import MTCNN
-from adaface.inference.comparison import NO_THRESHOLD, EmbeddedPhotograph, Threshold, embed_photograph
+from adaface.inference.comparison import NO_THRESHOLD, EmbeddedPhotograph, Threshold, decision, embed_photograph
 from adaface.inference.embedder import Embedder
 
 logger = logging.getLogger(__name__)
@@ -46,22 +47,22 @@ logger = logging.getLogger(__name__)
 PHOTOGRAPHS = ("first", "second")
 _PAGE = Path(__file__).with_name("face_page.html")
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?")
-_MOST_OTHER_FIELDS = 4  # of a form: nobody asked for them, they are ignored
-_LINGER_SEC = 2.0  # for a client that is still sending when its request has been refused
+_MOST_OTHER_FIELDS = 4  # of a form: unknown fields are ignored
+_LINGER_SEC = 2.0  # for a client that is still sending when its request is refused
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What is accepted from clients.
+    """Limits on the requests of clients.
 
     Attributes:
-        most_bytes: of a request's body, both photographs together.
-        most_comparisons: running, waiting or being received at a time; one is computed at a time.
-        most_connections: open at a time.
-        header_sec: for a request's header to arrive.
-        body_sec: for its body.
-        connection_sec: for a connection as a whole, so that a client which does not read its answer is dropped.
-        closing_sec: for the last answers when the server ends.
+        most_bytes: size of a request's body, both photographs together.
+        most_comparisons: comparisons that are running, waiting or being received; one is computed at a time.
+        most_connections: open connections.
+        header_sec: time for a request's header to arrive.
+        body_sec: time for a request's body to arrive.
+        connection_sec: duration of a connection, so that a client that does not read its response is dropped.
+        closing_sec: time for the last responses when the server stops.
     """
 
     most_bytes: int = 32 * 2**20
@@ -74,13 +75,13 @@ class Limits:
 
 
 class FaceComparer:
-    """The application's two addresses beside the page.
+    """The endpoints of the HTTP API.
 
     Args:
         embedder: the model.
-        detector: finds the faces.
-        threshold: that decides; None where there is none.
-        limits: what is accepted from clients.
+        detector: face detector.
+        threshold: decision threshold; None without one.
+        limits: limits on the requests of clients.
     """
 
     def __init__(self, embedder: Embedder, detector: MTCNN, threshold: Threshold | None, limits: Limits) -> None:
@@ -101,7 +102,7 @@ class FaceComparer:
         )
 
     async def compare(self, request: Request) -> Response:
-        """Answer ``POST /compare``, when its turn has come."""
+        """Answer ``POST /compare``, one comparison at a time."""
         if self._comparisons >= self._limits.most_comparisons:
             raise HTTPException(503, f"{self._comparisons} comparisons are waiting already: try again in a moment")
         self._comparisons += 1
@@ -114,7 +115,7 @@ class FaceComparer:
         return JSONResponse(content, status)
 
     def _compared(self, photographs: Sequence[bytes]) -> tuple[int, dict[str, Any]]:
-        """Return status and content of the answer."""
+        """Return status and content of the response."""
         embedded = [self._embed(photograph) for photograph in photographs]
         faces = [face for face in embedded if isinstance(face, EmbeddedPhotograph)]
         if len(faces) < len(embedded):
@@ -123,9 +124,9 @@ class FaceComparer:
             return 422, {"error": "; ".join(named), "photographs": sentences}
         similarity = float(np.clip(faces[0].embedding @ faces[1].embedding, -1, 1))
         same = None if self._threshold is None else similarity >= self._threshold.cosine
-        decision = {None: NO_THRESHOLD, True: "one person", False: "two people"}[same]
+        words = NO_THRESHOLD if same is None else decision(same)
         described = [_described(face) for face in faces]
-        return 200, {"similarity": similarity, "same": same, "decision": decision, "faces": described}
+        return 200, {"similarity": similarity, "same": same, "decision": words, "faces": described}
 
     def _embed(self, photograph: bytes) -> EmbeddedPhotograph | str:
         try:
@@ -151,14 +152,14 @@ def _data_url(image: np.ndarray, kind: str) -> str:
 
 
 async def read_photographs(request: Request, limits: Limits) -> list[bytes]:
-    """Return the contents of the form's two files; they are never on disk.
+    """Return the contents of the form's two files, without writing them to disk.
 
     Args:
-        request: its body is read, parsed as it arrives, and refused where it exceeds the bound.
-        limits: of its size and time.
+        request: its body is parsed as it arrives, and refused if it exceeds the limits.
+        limits: limits on size and time.
 
     Raises:
-        HTTPException: 400 no such form, 408 too slow, 413 too large, 415 no form.
+        HTTPException: 400 invalid form, 408 too slow, 413 too large, 415 not a form.
     """
     expected = " and ".join(PHOTOGRAPHS)
     kind = request.headers.get("content-type", "no Content-Type")
@@ -168,7 +169,7 @@ async def read_photographs(request: Request, limits: Limits) -> list[bytes]:
         request.headers, _bounded(request, limits.most_bytes),
         max_files=len(PHOTOGRAPHS) + _MOST_OTHER_FIELDS, max_fields=_MOST_OTHER_FIELDS,
     )  # fmt: skip
-    parser.spool_max_size = limits.most_bytes + 1  # a file would be written from there on: no body is that long
+    parser.spool_max_size = limits.most_bytes + 1  # larger files would be written to disk: no body is that large
     try:
         async with asyncio.timeout(limits.body_sec):
             form = await parser.parse()
@@ -176,7 +177,7 @@ async def read_photographs(request: Request, limits: Limits) -> list[bytes]:
         raise HTTPException(408, "the photographs did not arrive in time: try again") from error
     except ClientDisconnect as error:
         raise HTTPException(400, "the request ended before its body was complete: try again") from error
-    except (MultiPartException, ValueError) as error:  # ValueError: of an unusual codec that the form asks for
+    except (MultiPartException, ValueError) as error:  # ValueError: unusual codec in the form
         raise HTTPException(400, f"the form is damaged ({error}): the files {expected} are expected") from error
     try:
         files = {name: form.getlist(name) for name in PHOTOGRAPHS}
@@ -193,10 +194,10 @@ async def read_photographs(request: Request, limits: Limits) -> list[bytes]:
 
 
 async def _bounded(request: Request, most_bytes: int) -> AsyncGenerator[bytes, None]:
-    """Give a request's body as it arrives, whether its length is announced or not."""
-    announced = request.headers.get("content-length", "")  # of digits alone: h11 has checked it
+    """Yield a request's body as it arrives, and refuse one that is too large, announced or not."""
+    announced = request.headers.get("content-length", "")  # digits only: checked by h11
     size = int(announced or 0)
-    refusal = f"more than the {most_bytes:,} that are accepted: make them smaller first"
+    refusal = f"more than the limit of {most_bytes:,}: make them smaller first"
     if size > most_bytes:
         raise HTTPException(413, f"the photographs have {size:,} bytes together, {refusal}")
     size = 0
@@ -208,12 +209,12 @@ async def _bounded(request: Request, most_bytes: int) -> AsyncGenerator[bytes, N
 
 
 class Guard:
-    """Middleware: refuses what another site's page sends, and gives every answer the same headers.
+    """Middleware that refuses requests from other sites and adds security headers to every response.
 
     Args:
-        app: answers the others.
-        names: under which this server may be called, in small letters, beside addresses in numbers.
-        headers: of every answer.
+        app: application behind it.
+        names: host names of this server, in lower case; IP addresses are always allowed.
+        headers: headers of every response.
     """
 
     def __init__(self, app: ASGIApp, names: Collection[str], headers: dict[str, str]) -> None:
@@ -232,9 +233,9 @@ class Guard:
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 MutableHeaders(scope=message).update(self._headers)
-                if "expect" not in Headers(scope=scope):  # a client that asked for permission to send is not sending
+                if "expect" not in Headers(scope=scope):  # a client that waits for permission is not sending
                     with contextlib.suppress(TimeoutError):
-                        # closing a connection with unread data resets it, and the client may lose the answer
+                        # closing a connection with unread data resets it, and the client may lose the response
                         async with asyncio.timeout(_LINGER_SEC):
                             while not received:
                                 await receive_noted()
@@ -246,27 +247,27 @@ class Guard:
 
 
 def sender_refusal(headers: Headers, names: Collection[str]) -> tuple[int, str] | None:
-    """Return why a request is refused that comes from a page of another site; None for all others.
+    """Return why a request is refused, or None if it is allowed.
 
     Args:
-        headers: of the request.
-        names: under which this server may be called, in small letters, beside addresses in numbers.
+        headers: headers of the request.
+        names: host names of this server, in lower case; IP addresses are always allowed.
 
     Returns:
-        Status and sentence: 400 no host, or two; 421 another name (DNS rebinding); 403 another site's page.
+        Status and message: 400 no host, or two; 421 another name (DNS rebinding); 403 the page of another site.
     """
     hosts = headers.getlist("host")
     host = _HOST.fullmatch(hosts[0].strip()) if len(hosts) == 1 else None
     if host is None:
-        return 400, "the request has no valid Host header: one with the name of this server is expected"
+        return 400, "the request has no valid Host header: expected one with the name of this server"
     name = host[1].strip("[]").rstrip(".").lower()
     if name not in names and not _is_address(name):
         name = name[:100]
-        return 421, f"this server is not called {name}: use its address in numbers, or start it with --host {name}"
+        return 421, f"{name} is not a name of this server: use its IP address, or start it with --host {name}"
     own = {f"{scheme}://{host[0].lower()}" for scheme in ("http", "https")}
     for origin in headers.getlist("origin"):
         if origin.strip().lower() not in own:
-            return 403, f"the request comes from a page of {origin[:100]}, only this server's own page may ask"
+            return 403, f"requests from {origin[:100]} are not allowed, only those from this server's own page"
     return None
 
 
@@ -279,11 +280,11 @@ def _is_address(name: str) -> bool:
 
 
 def build_app(comparer: FaceComparer, names: Collection[str]) -> ASGIApp:
-    """Return the application behind its guard, which is outermost so that errors too have its headers.
+    """Return the application with its guard, which is outermost so that errors have its headers, too.
 
     Args:
         comparer: answers ``/model`` and ``/compare``.
-        names: under which the server may be called, in small letters, beside addresses in numbers.
+        names: host names of the server, in lower case; IP addresses are always allowed.
     """
     page = _PAGE.read_text(encoding="utf-8")
     app = Starlette(
@@ -302,10 +303,10 @@ def _refuse(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     path, sentence = request.url.path[:100], error.detail
     if error.status_code == 404:
-        sentence = f"there is no {path} here: the page is at /"
+        sentence = f"there is no {path} on this server: the page is at /"
     if error.status_code == 405:
         allowed = " and ".join(sorted((error.headers or {})["Allow"].split(", ")))
-        sentence = f"{request.method[:20]} is not for {path}, {allowed} is"
+        sentence = f"{request.method[:20]} is not allowed for {path}, expected {allowed}"
     return JSONResponse({"error": sentence}, error.status_code, error.headers)
 
 
@@ -315,7 +316,7 @@ def _fail(request: Request, error: Exception) -> Response:
 
 
 def _security_headers(page: str) -> dict[str, str]:
-    """Return the headers of every answer: the page's own style and script run, nothing is loaded from elsewhere."""
+    """Return the headers of every response: only the page's own style and script are allowed."""
 
     def allowed(tag: str) -> str:
         texts = re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)

@@ -1,4 +1,4 @@
-"""The web page's server: uvicorn on one socket, with bounds on connections that uvicorn itself does not have."""
+"""The server of the web page: uvicorn on one socket, with additional limits on connections."""
 
 import asyncio
 import errno
@@ -20,15 +20,15 @@ _MOST_HEADER_BYTES = 16 * 1024
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Return a socket that accepts connections from now on.
+    """Return a listening socket.
 
     Args:
-        host: name or address to listen at.
-        port: 0 takes any that is free.
+        host: name or address to listen on.
+        port: port to listen on; 0 chooses a free one.
 
     Raises:
-        RuntimeError: the port is taken, or not allowed.
-        ValueError: no name or address of this machine.
+        RuntimeError: the port is in use, or not allowed.
+        ValueError: ``host`` is not a name or address of this machine.
     """
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
@@ -37,9 +37,13 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server(address[:2], family=family, backlog=64)
     except OSError as error:
-        advice = "stop what uses it, or give another port" if error.errno == errno.EADDRINUSE else "give another one"
+        advice = (
+            "stop the program that uses it, or use another port"
+            if error.errno == errno.EADDRINUSE
+            else "use another one"
+        )
         reason = str(error.strerror).partition(" (while")[0]
-        raise RuntimeError(f"cannot listen at port {port} of {host} ({reason}): {advice}") from error
+        raise RuntimeError(f"cannot listen on port {port} of {host} ({reason}): {advice}") from error
 
 
 def build_server(
@@ -48,11 +52,11 @@ def build_server(
     """Return the server; ``run(sockets=[...])`` answers until ``should_exit`` is set or a signal arrives.
 
     Args:
-        host: under which it may be called, beside localhost, the machine's name and addresses in numbers.
+        host: allowed host name, besides localhost, the machine's name and IP addresses.
         embedder: the model.
-        detector: finds the faces.
-        threshold: that decides; None where there is none.
-        limits: what is accepted from clients.
+        detector: face detector.
+        threshold: decision threshold; None without one.
+        limits: limits on the requests of clients.
     """
     names = {"localhost", host.lower(), socket.gethostname().lower()}
     config = uvicorn.Config(
@@ -63,7 +67,7 @@ def build_server(
         proxy_headers=False,
         server_header=False,
         log_config=None,
-        log_level="critical",  # no log: who compares which photographs is nobody's business
+        log_level="critical",  # no request log, for privacy
         access_log=False,
         limit_concurrency=limits.most_connections,
         timeout_graceful_shutdown=limits.closing_sec,
@@ -73,7 +77,7 @@ def build_server(
 
 
 def _bounded_protocol(limits: Limits) -> type[H11Protocol]:
-    """Return uvicorn's protocol with deadlines: uvicorn waits for a request's header, and for a reader, for ever."""
+    """Return uvicorn's protocol with deadlines: uvicorn itself waits forever for a header and for a slow reader."""
 
     class BoundedProtocol(H11Protocol):
         _deadlines: tuple[asyncio.TimerHandle, ...] = ()
@@ -91,17 +95,17 @@ def _bounded_protocol(limits: Limits) -> type[H11Protocol]:
                 deadline.cancel()
 
         def eof_received(self) -> bool:  # type: ignore[override]
-            """Keep the connection open for the answer where a client stops sending after a whole request."""
+            """Keep the connection open for the response if a client stops sending after a complete request."""
             return self.cycle is not None and not self.cycle.more_body
 
     return BoundedProtocol
 
 
 def page_url(listening: socket.socket) -> str:
-    """Return where a browser on this machine finds the page.
+    """Return the URL of the page for a browser on this machine.
 
     Args:
-        listening: of ``listen``.
+        listening: listening socket.
     """
     port = listening.getsockname()[1]
     host = _address(listening)
@@ -111,10 +115,10 @@ def page_url(listening: socket.socket) -> str:
 
 
 def is_open(listening: socket.socket) -> bool:
-    """Return whether other machines can reach it.
+    """Return whether other machines can reach the server.
 
     Args:
-        listening: of ``listen``.
+        listening: listening socket.
     """
     return not _address(listening).is_loopback
 
@@ -124,21 +128,21 @@ def _address(listening: socket.socket) -> ipaddress.IPv4Address | ipaddress.IPv6
 
 
 def serve(server: uvicorn.Server, listening: socket.socket) -> None:
-    """Log where the page is, answer until Ctrl-C or SIGTERM, then finish what was begun.
+    """Log the URL, serve until Ctrl-C or SIGTERM, then finish running requests.
 
     Args:
-        server: of ``build_server``.
-        listening: of ``listen``.
+        server: server from ``build_server``.
+        listening: socket from ``listen``.
     """
-    logger.info(f"the page is at {page_url(listening)} - open it in a browser; Ctrl-C ends it")
+    logger.info(f"the page is at {page_url(listening)} - open it in a browser; press Ctrl-C to stop")
     if is_open(listening):
         logger.info(
-            "whoever reaches this machine over the network can use it: there is no password, and nothing is encrypted"
+            "anyone who can reach this machine over the network can use it: there is no password and no encryption"
         )
     try:
         server.run(sockets=[listening])
-    except KeyboardInterrupt:  # uvicorn, which has ended in order by then, hands the signal on
+    except KeyboardInterrupt:  # re-raised by uvicorn after a clean shutdown
         pass
     finally:
         listening.close()
-    logger.info("\nthe page is closed; no photograph was kept")
+    logger.info("\nserver stopped; no photographs were stored")

@@ -335,7 +335,7 @@ def test_more_unreadable_images_than_allowed(run, root, tmp_path):
         for number in range(3):
             cv2.imwrite(str(folder / str(identity) / f"{number}.png"), faces(1, seed=10 * identity + number)[0])
     (folder / "1" / "2.png").write_bytes(b"broken")
-    assert "1 of 9 images of people cannot be used (11.1 %, 0.1 % are allowed" in run(
+    assert "1 of 9 images of people cannot be read (11.1 %, 0.1 % are allowed" in run(
         "folder", "--root", str(folder), expected=2
     )
     assert "1 of 9 images could not be used" in run("folder", "--root", str(folder), "--most_unreadable", "0.2")

@@ -71,25 +71,25 @@ def test_compare(run, people, checkpoint):
         numbers = [float(number) for number in re.findall(r"-?\d+\.\d+", line.split(".png")[1])]
         np.testing.assert_allclose(numbers, [norms[row, 0], *(embeddings[row] @ embeddings.T)], atol=0.0051)
     assert [line.count("*") for line in rows] == [1, 1, 0]  # both of person 0, not with themselves
-    assert "* one person: cosine at or above 0.9900 (given by --threshold)" in out
+    assert "* same person if the cosine is at least 0.9900 (set by --threshold)" in out
     assert cv2.imread("picture.png").shape[0] > 400
 
 
 def test_the_threshold_of_the_model_decides(run, people, tmp_path):
     same = ["people/person 0/0.png", "people/person 0/1.png"]
     out = run("compare", *same)
-    assert "at or above 0.5000 (stored in the model: FAR 0.001 on lfw, agedb_30)" in out
-    assert out.endswith("decision: one person\n")
-    assert run("compare", *same, "--threshold", "1").endswith("decision: two people\n")
+    assert "at least 0.5000 (stored in the model: FAR 0.001 on lfw, agedb_30)" in out
+    assert out.endswith("decision: same person\n")
+    assert run("compare", *same, "--threshold", "1").endswith("decision: different people\n")
     without = write_checkpoint(tmp_path / "without.ckpt")
     out = run("compare", *same, "--save", "x.png", model=["--checkpoint", str(without)])
-    assert "the model has no threshold, so there is no decision: give --threshold, or find one" in out
+    assert "no decision: the model has no threshold. Set --threshold, or calibrate one" in out
     assert "decision:" not in out.replace("no decision:", "")
     assert "*" not in out
     strange = write_checkpoint(tmp_path / "strange.ckpt", adaface_threshold={"cosine": "high"})
     error = run("compare", *same, model=["--checkpoint", str(strange)], expected=2)
     assert "the threshold 'high' (stored in the model) is not a cosine" in error
-    for stored, message in (([1], "threshold is [1], expected its cosine by name"), ({"cosine": True}, "True (stored")):
+    for stored, message in (([1], "threshold is [1], expected a mapping with its cosine"), ({"cosine": True}, "True (stored")):
         write_checkpoint(strange, adaface_threshold=stored)
         assert message in run("compare", *same, model=["--checkpoint", str(strange)], expected=2)
 
@@ -224,7 +224,7 @@ def test_embeddings_of_another_model_are_refused(run, people, tmp_path):
         (["embed", "people", "--otu", "x.npz"], "did you mean --out"),
         (["embed", "none", "--out", "x.npz"], "there is no folder none"),
         (["embed", "large.png", "--out", "x.npz"], "large.png is a file, expected a folder"),
-        (["embed", "bad", "--out", "x.npz"], "1 of 1 images of bad cannot be used"),
+        (["embed", "bad", "--out", "x.npz"], "1 of 1 images of bad cannot be read"),
         (["embed", "bad", "--out", "x.npz", "--most_unreadable", "1"], "no image of bad can be used"),
         (["embed", "people", "--out", "x.npy"], "a file name that ends in .npz"),
         (["embed", "people", "--out", "x.npz", "--most_unreadable", "2"], "a share from 0 to 1"),
@@ -312,5 +312,5 @@ def test_inference_is_the_command_line(people, checkpoint):
     words = [sys.executable, str(ROOT / "inference.py"), "compare", "people/person 0/0.png", "people/person 0/1.png"]
     done = subprocess.run([*words, "--checkpoint", str(checkpoint)], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.endswith("decision: one person\n")
+    assert done.stdout.endswith("decision: same person\n")
     assert done.stderr == ""

@@ -114,7 +114,7 @@ def test_two_photographs_are_compared(server, embedder):
     assert status == 200
     expected = [embed_photograph(content, embedder, MTCNN()) for _, content in PAIR]
     assert answer["similarity"] == pytest.approx(float(expected[0].embedding @ expected[1].embedding), abs=1e-6)
-    assert (answer["same"], answer["decision"]) == (True, "one person")
+    assert (answer["same"], answer["decision"]) == (True, "same person")
     for face, photograph in zip(answer["faces"], expected, strict=True):
         assert face["quality"] == pytest.approx(photograph.norm)
         assert face["box"] == pytest.approx(photograph.box, abs=0.06)
@@ -128,14 +128,14 @@ def test_two_photographs_are_compared(server, embedder):
 
 def test_the_threshold_decides(embedder):
     for threshold, same, decision in (
-        (Threshold(1.0, "given by --threshold"), False, "two people"),
+        (Threshold(1.0, "set by --threshold"), False, "different people"),
         (None, None, NO_THRESHOLD),
     ):
         with serving(embedder, threshold) as server:
             answer = compare(server, *PAIR)[1]
             assert (answer["same"], answer["decision"]) == (same, decision)
             told = ask(server, "GET", "/model")[2]
-            assert told["threshold"] == (threshold and {"cosine": 1.0, "origin": "given by --threshold"})
+            assert told["threshold"] == (threshold and {"cosine": 1.0, "origin": "set by --threshold"})
             assert (told["model"], told["architecture"]) == ("model.ckpt", "ir_mini")
             assert told["most_bytes"] == Limits().most_bytes
 
@@ -144,9 +144,7 @@ def test_photographs_at_fault_are_told_apart(server):
     wall = png(np.full((300, 400, 3), 90, np.uint8))
     status, answer = compare(server, ("first", wall), ("second", b"no image"))
     assert status == 422
-    assert answer["photographs"][0].startswith(
-        "no face was found in the photograph of 400x300 px: faces that are smaller"
-    )
+    assert answer["photographs"][0].startswith("no face was found in the photograph of 400x300 px: faces smaller")
     assert answer["photographs"][1].startswith("the file is not an image in a supported format")
     assert answer["error"] == f"first: {answer['photographs'][0]}; second: {answer['photographs'][1]}"
     status, answer = compare(server, PAIR[0], ("second", PAIR[1][1][:3000]))
@@ -163,7 +161,7 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(server):
         bomb = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
         status, answer = compare(server, PAIR[0], ("second", bomb))
         assert status == 422
-        assert re.search(r"more than the 50,000,000 pixels|is too large", answer["error"])
+        assert re.search(r"more than the maximum of 50,000,000 pixels|is too large", answer["error"])
 
 
 @pytest.mark.parametrize(
@@ -174,14 +172,14 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(server):
         ("GET", "/model", 200, "model.ckpt"),
         ("HEAD", "/", 200, ""),
         ("HEAD", "/model", 200, ""),
-        ("GET", "/compare", 405, "GET is not for /compare, POST is"),
-        ("DELETE", "/", 405, "DELETE is not for /, GET and HEAD is"),
-        ("OPTIONS", "/compare", 405, "OPTIONS is not for /compare"),
-        ("CONNECT", "/", 405, "CONNECT is not for /"),
-        ("BREW", "/", 405, "BREW is not for /"),
+        ("GET", "/compare", 405, "GET is not allowed for /compare, expected POST"),
+        ("DELETE", "/", 405, "DELETE is not allowed for /, expected GET and HEAD"),
+        ("OPTIONS", "/compare", 405, "OPTIONS is not allowed for /compare"),
+        ("CONNECT", "/", 405, "CONNECT is not allowed for /"),
+        ("BREW", "/", 405, "BREW is not allowed for /"),
         ("OPTIONS", "*", 404, "there is no"),
         ("GET", "http://evil.example/", 404, "there is no"),
-        ("GET", "/none", 404, "there is no /none here: the page is at /"),
+        ("GET", "/none", 404, "there is no /none on this server: the page is at /"),
         ("GET", "/model/", 404, "there is no /model/"),
         ("GET", "/../etc/passwd", 404, "there is no /../etc/passwd"),
         ("GET", "/%2e%2e/face_page.html", 404, "there is no"),
@@ -225,7 +223,7 @@ def test_other_names_and_other_pages_are_refused(server):
     port = server.address[1]
     assert ask(server, "GET", "/", Host=f"localhost:{port}")[0] == 200
     status, headers, answer = ask(server, "GET", "/", Host="evil.example")
-    assert (status, "is not called evil.example" in answer["error"]) == (421, True)
+    assert (status, "evil.example is not a name of this server" in answer["error"]) == (421, True)
     assert headers["Cache-Control"] == "no-store"
     assert compare(server, *PAIR, Origin="http://evil.example")[0] == 403
     assert compare(server, *PAIR, Origin=f"http://127.0.0.1:{port}")[0] == 200
@@ -286,7 +284,7 @@ def test_a_large_request_is_refused_before_and_while_it_is_sent(embedder):
         for pair in (PAIR, (PAIR[0], ("second", bytes(20_000_000)))):
             status, answer = compare(server, *pair)
             assert status == 413
-            assert "bytes together, more than the 1,000 that are accepted" in answer["error"]
+            assert "bytes together, more than the limit of 1,000" in answer["error"]
         asking = (
             b"POST /compare HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Type: %s\r\n"
             b"Content-Length: %d\r\n\r\n"
@@ -423,9 +421,7 @@ def test_where_the_page_is():
 def test_places_where_nobody_can_listen():
     with listen("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]
-        message = (
-            rf"cannot listen at port {port} of 127\.0\.0\.1 \(Address already in use\): stop what uses it, or give"
-        )
+        message = rf"cannot listen on port {port} of 127\.0\.0\.1 \(Address already in use\): stop the program"
         with pytest.raises(RuntimeError, match=message):
             listen("127.0.0.1", port)
     for host in ("no such host", "a" * 70 + ".b", "\0"):
@@ -474,17 +470,17 @@ def test_the_command_serves_until_it_is_stopped(tmp_path, capsys):
         body = form(*PAIR, ("more", bytes(3_000_000)))
         connection = http.client.HTTPConnection(address, int(port), timeout=SEC)
         connection.request("POST", "/compare", body, {"Content-Type": FORM})
-        assert json.loads(connection.getresponse().read())["decision"] == "one person"
+        assert json.loads(connection.getresponse().read())["decision"] == "same person"
         connection.close()
         assert inference.main(["serve", "--checkpoint", str(checkpoint), "--port", port]) == 2
         error = capsys.readouterr().err
         assert error.startswith(
-            f"adaface serve: error: cannot listen at port {port} of 127.0.0.1 (Address already in use)"
+            f"adaface serve: error: cannot listen on port {port} of 127.0.0.1 (Address already in use)"
         )
-        assert error.endswith("stop what uses it, or give another port\n")
+        assert error.endswith("stop the program that uses it, or use another port\n")
         running.send_signal(signal.SIGINT)
         out, error = running.communicate(timeout=SEC)
-        assert (running.returncode, out, error) == (0, "\nthe page is closed; no photograph was kept\n", "")
+        assert (running.returncode, out, error) == (0, "\nserver stopped; no photographs were stored\n", "")
     finally:
         running.kill()
         running.communicate()
@@ -506,19 +502,21 @@ def test_in_a_browser(server, embedder, tmp_path):
     with Browser(tmp_path / "profile") as browser:
         browser.open(server.url)
         browser.until(lambda: browser.text("#model") == "Model: model.ckpt (ir_mini)")
-        assert browser.text("#said") == "Choose two photographs, or drop them on the fields."
+        assert browser.text("#status") == "Choose two photographs, or drop them on the fields."
         browser.type("#first", str(tmp_path / "a.png"))
-        assert browser.text("#said") == "The second photograph is missing."
+        assert browser.text("#status") == "The second photograph is missing."
         browser.click("#compare")
         browser.type("#second", str(tmp_path / "b.png"))
         browser.click("#compare")
         shown = browser.until(lambda: browser.text("#similarity"))
         assert shown == f"{first.embedding @ second.embedding:.4f}"
-        assert browser.text("#decision") == "Decision: one person"
-        assert browser.text("#threshold").startswith("One person from a cosine of 0.5000 on, stored in the model: FAR")
+        assert browser.text("#decision") == "Decision: same person"
+        assert browser.text("#threshold").startswith(
+            "Same person if the cosine is at least 0.5000 (stored in the model: FAR"
+        )
         assert f"Quality {first.norm:.2f}" in browser.text("#first-faces")
-        assert "One face, of" in browser.text("#first-faces")
-        assert "2 faces; the largest was taken" in browser.text("#second-faces")
+        assert "One face:" in browser.text("#first-faces")
+        assert "2 faces; the largest one is used" in browser.text("#second-faces")
         sizes = browser.until(
             lambda: browser.script(
                 "const all = [...document.images];return all.every((i) => i.complete) && all.map((i) => i.naturalWidth)"
@@ -539,12 +537,12 @@ def test_in_a_browser(server, embedder, tmp_path):
         assert browser.text("#similarity") == ""  # nothing is shown of other photographs than the chosen ones
         browser.type("#second", str(tmp_path / "text.jpg"))
         browser.click("#compare")
-        told = browser.until(lambda: browser.text("#first-said"))
-        assert told.startswith("No face was found in the photograph of 400x300 px: faces that are smaller than 20 px")
-        assert browser.text("#second-said").startswith("The file is not an image in a supported format")
+        told = browser.until(lambda: browser.text("#first-error"))
+        assert told.startswith("No face was found in the photograph of 400x300 px: faces smaller than 20 px")
+        assert browser.text("#second-error").startswith("The file is not an image in a supported format")
         browser.script("model.most_bytes = 2100")
         browser.click("#compare")
-        assert "more than the 0 MiB that are taken" in browser.text("#error")
+        assert "more than the 0 MiB that are allowed" in browser.text("#error")
 
 
 @needs_webdriver
@@ -559,4 +557,4 @@ def test_a_page_whose_server_has_ended_says_so(embedder, tmp_path):
             browser.type(f"#{name}", str(tmp_path / "a.png"))
         browser.click("#compare")
         told = browser.until(lambda: browser.text("#error"))
-        assert told.startswith("There is no answer: does the program that shows this page still run")
+        assert told.startswith("No response: check that the server is still running")
