@@ -89,7 +89,10 @@ def test_the_threshold_of_the_model_decides(run, people, tmp_path):
     strange = write_checkpoint(tmp_path / "strange.ckpt", adaface_threshold={"cosine": "high"})
     error = run("compare", *same, model=["--checkpoint", str(strange)], expected=2)
     assert "the threshold 'high' (stored in the model) is not a cosine" in error
-    for stored, message in (([1], "threshold is [1], expected a mapping with its cosine"), ({"cosine": True}, "True (stored")):
+    for stored, message in (
+        ([1], "threshold is [1], expected a mapping with its cosine"),
+        ({"cosine": True}, "True (stored"),
+    ):
         write_checkpoint(strange, adaface_threshold=stored)
         assert message in run("compare", *same, model=["--checkpoint", str(strange)], expected=2)
 
