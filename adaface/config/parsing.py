@@ -2,7 +2,7 @@
 
 Values come from the defaults of ``config/groups.py``, then from a recipe (``--config recipe.yaml``, the same keys),
 then from the command line; what comes later wins. Unknown keys, abbreviations and bad values are refused in both, with
-the nearest match (in the official code a misspelt option reads as None).
+the nearest match (in the official code a misspelled option reads as None).
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""What the command lines have in common: how they are parsed, how they end."""
+"""Shared by all commands: option parsing, error reporting and exit status."""
 
 import argparse
 import contextlib
@@ -23,8 +23,8 @@ logger = logging.getLogger(__name__)
 
 FAILED = 2
 INTERRUPTED = 130
-NOBODY_READS = 141  # as of a program that SIGPIPE ends
-EXPECTED_ERRORS = (ValueError, FileNotFoundError, RuntimeError, OSError)  # told in a line, without a traceback
+NOBODY_READS = 141  # exit status of a program ended by SIGPIPE
+EXPECTED_ERRORS = (ValueError, FileNotFoundError, RuntimeError, OSError)  # reported in one line, without a traceback
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -67,7 +67,7 @@ def check_packages(what: str, packages: Mapping[str, str]) -> None:
 
 
 class Parser(argparse.ArgumentParser):
-    """Takes no abbreviations, and names the nearest option to a misspelt one.
+    """An argument parser without abbreviations that suggests the nearest option for a misspelled one.
 
     Args:
         options: as of ``argparse.ArgumentParser``.
@@ -77,41 +77,43 @@ class Parser(argparse.ArgumentParser):
         super().__init__(**options, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
-        """Raise instead of leaving the program, so that there is one way to report errors."""
+        """Raise ValueError instead of exiting, so that all errors are reported in the same way."""
         raise ValueError(f"{message} ({self.prog} --help lists the options)")
 
     def parse(self, words: Sequence[str]) -> argparse.Namespace:
         """Parse all words; unknown ones are an error.
 
         Args:
-            words: what stands after the program's name.
+            words: the arguments after the program's name.
 
         Raises:
-            ValueError: an unknown option, a word too many, or an option without its value.
+            ValueError: unknown option, extra argument, or option without its value.
         """
         names = [name for action in self._actions for name in action.option_strings]
         try:
             options, unknown = self.parse_known_args(words)
         except ValueError as error:
-            # a misspelt option may be why another one, or what it is about, is missing
+            # a misspelled option may be the reason why a required one is missing
             unknown = [word for word in words if word[:2] == "--" and word != "--" and word.split("=")[0] not in names]
             if not unknown or "are required" not in str(error):
                 raise
         if unknown:
             word = unknown[0].split("=")[0]
             known = [name for name in names if name.startswith("--")]
-            self.error(f"unknown option {word}; {nearest(word, known)}" if word[:1] == "-" else f"stray word {word!r}")
+            self.error(
+                f"unknown option {word}; {nearest(word, known)}" if word[:1] == "-" else f"unexpected argument {word!r}"
+            )
         return options
 
 
 def nearest(name: str, known: Iterable[str], *, count: int = 1, always: str = "") -> str:
-    """Return a hint with the known names nearest to ``name``, or all of them when none is near.
+    """Return a hint with the known names most similar to ``name``, or all of them if none is similar.
 
     Args:
         name: what was typed; case does not matter.
-        known: the names that exist.
-        count: how many near names to give at most.
-        always: what follows the nearest names, and stands in place of the list of all where none is near.
+        known: valid names.
+        count: maximum number of similar names.
+        always: text after the similar names, and instead of the list of all names if none is similar.
     """
     by_lower = {one.lower(): one for one in known}
     close = [by_lower[lower] for lower in difflib.get_close_matches(name.lower(), by_lower, n=count, cutoff=0.5)]
@@ -123,18 +125,18 @@ def nearest(name: str, known: Iterable[str], *, count: int = 1, always: str = ""
 
 @log_to_screen()
 def run_to_status(program: str, job: Callable[[], int], *, stopped: str, failed: int = FAILED) -> int:
-    """Run a command line's job and tell how it ended: an expected error in one line, Ctrl-C and SIGTERM in another.
+    """Run a command and return its exit status; expected errors, Ctrl-C and SIGTERM are reported in one line.
 
     Meanwhile the screen shows what the library logs.
 
     Args:
-        program: what the line begins with.
-        job: everything, parsing included; returns the exit status.
-        stopped: what is to be said where the user stopped it.
+        program: prefix of the line.
+        job: the whole command, parsing included; returns the exit status.
+        stopped: message if the user stopped it.
         failed: exit status of an error.
 
     Returns:
-        The job's exit status, ``failed``, 130 where it was stopped, or 141 where what reads its output has ended.
+        The job's exit status, ``failed`` after an error, 130 if stopped, or 141 if the reader of its output has exited.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -156,7 +158,7 @@ def run_to_status(program: str, job: Callable[[], int], *, stopped: str, failed:
 
 
 def _nobody_reads() -> bool:
-    """Whether what is printed goes to a program that has ended, such as ``head``."""
+    """Return whether the output goes to a program that has exited, such as ``head``."""
     output = select.poll()
     try:
         output.register(sys.stdout, select.POLLOUT)
@@ -165,28 +167,28 @@ def _nobody_reads() -> bool:
     if not any(events & (select.POLLERR | select.POLLHUP) for _, events in output.poll(0)):
         return False
     with Path(os.devnull).open("w") as nowhere:
-        os.dup2(nowhere.fileno(), sys.stdout.fileno())  # Python writes what is left when it ends
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())  # Python flushes the rest of the buffer at exit
     return True
 
 
 def one_line(error: Exception) -> str:
-    """Return an expected error as one line that says what to do.
+    """Return the message of an expected error in one line.
 
     Args:
         error: of ``EXPECTED_ERRORS``.
     """
     if isinstance(error, OSError) and error.errno in _NO_SPACE:
         place = f" for {error.filename}" if error.filename else ""
-        return f"no space left on the disk{place}; free some, then run the same command again. No file is half written"
-    told = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
-    return printable(" ".join(told.split()))
+        return f"no space left on the disk{place}; free some, then run the same command again. No file is incomplete"
+    message = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
+    return printable(" ".join(message.split()))
 
 
 def printable(text: str) -> str:
-    r"""Return a text in one line, without control characters: file names may hold any bytes.
+    r"""Escape line breaks and control characters: file names may contain any bytes.
 
     Args:
-        text: such as a file name; what cannot be shown becomes ``\n``, ``\x1b``, ``\udcff``.
+        text: such as a file name; unprintable characters become ``\n``, ``\x1b``, ``\udcff``.
     """
     return "".join(
         letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii") for letter in text
@@ -195,7 +197,7 @@ def printable(text: str) -> str:
 
 @contextlib.contextmanager
 def terminated_as_interrupted() -> Iterator[None]:
-    """Treat SIGTERM as Ctrl-C, until something else takes the signals."""
+    """Treat SIGTERM as Ctrl-C during a block, unless another handler is installed."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt

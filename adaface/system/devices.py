@@ -1,4 +1,4 @@
-"""The hardware under a process: its memory, its threads, and the torchvision that suits its PyTorch."""
+"""The hardware of a process: memory, threads, and a torchvision that matches the installed PyTorch."""
 
 import importlib
 import math
@@ -21,7 +21,7 @@ _CONTROL_GROUP = Path("/sys/fs/cgroup")  # a container may have less than its ho
 
 
 def divide_threads(processes: int) -> None:
-    """Give each of ``processes`` on this machine its share of the cores.
+    """Set the number of PyTorch's threads to this process's share of the cores.
 
     Args:
         processes: number of training processes on this machine.
@@ -31,7 +31,7 @@ def divide_threads(processes: int) -> None:
 
 
 def available_memory(accelerator: str, processes: int) -> float:
-    """Return the bytes that one training process may still take on its device; infinite where nobody knows.
+    """Return the free memory of one training process on its device in bytes; infinite if unknown.
 
     Args:
         accelerator: ``cpu``, ``gpu`` or ``mps``.
@@ -43,7 +43,7 @@ def available_memory(accelerator: str, processes: int) -> float:
 
 
 def device_memory(accelerator: str, processes: int) -> float:
-    """Return the bytes of memory in all that one training process shares in; infinite where nobody knows.
+    """Return the total memory of one training process on its device in bytes; infinite if unknown.
 
     Args:
         accelerator: ``cpu``, ``gpu`` or ``mps``.
@@ -55,7 +55,7 @@ def device_memory(accelerator: str, processes: int) -> float:
 
 
 def _memory_field(name: str) -> float:
-    """Return a size in bytes that the kernel tells of this machine."""
+    """Return a field of /proc/meminfo in bytes; infinite if there is none."""
     try:
         fields = dict(line.split(":") for line in _MEMORY_INFO.read_text(encoding="utf-8").splitlines())
         return int(fields[name].split()[0]) * 1024
@@ -64,12 +64,12 @@ def _memory_field(name: str) -> float:
 
 
 def _container_limit() -> float:
-    """Return the bytes that this container may take; infinite without a limit."""
+    """Return the memory limit of this container in bytes; infinite without a limit."""
     return _number_in("memory.max", math.inf)
 
 
 def _number_in(name: str, otherwise: float) -> float:
-    """Return the number in a file of the control group (version 2), such as "8589934592"; "max" is none."""
+    """Return the number in a file of the control group (version 2); ``otherwise`` if it is absent or "max"."""
     try:
         return float(int((_CONTROL_GROUP / name).read_text(encoding="ascii")))
     except (OSError, ValueError):
@@ -77,10 +77,10 @@ def _number_in(name: str, otherwise: float) -> float:
 
 
 def peak_memory(device_type: str) -> float:
-    """Return the most bytes that this process has held so far: on a GPU the tensors, else all of it; 0 if unknown.
+    """Return the peak memory of this process in bytes: of tensors on a GPU, else of the process; 0 if unknown.
 
     Args:
-        device_type: of the device that trains, such as ``cuda`` or ``cpu``.
+        device_type: type of the training device, such as ``cuda`` or ``cpu``.
     """
     if device_type == "cuda":
         return torch.cuda.max_memory_allocated()
@@ -91,10 +91,10 @@ def peak_memory(device_type: str) -> float:
 
 
 def import_torchvision() -> None:
-    """Import torchvision where it is installed, as Lightning and timm are going to, and explain how it usually fails.
+    """Import torchvision if it is installed, before Lightning and timm do, and explain the usual failure.
 
     Raises:
-        RuntimeError: torchvision does not fit the installed torch.
+        RuntimeError: torchvision does not match the installed torch.
     """
     try:
         importlib.import_module("torchvision")

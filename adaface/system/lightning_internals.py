@@ -1,6 +1,6 @@
-"""Every use of what Lightning, PyTorch and Python do not document, for pytorch-lightning 2.6.6 and torch 2.13.0.
+"""Every use of undocumented parts of Lightning, PyTorch and Python; for pytorch-lightning 2.6.6 and torch 2.13.0.
 
-After an upgrade this is the one module to compare with theirs.
+After an upgrade, check this module against their source code.
 """
 
 import atexit
@@ -16,15 +16,15 @@ from adaface.system.lightning_setup import pl
 
 
 def in_the_middle_of_an_epoch(trainer: "pl.Trainer") -> bool:
-    """Whether batches of the current epoch are still to come."""
+    """Return whether the current epoch has batches left."""
     return trainer.fit_loop.epoch_loop.batch_progress.current.processed < trainer.num_training_batches
 
 
 def position(trainer: "pl.Trainer") -> tuple[int, int]:
-    """Return the epoch in which a training is, and how many of its batches are done.
+    """Return the current epoch and the number of its processed batches.
 
     Args:
-        trainer: in training, between two batches.
+        trainer: while fitting, between two batches.
     """
     epochs = trainer.fit_loop.epoch_progress.current
     if epochs.processed > epochs.completed:  # between two epochs
@@ -34,11 +34,11 @@ def position(trainer: "pl.Trainer") -> tuple[int, int]:
 
 
 def set_epoch_length(trainer: "pl.Trainer", batches: int) -> None:
-    """Let the fit loop know how many batches this epoch has; it would go by those of the first epoch.
+    """Set the number of batches of this epoch; the fit loop would use that of the first epoch.
 
     Args:
         trainer: at the beginning of an epoch.
-        batches: of this epoch.
+        batches: number of batches of this epoch.
     """
     loop = trainer.fit_loop
     if trainer.limit_train_batches == 1.0 and loop.max_batches != batches:
@@ -48,7 +48,7 @@ def set_epoch_length(trainer: "pl.Trainer", batches: int) -> None:
 
 
 def do_not_broadcast_sigterm(trainer: "pl.Trainer") -> None:
-    """Keep Lightning from asking all processes at every step whether one of them got SIGTERM, and waiting for it.
+    """Disable Lightning's check in every step whether any process got SIGTERM, which synchronizes all processes.
 
     Args:
         trainer: at the start of the training.
@@ -57,29 +57,29 @@ def do_not_broadcast_sigterm(trainer: "pl.Trainer") -> None:
 
 
 def unscales_in_its_step(optimizer: Optimizer | Any) -> bool:
-    """Whether an optimizer divides the gradients by the loss scale itself, as the fused ones do.
+    """Return whether an optimizer unscales the gradients itself, as fused ones do.
 
     Args:
-        optimizer: that a trainer steps.
+        optimizer: PyTorch's, or Lightning's wrapper of it.
     """
     return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
 
 
 def leave_out_of_ddp(module: nn.Module, names: Sequence[str]) -> None:
-    """Keep DistributedDataParallel from synchronizing some parameters, of which each process has another part.
+    """Exclude sharded parameters from the synchronization of DistributedDataParallel.
 
     Args:
-        module: that is wrapped later.
-        names: last part of the parameters' names.
+        module: the module, before it is wrapped.
+        names: names of the parameters.
     """
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, list(names))
 
 
 def unregister_end_of_process_group() -> None:
-    """Keep Lightning from ending an NCCL process group when Python exits: that waits for processes that may be gone."""
+    """Keep Lightning from destroying an NCCL process group at exit, which waits for processes that may be gone."""
     atexit.unregister(distributed._destroy_dist_connection)
 
 
 def run_exit_functions() -> None:
-    """Run what is registered with ``atexit`` now, for a process that then ends without Python's own exit."""
+    """Run the functions registered with ``atexit`` now, for a process that ends by ``os._exit``."""
     atexit._run_exitfuncs()

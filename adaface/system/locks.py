@@ -1,11 +1,11 @@
-"""Locks between processes, which vanish with the process that holds them, however that ends.
+"""Locks between processes, released automatically when the process that holds them ends.
 
 A lock is ``flock`` on a file or a folder. Forked children, such as data workers, close it, so that it never outlives
-the process that took it. A file system without locks is used without. On a network file system a host that is lost
-keeps its locks for a while (about 90 seconds with NFS 4), which a run waits for.
+the process that took it. On a file system without locks, nothing is locked. On a network file system a lost host keeps
+its locks for a while (about 90 seconds with NFS 4); a run waits for that.
 
-The package filelock would need the same code around it: its ``FileLock`` locks no folders, raises where the file system
-has no locks, and hands out the lock of a file that its holder has renamed meanwhile, as the embedding cache does.
+The package filelock would need the same code around it: its ``FileLock`` cannot lock folders, raises if the file system
+has no locks, and locks a file that its holder has renamed in the meantime, as the embedding cache does.
 """
 
 import contextlib
@@ -28,13 +28,13 @@ logger = logging.getLogger(__name__)
 
 LOCK = ".lock"
 _HELD = (errno.EWOULDBLOCK, errno.EACCES)
-_DYING_SEC = 5.0  # a killed process with much memory is not gone at once
+_DYING_SEC = 5.0  # a killed process with much memory takes a while to exit
 _LOST_HOST_SEC = 120.0
-_ASK_EVERY_SEC = 0.2
+_POLL_INTERVAL_SEC = 0.2
 
 
 class RunLock:
-    """Holds the lock of one run folder from ``take`` to the end of this object's ``with`` block."""
+    """The lock of a run folder, held from ``take`` to the end of this object's ``with`` block."""
 
     def __init__(self) -> None:
         self._file: int | None = None
@@ -46,23 +46,23 @@ class RunLock:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Give the lock back."""
-        if self._file in _open_locks():  # not in a forked child, whose copy is closed
+        """Release the lock."""
+        if self._file in _open_locks():  # false in a forked child, whose copy is closed
             with contextlib.suppress(OSError):
-                self._path.unlink()  # while it is held: nobody else has this file and believes to hold the lock
+                self._path.unlink()  # while it is held: no other process can have locked this file
             release(self._file)
 
     def take(self, folder: Path) -> Path:
         """Take the lock of a run folder.
 
         Args:
-            folder: it exists.
+            folder: an existing folder.
 
         Returns:
             The folder.
 
         Raises:
-            RuntimeError: another live run has it.
+            RuntimeError: another running process holds it.
         """
         path, began, noted = folder / LOCK, time.monotonic(), False
         while (file := try_lock(path)) is None:
@@ -76,7 +76,7 @@ class RunLock:
             if not noted:
                 logger.info(f"note: the run folder {folder} is in use by {holder}; waiting for a moment")
                 noted = True
-            time.sleep(_ASK_EVERY_SEC)
+            time.sleep(_POLL_INTERVAL_SEC)
         os.ftruncate(file, 0)
         os.pwrite(file, f"process {os.getpid()} on {platform.node()}\n".encode(), 0)
         self._file, self._path = file, path
@@ -88,11 +88,11 @@ def locked(path: Path, refusal: str) -> Iterator[None]:
     """Hold a lock during a block.
 
     Args:
-        path: the file, made where it is absent, or an existing folder.
-        refusal: the error message where another process has it.
+        path: a file, created if absent, or an existing folder.
+        refusal: error message if another process holds it.
 
     Raises:
-        RuntimeError: another process has it.
+        RuntimeError: another process holds it.
         OSError: it cannot be opened.
     """
     file = try_lock(path)
@@ -106,11 +106,11 @@ def locked(path: Path, refusal: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def locked_when_free(path: Path, note: str) -> Iterator[None]:
-    """Hold a lock during a block, after waiting for whoever has it.
+    """Wait for a lock, and hold it during a block.
 
     Args:
-        path: the file, made where it is absent, or an existing folder.
-        note: warning that is logged, once, where there is something to wait for.
+        path: a file, created if absent, or an existing folder.
+        note: warning that is logged once if it has to wait.
 
     Raises:
         OSError: it cannot be opened.
@@ -120,7 +120,7 @@ def locked_when_free(path: Path, note: str) -> Iterator[None]:
         if not noted:
             logger.warning(note)
             noted = True
-        time.sleep(_ASK_EVERY_SEC)
+        time.sleep(_POLL_INTERVAL_SEC)
     try:
         yield
     finally:
@@ -128,10 +128,10 @@ def locked_when_free(path: Path, note: str) -> Iterator[None]:
 
 
 def try_lock(path: Path) -> int | None:
-    """Return a file, open and locked as far as the file system can; None where another process has it.
+    """Open and lock a file if the file system supports locks; return None if another process holds it.
 
     Args:
-        path: the file, made where it is absent, or an existing folder.
+        path: a file, created if absent, or an existing folder.
 
     Raises:
         OSError: it cannot be opened.
@@ -148,15 +148,15 @@ def try_lock(path: Path) -> int | None:
         if os.path.samestat(os.fstat(file), path.stat()):
             _open_locks().add(file)
             return file
-    os.close(file)  # who had it has given it back since, and deleted it: the name is that of another file, or of none
+    os.close(file)  # its holder has deleted it since: the path is now another file, or none
     return try_lock(path)
 
 
 def release(file: int) -> None:
-    """Give a lock back.
+    """Release a lock.
 
     Args:
-        file: of ``try_lock``.
+        file: from ``try_lock``.
     """
     if file in _open_locks():
         _open_locks().remove(file)
@@ -165,7 +165,7 @@ def release(file: int) -> None:
 
 @functools.cache
 def _open_locks() -> set[int]:
-    """Return the set of the locked files of this process, which its forked children close."""
+    """Return the set of this process's locked files, which its forked children close."""
     files: set[int] = set()
 
     def close_all() -> None:

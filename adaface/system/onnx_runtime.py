@@ -1,8 +1,8 @@
-"""ONNX Runtime, without its reports to Microsoft: `from onnx_runtime import onnxruntime`.
+"""Import ONNX Runtime without telemetry: `from adaface.system.onnx_runtime import onnxruntime`.
 
-From 1.29 on the official builds for Linux and macOS tell their maker of every process, session and model, and keep an
-identifier of the machine in the home folder, unless a variable is set before the library is loaded. What models and
-whose faces a program looks at is nobody else's business. The import of this module has that one effect.
+Since version 1.29 the official builds for Linux and macOS report every process, session and model to Microsoft and
+store a machine identifier in the home folder, unless an environment variable is set before the library is loaded.
+Importing this module sets it.
 
 Source: ONNX Runtime's docs/Privacy.md.
 """

@@ -1,4 +1,4 @@
-"""Silence for image decoders, which warn about a damaged image without its name: our commands name it, once."""
+"""Suppress the warnings of image decoders, which do not name the damaged file; the commands report it by name."""
 
 import contextlib
 import io
@@ -15,7 +15,7 @@ _ERROR_OUTPUT = 2
 
 @contextlib.contextmanager
 def quiet_decoders() -> Iterator[None]:
-    """Drop the warnings of Pillow and OpenCV, about damaged metadata, large images and early ends of files."""
+    """Suppress warnings of Pillow and OpenCV about damaged metadata, large images and truncated files."""
     level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
     try:
         with warnings.catch_warnings():
@@ -27,7 +27,7 @@ def quiet_decoders() -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet_error_output() -> Iterator[None]:
-    """Drop what C libraries write to the error output, as libjpeg does; what Python writes to `sys.stderr` is kept."""
+    """Suppress what C libraries such as libjpeg write to stderr; what Python writes to `sys.stderr` is kept."""
     python = sys.stderr
     python.flush()
     with contextlib.ExitStack() as undo:
@@ -47,4 +47,4 @@ def _is_error_output(stream: object) -> bool:
     try:
         return stream.fileno() == _ERROR_OUTPUT  # type: ignore[attr-defined]
     except (AttributeError, OSError, io.UnsupportedOperation):
-        return False  # a test's
+        return False  # replaced, as by pytest

@@ -1,6 +1,6 @@
-"""Tables as text: laid out in columns for people, and read from files, fast and in pieces.
+"""Text tables: aligned columns for the screen, and fast reading of files in chunks.
 
-A line of a file that does not fit is named with its file and number.
+Errors name the file and the line number.
 """
 
 import csv
@@ -13,20 +13,20 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _GAP = "  "
-_ROWS = 1 << 20  # in a piece
-_SHOWN_LETTERS = 80  # of what is wrong
+_ROWS = 1 << 20  # per chunk
+_SHOWN_LETTERS = 80  # of a bad line
 _KINDS = {"int64": (int, "a whole number"), "float32": (float, "a number"), "str": (str, "a text")}
 
 
 def aligned(rows: Iterable[Sequence[str] | None], sides: str = "<>") -> list[str]:
-    """Lay out cells in columns, each as wide as its widest cell, two blanks apart.
+    """Align cells in columns, each as wide as its widest cell, two spaces apart.
 
     Args:
-        rows: of as many cells each; None is a rule across all columns.
-        sides: ``<`` or ``>`` for each column, whose cells stand to that side; the last one is for all that follow.
+        rows: cells, the same number in each row; None is a rule across all columns.
+        sides: alignment of each column, ``<`` left or ``>`` right; the last one applies to all further columns.
 
     Returns:
-        A line for each row, without blanks at its end.
+        One line per row, without trailing spaces.
     """
     rows = list(rows)
     widths = [max(map(len, column)) for column in zip(*filter(None, rows), strict=True)]
@@ -46,24 +46,24 @@ def aligned(rows: Iterable[Sequence[str] | None], sides: str = "<>") -> list[str
 def read_table(
     path: Path, columns: Mapping[str, str], *, commas: bool = False, rows: int = _ROWS
 ) -> "Iterator[pd.DataFrame]":
-    """Yield the rows of a text table in pieces.
+    """Yield the rows of a text table in chunks; empty lines are skipped.
 
-    Empty lines are skipped. Two forms: fields between blanks, no caption, exactly the columns asked for; or fields
-    between commas under a line of captions, the columns asked for being the first ones.
+    Two forms: fields separated by spaces, without a header line, with exactly these columns; or fields separated by
+    commas, with a header line, starting with these columns.
 
     Args:
         path: the file.
         columns: name -> ``int64``, ``float32`` or ``str``.
-        commas: whether it is of the second form.
-        rows: of a piece, at most.
+        commas: the second form.
+        rows: maximum number of rows per chunk.
 
     Raises:
-        ValueError: a line with too few or too many fields, or a field of another kind; file and line are named.
+        ValueError: a line with too few or too many fields, or a field of the wrong type; names file and line.
     """
-    import pandas as pd  # here, for it takes long to import, and who lays out a table does not need it
+    import pandas as pd  # here: slow to import, and not needed by ``aligned``
 
     if commas and _first_line(path).split(",")[0].strip().lstrip("-").isdigit():
-        raise ValueError(f"{path}, line 1: expected captions such as TEMPLATE_ID,SUBJECT_ID, got {_first_line(path)!r}")
+        raise ValueError(f"{path}, line 1: expected a header such as TEMPLATE_ID,SUBJECT_ID, got {_first_line(path)!r}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)  # too many fields in the first line
@@ -83,17 +83,17 @@ def read_table(
         return
     except (ValueError, OverflowError, pd.errors.ParserWarning) as error:
         raise ValueError(
-            _first_misfit(path, columns, commas) or f"{path} is no table of {list(columns)}: {error}"
+            _first_misfit(path, columns, commas) or f"{path} is not a table of {list(columns)}: {error}"
         ) from error
 
 
 def line_number(path: Path, row: int, *, commas: bool = False) -> int:
-    """Return the number of the line that holds a row, both counted as people do: lines from 1, rows from 0.
+    """Return the line number, from 1 on, of a row, counted from 0.
 
     Args:
         path: the file.
-        row: number of the row in all that ``read_table`` yields.
-        commas: as there.
+        row: index of the row among all rows of ``read_table``.
+        commas: as in ``read_table``.
 
     Raises:
         ValueError: the file has fewer rows.
@@ -112,7 +112,7 @@ def _first_line(path: Path) -> str:
 
 
 def _first_misfit(path: Path, columns: Mapping[str, str], commas: bool) -> str:
-    """Return what is wrong with the first line that does not fit; empty where every line looks right."""
+    """Return the error message for the first bad line; empty if there is none."""
     with path.open(encoding="utf-8", errors="surrogateescape") as file:
         for number, line in enumerate(file, 1):
             if not line.strip() or (commas and number == 1):
@@ -129,5 +129,5 @@ def _first_misfit(path: Path, columns: Mapping[str, str], commas: bool) -> str:
                 except ValueError:
                     return f"{path}, line {number}: {name} must be {what}, got {field[:_SHOWN_LETTERS]!r}"
                 if kind == "int64" and not -(2**63) <= value < 2**63:
-                    return f"{path}, line {number}: {name} must fit into 64 bits, got {field[:_SHOWN_LETTERS]}"
+                    return f"{path}, line {number}: {name} must fit in 64 bits, got {field[:_SHOWN_LETTERS]}"
     return ""

@@ -1,4 +1,4 @@
-"""Work on many items in a few threads, results in order: for work that leaves Python's lock (files, OpenCV)."""
+"""Process items in several threads with results in order, for work that releases Python's lock (files, OpenCV)."""
 
 import os
 from collections import deque
@@ -11,23 +11,23 @@ Result = TypeVar("Result")
 
 
 def usable_cores() -> int:
-    """Return the number of processor cores that this process may use."""
+    """Return the number of CPU cores available to this process."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def in_order(work: Callable[[Item], Result], items: Iterable[Item], *, threads: int, ahead: int) -> Iterator[Result]:
-    """Yield ``work(item)`` of each item, in the order of the items.
+    """Yield ``work(item)`` for each item, in the order of the items.
 
     Args:
         work: called in a thread.
-        items: taken one by one, at most ``ahead`` before their results are.
-        threads: how many work at a time, at least 1.
-        ahead: items that may be in work, or done, before the caller takes their results.
+        items: consumed lazily, at most ``ahead`` items before their results.
+        threads: number of threads, at least 1.
+        ahead: maximum number of items in progress or finished before the caller takes their results.
 
     Raises:
-        Exception: what ``work`` raises, when its item's turn comes; items further on may have been worked on.
+        Exception: raised by ``work`` for the item whose turn it is; later items may have been processed already.
     """
     waiting: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(threads) as pool:

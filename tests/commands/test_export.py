@@ -465,7 +465,7 @@ def test_a_folder_that_cannot_be_written_into_is_told_first(files, monkeypatch, 
     monkeypatch.chdir(files)
     monkeypatch.setattr("adaface.commands.export.read_model", lambda *_: pytest.fail("work was begun"))
     assert main(["--checkpoint", "model.ckpt", "--output", "/proc/model.onnx"]) == 2
-    assert "--output /proc/model.onnx: the folder /proc cannot be written into" in capsys.readouterr().err
+    assert "--output /proc/model.onnx: the folder /proc is not writable" in capsys.readouterr().err
 
 
 # --- the faces --------------------------------------------------------------------------------------------------

@@ -222,7 +222,7 @@ def test_embeddings_of_another_model_are_refused(run, people, tmp_path):
         (["compare", "a.png", "b.png", "--batch_size", "0"], "at least 1 is expected"),
         (["compare", "a.png", "b.png", "--model", "adaface_ir50_ms1mv2"], "give --model with the name"),
         (["embed", "empty", "--out", "x.npz"], "no images in empty"),
-        (["embed", "people", "--out", "/proc/x.npz"], "the folder /proc cannot be written into"),
+        (["embed", "people", "--out", "/proc/x.npz"], "the folder /proc is not writable"),
         (["embed", "people", "--out", ""], "a file name that ends in .npz is expected"),
         (["embed", "people", "--otu", "x.npz"], "did you mean --out"),
         (["embed", "none", "--out", "x.npz"], "there is no folder none"),

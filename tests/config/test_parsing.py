@@ -72,7 +72,7 @@ def test_print_config_round_trips(tmp_path):
         ("--lr_milestone 3", "did you mean --lr_milestones"),  # an abbreviation is an unknown option
         ("--bach_size 3", "did you mean --batch_size"),
         ("--qqqqq 3", "known are: .*--data_root"),
-        ("stray", "stray word 'stray'"),
+        ("stray", "unexpected argument 'stray'"),
         ("--lr", "expected one argument"),
         ("--lr fast", "--lr takes a number, got 'fast'"),
         ("--epochs 1.5", "--epochs takes a whole number"),

@@ -84,5 +84,5 @@ def test_what_is_written_to_a_path_is_whole_or_absent(tmp_path, kind):
 def test_a_folder_is_tried_before_the_work(tmp_path):
     check_writable(tmp_path, "--output_dir x")
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(OSError, match=r"--output_dir x cannot be written into \(No such file"):
+    with pytest.raises(OSError, match=r"--output_dir x is not writable \(No such file"):
         check_writable(tmp_path / "none", "--output_dir x")

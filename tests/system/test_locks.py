@@ -51,7 +51,7 @@ def hold(folder: Path, how: str = "stays") -> subprocess.Popen:
 @pytest.fixture(autouse=True)
 def patient(monkeypatch):
     monkeypatch.setattr(locks, "_DYING_SEC", 0.1)
-    monkeypatch.setattr(locks, "_ASK_EVERY_SEC", 0.05)
+    monkeypatch.setattr(locks, "_POLL_INTERVAL_SEC", 0.05)
 
 
 def test_a_second_start_is_told_who_has_the_folder(tmp_path, caplog):

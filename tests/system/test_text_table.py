@@ -47,7 +47,7 @@ def test_an_empty_file_has_no_rows(table):
         ("b two 0.5", "line 4: template must be a whole number, got 'two'"),
         ("b 2.5 0.5", "line 4: template must be a whole number, got '2.5'"),
         ("b 2 much", "line 4: score must be a number, got 'much'"),
-        ("b 99999999999999999999 0.5", "line 4: template must fit into 64 bits"),
+        ("b 99999999999999999999 0.5", "line 4: template must fit in 64 bits"),
     ],
 )
 @pytest.mark.parametrize("rows", [1, 100])
