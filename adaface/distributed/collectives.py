@@ -1,6 +1,6 @@
-"""What the processes of a run tell each other about their batches, on the default process group; one process is fine.
+"""Collectives over the batches of all processes, in the default process group; they also work with one process.
 
-Nothing here waits on a GPU for its host: what needs a look at numbers is looked at on the CPU only.
+None of them synchronizes a GPU with its host, except ``gather_rows``: checks of values are done on the CPU only.
 """
 
 import torch
@@ -9,20 +9,20 @@ from torch import Tensor
 
 
 def world_size() -> int:
-    """Return the number of processes W; 1 where no process group has been made."""
+    """Return the number of processes W; 1 without a process group."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Return the number of this process, from 0 on."""
+    """Return the rank of this process in [0, W)."""
     return dist.get_rank() if world_size() > 1 else 0
 
 
 def check_batch_sizes(number: int, device: torch.device) -> None:
-    """Raise ValueError, in every process, where the processes bring batches of different sizes.
+    """Raise ValueError in every process if the batches of the processes have different sizes.
 
-    Looked at on the CPU only: on a GPU looking would make each step wait, and the sampler of the training data makes
-    batches of one size.
+    Checked on the CPU only: on a GPU it would synchronize each step, and the training sampler yields batches of equal
+    size.
 
     Args:
         number: samples in the batch of this process, B.
@@ -33,29 +33,29 @@ def check_batch_sizes(number: int, device: torch.device) -> None:
     numbers = _numbers(number, device)
     if len(set(numbers)) > 1:
         raise ValueError(
-            f"the processes have batches of {numbers} samples; loss and statistics over all of them need batches of "
-            "one size: give each process the same number"
+            f"the processes have batches of {numbers} samples, but loss and statistics over all of them need equal "
+            "sizes: give each process the same number of samples"
         )
 
 
 def gather_batch(rows: Tensor) -> Tensor:
-    """Return the rows of all processes, process by process; each brings the same number (``check_batch_sizes``).
+    """Gather the rows of all processes in the order of their ranks; all must have as many (``check_batch_sizes``).
 
     Args:
         rows: (B, ...) without gradient.
 
     Returns:
-        (W * B, ...); the rows themselves where there is one process.
+        (W * B, ...); the rows themselves with one process.
     """
     if world_size() == 1:
         return rows
-    gathered = rows.new_empty(world_size() * len(rows), *rows.shape[1:])
+    gathered = rows.new_empty(world_size() * len(rows), *rows.shape[1:])  # (W * B, ...)
     dist.all_gather_single(gathered, rows.contiguous())
     return gathered
 
 
 def gather_rows(rows: Tensor) -> Tensor:
-    """Return the rows of all processes, process by process; they may bring different numbers.
+    """Gather the rows of all processes in the order of their ranks; their numbers may differ.
 
     Args:
         rows: (N, ...) without gradient.
@@ -66,6 +66,7 @@ def gather_rows(rows: Tensor) -> Tensor:
     if world_size() == 1:
         return rows
     counts = _numbers(len(rows), rows.device)
+    # all_gather needs tensors of one shape: pad to the longest, then cut
     padded = torch.cat([rows, rows.new_zeros((max(counts) - len(rows), *rows.shape[1:]))])
     gathered = [torch.empty_like(padded) for _ in counts]
     dist.all_gather(gathered, padded)
@@ -73,7 +74,7 @@ def gather_rows(rows: Tensor) -> Tensor:
 
 
 def _numbers(number: int, device: torch.device) -> list[int]:
-    """Return this number of every process."""
+    """Gather a number of every process."""
     numbers = torch.empty(world_size(), dtype=torch.long, device=device)
     dist.all_gather_single(numbers, torch.tensor([number], device=device))
     return numbers.tolist()

@@ -1,10 +1,10 @@
-"""How the processes of a run were started: by whom, which one this is, and how it ends with the one that started it.
+"""How the processes of a run were started: launcher, rank, and the end of a process with its parent.
 
-A run on one machine starts its other processes itself, through Lightning. On several machines ``torchrun`` or SLURM's
-``srun`` start them, or anything that sets the variables RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT.
+A run on one machine starts its other processes itself, through Lightning. On several machines they are started by
+``torchrun``, SLURM's ``srun``, or anything that sets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT.
 
-Source: the variables are those of PyTorch's torchrun and of SLURM's srun. Differs from Lightning: one answer to "which
-process is this" for all ways of starting, and a run in a batch job that was not started by srun is an ordinary one.
+Source: the environment variables of PyTorch's torchrun and of SLURM's srun. Differs from Lightning: ranks are
+determined in one place for all launchers, and a run in a batch job that was not started by srun is an ordinary one.
 """
 
 import logging
@@ -24,22 +24,22 @@ logger = logging.getLogger(__name__)
 
 ITSELF, TORCHRUN, SRUN, ENVIRONMENT = "main.py itself", "torchrun", "srun", "the environment (RANK, WORLD_SIZE)"
 _PARENT = "ADAFACE_PARENT"
-_PARENT_SEC = 5.0  # longer than the watch takes, whose message says more
-_INTERACTIVE = ("bash", "interactive")  # names of SLURM jobs that are a shell
+_PARENT_SEC = 5.0  # longer than ProcessWatch takes, whose message has more details
+_INTERACTIVE = ("bash", "interactive")  # names of SLURM jobs that are an interactive shell
 
 
 @dataclass(frozen=True)
 class Launch:
-    """How the processes of a run were started, and which of them this one is.
+    """How the processes of a run were started, and the ranks of this one.
 
     Attributes:
-        launcher: who started them.
-        rank: number of this process among all, from 0 on.
-        local_rank: its number on this machine.
-        node_rank: number of this machine.
-        world_size: number of processes; 0 where ``main.py`` starts them itself.
-        local_world_size: number of processes on this machine; 0 where nobody tells.
-        restarts: how often torchrun may start them again.
+        launcher: what started them.
+        rank: rank of this process.
+        local_rank: its rank on this machine.
+        node_rank: rank of this machine.
+        world_size: number of processes; 0 if ``main.py`` starts them itself.
+        local_world_size: number of processes on this machine; 0 if unknown.
+        restarts: how often torchrun may restart them.
     """
 
     launcher: str
@@ -52,20 +52,20 @@ class Launch:
 
     @property
     def external(self) -> bool:
-        """Whether somebody else has started all processes."""
+        """Whether all processes were started by a launcher."""
         return self.launcher != ITSELF
 
 
 def find_launch(environment: Mapping[str, str] = os.environ) -> Launch:
-    """Read from environment variables how the processes of this run were started.
+    """Determine from environment variables how the processes of this run were started.
 
     Args:
-        environment: variables of this process.
+        environment: environment variables of this process.
     """
     by_torchrun = "TORCHELASTIC_RUN_ID" in environment
     if by_torchrun or ("RANK" in environment and int(environment.get("WORLD_SIZE", "1")) > 1):
         return _started_with_ranks(environment, TORCHRUN if by_torchrun else ENVIRONMENT)
-    # a step of srun tells its own number of tasks, the script of a batch job that of the whole job
+    # in a step of srun, its own number of tasks; in the script of a batch job, that of the whole job
     tasks = int(environment.get("SLURM_STEP_NUM_TASKS", environment.get("SLURM_NTASKS", "1")))
     shell = "SLURM_STEP_NUM_TASKS" not in environment and environment.get("SLURM_JOB_NAME") in _INTERACTIVE
     if "SLURM_PROCID" in environment and tasks > 1 and not shell:
@@ -98,7 +98,7 @@ def _started_with_ranks(environment: Mapping[str, str], launcher: str) -> Launch
 
 
 def _tasks_on_this_node(environment: Mapping[str, str]) -> int:
-    """Return how many processes srun has started on this node, 0 where it does not tell; it writes ``2(x3),1``."""
+    """Return the number of processes of srun on this node, 0 if unknown; srun's format is ``2(x3),1``."""
     text = environment.get("SLURM_STEP_TASKS_PER_NODE", environment.get("SLURM_TASKS_PER_NODE", ""))
     counts: list[int] = []
     for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", text):
@@ -110,54 +110,54 @@ def _tasks_on_this_node(environment: Mapping[str, str]) -> int:
 
 
 def rank_zero_info(text: str) -> None:
-    """Log for the user, once: in process 0 of the run.
+    """Log for the user, in process 0 of the run only.
 
     Args:
-        text: a line, or several.
+        text: one or several lines.
     """
     if find_launch().rank == 0:
         logger.info(text)
 
 
 def check_launch(launch: Launch, devices: int, num_nodes: int) -> None:
-    """Raise ValueError where the options ask for other processes than were started.
+    """Raise ValueError if the options do not match the started processes.
 
     Args:
         launch: how the processes were started.
-        devices: processes per machine, of the options.
-        num_nodes: machines, of the options.
+        devices: processes per machine, from the options.
+        num_nodes: machines, from the options.
     """
     if not launch.external:
         if num_nodes > 1:
             raise ValueError(
-                f"--num_nodes {num_nodes}, but this process was started alone: on several machines torchrun or srun "
-                "start the processes, recipes/several_nodes.yaml shows the commands"
+                f"--num_nodes {num_nodes}, but this process was started alone: start the processes of several machines "
+                "with torchrun or srun, see recipes/several_nodes.yaml"
             )
         return
     local = launch.local_world_size or devices
     if launch.world_size == devices * num_nodes and local == devices:
         return
-    right = (
+    advice = (
         f"give --num_nodes {launch.world_size // local} --devices {local} (or --gpus {local})"
         if launch.world_size % local == 0
         else "start the same number on each machine"
     )
     raise ValueError(
         f"{launch.launcher} started {launch.world_size} processes, {local} of them on {platform.node()}; the options "
-        f"ask for {devices} (--devices or --gpus) x {num_nodes} (--num_nodes): {right}"
+        f"ask for {devices} (--devices or --gpus) x {num_nodes} (--num_nodes): {advice}"
     )
 
 
 def end_with_parent(launch: Launch) -> None:
-    """See to it that this process does not outlive the one that started it: process 0, or torchrun's agent.
+    """End this process when its parent ends: process 0, or torchrun's agent.
 
-    One that was left alone would wait for the others, or train on while a second start writes to the same folder.
+    Otherwise it would wait for the others, or continue to train while a restarted run writes to the same folder.
 
     Args:
         launch: how the processes were started.
     """
     if launch.launcher == ITSELF and launch.rank == 0:
-        os.environ[_PARENT] = str(os.getpid())  # it may be dead before the process that it starts comes here
+        os.environ[_PARENT] = str(os.getpid())  # a child reads it, because this process may be dead by then
         return
     if launch.launcher in (ITSELF, TORCHRUN):
         parent = int(os.environ.get(_PARENT, "0")) if launch.launcher == ITSELF else 0
@@ -176,7 +176,7 @@ def _end_with(parent: int, launch: Launch) -> None:
 
 
 class StartedProcesses(environments.LightningEnvironment):
-    """Tells Lightning which process this is, where somebody else has started all of them.
+    """Lightning's cluster environment for processes that were started by a launcher.
 
     Args:
         launch: how the processes were started.
@@ -188,7 +188,7 @@ class StartedProcesses(environments.LightningEnvironment):
 
     @property
     def creates_processes_externally(self) -> bool:
-        """Lightning has no processes to start."""
+        """True: Lightning must not start processes."""
         return True
 
     def world_size(self) -> int:
@@ -196,23 +196,23 @@ class StartedProcesses(environments.LightningEnvironment):
         return self._launch.world_size
 
     def global_rank(self) -> int:
-        """Return the number of this process among all."""
+        """Return the rank of this process."""
         return self._launch.rank
 
     def local_rank(self) -> int:
-        """Return the number of this process on its machine."""
+        """Return the rank of this process on its machine."""
         return self._launch.local_rank
 
     def node_rank(self) -> int:
-        """Return the number of this machine."""
+        """Return the rank of this machine."""
         return self._launch.node_rank
 
     def teardown(self) -> None:
-        """Leave the environment variables as they were: a test comes after the training."""
+        """Keep the environment variables, which Lightning would delete: a test follows the training."""
 
 
 def lightning_environment(launch: Launch) -> Any:
-    """Return Lightning's cluster environment of these processes.
+    """Return Lightning's cluster environment for these processes.
 
     Args:
         launch: how the processes were started.

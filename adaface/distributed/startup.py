@@ -1,7 +1,7 @@
-"""How the processes of a run come together, agree, and part: options, data, and that each of them can begin.
+"""Start and end of a run with several processes: rendezvous, agreement on options and data, and teardown.
 
-A process that fails at the start, or was started with something else, is named to all, and all end at once. At the end
-of a command ``run_and_leave`` ends the process group: nothing else does where the group was there before Lightning.
+If a process fails at the start, or was started with other options, it is reported and all processes end at once. At the
+end of a command ``run_and_leave`` destroys the process group; Lightning does not if it has not created it.
 """
 
 import contextlib
@@ -26,30 +26,30 @@ _DECISION = "ADAFACE_DECISION_"
 _CAME, _READ, _ANSWER = "roll_call/came", "roll_call/read", "roll_call/answer"
 _LOOK_EVERY_SEC = 0.1
 _FIRST_PORT, _PORTS = 15000, 10000
-_TELL_SEC = 30.0
+_REPORT_SEC = 30.0
 _SHOWN_DIFFERENCES = 3
 _FAILED = 1  # as Python's own, after a traceback
 
 
 class NotTogetherError(RuntimeError):
-    """The processes of a run did not come together."""
+    """The processes of a run could not connect to each other."""
 
 
 class ReportedElsewhereError(RuntimeError):
-    """An error that is printed already, or by process 0."""
+    """An error that has been printed already, or is printed by process 0."""
 
 
 def join(launch: Launch, accelerator: str, timeout_sec: float) -> None:
-    """Make the process group, where the processes were started by somebody else; Lightning then uses it.
+    """Create the process group for processes started by a launcher; Lightning then uses it.
 
     Args:
         launch: how the processes were started.
-        accelerator: ``gpu`` or another; chooses the backend.
+        accelerator: ``gpu`` or another; determines the backend.
         timeout_sec: how long to wait for the others, here and in each collective.
 
     Raises:
-        NotTogetherError: they did not come together, or one of them cannot start; the latter in process 0.
-        ReportedElsewhereError: one of them cannot start, in the other processes.
+        NotTogetherError: they could not connect; in process 0 also: one of them cannot start.
+        ReportedElsewhereError: one of them cannot start; in the other processes.
     """
     if not launch.external or dist.is_initialized():
         return
@@ -72,9 +72,9 @@ def join(launch: Launch, accelerator: str, timeout_sec: float) -> None:
     except (RuntimeError, ValueError) as error:
         place = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
         raise NotTogetherError(
-            f"process {launch.rank} on {platform.node()} did not come together with the other processes of "
-            f"{launch.world_size} at {place} ({str(error).splitlines()[0]}). Is each of them started (by srun python "
-            "main.py ..., or torchrun on every machine), and can the machines reach each other there?"
+            f"process {launch.rank} on {platform.node()} could not connect to the other processes of "
+            f"{launch.world_size} at {place} ({str(error).splitlines()[0]}). Check that all of them are started (by "
+            "srun python main.py ..., or torchrun on every machine), and that the machines can reach this address"
         ) from error
     if why_not:
         _stay_for_the_others(store, launch)
@@ -82,16 +82,16 @@ def join(launch: Launch, accelerator: str, timeout_sec: float) -> None:
 
 
 def report_absence(launch: Launch, error: Exception) -> None:
-    """Report to the processes that wait in ``join`` that this one cannot start; does nothing after it has joined them.
+    """Report to the processes that wait in ``join`` that this one cannot start; does nothing after ``join``.
 
     Args:
         launch: how the processes were started.
-        error: why it cannot.
+        error: the reason.
     """
     if not launch.external or dist.is_initialized() or isinstance(error, NotTogetherError):
         return
-    with contextlib.suppress(RuntimeError, ValueError):  # the others are not there either
-        store = _meet(launch, timedelta(seconds=_TELL_SEC))
+    with contextlib.suppress(RuntimeError, ValueError):  # the others have not started either
+        store = _meet(launch, timedelta(seconds=_REPORT_SEC))
         why = f"process {launch.rank} on {platform.node()} cannot start: {error}"
         store.set(_ANSWER, why)
         store.add(_READ, 1)
@@ -99,47 +99,47 @@ def report_absence(launch: Launch, error: Exception) -> None:
 
 
 def _stay_for_the_others(store: dist.Store, launch: Launch) -> None:
-    """Keep the store, where it is this process's, until the others have read why nobody starts."""
+    """Keep the store alive, if this process hosts it, until the others have read the reason."""
     if launch.rank or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         return
-    deadline = time.monotonic() + _TELL_SEC
+    deadline = time.monotonic() + _REPORT_SEC
     while time.monotonic() < deadline and store.add(_READ, 0) < launch.world_size:
         time.sleep(_LOOK_EVERY_SEC)
 
 
 def _answer_roll_call(store: dist.Store, world_size: int) -> str:
-    """Say that this process is there, and wait for the others; asked before a process group is made.
+    """Report that this process is present and wait for the others, before the process group is created.
 
-    Without it the others would wait for one that cannot start as long as for a collective.
+    Without it the others would wait for a process that cannot start until the timeout of a collective.
 
     Args:
-        store: of this start, seen by all processes.
+        store: shared by all processes of this start.
         world_size: number of processes W.
 
     Returns:
-        Why one of them cannot start; empty where all have come.
+        Why one of them cannot start; empty if all are present.
 
     Raises:
-        RuntimeError: not all came in the store's time.
+        RuntimeError: not all were present within the store's timeout.
     """
     if store.add(_CAME, 1) == world_size:
         store.set(_ANSWER, "")
-    text = store.get(_ANSWER).decode()  # waits
+    text = store.get(_ANSWER).decode()  # blocks until it is set
     store.add(_READ, 1)
     return text
 
 
 def _meet(launch: Launch, timeout: timedelta) -> dist.Store:
-    """Return the store in which all processes of this start find each other."""
+    """Return the key-value store shared by all processes of this start."""
     if launch.launcher == SRUN:
         _find_meeting_place()
     store, _, _ = next(iter(dist.rendezvous("env://", launch.rank, launch.world_size, timeout=timeout)))
-    # torchrun's agent keeps one store through all restarts, with the addresses of the dead in it
+    # torchrun's agent keeps one store for all restarts, which contains the addresses of the ended processes
     return dist.PrefixStore(f"start_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
 def _find_meeting_place() -> None:
-    """Set where the processes of an srun meet: at its first host, at a port that follows from the job's number."""
+    """Set MASTER_ADDR to the first host of an srun and MASTER_PORT to a port derived from the job ID."""
     nodes = os.environ.get("SLURM_STEP_NODELIST", os.environ.get("SLURM_JOB_NODELIST", "127.0.0.1"))
     resolve = environments.SLURMEnvironment.resolve_root_node_address
     os.environ.setdefault("MASTER_ADDR", resolve(nodes))
@@ -148,25 +148,25 @@ def _find_meeting_place() -> None:
 
 
 def decided_by_rank_0(name: str, decide: Callable[[], str], launch: Launch) -> str:
-    """Return what rank 0 decides on, in every process of the run.
+    """Return the decision of rank 0 in every process of the run.
 
-    Lightning starts the other processes of a machine from rank 0, so they inherit the decision in the environment;
-    torchrun and srun start all at once, so there it is broadcast (``join`` comes first).
+    Processes started by Lightning inherit it from rank 0 as an environment variable; with torchrun and srun it is
+    broadcast (call ``join`` first).
 
     Args:
         name: of the decision, in capital letters.
-        decide: called on rank 0 alone, once.
+        decide: called once, on rank 0 only.
         launch: how the processes were started.
 
     Raises:
-        ReportedElsewhereError: rank 0 could not decide, and says why.
+        ReportedElsewhereError: rank 0 failed to decide and reports the error.
     """
     if launch.external:
         box: list[str | None] = [None]
         try:
             if launch.rank == 0:
                 box[0] = decide()
-        finally:  # an error is for rank 0 to raise, the others must not wait for it
+        finally:  # rank 0 raises the error; the others must not wait for it
             dist.broadcast_object_list(box)
         if box[0] is None:
             raise ReportedElsewhereError(f"process 0 could not decide on {name}")
@@ -179,10 +179,10 @@ def decided_by_rank_0(name: str, decide: Callable[[], str], launch: Launch) -> s
 
 @contextlib.contextmanager
 def failures_reported() -> Iterator[None]:
-    """Report to the others, which wait in ``check_agreement``, that this process cannot start.
+    """Report an error in the block to the other processes, which wait in ``check_agreement``.
 
     Raises:
-        ReportedElsewhereError: process 0 has failed in the same way, and prints it.
+        ReportedElsewhereError: process 0 failed with the same error and prints it.
     """
     try:
         yield
@@ -195,14 +195,14 @@ def failures_reported() -> Iterator[None]:
 
 
 def check_agreement(facts: dict[str, Any]) -> None:
-    """Continue where all processes were started with the same options and data; called in all of them.
+    """Check that all processes were started with the same options and data; call it in all of them.
 
     Args:
-        facts: what has to be the same everywhere, by name; plain values.
+        facts: values by name that must be the same in all processes; plain values.
 
     Raises:
         RuntimeError: another process cannot start (``failures_reported``); raised in process 0.
-        ValueError: another process was started with something else; raised in process 0.
+        ValueError: another process was started with other options or data; raised in process 0.
         ReportedElsewhereError: one of these, in the other processes.
     """
     if not in_company():
@@ -221,41 +221,41 @@ def check_agreement(facts: dict[str, Any]) -> None:
             )
             more = f"; and {len(different) - _SHOWN_DIFFERENCES} more" if len(different) > _SHOWN_DIFFERENCES else ""
             error = (
-                f"process {rank} on {host} was started with something else than process 0 on {first_host}: "
-                f"{shown}{more}. Give all processes the same options and data, and keep the run folder where all "
-                "machines see it"
+                f"process {rank} on {host} was started with other options or data than process 0 on {first_host}: "
+                f"{shown}{more}. Give all processes the same options and data, and put the run folder on a file "
+                "system that all machines share"
             )
             raise _once(ValueError(error))
 
 
 def in_company() -> bool:
-    """Whether this process is one of several in a process group."""
+    """Return whether this process is one of several in a process group."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def _gather(statement: Any) -> list[Any]:
-    """Return host and statement of each process."""
+    """Gather host and statement of each process."""
     gathered: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(gathered, (platform.node(), statement))
     return gathered
 
 
 def _once(error: Exception) -> Exception:
-    """Return an error that all processes have found, to be printed by process 0 alone."""
+    """Return the error that this process must raise so that only process 0 prints it."""
     return ReportedElsewhereError(str(error)) if dist.get_rank() else error
 
 
 def run_and_leave(job: Callable[[], int]) -> int:
-    """Run a whole command, then end this process's part in the run; around everything that may make a process group.
+    """Run a command that may create a process group, then leave the group.
 
-    After a success the process groups are ended. After anything else this process exits at once where there are others:
-    they may never answer, and ending a group waits for the collectives in it.
+    After success the process group is destroyed. After a failure, a process with others exits at once: the others may
+    never answer, and destroying the group waits for its pending collectives.
 
     Args:
-        job: returns the exit status, 0 for success; what it made has to be garbage when it returns.
+        job: returns the exit status, 0 for success; no object that it created may survive it.
 
     Returns:
-        The status of ``job``, with no process group left.
+        The status of ``job``; no process group is left.
     """
     try:
         status = job()
@@ -273,27 +273,27 @@ def run_and_leave(job: Callable[[], int]) -> int:
 
 
 def leave() -> bool:
-    """End the process groups of this process; waits for collectives that are not done.
+    """Destroy the process group of this process, after waiting for pending collectives.
 
-    Gloo's threads drop the tensors of a collective a moment after its end. Where that is after Python's, a tensor that
-    Python has seen needs the interpreter lock, which then ends the thread inside of a destructor: "terminate called
-    without an active exception", status -6. Only the destructor of a group joins its threads, so the group must have no
-    other owner: DistributedDataParallel is one.
+    Gloo's threads release the tensors of a collective shortly after its end. If Python has exited by then, releasing a
+    tensor that Python has seen needs the interpreter lock, which ends the thread inside a destructor: "terminate called
+    without an active exception", status -6. Only the destructor of a group joins its threads, so nothing else, such as
+    DistributedDataParallel, may refer to the group.
 
     Returns:
-        Whether nothing is left; False where something still refers to the group, and its threads go on.
+        True if nothing is left; False if something still refers to the group, so that its threads keep running.
     """
     unregister_end_of_process_group()
     if not (dist.is_available() and dist.is_initialized()):
         return True
-    gc.collect()  # first: DDP would end the group with the lock held that the group's threads wait for
+    gc.collect()  # first: DDP's destructor would hold the lock that the group's threads wait for
     group = weakref.ref(dist.group.WORLD)
     dist.destroy_process_group()
     return group() is None
 
 
 def _exit_now(status: int) -> NoReturn:
-    """End this process without waiting for another one, nor for threads that wait for one."""
+    """Exit without waiting for other processes, or for threads that wait for them."""
     unregister_end_of_process_group()
     run_exit_functions()
     for stream in (sys.stdout, sys.stderr):

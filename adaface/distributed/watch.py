@@ -1,9 +1,9 @@
-"""Watch the other processes of a run: where one is lost, say which and on what host, and end this one too.
+"""Watch the other processes of a run: if one is lost, report its rank and host, and end this one too.
 
-Collectives tell little of it: gloo says "connection closed by peer", NCCL waits, and both wait on a dead link. So each
-process holds an idle TCP connection to rank 0. A process that dies closes it, whatever killed it; a host or link that
-is gone leaves the kernel's keep-alive probes without an answer. Nothing is sent while all is well, and the kernel
-answers the probes: a process that is merely busy, or stopped, is never taken for a lost one.
+Collectives report little: gloo says "connection closed by peer", NCCL waits, and both wait on a dead link. Therefore
+each process holds an idle TCP connection to rank 0. It is closed when a process dies, for whatever reason; if a host or
+link is down, the kernel's keep-alive probes are not answered. Nothing else is sent during normal operation, and the
+kernel answers the probes, so a process that is busy or stopped is never considered lost.
 """
 
 import contextlib
@@ -31,18 +31,18 @@ logger = logging.getLogger(__name__)
 
 _KEEP_ALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 4, "TCP_KEEPCNT": 5}  # 30 s without an answer: the link is dead
 _CONNECT_SEC = 30.0
-_TOGETHER_SEC = 0.3  # the processes of a dead host are lost one after the other, and told together
-_OWN_ERROR_SEC = 1.5  # what one process finds wrong the others often find themselves
-_TELL_SEC = 2.5
-_GRACE_SEC = 4.0  # in which the main thread may end by itself
+_TOGETHER_SEC = 0.3  # the processes of a dead host are lost one after the other, but reported together
+_OWN_ERROR_SEC = 1.5  # the other processes often raise the same error themselves
+_REPORT_SEC = 2.5
+_GRACE_SEC = 4.0  # for the main thread to end by itself
 _ENDED = 2
 _BYE, _FAILED, _LOST = "bye", "failed", "lost"
-_OF_THE_NETWORK = ("gloo", "nccl", "connection closed by peer", "connection reset by peer", "timed out waiting")
-_OF_THE_CLOCK = ("timed out", "timeout")
+_NETWORK_ERRORS = ("gloo", "nccl", "connection closed by peer", "connection reset by peer", "timed out waiting")
+_TIMEOUT_ERRORS = ("timed out", "timeout")
 
 
 class InterruptedTrainingError(Exception):
-    """Training stopped on request after saving ``checkpoint``: the orderly end of all processes together."""
+    """Training stopped on request in all processes after saving ``checkpoint``."""
 
     def __init__(self, checkpoint: Path) -> None:
         super().__init__(f"stopped on request; everything up to here is in {checkpoint}")
@@ -61,9 +61,9 @@ class ProcessWatch(pl.Callback):
     """Watch the other processes from the first ``fit`` or ``test`` until the end of this object's ``with`` block.
 
     Args:
-        facts: what has to be the same in all processes, see ``check_agreement``.
-        advice: returns how to go on with the run, for the message.
-        timeout_sec: of a collective, for the message.
+        facts: values that must be the same in all processes, see ``check_agreement``.
+        advice: returns how to resume the run, for the message.
+        timeout_sec: timeout of collectives, for the message.
     """
 
     def __init__(self, facts: dict[str, Any], advice: Callable[[], str], timeout_sec: float) -> None:
@@ -75,17 +75,17 @@ class ProcessWatch(pl.Callback):
         self._lock = threading.Lock()
         self._losses: list[tuple[_Peer, str]] = []
         self._leaving = False
-        self._told = threading.Event()
+        self._loss_reported = threading.Event()
 
     def setup(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
-        """Compare what the processes were started with, connect to rank 0 and begin to watch, once."""
+        """Check that the processes agree, connect to rank 0 and start watching, once."""
         if trainer.world_size > 1 and not self._peers:
             check_agreement(self._facts)
             self._children = list(getattr(trainer.strategy.launcher, "procs", []))
             self._meet()
 
     def on_exception(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", exception: BaseException) -> None:
-        """Take leave where the user stops at once: Lightning then kills the processes that it has started."""
+        """Say goodbye if the user interrupts: Lightning then kills the processes that it has started."""
         if isinstance(exception, KeyboardInterrupt) and not self._losses:
             self._leave(_BYE)
 
@@ -95,34 +95,34 @@ class ProcessWatch(pl.Callback):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Tell the others how this process ends.
+        """Send to the others how this process ends.
 
         Raises:
-            ReportedElsewhereError: it ends because another one was lost.
-            RuntimeError: it ends because another one did not answer in time.
+            ReportedElsewhereError: it ends because another process was lost.
+            RuntimeError: it ends because another process did not answer in time.
         """
         if error is not None and self._peers:
-            # torchrun sends it to all when one has died: it must not come before the message
+            # torchrun sends it to all when one has died; the message must be printed first
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         text = str(error).lower()
-        of_the_network = isinstance(error, dist.DistError) or any(sign in text for sign in _OF_THE_NETWORK)
-        wait = bool(self._losses) or (of_the_network and bool(self._peers))
-        if wait and not self._leaving and self._told.wait(_TELL_SEC):
+        network_error = isinstance(error, dist.DistError) or any(words in text for words in _NETWORK_ERRORS)
+        wait = bool(self._losses) or (network_error and bool(self._peers))
+        if wait and not self._leaving and self._loss_reported.wait(_REPORT_SEC):
             raise ReportedElsewhereError("another process is lost") from error
         if not isinstance(error, Exception) or isinstance(error, InterruptedTrainingError):
             self._leave(_BYE)
             return
         self._leave(_FAILED)
-        if of_the_network and any(sign in text for sign in _OF_THE_CLOCK):
+        if network_error and any(words in text for words in _TIMEOUT_ERRORS):
             raise RuntimeError(
                 f"another process did not answer for {self._timeout_sec:g} s (--collective_timeout_sec), though none "
-                f"is known to be lost: one hangs, or is that much slower; {self._advice()}"
+                f"is known to be lost: it hangs, or is much slower; {self._advice()}"
             ) from error
 
     # connections
 
     def _meet(self) -> None:
-        """Learn who the others are, connect to rank 0, and begin to watch; called in all processes at once."""
+        """Exchange ranks and hosts, connect to rank 0, and start watching; called in all processes together."""
         self._rank, world_size = dist.get_rank(), dist.get_world_size()
         peers: list[Any] = [None] * world_size
         dist.all_gather_object(peers, _Peer(self._rank, platform.node(), os.getpid()))
@@ -144,7 +144,7 @@ class ProcessWatch(pl.Callback):
         except OSError as error:
             raise RuntimeError(
                 f"process {self._rank} on {platform.node()} cannot reach process 0 at {address}, port {port} "
-                f"({error}): the machines of a run need all TCP ports open among themselves"
+                f"({error}): open all TCP ports between the machines of a run"
             ) from error
         _keep_alive(connection)
         connection.sendall(f"{token} {self._rank}\n".encode())
@@ -158,11 +158,11 @@ class ProcessWatch(pl.Callback):
             _start(self._welcome, connection, token)
 
     def _welcome(self, connection: socket.socket, token: str) -> None:
-        """Watch a process that knows the token; anything else on the network is sent away."""
+        """Watch a process that sends the token; close other connections."""
         lines = connection.makefile("r", errors="replace")
         with contextlib.suppress(OSError, ValueError):
-            found, rank = lines.readline(len(token) + 20).split()
-            if secrets.compare_digest(found.encode(), token.encode()):
+            received, rank = lines.readline(len(token) + 20).split()
+            if secrets.compare_digest(received.encode(), token.encode()):
                 self._sockets.append(connection)
                 self._watch(connection, lines, self._peers[int(rank)])
                 return
@@ -170,7 +170,7 @@ class ProcessWatch(pl.Callback):
         connection.close()
 
     def _forget(self) -> None:
-        """Close the connections in a data worker: else it would hold them open when this process is dead."""
+        """Close the connections in a data worker, which would keep them open after this process has died."""
         while self._sockets:
             os.close(self._sockets.pop().detach())
 
@@ -184,10 +184,10 @@ class ProcessWatch(pl.Callback):
             self._leaving = True
             self._send(message)
 
-    # the end of others
+    # loss of a process
 
     def _watch(self, connection: socket.socket, lines: Any, peer: _Peer) -> None:
-        """Wait for what another process tells; where it ends before the run, end this one."""
+        """Wait for a message of another process; if it ends before the run, end this one."""
         how = "died"
         try:
             for line in lines:
@@ -204,7 +204,7 @@ class ProcessWatch(pl.Callback):
         except ConnectionResetError:
             pass
         except OSError as error:
-            how = f"does not answer any more ({error.strerror}): its host or the network is down"
+            how = f"no longer answers ({error.strerror}): its host or the network is down"
         if not self._leaving:
             self._lose(peer, how)
 
@@ -229,17 +229,17 @@ class ProcessWatch(pl.Callback):
         return f"process {peer.rank} on {peer.host} (pid {peer.pid}) {how}"
 
     def _is_first_on_its_host(self) -> bool:
-        """Whether this process prints for its host; rank 0 may be what is lost, or prints itself."""
+        """Return whether this process prints for its host; rank 0 prints itself, or is the lost process."""
         host = self._peers[self._rank].host
         return self._rank == min(peer.rank for peer in self._peers if peer.rank and peer.host == host)
 
     def _end(self, text: str, *, prints: bool) -> None:
-        """Say who is lost, and end this process where its main thread, waiting in a collective, does not."""
+        """Report the loss, and end this process if its main thread does not because it waits in a collective."""
         if self._leaving:
             return
         if prints:
             logger.error(f"{program_name('train')}: error: {text}: the run is ended; {self._advice()}")
-        self._told.set()
+        self._loss_reported.set()
         time.sleep(_GRACE_SEC)
         os._exit(_ENDED)
 
@@ -249,7 +249,7 @@ def _start(target: Callable[..., None], *words: Any) -> None:
 
 
 def _listen(address: str, backlog: int) -> socket.socket:
-    """Return a socket that listens at ``address``; at all addresses where that is a name for this host elsewhere."""
+    """Return a socket that listens at ``address``, or at all addresses if this host does not know that name."""
     for place in (address, ""):
         with contextlib.suppress(OSError):
             family = socket.getaddrinfo(place or None, 0, type=socket.SOCK_STREAM)[0][0]
@@ -258,7 +258,7 @@ def _listen(address: str, backlog: int) -> socket.socket:
 
 
 def _keep_alive(connection: socket.socket) -> None:
-    """Let the kernel probe a connection on which nothing is said."""
+    """Enable the kernel's keep-alive probes on an idle connection."""
     connection.settimeout(None)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in _KEEP_ALIVE.items():

@@ -47,8 +47,8 @@ def test_the_process_that_differs_is_named_once(say):
     others = [FACTS, dict(FACTS), {**FACTS, "the fingerprint of the training data": "cd", "--epochs": 5}]
     say(0, others)
     expected = (
-        "process 2 on host-2 was started with something else than process 0 on host-0: --epochs is 5 there and 4 in "
-        "process 0; the fingerprint of the training data is 'cd' there and 'ab' in process 0. Give"
+        "process 2 on host-2 was started with other options or data than process 0 on host-0: --epochs is 5 there and "
+        "4 in process 0; the fingerprint of the training data is 'cd' there and 'ab' in process 0. Give"
     )
     with pytest.raises(ValueError, match=expected):
         check_agreement(FACTS)
@@ -158,7 +158,8 @@ def test_processes_started_with_something_else_are_named(data_root, tmp_path):
     statuses, outputs = srun(tmp_path, [words, words, other], [[0, 1, 2]])
     assert statuses == [2, 2, 2], outputs
     expected = (
-        r"main\.py: error: process 2 on \S+ was started with something else than process 0 on \S+: --lr is 0.5 there"
+        r"main\.py: error: process 2 on \S+ was started with other options or data than process 0 on \S+: "
+        r"--lr is 0.5 there"
     )
     assert re.search(expected, outputs[0])
     assert outputs[1:] == ["", ""], "said once"
@@ -181,7 +182,7 @@ def test_processes_that_do_not_come_are_missed(data_root, tmp_path):
     process = launched.start(launched.main_py(words), file, launched.slurm(0, launched.free_port(), [[0, 1]]))
     assert launched.ended(process, file, 60) == 2
     assert "process 0 on" in file.read_text()
-    assert "did not come together with the other processes of 2 at 127.0.0.1:" in file.read_text()
+    assert "could not connect to the other processes of 2 at 127.0.0.1:" in file.read_text()
 
 
 @pytest.mark.parametrize("bad", [0, 1])
