@@ -216,7 +216,7 @@ def test_missing_files_are_named_all_at_once(root):
             lambda ls: [line for line in ls if ",1003," not in line],
             "no gallery template of their subject",
         ),
-        ("probes", lambda ls: ls[1:], "line 1: expected captions"),
+        ("probes", lambda ls: ls[1:], "line 1: expected a header"),
         ("probes", lambda ls: [*ls, "103"], "line 97: got 1 fields"),
     ],
 )

@@ -65,7 +65,7 @@ def test_too_many_fields_in_the_first_line(table):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("1,2,x\n3,4,y\n", "line 1: expected captions"),
+        ("1,2,x\n3,4,y\n", "line 1: expected a header"),
         ("T,S,F\n1,2,x\n3\n", "line 3: got 1 fields, expected 2"),
         ("T,S,F\n1,2,x\n3,,y\n", "line 3: subject must be a whole number, got ''"),
     ],
