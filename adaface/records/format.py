@@ -36,7 +36,7 @@ WHOLE, FIRST, MIDDLE, LAST = range(4)  # cflag
 
 @dataclass(frozen=True, eq=False)
 class ImageHeader:
-    """What a record says about its image.
+    """The image header of a record.
 
     Attributes:
         label: the class; or several labels, float32 (L,) with L > 0, the class first.
@@ -59,7 +59,7 @@ class ImageHeader:
 
 
 def pack(header: ImageHeader, payload: bytes) -> bytes:
-    """Join image header and encoded image to the bytes of a record.
+    """Serialize image header and encoded image to the bytes of a record.
 
     Args:
         header: label or labels, and ids; labels are stored as float32.
@@ -83,7 +83,7 @@ def pack(header: ImageHeader, payload: bytes) -> bytes:
 
 
 def unpack(record: bytes) -> tuple[ImageHeader, bytes]:
-    """Take the bytes of a record apart.
+    """Parse the bytes of a record.
 
     Args:
         record: what `RecordFile.read` returns.
@@ -104,8 +104,8 @@ def payload_start(record: bytes, skip: int = 0) -> int:
     """Find where the encoded image starts.
 
     Args:
-        record: the bytes of a record, behind others.
-        skip: how many others.
+        record: the bytes of a record, after ``skip`` other bytes.
+        skip: number of bytes before it.
 
     Returns:
         Position in ``record``, bytes, ``skip`` included.
@@ -135,7 +135,7 @@ def announced(record: bytes) -> tuple[float, float] | None:
         Images + 1 and images + 1 + identities, rounded to float32 by the format; None for any other record.
 
     Raises:
-        ValueError: numbers that count nothing.
+        ValueError: the numbers are not valid counts.
 
     Source:
         InsightFace's `MXFaceDataset`.
@@ -169,7 +169,7 @@ def read_part(data: mmap.mmap | bytes, offset: int) -> tuple[int, int, int]:
     """
     present = len(data) - offset if offset >= 0 else 0
     if present < PART.size:
-        raise ValueError(f"truncated at offset {offset:,}: expected {PART.size} bytes, present are {max(present, 0)}")
+        raise ValueError(f"truncated at offset {offset:,}: expected {PART.size} bytes, got {max(present, 0)}")
     magic, lrec = PART.unpack_from(data, offset)
     if magic != MAGIC:
         raise ValueError(f"damaged at offset {offset:,}: expected the magic number {MAGIC:#x}, got {magic:#010x}")
@@ -177,7 +177,7 @@ def read_part(data: mmap.mmap | bytes, offset: int) -> tuple[int, int, int]:
     size = PART.size + padded(length)
     if present < size:
         raise ValueError(
-            f"truncated: the record at offset {offset:,} expected {size:,} bytes, present are {present:,} (or its "
+            f"truncated: the record at offset {offset:,} expected {size:,} bytes, got {present:,} (or its "
             f"length is damaged)"
         )
     return lrec >> LENGTH_BITS, length, offset + size
@@ -223,7 +223,7 @@ def frame(record: bytes) -> bytes:
         record: the bytes of a record, below 2^29.
 
     Returns:
-        What stands in the `.rec`; a multiple of 4 long.
+        The bytes in the `.rec`; their number is a multiple of 4.
 
     Source:
         dmlc-core, `RecordIOWriter::WriteRecord`.
@@ -240,11 +240,11 @@ def frame(record: bytes) -> bytes:
 
 
 def _occurrences(record: bytes) -> Iterator[int]:
-    """Yield where the magic number occurs; its bytes differ, so that no two occurrences overlap."""
-    found = record.find(MAGIC_BYTES)
-    while found >= 0:
-        yield found
-        found = record.find(MAGIC_BYTES, found + 4)
+    """Yield the positions of the magic number; its bytes differ, so occurrences cannot overlap."""
+    position = record.find(MAGIC_BYTES)
+    while position >= 0:
+        yield position
+        position = record.find(MAGIC_BYTES, position + 4)
 
 
 # --- the walk ---------------------------------------------------------------------------------------------------
@@ -257,7 +257,7 @@ def map_file(rec_path: Path) -> mmap.mmap:
         rec_path: the `.rec`.
 
     Returns:
-        Its bytes; unmapped with the last array that looks at them.
+        Its bytes; unmapped when the last array that refers to them is freed.
 
     Raises:
         FileNotFoundError: no such file.
@@ -275,8 +275,8 @@ def map_file(rec_path: Path) -> mmap.mmap:
 def scan(rec_path: str | os.PathLike[str]) -> np.ndarray:
     """Walk through a `.rec` from the first record to the last.
 
-    A plain loop, because it looks at one page of each record: searching all bytes for the magic number with numpy is
-    no faster for records of 5 KB, reads the whole file, and trusts that no image contains it.
+    A plain loop, because it reads one page per record only: searching all bytes for the magic number with numpy is not
+    faster for records of 5 KB, reads the whole file, and relies on no image containing it.
 
     Args:
         rec_path: the `.rec`.

@@ -1,7 +1,7 @@
-"""What stands at the start of many records at once: lengths, labels, ids, gathered from a mapped `.rec` by numpy.
+"""Lengths, labels and ids of many records at once, gathered from a mapped `.rec` with numpy.
 
 Source: the format, see `records/format.py`.
-Differences: no loop over records, but for those that the writer has split.
+Differences: no loop over records, except for those that the writer has split.
 """
 
 import mmap
@@ -27,13 +27,13 @@ _FLAG_WORD, _LABEL_WORD, _ID_WORD, _LABELS_WORD = 2, 3, 4, 8
 
 
 class Heads(NamedTuple):
-    """What the starts of N records say.
+    """Header fields of N records.
 
     Attributes:
         lengths: int64 (N,), bytes, image header included.
         labels: float32 (N,), the first label; NaN without a valid image header.
         ends: int64 (N,), where the next record starts, bytes.
-        bad: bool (N,), no whole record starts there; the other columns then mean nothing.
+        bad: bool (N,), no complete record starts there; the other columns are then undefined.
     """
 
     lengths: np.ndarray
@@ -61,7 +61,7 @@ def read_heads(data: mmap.mmap, offsets: np.ndarray) -> Heads:
     labels = _word(data, offsets, _LABEL_WORD).view(np.float32)
     several = np.flatnonzero(flags)
     labels[several] = _word(data, offsets[several], _LABELS_WORD).view(np.float32)
-    # These have read beyond the record.
+    # the labels word lies beyond the end of these records
     labels[lengths < HEADER.size + 4 * flags.astype(np.int64)] = np.nan
     for i in np.flatnonzero((cflag == FIRST) & ~bad).tolist():
         try:
@@ -102,7 +102,7 @@ def read_identities(data: mmap.mmap, offsets: np.ndarray) -> np.ndarray | None:
         offsets: int64 (N,), multiples of 4 inside the file.
 
     Returns:
-        float32 (N, 2), first key and the one past the last; None where some record is not two labels and nothing else.
+        float32 (N, 2), first key and end; None if a record is anything but two labels.
     """
     fixed = ((0, MAGIC), (1, IDENTITY_BYTES), (_FLAG_WORD, 2))
     if any((_word(data, offsets, index) != value).any() for index, value in fixed):

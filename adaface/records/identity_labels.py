@@ -1,11 +1,11 @@
-"""The labels of a large `.rec` from its identity records: a look at a thousandth of the file instead of all of it.
+"""The labels of a large `.rec` from its identity records, reading a thousandth of the file instead of all of it.
 
-MS1MV2 has a header every 6 KB, so that reading each of them is reading nearly all of its 35 GB. In InsightFace's layout
-the identity records at the end of the file say which keys belong to an identity, and the label of an image is the
-number of its identity. Whether it is so here is asked of a sample of the image headers.
+MS1MV2 has a header every 6 KB, so reading all headers means reading nearly all of its 35 GB. In InsightFace's layout
+the identity records at the end of the file list the range of keys of each identity, and the label of an image is the
+index of its identity. A sample of the image headers is compared with the result.
 
 Source: the InsightFace layout of `train.rec`.
-Differences: nothing is believed that the sample contradicts; the caller then reads every header.
+Differences: if the sample contradicts the identity records, they are not used; the caller then reads every header.
 """
 
 import mmap
@@ -21,12 +21,12 @@ _IDENTITY_END = PART.size + padded(IDENTITY_BYTES)
 
 
 def labels_by_identity(data: mmap.mmap, keys: np.ndarray, offsets: np.ndarray) -> np.ndarray | None:
-    """Make the labels of all records from the identity records.
+    """Compute the labels of all records from the identity records.
 
-    What is looked at: that the keys are 0, 1, 2, ... and the offsets ascend from 0 in multiples of 4; every identity
+    Checked: that the keys are 0, 1, 2, ... and the offsets ascend from 0 in multiples of 4; every identity
     record; the heads of 256 images spread evenly over the file, and of the first and the last image of 256 identities:
     is each a record, does it end where the next one starts, is its label the number of its identity; and whether the
-    last record ends the file. An `.idx` of another file does not pass. What is not seen: a damaged head or a wrong
+    last record ends the file. An `.idx` of another file does not pass. Not detected: a damaged head or a wrong
     offset between those places (reading that record reports it, unless another record starts at the wrong offset), and
     a few images whose label is not the number of their identity.
 
@@ -37,8 +37,8 @@ def labels_by_identity(data: mmap.mmap, keys: np.ndarray, offsets: np.ndarray) -
 
     Returns:
         First labels, float32 (N,). None where the file does not begin with a header record and end with the identity
-        records of all images, in the order of the keys; where it has 2^24 records or more; and where anything looked
-        at is not as expected.
+        records of all images, in the order of the keys; where it has 2^24 records or more; and where a check
+        fails.
     """
     count = len(keys)
     if not (2 < count < _EXACT_FLOAT32 and _in_order(keys, offsets, len(data))):
@@ -61,7 +61,7 @@ def labels_by_identity(data: mmap.mmap, keys: np.ndarray, offsets: np.ndarray) -
 
 
 def _in_order(keys: np.ndarray, offsets: np.ndarray, size: int) -> bool:
-    """Whether keys are 0, 1, 2, ..., and offsets ascend from 0 in multiples of 4 to an identity record at the end."""
+    """Return whether keys are 0, 1, 2, ... and offsets ascend from 0 in multiples of 4 to a final identity record."""
     return bool(
         (keys[0], keys[-1], offsets[0], offsets[-1]) == (0, len(keys) - 1, 0, size - _IDENTITY_END)
         and np.all(keys[1:] > keys[:-1])
@@ -91,8 +91,8 @@ def _ranges(data: mmap.mmap, offsets: np.ndarray, past: int) -> np.ndarray | Non
 
 
 def _confirmed(data: mmap.mmap, offsets: np.ndarray, labels: np.ndarray, sample: np.ndarray) -> bool:
-    """Whether the records of the sample lie where and have the labels that are expected; the last one is not asked."""
-    data.madvise(mmap.MADV_RANDOM)  # else the system reads 128 KB for each head
+    """Return whether the records of the sample lie where and have the labels that are expected, except the last one."""
+    data.madvise(mmap.MADV_RANDOM)  # otherwise the system reads 128 KB per head
     try:
         heads = read_heads(data, offsets[sample])
     finally:

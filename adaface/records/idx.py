@@ -14,7 +14,7 @@ import numpy as np
 from adaface.system.threads import in_order
 
 _THREADS = 2
-_BYTES_AT_ONCE = 1 << 20  # what the columns of a block are cut from stays in the processor's cache
+_BYTES_AT_ONCE = 1 << 20  # small enough for a block to stay in the CPU cache
 _TAB, _NEWLINE = ord("\t"), ord("\n")
 _MOST_DIGITS = 16  # of a number that is parsed in two words of eight
 _WORD = 8
@@ -134,7 +134,7 @@ def _up_to_eight(padded: np.ndarray, start: int, width: int, count: int, digits:
 
 
 def _parse_lines(text: bytes, first_line: int, idx_path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Parse lines whatever their form, or say which one is none."""
+    """Parse lines of any form, or raise an error that names the first bad line."""
     if not text.endswith(b"\n"):
         text += b"\n"
     separators = np.frombuffer(text.translate(None, b"0123456789"), np.uint8)
@@ -150,12 +150,12 @@ def _parse_lines(text: bytes, first_line: int, idx_path: Path) -> tuple[np.ndarr
     number, line = next((number, line) for number, line in lines if not _is_entry(line))
     raise ValueError(
         f"{idx_path}, line {number}: expected `key<TAB>offset`, two whole numbers from 0 on, got {line[:60]!r}. "
-        f"Delete the file to have the index made again from the .rec"
+        f"Delete the file to rebuild the index from the .rec"
     )
 
 
 def _is_entry(line: bytes) -> bool:
-    """Whether this is key, tab, offset, both whole numbers from 0 to 2^63 - 2."""
+    """Return whether this is key, tab, offset, both whole numbers from 0 to 2^63 - 2."""
     fields = line.split(b"\t")
     fits = (field.isdigit() and len(field.lstrip(b"0")) < 20 and int(field) < 2**63 - 1 for field in fields)
     return len(fields) == 2 and all(fits)

@@ -1,7 +1,7 @@
 """The index of a `.rec`: keys, offsets and labels as numpy arrays, 16 bytes a record in all.
 
-A large file is opened by its `.idx` and its identity records (`records/identity_labels.py`), and what was found is kept
-in a sidecar (`records/sidecar.py`). Where that is not possible every header is read; small files are always read so.
+A large file is opened with its `.idx` and its identity records (`records/identity_labels.py`), and the index is cached
+in a sidecar (`records/sidecar.py`). If that is not possible, or if the file is small, every header is read.
 
 Source: mxnet's `MXIndexedRecordIO` (the `.idx`: key, tab, offset, newline), the InsightFace layout of `train.rec`.
 Differences: mxnet keeps a dictionary and knows no labels; an `.idx` that is missing or belongs to another file is
@@ -26,7 +26,7 @@ from adaface.system.files import atomic_file
 
 PathLike = str | os.PathLike[str]
 
-_LARGE = 10_000  # records; fewer are read one and all: that takes no time, and finds any damage
+_LARGE = 10_000  # records; of smaller files every header is read: fast, and it finds any damage
 _RECORDS_AT_ONCE = 1 << 16  # few enough that their pages stay in memory while all fields are gathered
 _SIDECAR = "index"
 
@@ -50,7 +50,7 @@ class _StaleIndexError(Exception):
 
 
 def open_index(rec_path: Path, idx_path: Path) -> tuple[Index, int, Stamp | None]:
-    """Load the index from the sidecar, or make it from the `.idx`, or from a scan where that is missing or stale.
+    """Load the index from the sidecar, or build it from the `.idx`, or by a scan if that is missing or stale.
 
     Args:
         rec_path: the `.rec`.
@@ -83,11 +83,11 @@ def map_index(stamp: Stamp, *, checked: bool = False) -> Index | None:
     """Load the index from the sidecar.
 
     Args:
-        stamp: what it must have been made of.
-        checked: another process has compared its checksum.
+        stamp: of the files that it must have been built from.
+        checked: another process has verified its checksum.
 
     Returns:
-        The index, in memory that all processes share; None where there is none of this stamp.
+        The index, in memory shared by all processes; None if there is none for this stamp.
     """
     columns = sidecar.load(stamp, _SIDECAR, checked=checked)
     if columns is None or set(columns) != set(Index._fields):
@@ -98,7 +98,7 @@ def map_index(stamp: Stamp, *, checked: bool = False) -> Index | None:
 
 
 def _from_idx(data: mmap.mmap, rec_path: Path, idx_path: Path) -> Index:
-    """Make the index from the `.idx`."""
+    """Build the index from the `.idx`."""
     keys, offsets = read_idx(idx_path)
     labels = labels_by_identity(data, keys, offsets) if len(keys) >= _LARGE else None
     if labels is not None:
@@ -107,7 +107,7 @@ def _from_idx(data: mmap.mmap, rec_path: Path, idx_path: Path) -> Index:
 
 
 def _scanned_index(data: mmap.mmap, rec_path: Path, idx_path: Path, stale: str | None) -> Index:
-    """Make the index by a scan, and warn.
+    """Build the index by a scan, and warn.
 
     Args:
         data: the mapped `.rec`.
@@ -135,14 +135,14 @@ def _scanned_index(data: mmap.mmap, rec_path: Path, idx_path: Path, stale: str |
 
 
 def _by_key(index: Index, path: Path) -> Index:
-    """Sort by key and refuse a key that comes twice."""
+    """Sort by key; raise an error for duplicate keys."""
     if not np.all(index.keys[1:] > index.keys[:-1]):
         index = Index(*(column[np.argsort(index.keys, kind="stable")] for column in index))
-    twice = np.flatnonzero(index.keys[1:] == index.keys[:-1])
-    if len(twice):
+    duplicates = np.flatnonzero(index.keys[1:] == index.keys[:-1])
+    if len(duplicates):
         raise ValueError(
-            f"{path}: key {index.keys[twice[0]]} comes twice ({len(twice)} such keys); expected one record for each. "
-            f"Delete the .idx to have it made again"
+            f"{path}: key {index.keys[duplicates[0]]} occurs twice ({len(duplicates)} such keys); expected one record "
+            f"for each. Delete the .idx to rebuild it"
         )
     return index._replace(keys=_compact(index.keys))
 

@@ -31,9 +31,9 @@ from adaface.records.writer import RecordWriter
 
 __all__ = ["MAGIC", "ImageHeader", "RecordFile", "RecordWriter", "build_idx", "pack", "scan", "unpack"]
 
-# The header record counts in float32; a number from here on may have been rounded.
+# the header record stores counts as float32; from here on they may have been rounded
 _EXACT_FLOAT32 = 1 << 24
-_USUAL_READ, _LARGE_READ = 1 << 15, 1 << 20  # bytes that are read where the size is not known; that are believed
+_USUAL_READ, _LARGE_READ = 1 << 15, 1 << 20  # bytes read if the size is unknown; largest plausible size
 
 
 class RecordFile:
@@ -52,7 +52,7 @@ class RecordFile:
         keys: uint32 (N,), ascending; int64 where one is too large.
         offsets: int64 (N,), bytes.
         labels: float32 (N,), the first label; NaN for a record without a valid image header.
-        stamp: what the index was made of, where it lies in a sidecar that all processes map; else None.
+        stamp: of the files, if the index is in a sidecar that all processes map; otherwise None.
 
     Raises:
         FileNotFoundError: no such `.rec`.
@@ -185,7 +185,7 @@ class RecordFile:
         return int(self.keys[low + identities[0]]) if len(identities) else bound + slack + 1
 
     def _without_image(self, first: int, past: int | None) -> np.ndarray:
-        """Whether the records of some keys are as long as identity records, bool (M,)."""
+        """Return whether the records of some keys are as long as identity records, bool (M,)."""
         places = slice(self._position(first), None if past is None else self._position(past))
         return read_heads(map_file(self.rec_path), self.offsets[places]).lengths == IDENTITY_BYTES
 
@@ -200,12 +200,12 @@ class RecordFile:
         """Return 8 bytes of any content, then the record."""
         offset = int(self.offsets[position])
         following = int(self.offsets[position + 1]) if 0 <= position < len(self.offsets) - 1 else self._size
-        room = following - offset
-        # Where records lie in another order than their keys, or are left out, the next one is no hint.
-        raw = os.pread(self._handle, room if 0 < room <= _LARGE_READ else _USUAL_READ, offset) if offset >= 0 else b""
+        size = following - offset
+        # not the record's size if records are in another order than their keys, or are left out
+        raw = os.pread(self._handle, size if 0 < size <= _LARGE_READ else _USUAL_READ, offset) if offset >= 0 else b""
         if len(raw) >= PART.size:
             magic, length = PART.unpack_from(raw)
-            # Of a split record or damage, this is not the length of the whole.
+            # not so for a split or damaged record
             if magic == MAGIC and PART.size + length <= len(raw):
                 return raw[: PART.size + length]
         try:

@@ -1,10 +1,10 @@
 """A training set in one `.rec` or in several of one folder: `train.rec`, or `train_0.rec`, `train_1.rec`, ...
 
-A folder with both is refused, and so is one where a number is missing. Labels count the identities of the whole set:
-so mxnet's `im2rec --chunks` writes them (keys count over all shards too, and there are no header records), and so does
-who cuts a set into parts of InsightFace's layout (header record, keys from 1 on, identity records in each). Where every
-shard numbers its own identities from 0 on, nothing in it says whether they are the same people: `property` beside them
-says how many there are in all; without it the shards are refused, and named as data sets of their own they are taken.
+A folder with both raises an error, and so does one with a missing number. Labels count the identities of the whole set,
+as in the shards of mxnet's `im2rec --chunks` (keys also count over all shards, and there are no header records) and in
+sets that were split into parts of InsightFace's layout (header record, keys from 1 on, identity records in each). If
+every shard numbers its own identities from 0 on, they may be the same identities or not: a file `property` beside them
+states their total number. Without it an error is raised; such shards can be given as separate data sets.
 
 Source: mxnet's `im2rec`; the InsightFace data layout.
 """
@@ -69,13 +69,13 @@ def find_records(folder: Path) -> list[Path]:
 
 
 def holds_records(folder: Path) -> bool:
-    """Whether there is a `train.rec` or a shard in a folder."""
+    """Return whether there is a `train.rec` or a shard in a folder."""
     return (folder / RECORD_FILE).is_file() or bool(_shards(folder))
 
 
 def _shards(folder: Path, suffix: str = "rec") -> list[Path]:
-    found = folder.glob(f"train_*.{suffix}") if folder.is_dir() else ()
-    return sorted(path for path in found if _SHARD.fullmatch(path.name) and path.is_file())
+    candidates = folder.glob(f"train_*.{suffix}") if folder.is_dir() else ()
+    return sorted(path for path in candidates if _SHARD.fullmatch(path.name) and path.is_file())
 
 
 def _number(path: Path) -> int:
@@ -97,14 +97,14 @@ class Shard(NamedTuple):
 
 
 class RecordShards:
-    """Several `.rec` as one: the positions of a file's records follow those of the file before.
+    """Several `.rec` files as one, with consecutive positions.
 
     Args:
         rec_paths: at least one file, in the order of their names as text.
 
     Attributes:
         files: as given.
-        stamp: what the indexes of all files were made of, None where one of them is in no sidecar.
+        stamp: of all files; None if the index of one of them is not in a sidecar.
         location: for messages.
 
     Raises:
@@ -167,8 +167,8 @@ class RecordShards:
     def declared_identities(self) -> tuple[int, str] | None:
         """Return how many identities the set says it has, and where it says so; None where it does not.
 
-        The header record of a single file is asked first, then the first number of `property`. The header records of
-        several files speak of their own images.
+        Taken from the header record of a single file, otherwise from the first number of `property`: the header records
+        of several files count their own images only.
 
         Raises:
             ValueError: `property` begins with something else.
@@ -203,14 +203,14 @@ class RecordShards:
             paths = ",".join(str(file.rec_path) for file, _ in filled[:2]) + (",..." if len(filled) > 2 else "")
             raise ValueError(
                 f"{self.location}: each file numbers its own identities from 0 on ({counts[0]} in the first, "
-                f"{counts[1]} in the second). If these are different people, they are several data sets: "
-                f"--train_data_path {paths}. If every file holds the same people, say so in "
+                f"{counts[1]} in the second). If these are different identities, give them as several data "
+                f"sets: --train_data_path {paths}. If they are the same in every file, declare that in "
                 f"{self.folder / 'property'}: {max(counts)},112,112"
             )
 
 
 def _is_a_set(file: RecordFile, labels: np.ndarray) -> bool:
-    """Whether labels (N,) are 0, 1, ... without a gap, sorted or as many as a header record announces."""
+    """Return whether labels (N,) are 0, 1, ... without a gap, sorted or as many as a header record announces."""
     count = int(labels.max(initial=-1)) + 1
     if not 0 < count <= len(labels) or labels.min() != 0:
         return False

@@ -1,9 +1,9 @@
-"""What was found out about a `.rec`, kept in a file beside it: arrays that every process maps instead of making them.
+"""Cache files beside a `.rec`: arrays that every process maps instead of computing them.
 
 `.train.rec.index` holds keys, offsets and labels, `.train.rec.order` the order and the classes of training. Such a file
-is valid for a `.rec` and an `.idx` of one size and time stamp, and never trusted: a checksum over all of it is checked
-when it is opened. Where it is missing, of another time or damaged, it is made again; deleting it does no harm. Where
-the folder of the `.rec` is read-only it lies in `$XDG_CACHE_HOME/adaface` (default `~/.cache/adaface`) instead.
+is valid for a `.rec` and an `.idx` of the same size and modification time, and its checksum is verified when it is
+opened. If it is missing, stale or damaged, it is rebuilt; it can be deleted safely. If the folder of the `.rec` is
+read-only, it is stored in `$XDG_CACHE_HOME/adaface` (default `~/.cache/adaface`) instead.
 
 Format: 4,096 bytes of JSON (stamp, columns, checksum), filled up with spaces; then the columns, each from a multiple of
 8 bytes on, little-endian.
@@ -26,7 +26,7 @@ from adaface.system.files import atomic_file
 
 Columns = dict[str, np.ndarray]
 
-_VERSION = 1  # counts up when a column changes its meaning
+_VERSION = 1  # increased when a column changes its meaning
 _HEADER_BYTES = 4096
 _TYPES = ("<u4", "<i4", "<f4", "<i8")
 _ALIGNMENT = 8
@@ -34,12 +34,12 @@ _BLOCK_BYTES = 4096
 
 
 class Stamp(NamedTuple):
-    """What a `.rec` and its `.idx` were when something was found out about them.
+    """Size and modification time of a `.rec` and its `.idx` when a sidecar was built from them.
 
     Attributes:
         rec_path: the `.rec`.
-        files: size in bytes and time of the last change in nanoseconds, of the `.rec`, then of the `.idx`; of several
-            files, 224 bits of a hash over theirs.
+        files: size in bytes and modification time in nanoseconds of the `.rec`, then of the `.idx`; for several files,
+            224 bits of a hash over all of these.
     """
 
     rec_path: Path
@@ -47,7 +47,7 @@ class Stamp(NamedTuple):
 
 
 def take_stamp(rec_path: Path, idx_path: Path) -> Stamp:
-    """Note size and time of both files; to be done before they are read.
+    """Record size and modification time of both files; call it before reading them.
 
     Args:
         rec_path: the `.rec`.
@@ -61,7 +61,7 @@ def take_stamp(rec_path: Path, idx_path: Path) -> Stamp:
 
 
 def join_stamps(rec_path: Path, stamps: Sequence[Stamp]) -> Stamp:
-    """Make the stamp of what was found out about several files together.
+    """Return the stamp of several files together.
 
     Args:
         rec_path: names the sidecar; such a file need not exist.
@@ -76,12 +76,12 @@ def load(stamp: Stamp, kind: str, *, checked: bool = False) -> Columns | None:
     """Map the columns of a sidecar.
 
     Args:
-        stamp: what it must have been made of.
+        stamp: of the files that it must have been built from.
         kind: such as "index".
-        checked: another process has compared the checksum.
+        checked: another process has verified the checksum.
 
     Returns:
-        The columns by name, read-only; None where there is no sidecar of this stamp. A damaged one gives a warning.
+        The columns by name, read-only; None if there is no sidecar with this stamp. A damaged one causes a warning.
     """
     for path in _places(stamp.rec_path, kind):
         try:
@@ -89,7 +89,7 @@ def load(stamp: Stamp, kind: str, *, checked: bool = False) -> Columns | None:
         except OSError:
             continue
         except ValueError as error:
-            warnings.warn(f"{path} is damaged ({error}); it is made again", stacklevel=3)
+            warnings.warn(f"{path} is damaged ({error}); it is rebuilt", stacklevel=3)
             continue
         if columns is not None:
             return columns
@@ -100,12 +100,12 @@ def store(stamp: Stamp, kind: str, columns: Columns) -> Columns | None:
     """Write a sidecar, and map it.
 
     Args:
-        stamp: what the columns were made of.
+        stamp: of the files that the columns were built from.
         kind: such as "index".
         columns: arrays (N,) by name.
 
     Returns:
-        The same columns, mapped; None where neither place can be written.
+        The same columns, mapped; None if no location is writable.
     """
     for path in _places(stamp.rec_path, kind):
         try:
@@ -118,7 +118,7 @@ def store(stamp: Stamp, kind: str, columns: Columns) -> Columns | None:
 
 
 def _places(rec_path: Path, kind: str) -> list[Path]:
-    """List where a sidecar may lie, the better one first."""
+    """List the possible locations of a sidecar, the preferred one first."""
     absolute = rec_path.resolve()
     places = [absolute.with_name(f".{absolute.name}.{kind}")]
     with contextlib.suppress(RuntimeError):  # a user without a home
@@ -129,7 +129,7 @@ def _places(rec_path: Path, kind: str) -> list[Path]:
 
 
 def _write(path: Path, stamp: Stamp, columns: Columns) -> None:
-    """Write a sidecar that is whole or absent, whatever other processes write at the same time."""
+    """Write a sidecar atomically, even if other processes write it at the same time."""
     contents = {name: np.ascontiguousarray(column, column.dtype.newbyteorder("<")) for name, column in columns.items()}
     described = {
         "version": _VERSION,
@@ -137,7 +137,7 @@ def _write(path: Path, stamp: Stamp, columns: Columns) -> None:
         "columns": [[name, content.dtype.str, len(content)] for name, content in contents.items()],
     }
     header = json.dumps({**described, "checksum": _checksum(described, contents)}).encode()
-    # Not forced to the disk: what a power cut leaves has another checksum.
+    # no fsync: the checksum detects what a power failure leaves
     with atomic_file(path, to_disk=False, several_writers=True) as file:
         file.write(header.ljust(_HEADER_BYTES))
         for content in contents.values():
@@ -146,7 +146,7 @@ def _write(path: Path, stamp: Stamp, columns: Columns) -> None:
 
 
 def _mapped(path: Path, stamp: Stamp, checked: bool) -> Columns | None:
-    """Map a sidecar; None where its stamp is another one.
+    """Map a sidecar; None if its stamp differs.
 
     Raises:
         OSError: it cannot be opened.
@@ -166,14 +166,14 @@ def _mapped(path: Path, stamp: Stamp, checked: bool) -> Columns | None:
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ValueError(f"its header is unreadable: {type(error).__name__}") from None
     columns = {}
-    at = _HEADER_BYTES
+    position = _HEADER_BYTES
     for name, kind, count in declared:
-        if kind not in _TYPES or count < 0 or at + count * np.dtype(kind).itemsize > size:
+        if kind not in _TYPES or count < 0 or position + count * np.dtype(kind).itemsize > size:
             raise ValueError(f"column {name[:20]!r} of {count} {kind[:20]!r} does not fit {size} bytes")
-        columns[name] = np.frombuffer(data, kind, count, at) if count else np.empty(0, kind)
-        at += columns[name].nbytes + -columns[name].nbytes % _ALIGNMENT
-    if at != size:
-        raise ValueError(f"{size} bytes, expected {at}")
+        columns[name] = np.frombuffer(data, kind, count, position) if count else np.empty(0, kind)
+        position += columns[name].nbytes + -columns[name].nbytes % _ALIGNMENT
+    if position != size:
+        raise ValueError(f"{size} bytes, expected {position}")
     if not checked and checksum != _checksum(header, columns):
         raise ValueError("its checksum is not that of its content")
     return columns
@@ -182,8 +182,8 @@ def _mapped(path: Path, stamp: Stamp, checked: bool) -> Columns | None:
 def _checksum(described: dict[str, Any], columns: Columns) -> int:
     """Return the CRC-32 of the sums of all blocks of the columns, then of what describes them.
 
-    Meant for torn and foreign files, in a quarter of a CRC's time: the sums of 512 words of 64 bits do not see changes
-    that cancel out, such as two words of a block that change places.
+    Detects truncated and foreign files in a quarter of a CRC's time. The sums of 512 words of 64 bits do not detect
+    changes that cancel out, such as two swapped words of a block.
     """
     checksum = 0
     for column in columns.values():

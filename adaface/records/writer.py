@@ -82,22 +82,24 @@ class RecordWriter:
             return
         try:
             keys = np.sort(np.frombuffer(self._keys, np.int64)) if self._keys else np.empty(0, np.int64)
-            twice = np.flatnonzero(keys[1:] == keys[:-1])
-            if len(twice):
-                raise ValueError(f"{self.rec_path}: key {keys[twice[0]]} was written twice; expected each key once")
+            duplicates = np.flatnonzero(keys[1:] == keys[:-1])
+            if len(duplicates):
+                raise ValueError(
+                    f"{self.rec_path}: key {keys[duplicates[0]]} was written twice; expected each key once"
+                )
             for file in (self._rec, self._idx):
                 file.flush()
                 os.fsync(file.fileno())
         except BaseException:
             self.abort()
             raise
-        # At no time an old index beside a new file: one that is missing is rebuilt.
+        # never leave an old index beside a new file; a missing one is rebuilt
         self.idx_path.unlink(missing_ok=True)
         self._files.close()  # the `.rec` first
 
     def abort(self) -> None:
         """Delete what was written; files that were there before stay."""
-        # what the buffers hold may not fit on the disk either
+        # flushing the buffers may fail as well if the disk is full
         with contextlib.suppress(OSError, _AbortedError), self._files:
             raise _AbortedError
 

@@ -83,7 +83,7 @@ def make(key: int, label: float | list[float], payload: bytes, identity: int | N
 
 
 def picture(seed: int) -> np.ndarray:
-    """A smooth colour image, (112, 112, 3) uint8 BGR, with more red than blue."""
+    """A smooth color image, (112, 112, 3) uint8 BGR, with more red than blue."""
     noise = np.random.default_rng(seed).integers(0, 200, (7, 7, 3), np.uint8)
     smooth = cv2.resize(noise, (112, 112), interpolation=cv2.INTER_CUBIC)
     return smooth // 2 + np.array([0, 20, 100], np.uint8)
@@ -175,7 +175,7 @@ def test_images_that_mxnet_encodes(form: str, quality: int, tmp_path: Path) -> N
 
 
 def test_mxnet_decodes_what_we_pack(tmp_path: Path) -> None:
-    """A folder packed by `convert.py --pack`: labels, counts and colours as mxnet sees them."""
+    """A folder packed by `convert.py --pack`: labels, counts and colors as mxnet sees them."""
     pictures = {("b", 0): picture(1), ("b", 1): picture(2), ("a", 0): picture(3)}
     for (name, number), pixels in pictures.items():
         path = tmp_path / "faces" / name / f"{number}.png"

@@ -344,7 +344,7 @@ def test_idx_that_is_none(small: Path, line: bytes) -> None:
 def test_key_twice(small: Path) -> None:
     idx = small.with_suffix(".idx")
     idx.write_text(idx.read_text().replace("6\t", "5\t"))
-    with pytest.raises(ValueError, match=r"train\.idx: key 5 comes twice \(1 such keys\).* Delete the \.idx"):
+    with pytest.raises(ValueError, match=r"train\.idx: key 5 occurs twice \(1 such keys\).* Delete the \.idx"):
         RecordFile(small)
 
 
@@ -465,11 +465,11 @@ def test_truncation_says_what_is_missing(small: Path) -> None:
     content, start = small.read_bytes(), scan(small).tolist()[4]
     small.write_bytes(content[: start + 20])
     with pytest.raises(
-        ValueError, match=f"train.rec: truncated: the record at offset {start} expected 48 bytes, present are 20"
+        ValueError, match=f"train.rec: truncated: the record at offset {start} expected 48 bytes, got 20"
     ):
         scan(small)
     small.write_bytes(content[: start + 5])
-    with pytest.raises(ValueError, match=f"train.rec: truncated at offset {start}: expected 8 bytes, present are 5"):
+    with pytest.raises(ValueError, match=f"train.rec: truncated at offset {start}: expected 8 bytes, got 5"):
         scan(small)
 
 
@@ -512,7 +512,7 @@ def test_damaged_magic_is_located(small: Path) -> None:
 def test_file_that_becomes_shorter_while_it_is_read(small: Path) -> None:
     file = RecordFile(small)
     small.write_bytes(small.read_bytes()[: int(file.offsets[4]) + 10])
-    with pytest.raises(ValueError, match=r"key 4, offset .*: truncated: the record at offset .* present are 10"):
+    with pytest.raises(ValueError, match=r"key 4, offset .*: truncated: the record at offset .* got 10"):
         file.read(4)
     small.write_bytes(b"")
     with pytest.raises(ValueError, match="is empty"):
@@ -537,7 +537,7 @@ def test_length_that_reaches_into_the_next_record(small: Path) -> None:
         ([5], "expected the start of a record, got a part with cflag 5"),
         ([1, 0], "expected the next part of the record at 0, got cflag 0"),
         ([1, 2, 1], "expected the next part of the record at 0, got cflag 1"),
-        ([1, 2], "truncated at offset 24: expected 8 bytes, present are 0"),
+        ([1, 2], "truncated at offset 24: expected 8 bytes, got 0"),
     ],
 )
 def test_parts_in_disorder(tmp_path: Path, cflags: list[int], message: str) -> None:

@@ -162,7 +162,7 @@ def test_headers_are_not_believed(opened: RecordSource, large: Path, changed: di
     content = path.read_bytes()
     header = json.loads(content[:4096])
     path.write_bytes(json.dumps({**header, **changed}).encode().ljust(4096) + content[4096:])
-    with pytest.warns(UserWarning, match=r"\.train\.rec\.index is damaged \(.*; it is made again"):
+    with pytest.warns(UserWarning, match=r"\.train\.rec\.index is damaged \(.*; it is rebuilt"):
         assert same(RecordFile(large), file_of(opened))
     assert path.read_bytes() == content
 
