@@ -1,6 +1,6 @@
-"""What cameras do to a face: out of focus, moved, noisy, compressed. For augmentation, evaluation and drawn faces.
+"""Camera degradations: defocus, motion blur, JPEG compression. For augmentation, evaluation and synthetic faces.
 
-Source: optics and signal processing as in any textbook; nothing of it is from a paper.
+Source: textbook optics and signal processing; nothing is taken from a paper.
 """
 
 import math
@@ -12,7 +12,7 @@ _MOTION_STEPS_PER_PX = 8
 
 
 def defocus(image: np.ndarray, sigma_px: float) -> np.ndarray:
-    """Blur by a Gaussian, as a lens that is out of focus.
+    """Apply Gaussian blur, as of a lens that is out of focus.
 
     Args:
         image: (H, W, 3) uint8.
@@ -27,12 +27,12 @@ def defocus(image: np.ndarray, sigma_px: float) -> np.ndarray:
 
 
 def move(image: np.ndarray, length_px: float, angle_rad: float) -> np.ndarray:
-    """Blur along a line, as of a face that moves while the shutter is open.
+    """Apply motion blur along a line.
 
     Args:
         image: (H, W, 3) uint8.
-        length_px: way of the face, 0 or more.
-        angle_rad: of the way against the rows.
+        length_px: length of the movement, 0 or more.
+        angle_rad: its angle to the rows.
 
     Returns:
         (H, W, 3) uint8, a new array.
@@ -42,7 +42,7 @@ def move(image: np.ndarray, length_px: float, angle_rad: float) -> np.ndarray:
 
 
 def motion_kernel(length_px: float, angle_rad: float) -> np.ndarray:
-    """Return the kernel of an even movement along a line through its centre.
+    """Return the kernel of a uniform movement along a line through its center.
 
     Args:
         length_px: of the line, 0 or more; fractions of pixels count.
@@ -58,14 +58,14 @@ def motion_kernel(length_px: float, angle_rad: float) -> np.ndarray:
     kernel = np.zeros((2 * radius + 1, 2 * radius + 1))
     left, top = np.floor(columns).astype(int), np.floor(rows).astype(int)
     for right in (0, 1):
-        for below in (0, 1):  # each point of the line is shared out over the four pixels around it
+        for below in (0, 1):  # each point of the line is distributed over the four pixels around it
             weight = np.abs(1 - right - (columns - left)) * np.abs(1 - below - (rows - top))
             np.add.at(kernel, (top + below, left + right), weight)
     return (kernel / steps).astype(np.float32)
 
 
 def compress(image: np.ndarray, quality: int) -> np.ndarray:
-    """Return what is left of an image after JPEG, with colours at half the resolution.
+    """Compress an image as JPEG with chroma subsampling, and decompress it.
 
     Args:
         image: (H, W, 3) uint8 BGR.
@@ -76,5 +76,5 @@ def compress(image: np.ndarray, quality: int) -> np.ndarray:
     """
     done, encoded = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
     decoded = cv2.imdecode(encoded, cv2.IMREAD_COLOR) if done else None
-    assert decoded is not None, "JPEG takes every uint8 colour image"
+    assert decoded is not None, "JPEG takes every uint8 color image"
     return np.asarray(decoded, np.uint8)

@@ -1,11 +1,11 @@
-"""Augmentations beyond the paper's three, each off by default: for faces that the training data has too few of.
+"""Augmentations beyond the paper's three, all off by default: for conditions that are rare in the training data.
 
-``--mask_augmentation_prob 0.1`` and so on. They follow the paper's three, in the order of ``MORE_AUGMENTATIONS``, which
-is that of a camera: what covers the face, the lens, the movement, the sensor, the file.
+They are enabled by ``--mask_augmentation_prob 0.1`` and so on, and applied after the paper's three in the order of
+``MORE_AUGMENTATIONS``, that of image formation: occlusion, lens, movement, sensor, file.
 
 Sources: cutout is DeVries and Taylor, arXiv 1708.04552 (there a square of 16 of 32 px, of the data's mean); the mask
-covers what a surgical mask covers of the ArcFace template. The strengths are ours: from barely visible to what
-``evaluation/degradation.py`` takes for the worst, or a little beyond.
+covers what a surgical mask covers of the ArcFace template. The strengths range from barely visible to about the worst
+level of ``evaluation/degradation.py``; they are not taken from a paper.
 """
 
 import math
@@ -21,10 +21,10 @@ BLUR_SIGMA_PX = (0.3, 2.5)
 MOTION_PX = (2.0, 14.0)
 NOISE_LEVELS = (2.0, 20.0)  # standard deviation, of 255
 JPEG_QUALITY = (10, 80)
-_MIDDLE = 127  # is 0 after normalisation
+_MIDDLE = 127  # is 0 after normalization
 _SIDE_PX = 112  # of the template that the mask was drawn on
 # BGR: blue, white, green and black masks
-_MASK_COLOURS = ((200, 170, 120), (235, 235, 235), (170, 190, 120), (40, 40, 40))
+_MASK_COLORS = ((200, 170, 120), (235, 235, 235), (170, 190, 120), (40, 40, 40))
 # from the left ear over the bridge of the nose to the right ear, and around the chin; x, y in px of the template
 _MASK_OUTLINE = np.array(
     [(12, 62), (34, 63), (56, 58), (78, 63), (100, 62), (97, 84), (88, 101), (72, 111), (56, 113), (40, 111), (24, 101),
@@ -39,7 +39,7 @@ def _between(interval: tuple[float, float], number: float) -> float:
 
 
 def mask(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Cover nose, mouth and chin of an aligned face with a mask of one colour, with folds.
+    """Cover nose, mouth and chin of an aligned face with a mask of one color, with folds.
 
     Args:
         image: (H, W, 3) uint8 BGR; not changed.
@@ -48,11 +48,11 @@ def mask(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     Returns:
         (H, W, 3) uint8 BGR, a new array.
     """
-    colour, down, across, shade = rng.random(4).tolist()
+    color, down, across, shade = rng.random(4).tolist()
     shift = (_between((-_MASK_SHIFT_PX, _MASK_SHIFT_PX), across), _between((-_MASK_SHIFT_PX, _MASK_SHIFT_PX), down))
     scale = np.array(image.shape[1::-1], np.float32) / _SIDE_PX
     outline = ((_MASK_OUTLINE + np.array(shift, np.float32)) * scale).round().astype(np.int32)
-    cloth = tuple(level * _between((0.8, 1.05), shade) for level in _MASK_COLOURS[int(colour * len(_MASK_COLOURS))])
+    cloth = tuple(level * _between((0.8, 1.05), shade) for level in _MASK_COLORS[int(color * len(_MASK_COLORS))])
     result = image.copy()
     cv2.fillPoly(result, [outline], cloth, lineType=cv2.LINE_AA)
     fold = tuple(0.85 * level for level in cloth)
@@ -65,7 +65,7 @@ def mask(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def cutout(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Fill a square with the middle grey; its centre is anywhere in the image, so that it may be cut off.
+    """Fill a square with middle gray; its center is anywhere in the image, so that it may be cut off.
 
     Args:
         image: (H, W, 3) uint8 BGR; not changed.
@@ -112,7 +112,7 @@ def motion_blur(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def noise(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Add Gaussian noise to each pixel and colour; its standard deviation is U(2, 20) of 255.
+    """Add Gaussian noise to each pixel and color; its standard deviation is U(2, 20) of 255.
 
     Args:
         image: (H, W, 3) uint8 BGR; not changed.
@@ -126,8 +126,8 @@ def noise(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.clip(np.rint(noisy), 0, 255).astype(np.uint8)
 
 
-def grey(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Take the colours away, as of an infrared or an old camera; there is nothing random in it.
+def gray(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Convert to grayscale, as of an infrared camera; deterministic.
 
     Args:
         image: (H, W, 3) uint8 BGR; not changed.
@@ -159,6 +159,6 @@ MORE_AUGMENTATIONS: Mapping[str, Callable[[np.ndarray, np.random.Generator], np.
     "blur": blur,
     "motion_blur": motion_blur,
     "noise": noise,
-    "grey": grey,
+    "grey": gray,
     "jpeg": jpeg,
 }

@@ -2,13 +2,13 @@
 
 In this order, each with its own probability: crop (what is outside turns black, nothing is resized), low
 resolution, photometric (brightness, contrast and saturation in random order), those of ``augmentation/more.py`` that
-are asked for; then a horizontal flip.
+are enabled; then a horizontal flip.
 
 Source: AdaFace (Kim, Jain, Liu, CVPR 2022), section 4.1; crop parameters of torchvision's `RandomResizedCrop`,
 photometric arithmetic of Pillow's `ImageEnhance`.
 Differences: the official code works on RGB Pillow images with global random state; this works on BGR arrays with
 an explicit generator and costs a fraction of the time. Crop and low resolution give the same pixels for the same
-parameters; photometric operations differ by one grey level in about one of a thousand values, where OpenCV's fixed
+parameters; photometric operations differ by one gray level in about one of a thousand values, where OpenCV's fixed
 point or float32 lies on the other side of a rounding edge than Pillow's.
 """
 
@@ -42,7 +42,7 @@ class Augmenter:
         low_res_prob: probability of the low-resolution augmentation, in [0, 1].
         photometric_prob: probability of the photometric augmentation, in [0, 1].
         flip_prob: probability of the horizontal flip, in [0, 1].
-        more: probabilities of others, by their names in ``augmentation.more.MORE_AUGMENTATIONS``; 0 where not named.
+        more: probabilities of the names in ``augmentation.more.MORE_AUGMENTATIONS``; 0 by default.
 
     Raises:
         ValueError: a probability is outside [0, 1].
@@ -91,7 +91,7 @@ class Augmenter:
             image = low_resolution(image, *draw_low_resolution(height, rng), out)
         if do_photometric < self.photometric_prob:
             image = photometric(image, *draw_photometric(rng), out)
-        if self.more:  # without them nothing is drawn, so that such runs stay what they were before there were any
+        if self.more:  # no draws without them, so that runs of versions before them can be reproduced
             for (change, probability), number in zip(self.more, rng.random(len(self.more)).tolist(), strict=True):
                 if number < probability:
                     image = change(image, rng)
@@ -122,7 +122,7 @@ def draw_crop(height: int, width: int, rng: np.random.Generator) -> tuple[int, i
 
     Returns:
         Top, left, height and width of the rectangle, px: area fraction U(0.2, 1), log-uniform aspect in [3/4, 4/3];
-        after ten rectangles that do not fit, the largest one in the centre with an allowed aspect.
+        after ten rectangles that do not fit, the largest one in the center with an allowed aspect.
     """
     numbers = iter(rng.random(2 * _CROP_TRIES + 2).tolist())
     for _ in range(_CROP_TRIES):
@@ -249,36 +249,36 @@ def brightness(image: np.ndarray, factor: float, out: np.ndarray | None = None) 
 
 
 def contrast(image: np.ndarray, factor: float, out: np.ndarray | None = None) -> np.ndarray:
-    """Blend with the rounded mean of the grey image, as Pillow's ``ImageEnhance.Contrast``.
+    """Blend with the rounded mean of the grayscale image, as Pillow's ``ImageEnhance.Contrast``.
 
     Args:
         image: (H, W, 3) uint8 BGR.
-        factor: 0 is an even grey, 1 the image, above 1 more contrast.
+        factor: 0 is uniform gray, 1 the image, above 1 more contrast.
         out: like ``image``, or ``image`` itself, where the result is to lie.
 
     Returns:
         (H, W, 3) uint8 BGR: ``out``, else a new array.
     """
-    mean = int(cv2.mean(grey(image))[0] + 0.5)
+    mean = int(cv2.mean(gray(image))[0] + 0.5)
     return cv2.addWeighted(image, factor, image, 0, mean * (1 - factor) + _CUT_OFF, dst=out)
 
 
 def saturation(image: np.ndarray, factor: float, out: np.ndarray | None = None) -> np.ndarray:
-    """Blend with the grey image, as Pillow's ``ImageEnhance.Color``.
+    """Blend with the grayscale image, as Pillow's ``ImageEnhance.Color``.
 
     Args:
         image: (H, W, 3) uint8 BGR.
-        factor: 0 is grey, 1 the image, above 1 more colour.
+        factor: 0 is gray, 1 the image, above 1 more color.
         out: like ``image``, or ``image`` itself, where the result is to lie.
 
     Returns:
         (H, W, 3) uint8 BGR: ``out``, else a new array.
     """
-    grey_bgr = cv2.cvtColor(grey(image), cv2.COLOR_GRAY2BGR)
-    return cv2.addWeighted(image, factor, grey_bgr, 1 - factor, _CUT_OFF, dst=out)
+    gray_bgr = cv2.cvtColor(gray(image), cv2.COLOR_GRAY2BGR)
+    return cv2.addWeighted(image, factor, gray_bgr, 1 - factor, _CUT_OFF, dst=out)
 
 
-def grey(image: np.ndarray) -> np.ndarray:
+def gray(image: np.ndarray) -> np.ndarray:
     """Return the ITU-R 601 luma; Pillow's is (19595 R + 38470 G + 7471 B + 32768) / 65536, cut off.
 
     Args:

@@ -15,7 +15,7 @@ def image() -> np.ndarray:
 
 
 def test_a_motion_kernel_worked_by_hand():
-    kernel = motion_kernel(4.0, 0.0)  # along a row: the ends of the line lie on the centres of the outer pixels
+    kernel = motion_kernel(4.0, 0.0)  # along a row: the ends of the line lie on the centers of the outer pixels
     np.testing.assert_allclose(kernel.sum(axis=1), [0, 0, 0, 1, 0, 0, 0], atol=1e-6)
     np.testing.assert_allclose(kernel[3], [0, 0.125, 0.25, 0.25, 0.25, 0.125, 0], atol=2e-3)
     np.testing.assert_allclose(motion_kernel(4.0, math.pi / 2), kernel.T, atol=1e-6)
@@ -40,7 +40,7 @@ def test_focus_without_a_fault_changes_nothing(image):
     assert np.array_equal(move(image, 0, 1.0), image)
 
 
-def test_a_movement_along_the_rows_leaves_rows_of_one_colour(image):
+def test_a_movement_along_the_rows_leaves_rows_of_one_color(image):
     rows = np.repeat(image[:, :1], 112, axis=1)
     assert np.array_equal(move(rows, 9.0, 0.0), rows)
     assert not np.array_equal(move(rows, 9.0, math.pi / 2), rows)

@@ -19,7 +19,7 @@ def generator(seed: int) -> np.random.Generator:
 
 @pytest.fixture
 def face() -> np.ndarray:
-    """A smooth picture with an edge, a gradient and colours."""
+    """A smooth picture with an edge, a gradient and colors."""
     noise = generator(0).integers(0, 256, (112, 112, 3), dtype=np.uint8)
     return cv2.GaussianBlur(noise, (0, 0), 4) // 2 + np.linspace(0, 120, 112).astype(np.uint8)[:, None, None]
 

@@ -62,7 +62,7 @@ def test_photometric_matches_the_official_code(values: dict[str, np.ndarray], na
 def test_grey_is_pillows_integer_formula_but_for_rounding() -> None:
     image = generator(4).integers(0, 256, (600, 600, 3), dtype=np.uint8)
     blue, green, red = image.astype(np.int64).transpose(2, 0, 1)
-    difference = np.abs(paper.grey(image) - ((19595 * red + 38470 * green + 7471 * blue + 32768) >> 16))
+    difference = np.abs(paper.gray(image) - ((19595 * red + 38470 * green + 7471 * blue + 32768) >> 16))
     assert difference.max() <= 1
     assert (difference > 0).mean() < 0.002
 
@@ -76,14 +76,14 @@ def test_blends_are_pillows_float32_but_for_rounding(factor: float, mean: int) -
     assert np.abs(paper.brightness(image, factor)[0].astype(int) - exact[:, None]).max() <= 1
     assert np.array_equal(paper.saturation(image, factor), image)
     even = np.concatenate([image, np.full_like(image, mean)] * 1 + [np.full_like(image, mean)] * 40)
-    centre = np.float32(int(even[..., 0].mean() + 0.5))
-    exact = np.clip(centre + np.float32(factor) * (levels - centre), 0, 255).astype(np.uint8)
+    center = np.float32(int(even[..., 0].mean() + 0.5))
+    exact = np.clip(center + np.float32(factor) * (levels - center), 0, 255).astype(np.uint8)
     assert np.abs(paper.contrast(even, factor)[0].astype(int) - exact[:, None]).max() <= 1
 
 
 def test_blends_cut_fractions_off_by_hand() -> None:
     pixel = np.array([[[200, 100, 50]]], np.uint8)  # B, G, R: grey 96.4 -> 96
-    assert paper.grey(pixel)[0, 0] == 96
+    assert paper.gray(pixel)[0, 0] == 96
     assert paper.brightness(pixel, 0.83)[0, 0].tolist() == [166, 83, 41]
     assert paper.contrast(pixel, 1.5)[0, 0].tolist() == [252, 102, 27]
     assert paper.saturation(pixel, 0.75)[0, 0].tolist() == [174, 99, 61]
@@ -115,7 +115,7 @@ def test_drawn_crops_fit_and_cover_the_whole_range() -> None:
     assert abs((top / np.maximum(112 - height, 1)).mean() - 0.5) < 0.03
 
 
-def test_crop_falls_back_to_the_centre() -> None:
+def test_crop_falls_back_to_the_center() -> None:
     class Largest(np.random.Generator):
         def random(self, size: int) -> np.ndarray:  # type: ignore[override]
             return np.ones(size)
