@@ -1,10 +1,10 @@
-"""What every backbone is: faces of 112x112 pixels to unit embeddings and their norms, in stages.
+"""The base class of all backbones: faces of 112x112 pixels to unit embeddings and their norms.
 
-A network subclasses ``Backbone`` and says what its features and its stages are (CONTRIBUTING.md, "How to add a
+A network subclasses ``Backbone`` and defines its features and its stages (CONTRIBUTING.md, "How to add a
 backbone"). The input is that of the official code: BGR, ``x / 127.5 - 1``.
 
-Gradient checkpointing (Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016) is the same for all of them:
-of each block only the input is kept for the backward pass, which computes what is inside again.
+Gradient checkpointing (Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016) is implemented here for all
+of them: only the input of each block is kept for the backward pass, which recomputes the activations inside.
 """
 
 import contextlib
@@ -27,20 +27,20 @@ class Backbone(nn.Module):
     """Base of all backbones; a subclass defines ``features`` and ``stages``.
 
     Attributes:
-        side: pixels of the images that the network itself works on; another one than 112 where it resizes them.
-        gradient_checkpointing: keep only the blocks' inputs for the backward pass, and compute what is inside of them
-            again there: about a third more time, a fraction of the memory, the same bits.
+        side: size of the network's input in pixels; differs from 112 if it resizes the images.
+        gradient_checkpointing: keep only the blocks' inputs for the backward pass and recompute the activations inside:
+            about a third more time, a fraction of the memory, the same bits.
     """
 
     side = IMAGE_SIZE
-    random_blocks = False  # whether something inside of a block draws random numbers, such as dropout
+    random_blocks = False  # whether a block draws random numbers, such as for dropout
 
     def __init__(self) -> None:
         super().__init__()
         self.gradient_checkpointing = False
 
     def features(self, images: Tensor) -> Tensor:
-        """Map (B, 3, 112, 112) to the embeddings before normalisation, (B, 512)."""
+        """Map (B, 3, 112, 112) to the embeddings before normalization, (B, 512)."""
         raise NotImplementedError(f"{type(self).__name__} must define features(images) -> (B, {EMBEDDING_SIZE})")
 
     @property
@@ -54,7 +54,7 @@ class Backbone(nn.Module):
 
     @property
     def blocks(self) -> tuple[nn.Module, ...]:
-        """The modules of the middle stages, whose insides gradient checkpointing computes again, in order."""
+        """The modules of the middle stages, to which gradient checkpointing applies, in order."""
         return tuple(module for stage in self.stages[1:-1] for module in stage if list(module.children()))
 
     def stage_parameters(self) -> list[list[nn.Parameter]]:
@@ -71,7 +71,7 @@ class Backbone(nn.Module):
             images: (B, 3, 112, 112) BGR, ``x / 127.5 - 1`` (see ``models.input_format.normalize_images``).
 
         Returns:
-            Unit embeddings (B, 512) and their L2 norms before normalisation (B, 1); float32 under autocast.
+            Unit embeddings (B, 512) and their L2 norms before normalization (B, 1); float32 under autocast.
 
         Raises:
             ValueError: images of another shape.
@@ -82,7 +82,7 @@ class Backbone(nn.Module):
                 f"got {tuple(images.shape)}; normalize_images turns (B, {IMAGE_SIZE}, {IMAGE_SIZE}, 3) uint8 into them"
             )
         if self.gradient_checkpointing and torch.is_grad_enabled():
-            with _inside_computed_again(self.blocks, self.random_blocks):
+            with _checkpointed(self.blocks, self.random_blocks):
                 x = self.features(images)
         else:
             x = self.features(images)  # (B, 512)
@@ -93,8 +93,8 @@ class Backbone(nn.Module):
 
 
 @contextlib.contextmanager
-def _inside_computed_again(blocks: tuple[nn.Module, ...], random: bool) -> Iterator[None]:
-    """Let the blocks' forward passes keep their inputs alone, for a while."""
+def _checkpointed(blocks: tuple[nn.Module, ...], random: bool) -> Iterator[None]:
+    """Apply gradient checkpointing to the blocks during a ``with`` block."""
     for block in blocks:
         contexts = functools.partial(_recomputation_contexts, block)
         block.forward = functools.partial(
@@ -104,7 +104,7 @@ def _inside_computed_again(blocks: tuple[nn.Module, ...], random: bool) -> Itera
         yield
     finally:
         for block in blocks:
-            del block.forward  # the class's own is left
+            del block.forward  # the class's own method is visible again
 
 
 def _recomputation_contexts(block: nn.Module) -> tuple[Any, Any]:
@@ -112,9 +112,9 @@ def _recomputation_contexts(block: nn.Module) -> tuple[Any, Any]:
 
 
 class _StatisticsKept:
-    """Lets batch norms work without moving their running statistics, which the first forward pass has moved.
+    """Freezes the running statistics of batch norms, which the first forward pass has updated already.
 
-    Entered again for each backward pass.
+    Entered for each recomputation.
     """
 
     def __init__(self, block: nn.Module) -> None:

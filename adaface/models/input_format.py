@@ -1,4 +1,4 @@
-"""What a network wants as its input: the order of colours, and what grey levels become."""
+"""The input format of a network: color order and normalization."""
 
 import math
 from collections.abc import Mapping
@@ -25,14 +25,14 @@ def normalize_images(
     Args:
         images: (B, 112, 112, 3) uint8 BGR.
         dtype: floating type of the result.
-        channels_last: leave the memory as it is; False: one plane after the other, for a network in that layout.
-        mean: subtracted from the grey levels 0 to 255.
+        channels_last: keep the memory layout; False: copy to contiguous planes, for a network in that layout.
+        mean: subtracted from the gray levels 0 to 255.
         std: what the difference is divided by.
 
     Returns:
         (B, 3, 112, 112), in [-1, 1] unless mean or std say otherwise.
     """
-    exact = torch.promote_types(dtype, torch.float32)  # a 16-bit division would lose the last grey levels
+    exact = torch.promote_types(dtype, torch.float32)  # a 16-bit division would lose the last gray levels
     images = images.permute(0, 3, 1, 2)
     images = images if channels_last else images.contiguous()
     return images.to(exact).div_(std).sub_(mean / std).to(dtype)
@@ -40,11 +40,11 @@ def normalize_images(
 
 @dataclass(frozen=True)
 class InputFormat:
-    """What a network wants as its input.
+    """The input format of a network.
 
     Attributes:
         color: ``BGR`` or ``RGB``.
-        mean: subtracted from the grey levels 0 to 255.
+        mean: subtracted from the gray levels 0 to 255.
         std: what the difference is divided by.
     """
 
@@ -54,35 +54,40 @@ class InputFormat:
 
     @classmethod
     def of(cls, metadata: Any, path: str | Path) -> "InputFormat":
-        """Return the format that a model file tells of.
+        """Return the format stored in a model file.
 
         Args:
-            metadata: with ``color``, ``size``, ``mean``, ``std``; what is absent is as in the official code.
+            metadata: with ``color``, ``size``, ``mean``, ``std``; missing values are those of the official code.
             path: the file, for the message.
 
         Raises:
-            ValueError: a format that no network of ours has.
+            ValueError: a format that is not supported.
         """
         if not isinstance(metadata, Mapping):
-            raise ValueError(f"{path} tells of its images {metadata!r}, expected color, size, mean and std by name")
-        found = cls(metadata.get("color", cls.color), metadata.get("mean", cls.mean), metadata.get("std", cls.std))
+            raise ValueError(f"{path} has the input format {metadata!r}, expected color, size, mean and std by name")
+        input_format = cls(
+            metadata.get("color", cls.color), metadata.get("mean", cls.mean), metadata.get("std", cls.std)
+        )
         size = metadata.get("size", [IMAGE_SIZE, IMAGE_SIZE])
-        numbers = all(isinstance(number, int | float) and math.isfinite(number) for number in (found.mean, found.std))
+        numbers = all(
+            isinstance(number, int | float) and math.isfinite(number)
+            for number in (input_format.mean, input_format.std)
+        )
         if (
-            found.color not in ("BGR", "RGB")
+            input_format.color not in ("BGR", "RGB")
             or not numbers
-            or found.std == 0
+            or input_format.std == 0
             or size not in ([IMAGE_SIZE, IMAGE_SIZE], (IMAGE_SIZE, IMAGE_SIZE))
         ):
             raise ValueError(
-                f"{path} wants images that are not known here: color {found.color!r}, size {size!r}, mean "
-                f"{found.mean!r}, std {found.std!r}; expected color BGR or RGB, size [{IMAGE_SIZE}, {IMAGE_SIZE}], and "
-                "numbers for mean and std"
+                f"{path} has an unsupported input format: color {input_format.color!r}, size {size!r}, mean "
+                f"{input_format.mean!r}, std {input_format.std!r}; expected color BGR or RGB, "
+                f"size [{IMAGE_SIZE}, {IMAGE_SIZE}], and numbers for mean and std"
             )
-        return found
+        return input_format
 
     def normalized(self, images: Tensor, *, channels_last: bool = True) -> Tensor:
-        """Turn (B, 112, 112, 3) uint8 in the network's colour order into its input, (B, 3, 112, 112) float32.
+        """Turn (B, 112, 112, 3) uint8 in the network's color order into its input, (B, 3, 112, 112) float32.
 
         Args:
             images: on whatever device they are.

@@ -5,13 +5,13 @@ Sources: He et al., "Deep Residual Learning" (CVPR 2016); Deng et al., "ArcFace"
 "Squeeze-and-Excitation Networks" (CVPR 2018). State-dict keys are those of the official AdaFace code, so the published
 weights load.
 
-Differs from the official code: the embedding is normalised in float32 under autocast; names and shapes are checked;
-shortcuts take pixels where it pools over single ones, which is the same and does not look for maxima.
+Differs from the official code: the embedding is normalized in float32 under autocast; names and shapes are checked;
+shortcuts subsample instead of max pooling over single pixels, with the same result.
 
-``ir_mini`` is ours, for CPUs, demos and tests: the same blocks, one a stage, and an input layer of stride 2, since
-layers at 112x112 take more time than their arithmetic. 5.5 million parameters, 77 million multiply-accumulates an
-image (ir_18: 24 and 2,597). Forward and backward on one CPU core, channels last, take 1/20 of ir_18's time (11 against
-225 ms an image in batches of 8; medians of 5 interleaved repeats).
+``ir_mini`` is not from a paper. It is for CPUs, demos and tests: the same blocks, one per stage, and an input layer of
+stride 2, since layers at 112x112 take more time than their arithmetic suggests. 5.5 million parameters, 77 million
+multiply-accumulates an image (ir_18: 24 and 2,597). Forward and backward on one CPU core, channels last, take 1/20 of
+ir_18's time (11 against 225 ms an image in batches of 8; medians of 5 interleaved repeats).
 """
 
 from dataclasses import dataclass
@@ -62,7 +62,7 @@ class Subsample(nn.Module):
 
 
 class _EveryNth(torch.autograd.Function):
-    """Slicing whose gradient has its input's memory layout; PyTorch's own is planar, and slows down what follows."""
+    """Slicing whose gradient keeps the memory layout of its input; PyTorch's is planar and slows down later layers."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, stride: int) -> Tensor:
@@ -187,7 +187,7 @@ class ImprovedResNet(Backbone):
         )
         self.body = nn.Sequential(*_blocks(a))
         self._units = a.units
-        self.apply(_initialise)
+        self.apply(_initialize)
 
     def features(self, images: Tensor) -> Tensor:
         """Map (B, 3, 112, 112) to (B, 512)."""
@@ -216,7 +216,7 @@ def _blocks(a: Architecture) -> list[nn.Module]:
     return blocks
 
 
-def _initialise(module: nn.Module) -> None:
+def _initialize(module: nn.Module) -> None:
     """Kaiming-normal (fan out, ReLU) for convolutions and the linear layer; batch norms start at 1 and 0."""
     if isinstance(module, (nn.Conv2d, nn.Linear)):
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -12,12 +12,12 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-_BLOCK_NUMBERS = 1 << 20  # of x that are worked on at a time
+_BLOCK_NUMBERS = 1 << 20  # numbers of x processed at a time
 _FOLDABLE = (nn.BatchNorm2d, nn.SyncBatchNorm)
 
 
 class PReLU(nn.PReLU):
-    """x where it is positive, else x times a learnt slope of its channel: (B, channels, ...) to the same shape.
+    """x where it is positive, else x times a learned slope of its channel: (B, channels, ...) to the same shape.
 
     Same values, gradients (of finite x) and state dict as ``nn.PReLU``, whose backward kernel goes number by number on
     a CPU: vectorized passes over blocks of images that fit the cache take a fraction of its time there, which is a
@@ -61,7 +61,7 @@ class _PReLU(torch.autograd.Function):
 def fold_batch_norms(model: nn.Module) -> nn.Module:
     """Return a copy for inference, in which each batch norm that follows a convolution is a part of it.
 
-    That saves passes over memory.
+    This saves passes over memory.
 
     Args:
         model: a network whose ``nn.Sequential`` parts hold convolutions followed by batch norms; not changed. Layers

@@ -87,7 +87,7 @@ class MobileFaceNet(Backbone):
             nn.Linear(_LAST_WIDTH, EMBEDDING_SIZE, bias=False),
             nn.BatchNorm1d(EMBEDDING_SIZE, affine=False),
         )
-        self.apply(_initialise)
+        self.apply(_initialize)
 
     def features(self, images: Tensor) -> Tensor:
         """Map (B, 3, 112, 112) to (B, 512)."""
@@ -102,7 +102,7 @@ class MobileFaceNet(Backbone):
         return (self.input_layer,), *(tuple(blocks.children()) for blocks in self.body), (self.output_layer,)
 
 
-def _initialise(module: nn.Module) -> None:
+def _initialize(module: nn.Module) -> None:
     """Kaiming-normal (ReLU): fan out of each group for convolutions, fan in for the linear layer."""
     if isinstance(module, nn.Conv2d):
         fan_out = module.weight.numel() // module.in_channels

@@ -42,7 +42,7 @@ def check_architecture(name: str) -> None:
     """Raise an error for a name that ``build_model`` does not take.
 
     Args:
-        name: what was asked for.
+        name: name of an architecture.
 
     Raises:
         ValueError: an unknown name; the message has the nearest one, and lists those of ``ARCHITECTURES``.

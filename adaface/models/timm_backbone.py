@@ -1,12 +1,12 @@
 """Any network of timm as a backbone: ``--arch timm:vit_small_patch16_224``, ``--arch timm:convnext_tiny@112``.
 
-timm (PyTorch Image Models, Wightman; ``pip install timm``) has a thousand image networks. Each takes images of its own
-size, colour order and normalisation, which is seen to inside of the network: from the outside it is a backbone as the
-others, BGR, 112x112, ``x / 127.5 - 1``. Its pooled features go through a linear layer and a batch norm to the 512
-numbers whose length is AdaFace's norm.
+timm (PyTorch Image Models, Wightman; ``pip install timm``) has a thousand image networks with different input sizes,
+color orders and normalizations. The conversion is part of the network: like the other backbones it takes BGR, 112x112,
+``x / 127.5 - 1``. Its pooled features are mapped by a linear layer and a batch norm to the 512 numbers whose length is
+AdaFace's norm.
 
-``@SIDE`` gives the network images of SIDE x SIDE pixels in place of its own size: of 112 pixels an image of 224 holds
-nothing that one of 112 does not, and takes four times the work. Weights are random: nothing is ever downloaded.
+``@SIDE`` sets the input size to SIDE x SIDE pixels instead of the network's default: enlarging a face of 112 pixels to
+224 adds no information and takes four times the computation. Weights are random; nothing is downloaded.
 """
 
 import importlib
@@ -47,7 +47,7 @@ class TimmBackbone(Backbone):
     def __init__(self, net: nn.Module, width: int, side: int, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
         self.side = side
-        # x of [-1, 1] is (x + 1) / 2 of [0, 1]; not in the state dict: they are the name's, not learnt
+        # maps x in [-1, 1] via (x + 1) / 2 in [0, 1]; not in the state dict: constants given by the name
         means, stds = torch.tensor(mean), torch.tensor(std)
         self.register_buffer("_scale", (0.5 / stds).view(3, 1, 1), persistent=False)
         self.register_buffer("_shift", ((0.5 - means) / stds).view(3, 1, 1), persistent=False)
@@ -91,11 +91,11 @@ def _of_one_group(module: nn.Module, groups: dict[str, tuple[int, int]], prefix:
     """Yield stage and name of the largest modules whose parameters are of one stage and block."""
     for child_name, child in module.named_children():
         name = f"{prefix}{child_name}"
-        found = {group for parameter, group in groups.items() if parameter.startswith(f"{name}.")}
-        if len(found) > 1:
+        child_groups = {group for parameter, group in groups.items() if parameter.startswith(f"{name}.")}
+        if len(child_groups) > 1:
             yield from _of_one_group(child, groups, f"{name}.")
-        elif found:
-            yield found.pop()[0], name
+        elif child_groups:
+            yield child_groups.pop()[0], name
 
 
 def check_timm_name(name: str) -> None:
@@ -138,11 +138,11 @@ def _timm() -> Any:
 
 
 def _parse(name: str) -> tuple[str, int | None]:
-    """Return timm's own name of a network and the side that is asked for."""
+    """Return timm's own name of a network and the requested side."""
     timm = _timm()
     match = _NAME.fullmatch(name)
     if match is None:
-        raise ValueError(f"{name!r} is no network of timm: expected timm:<name> or timm:<name>@<side in pixels>")
+        raise ValueError(f"{name!r} is not a network of timm: expected timm:<name> or timm:<name>@<side in pixels>")
     timm_name, side = match[1], int(match[2]) if match[2] else None
     if not timm.is_model(timm_name):
         known = (f"{TIMM_PREFIX}{one}" for one in timm.list_models())
@@ -162,9 +162,7 @@ def _create(name: str, timm_name: str, side: int | None) -> tuple[Any, int]:
         size = {"img_size": side} if side is not None and fixed else {}  # of position embeddings and windows
         net = timm.create_model(timm_name, pretrained=False, num_classes=0, **size)
     except Exception as error:  # of many kinds: each network has its own conditions
-        raise ValueError(
-            f"timm does not build {name}: {_first_line(error)}; leave @<side> out, or change it"
-        ) from error
+        raise ValueError(f"timm cannot build {name}: {_first_line(error)}; leave @<side> out, or change it") from error
     return net, side or net.pretrained_cfg["input_size"][-1]
 
 
@@ -176,12 +174,14 @@ def _feature_width(name: str, net: nn.Module, side: int) -> int:
             features = net.eval()(torch.zeros(1, 3, side, side, device=parameter.device, dtype=parameter.dtype))
     except Exception as error:  # of many kinds: a map that becomes too small, tokens that do not fit
         raise ValueError(
-            f"{name} takes no images of {side}x{side}: {_first_line(error)}; give another @<side>"
+            f"{name} does not support images of {side}x{side}: {_first_line(error)}; give another @<side>"
         ) from error
     finally:
         net.train(training)
     if not isinstance(features, Tensor) or features.ndim != 2:
-        raise ValueError(f"{name} is no backbone: it does not give one feature vector for an image")
+        raise ValueError(
+            f"{name} cannot be a backbone: it does not return one feature vector per image; choose another network"
+        )
     return features.shape[1]
 
 

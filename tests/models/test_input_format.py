@@ -4,7 +4,7 @@ import torch
 from adaface.models.input_format import InputFormat, normalize_images
 
 
-def test_normalize_images_keeps_the_colour_order_and_scales_to_one() -> None:
+def test_normalize_images_keeps_the_color_order_and_scales_to_one() -> None:
     images = torch.zeros(1, 112, 112, 3, dtype=torch.uint8)
     images[..., 2] = 255  # red, in BGR
     images[0, 5, 7] = torch.tensor([51, 102, 204], dtype=torch.uint8)
@@ -19,5 +19,5 @@ def test_normalize_images_keeps_the_colour_order_and_scales_to_one() -> None:
 
 @pytest.mark.parametrize("found", [{"color": "YUV"}, {"size": [224, 224]}, {"std": 0}, {"mean": "grey"}])
 def test_a_format_that_is_not_known_is_refused(found):
-    with pytest.raises(ValueError, match="wants images that are not known here"):
+    with pytest.raises(ValueError, match="has an unsupported input format"):
         InputFormat.of(found, "x.ckpt")

@@ -30,7 +30,7 @@ def on_meta(name: str) -> Backbone:
 
 
 def filled(name: str) -> Backbone:
-    """A network with the golden weights, without the time of a random initialisation."""
+    """A network with the golden weights, without the time of a random initialization."""
     model = on_meta(name).to_empty(device="cpu")
     model.load_state_dict(fill_state_dict(model.state_dict()))
     return model
@@ -161,7 +161,7 @@ def test_embedding_is_the_features_direction_and_norm_their_length() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_embedding_is_normalised_in_float32_under_autocast(dtype: torch.dtype) -> None:
+def test_embedding_is_normalized_in_float32_under_autocast(dtype: torch.dtype) -> None:
     model = small().eval()
     with torch.inference_mode():
         exact, _ = model(faces(2))

@@ -25,7 +25,7 @@ class Seen(nn.Module):
         return x.mean((2, 3))
 
 
-def test_the_network_gets_colours_size_and_normalisation_as_it_wants_them():
+def test_the_network_gets_colors_size_and_normalization_as_it_wants_them():
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     seen = Seen()
     model = TimmBackbone(seen, 3, 160, mean, std).eval()
@@ -82,8 +82,8 @@ def test_what_is_no_network_of_timm_is_refused(name, message):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("timm:test_vit.no_such_tag", "timm does not build timm:test_vit.no_such_tag: "),
-        ("timm:test_coatnet@40", "timm:test_coatnet@40 takes no images of 40x40: .*; give another @<side>"),
+        ("timm:test_vit.no_such_tag", "timm cannot build timm:test_vit.no_such_tag: "),
+        ("timm:test_coatnet@40", "timm:test_coatnet@40 does not support images of 40x40: .*; give another @<side>"),
     ],
 )
 def test_what_cannot_be_a_backbone_is_refused(name, message):
