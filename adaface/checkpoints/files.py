@@ -78,9 +78,9 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def _is_plain(weight: Tensor) -> bool:
-    """Whether a tensor is dense, holds numbers, and real ones."""
-    quantised_or_complex = weight.is_quantized or weight.is_complex()
-    return weight.layout is torch.strided and not weight.is_meta and not quantised_or_complex
+    """Return whether a tensor is dense, holds numbers, and real ones."""
+    quantized_or_complex = weight.is_quantized or weight.is_complex()
+    return weight.layout is torch.strided and not weight.is_meta and not quantized_or_complex
 
 
 def check_resumable(checkpoint: dict[str, Any], path: str | Path) -> None:

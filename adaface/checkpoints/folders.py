@@ -45,7 +45,7 @@ def publish(run_folder: Path, part: Path, step: int, names: list[str]) -> Path:
     Args:
         run_folder: folder of the run.
         part: what ``begin`` returned.
-        step: optimiser steps so far, for the folder's name.
+        step: optimizer steps so far, for the folder's name.
         names: of the links in ``run_folder``, the first one first: a kill in between leaves the others as they were.
 
     Returns:

@@ -2,7 +2,7 @@
 
 Format: a folder with ``rest.ckpt`` (all of an ordinary checkpoint but the head's matrices, read with ``weights_only``)
 and one safetensors file of each process, written by torch.distributed.checkpoint: ``head.kernel`` and
-what the optimiser keeps of its shape, (D, C) each, cut by columns; of a head with sub-centers (D * sub_centers, C), so
+what the optimizer keeps of its shape, (D, C) each, cut by columns; of a head with sub-centers (D * sub_centers, C), so
 that no class is cut. There is no pickle but the restricted one, nobody
 holds more than it trains, and any number of processes, sharded or not, can read it. A single file of a dense head is
 read by a sharded one too, and ``export_single_file`` makes one, as the official code reads it.
@@ -47,7 +47,7 @@ def strip_head(checkpoint: dict[str, Any], head: PartialFC, optimizer: torch.opt
     number = _place_of(head.kernel, optimizer)
     matrices = _matrices(head, optimizer)
     state = {name: value for name, value in saved["state"].get(number, {}).items() if name not in matrices}
-    # a new dictionary: the saved one is the optimiser's own
+    # a new dictionary: the saved one is the optimizer's own
     checkpoint["optimizer_states"][0] = {**saved, "state": {**saved["state"], number: state}}
     checkpoint["adaface"][SHARDED_HEAD] = {
         "shape": [head.kernel.shape[1], head.columns],
@@ -119,7 +119,7 @@ def fill_in_head(checkpoint: dict[str, Any], head: PartialFC | None) -> None:
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
         raise ValueError(f"{folder} is not a whole checkpoint: {reason}; take another one") from error
     columns = {name: _by_column(value, centers) for name, value in columns.items()}
-    # a dense head is (D, C); of a sharded one the optimiser has rows
+    # a dense head is (D, C); of a sharded one the optimizer has rows
     checkpoint["state_dict"] = _with_kernel(checkpoint["state_dict"], columns.pop(KERNEL))
     by_rows = {name: value if head is None else value.t().contiguous() for name, value in columns.items()}
     states[sharded["parameter"]] = {**states.get(sharded["parameter"], {}), **by_rows}
@@ -152,7 +152,7 @@ def _with_kernel(state: dict[str, Any], kernel: Tensor) -> dict[str, Any]:
 
 
 def _cut_states(checkpoint: dict[str, Any], head: PartialFC) -> None:
-    """Cut this process's rows out of the optimiser states of a dense head; the weights, ``load_state_dict`` cuts."""
+    """Cut this process's rows out of the optimizer states of a dense head; the weights, ``load_state_dict`` cuts."""
     columns = checkpoint["state_dict"][KERNEL].shape  # (D, C)
     states = checkpoint["optimizer_states"][0]["state"]
     alike = [n for n, s in states.items() if any(isinstance(v, Tensor) and v.shape == columns for v in s.values())]
@@ -164,13 +164,13 @@ def _cut_states(checkpoint: dict[str, Any], head: PartialFC) -> None:
 
 
 def _matrices(head: PartialFC, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Return what the optimiser keeps of the kernel's shape (K, D), by name."""
+    """Return what the optimizer keeps of the kernel's shape (K, D), by name."""
     state = optimizer.state.get(head.kernel, {})
     return {name: v for name, v in state.items() if isinstance(v, Tensor) and v.shape == head.kernel.shape}
 
 
 def _place_of(parameter: nn.Parameter, optimizer: torch.optim.Optimizer) -> int:
-    """Return the number under which an optimiser's state dict keeps a parameter."""
+    """Return the number under which an optimizer's state dict keeps a parameter."""
     parameters = [other for group in optimizer.param_groups for other in group["params"]]
     return next(number for number, other in enumerate(parameters) if other is parameter)
 

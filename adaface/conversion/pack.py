@@ -28,7 +28,7 @@ _SAME_COLUMN = ("same", "issame", "is_same", "label")
 
 
 def _encoded_file(path: Path, swap: bool) -> bytes:
-    """Read a 112x112 colour image file as JPEG or PNG bytes: copied when it is one already."""
+    """Read a 112x112 color image file as JPEG or PNG bytes: copied when it is one already."""
     data = path.read_bytes()
     image = decode_image(data, str(path))
     try:
@@ -76,7 +76,7 @@ def pack_folder(
     Raises:
         FileNotFoundError: no such folder, or no classes in it.
         FileExistsError: `train.rec` is there already.
-        ValueError: a class without images, an image that is not 112x112 colour, too many images.
+        ValueError: a class without images, an image that is not 112x112 color, too many images.
     """
     classes = _class_files(source)
     rec = output / "train.rec"
@@ -126,7 +126,7 @@ def _class_files(source: Path) -> list[list[Path]]:
 
 
 def _is_image_name(name: str) -> bool:
-    """Whether `ImageFolder` would take the file."""
+    """Return whether `ImageFolder` would take the file."""
     return name.lower().endswith(IMAGE_SUFFIXES)
 
 
@@ -173,7 +173,7 @@ def pack_pairs(
     Raises:
         FileNotFoundError: a missing file or folder.
         FileExistsError: the `.bin` is there already.
-        ValueError: a line that cannot be understood, a path outside the root, an image that is not 112x112 colour.
+        ValueError: a line that cannot be understood, a path outside the root, an image that is not 112x112 color.
     """
     if not images_root.is_dir():
         raise FileNotFoundError(f"--images_root {images_root} is not a folder")

@@ -39,7 +39,7 @@ def convert_set(path: Path, form: str = "memfile", swap: bool = False, overwrite
         overwrite: convert again, and replace a set made by something else.
 
     Raises:
-        ValueError: not a verification set, or an image that is not a 112x112 colour image.
+        ValueError: not a verification set, or an image that is not a 112x112 color image.
         OSError: such as no space left; the set is then absent, not half there.
     """
     started = time.monotonic()

@@ -214,7 +214,7 @@ def _saved(journal: Journal, folder: Path) -> Iterator[None]:
 
 
 def _has_size(path: str, size_bytes: int) -> bool:
-    """Whether a file is there with this size."""
+    """Return whether a file is there with this size."""
     try:
         return os.stat(path).st_size == size_bytes  # noqa: PTH116
     except FileNotFoundError:

@@ -70,7 +70,7 @@ class TrainingDataset(Dataset[tuple[Tensor, int]]):
             (112, 112, 3) uint8 BGR, and its label.
 
         Raises:
-            ValueError: the image cannot be decoded, is not 112x112 or not colour.
+            ValueError: the image cannot be decoded, is not 112x112 or not color.
         """
         images, labels = self.__getitems__([position])
         return images[0], int(labels[0])
@@ -147,7 +147,7 @@ class PlainDataset(Dataset[tuple[Tensor, Tensor]]):
             Images (M, 112, 112, 3) uint8 BGR, and labels (M,) int64; M = B unless some were left out.
 
         Raises:
-            ValueError: an image cannot be decoded, is not 112x112 or not colour.
+            ValueError: an image cannot be decoded, is not 112x112 or not color.
         """
         images = np.empty((len(samples), *IMAGE_SHAPE), np.uint8)
         labels: list[int] = []
@@ -174,7 +174,7 @@ def decode_sample(source: TrainingSource, sample: int, *, swap_color_channel: bo
         (112, 112, 3) uint8 BGR.
 
     Raises:
-        ValueError: it cannot be decoded, is not 112x112 or not colour; it is named.
+        ValueError: it cannot be decoded, is not 112x112 or not color; it is named.
     """
     encoded = source.read(sample)
     try:

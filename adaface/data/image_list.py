@@ -61,7 +61,7 @@ class ImageFiles:
             ValueError: the file is absent, no image, or of another size than 112x112.
         """
         path = self.paths[index]
-        image = read_colour_image(path)
+        image = read_color_image(path)
         if self.prepare is not None:
             image = self.prepare(image, index)
         if image.shape != IMAGE_SHAPE:
@@ -159,8 +159,8 @@ def fingerprint_of_files(paths: Iterable[Path], prefix: str = "") -> str:
     return digest.hexdigest()
 
 
-def read_colour_image(path: Path) -> np.ndarray:
-    """Return the pixels of an image file, (H, W, 3) uint8 BGR, upright; a grey image has three equal channels.
+def read_color_image(path: Path) -> np.ndarray:
+    """Return the pixels of an image file, (H, W, 3) uint8 BGR, upright; a gray image has three equal channels.
 
     Raises:
         ValueError: the file is absent, or no image.

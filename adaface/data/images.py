@@ -28,7 +28,7 @@ def decode_image(encoded: EncodedImage, what: str) -> np.ndarray:
         (112, 112, 3) uint8 BGR.
 
     Raises:
-        ValueError: not an image, damaged, not colour, or not 112x112.
+        ValueError: not an image, damaged, not color, or not 112x112.
     """
     if isinstance(encoded, np.ndarray):
         if encoded.ndim != 1:
@@ -37,7 +37,7 @@ def decode_image(encoded: EncodedImage, what: str) -> np.ndarray:
     else:
         data = np.frombuffer(encoded, np.uint8)
     try:
-        # ANYCOLOR leaves a grey source with one channel, so that it is found without a second look at the file.
+        # ANYCOLOR leaves a gray source with one channel, so that it is found without a second look at the file.
         image = cv2.imdecode(data, cv2.IMREAD_ANYCOLOR)
     except cv2.error:
         image = None
@@ -51,7 +51,7 @@ def decode_image(encoded: EncodedImage, what: str) -> np.ndarray:
 def _wrong_shape(image: np.ndarray, what: str) -> str:
     """Say what is wrong with an image that is not (112, 112, 3)."""
     if image.ndim == 2 or image.shape[2] != 3:
-        return f"{what}: a greyscale image, not colour; expected 112x112 colour faces (remove it or convert it)"
+        return f"{what}: a grayscale image, not color; expected 112x112 color faces (remove it or convert it)"
     height, width = image.shape[:2]
     return f"{what}: {width}x{height} px, expected 112x112: align the faces, or resize them, first"
 
@@ -67,7 +67,7 @@ def _pixels_to_bgr(pixels: np.ndarray, what: str) -> np.ndarray:
 
 
 def image_suffix(data: bytes, what: str) -> str:
-    """Recognise a whole JPEG or PNG by its first and last bytes, without decoding it.
+    """Recognize a whole JPEG or PNG by its first and last bytes, without decoding it.
 
     Args:
         data: encoded image.
@@ -94,28 +94,28 @@ def swap_red_blue(data: bytes, suffix: str, what: str) -> bytes:
     """Swap red and blue of an encoded image; exact for PNG, lossy for JPEG.
 
     Args:
-        data: encoded 112x112 colour image.
+        data: encoded 112x112 color image.
         suffix: `.jpg` or `.png`, the form to write.
         what: name for the error message.
 
     Returns:
-        The encoded image, JPEG at quality 95 without colour subsampling.
+        The encoded image, JPEG at quality 95 without color subsampling.
 
     Raises:
-        ValueError: not a 112x112 colour image.
+        ValueError: not a 112x112 color image.
     """
     return encode_image(np.ascontiguousarray(decode_image(data, what)[:, :, ::-1]), suffix)
 
 
 def encode_image(image: np.ndarray, suffix: str) -> bytes:
-    """Encode a colour image.
+    """Encode a color image.
 
     Args:
         image: (H, W, 3) uint8 BGR.
         suffix: `.jpg` or `.png`.
 
     Returns:
-        The encoded image, JPEG at quality 95 without colour subsampling.
+        The encoded image, JPEG at quality 95 without color subsampling.
     """
     options = [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, _SAMPLING_444]
     done, encoded = cv2.imencode(suffix, image, options if suffix == ".jpg" else [])

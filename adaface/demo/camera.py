@@ -85,7 +85,7 @@ def photograph(image: np.ndarray, camera: Camera, rng: np.random.Generator) -> n
         picture = cv2.resize(small, (side, side), interpolation=cv2.INTER_LINEAR)
     picture = cv2.GaussianBlur(picture, (0, 0), _LENS_BLUR_PX + camera.blur_px)
     if camera.noise > 0:
-        picture += camera.noise * rng.standard_normal((side, side, 1), dtype=np.float32)  # film grain is grey
+        picture += camera.noise * rng.standard_normal((side, side, 1), dtype=np.float32)  # film grain is gray
     result = cv2.convertScaleAbs(np.maximum(picture, 0))  # rounds, then saturates at 255
     if camera.jpeg_quality < 95:
         result = compress(result, camera.jpeg_quality)

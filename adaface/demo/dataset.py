@@ -10,7 +10,7 @@ on it and evaluate with it:
     cfp_fp.bin                          frontal against strong pose
     agedb_30.bin, calfw.bin             old and faded prints of any age; young against old
     cplfw.bin                           strong pose, hats, glasses, objects in front of the face
-    demo.json                           the parameters, so that a finished folder is recognised and kept
+    demo.json                           the parameters, so that a finished folder is recognized and kept
 
 How a person and a scene are drawn is in `demo_head` and `demo_faces`, light and lens in `demo_camera`; here
 is who is drawn under which conditions. The people of a verification set are in no other set and not in the

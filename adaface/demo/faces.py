@@ -35,21 +35,21 @@ def draw_face(person: Identity, scene: Scene, rng: np.random.Generator) -> np.nd
     return painter.image
 
 
-def _soft_colours(rng: np.random.Generator, count: int) -> np.ndarray:
-    """Draw colours (count, 3), float32, of any lightness and moderate saturation."""
-    colours = rng.uniform(20, 240, (count, 3))
-    return (0.65 * colours + 0.35 * colours.mean(axis=1, keepdims=True)).astype(np.float32)
+def _soft_colors(rng: np.random.Generator, count: int) -> np.ndarray:
+    """Draw colors (count, 3), float32, of any lightness and moderate saturation."""
+    colors = rng.uniform(20, 240, (count, 3))
+    return (0.65 * colors + 0.35 * colors.mean(axis=1, keepdims=True)).astype(np.float32)
 
 
 def _background(rng: np.random.Generator) -> np.ndarray:
     """Draw a plain wall with a gradient and a few things on it."""
-    corners = _soft_colours(rng, 4).reshape(2, 2, 3)
+    corners = _soft_colors(rng, 4).reshape(2, 2, 3)
     image = cv2.resize(corners, (SIDE_PX, SIDE_PX), interpolation=cv2.INTER_LINEAR).astype(np.uint8)
     for _ in range(rng.integers(0, 5)):
         x, y, width, height = rng.uniform((0, 0, 10, 10), (112, 112, 50, 50))
         shape = circle(4 if rng.random() < 0.5 else 16) * (width, height) + (x, y)
-        colour = bgr(_soft_colours(rng, 1)[0])
-        cv2.fillPoly(image, [np.round(shape).astype(np.int32)], colour, cv2.LINE_AA)
+        color = bgr(_soft_colors(rng, 1)[0])
+        cv2.fillPoly(image, [np.round(shape).astype(np.int32)], color, cv2.LINE_AA)
     return image
 
 
@@ -79,12 +79,12 @@ def _paint_behind(painter: Painter, rng: np.random.Generator) -> None:
         painter.fill(painter.place_outline([*sides, (-width + 3, end), (-width - 3, end * 0.6)]), painter.hair * 0.8)
     neck = [(-17, 30), (17, 30), (21, 80), (-21, 80)]
     painter.fill(painter.place_outline(neck), person.skin * 0.82)
-    cloth = _soft_colours(rng, 1)[0]
+    cloth = _soft_colors(rng, 1)[0]
     painter.fill(painter.place_outline([(-16, 56), (16, 56), (60, 66), (70, 90), (-70, 90), (-60, 66)]), cloth)
     for side in (-1, 1):
         if side * painter.scene.yaw < 0.45:  # a head that turns to one side hides the ear of that side
-            centre = (side * (person.half_width + 0.5) - painter._lean[0] * 10, -2)
-            ear = np.array(centre) + circle(14) * (person.ear_size * 0.6, person.ear_size)
+            center = (side * (person.half_width + 0.5) - painter._lean[0] * 10, -2)
+            ear = np.array(center) + circle(14) * (person.ear_size * 0.6, person.ear_size)
             painter.fill(painter.place_outline(ear), person.skin * 0.9)
 
 
@@ -126,8 +126,8 @@ def _paint_beard(painter: Painter, outline: np.ndarray) -> None:
     inner = curve((-edge, top), (0, 66 - 32 * person.beard), (edge, top))
     inner_px = painter.place(inner)
     shape = np.concatenate([painter.place_outline(jaw), inner_px])
-    colour = 0.75 * painter.hair + 0.25 * person.skin
-    painter.fill(shape, colour)
+    color = 0.75 * painter.hair + 0.25 * person.skin
+    painter.fill(shape, color)
 
 
 def _paint_eyes(painter: Painter) -> None:
@@ -135,16 +135,16 @@ def _paint_eyes(painter: Painter) -> None:
     person, scene = painter.person, painter.scene
     width, opening = person.eye_width, person.eye_height * scene.eyes_open
     for side in (-1, 1):
-        centre = np.array([side * 17.6, EYE_Y])
-        inner, outer = moved(centre, -side * width, 0.8), moved(centre, side * width, -person.eye_slant)
-        upper = curve(inner, moved(centre, 0, -2 * opening), outer)
-        lower = curve(outer, moved(centre, 0, 1.6 * opening), inner)
+        center = np.array([side * 17.6, EYE_Y])
+        inner, outer = moved(center, -side * width, 0.8), moved(center, side * width, -person.eye_slant)
+        upper = curve(inner, moved(center, 0, -2 * opening), outer)
+        lower = curve(outer, moved(center, 0, 1.6 * opening), inner)
         lid = painter.place(upper)
-        shadow = curve(inner, moved(centre, 0, -2.7 * person.eye_height), outer)
+        shadow = curve(inner, moved(center, 0, -2.7 * person.eye_height), outer)
         painter.fill(painter.place(shadow), person.skin * 0.86)
         if scene.eyes_open > 0.3:
             painter.fill(np.concatenate([lid, painter.place(lower)]), (244, 246, 248))
-            pupil = (centre[0] + 2.2 * scene.gaze, EYE_Y - 0.5)
+            pupil = (center[0] + 2.2 * scene.gaze, EYE_Y - 0.5)
             size = min(person.iris_size, 1.1 * opening)
             painter.dot(pupil, size, person.iris)
             painter.dot(pupil, size * 0.5, (20, 18, 18))
@@ -226,14 +226,14 @@ def _paint_accessories(painter: Painter, rng: np.random.Generator) -> None:
         bridge = [(-17.6 + size, EYE_Y), (17.6 - size, EYE_Y)]
         painter.line(painter.place(bridge, 6.0), frame, 1)
     if scene.hat:
-        colour, brim = _soft_colours(rng, 1)[0], rng.uniform(-36, -26)
+        color, brim = _soft_colors(rng, 1)[0], rng.uniform(-36, -26)
         width = painter.person.half_width + 7
         cap = [(-width, brim), (-width + 4, -58), (0, -70), (width - 4, -58), (width, brim)]
-        painter.fill(painter.place_outline(cap), colour)
-        painter.line(painter.place_outline([(-width - 3, brim), (width + 3, brim)]), colour * 0.7, 4)
+        painter.fill(painter.place_outline(cap), color)
+        painter.line(painter.place_outline([(-width - 3, brim), (width + 3, brim)]), color * 0.7, 4)
     if scene.occlusion > 0:
         size = scene.occlusion * SIDE_PX / 2
-        centre = rng.uniform(10, 102, 2)
+        center = rng.uniform(10, 102, 2)
         stretch = rng.uniform(0.6, 1.5)
         shape = circle(4 if rng.random() < 0.5 else 18) * (size * stretch, size / stretch)
-        painter.fill(centre + shape, _soft_colours(rng, 1)[0])
+        painter.fill(center + shape, _soft_colors(rng, 1)[0])

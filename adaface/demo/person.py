@@ -5,7 +5,7 @@ of the ArcFace template by the least-squares similarity, exactly as a face align
 it.
 
 Everything is a function of its arguments: the random choices come from the generators that are passed in.
-Lengths are in pixels of the 112x112 crop, angles in radians, colours BGR from 0 to 255. Head coordinates have x to
+Lengths are in pixels of the 112x112 crop, angles in radians, colors BGR from 0 to 255. Head coordinates have x to
 the right, y down and their origin in the middle of the frontal face.
 """
 
@@ -23,12 +23,12 @@ LANDMARKS_PX = np.array(
     [(38.2946, 51.6963), (73.5318, 51.5014), (56.0252, 71.7366), (41.5493, 92.3655), (70.7299, 92.2041)]
 )  # ArcFace template: eyes, nose tip, mouth corners
 
-EYE_Y = -9.5  # eyes, from the centre of the head
+EYE_Y = -9.5  # eyes, from the center of the head
 HEAD_TOP, _HEAD_DEPTH = 52.0, 40.0
 _SUBPIXEL_BITS = 4
 _CURVE = np.linspace(0.0, 1.0, 9)
 _BEZIER = np.stack([(1 - _CURVE) ** 2, 2 * _CURVE * (1 - _CURVE), _CURVE**2], axis=1)  # (9, 3)
-_PALETTES = {  # BGR anchors; a person's colour lies between two neighbours
+_PALETTES = {  # BGR anchors; a person's color lies between two neighbors
     "skin": [(208, 224, 250), (176, 204, 244), (146, 182, 230), (110, 152, 204), (76, 112, 166), (48, 70, 112)],
     "hair": [(28, 24, 26), (34, 46, 70), (48, 78, 122), (36, 66, 166), (60, 130, 214), (128, 196, 238)],
     "iris": [(36, 52, 84), (44, 84, 128), (60, 128, 116), (96, 150, 70), (190, 142, 62), (186, 176, 152)],
@@ -39,7 +39,7 @@ _GREY = np.array([206.0, 206.0, 206.0])
 
 @dataclass(frozen=True)
 class Identity:
-    """What stays with a person. Lengths in pixels, shares from 0 to 1, colours (3,) BGR.
+    """What stays with a person. Lengths in pixels, shares from 0 to 1, colors (3,) BGR.
 
     Beside each: the range that it is drawn from uniformly, or the palette.
     """
@@ -103,7 +103,7 @@ class Scene:
     eyes_open: float = 1.0
     brow_raise: float = 0.0
     gaze: float = 0.0  # -1 to 1
-    age: float = 0.0  # grey hair, wrinkles
+    age: float = 0.0  # gray hair, wrinkles
     glasses: bool = False
     hat: bool = False
     occlusion: float = 0.0  # share of the side that an object covers
@@ -125,8 +125,8 @@ def draw_identity(rng: np.random.Generator) -> Identity:
         else:
             anchors = np.array(_PALETTES[hint.__metadata__[0]], float)
             place = rng.uniform(0, len(anchors) - 1)
-            colour = anchors[int(place)] + place % 1 * (anchors[int(place) + 1] - anchors[int(place)])
-            values[name] = np.clip(colour * rng.uniform(0.92, 1.08, 3), 0, 255)
+            color = anchors[int(place)] + place % 1 * (anchors[int(place) + 1] - anchors[int(place)])
+            values[name] = np.clip(color * rng.uniform(0.92, 1.08, 3), 0, 255)
     return Identity(**values)
 
 
@@ -183,8 +183,8 @@ class Painter:
         self._similarity = np.eye(2)
         self._offset = np.zeros(2)
         self._align()
-        grey = 0.65 * np.clip(scene.age * 1.2 - 0.2, 0, 1)
-        self.hair = person.hair + grey * (_GREY - person.hair)
+        gray = 0.65 * np.clip(scene.age * 1.2 - 0.2, 0, 1)
+        self.hair = person.hair + gray * (_GREY - person.hair)
         self.brow = self.hair * person.brow_shade
 
     def _align(self) -> None:
@@ -214,26 +214,26 @@ class Painter:
         z = np.interp(xy[:, 1], [-60, -20, 45], [0, 8, 24])
         return (xy + z[:, None] * self._lean) @ self._similarity.T + self._offset
 
-    def fill(self, points_px: np.ndarray, colour: Any) -> None:
+    def fill(self, points_px: np.ndarray, color: Any) -> None:
         """Fill a polygon (N, 2) given in crop pixels."""
         fixed = np.round(points_px * (1 << _SUBPIXEL_BITS)).astype(np.int32)
-        cv2.fillPoly(self.image, [fixed], bgr(colour), cv2.LINE_AA, _SUBPIXEL_BITS)
+        cv2.fillPoly(self.image, [fixed], bgr(color), cv2.LINE_AA, _SUBPIXEL_BITS)
 
-    def line(self, points_px: np.ndarray, colour: Any, width_px: float) -> None:
+    def line(self, points_px: np.ndarray, color: Any, width_px: float) -> None:
         """Draw an open line (N, 2) given in crop pixels."""
         fixed = np.round(points_px * (1 << _SUBPIXEL_BITS)).astype(np.int32)
         width = max(1, round(width_px))
-        cv2.polylines(self.image, [fixed], False, bgr(colour), width, cv2.LINE_AA, _SUBPIXEL_BITS)
+        cv2.polylines(self.image, [fixed], False, bgr(color), width, cv2.LINE_AA, _SUBPIXEL_BITS)
 
-    def dot(self, point: tuple[float, float], radius_px: float, colour: Any) -> None:
+    def dot(self, point: tuple[float, float], radius_px: float, color: Any) -> None:
         """Fill a circle around a point of the face."""
         x, y = self.place([point])[0]
-        self.fill(np.array([x, y]) + radius_px * circle(12), colour)
+        self.fill(np.array([x, y]) + radius_px * circle(12), color)
 
 
-def bgr(colour: Any) -> tuple[float, float, float]:
-    """Return a colour the way OpenCV takes it, cut to 0 to 255."""
-    blue, green, red = (min(max(float(value), 0.0), 255.0) for value in colour)
+def bgr(color: Any) -> tuple[float, float, float]:
+    """Return a color the way OpenCV takes it, cut to 0 to 255."""
+    blue, green, red = (min(max(float(value), 0.0), 255.0) for value in color)
     return blue, green, red
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from adaface.data.conversion_journal import JOURNAL
-from adaface.data.image_list import ImageFiles, read_colour_image
+from adaface.data.image_list import ImageFiles, read_color_image
 from adaface.data.images import IMAGE_SHAPE
 from adaface.data.sources.folder import FolderSource, listing
 
@@ -157,7 +157,7 @@ def _refuse_unaligned(images: ImageFiles) -> None:
     for index in np.unique(np.linspace(0, len(images) - 1, _TRIED).astype(int)):
         path = images.paths[index]
         try:
-            height, width = read_colour_image(path).shape[:2]
+            height, width = read_color_image(path).shape[:2]
         except ValueError:
             continue  # embedding counts what cannot be read
         if (height, width) != IMAGE_SHAPE[:2]:

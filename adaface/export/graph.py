@@ -1,9 +1,9 @@
 """A trained backbone as an ONNX graph: ``images`` in, ``embedding`` and ``norm`` out, any number of images.
 
-The input is what the network takes, (B, 3, 112, 112) float32 already normalised, and not the camera's bytes: the
+The input is what the network takes, (B, 3, 112, 112) float32 already normalized, and not the camera's bytes: the
 programs that people feed ArcFace-like models with (InsightFace, FaceX-Zoo, OpenCV's ``blobFromImages``) hand over
-normalised planes, and a graph that normalised once more would be wrong in all of them without an error. What the
-normalisation is stands in the metadata, which the embedder obeys.
+normalized planes, and a graph that normalized once more would be wrong in all of them without an error. What the
+normalization is stands in the metadata, which the embedder obeys.
 
 The exporter is ``torch.export``'s; PyTorch calls the other one deprecated, and both give the same graph (on
 ir_50, with the same speed). Opset 18 and file format 8 are read by ONNX Runtime from 1.14 (2023) on.
@@ -84,7 +84,7 @@ def _forget_where_it_was_made(graph: onnx.ModelProto) -> None:
 
 @contextmanager
 def _exporter_quiet() -> Iterator[None]:
-    """Keep the exporter's warnings about its own inside, and the optimiser's log, off the screen."""
+    """Keep the exporter's warnings about its own inside, and the optimizer's log, off the screen."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -1,9 +1,9 @@
 """An exported network in 8-bit integers: a quarter of the size, and several times as fast on a CPU.
 
-Source: ONNX Runtime's static quantisation. Unsigned activations and signed weights, one scale a channel: the pair that
+Source: ONNX Runtime's static quantization. Unsigned activations and signed weights, one scale a channel: the pair that
 its CPU kernels are written for. Weights keep 7 bits (``reduce_range``), since the products of 8 with 8 bits overflow
 without an error on processors with AVX2 but without VNNI, and nobody knows where the file will run.
-Convolutions and the linear layer are quantised; the sums, the batch norms before convolutions, and the activations
+Convolutions and the linear layer are quantized; the sums, the batch norms before convolutions, and the activations
 stay in float32: they take little time, and errors there would add up from block to block.
 """
 
@@ -24,7 +24,7 @@ from adaface.system.onnx_runtime import quantization
 FEWEST_IMAGES = 32  # to calibrate on
 MOST_IMAGES = 256
 LEAST_MEAN_COSINE = 0.95  # to the same network in FP32; below it something is broken
-QUANTISED = ("Conv", "Gemm", "MatMul")
+QUANTIZED = ("Conv", "Gemm", "MatMul")
 _BATCH = 8
 
 
@@ -46,24 +46,24 @@ def quantize(graph: onnx.ModelProto, images: np.ndarray, network: OnnxNetwork) -
 
     Args:
         graph: of ``export.graph.to_onnx``; not changed.
-        images: (N, 112, 112, 3) uint8, in the network's colour order: faces like those it will see. The ranges of all
+        images: (N, 112, 112, 3) uint8, in the network's color order: faces like those it will see. The ranges of all
             activations are taken from them.
-        network: the same graph, for its normalisation.
+        network: the same graph, for its normalization.
 
     Raises:
         ValueError: too few images.
     """
     check_enough(len(images))
-    with tempfile.TemporaryDirectory(prefix="adaface_int8_") as folder, _quantiser_quiet():
+    with tempfile.TemporaryDirectory(prefix="adaface_int8_") as folder, _quiet_quantizer():
         output = Path(folder, "int8.onnx")
         copy = onnx.ModelProto()
-        copy.CopyFrom(graph)  # the quantiser works in place
+        copy.CopyFrom(graph)  # the quantizer works in place
         quantization.quantize_static(
             copy,
             output,
             _Batches(images, network),
             quant_format=quantization.QuantFormat.QDQ,
-            op_types_to_quantize=list(QUANTISED),
+            op_types_to_quantize=list(QUANTIZED),
             per_channel=True,
             reduce_range=True,
             activation_type=quantization.QuantType.QUInt8,
@@ -74,7 +74,7 @@ def quantize(graph: onnx.ModelProto, images: np.ndarray, network: OnnxNetwork) -
 
 
 class _Batches(quantization.CalibrationDataReader):
-    """Hands out the images, normalised, some at a time."""
+    """Hands out the images, normalized, some at a time."""
 
     def __init__(self, images: np.ndarray, network: OnnxNetwork) -> None:
         self._parts = iter(range(0, len(images), _BATCH))
@@ -88,8 +88,8 @@ class _Batches(quantization.CalibrationDataReader):
 
 
 @contextmanager
-def _quantiser_quiet() -> Iterator[None]:
-    """Keep the advice of the quantiser, which speaks through the root logger, off the screen."""
+def _quiet_quantizer() -> Iterator[None]:
+    """Keep the advice of the quantizer, which speaks through the root logger, off the screen."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -30,7 +30,7 @@ class OnnxNetwork:
         self.embedding_size = int(session.get_outputs()[0].shape[1])
 
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Embed (B, 112, 112, 3) uint8 in the network's colour order: (B, D) and (B, 1) float32."""
+        """Embed (B, 112, 112, 3) uint8 in the network's color order: (B, D) and (B, 1) float32."""
         embeddings, norms = self._session.run(None, {self._input: self.normalized(images)})
         return embeddings, norms
 
@@ -95,12 +95,12 @@ def _onnx_metadata(session: Any, path: Path) -> dict[str, Any]:
 
 
 def _takes_faces(inputs: list[tuple[str, list[Any]]]) -> bool:
-    """Whether a graph takes (B, 3, 112, 112) float32, for any B."""
+    """Return whether a graph takes (B, 3, 112, 112) float32, for any B."""
     return [(kind, shape[1:]) for kind, shape in inputs] == [("tensor(float)", [3, IMAGE_SIZE, IMAGE_SIZE])] and (
         not isinstance(inputs[0][1][0], int)
     )
 
 
 def _gives_embeddings(outputs: list[list[Any]]) -> bool:
-    """Whether a graph gives (B, D) and (B, 1)."""
+    """Return whether a graph gives (B, D) and (B, 1)."""
     return [len(shape) for shape in outputs] == [2, 2] and isinstance(outputs[0][1], int) and outputs[1][1] == 1

@@ -68,7 +68,7 @@ def compare_with_pytorch(
     Args:
         model: the network that was exported, in evaluation mode, as it was loaded.
         exported: its export.
-        images: (N, 112, 112, 3) uint8, in the networks' colour order, N at least 1.
+        images: (N, 112, 112, 3) uint8, in the networks' color order, N at least 1.
         input_format: what the network wants; the export goes by its own metadata.
     """
     parts = [model(input_format.normalized(torch.from_numpy(batch))) for batch in _batches(images, SEVERAL)]
@@ -82,7 +82,7 @@ def compare_networks(reference: OnnxNetwork, other: OnnxNetwork, images: np.ndar
     Args:
         reference: what is compared with.
         other: such as the same in INT8.
-        images: (N, 112, 112, 3) uint8, in the networks' colour order, N at least 1.
+        images: (N, 112, 112, 3) uint8, in the networks' color order, N at least 1.
     """
     expected = [np.concatenate(part) for part in zip(*map(reference, _batches(images, SEVERAL)), strict=True)]
     return _parity(other, images, expected[0], expected[1])

@@ -14,7 +14,7 @@ from PIL import Image
 from adaface.alignment.tree import crop_stems, find_photographs
 from adaface.alignment.warp import warp_face
 from adaface.commands import align as align_command
-from adaface.data.image_list import read_colour_image
+from adaface.data.image_list import read_color_image
 from adaface.system.locks import RunLock
 from tests.support.photographs import ASTRONAUT_LANDMARKS, astronaut, head, two_heads
 
@@ -44,10 +44,10 @@ def test_a_tree_of_photographs(tmp_path, capsys):
     (source / "ben" / "note.jpg").write_text("no image")
     (source / "readme.txt").write_text("not looked at")
     assert align(source, output, "--threads", 2) == 1
-    crop = read_colour_image(output / "ann" / "1.png")
+    crop = read_color_image(output / "ann" / "1.png")
     assert crop.shape == (112, 112, 3)
     assert np.abs(crop.astype(float) - warp_face(astronaut(), ASTRONAUT_LANDMARKS)).mean() < 16
-    assert read_colour_image(output / "ben" / "deep" / "2.png").shape == (112, 112, 3)
+    assert read_color_image(output / "ben" / "deep" / "2.png").shape == (112, 112, 3)
     rows = table(output)
     assert [(row["file"], row["status"], row["faces_found"], row["crop"]) for row in rows] == [
         ("ann/1.png", "aligned", "1", "ann/1.png"),
@@ -76,7 +76,7 @@ def test_turned_grey_cmyk_and_deep_photographs_give_the_same_crop(tmp_path):
     upright.convert("L").save(source / "grey.jpg", quality=95)
     write(source / "deep.png", head().astype(np.uint16) * 257)
     assert align(source, output) == 0
-    crops = {row["file"]: read_colour_image(output / row["crop"]).astype(float) for row in table(output)}
+    crops = {row["file"]: read_color_image(output / row["crop"]).astype(float) for row in table(output)}
     assert len(crops) == 5
     plain = crops["plain.png"]
     for name in ("turned.png", "cmyk.tif", "deep.png"):
@@ -96,7 +96,7 @@ def test_colours_stay(tmp_path):
     landmarks = tmp_path / "marks.txt"
     landmarks.write_text("a.png 135 110 165 110 150 125 138 140 162 140\n")
     assert align(source, output, "--landmarks", landmarks) == 0
-    assert read_colour_image(output / "a.png")[111, 111].tolist() == [0, 0, 255]
+    assert read_color_image(output / "a.png")[111, 111].tolist() == [0, 0, 255]
 
 
 def test_the_faces_that_are_wanted(tmp_path):
@@ -111,7 +111,7 @@ def test_the_faces_that_are_wanted(tmp_path):
     assert sizes["all"] == [*sizes["largest"], *sizes["central"]]
     assert sizes["largest"][0] > 1.7 * sizes["central"][0]
     assert [row["crop"] for row in rows] == ["two_0.jpg", "two_1.jpg"]
-    crops = [read_colour_image(tmp_path / "all" / row["crop"]).astype(float) for row in rows]
+    crops = [read_color_image(tmp_path / "all" / row["crop"]).astype(float) for row in rows]
     assert np.abs(crops[0] - crops[1]).mean() < 20  # the same face in two sizes
 
 
@@ -123,7 +123,7 @@ def test_a_landmark_file_instead_of_the_detector(tmp_path, monkeypatch, capsys):
     points = " ".join(map(str, ASTRONAUT_LANDMARKS.ravel()))
     landmarks.write_text(f"a/1.png {points} 0.5\na/3.png {'7 ' * 10} 0.5\n")
     assert align(source, output, "--landmarks", landmarks) == 1
-    assert np.array_equal(read_colour_image(output / "a" / "1.png"), warp_face(astronaut(), ASTRONAUT_LANDMARKS))
+    assert np.array_equal(read_color_image(output / "a" / "1.png"), warp_face(astronaut(), ASTRONAUT_LANDMARKS))
     assert [(row["status"], row["score"]) for row in table(output)] == [
         ("aligned", "0.5000"), ("no landmarks", ""), ("no transform", "0.5000"),
     ]  # fmt: skip

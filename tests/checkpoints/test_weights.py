@@ -22,7 +22,7 @@ def test_a_checkpoint_without_a_backbone():
 
 
 @pytest.mark.parametrize("arch", ["ir_18", "ir_se_50", SMALL])
-def test_architectures_are_recognised(arch):
+def test_architectures_are_recognized(arch):
     with torch.device("meta"):
         weights = build_model(arch).state_dict()
     assert identify_architecture(weights) == arch

@@ -39,7 +39,7 @@ CLASSES = 105
 
 
 def face(number: int) -> np.ndarray:
-    """A smooth colour image that says its number."""
+    """A smooth color image that says its number."""
     rng = np.random.default_rng(number)
     return cv2.resize(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8), (112, 112), interpolation=cv2.INTER_LINEAR)
 
@@ -244,9 +244,9 @@ def test_wrong_root_says_what_was_looked_for_and_found(small: Path) -> None:
         open_training_source(small, "imgs", use_mxrecord=True)
 
 
-def test_a_misspelt_folder_does_not_fall_back_to_its_parents_record(both: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="faces_misspelt"):
-        open_training_source(both, "faces_misspelt")
+def test_a_misspelled_folder_does_not_fall_back_to_its_parents_record(both: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="faces_misspelled"):
+        open_training_source(both, "faces_misspelled")
 
 
 # --- the subset list ------------------------------------------------------------------------------------------
@@ -535,7 +535,7 @@ def test_lightning_tells_the_epoch_and_resumes_inside_it(
     assert runs[1] == expected[4:]  # from the second batch of the second epoch on
 
 
-# --- classes, sizes, colours ----------------------------------------------------------------------------------
+# --- classes, sizes, colors ----------------------------------------------------------------------------------
 
 
 def test_custom_num_class_overrides_upward_only(small: Path) -> None:
@@ -601,7 +601,7 @@ def test_bad_images_are_named(small: Path) -> None:
     (small / "imgs" / "b" / "2.jpg").write_bytes(cv2.imencode(".jpg", face(1)[..., 0])[1].tobytes())
     (small / "imgs" / "b" / "3.jpg").write_bytes(jpeg(face(1)[:96]))
     dataset = module(small).dataset
-    for sample, reason in [(5, r"1.jpg: not a readable image"), (6, r"2.jpg: a greyscale image"), (7, "3.jpg: 112x96")]:
+    for sample, reason in [(5, r"1.jpg: not a readable image"), (6, r"2.jpg: a grayscale image"), (7, "3.jpg: 112x96")]:
         with pytest.raises(ValueError, match=rf"imgs/b/{reason}"):
             dataset[0, sample]
 

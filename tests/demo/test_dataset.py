@@ -59,7 +59,7 @@ def test_records_are_in_the_insightface_layout(tiny: Path) -> None:
     assert (tiny / "property").read_text() == "6,112,112\n"
 
 
-def test_every_record_holds_a_colour_jpeg_of_its_picture(tiny: Path) -> None:
+def test_every_record_holds_a_color_jpeg_of_its_picture(tiny: Path) -> None:
     records = RecordFile(tiny / "train.rec")
     for position, picture in zip(np.arange(*records.image_range()), training_pictures(DemoSize(**TINY)), strict=True):
         encoded = records.read_image(position)

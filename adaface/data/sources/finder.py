@@ -128,7 +128,7 @@ def split_paths(data_root: str | os.PathLike[str], train_data_path: str | os.Pat
 
 
 def _exists(path: Path) -> bool:
-    """Whether a path exists, or will when the data set is converted."""
+    """Return whether a path exists, or will when the data set is converted."""
     return path.exists() or (path.name == IMAGE_FOLDER and path.parent.is_dir())
 
 

@@ -1,4 +1,4 @@
-"""Training images of a folder of class folders, listed, ordered and labelled.
+"""Training images of a folder of class folders, listed, ordered and labeled.
 
 Source: torchvision's `ImageFolder`.
 Differences: hidden files are left out; there are no folders inside class folders; a listing of N files costs their

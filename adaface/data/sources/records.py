@@ -227,7 +227,7 @@ def _counted(labels: np.ndarray, class_count: int) -> np.ndarray:
 
 
 def _fits(class_count: int, declared: int, files: int) -> bool:
-    """Whether so many classes may be declared so: of several files exactly, as the last one may be missing."""
+    """Return whether so many classes may be declared so: of several files exactly, as the last one may be missing."""
     return class_count <= declared if files == 1 else class_count == declared
 
 

@@ -92,7 +92,7 @@ def test_nothing_is_held_beside_the_sets(root: Path) -> None:
     assert len(pickle.dumps(CombinedSource(parts))) < sum(len(pickle.dumps(part)) for _, part in parts) + 1000
 
 
-def test_all_sets_are_augmented_and_labelled_alike(root: Path) -> None:
+def test_all_sets_are_augmented_and_labeled_alike(root: Path) -> None:
     """A sample is what it is in its own set, but for its number: that is the key of its randomness."""
     together = TrainingDataset(open_training_source(root, "c,b"), Augmenter(0, 0, 0, 0), seed=1)
     alone = TrainingDataset(open_training_source(root, "b"), Augmenter(0, 0, 0, 0), seed=1)
