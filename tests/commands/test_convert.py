@@ -390,7 +390,7 @@ def test_sets_of_the_official_converter_are_kept(faces: Path, capsys: pytest.Cap
     ("image", "message"),
     [
         (encode(smooth_image(0)[:, :100]), "image 3 (pair 1): 100x112 px"),
-        (encode(smooth_image(0)[:, :, 0]), "image 3 (pair 1): a greyscale image"),
+        (encode(smooth_image(0)[:, :, 0]), "image 3 (pair 1): a grayscale image"),
         (b"nothing", "image 3 (pair 1): not a readable image"),
     ],
 )
