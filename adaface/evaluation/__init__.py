@@ -1,1 +1,1 @@
-"""Evaluation protocols: from files on disk to the numbers of ``verification_metrics``, one command for all."""
+"""Evaluation protocols: from data on disk to metrics and reports."""

@@ -1,9 +1,10 @@
-"""What a fine-tuning has brought: the pretrained and the fine-tuned model on the same pairs, clear and blurred.
+"""The effect of fine-tuning: the pretrained and the fine-tuned model on the same pairs, clear and blurred.
 
-The pairs are those of the run's verification sets; blurred are the same pairs, each image degraded as by ``folder
---degrade blur`` (``evaluation/degradation.py``). Numbers, differences and intervals are those of ``pairs --compare``.
-What is said in words goes by the accuracy: better or worse where the 95 % interval of the difference does not hold 0,
-and otherwise that no difference is shown, which is not the same as that there is none.
+The pairs are those of the run's verification sets; the blurred pairs are the same ones, with each image degraded as by
+``folder --degrade blur`` (``evaluation/degradation.py``). Numbers, differences and intervals are those of ``pairs
+--compare``.
+The verdict is based on accuracy: better or worse if the 95 % interval of the difference excludes 0. Otherwise the
+result is inconclusive, which does not mean that there is no difference.
 """
 
 import json
@@ -30,19 +31,19 @@ _FEWEST_IMPOSTORS = math.ceil(1 / FAR)
 
 
 def comparable_sets(pair_sets: Mapping[str, PairSet]) -> dict[str, PairSet]:
-    """Return the sets that two models can be compared on; to be asked before a training too.
+    """Return the sets that two models can be compared on; also used as a check before training.
 
     Args:
-        pair_sets: by name.
+        pair_sets: verification sets by name.
 
     Raises:
-        ValueError: none has pairs of both kinds.
+        ValueError: no set has both genuine and impostor pairs.
     """
     usable = {name: one for name, one in pair_sets.items() if one.issame.any() and not one.issame.all()}
     if not usable:
         raise ValueError(
-            f"none of the verification sets ({', '.join(pair_sets)}) has pairs of one person and of two people: there "
-            "is nothing to compare the models on"
+            f"none of the verification sets ({', '.join(pair_sets)}) has both genuine and impostor pairs: at least one "
+            "is needed to compare the models"
         )
     return usable
 
@@ -53,14 +54,14 @@ def compare_before_after(
     """Verify the pairs of a run's sets, clear and blurred, with both models.
 
     Args:
-        pretrained: the model before.
-        finetuned: the model after.
-        pair_sets: by name; those without pairs of both kinds are left out.
-        folder: of the run.
-        seed: of the degradation.
+        pretrained: model before fine-tuning.
+        finetuned: model after fine-tuning.
+        pair_sets: verification sets by name; those without both genuine and impostor pairs are skipped.
+        folder: run folder.
+        seed: random seed of the degradation.
 
     Raises:
-        ValueError: no set has pairs of both kinds, or images cannot be used.
+        ValueError: no set has both genuine and impostor pairs, or images cannot be read.
     """
     usable = comparable_sets(pair_sets)
     pair_lists = []
@@ -73,47 +74,47 @@ def compare_before_after(
     comparison = compare_pair_lists(models, pair_lists, "before and after fine-tuning", far=FAR if enough else None)
     notes = (
         f"blurred: {degradation_note('all', strength=1.0, seed=seed).replace('gallery and probes', 'all images')}",
-        f"the {FINETUNED} model is that of the best validation, chosen on these very pairs where they are not blurred",
+        f"the {FINETUNED} model is the checkpoint of the best validation, which was chosen on the same (clear) pairs",
     )
     return replace(comparison, notes=(*notes, *comparison.notes))
 
 
 def verdict(comparison: ModelComparison) -> list[str]:
-    """Say in words whether fine-tuning has made the model better or worse, set by set.
+    """Return lines that say for each set whether fine-tuning improved the model.
 
     Args:
-        comparison: of ``compare_before_after``.
+        comparison: result of ``compare_before_after``.
     """
     lines, worse = [], []
     for condition in comparison.conditions:
         one = comparison.differences[FINETUNED, condition, _MEASURE]
         low, high = (100 * end for end in one.interval)
-        told = f"{100 * one.difference:+.2f} points of accuracy, 95 % interval [{low:+.2f}, {high:+.2f}]"
+        effect = f"{100 * one.difference:+.2f} points of accuracy, 95 % interval [{low:+.2f}, {high:+.2f}]"
         if low > 0:
-            lines.append(f"{condition}: fine-tuning made it better ({told})")
+            lines.append(f"{condition}: fine-tuning made it better ({effect})")
         elif high < 0:
-            lines.append(f"{condition}: fine-tuning made it WORSE ({told})")
+            lines.append(f"{condition}: fine-tuning made it WORSE ({effect})")
             worse.append(condition)
         else:
-            lines.append(f"{condition}: no difference is shown ({told})")
+            lines.append(f"{condition}: no significant difference ({effect})")
     if worse:
         lines.append(
-            f"fine-tuning has harmed the model on {', '.join(worse)}: keep the pretrained one there, or try a lower "
+            f"fine-tuning made the model worse on {', '.join(worse)}: use the pretrained one there, or try a lower "
             "--lr, fewer --epochs, --freeze_stages, --freeze_batch_norm, or more images"
         )
     return lines
 
 
 def write_before_after(comparison: ModelComparison, words: Sequence[str], folder: Path) -> None:
-    """Write ``comparison.json``: all numbers, the differences, and what was said in words.
+    """Write ``comparison.json``: all numbers, the differences, and the verdict in words.
 
     Args:
-        comparison: of ``compare_before_after``.
-        words: of ``verdict``.
-        folder: of the run.
+        comparison: result of ``compare_before_after``.
+        words: result of ``verdict``.
+        folder: run folder.
 
     Raises:
-        OSError: it cannot be written; what was there before is untouched.
+        OSError: it cannot be written; an existing file is left unchanged.
     """
     rows: list[dict[str, Any]] = []
     for (model, condition), outcome in comparison.outcomes.items():

@@ -1,4 +1,4 @@
-"""What a command of the evaluation found: printed, and kept as tables, curves and a report in a folder of its own."""
+"""Results of an evaluation command: printed, and written as tables, curves and a report to a folder."""
 
 import csv
 import io
@@ -25,23 +25,23 @@ from adaface.reporting.tables import ReportTable
 from adaface.system.files import write_atomically
 
 REPORT = "report.html"
-_PAIRS_OF_A_SET = 8  # of each kind, as pictures
+_PAIRS_OF_A_SET = 8  # of each kind, shown as images
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What a protocol found.
+    """Results of an evaluation.
 
     Attributes:
-        sets: verification sets.
-        outcomes: of other protocols.
-        lines: what else is to be said.
-        tables: of the report, beside those of sets and outcomes.
+        sets: results on verification sets.
+        outcomes: results of other protocols.
+        lines: further lines of text.
+        tables: tables of the report, besides those of sets and outcomes.
         rejections: error-versus-reject curves by name of the set.
-        warnings: what nobody must miss.
-        comparison: of several models.
-        degraded: images of which some are drawn, at several strengths.
-        failed: what was checked does not hold.
+        warnings: important remarks.
+        comparison: comparison of several models.
+        degraded: degraded images; samples are plotted at several strengths.
+        failed: whether a check failed.
     """
 
     sets: Sequence[VerifiedSet] = ()
@@ -60,9 +60,9 @@ class Evaluated:
     """What was evaluated, for the report and the manifest.
 
     Attributes:
-        title: of the report.
-        model: the file, and what is in it.
-        options: of the command line.
+        title: title of the report.
+        model: model file and its description.
+        options: options of the command line.
         command: the command line.
     """
 
@@ -73,12 +73,12 @@ class Evaluated:
     started: str = field(default_factory=lambda: datetime.now().astimezone().isoformat(timespec="seconds"))
 
     def manifest(self) -> dict[str, Any]:
-        """Return what has to be known to repeat it, as plain values."""
+        """Return the information to reproduce the evaluation, as plain values."""
         return {"started": self.started, "command": self.command, "model": self.model, **describe_environment()}
 
 
 def text_of(findings: Findings) -> str:
-    """Return what was found as text for the screen."""
+    """Format results as text for the screen."""
     parts = []
     if findings.sets:
         parts.append(results_table([verified.result for verified in findings.sets]))
@@ -90,12 +90,12 @@ def text_of(findings: Findings) -> str:
 
 
 def write_findings(folder: Path, findings: Findings, evaluated: Evaluated, *, report: bool) -> None:
-    """Write everything into a folder.
+    """Write results to a folder.
 
     Args:
-        folder: exists.
-        findings: what to write; of what is absent there are no files.
-        evaluated: what they are of.
+        folder: existing folder.
+        findings: results to write; absent ones have no files.
+        evaluated: what was evaluated.
         report: write ``report.html`` too.
 
     Raises:

@@ -1,19 +1,19 @@
-"""Identification on a private folder of aligned faces, clear or degraded; the folder's layouts are in identity_folder.
+"""Identification on a private folder of aligned faces, clear or degraded; for its layouts see identity_folder.
 
-The gallery holds one feature per identity, the mean of its images' unit embeddings, scaled to length 1 again. The mean
-is not weighted by norm: the specification of the comparison says mean, and a weight that one of two compared models
-gets wrong would be one more difference between them.
+The gallery has one feature per identity: the mean of the unit embeddings of its images, normalized to length 1. The
+mean is not weighted by norm, as the specification of the comparison defines it: otherwise two compared models could
+also differ in the quality of their weights.
 
-A probe's prediction is the identity of the most similar gallery feature. Numbers are of the mated probes, whose
-identity is in the gallery:
+The prediction for a probe is the identity of the most similar gallery feature. The numbers are computed over the mated
+probes, whose identity is in the gallery:
 
     f1_score      macro: the mean over their identities of 2 TP / (2 TP + FP + FN), as scikit-learn's
-    accuracy      share of right predictions; the same as rank-1, under the name by which some look for it
-    rank-k        share with the right identity among the k most similar
-    TPIR at FPIR  where there are also non-mated probes: ``identification.open_set_rates``, the mate at any rank
+    accuracy      share of correct predictions; the same as rank-1
+    rank-k        share with the correct identity among the k most similar
+    TPIR at FPIR  if there are non-mated probes: ``identification.open_set_rates``, the mate at any rank
 
-Intervals are over identities, not over images: a folder of few people tells little, however many images each has.
-That of f1_score is described in ``macro_f1``.
+Intervals are over identities, not over images: a folder of few people gives wide intervals, however many images each
+has. That of f1_score is described in ``metrics.identification``.
 """
 
 import math
@@ -38,18 +38,18 @@ DEGRADED_PARTS = ("all", "probe")
 
 @dataclass(frozen=True)
 class Identification:
-    """What a model said about each probe.
+    """Predictions of a model for all probes.
 
     Attributes:
-        labels: (M,) the mated probes' identities.
-        predicted: (M,) the identity of the most similar gallery feature.
-        mate_scores: (M,) cosine with the feature of the right one.
-        mate_ranks: (M,) its rank, from 1.
-        unknown_labels: (U,) the non-mated probes' identities.
-        unknown_scores: (U,) their largest cosine with anybody.
-        norms: (M + U,) of all probes, in the folder's order.
+        labels: (M,) identities of the mated probes.
+        predicted: (M,) identity of the most similar gallery feature.
+        mate_scores: (M,) cosine to the feature of the correct identity.
+        mate_ranks: (M,) rank of the correct identity, from 1.
+        unknown_labels: (U,) identities of the non-mated probes.
+        unknown_scores: (U,) their largest cosine to any identity.
+        norms: (M + U,) feature norms of all probes, in the folder's order.
         gallery_size: number G of identities in the gallery.
-        notes: what is unusual about the data.
+        notes: remarks on the data.
     """
 
     labels: np.ndarray
@@ -84,18 +84,18 @@ def run(
 
     Args:
         embed: the model.
-        root: the folder.
-        gallery_images: images of each identity that make up its gallery.
-        unknown_share: share of the identities, in [0, 1), that get no gallery, for open-set numbers.
+        root: folder of images.
+        gallery_images: number of gallery images of each identity.
+        unknown_share: share of the identities, in [0, 1), without a gallery, for open-set numbers.
         degrade: None, or ``blur``.
-        degraded_part: ``all`` images, gallery and probes (the specification's comparison), or ``probe`` images alone.
-        strength: of the degradation, in [0, 1].
-        seed: of the degradation, and of the draw of unknown identities.
-        limit: for a quick look, about how many images.
+        degraded_part: degrade ``all`` images (the specification's comparison) or ``probe`` images only.
+        strength: strength of the degradation, in [0, 1].
+        seed: random seed of the degradation and of the choice of unknown identities.
+        limit: approximate number of images, for a quick test.
 
     Raises:
-        FileNotFoundError: no such folder, or another layout.
-        ValueError: options out of range, images that cannot be used, no probe with a gallery.
+        FileNotFoundError: there is no such folder, or it has another layout.
+        ValueError: options out of range, images that cannot be read, or no probe with a gallery.
     """
     if degrade not in (None, *DEGRADATIONS) or degraded_part not in DEGRADED_PARTS:
         raise ValueError(
@@ -106,20 +106,20 @@ def run(
     probes = gallery = embed(folder.images if degrade is None else DegradedImages(folder.images, seed, strength))
     if degrade is not None and degraded_part == "probe":
         gallery = embed(folder.images)
-    found = identify(folder, gallery, probes, gallery_images=gallery_images, unknown_share=unknown_share, seed=seed)
+    result = identify(folder, gallery, probes, gallery_images=gallery_images, unknown_share=unknown_share, seed=seed)
     if degrade is None:
-        return outcome_of(found, folder.images.name)
+        return outcome_of(result, folder.images.name)
     note = degradation_note(degraded_part, strength=strength, seed=seed)
-    return outcome_of(found, f"{folder.images.name} blurred", (note,))
+    return outcome_of(result, f"{folder.images.name} blurred", (note,))
 
 
 def degradation_note(degraded_part: str, *, strength: float, seed: int) -> str:
-    """Return what to say about numbers of degraded images.
+    """Return a note on the degradation of the images.
 
     Args:
         degraded_part: one of ``DEGRADED_PARTS``.
-        strength: of the degradation.
-        seed: of the degradation.
+        strength: strength of the degradation.
+        seed: random seed of the degradation.
     """
     which = "the probes" if degraded_part == "probe" else "gallery and probes"
     return f"{which} degraded: blur of strength {strength:g}, seed {seed}"
@@ -138,44 +138,44 @@ def identify(
 
     Args:
         folder: the images.
-        gallery: embeddings of all of them, from which those of the gallery are taken.
-        probes: the same for the probes; other ones where probes alone are degraded.
-        gallery_images: as ``assign_roles``.
-        unknown_share: as ``assign_roles``.
-        seed: as ``assign_roles``.
+        gallery: embeddings of all images, for the gallery.
+        probes: embeddings of all images, for the probes; they differ if only probes are degraded.
+        gallery_images: as in ``assign_roles``.
+        unknown_share: as in ``assign_roles``.
+        seed: as in ``assign_roles``.
 
     Raises:
-        ValueError: as ``assign_roles``; or embeddings that are not finite.
+        ValueError: as in ``assign_roles``; or embeddings that are not finite.
     """
     readable = gallery.readable & probes.readable
     roles = assign_roles(folder, readable, gallery_images=gallery_images, unknown_share=unknown_share, seed=seed)
     known, features = _mean_by_identity(gallery.embeddings, folder.labels, roles.gallery)
     rows = np.flatnonzero(roles.probes)
     labels, embeddings = folder.labels[rows], probes.embeddings[rows]
-    searched = search(embeddings, features, labels, known)
-    mated = searched.mate_ranks > 0
+    result = search(embeddings, features, labels, known)
+    mated = result.mate_ranks > 0
     places, _ = most_similar(embeddings[mated], features, 1)
-    ignored = (f"left out because hidden or no images: {folder.ignored:,} files",) if folder.ignored else ()
+    ignored = (f"skipped, because hidden or not an image: {folder.ignored:,} files",) if folder.ignored else ()
     return Identification(
         labels=labels[mated],
         predicted=known[places[:, 0]],
-        mate_scores=searched.mate_scores[mated],
-        mate_ranks=searched.mate_ranks[mated],
+        mate_scores=result.mate_scores[mated],
+        mate_ranks=result.mate_ranks[mated],
         unknown_labels=labels[~mated],
-        unknown_scores=searched.best_nonmate_scores[~mated],
+        unknown_scores=result.best_nonmate_scores[~mated],
         norms=probes.norms[rows, 0],
         gallery_size=len(known),
         notes=(*roles.notes, *unreadable_note(readable), *ignored),
     )
 
 
-def outcome_of(found: Identification, data: str, notes: tuple[str, ...] = ()) -> Outcome:
+def outcome_of(result: Identification, data: str, notes: tuple[str, ...] = ()) -> Outcome:
     """Return the numbers of an identification, with 95 % intervals.
 
     Args:
-        found: what the model said.
-        data: name of the set.
-        notes: what else to say about it.
+        result: predictions of the model.
+        data: name of the data set.
+        notes: further remarks.
     """
     numbers, intervals = {}, {}
 
@@ -184,29 +184,29 @@ def outcome_of(found: Identification, data: str, notes: tuple[str, ...] = ()) ->
         if ends is not None:
             intervals[name] = (100 * ends[0], 100 * ends[1])
 
-    f1 = macro_f1(found.labels, found.predicted)
+    f1 = macro_f1(result.labels, result.predicted)
     add("f1_score", f1.score, f1.interval())
-    add("accuracy", float(found.correct.mean()), rate_interval(found.correct, found.labels))
-    for rank, rate in rank_rates(found.mate_ranks, RANKS).items():
-        if rank < found.gallery_size:
-            add(f"rank-{rank}", rate, rate_interval(found.mate_ranks <= rank, found.labels))
-        else:  # nothing but 100 % is possible
+    add("accuracy", float(result.correct.mean()), rate_interval(result.correct, result.labels))
+    for rank, rate in rank_rates(result.mate_ranks, RANKS).items():
+        if rank < result.gallery_size:
+            add(f"rank-{rank}", rate, rate_interval(result.mate_ranks <= rank, result.labels))
+        else:  # always 100 %
             add(f"rank-{rank}", math.nan, None)
-    for fpir, (rate, ends) in _open_set(found).items():
+    for fpir, (rate, ends) in _open_set(result).items():
         add(f"TPIR at FPIR {fpir:g}", rate, ends)
-    return Outcome(PROTOCOL, data, numbers, intervals, (_sizes(found), *notes, *found.notes), norms=found.norms)
+    return Outcome(PROTOCOL, data, numbers, intervals, (_sizes(result), *notes, *result.notes), norms=result.norms)
 
 
-def _open_set(found: Identification) -> dict[float, tuple[float, tuple[float, float] | None]]:
-    """Return TPIR and its interval by FPIR; nothing without non-mated probes."""
-    if not len(found.unknown_scores):
+def _open_set(result: Identification) -> dict[float, tuple[float, tuple[float, float] | None]]:
+    """Return TPIR and its interval by FPIR; empty without non-mated probes."""
+    if not len(result.unknown_scores):
         return {}
-    rates = open_set_rates(found.mate_scores, found.mate_ranks, found.unknown_scores, FPIRS)
-    measurable = [fpir for fpir in FPIRS if fpir * len(found.unknown_scores) >= 1]
-    people = np.concatenate([found.labels, found.unknown_labels])
+    rates = open_set_rates(result.mate_scores, result.mate_ranks, result.unknown_scores, FPIRS)
+    measurable = [fpir for fpir in FPIRS if fpir * len(result.unknown_scores) >= 1]
+    people = np.concatenate([result.labels, result.unknown_labels])
     intervals = tar_intervals(
-        np.concatenate([found.mate_scores, found.unknown_scores]),
-        np.arange(len(people)) < len(found.labels),
+        np.concatenate([result.mate_scores, result.unknown_scores]),
+        np.arange(len(people)) < len(result.labels),
         measurable,
         np.stack([people, people], axis=1),
     )
@@ -219,6 +219,6 @@ def _mean_by_identity(embeddings: np.ndarray, labels: np.ndarray, chosen: np.nda
     return pool_templates(lambda some: embeddings[rows[some]], labels[rows], rows)
 
 
-def _sizes(found: Identification) -> str:
-    text = f"{found.gallery_size:,} identities in the gallery, {len(found.labels):,} probes of them"
-    return f"{text}, {len(found.unknown_labels):,} probes of others" if len(found.unknown_labels) else text
+def _sizes(result: Identification) -> str:
+    text = f"{result.gallery_size:,} identities in the gallery, {len(result.labels):,} probes of them"
+    return f"{text}, {len(result.unknown_labels):,} probes of others" if len(result.unknown_labels) else text

@@ -1,6 +1,6 @@
-"""A private folder of faces as an identification set: which images there are, and which are gallery and probes.
+"""A private folder of faces as an identification set: its images, and their roles as gallery or probe.
 
-Two layouts:
+Two layouts are supported:
 
     <root>/<identity>/<image>            the first k images of an identity, by file name, are its gallery
     <root>/gallery/<identity>/<image>    the gallery
@@ -25,14 +25,14 @@ _SHOWN = 5
 
 @dataclass(frozen=True)
 class IdentityFolder:
-    """The images of a private folder, those of an identity in one piece, in the order of the identities' names.
+    """The images of a private folder, grouped by identity, in the order of the identities' names.
 
     Attributes:
         images: the N files, aligned faces of 112x112.
         identities: names of the identities.
-        labels: (N,) places in ``identities``, ascending.
-        in_gallery: (N,) booleans where folders tell gallery and probes apart; None in the layout that does not.
-        ignored: number of files that are hidden or no images.
+        labels: (N,) indices into ``identities``, ascending.
+        in_gallery: (N,) booleans; None in the layout without gallery and probe folders.
+        ignored: number of files that are hidden or not images.
     """
 
     images: ImageFiles
@@ -44,12 +44,12 @@ class IdentityFolder:
 
 @dataclass(frozen=True)
 class Roles:
-    """What the images of a folder are for.
+    """The roles of the images of a folder.
 
     Attributes:
         gallery: (N,) booleans.
         probes: (N,) booleans; an image may be neither.
-        notes: what is unusual about them.
+        notes: remarks on the data.
     """
 
     gallery: np.ndarray
@@ -58,18 +58,19 @@ class Roles:
 
 
 def open_identity_folder(root: Path, limit: int | None = None) -> IdentityFolder:
-    """List the images of a private folder, and look at the size of a few.
+    """List the images of a private folder, and check the size of a few.
 
     Args:
-        root: in one of the two layouts.
-        limit: for a quick look: identities in the order of their names, until there are that many images.
+        root: folder in one of the two layouts.
+        limit: for a quick test: take identities in the order of their names until there are that many images.
 
     Raises:
-        FileNotFoundError: no such folder, no identities in it, one without images, ``gallery`` without ``probe``.
-        ValueError: images that are no aligned faces, or another limit.
+        FileNotFoundError: there is no such folder, no identity in it, an identity without images, or ``gallery``
+            without ``probe``.
+        ValueError: images are not aligned faces, or the limit is out of range.
     """
     if limit is not None and limit < 1:
-        raise ValueError(f"a limit is a number of images from 1 on, got {limit}")
+        raise ValueError(f"the limit must be at least 1 image, got {limit}")
     parts = _parts(root)
     sources = [FolderSource(part) for part in parts]
     identities = tuple(sorted({name for source in sources for name in source.class_names}))
@@ -77,7 +78,7 @@ def open_identity_folder(root: Path, limit: int | None = None) -> IdentityFolder
     labels = np.concatenate([np.array([place[n] for n in source.class_names])[source.labels] for source in sources])
     part_of = np.repeat(np.arange(len(sources)), [len(source) for source in sources])
     within = np.concatenate([np.arange(len(source)) for source in sources])
-    order = np.argsort(labels, kind="stable")  # of an identity the gallery comes first
+    order = np.argsort(labels, kind="stable")  # the gallery of an identity comes first
     if limit is not None and limit < len(order):
         order = order[labels[order] <= labels[order][limit - 1]]
     paths = [Path(sources[part].path(index)) for part, index in zip(part_of[order], within[order], strict=True)]
@@ -91,34 +92,34 @@ def open_identity_folder(root: Path, limit: int | None = None) -> IdentityFolder
 def assign_roles(
     folder: IdentityFolder, readable: np.ndarray, *, gallery_images: int = 1, unknown_share: float = 0.0, seed: int = 0
 ) -> Roles:
-    """Decide which images are gallery and which are probes.
+    """Assign images to gallery and probes.
 
     An identity with no more than ``gallery_images`` images is in the gallery and has no probes. Images that cannot be
     read do not count.
 
     Args:
-        folder: its images.
+        folder: the images.
         readable: (N,) booleans.
-        gallery_images: k; only where folders do not tell gallery and probes apart.
-        unknown_share: share of the identities, in [0, 1), that are drawn to have no gallery, so that all their images
-            are non-mated probes; only where folders do not tell them apart.
-        seed: of that draw.
+        gallery_images: number of gallery images of each identity; only in the layout without gallery folder.
+        unknown_share: share of the identities, in [0, 1), that are drawn at random to have no gallery, so that all
+            their images are non-mated probes; only in the layout without gallery folder.
+        seed: random seed of that draw.
 
     Raises:
-        ValueError: options that are out of range or do not fit the layout, fewer than two identities in the gallery,
-            or no probe whose identity is in it.
+        ValueError: options are out of range or not applicable to the layout, fewer than two identities are in the
+            gallery, or no probe has its identity in it.
     """
     if gallery_images < 1 or not 0 <= unknown_share < 1:
         raise ValueError(
-            f"got {gallery_images} gallery images and an unknown share of {unknown_share:g}: expected from 1 on, and a "
-            "number from 0 to below 1"
+            f"got {gallery_images} gallery images and an unknown share of {unknown_share:g}: expected at least 1, and "
+            "a share in [0, 1)"
         )
     if folder.in_gallery is None:
         roles = _first_images(folder, readable, gallery_images, unknown_share, seed)
     elif gallery_images != 1 or unknown_share:
         raise ValueError(
-            f"{folder.images.name} has folders {GALLERY} and {PROBE}, which say what is what: leave the number of "
-            "gallery images and the share of unknown identities out"
+            f"{folder.images.name} has folders {GALLERY} and {PROBE}, which define the roles: do not set the number of "
+            "gallery images or the share of unknown identities"
         )
     else:
         roles = _by_folder(folder, readable)
@@ -127,20 +128,20 @@ def assign_roles(
 
 
 def _parts(root: Path) -> list[Path]:
-    """Return the folder itself, or its gallery and probes."""
+    """Return the folder itself, or its gallery and probe folders."""
     trees = [root / GALLERY, root / PROBE]
-    found = [tree for tree in trees if tree.is_dir() and any(entry.is_dir() for entry in tree.iterdir())]
-    if len(found) == 1:
-        absent = next(tree for tree in trees if tree not in found)
+    parts = [tree for tree in trees if tree.is_dir() and any(entry.is_dir() for entry in tree.iterdir())]
+    if len(parts) == 1:
+        absent = next(tree for tree in trees if tree not in parts)
         raise FileNotFoundError(
-            f"{found[0]} holds identities, but there are none in {absent}: expected both, or <identity>/<image> in "
-            f"{root}, which holds {listing(root)}"
+            f"{parts[0]} contains identities, but {absent} does not: expected both, or <identity>/<image> in "
+            f"{root}, which contains {listing(root)}"
         )
-    return found or [root]
+    return parts or [root]
 
 
 def _files(part: Path) -> int:
-    """Count the files that lie where images are expected, whatever they are."""
+    """Count all files in the places where images are expected."""
     count = 0
     with os.scandir(part) as entries:
         for entry in entries:
@@ -153,17 +154,17 @@ def _files(part: Path) -> int:
 
 
 def _refuse_unaligned(images: ImageFiles) -> None:
-    """Raise where one of a few images is of another size; embedding counts those among all the others."""
+    """Raise ValueError if one of a few images has another size; embedding checks all of them later."""
     for index in np.unique(np.linspace(0, len(images) - 1, _TRIED).astype(int)):
         path = images.paths[index]
         try:
             height, width = read_color_image(path).shape[:2]
         except ValueError:
-            continue  # embedding counts what cannot be read
+            continue  # embedding counts unreadable images
         if (height, width) != IMAGE_SHAPE[:2]:
             raise ValueError(
                 f"{path} is {width}x{height} px, expected aligned faces of 112x112. A photograph that is only resized "
-                "is not aligned, and no model recognises it well: adaface align <photographs> <faces> aligns a "
+                "is not aligned, and models work poorly on it: adaface align <photographs> <faces> aligns a "
                 "tree of them"
             )
 
@@ -172,13 +173,13 @@ def _first_images(
     folder: IdentityFolder, readable: np.ndarray, gallery_images: int, unknown_share: float, seed: int
 ) -> Roles:
     counts = np.bincount(folder.labels[readable], minlength=len(folder.identities))
-    there = np.flatnonzero(counts)
+    present = np.flatnonzero(counts)
     unknown = np.zeros(len(counts), dtype=bool)
     if unknown_share:
-        drawn = np.random.default_rng(seed).permutation(there)[: max(1, round(unknown_share * len(there)))]
+        drawn = np.random.default_rng(seed).permutation(present)[: max(1, round(unknown_share * len(present)))]
         unknown[drawn] = True
     usable = np.flatnonzero(readable)
-    labels = folder.labels[usable]  # ascending, so that an image's number in its identity is its distance to the first
+    labels = folder.labels[usable]  # ascending: an image's number within its identity is its distance to the first
     number = np.arange(len(labels)) - np.searchsorted(labels, labels)
     is_gallery = (number < gallery_images) & ~unknown[labels]
     gallery, probes = np.zeros_like(readable), np.zeros_like(readable)
@@ -187,11 +188,11 @@ def _first_images(
     single = int(((counts > 0) & (counts <= gallery_images) & ~unknown).sum())
     if single:
         notes.append(
-            f"{single:,} of {len(there):,} identities have no more than {gallery_images} "
+            f"{single:,} of {len(present):,} identities have no more than {gallery_images} "
             f"image{'s' * (gallery_images > 1)}: they are in the gallery and have no probes"
         )
     if unknown_share:
-        notes.append(f"{int(unknown.sum()):,} of {len(there):,} identities, drawn by seed {seed}, have no gallery")
+        notes.append(f"{int(unknown.sum()):,} of {len(present):,} identities, drawn by seed {seed}, have no gallery")
     return Roles(gallery, probes, tuple(notes))
 
 
@@ -201,30 +202,30 @@ def _by_folder(folder: IdentityFolder, readable: np.ndarray) -> Roles:
     lost = np.setdiff1d(folder.labels[folder.in_gallery], folder.labels[gallery])
     without_gallery = probes & np.isin(folder.labels, lost)
     notes: tuple[str, ...] = ()
-    if without_gallery.any():  # not unknown people: to count them as non-mated would be wrong
+    if without_gallery.any():  # these are not unknown people, and must not count as non-mated
         notes = (
-            f"{len(lost):,} identities have no gallery image that can be read: their {int(without_gallery.sum()):,} "
-            "probes are left out",
+            f"{len(lost):,} identities have no readable gallery image: their {int(without_gallery.sum()):,} probes are "
+            "left out",
         )
     return Roles(gallery, probes & ~without_gallery, notes)
 
 
 def _refuse_unusable(folder: IdentityFolder, roles: Roles, gallery_images: int) -> None:
-    known, wanted = np.unique(folder.labels[roles.gallery]), np.unique(folder.labels[roles.probes])
+    known, probed = np.unique(folder.labels[roles.gallery]), np.unique(folder.labels[roles.probes])
     if len(known) < 2:
         raise ValueError(
             f"the gallery of {folder.images.name} has {len(known)} identities, identification needs at least 2"
         )
-    if len(np.intersect1d(known, wanted)):
+    if len(np.intersect1d(known, probed)):
         return
     if folder.in_gallery is None:
         raise ValueError(
             f"no identity of {folder.images.name} has more than {gallery_images} "
-            f"image{'s' * (gallery_images > 1)}, so that none is left as a probe: give a smaller number of gallery "
-            "images, or more images"
+            f"image{'s' * (gallery_images > 1)}, so that none is left as a probe: use fewer gallery "
+            "images, or add images"
         )
-    names = [", ".join(folder.identities[i] for i in some[:_SHOWN]) or "nobody" for some in (known, wanted)]
+    names = [", ".join(folder.identities[i] for i in some[:_SHOWN]) or "nobody" for some in (known, probed)]
     raise ValueError(
         f"no identity of {folder.images.name}/{PROBE} is in {folder.images.name}/{GALLERY}, so that no probe can be "
-        f"identified: the first ones are {names[1]} and {names[0]}, the same person needs the same name in both"
+        f"identified (first names: {names[1]}; {names[0]}): use the same folder name for the same person in both"
     )

@@ -1,12 +1,12 @@
 """IJB-B and IJB-C: template verification (1:1) and mixed identification (1:N).
 
-The metadata is read (``ijb_metadata.py``), the photographs are aligned by their landmarks and embedded, images pooled
-into templates (``template_pooling.py``), and templates compared: TAR at FAR over the given pairs; rank-k and TPIR at
-FPIR of all mixed probes against the gallery of both parts.
+The metadata is read (``ijb_metadata.py``), the photographs are aligned by their landmarks and embedded, images are
+pooled into templates (``template_pooling.py``), and templates are compared: TAR at FAR over the pairs of the protocol;
+rank-k and TPIR at FPIR of all mixed probes against the gallery of both parts.
 
 Sources: IARPA Janus Benchmark B and C (Whitelam et al. 2017, Maze et al. 2018) as InsightFace and AdaFace's official
-``validate_IJB_BC.py`` evaluate them. As there, the detector's score weighs no image. Differs from them: bounded memory;
-images that cannot be read are left out of their templates and counted.
+``validate_IJB_BC.py`` evaluate them. As there, images are not weighted by the detector's score. Differs from them:
+bounded memory; unreadable images are left out of their templates and counted.
 """
 
 import hashlib
@@ -52,18 +52,18 @@ def run(embed: EmbedImages, root: Path, name: str, *, pooling: str = POOLINGS[0]
     """Evaluate a model on IJB-B or IJB-C.
 
     Args:
-        embed: gives embeddings of images; asked for images and mirrors apart by the poolings of ``UNFUSED_POOLINGS``.
-        root: the folder that holds ``IJBB`` or ``IJBC``.
+        embed: the model; the poolings of ``UNFUSED_POOLINGS`` embed images and mirror images separately.
+        root: the folder that contains ``IJBB`` or ``IJBC``.
         name: ``IJBB`` or ``IJBC``.
-        pooling: one of ``template_pooling.POOLINGS``; the paper's numbers are those of the first.
-        limit: for a quick look, pairs of 1:1, spread evenly, without 1:N; 0 for everything.
+        pooling: one of ``template_pooling.POOLINGS``; the paper uses the first.
+        limit: for a quick test, number of 1:1 pairs, spread evenly, without 1:N; 0 for everything.
 
     Returns:
         The numbers of 1:1 and 1:N, and the similarity of each pair.
 
     Raises:
         FileNotFoundError: metadata is missing.
-        ValueError: metadata that does not fit, an unknown pooling, or templates of which no image can be read.
+        ValueError: inconsistent metadata, an unknown pooling, or a template without readable images.
     """
     if pooling not in POOLINGS:
         raise ValueError(f"got the pooling {pooling!r}, expected one of {', '.join(POOLINGS)}")
@@ -71,12 +71,12 @@ def run(embed: EmbedImages, root: Path, name: str, *, pooling: str = POOLINGS[0]
     notes = [f"template pooling: {pooling}"]
     limited = 0 < limit < len(metadata.issame)
     if limited:
-        notes.append(f"a quick look: {limit:,} of {len(metadata.issame):,} pairs, no 1:N")
+        notes.append(f"quick test: {limit:,} of {len(metadata.issame):,} pairs, no 1:N")
         metadata = with_fewer_pairs(metadata, limit)
     images = aligned_images(metadata)
     features_of, readable = _embed(embed, images, pooling)
     ids, templates = _pool_readable(features_of, readable, metadata)
-    del features_of  # for IJB-C a gigabyte, where nobody else keeps it
+    del features_of  # a gigabyte for IJB-C, unless it is cached
 
     similarity = pair_scores(templates, metadata.pairs)
     rates = tar_at_far(similarity, metadata.issame, FARS)
@@ -102,7 +102,7 @@ def aligned_images(metadata: IJBMetadata) -> ImageFiles:
     """Return the photographs of a set, each aligned by its landmarks when it is read.
 
     Args:
-        metadata: of ``read_metadata``.
+        metadata: metadata of the set.
     """
     landmarks = np.ascontiguousarray(metadata.landmarks)
     return ImageFiles(
@@ -116,20 +116,20 @@ def aligned_images(metadata: IJBMetadata) -> ImageFiles:
 def pair_scores(templates: np.ndarray, pairs: np.ndarray, *, block_bytes: int = _BLOCK_BYTES) -> np.ndarray:
     """Return the dot product of each pair of templates.
 
-    Protocols compare a template with very many others, so it is cheaper to multiply matrices and pick from the product
+    Protocols compare a template with many others, so it is cheaper to multiply matrices and select from the product
     than to gather two vectors for each pair.
 
     Args:
         templates: (T, D) float32 unit vectors.
-        pairs: (2, P) places in them.
-        block_bytes: bound on the products that exist at a time; at least a row of T is computed.
+        pairs: (2, P) indices of templates.
+        block_bytes: limit on the memory for products; at least a row of T is computed.
 
     Returns:
         (P,) float32 in [-1, 1].
     """
     first, second = pairs
     firsts, seconds = (np.flatnonzero(np.bincount(side, minlength=len(templates))) for side in pairs)
-    row, column = np.zeros((2, len(templates)), dtype=np.int64)  # of a template among the products
+    row, column = np.zeros((2, len(templates)), dtype=np.int64)  # index of a template in the products
     row[firsts], column[seconds] = np.arange(len(firsts)), np.arange(len(seconds))
     order = np.argsort(first)  # pairs of one block follow each other
     across = templates[seconds].T  # (D, S)
@@ -148,11 +148,11 @@ def pair_scores(templates: np.ndarray, pairs: np.ndarray, *, block_bytes: int = 
 
 @dataclass(frozen=True)
 class _FilesIn(Sequence[Path]):
-    """Paths made when asked for: half a million of them would take more memory than their names.
+    """Paths created on demand: half a million Path objects would take more memory than their names.
 
     Attributes:
-        folder: that holds the files.
-        names: (N,) of the files.
+        folder: folder of the files.
+        names: (N,) file names.
     """
 
     folder: Path
@@ -173,7 +173,7 @@ class _FilesIn(Sequence[Path]):
 
 @dataclass(frozen=True)
 class _Warp:
-    """Aligns the image of a place in the list, in whatever process.
+    """Aligns the image of an index, in any process.
 
     Attributes:
         landmarks: (N, 5, 2) float32, x and y in px.
@@ -186,7 +186,7 @@ class _Warp:
 
 
 def _embed(embed: EmbedImages, images: ImageList, pooling: str) -> tuple[FeaturesOf, np.ndarray]:
-    """Return what gives image features, and which images could be read."""
+    """Return a function that gives image features, and which images could be read."""
     if pooling not in UNFUSED_POOLINGS:
         embedded = _counted(embed(images), images)
         return fused_features(pooling, embedded.embeddings, embedded.norms), embedded.readable
@@ -200,7 +200,7 @@ def _counted(embedded: Embedded, images: ImageList) -> Embedded:
     if counts != {len(images)}:
         raise ValueError(
             f"got {len(embedded.embeddings)} embeddings, {len(embedded.norms)} norms and {len(embedded.readable)}"
-            f" marks of readability for the {len(images)} images of {images.name}: expected one for each"
+            f" readable flags for the {len(images)} images of {images.name}: expected one for each"
         )
     return embedded
 
@@ -208,7 +208,7 @@ def _counted(embedded: Embedded, images: ImageList) -> Embedded:
 def _pool_readable(
     features_of: FeaturesOf, readable: np.ndarray, metadata: IJBMetadata
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return ids (T,) and features (T, D) of all templates, of the images that could be read."""
+    """Return ids (T,) and features (T, D) of all templates, pooled from readable images."""
     rows = np.flatnonzero(readable)
     without = np.setdiff1d(metadata.template_ids, metadata.template_ids[rows])
     if len(without):
@@ -222,7 +222,7 @@ def _identification(
     ids: np.ndarray, templates: np.ndarray, probes: TemplateSubjects, gallery: TemplateSubjects
 ) -> tuple[dict[str, float], dict[str, Interval]]:
     """Return the numbers of 1:N, in percent, and the intervals of its ranks, as fractions."""
-    found = search(
+    result = search(
         templates[np.searchsorted(ids, probes.template_ids)],
         templates[np.searchsorted(ids, gallery.template_ids)],
         probes.subject_ids,
@@ -230,10 +230,10 @@ def _identification(
         nonmate_count=nonmates_needed(len(probes.template_ids), FPIRS),
         block_bytes=_BLOCK_BYTES,
     )
-    numbers = {f"rank-{k}": 100 * rate for k, rate in rank_rates(found.mate_ranks, RANKS).items()}
-    rates = tpir_at_fpir(found.mate_scores, found.top_nonmate_scores, FPIRS)
+    numbers = {f"rank-{k}": 100 * rate for k, rate in rank_rates(result.mate_ranks, RANKS).items()}
+    rates = tpir_at_fpir(result.mate_scores, result.top_nonmate_scores, FPIRS)
     numbers |= {f"TPIR at FPIR {fpir:g}": 100 * rate for fpir, rate in rates.items()}
-    intervals = {f"rank-{k}": rate_interval(found.mate_ranks <= k, probes.subject_ids) for k in RANKS}
+    intervals = {f"rank-{k}": rate_interval(result.mate_ranks <= k, probes.subject_ids) for k in RANKS}
     return numbers, intervals
 
 

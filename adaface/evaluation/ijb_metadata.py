@@ -1,6 +1,6 @@
 """The metadata of IJB-B and IJB-C, in the layout of InsightFace's IJB evaluation.
 
-Below ``<root>/<IJBB|IJBC>/meta/``, with <set> for ``ijbb`` or ``ijbc``:
+Files in ``<root>/<IJBB|IJBC>/meta/``, with <set> for ``ijbb`` or ``ijbc``:
 
     <set>_name_5pts_score.txt       file name, five landmarks (x, y in px of the crop), detector score: one image
     <set>_face_tid_mid.txt          file name, template id, media id; the same images in the same order
@@ -8,7 +8,7 @@ Below ``<root>/<IJBB|IJBC>/meta/``, with <set> for ``ijbb`` or ``ijbc``:
     <set>_1N_gallery_<part>.csv     TEMPLATE_ID,SUBJECT_ID,...; parts G1, G2 (IJB-C) or S1, S2 (IJB-B)
     <set>_1N_probe_mixed.csv        the same for the probes
 
-and the photographs in ``<root>/<IJBB|IJBC>/loose_crop/``.
+The photographs are in ``<root>/<IJBB|IJBC>/loose_crop/``.
 """
 
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ _NAMED = 5  # examples in a message
 
 @dataclass(frozen=True)
 class TemplateSubjects:
-    """Templates of the 1:N protocol, each once.
+    """Unique templates of the 1:N protocol.
 
     Attributes:
         template_ids: (T,) int64, ascending.
@@ -39,19 +39,19 @@ class TemplateSubjects:
 
 @dataclass(frozen=True)
 class IJBMetadata:
-    """What the files say, checked against each other.
+    """The metadata of a set, checked for consistency.
 
     Attributes:
         name: ``IJBB`` or ``IJBC``.
-        folder: of the photographs.
-        file_names: (N,) objects, in it.
+        folder: folder of the photographs.
+        file_names: (N,) objects, file names in it.
         landmarks: (N, 5, 2) float32, x and y in px.
-        template_ids: (N,) int64, of the images.
-        media_ids: (N,) int64.
-        pairs: (2, P) int32: the two templates of each pair, as places in the sorted template ids.
+        template_ids: (N,) int64 template of each image.
+        media_ids: (N,) int64 medium of each image.
+        pairs: (2, P) int32: the two templates of each pair, as indices into the sorted template ids.
         issame: (P,) booleans.
-        gallery: of the 1:N protocol, both parts.
-        probes: of the 1:N protocol, each with exactly one template of its subject in the gallery.
+        gallery: gallery of the 1:N protocol, both parts.
+        probes: probes of the 1:N protocol, each with exactly one template of its subject in the gallery.
     """
 
     name: str
@@ -70,12 +70,12 @@ def read_metadata(root: Path, name: str) -> IJBMetadata:
     """Read the metadata of a set.
 
     Args:
-        root: the folder that holds the set's folder.
+        root: the folder that contains the set's folder.
         name: ``IJBB`` or ``IJBC``.
 
     Raises:
-        FileNotFoundError: files are missing; all of them are named.
-        ValueError: another name, a malformed line (file and line are named), or files that do not fit each other.
+        FileNotFoundError: files are missing; the message names all of them.
+        ValueError: an unknown name, a malformed line (the message names file and line), or inconsistent files.
     """
     if name not in GALLERY_PARTS:
         raise ValueError(f"got the set {name!r}, expected {' or '.join(GALLERY_PARTS)}")
@@ -84,7 +84,7 @@ def read_metadata(root: Path, name: str) -> IJBMetadata:
     missing = [str(path) for path in (*files.values(), folder) if not path.exists()]
     if missing:
         raise FileNotFoundError(
-            f"{TITLES[name]} is not complete below {root}, missing: {', '.join(missing)}. The layout is that of "
+            f"{TITLES[name]} is incomplete in {root}, missing: {', '.join(missing)}. Expected the layout of "
             f"InsightFace's IJB evaluation: {name}/meta/ and {name}/loose_crop/"
         )
     file_names, landmarks = _read_landmarks(files["landmarks"])
@@ -101,7 +101,7 @@ def with_fewer_pairs(metadata: IJBMetadata, limit: int) -> IJBMetadata:
     """Return some pairs, spread evenly, and the images of their templates.
 
     Args:
-        metadata: of ``read_metadata``.
+        metadata: metadata of the set.
         limit: number of pairs, at least 1.
     """
     chosen = np.linspace(0, len(metadata.issame) - 1, limit).round().astype(int)
@@ -123,7 +123,7 @@ def template_subjects(metadata: IJBMetadata) -> np.ndarray:
     """Return the subject of each template, (T,) int64 in the order of the sorted template ids.
 
     Args:
-        metadata: a template that 1:N does not name gets a number of its own, below 0.
+        metadata: metadata of the set; a template that is not in 1:N gets a negative number of its own.
     """
     known = np.unique(metadata.template_ids)
     subjects = -1 - np.arange(len(known))
@@ -134,10 +134,10 @@ def template_subjects(metadata: IJBMetadata) -> np.ndarray:
 
 
 def metadata_files(root: Path, name: str) -> Mapping[str, Path]:
-    """Return the files by what they hold: landmarks, templates, pairs, gallery and its part, probes.
+    """Return the files by content: landmarks, templates, pairs, gallery and its part, probes.
 
     Args:
-        root: the folder that holds the set's folder.
+        root: the folder that contains the set's folder.
         name: ``IJBB`` or ``IJBC``.
     """
     meta, prefix = root / name / "meta", name.lower()
@@ -151,7 +151,7 @@ def metadata_files(root: Path, name: str) -> Mapping[str, Path]:
 
 
 def examples(values: np.ndarray) -> str:
-    """Return the first of some ids for a message, and how many more there are."""
+    """Return the first ids for a message, and the number of the others."""
     shown = ", ".join(str(value) for value in values[:_NAMED])
     return shown + (f" and {len(values) - _NAMED} more" if len(values) > _NAMED else "")
 
@@ -172,7 +172,7 @@ def _read_templates(path: Path, landmark_file: Path, file_names: np.ndarray) -> 
     pieces, row = [], 0
     for piece in read_table(path, {"name": "str", "template": "int64", "media": "int64"}):
         expected = file_names[row : row + len(piece)]
-        # features are in the order of one file, templates in that of the other
+        # features are in the order of the landmark file, templates in that of this file
         other = np.flatnonzero(piece["name"].to_numpy(object)[: len(expected)] != expected)
         if len(other):
             raise ValueError(
@@ -182,7 +182,7 @@ def _read_templates(path: Path, landmark_file: Path, file_names: np.ndarray) -> 
         pieces.append(piece[["template", "media"]].to_numpy(np.int64))
         row += len(piece)
     if row != len(file_names):
-        raise ValueError(f"{path} lists {row} images, {landmark_file} {len(file_names)}: expected as many")
+        raise ValueError(f"{path} lists {row} images, {landmark_file} {len(file_names)}: expected the same number")
     template_ids, media_ids = np.concatenate(pieces).T
     return template_ids.copy(), media_ids.copy()
 
@@ -196,7 +196,7 @@ def _read_pairs(path: Path, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         if len(unknown):
             line = line_number(path, row + int(unknown[0]))
             raise ValueError(
-                f"{path}, line {line}: the pair {ids[0, unknown[0]]} and {ids[1, unknown[0]]} names a "
+                f"{path}, line {line}: the pair {ids[0, unknown[0]]} and {ids[1, unknown[0]]} refers to a "
                 "template without images"
             )
         same = piece["same"].to_numpy()
@@ -213,19 +213,19 @@ def _read_pairs(path: Path, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _read_subjects(paths: list[Path], known: np.ndarray) -> TemplateSubjects:
-    """Read templates and subjects; a template is named once for each of its images, and counts once."""
+    """Read templates and subjects; a template is listed once for each of its images, but counts once."""
     pieces = []
     for path in paths:
-        found = list(read_table(path, {"TEMPLATE_ID": "int64", "SUBJECT_ID": "int64"}, commas=True))
-        if not sum(map(len, found)):
+        rows_of_file = list(read_table(path, {"TEMPLATE_ID": "int64", "SUBJECT_ID": "int64"}, commas=True))
+        if not sum(map(len, rows_of_file)):
             raise ValueError(f"{path} lists no templates")
-        pieces += [piece.to_numpy(np.int64) for piece in found]
+        pieces += [piece.to_numpy(np.int64) for piece in rows_of_file]
     rows = np.unique(np.concatenate(pieces), axis=0)
     template_ids, subject_ids = rows[:, 0], rows[:, 1]
     names = " and ".join(map(str, paths))
     twice = template_ids[1:][template_ids[1:] == template_ids[:-1]]
     if len(twice):
-        raise ValueError(f"{names}: a template is of one subject, but several have more: {examples(np.unique(twice))}")
+        raise ValueError(f"{names}: templates with several subjects, expected one each: {examples(np.unique(twice))}")
     without = np.setdiff1d(template_ids, known)
     if len(without):
         raise ValueError(f"{names}: {len(without)} templates have no images: {examples(without)}")

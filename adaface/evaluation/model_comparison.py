@@ -1,12 +1,12 @@
-"""Several models side by side, and on a private folder, clear and degraded: ``folder --compare a.ckpt b.ckpt``.
+"""Comparison of several models on a private folder, clear and degraded: ``folder --compare a.ckpt b.ckpt``.
 
 The numbers are those of ``evaluation.folder``: all models see the same images, gallery and probes, and the same
 degradation. The table has a block for macro f1_score and one for rank-1, a row for each model, a column for each
-condition; the CSV has all numbers, the chart is the table as bars.
+condition; the CSV has all numbers, and the bar chart shows the table.
 
     clear            gallery and probes as they are
     blurred          gallery and probes degraded, the comparison of the specification
-    blurred probes   the gallery as it is, as when good photographs of the people are at hand
+    blurred probes   the gallery as it is, for the case that good photographs of the people are available
 """
 
 import csv
@@ -45,16 +45,16 @@ _SMALLEST_P = 0.001
 
 @dataclass(frozen=True)
 class ModelComparison:
-    """What models reached on the same data.
+    """Results of several models on the same data.
 
     Attributes:
-        data: name of the folder.
-        models: names, the first is what the others are compared with.
-        conditions: columns: some of ``CONDITIONS``, or sets of pairs.
-        outcomes: by model and condition.
-        differences: of the shown numbers to the first model's, by model, condition and number; fractions.
-        notes: how images were degraded, and what is unusual about the data.
-        protocol: that measured.
+        data: name of the data.
+        models: names; the others are compared with the first.
+        conditions: columns: some of ``CONDITIONS``, or verification sets.
+        outcomes: results by model and condition.
+        differences: differences of the shown numbers to the first model, by model, condition and number; fractions.
+        notes: the degradation of the images, and remarks on the data.
+        protocol: name of the protocol.
         shown: numbers in the table and the chart.
     """
 
@@ -82,18 +82,18 @@ def compare_models(
     """Measure identification with each model under each condition.
 
     Args:
-        models: by name, such as those of ``model_names``.
-        root: as ``folder.run``.
+        models: models by name; for names see ``model_names``.
+        root: as in ``folder.run``.
         conditions: some of ``CONDITIONS``.
-        gallery_images: as ``folder.run``.
-        unknown_share: as ``folder.run``.
-        strength: of the degradation, in [0, 1].
-        seed: of the degradation, and of the draw of unknown identities.
-        limit: as ``folder.run``.
+        gallery_images: as in ``folder.run``.
+        unknown_share: as in ``folder.run``.
+        strength: strength of the degradation, in [0, 1].
+        seed: random seed of the degradation and of the choice of unknown identities.
+        limit: as in ``folder.run``.
 
     Raises:
-        FileNotFoundError: as ``folder.run``.
-        ValueError: as ``folder.run``; or no models, or other conditions.
+        FileNotFoundError: as in ``folder.run``.
+        ValueError: as in ``folder.run``; or no models, or unknown conditions.
     """
     if not models or not conditions or not set(conditions) <= set(CONDITIONS):
         raise ValueError(
@@ -102,34 +102,34 @@ def compare_models(
         )
     folder = open_identity_folder(root, limit)
     degraded = DegradedImages(folder.images, seed, strength)
-    found: dict[tuple[str, str], Identification] = {}
+    results: dict[tuple[str, str], Identification] = {}
     for model, embed in models.items():
         needed = sorted({is_degraded for condition in conditions for is_degraded in _DEGRADED[condition]})
         embedded = {is_degraded: embed(degraded if is_degraded else folder.images) for is_degraded in needed}
         for condition in conditions:
             gallery, probes = (embedded[is_degraded] for is_degraded in _DEGRADED[condition])
-            found[model, condition] = identify(
+            results[model, condition] = identify(
                 folder, gallery, probes, gallery_images=gallery_images, unknown_share=unknown_share, seed=seed
             )
-    outcomes = {place: outcome_of(one, f"{folder.images.name}, {place[1]}") for place, one in found.items()}
+    outcomes = {place: outcome_of(one, f"{folder.images.name}, {place[1]}") for place, one in results.items()}
     notes = [
         f"{condition}: {degradation_note('all' if _DEGRADED[condition][0] else 'probe', strength=strength, seed=seed)}"
         for condition in conditions
         if condition != CLEAR
     ]
     notes += dict.fromkeys(note for outcome in outcomes.values() for note in outcome.notes)
-    differences = _differences(found, next(iter(models)))
+    differences = _differences(results, next(iter(models)))
     return ModelComparison(folder.images.name, tuple(models), tuple(conditions), outcomes, differences, tuple(notes))
 
 
 def model_names(paths: Sequence[str | Path]) -> list[str]:
-    """Return names for model files: the shortest ends of their paths that tell them apart.
+    """Return names for model files: the shortest unique ends of their paths.
 
     Args:
-        paths: of different files.
+        paths: paths of different files.
 
     Raises:
-        ValueError: the same file twice.
+        ValueError: a file occurs twice.
     """
     whole = [Path(path).resolve() for path in paths]
     twice = sorted({str(path) for path in whole if whole.count(path) > 1})
@@ -139,13 +139,13 @@ def model_names(paths: Sequence[str | Path]) -> list[str]:
 
 
 def comparison_text(comparison: ModelComparison) -> str:
-    """Return the table: a block for each shown number, models down, conditions across.
+    """Format the table: a block for each shown number, with models as rows and conditions as columns.
 
     Args:
-        comparison: what was measured.
+        comparison: results of the models.
 
     Returns:
-        Lines of text without a newline at the end.
+        Lines of text without a trailing newline.
     """
     blocks = [_block(comparison, number) for number in comparison.shown]
     rows = [row for heads, *of_models in blocks for row in (None, heads, None, *of_models)]
@@ -154,7 +154,7 @@ def comparison_text(comparison: ModelComparison) -> str:
 
 
 def comparison_csv(comparison: ModelComparison) -> str:
-    """Return all numbers as CSV: a row for each model and condition; numbers that the data does not give are empty."""
+    """Return all numbers as CSV, with a row for each model and condition; missing numbers are empty."""
     first = next(iter(comparison.outcomes.values()))
     names = ["model", "condition", *(f"{name}{end}" for name in first.numbers for end in ("", "_low", "_high"))]
     names += [f"{name}_{what}" for name in comparison.shown for what in ("difference", "p_value")]
@@ -178,11 +178,11 @@ def comparison_csv(comparison: ModelComparison) -> str:
 
 
 def plot_comparison(comparison: ModelComparison, path: str | Path) -> None:
-    """Draw the table as groups of bars: a panel for each shown number, a group for each condition, a bar a model.
+    """Plot the table as a bar chart, with a panel for each shown number, a group of bars for each condition.
 
     Args:
-        comparison: what was measured.
-        path: PNG to write.
+        comparison: results of the models.
+        path: PNG file to write.
     """
     bars = len(comparison.models) * len(comparison.conditions)
     width = max(4.2, 1.0 + 0.85 * bars) * len(comparison.shown)
@@ -201,11 +201,11 @@ def write_comparison(comparison: ModelComparison, folder: Path) -> None:
     """Write ``comparison.txt``, ``comparison.csv`` and ``comparison.png``.
 
     Args:
-        comparison: what was measured.
-        folder: which exists.
+        comparison: results of the models.
+        folder: existing folder.
 
     Raises:
-        OSError: a file cannot be written; what was there before is untouched.
+        OSError: a file cannot be written; an existing one is left unchanged.
     """
     write_atomically(folder / "comparison.txt", comparison_text(comparison) + "\n")
     write_atomically(folder / "comparison.csv", comparison_csv(comparison))
@@ -213,7 +213,7 @@ def write_comparison(comparison: ModelComparison, folder: Path) -> None:
 
 
 def _shortest_end(path: Path, others: Sequence[Path]) -> str:
-    """Return the shortest end of a path that no other path has."""
+    """Return the shortest end of a path that no other path shares."""
     lengths = range(1, len(path.parts))
     ends = (
         path.parts[-length:] for length in lengths if path.parts[-length:] not in {o.parts[-length:] for o in others}
@@ -222,14 +222,14 @@ def _shortest_end(path: Path, others: Sequence[Path]) -> str:
 
 
 def _differences(
-    found: Mapping[tuple[str, str], Identification], baseline: str
+    results: Mapping[tuple[str, str], Identification], baseline: str
 ) -> dict[tuple[str, str, str], Comparison]:
     """Compare each model with the first one, on the same probes."""
     differences = {}
-    for (model, condition), second in found.items():
+    for (model, condition), second in results.items():
         if model == baseline:
             continue
-        first = found[baseline, condition]
+        first = results[baseline, condition]
         f1 = [macro_f1(one.labels, one.predicted) for one in (first, second)]
         differences[model, condition, "f1_score"] = compare_macro_f1(*f1)
         differences[model, condition, "rank-1"] = compare_decisions(first.correct, second.correct, first.labels)
@@ -237,7 +237,7 @@ def _differences(
 
 
 def _block(comparison: ModelComparison, number: str) -> list[list[str]]:
-    """Return the rows of one number: heads, models, differences to the first model."""
+    """Return the rows of one number: header, models, differences to the first model."""
     rows = [[number, *comparison.conditions]]
     for model in comparison.models:
         outcomes = [comparison.outcomes[model, condition] for condition in comparison.conditions]

@@ -1,4 +1,4 @@
-"""The protocols: a model and the data in, findings out."""
+"""The protocols of the evaluation command: each evaluates a model on data and returns its findings."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -32,19 +32,19 @@ from adaface.metrics.quality import ErrorReject, error_versus_reject, quality_wa
 
 _REJECT_FMR = 1e-2
 _STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
-_MOST_DEGRADED = 400  # images of a set, for the correlation of norm and degradation
+_MOST_DEGRADED = 400  # images per set, for the correlation of norm and degradation
 _IJB_FAR = "TAR at FAR 1e-4"
 
 
 @dataclass(frozen=True)
 class FolderSplit:
-    """How the images of a private folder become gallery and probes.
+    """Split of a private folder into gallery and probes.
 
     Attributes:
-        gallery_images: images of each identity that make up its gallery.
-        unknown_share: share of the identities, in [0, 1), that get no gallery.
-        seed: of the degradation, and of the draw of unknown identities.
-        limit: for a quick look, about how many images; None for all.
+        gallery_images: number of gallery images of each identity.
+        unknown_share: share of the identities, in [0, 1), without a gallery.
+        seed: random seed of the degradation and of the choice of unknown identities.
+        limit: approximate number of images, for a quick test; None for all.
     """
 
     gallery_images: int = 1
@@ -64,17 +64,17 @@ def run_pairs(
     target_far: float | None = None,
     store_in: str | None = None,
 ) -> Findings:
-    """Evaluate verification sets; with a threshold, and norm against quality, where asked for.
+    """Evaluate verification sets; optionally calibrate a threshold, and check the norm as a measure of quality.
 
     Args:
         embed: the model.
-        root: as ``verification.run``.
-        names: as ``verification.run``.
-        limit: as ``verification.run``.
+        root: as in ``verification.run``.
+        names: as in ``verification.run``.
+        limit: as in ``verification.run``.
         quality: degrade images, and correlate their norms with the degradation.
-        seed: of the degradation.
-        target_far: find the threshold of this false accept rate, in (0, 1).
-        store_in: the checkpoint to write that threshold into.
+        seed: random seed of the degradation.
+        target_far: calibrate a threshold for this false accept rate, in (0, 1).
+        store_in: checkpoint to store that threshold in.
     """
     sets = verification.run(embed, root, names, limit)
     rejections, warnings = _rejections(sets)
@@ -89,12 +89,12 @@ def run_pairs(
 
 
 def run_ijb(embed: CachedEmbedding, root: Path, name: str, *, pooling: str, limit: int = 0) -> Findings:
-    """Evaluate IJB-B or IJB-C, 1:1 and 1:N; arguments as those of ``ijb.run``."""
+    """Evaluate IJB-B or IJB-C, 1:1 and 1:N; for the arguments see ``ijb.run``."""
     return Findings(outcomes=[ijb.run(embed, root, name, pooling=pooling, limit=limit)])
 
 
 def run_tinyface(embed: CachedEmbedding, root: Path, limit: int = 0) -> Findings:
-    """Evaluate TinyFace; arguments as those of ``tinyface.run``."""
+    """Evaluate TinyFace; for the arguments see ``tinyface.run``."""
     return Findings(outcomes=[tinyface.run(embed, root, limit)])
 
 
@@ -111,11 +111,11 @@ def run_folder(
 
     Args:
         embed: the model.
-        root: the folder.
-        split: its gallery and probes.
-        degrade: as ``folder.run``.
-        degraded_part: as ``folder.run``.
-        strength: of the degradation, in [0, 1].
+        root: folder of images.
+        split: split into gallery and probes.
+        degrade: as in ``folder.run``.
+        degraded_part: as in ``folder.run``.
+        strength: strength of the degradation, in [0, 1].
     """
     degradation: dict[str, Any] = {"degrade": degrade, "degraded_part": degraded_part, "strength": strength}
     outcome = folder.run(embed, root, **degradation, **vars(split))
@@ -138,12 +138,12 @@ def compare_pairs(
     """Compare several models on the same pairs.
 
     Args:
-        paths: of the models' files, which give them their names.
-        models: in the same order.
-        root: as ``verification.run``.
-        names: as ``verification.run``.
+        paths: paths of the models' files, from which their names are derived.
+        models: the models, in the same order.
+        root: as in ``verification.run``.
+        names: as in ``verification.run``.
         far: false accept rate of the TAR, in (0, 1).
-        limit: as ``verification.run``.
+        limit: as in ``verification.run``.
     """
     named = dict(zip(model_names(paths), models, strict=True))
     return Findings(comparison=compare_on_pairs(named, root, names, far=far, limit=limit))
@@ -155,11 +155,11 @@ def compare_folder(
     """Compare several models on a private folder, clear and blurred.
 
     Args:
-        paths: of the models' files, which give them their names.
-        models: in the same order.
-        root: the folder.
-        split: its gallery and probes.
-        strength: of the degradation, in [0, 1].
+        paths: paths of the models' files, from which their names are derived.
+        models: the models, in the same order.
+        root: folder of images.
+        split: split into gallery and probes.
+        strength: strength of the degradation, in [0, 1].
     """
     named = dict(zip(model_names(paths), models, strict=True))
     comparison = compare_models(named, root, strength=strength, **vars(split))
@@ -176,31 +176,31 @@ def run_paper(
     pooling: str = POOLINGS[0],
     limit: int = 0,
 ) -> Findings:
-    """Evaluate everything that is found under the root, beside the published numbers.
+    """Evaluate all data of the paper found in a folder, and compare the results with the published ones.
 
     Args:
         embed: the model.
-        root: holds some of the verification sets, ``IJBB``, ``IJBC`` and ``tinyface``.
-        names: the verification sets that are asked for; all when empty.
-        published: row of the published table; empty where the file's name tells it.
+        root: folder with some of the verification sets, ``IJBB``, ``IJBC`` and ``tinyface``.
+        names: verification sets to evaluate; empty for all.
+        published: row of the published table; empty to infer it from the file's name.
         file: name of the model's file.
-        pooling: as ``ijb.run``.
-        limit: for a quick look, as the single protocols take it; 0 for everything.
+        pooling: as in ``ijb.run``.
+        limit: for a quick test, as in each protocol; 0 for everything.
     """
     model = find_published(published, arch=embed.embedder.arch, file=file)
-    found = _found(root, names)
-    if not found:
+    available = _available(root, names)
+    if not available:
         raise FileNotFoundError(
-            f"nothing of the paper is in {root}: verification sets (lfw.bin, ... or converted ones), IJBB, IJBC or "
-            "tinyface were expected"
+            f"no data of the paper in {root}: expected verification sets (lfw.bin, ... or converted ones), IJBB, IJBC "
+            "or tinyface"
         )
-    sets = verification.run(embed, root, found["pairs"], limit) if "pairs" in found else []
+    sets = verification.run(embed, root, available["pairs"], limit) if "pairs" in available else []
     runs: dict[str, Callable[[], Outcome]] = {
         "ijbb": lambda: ijb.run(embed, root, "IJBB", pooling=pooling, limit=limit),
         "ijbc": lambda: ijb.run(embed, root, "IJBC", pooling=pooling, limit=limit),
         "tinyface": lambda: tinyface.run(embed, root, limit),
     }
-    outcomes = [run() for name, run in runs.items() if name in found]
+    outcomes = [run() for name, run in runs.items() if name in available]
     comparisons = compare(model, dict(_measurements(sets, outcomes)))
     outside = [row.what for row in comparisons if row.inside is False]
     lines = [comparison_table(model, comparisons)]
@@ -210,22 +210,22 @@ def run_paper(
     return Findings(sets, outcomes, lines, rejections=rejections, warnings=warnings, failed=bool(outside))
 
 
-def _found(root: Path, sets: list[str]) -> dict[str, list[str]]:
-    """Return which data of the paper a folder holds, and of the verification sets which."""
-    found: dict[str, list[str]] = {}
+def _available(root: Path, sets: list[str]) -> dict[str, list[str]]:
+    """Return the data of the paper that a folder contains: protocols, and the verification sets of "pairs"."""
+    available: dict[str, list[str]] = {}
     if not root.is_dir():
         raise FileNotFoundError(f"--root {root} is not a folder")
     try:
-        found["pairs"] = list(verification.find_sets(root, sets))
+        available["pairs"] = list(verification.find_sets(root, sets))
     except FileNotFoundError:
         if sets:
             raise
-    found |= {name.lower(): [] for name in ("IJBB", "IJBC", "tinyface") if (root / name).is_dir()}
-    return found
+    available |= {name.lower(): [] for name in ("IJBB", "IJBC", "tinyface") if (root / name).is_dir()}
+    return available
 
 
 def _measurements(sets: list[VerifiedSet], outcomes: list[Outcome]) -> Iterator[tuple[str, Measurement]]:
-    """Yield what was measured by the names of the published table."""
+    """Yield the measured numbers, under the names of the published table."""
     nothing = (float("nan"), float("nan"))
     for verified in sets:
         result = verified.result
@@ -237,7 +237,7 @@ def _measurements(sets: list[VerifiedSet], outcomes: list[Outcome]) -> Iterator[
 
 
 def _rejections(sets: list[VerifiedSet]) -> tuple[dict[str, ErrorReject], list[str]]:
-    """Compute the error-versus-reject curve of each set that can have one, and warn where it rises."""
+    """Compute the error-versus-reject curve of each set with enough pairs, and warn if it rises."""
     curves: dict[str, ErrorReject] = {}
     warnings = []
     for verified in sets:
@@ -252,19 +252,19 @@ def _rejections(sets: list[VerifiedSet]) -> tuple[dict[str, ErrorReject], list[s
 
 
 def _gain(name: str, curve: ErrorReject) -> str:
-    """Return what rejecting images of low norms brings, in a line."""
-    gain = "" if math.isnan(curve.gain) else f", {curve.gain:.0%} of what the best order would bring"
+    """Return a line on the gain from rejecting images of low norm."""
+    gain = "" if math.isnan(curve.gain) else f"; {curve.gain:.0%} of the ideal gain"
     return (
-        f"{name}: without the {curve.rejected[-1]:.0%} of genuine pairs of the lowest norms {curve.fnmr[-1]:.2%} are "
-        f"rejected at FMR {curve.fmr:.2g}, with them {curve.fnmr[0]:.2%}{gain}"
+        f"{name}: without the {curve.rejected[-1]:.0%} of genuine pairs with the lowest norms, FNMR at FMR "
+        f"{curve.fmr:.2g} is {curve.fnmr[-1]:.2%}, with them {curve.fnmr[0]:.2%}{gain}"
     )
 
 
 def _degraded_norms(sets: list[VerifiedSet], embed: CachedEmbedding, seed: int) -> tuple[list[str], list[str]]:
-    """Correlate the norms of each set's images with a synthetic degradation of them."""
+    """Correlate the norms of each set's images with a synthetic degradation."""
     lines, warnings = [], []
     for verified in sets:
-        chosen = verified.places.ravel()[:_MOST_DEGRADED]  # all of them can be read
+        chosen = verified.places.ravel()[:_MOST_DEGRADED]  # all of them are readable
         images = ChosenImages(verified.images, chosen)
         norms, levels = [], []
         for strength in _STRENGTHS:
@@ -287,17 +287,17 @@ def _degraded_norms(sets: list[VerifiedSet], embed: CachedEmbedding, seed: int) 
 
 
 def _threshold(sets: list[VerifiedSet], target_far: float, store_in: str | None) -> list[str]:
-    """Find the threshold for the wanted FAR on the pairs of all sets together; store it where asked for."""
+    """Calibrate the threshold for the target FAR on the pairs of all sets together; optionally store it."""
     similarity = np.concatenate([verified.result.similarity for verified in sets])
     issame = np.concatenate([verified.result.issame for verified in sets])
-    found = calibrate(similarity, issame, target_far)
+    calibration = calibrate(similarity, issame, target_far)
     names = ", ".join(verified.result.name for verified in sets)
-    low, high = (100 * end for end in found.far_interval)
+    low, high = (100 * end for end in calibration.far_interval)
     lines = [
-        f"threshold for FAR {target_far:g}: cosine {found.threshold:.4f}, from {names}",
-        f"  measured FAR {100 * found.far:.3f} % [{low:.3f}, {high:.3f}], TAR {100 * found.tar:.2f} %",
+        f"threshold for FAR {target_far:g}: cosine {calibration.threshold:.4f}, from {names}",
+        f"  measured FAR {100 * calibration.far:.3f} % [{low:.3f}, {high:.3f}], TAR {100 * calibration.tar:.2f} %",
     ]
     if store_in:
-        store_threshold(store_in, {"cosine": found.threshold, "sets": names, **found.as_dict()})
+        store_threshold(store_in, {"cosine": calibration.threshold, "sets": names, **calibration.as_dict()})
         lines.append(f"stored in {store_in}")
     return lines

@@ -1,4 +1,4 @@
-"""How measured results compare with the published ones of the paper's models."""
+"""Compare measured results with the published ones of the paper's models."""
 
 import math
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ _ROUNDING = 0.005  # of the published figures
 
 @dataclass(frozen=True)
 class Measurement:
-    """A measured number, percent, and the ends of its 95 % interval; NaN where there is none."""
+    """A measured number in percent, with the ends of its 95 % interval; NaN without one."""
 
     value: float
     low: float
@@ -22,12 +22,12 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A published number beside a measured one.
+    """A published number and the measured one.
 
     Attributes:
-        what: the set.
-        published: percent.
-        measured: None where the data was not there.
+        what: name of the data set.
+        published: published number in percent.
+        measured: measured number; None if the data was not found.
     """
 
     what: str
@@ -36,22 +36,22 @@ class Comparison:
 
     @property
     def inside(self) -> bool | None:
-        """Whether the measured number's interval holds the published one; None where nothing was measured."""
+        """Whether the measured number's interval contains the published one; None without a measured one."""
         if self.measured is None or math.isnan(self.measured.low):
             return None
         return self.measured.low - _ROUNDING <= self.published <= self.measured.high + _ROUNDING
 
 
 def find_published(name: str, *, arch: str = "", file: str = "") -> PublishedModel:
-    """Return the published model that a name, or the name of its file, stands for.
+    """Return the published model of a name or of a file name.
 
     Args:
-        name: such as ``ir_50 MS1MV2``; where empty, the file's name decides.
-        arch: of the model that is evaluated, for the message.
-        file: name of its file.
+        name: such as ``ir_50 MS1MV2``; if empty, the file name is used.
+        arch: architecture of the evaluated model, for the message.
+        file: file name of the evaluated model.
 
     Raises:
-        ValueError: none; the names are listed.
+        ValueError: there is no such model; the message lists the names.
     """
     by_name = {model.name.lower(): model for model in PUBLISHED}
     if name:
@@ -62,35 +62,35 @@ def find_published(name: str, *, arch: str = "", file: str = "") -> PublishedMod
         if of_file:
             return of_file[0]
     known = ", ".join(repr(model.name) for model in PUBLISHED if not arch or name or model.arch == arch)
-    got = f"--published {name!r} is not in the table" if name else f"{file} is not the name of a published checkpoint"
+    problem = f"--published {name!r} is not in the table" if name else f"{file} is not a published checkpoint's name"
     hint = nearest(
         repr(name) if name else "",
         (f"{model.name!r}" for model in PUBLISHED),
-        always=f"give --published with the row to compare with: {known or 'none of this arch'}",
+        always=f"set --published to the row to compare with: {known or 'none of this arch'}",
     )
-    raise ValueError(f"{got}: {hint}")
+    raise ValueError(f"{problem}: {hint}")
 
 
 def compare(model: PublishedModel, measured: Mapping[str, Measurement]) -> list[Comparison]:
-    """Put the published numbers of a model beside the measured ones.
+    """Match the published numbers of a model with the measured ones.
 
     Args:
-        model: of the table.
-        measured: by set, as in ``PublishedModel.numbers``.
+        model: published model.
+        measured: measured numbers by data set, with the names of ``PublishedModel.numbers``.
     """
     return [Comparison(what, value, measured.get(what)) for what, value in model.numbers.items()]
 
 
 def comparison_table(model: PublishedModel, comparisons: list[Comparison]) -> str:
-    """Lay out comparisons as text."""
+    """Format comparisons as a text table."""
     rows = [["", "published", "measured", "difference", "95 % interval"]]
     for row in comparisons:
         if row.measured is None:
-            rows.append([row.what, f"{row.published:.2f}", "-", "", "not checked: its data was not found"])
+            rows.append([row.what, f"{row.published:.2f}", "-", "", "not checked: data not found"])
             continue
-        got = row.measured
+        measured = row.measured
         verdict = {True: "", False: "  OUTSIDE", None: ""}[row.inside]
-        interval = "none" if math.isnan(got.low) else f"{got.low:.2f} to {got.high:.2f}{verdict}"
-        difference = f"{got.value - row.published:+.2f}"
-        rows.append([row.what, f"{row.published:.2f}", f"{got.value:.2f}", difference, interval])
+        interval = "none" if math.isnan(measured.low) else f"{measured.low:.2f} to {measured.high:.2f}{verdict}"
+        difference = f"{measured.value - row.published:+.2f}"
+        rows.append([row.what, f"{row.published:.2f}", f"{measured.value:.2f}", difference, interval])
     return "\n".join([f"published results of {model.name}, percent", *aligned(rows, "<>>><")])

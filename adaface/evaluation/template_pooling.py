@@ -1,18 +1,17 @@
-"""From image features to template features: the pooling of IJB, and the four image features that enter it.
+"""Template pooling of IJB: from image features to template features, with four kinds of image features.
 
-A template is a set of images of one person, grouped by medium (a photograph, or the frames of one video). For image
-features x, a medium's feature is the mean over its images in the template, a template's is the sum over its media,
-scaled to length 1:
+A template is a set of images of one person, grouped by medium (a photograph, or the frames of one video). The feature
+of a medium is the mean of its image features x, that of a template is the sum over its media, normalized to length 1:
 
     t = sum over media ( mean over images of the medium ( x ) ),    t / |t|
 
-What x is, the official code calls the fusion method. With the unit embedding e1 and norm n1 of an image, and e2, n2 of
-its mirror image:
+The choice of x is called fusion method in the official code. With the unit embedding e1 and norm n1 of an image, and
+e2, n2 of its mirror image:
 
-    pre_norm_vector_add   x = e1 n1 + e2 n2: an image of quality, whose norm is large, weighs more. The paper's numbers.
-    norm_weighted_avg     x = (e1 n1 + e2 n2) / |e1 n1 + e2 n2|: norms weigh image against mirror only
+    pre_norm_vector_add   x = e1 n1 + e2 n2: images of high quality have large norms and weigh more; used in the paper
+    norm_weighted_avg     x = (e1 n1 + e2 n2) / |e1 n1 + e2 n2|: norms only weight image against mirror image
     average               x = (e1 + e2) / |e1 + e2|
-    concat                x = (e1, e2), of 2D numbers
+    concat                x = (e1, e2), of dimension 2D
 
 Sources: the IJB evaluation of InsightFace; AdaFace's official ``validate_IJB_BC.py``. Differs from them: no loop over
 templates; the sum is over all images of a template at once, each weighted by one over the images of its medium.
@@ -24,16 +23,16 @@ import numpy as np
 from scipy.sparse import csr_array
 
 POOLINGS = ("pre_norm_vector_add", "norm_weighted_avg", "average", "concat")
-# those that cannot be had from the embedding in which image and mirror are fused already
+# those that need separate embeddings of image and mirror image
 UNFUSED_POOLINGS = ("average", "concat")
 _BLOCK_BYTES = 32_000_000
 
-# (R,) numbers of images -> their features (R, D)
+# (R,) indices of images -> their features (R, D)
 FeaturesOf = Callable[[np.ndarray], np.ndarray]
 
 
 def fused_features(pooling: str, embeddings: np.ndarray, norms: np.ndarray) -> FeaturesOf:
-    """Return what gives image features from the fused embeddings of image and mirror.
+    """Return a function that gives image features from fused embeddings of image and mirror image.
 
     Args:
         pooling: ``pre_norm_vector_add`` (x = embedding * norm) or ``norm_weighted_avg`` (x = embedding).
@@ -41,10 +40,10 @@ def fused_features(pooling: str, embeddings: np.ndarray, norms: np.ndarray) -> F
         norms: (N, 1) lengths of e1 n1 + e2 n2.
 
     Raises:
-        ValueError: another pooling, or counts that do not fit.
+        ValueError: the pooling is not applicable, or counts do not match.
     """
     if pooling not in POOLINGS or pooling in UNFUSED_POOLINGS:
-        raise ValueError(f"{pooling} cannot be had from fused embeddings, only pre_norm_vector_add, norm_weighted_avg")
+        raise ValueError(f"{pooling} needs unfused embeddings, expected pre_norm_vector_add or norm_weighted_avg")
     _check_norms(embeddings, norms)
     if pooling == "norm_weighted_avg":
         return lambda rows: embeddings[rows]
@@ -52,18 +51,18 @@ def fused_features(pooling: str, embeddings: np.ndarray, norms: np.ndarray) -> F
 
 
 def unfused_features(pooling: str, embeddings: np.ndarray, mirrored: np.ndarray) -> FeaturesOf:
-    """Return what gives image features from the embeddings of images and of their mirrors.
+    """Return a function that gives image features from separate embeddings of images and mirror images.
 
     Args:
         pooling: ``average`` (x = (e1 + e2) / |e1 + e2|) or ``concat`` (x = (e1, e2)).
         embeddings: (N, D) unit vectors of the images, e1.
-        mirrored: (N, D) unit vectors of their mirrors, e2.
+        mirrored: (N, D) unit vectors of the mirror images, e2.
 
     Raises:
-        ValueError: another pooling, or counts that do not fit.
+        ValueError: the pooling is not applicable, or counts do not match.
     """
     if pooling not in UNFUSED_POOLINGS:
-        raise ValueError(f"{pooling} is no pooling of embeddings that are not fused: {', '.join(UNFUSED_POOLINGS)} are")
+        raise ValueError(f"{pooling} needs fused embeddings, expected {' or '.join(UNFUSED_POOLINGS)}")
     if embeddings.shape != mirrored.shape or embeddings.ndim != 2:
         raise ValueError(
             f"got embeddings of shape {embeddings.shape} and of shape {mirrored.shape} of the mirrored images, "
@@ -84,17 +83,17 @@ def pool_templates(
     """Pool image features into template features.
 
     Args:
-        features_of: gives the features of some of the N images; called once for each image.
-        template_ids: (N,) integers, the template that an image belongs to, in any order.
+        features_of: returns the features of some of the N images; called once for each image.
+        template_ids: (N,) integers, template of each image, in any order.
         media_ids: (N,) integers; images of one medium count as one image of their template.
-        block_bytes: about as much memory is used beside the result.
+        block_bytes: approximate limit on temporary memory.
 
     Returns:
         The ids of the T templates, ascending, and their features (T, D), float32 unit vectors; zeros where features
-        cancel.
+        cancel out.
 
     Raises:
-        ValueError: counts that do not fit, no image, or features that are not finite; the template is named.
+        ValueError: counts that do not match, no images, or features that are not finite (the message names a template).
     """
     template_ids, media_ids = np.asarray(template_ids), np.asarray(media_ids)
     if template_ids.shape != media_ids.shape or template_ids.ndim != 1 or not len(template_ids):
@@ -103,14 +102,14 @@ def pool_templates(
             "each for every image, and at least one image"
         )
     order = np.lexsort((media_ids, template_ids))
-    ids, template = np.unique(template_ids[order], return_inverse=True)  # (T,), and (N,) ascending places in it
+    ids, template = np.unique(template_ids[order], return_inverse=True)  # (T,), and (N,) ascending indices into it
     weights = _media_weights(template, media_ids[order])
 
     sums = np.zeros((len(ids), features_of(order[:1]).shape[1]))
     block = max(1, block_bytes // (2 * sums.itemsize * sums.shape[1]))  # features in 32 bits, twice, and in 64
     for start in range(0, len(order), block):
         part = slice(start, start + block)
-        first, last = template[part][[0, -1]]  # of the block; either may go on in another one
+        first, last = template[part][[0, -1]]  # of the block; both may extend into other blocks
         place = (template[part] - first, np.arange(len(template[part])))
         pooling = csr_array((weights[part], place), shape=(last - first + 1, len(place[1])))  # float64
         sums[first : last + 1] += pooling @ features_of(order[part])
@@ -118,13 +117,13 @@ def pool_templates(
     if bad.any():
         raise ValueError(
             f"the features of {bad.sum()} of {len(ids)} templates are not finite (NaN or infinite), the first is "
-            f"{ids[bad][0]}: the network that made them is broken, for example by a training that diverged"
+            f"{ids[bad][0]}: the network is broken, for example because its training diverged"
         )
     return ids, _unit(sums).astype(np.float32)
 
 
 def _media_weights(template: np.ndarray, media: np.ndarray) -> np.ndarray:
-    """Return one over the number of images of each image's medium in its template, (N,), both in sorted order."""
+    """Return the weight of each image, one over the number of images of its medium in its template: (N,), sorted."""
     new = np.empty(len(template), dtype=bool)
     new[0] = True
     new[1:] = (template[1:] != template[:-1]) | (media[1:] != media[:-1])

@@ -1,14 +1,14 @@
-"""TinyFace: closed-set identification of low-resolution faces among 153,428 others.
+"""TinyFace: closed-set identification of low-resolution faces among 153,428 distractors.
 
     <root>/tinyface/Testing_Set/gallery_match_img_ID_pairs.mat, probe_img_ID_pairs.mat     the protocol's file names
     <root>/aligned_pad_0.1_pad_high/{Gallery_Match,Probe,Gallery_Distractor}/              aligned images of 112x112
 
-The gallery is Gallery_Match and every image of Gallery_Distractor, an identity is a file name up to the first ``_``;
-rank-k is the share of probes with any image of their identity among the k most similar.
+The gallery consists of Gallery_Match and all images of Gallery_Distractor. The identity is the part of the file name
+before the first ``_``. Rank-k is the share of probes with any image of their identity among the k most similar.
 
 Sources: Cheng, Zhu, Gong, "Low-Resolution Face Recognition" (ACCV 2018); AdaFace's official ``validate_tinyface.py``.
-Differs from it: no more than a block of the 3,728 x 157,871 similarities exists at a time; images that cannot be read
-are counted, and a probe among them is a probe not found.
+Differs from it: the 3,728 x 157,871 similarities are computed in blocks; unreadable images are counted, and an
+unreadable probe counts as a miss.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ RANKS = (1, 5, 20)
 _ALIGNED = "aligned_pad_0.1_pad_high"
 _PARTS = ("Gallery_Match", "Probe", "Gallery_Distractor")
 _ENDINGS = (".jpg", ".jpeg", ".png")
-_DISTRACTOR = -1  # label of what is nobody's mate
+_DISTRACTOR = -1  # label of distractors
 _BLOCK_BYTES = 256_000_000
 
 
@@ -36,22 +36,22 @@ def run(embed: EmbedImages, root: Path, limit: int = 0) -> Outcome:
     """Evaluate a model on TinyFace.
 
     Args:
-        embed: gives embeddings of images.
-        root: the folder that holds ``tinyface`` and the aligned images.
-        limit: for a quick look, how many probes, and how many distractors; 0 for all.
+        embed: the model.
+        root: the folder that contains ``tinyface`` and the aligned images.
+        limit: for a quick test, number of probes, and number of distractors; 0 for all.
 
     Returns:
         Rank-1, rank-5 and rank-20.
 
     Raises:
-        FileNotFoundError: files or folders are missing; all of them are named.
-        ValueError: lists that cannot be read or do not fit, or probes whose identity the gallery lacks.
+        FileNotFoundError: files or folders are missing; the message names all of them.
+        ValueError: lists cannot be read or do not match, or a probe has no mate in the gallery.
     """
-    lists, folders = _found(root)
+    lists, folders = _lists_and_folders(root)
     match, probes = (_file_names(path, key) for path, key in zip(lists, ("gallery_set", "probe_set"), strict=True))
     distractors = sorted(path for path in folders[2].rglob("*") if path.suffix.lower() in _ENDINGS)
     if not distractors:
-        raise ValueError(f"{folders[2]} holds no images ({', '.join(_ENDINGS)}): the gallery needs its distractors")
+        raise ValueError(f"{folders[2]} contains no images ({', '.join(_ENDINGS)}): the gallery needs distractors")
     limited = 0 < limit < max(len(probes), len(distractors))
     if limited:
         probes, distractors = probes[:: -(-len(probes) // limit)], distractors[:: -(-len(distractors) // limit)]
@@ -64,15 +64,15 @@ def run(embed: EmbedImages, root: Path, limit: int = 0) -> Outcome:
     numbers = {f"rank-{k}": 100 * rate for k, rate in rank_rates(ranks, RANKS).items()}
     notes = [f"{len(probes)} probes, gallery of {len(match)} images and {len(distractors)} distractors"]
     if limited:
-        notes.append("a quick look: the ranks are those of a smaller gallery")
+        notes.append("quick test: ranks are computed in a smaller gallery")
     if not embedded.readable.all():
         of_probes = (~embedded.readable[len(match) : len(match) + len(probes)]).sum()
         notes.append(
-            f"{(~embedded.readable).sum()} images could not be read: {of_probes} probes, which count as not found, the "
+            f"{(~embedded.readable).sum()} images could not be read: {of_probes} probes, which count as misses; the "
             "others are left out of the gallery"
         )
-    found = {k: (ranks > 0) & (ranks <= k) for k in RANKS}
-    ends = {f"rank-{k}": rate_interval(hits, probe_labels) for k, hits in found.items()}
+    hits_at = {k: (ranks > 0) & (ranks <= k) for k in RANKS}
+    ends = {f"rank-{k}": rate_interval(hits, probe_labels) for k, hits in hits_at.items()}
     intervals = {name: (100 * low, 100 * high) for name, (low, high) in ends.items()}
     return Outcome("tinyface", "TinyFace", numbers, intervals, tuple(notes))
 
@@ -81,11 +81,11 @@ def identity_labels(gallery: Sequence[str], probes: Sequence[str]) -> tuple[np.n
     """Return the identities of gallery and probes as integers from 0.
 
     Args:
-        gallery: file names; the identity is what comes before the first ``_``.
+        gallery: file names; the identity is the part before the first ``_``.
         probes: file names.
 
     Raises:
-        ValueError: a name without ``_``, or probes whose identity the gallery lacks.
+        ValueError: a name without ``_``, or a probe without a mate in the gallery.
     """
     odd = [name for name in (*gallery, *probes) if "_" not in name]
     if odd:
@@ -104,14 +104,14 @@ def _identity(name: str) -> str:
     return name.partition("_")[0]
 
 
-def _found(root: Path) -> tuple[list[Path], list[Path]]:
+def _lists_and_folders(root: Path) -> tuple[list[Path], list[Path]]:
     """Return the two lists and the three folders of images."""
     testing = root / "tinyface" / "Testing_Set"
     lists = [testing / f"{part}_img_ID_pairs.mat" for part in ("gallery_match", "probe")]
     folders = [root / _ALIGNED / part for part in _PARTS]
     missing = [str(path) for path in (*lists, *folders) if not path.exists()]
     if missing:
-        raise FileNotFoundError(f"TinyFace is not complete below {root}, missing: {', '.join(missing)}")
+        raise FileNotFoundError(f"TinyFace is incomplete in {root}, missing: {', '.join(missing)}")
     return lists, folders
 
 
@@ -120,7 +120,7 @@ def _file_names(path: Path, key: str) -> list[str]:
     try:
         content = loadmat(path, variable_names=[key])
     except (ValueError, TypeError, NotImplementedError, OSError, MatReadError) as error:
-        raise ValueError(f"{path} is no MATLAB file of version 4 to 7.2: {error}") from error
+        raise ValueError(f"{path} is not a MATLAB file of version 4 to 7.2: {error}") from error
     if key not in content:
         raise ValueError(f"{path} has no `{key}`: expected the lists of TinyFace's Testing_Set")
     names = [cell.item() if isinstance(cell, np.ndarray) and cell.size == 1 else cell for cell in content[key].ravel()]
@@ -133,23 +133,23 @@ def _file_names(path: Path, key: str) -> list[str]:
 
 
 def _mate_ranks(embedded: Embedded, match_labels: np.ndarray, probe_labels: np.ndarray) -> np.ndarray:
-    """Return the rank of each probe's best mate; 0 where the probe, or every mate of it, could not be read.
+    """Return the rank of each probe's best mate; 0 if the probe or all of its mates are unreadable.
 
     Args:
-        embedded: of gallery match, probes and distractors, in this order.
-        match_labels: of the gallery match.
-        probe_labels: of the probes.
+        embedded: embeddings of gallery match, probes and distractors, in this order.
+        match_labels: labels of the gallery match.
+        probe_labels: labels of the probes.
     """
     labels = np.full(len(embedded.embeddings), _DISTRACTOR)
     labels[: len(match_labels)] = match_labels
     is_probe = np.zeros(len(labels), dtype=bool)
     is_probe[len(match_labels) : len(match_labels) + len(probe_labels)] = True
     gallery = embedded.readable & ~is_probe
-    found = search(
+    result = search(
         embedded.embeddings[is_probe],
         embedded.embeddings[gallery],
         probe_labels,
         labels[gallery],
         block_bytes=_BLOCK_BYTES,
     )
-    return np.where(embedded.readable[is_probe], found.mate_ranks, 0)
+    return np.where(embedded.readable[is_probe], result.mate_ranks, 0)

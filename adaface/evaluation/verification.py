@@ -1,7 +1,7 @@
-"""The `pairs` protocol: verification sets in any form, by 10-fold accuracy, TAR at FAR, AUC and EER.
+"""The `pairs` protocol: 10-fold accuracy, TAR at FAR, AUC and EER on verification sets.
 
 Source: LFW's protocol as InsightFace and the official AdaFace code compute it (``metrics/verification.py``).
-Differs from them: no set is compulsory; pairs with an image that cannot be read are left out and counted.
+Differs from them: no set is required; pairs with an unreadable image are left out and counted.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,10 +22,10 @@ class PairList:
     """Pairs to verify.
 
     Attributes:
-        images: 2P of them; images 2k and 2k+1 are pair k.
-        issame: bool (P,).
-        identities: (P, 2) whom they show, where it is known, for the intervals.
-        notes: what is unusual about them.
+        images: 2P images; images 2k and 2k+1 are pair k.
+        issame: (P,) booleans.
+        identities: (P, 2) identities of both images, if known, for the intervals.
+        notes: remarks on the pairs.
     """
 
     images: ImageList
@@ -36,14 +36,14 @@ class PairList:
 
 @dataclass(frozen=True)
 class VerifiedSet:
-    """A verification set and what a model makes of it.
+    """A verification set and the results of a model on it.
 
     Attributes:
-        result: all numbers; Q pairs.
-        images: of the set, for pictures.
-        places: (Q, 2) index of each pair's images in ``images``.
-        norms: (Q, 2) of each pair's images.
-        identities: (Q, 2) whom they show, where it is known.
+        result: all numbers, of Q pairs.
+        images: images of the set, to show them.
+        places: (Q, 2) indices of each pair's images in ``images``.
+        norms: (Q, 2) feature norms of each pair's images.
+        identities: (Q, 2) identities of both images, if known.
     """
 
     result: SetResult
@@ -54,65 +54,65 @@ class VerifiedSet:
 
 
 def find_sets(root: str | Path, names: Sequence[str] = ()) -> dict[str, Path]:
-    """Find verification sets: a ``.bin``, a folder of sets in any form, or a folder of such folders.
+    """Find verification sets: a ``.bin``, a folder of sets in any format, or a folder of such folders.
 
     Args:
-        root: where to look.
-        names: the sets that are wanted; all when empty.
+        root: file or folder to search.
+        names: names of the sets; empty for all.
 
     Returns:
-        Name -> folder of the set, the paper's sets first.
+        Folder of each set by name, the paper's sets first.
 
     Raises:
-        FileNotFoundError: nothing is there, or not what was named.
+        FileNotFoundError: there are no sets, or not all of the named ones.
     """
     root = Path(root)
     if root.is_file() and root.suffix == ".bin":
-        found = {root.stem: root.parent}
+        folders = {root.stem: root.parent}
     elif root.is_dir():
-        found = {}
+        folders = {}
         for folder in (root, *sorted(entry for entry in root.iterdir() if entry.is_dir())):
             for name in find_pair_sets(folder):
-                found.setdefault(name, folder)
+                folders.setdefault(name, folder)
     else:
         raise FileNotFoundError(f"--root {root} is neither a folder nor a .bin file")
-    missing = [name for name in names if name not in found]
-    if missing or not found:
-        wanted = f"set {', '.join(missing)}" if missing else "verification sets (lfw.bin, ... or converted ones)"
-        there = ", ".join(found) or (listing(root) if root.is_dir() else root.name)
-        raise FileNotFoundError(f"no {wanted} in {root}; found: {there}")
+    missing = [name for name in names if name not in folders]
+    if missing or not folders:
+        absent = f"set {', '.join(missing)}" if missing else "verification sets (lfw.bin, ... or converted ones)"
+        present = ", ".join(folders) or (listing(root) if root.is_dir() else root.name)
+        raise FileNotFoundError(f"no {absent} in {root}; found: {present}")
     order = {name: rank for rank, name in enumerate(PAPER_SETS)}
-    chosen = sorted(names or found, key=lambda name: (order.get(name, len(order)), name))
-    return {name: found[name] for name in chosen}
+    chosen = sorted(names or folders, key=lambda name: (order.get(name, len(order)), name))
+    return {name: folders[name] for name in chosen}
 
 
 def run(embed: EmbedImages, root: str | Path, names: Sequence[str] = (), limit: int = 0) -> list[VerifiedSet]:
-    """Verify the pairs of all sets, or of those that are named.
+    """Verify the pairs of all or of some sets.
 
     Args:
-        embed: of the model.
-        root: what ``find_sets`` takes.
-        names: sets; all when empty.
-        limit: pairs of each set, spread evenly; 0 for all.
+        embed: the model.
+        root: as in ``find_sets``.
+        names: names of the sets; empty for all.
+        limit: number of pairs per set, spread evenly; 0 for all.
 
     Raises:
-        FileNotFoundError: no sets.
-        ValueError: damaged sets, or too many unreadable images.
+        FileNotFoundError: there are no sets.
+        ValueError: sets are damaged, or too many images are unreadable.
     """
     return [verify(embed, pair_list) for pair_list in open_pair_lists(root, names, limit)]
 
 
 def open_pair_lists(root: str | Path, names: Sequence[str] = (), limit: int = 0) -> Iterator[PairList]:
-    """Open the pairs of all sets, or of those that are named, one set at a time.
+    """Open the pairs of all or of some sets, one set at a time.
 
     Args:
-        root: what ``find_sets`` takes.
-        names: sets; all when empty.
-        limit: pairs of each set, spread evenly; 0 for all.
+        root: as in ``find_sets``.
+        names: names of the sets; empty for all.
+        limit: number of pairs per set, spread evenly; 0 for all.
 
     Raises:
-        FileNotFoundError: no sets.
-        ValueError: damaged sets.
+        FileNotFoundError: there are no sets.
+        ValueError: sets are damaged.
     """
     for name, folder in find_sets(root, names).items():
         yield _open(name, folder, limit)
@@ -126,7 +126,7 @@ def _open(name: str, folder: Path, limit: int) -> PairList:
         images = ChosenImages(images, np.stack([2 * chosen, 2 * chosen + 1], axis=1).ravel())
     pairs_in_all = len(pair_set.issame)
     limited = len(chosen) < pairs_in_all
-    notes = (f"a quick look: {len(chosen):,} of {pairs_in_all:,} pairs",) if limited else ()
+    notes = (f"quick test: {len(chosen):,} of {pairs_in_all:,} pairs",) if limited else ()
     return PairList(images, pair_set.issame[chosen], notes=notes)
 
 
@@ -134,20 +134,20 @@ def verify(embed: EmbedImages, pair_list: PairList) -> VerifiedSet:
     """Verify pairs.
 
     Args:
-        embed: of the model.
-        pair_list: opened.
+        embed: the model.
+        pair_list: pairs to verify.
 
     Raises:
-        ValueError: damaged images, or too many unreadable ones.
+        ValueError: too many images are unreadable.
     """
     embedded = embed(pair_list.images)
-    kept = embedded.readable.reshape(-1, 2).all(axis=1)
-    places = np.arange(len(pair_list.images)).reshape(-1, 2)[kept]
-    identities = None if pair_list.identities is None else pair_list.identities[kept]
+    readable_pairs = embedded.readable.reshape(-1, 2).all(axis=1)
+    places = np.arange(len(pair_list.images)).reshape(-1, 2)[readable_pairs]
+    identities = None if pair_list.identities is None else pair_list.identities[readable_pairs]
     result = evaluate_set(
         pair_list.images.name,
         np.asarray(embedded.embeddings)[places.ravel()],
-        pair_list.issame[kept],
+        pair_list.issame[readable_pairs],
         intervals=True,
         identities=identities,
     )
@@ -156,7 +156,7 @@ def verify(embed: EmbedImages, pair_list: PairList) -> VerifiedSet:
 
 
 def _spread(count: int, limit: int) -> np.ndarray:
-    """Return the indices of ``limit`` of ``count`` things, spread evenly; of all for 0."""
+    """Return ``limit`` of ``count`` indices, spread evenly; all for 0."""
     if not 0 < limit < count:
         return np.arange(count)
     return np.linspace(0, count - 1, limit).round().astype(int)

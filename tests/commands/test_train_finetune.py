@@ -257,7 +257,7 @@ def test_pairs_that_no_model_can_be_judged_by_are_refused_before_the_training(pr
     assert convert.main(sets) == 0
     arguments = words(private, model, tmp_path / "runs", "--val_data_path", str(tmp_path))
     assert main.main(arguments) == 2
-    assert "none of the verification sets (mine) has pairs of one person and of two" in capsys.readouterr().err
+    assert "none of the verification sets (mine) has both genuine and impostor pairs" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
 
 

@@ -50,10 +50,10 @@ def test_better_worse_and_unknown_are_said_by_condition(pair_set, tmp_path):
     lines = verdict(compared(pair_set, tmp_path, model("held_out"), model("held_out blurred")))
     assert lines[0].startswith("held_out: fine-tuning made it better (+")
     assert lines[1].startswith("held_out blurred: fine-tuning made it WORSE (-")
-    assert lines[2].startswith("fine-tuning has harmed the model on held_out blurred: keep the pretrained one there")
+    assert lines[2].startswith("fine-tuning made the model worse on held_out blurred: use the pretrained one there")
     same = verdict(compared(pair_set, tmp_path, model(), model()))
     assert [line.partition(" (")[0] for line in same] == [
-        "held_out: no difference is shown", "held_out blurred: no difference is shown",
+        "held_out: no significant difference", "held_out blurred: no significant difference",
     ]  # fmt: skip
     assert "+0.00 points of accuracy, 95 % interval [" in same[0]
 
@@ -62,7 +62,7 @@ def test_what_is_written_holds_everything(pair_set, tmp_path):
     comparison = compared(pair_set, tmp_path, model("held_out"), model())
     assert comparison.shown == ("accuracy", "AUC"), "30 impostor pairs are too few for a TAR at FAR 1e-2"
     assert any("blur of strength 1, seed 3" in note for note in comparison.notes)
-    assert any("chosen on these very pairs" in note for note in comparison.notes)
+    assert any("chosen on the same (clear) pairs" in note for note in comparison.notes)
     words = verdict(comparison)
     write_before_after(comparison, words, tmp_path)
     written = json.loads((tmp_path / "comparison.json").read_text())
@@ -91,6 +91,6 @@ def test_enough_impostors_give_a_tar_too(pair_set, tmp_path):
 def test_pairs_of_one_kind_are_refused(pair_set, tmp_path):
     genuine = PairSet("genuine", pair_set.images[:2], pair_set.issame[:1])
     with pytest.raises(
-        ValueError, match=r"none of the verification sets \(genuine\) has pairs of one person and of two"
+        ValueError, match=r"none of the verification sets \(genuine\) has both genuine and impostor pairs"
     ):
         compare_before_after(model(), model(), {"genuine": genuine}, tmp_path, seed=0)

@@ -142,14 +142,14 @@ def test_fingerprint_and_name_tell_the_degradation(monkeypatch):
 
 @pytest.mark.parametrize("strength", [-0.1, 1.1, math.nan])
 def test_a_strength_outside_0_to_1_is_refused(strength):
-    with pytest.raises(ValueError, match=r"strength of a degradation is a number in \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"strength of a degradation must be in \[0, 1\]"):
         DegradedImages(Faces(), 0, strength)
-    with pytest.raises(ValueError, match=r"strength of a degradation is a number in \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"strength of a degradation must be in \[0, 1\]"):
         degrade(Faces().read(0), image_generator(0, 0), strength)
 
 
 def test_a_negative_seed_is_refused():
-    with pytest.raises(ValueError, match="whole number from 0 on, got -1"):
+    with pytest.raises(ValueError, match="must be an integer from 0, got -1"):
         DegradedImages(Faces(), -1)
 
 
@@ -167,5 +167,5 @@ def test_samples_keep_their_colours(tmp_path):
 
 
 def test_samples_of_nothing_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="faces holds no images to show"):
+    with pytest.raises(ValueError, match="faces contains no images to show"):
         draw_samples(Faces(0), tmp_path / "samples.png", seed=0)

@@ -173,7 +173,7 @@ def test_other_files_are_left_out_and_counted(tmp_path):
     (root / ".cache").mkdir()
     outcome = run(Angles(), root)
     assert outcome.numbers["f1_score"] == plain.numbers["f1_score"]
-    assert "left out because hidden or no images: 4 files" in outcome.notes
+    assert "skipped, because hidden or not an image: 4 files" in outcome.notes
 
 
 def test_unreadable_images_do_not_count(tmp_path):
@@ -190,7 +190,7 @@ def test_probes_of_a_gallery_that_cannot_be_read_are_not_unknown_people(tmp_path
     (tmp_path / "gallery" / "ann" / "00.png").write_bytes(b"broken")
     outcome = run(Angles(), tmp_path)
     assert "TPIR at FPIR 0.1" not in outcome.numbers
-    assert "1 identities have no gallery image that can be read: their 2 probes are left out" in outcome.notes
+    assert "1 identities have no readable gallery image: their 2 probes are left out" in outcome.notes
 
 
 # bad input
@@ -217,7 +217,7 @@ def test_images_that_are_not_aligned_are_refused_before_anything_is_embedded(tmp
         (PEOPLE, {"unknown_share": 1.0}, "got 1 gallery images and an unknown share of 1"),
         (PEOPLE, {"unknown_share": 0.9}, "gallery of people has 0 identities, identification needs at least 2"),
         ({"ann": (0, 10)}, {}, "gallery of people has 1 identities, identification needs at least 2"),
-        (PEOPLE, {"limit": 0}, "a limit is a number of images from 1 on, got 0"),
+        (PEOPLE, {"limit": 0}, "the limit must be at least 1 image, got 0"),
         (PEOPLE, {"degrade": "noise"}, "got the degradation 'noise' of 'all', expected None or one of blur"),
         (PEOPLE, {"degrade": "blur", "degraded_part": "gallery"}, "and one of all, probe"),
         (PEOPLE, {"degrade": "blur", "strength": 2.0}, "strength of a degradation"),
@@ -242,19 +242,19 @@ def test_no_folder_and_no_people(tmp_path):
 
 def test_gallery_without_probes_is_refused(tmp_path):
     write_people(tmp_path / "gallery", PEOPLE)
-    with pytest.raises(FileNotFoundError, match=r"gallery holds identities, but there are none in .*probe: expected"):
+    with pytest.raises(FileNotFoundError, match=r"gallery contains identities, but .*probe does not: expected"):
         run(Angles(), tmp_path)
 
 
 def test_probes_of_other_people_alone_are_refused(tmp_path):
     write_people(tmp_path / "x" / "gallery", {"ann": (0,), "bob": (60,)})
     write_people(tmp_path / "x" / "probe", {"Ann": (0,), "Bob": (60,)})
-    with pytest.raises(ValueError, match=r"no identity of x/probe is in x/gallery.*are Ann, Bob and ann, bob"):
+    with pytest.raises(ValueError, match=r"no identity of x/probe is in x/gallery.*names: Ann, Bob; ann, bob"):
         run(Angles(), tmp_path / "x")
 
 
 def test_trees_do_not_take_options_of_the_other_layout(tmp_path):
     for part in ("gallery", "probe"):
         write_people(tmp_path / part, PEOPLE)
-    with pytest.raises(ValueError, match="which say what is what: leave the number of gallery images"):
+    with pytest.raises(ValueError, match="which define the roles: do not set the number of gallery images"):
         run(Angles(), tmp_path, gallery_images=2)

@@ -69,7 +69,7 @@ def test_a_quick_look_takes_some_pairs_and_the_images_of_their_templates(root, f
     np.testing.assert_allclose(some.similarity, whole.similarity[chosen], atol=1e-6)
     assert np.array_equal(some.issame, metadata.issame[chosen])
     assert not any(name.startswith("rank") for name in some.numbers)
-    assert f"a quick look: 40 of {len(metadata.issame):,} pairs, no 1:N" in some.notes
+    assert f"quick test: 40 of {len(metadata.issame):,} pairs, no 1:N" in some.notes
     assert len(asked) < len(features)
 
 
@@ -130,7 +130,7 @@ def test_unreadable_images_are_left_out_of_their_templates(root, features):
     _, places, counts = np.unique(metadata.template_ids, return_index=True, return_counts=True)
     lost = places[counts > 1][:5]
     outcome = ijb.run(lambda images: embedded(features, lost), root, "IJBC")
-    assert outcome.notes[1].startswith("5 of 465 images could not be used")
+    assert outcome.notes[1].startswith("5 of 465 images could not be read")
     kept = np.setdiff1d(np.arange(len(features)), lost)
     templates = oracle.pooled(features[kept], metadata.template_ids[kept], metadata.media_ids[kept])
     templates = np.stack(list(templates.values()))
@@ -146,7 +146,7 @@ def test_a_template_of_which_nothing_can_be_read_is_an_error(root, features):
 
 
 def test_features_of_another_count_are_refused(root, features):
-    with pytest.raises(ValueError, match=r"got 464 embeddings, 464 norms and 464 marks .* the 465 images"):
+    with pytest.raises(ValueError, match=r"got 464 embeddings, 464 norms and 464 readable flags .* the 465 images"):
         ijb.run(lambda images: embedded(features[1:]), root, "IJBC")
 
 
@@ -197,19 +197,23 @@ def test_missing_files_are_named_all_at_once(root):
 @pytest.mark.parametrize(
     ("file", "change", "message"),
     [
-        ("pairs", lambda ls: [*ls[:7], "101 999 1", *ls[7:]], "line 8: the pair 101 and 999 names a template without"),
+        (
+            "pairs",
+            lambda ls: [*ls[:7], "101 999 1", *ls[7:]],
+            "line 8: the pair 101 and 999 refers to a template without",
+        ),
         ("pairs", lambda ls: [*ls[:2], "", "101 102 2"], "line 4: the label must be 0 or 1, got 2"),
         ("pairs", lambda ls: [*ls[:2], "101 102"], "line 3: got 2 fields, expected 3"),
         ("pairs", lambda ls: [], "lists no pairs"),
         ("landmarks", lambda ls: ["a.jpg 1 2 3", *ls], "line 1: got 4 fields, expected 12"),
         ("landmarks", lambda ls: [], "lists no images"),
-        ("templates", lambda ls: ls[:-1], "lists 464 images, .* 465: expected as many"),
-        ("templates", lambda ls: [*ls, "last.jpg 320 1"], "lists 466 images, .* 465: expected as many"),
+        ("templates", lambda ls: ls[:-1], "lists 464 images, .* 465: expected the same number"),
+        ("templates", lambda ls: [*ls, "last.jpg 320 1"], "lists 466 images, .* 465: expected the same number"),
         ("templates", lambda ls: [ls[1], ls[0], *ls[2:]], "line 1: got 380.jpg, expected 463.jpg as in"),
         ("templates", lambda ls: [*ls[:4], ls[4].replace(" ", " x", 1), *ls[5:]], "line 5: template must be a whole"),
         ("gallery G1", lambda ls: [*ls, "5000,1000,x"], "1 templates have no images: 5000"),
         ("gallery G1", lambda ls: ls[:1], "lists no templates"),
-        ("gallery G1", lambda ls: [*ls, "101,1001,x"], "a template is of one subject, but several have more: 101"),
+        ("gallery G1", lambda ls: [*ls, "101,1001,x"], "templates with several subjects, expected one each: 101"),
         ("gallery G2", lambda ls: [*ls, "102,1000,x"], "probes have several of them, expected exactly one"),
         (
             "gallery G2",

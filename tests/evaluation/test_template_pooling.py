@@ -108,10 +108,10 @@ def test_features_that_are_not_finite_are_refused_with_their_template():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda e, n: fused_features("concat", e, n), "concat cannot be had from fused embeddings"),
-        (lambda e, n: fused_features("mean", e, n), "mean cannot be had"),
+        (lambda e, n: fused_features("concat", e, n), "concat needs unfused embeddings"),
+        (lambda e, n: fused_features("mean", e, n), "mean needs unfused embeddings"),
         (lambda e, n: fused_features("norm_weighted_avg", e, n[:-1]), r"norms of shape \(5, 1\)"),
-        (lambda e, n: unfused_features("pre_norm_vector_add", e, e), "no pooling of embeddings that are not fused"),
+        (lambda e, n: unfused_features("pre_norm_vector_add", e, e), "pre_norm_vector_add needs fused embeddings"),
         (lambda e, n: unfused_features("average", e, e[:-1]), r"of shape \(5, 2\) of the mirrored images"),
         (lambda e, n: pool_templates(lambda rows: e[rows], IDS, MEDIA[:-1]), r"media ids of shape \(5,\)"),
         (lambda e, n: pool_templates(lambda rows: e[rows], IDS[:0], MEDIA[:0]), "at least one image"),
