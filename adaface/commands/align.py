@@ -4,8 +4,8 @@ r"""Align the faces of a tree of photographs to 112x112.
     adaface align <PHOTOGRAPHS> <FACES> --faces all --format jpg
     adaface align <PHOTOGRAPHS> <FACES> --landmarks landmarks.txt
 
-The folders are kept; ``alignment.csv`` says of each photograph what became of it. A stopped alignment goes on when the
-same command is given again.
+The folder structure is kept. ``alignment.csv`` lists the result for each photograph. Run the same command again to
+continue an interrupted alignment.
 """
 
 import argparse
@@ -49,39 +49,42 @@ def build_parser() -> Parser:
     """Build the command line's parser."""
     parser = Parser(
         prog=invocation("align"),
-        description="Find the faces in photographs, and warp them to the 112x112 px that the networks take. Exit "
-        f"status: 0 every photograph gave a face, {SOME_WITHOUT} some did not, {FAILED} error, {INTERRUPTED} stopped; "
-        "the same command goes on.",
+        description="Detect the faces in photographs and align them to 112x112 px, the input size of the networks. "
+        f"Exit status: 0 all photographs have a face, {SOME_WITHOUT} some have none, {FAILED} error, {INTERRUPTED} "
+        "interrupted: run the same command to continue.",
     )
     parser.add_argument("source", metavar="PHOTOGRAPHS", type=Path, help="folder of photographs, at any depth")
     parser.add_argument(
-        "output", metavar="FACES", type=Path, help="folder to write to; folders in it are as in the other"
+        "output", metavar="FACES", type=Path, help="output folder, with the same subfolders as PHOTOGRAPHS"
     )
     parser.add_argument(
         "--faces",
         choices=WHICH_FACES,
         default=WHICH_FACES[0],
-        help="of several faces in a photograph take the largest (default), the one nearest to the centre, or all "
-        "(<name>_0, <name>_1, ..., the largest first)",
+        help="which faces of a photograph to align: the largest (default), the one nearest to the center, or all "
+        "(<name>_0, <name>_1, ..., largest first)",
     )
     parser.add_argument(
         "--landmarks",
         metavar="FILE",
         type=Path,
-        help="take landmarks from a file of lines <file> <x1> <y1> ... <x5> <y5> [<score>] instead of detecting faces: "
-        "eyes, nose, corners of the mouth, in px of the upright photograph",
+        help="read landmarks from a file with lines <file> <x1> <y1> ... <x5> <y5> [<score>] instead of detecting "
+        "faces: eyes, nose, corners of the mouth, in px of the upright photograph",
     )
     parser.add_argument(
-        "--format", choices=[suffix[1:] for suffix in CROP_SUFFIXES], default="png", help="of the faces (default png)"
+        "--format",
+        choices=[suffix[1:] for suffix in CROP_SUFFIXES],
+        default="png",
+        help="image format of the faces (default: png)",
     )
     parser.add_argument(
         "--smallest_face_px",
         metavar="N",
         type=int,
         default=SMALLEST_FACE_PX,
-        help=f"side of the smallest face to be found (default {SMALLEST_FACE_PX}); 40 takes less than half of the time",
+        help=f"side of the smallest face to detect (default: {SMALLEST_FACE_PX}); 40 takes less than half the time",
     )
-    parser.add_argument("--threads", metavar="N", type=int, help="photographs at a time (default: the cores)")
+    parser.add_argument("--threads", metavar="N", type=int, help="number of threads (default: one per core)")
     return parser
 
 
@@ -124,7 +127,7 @@ def main(words: list[str] | None = None) -> int:
 
     try:
         return run_to_status(
-            program_name("align"), job, stopped="what has been aligned is kept, the same command goes on"
+            program_name("align"), job, stopped="aligned faces are kept; run the same command to continue"
         )
     finally:
         cv2.setNumThreads(opencv_threads)
@@ -139,7 +142,7 @@ def _run(options: argparse.Namespace) -> int:
     if output.exists() and not output.is_dir():
         raise NotADirectoryError(f"{output} is a file, expected a folder for the faces")
     if output.resolve() == source.resolve():
-        raise ValueError(f"photographs and faces are both to be in {source}: give another folder for the faces")
+        raise ValueError(f"{source} is given for both photographs and faces: choose another folder for the faces")
     settings = {"source": str(source.resolve()), "faces": options.faces, "format": options.format}
     names = find_photographs(source, output)
     if not names:
@@ -151,7 +154,7 @@ def _run(options: argparse.Namespace) -> int:
         try:
             lock.take(output)
         except RuntimeError as error:
-            raise RuntimeError(f"another alignment writes to {output}: wait for its end, or stop it") from error
+            raise RuntimeError(f"another alignment is writing to {output}: wait for it, or stop it") from error
         began = time.monotonic()
         with Journal(output, settings) as journal:
             outcome = align_tree(job, journal)

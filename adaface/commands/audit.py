@@ -3,8 +3,8 @@
     adaface audit <DATA> --test_sets lfw.bin --output audit
     adaface audit <DATA> --model adaface_ir101_webface12m --apply
 
-The audit finds damaged images, images in several places, wrong labels, identities that are one person or two, images of
-test sets, and unusual colors. Nothing is changed or deleted.
+The audit finds damaged images, duplicates, wrong labels, identities to merge or to split, images of test sets, and
+swapped color channels. Nothing is changed or deleted.
 """
 
 import argparse
@@ -29,8 +29,8 @@ def build_parser() -> Parser:
         "--test_sets",
         default="",
         metavar="SETS",
-        help="report training images that are also in these test sets: .bin files, folders of verification sets or of "
-        "images, separated by commas",
+        help="report training images that are also in these test sets: .bin files, folders of verification sets, or "
+        "folders of images, separated by commas",
     )
     parser.add_argument(
         "--output",
@@ -41,7 +41,7 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--apply",
         action="store_true",
-        help="also write cleaned_index.csv for --train_data_index of the training: which images to use, and with which "
+        help="also write cleaned_index.csv, for --train_data_index of adaface train: the images to use and their "
         "labels",
     )
     parser.add_argument(
@@ -53,8 +53,8 @@ def build_parser() -> Parser:
     parser.add_argument("--overwrite", action="store_true", help="check all images again, also those checked before")
     add_model_options(
         parser.add_argument_group(
-            "model", "A model also finds images of another person, identities that are one person or two, and people "
-            "of the test sets.",
+            "model", "With a model, the audit also finds images of another person, identities to merge or to split, "
+            "and people of the test sets.",
         )
     )  # fmt: skip
     return parser

@@ -42,7 +42,7 @@ def build_parser() -> Parser:
         prog=invocation("convert"),
         description="Convert face data sets: train.rec -> imgs/<label>/<key>.jpg (train_0.rec, train_1.rec, ... -> "
         "imgs/<label>/<shard>-<key>.jpg), *.bin -> validation sets, "
-        "and the way back (--pack, --pairs). A stopped conversion goes on when it is started again.",
+        "and back (--pack, --pairs). Run the same command again to continue an interrupted conversion.",
     )
     forward = parser.add_argument_group("from InsightFace files")
     forward.add_argument(
@@ -64,47 +64,46 @@ def build_parser() -> Parser:
     forward.add_argument(
         "--swap_color_channel",
         action="store_true",
-        help="the stored images have red and blue swapped: put them right. JPEG images are then decoded and "
-        "encoded again at quality 95, 4:4:4, which is lossy; PNG images stay exact. Without this option the bytes "
-        "are copied",
+        help="swap red and blue, for stored images in the wrong channel order. JPEG images are decoded and encoded "
+        "again at quality 95, 4:4:4, which is lossy; PNG images stay exact. Without this option, bytes are copied",
     )
     forward.add_argument(
         "--skip_bad_images",
         action="store_true",
-        help="count and report records (with --pack: files) that hold no usable image instead of stopping. "
-        "Validation sets are never shortened",
+        help="skip and report records (with --pack: files) without a usable image instead of stopping. Pairs of "
+        "validation sets are never skipped",
     )
     back = parser.add_argument_group("to InsightFace files")
     back.add_argument(
         "--pack",
         metavar="IMAGE_FOLDER",
-        help="write train.rec, train.idx and property from IMAGE_FOLDER/<class>/<image>: 112x112 colour images; "
+        help="write train.rec, train.idx and property from IMAGE_FOLDER/<class>/<image>: 112x112 color images; "
         "labels follow the sorted class names; JPEG and PNG bytes are copied, other formats become PNG",
     )
     back.add_argument(
         "--pairs",
         metavar="PAIRS_FILE",
         help="write a .bin from LFW's pairs.txt (images <name>/<name>_0001.jpg or .png) or from a CSV file with the "
-        "columns path1,path2,same. The 10-fold protocol takes consecutive tenths of the pairs: mix same and "
-        "different ones",
+        "columns path1,path2,same. The 10-fold protocol splits the pairs into consecutive tenths: mix genuine "
+        "and impostor pairs",
     )
-    back.add_argument("--images_root", metavar="DIR", help="folder that the paths of --pairs start from")
+    back.add_argument("--images_root", metavar="DIR", help="base folder of the paths in --pairs")
     back.add_argument(
         "--output",
         metavar="PATH",
-        help="--pack: folder to write to (default IMAGE_FOLDER_rec); --pairs: the .bin (default: beside PAIRS_FILE); "
-        "--checkpoint: the file",
+        help="output: a folder for --pack (default: IMAGE_FOLDER_rec), a .bin for --pairs (default: next to "
+        "PAIRS_FILE), a file for --checkpoint",
     )
     checkpoints = parser.add_argument_group("checkpoints")
     checkpoints.add_argument(
         "--checkpoint",
         metavar="FOLDER",
-        help="write the checkpoint of a sharded head, a folder, as one file of all classes, for the official code too",
+        help="convert the checkpoint of a sharded head (a folder) to a single file, also for the official code",
     )
     parser.add_argument(
         "--overwrite",
         action="store_true",
-        help="delete what an earlier conversion left, and convert again; without it finished work is kept",
+        help="delete the output of an earlier conversion and convert again; by default, finished work is kept",
     )
     return parser
 
@@ -169,7 +168,7 @@ def main(words: list[str] | None = None) -> int:
         return 0
 
     return run_to_status(
-        program_name("convert"), run, stopped="nothing is half written, the same command goes on", failed=1
+        program_name("convert"), run, stopped="no file is incomplete; run the same command to continue", failed=1
     )
 
 

@@ -1,4 +1,4 @@
-"""What no learning reaches on verification sets, beside what a run reached.
+"""Compare the accuracies of a run with a baseline without learning.
 
     python -m adaface.commands.demo_baseline demo/faces --runs experiments
 
@@ -94,11 +94,11 @@ def main() -> int:
     """Run the command line and return the exit status."""
     parser = Parser(
         prog="python -m adaface.commands.demo_baseline",
-        description="Raw-pixel cosine on verification sets, beside the newest run's accuracies.",
+        description="Print the accuracy of raw-pixel cosines on verification sets, and that of the newest run.",
     )
     parser.add_argument("folder", type=Path, help="folder of the verification sets")
-    parser.add_argument("--runs", type=Path, help="folder of the run folders, such as experiments")
-    parser.add_argument("--prefix", default="demo", help="first part of the run folder's name (default demo)")
+    parser.add_argument("--runs", type=Path, help="folder that contains the run folders, such as experiments")
+    parser.add_argument("--prefix", default="demo", help="prefix of the run folder's name (default: demo)")
 
     def job() -> int:
         options = parser.parse(sys.argv[1:])

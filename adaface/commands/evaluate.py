@@ -38,11 +38,11 @@ def build_parser() -> Parser:
     """Build the command line's parser."""
     parser = Parser(
         prog=invocation("evaluate"),
-        description="Evaluate a model: protocols of the AdaFace paper, and your own faces.",
+        description="Evaluate a model with the protocols of the AdaFace paper, or on your own faces.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="protocols:\n" + "\n".join(f"  {name:<10}{protocol.text}" for name, protocol in _PROTOCOLS.items()),
     )
-    parser.add_argument("protocol", choices=_PROTOCOLS, help="what to evaluate; see below")
+    parser.add_argument("protocol", choices=_PROTOCOLS, help="evaluation protocol; see below")
     add_model_options(parser)
     add_data_options(parser)
     add_protocol_options(parser)
@@ -55,90 +55,106 @@ def add_model_options(parser: Parser) -> None:
     model_options.add_model_options(group)
     group.add_argument(
         "--compare", nargs="+", default=[], metavar="FILE",
-        help="folder, pairs: several models side by side; folder: on clear and on blurred images",
+        help="folder, pairs: compare several models; folder: on clear and on blurred images",
     )  # fmt: skip
     group.add_argument(
         "--accelerator",
         choices=("auto", "cpu", "gpu"),
         default="auto",
-        help="where to compute; auto: a GPU if there is one",
+        help="device; auto: GPU if available (default)",
     )
-    group.add_argument("--devices", type=int, default=1, metavar="N", help="processes, one per GPU (default 1)")
-    group.add_argument("--batch_size", type=int, default=64, metavar="N", help="images at a time (default 64)")
+    group.add_argument(
+        "--devices", type=int, default=1, metavar="N", help="number of processes, one per GPU (default: 1)"
+    )
+    group.add_argument("--batch_size", type=int, default=64, metavar="N", help="images per batch (default: 64)")
 
 
 def add_data_options(parser: Parser) -> None:
     """Add the options on the data and on what is written."""
     group = parser.add_argument_group("data and output")
-    group.add_argument("--root", default="", metavar="DIR", help="where the data is")
+    group.add_argument("--root", default="", metavar="DIR", help="folder of the evaluation data")
     group.add_argument(
         "--limit",
         type=int,
         default=0,
         metavar="N",
-        help="a quick look: N pairs (pairs, ijbb, ijbc), probes and distractors (tinyface), images (folder)",
+        help="quick test: use only N pairs (pairs, ijbb, ijbc), probes and distractors (tinyface) or images (folder)",
     )
     group.add_argument(
         "--most_unreadable", type=float, default=MOST_UNREADABLE, metavar="SHARE",
-        help=f"share of the images that may be unreadable, 0 to 1 (default {MOST_UNREADABLE})",
+        help=f"maximum share of unreadable images, 0 to 1 (default: {MOST_UNREADABLE})",
     )  # fmt: skip
     group.add_argument(
-        "--cache", default=CACHE, metavar="DIR", help=f"embeddings are kept there (default {CACHE}); '' keeps none"
+        "--cache", default=CACHE, metavar="DIR", help=f"cache of embeddings (default: {CACHE}); '' disables it"
     )
-    group.add_argument("--output_dir", default="experiments", metavar="DIR", help="where the results' folder is made")
-    group.add_argument("--report", action="store_true", help="write report.html too, one file with tables and curves")
+    group.add_argument("--output_dir", default="experiments", metavar="DIR", help="parent of the results folder")
+    group.add_argument(
+        "--report", action="store_true", help="also write report.html, a single file with tables and curves"
+    )
 
 
 def add_protocol_options(parser: Parser) -> None:
     """Add the options of single protocols."""
-    group = parser.add_argument_group("protocols")
+    group = parser.add_argument_group("options of single protocols")
     group.add_argument("--sets", default="", metavar="A,B", help="pairs, paper: only these sets (lfw,cfp_fp)")
     group.add_argument(
         "--pooling",
         choices=POOLINGS,
         default=POOLINGS[0],
-        help="ijbb, ijbc: how a template is made of its images; the first is the paper's",
+        help="ijbb, ijbc: how images are pooled into templates; the paper uses the first one (default)",
     )
-    group.add_argument("--quality", action="store_true", help="pairs: norm against quality, by degrading images")
+    group.add_argument(
+        "--quality", action="store_true", help="pairs: check the feature norm as a quality measure on degraded images"
+    )
     group.add_argument(
         "--target_far",
         type=float,
         default=0.0,
         metavar="FAR",
-        help=f"pairs: find the cosine threshold for this FAR; with --compare, compare TAR at it (default {FAR:g})",
+        help=f"pairs: calibrate the cosine threshold for this FAR; with --compare, FAR of the TAR (default: {FAR:g})",
     )
     group.add_argument(
-        "--store_threshold", action="store_true", help="write the threshold of --target_far into the checkpoint"
+        "--store_threshold", action="store_true", help="store the threshold of --target_far in the checkpoint"
     )
     group.add_argument(
         "--gallery_images",
         type=int,
         default=1,
         metavar="K",
-        help="folder: images of an identity in the gallery (default 1)",
+        help="folder: gallery images per identity (default: 1)",
     )
     group.add_argument(
         "--degrade", choices=("none", *DEGRADATIONS), default="none", help="folder: degrade all images first"
     )
     group.add_argument(
         "--degraded_part", choices=DEGRADED_PARTS, default=DEGRADED_PARTS[0],
-        help="folder: degrade gallery and probes, or the probes alone",
+        help="folder: degrade gallery and probes (default), or only probes",
     )  # fmt: skip
     group.add_argument(
-        "--strength", type=float, default=1.0, metavar="S", help="folder: of the degradation, 0 to 1 (default 1)"
+        "--strength",
+        type=float,
+        default=1.0,
+        metavar="S",
+        help="folder: strength of the degradation, 0 to 1 (default: 1)",
     )
     group.add_argument(
         "--unknown_share", type=float, default=0.0, metavar="SHARE",
-        help="folder: share of the identities that get no gallery, for open-set numbers (default 0)",
+        help="folder: share of identities without a gallery, for open-set numbers (default: 0)",
     )  # fmt: skip
-    group.add_argument("--seed", type=int, default=0, metavar="N", help="of the degradation (default 0)")
+    group.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="random seed of degradation and unknown identities (default: 0)",
+    )
     group.add_argument(
         "--published", default="", metavar="MODEL",
-        help="paper: row of the table (such as 'ir_50 MS1MV2'), where the file's name does not tell it",
+        help="paper: published model to compare with, such as 'ir_50 MS1MV2' (default: inferred from the file name)",
     )  # fmt: skip
     group.add_argument(
         "--strict", action="store_true",
-        help="paper: end with status 3 where a published value lies outside the measured one's 95%% interval",
+        help="paper: exit with status 3 if a published value is outside the 95%% interval of the measured one",
     )  # fmt: skip
 
 
@@ -177,11 +193,13 @@ def parse(words: list[str]) -> argparse.Namespace:
     if not options.root:
         parser.error("--root is missing: the folder of the data")
     if sum(map(bool, (options.model, options.checkpoint, options.compare))) != 1:
-        parser.error("give --checkpoint or --model with what to evaluate, or --compare with several (folder, pairs)")
+        parser.error(
+            "give the model to evaluate with --checkpoint or --model, or several with --compare (folder, pairs)"
+        )
     if not options.compare:
         model_options.check_model_options(options)
     if options.compare and options.degrade != "none":
-        parser.error("--compare takes clear and blurred images anyway: leave out --degrade")
+        parser.error("--compare always evaluates clear and blurred images: leave out --degrade")
     if options.compare and (options.quality or options.store_threshold):
         parser.error("--quality and --store_threshold are for one model: leave out --compare")
     if options.store_threshold and not options.target_far:
@@ -219,7 +237,7 @@ def main(words: list[str] | None = None) -> int:
         Exit status: 0 done, 2 error (one line on stderr), 3 a number outside its interval with --strict, 130 stopped.
     """
     words = sys.argv[1:] if words is None else words
-    stopped = "what has been embedded is kept, the same command goes on"
+    stopped = "embeddings are kept; run the same command to continue"
     return run_to_status(program_name("evaluate"), lambda: _run(parse(words), words), stopped=stopped)
 
 
@@ -240,13 +258,13 @@ def _run(options: argparse.Namespace, words: list[str]) -> int:
 
 
 def _check_output(folder: Path) -> None:
-    """Raise OSError now, and not after hours, where no results can be written into a folder."""
+    """Raise OSError early if results cannot be written to a folder."""
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"--output_dir {folder} is a file: give a folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OSError(f"--output_dir {folder} cannot be made ({error.strerror}): give another") from error
+        raise OSError(f"--output_dir {folder} cannot be created ({error.strerror}): give another one") from error
     check_writable(folder, f"--output_dir {folder}")
 
 
@@ -265,7 +283,7 @@ def _open_model(options: argparse.Namespace, path: str) -> CachedEmbedding:
 def _keep(
     findings: Findings, options: argparse.Namespace, words: list[str], paths: list[str], models: list[CachedEmbedding]
 ) -> None:
-    """Write everything into a new folder, and say which."""
+    """Write all results to a new folder, and print its name."""
     folder = choose_run_folder(options.output_dir, f"evaluation_{options.protocol}")
     evaluated = Evaluated(
         title=f"{options.protocol}: {', '.join(Path(path).name for path in paths)}",
@@ -274,7 +292,7 @@ def _keep(
         command=f"{invocation('evaluate')} {shlex.join(words)}",
     )
     write_findings(folder, findings, evaluated, report=options.report)
-    print(f"everything of this evaluation is in {folder}")
+    print(f"results are in {folder}")
 
 
 def _pairs(options: argparse.Namespace, model: CachedEmbedding) -> Findings:
@@ -358,6 +376,6 @@ _PROTOCOLS = {
     "tinyface": _Protocol("TinyFace with its distractors: <root>/tinyface", _tinyface),
     "folder": _Protocol("identification on your own faces: <root>/<identity>/<image>, aligned, 112x112", _folder),
     "paper": _Protocol(
-        "all of the above that is found under the root, beside the published results of the paper's models", _paper
+        "all of the above found in <root>, compared with the published results of the paper's models", _paper
     ),
 }

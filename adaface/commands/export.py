@@ -1,18 +1,18 @@
-r"""Take a trained model away as ONNX: exported, compared with PyTorch on faces, and only then given its name.
+r"""Export a trained model to ONNX. The file is written only after its outputs match PyTorch's on face images.
 
     adaface export --checkpoint experiments/default_11-24_0/best.ckpt --output model.onnx
     adaface export --checkpoint adaface_ir50_ms1mv2.ckpt --output model.onnx --verify_images <aligned faces> \
         --int8 --calibration_images <aligned faces> --test_set faces_emore/lfw.bin
 
-The graph takes `images`, (B, 3, 112, 112) float32, normalised planes in the colour order that its metadata name, and
-gives `embedding` (B, 512), of length 1, and `norm` (B, 1), for any B. The metadata, JSON under the key `adaface`, hold
-architecture, colour order, size, mean, std, the landmarks that faces are aligned to, the stored threshold, commit and
-fingerprint of the weights; the other commands read them. `--int8` writes a second file beside
-the first, `model_int8.onnx`.
+The input of the graph is `images`, (B, 3, 112, 112) float32, normalized, in the color order given by the metadata. The
+outputs are `embedding` (B, 512), unit vectors, and `norm` (B, 1), for any B. The metadata, JSON under the key
+`adaface`, contains architecture, color order, size, mean, std, the landmark template of the alignment, the stored
+threshold, commit and fingerprint of the weights; the other commands read it. `--int8` writes a second file,
+`model_int8.onnx`.
 
-An export is refused, and no file written, where the cosine of its embeddings to PyTorch's is below 0.99999 for any
-image, or the norms differ by more than a thousandth; an INT8 file where its embeddings are far from the FP32 ones, or
-where it loses more accuracy on `--test_set` than `--most_accuracy_loss`.
+No file is written if the cosine between an embedding and PyTorch's is below 0.99999 for any image, or if norms differ
+by more than 0.1 %. No INT8 file is written if its embeddings are far from the FP32 ones, or if it loses more accuracy
+on `--test_set` than `--most_accuracy_loss`.
 """
 
 import argparse
@@ -51,41 +51,48 @@ def build_parser() -> Parser:
     parser = Parser(
         prog=invocation("export"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--checkpoint", metavar="PATH", required=True, help="a .ckpt, ours or official, file or folder")
-    parser.add_argument("--output", metavar="FILE", required=True, help="the .onnx to write")
+    parser.add_argument(
+        "--checkpoint",
+        metavar="PATH",
+        required=True,
+        help="checkpoint, of this project or the official code, file or folder",
+    )
+    parser.add_argument("--output", metavar="FILE", required=True, help="ONNX file to write")
     parser.add_argument(
         "--arch",
         metavar="NAME",
-        help=f"default: as the checkpoint tells, or its weights; one of {', '.join(ARCHITECTURES)}, or timm:<name>",
+        help=f"architecture (default: that of the checkpoint): {', '.join(ARCHITECTURES)}, or timm:<name>",
     )
     parser.add_argument(
         "--verify_images",
         metavar="PATH",
-        help="aligned faces to compare with PyTorch on, a folder or a .bin (default: drawn faces); "
-        f"{_VERIFIED} of them are taken",
+        help=f"folder or .bin of aligned faces, {_VERIFIED} of which are used to compare the outputs with PyTorch "
+        "(default: synthetic faces)",
     )
     parser.add_argument(
-        "--int8", action="store_true", help="write <output>_int8.onnx too: 8-bit integers, for CPUs; a quarter as large"
+        "--int8",
+        action="store_true",
+        help="also write <output>_int8.onnx: 8-bit integers for CPUs, a quarter of the size",
     )
     parser.add_argument(
         "--calibration_images",
         metavar="PATH",
-        help="aligned faces like those that the model will see, a folder or a .bin: --int8 takes the ranges of its "
-        f"numbers from them; at least {FEWEST_IMAGES}, {MOST_IMAGES} at most are taken",
+        help="folder or .bin of aligned faces like those in your application, to calibrate the value ranges of "
+        f"--int8; at least {FEWEST_IMAGES} are needed, at most {MOST_IMAGES} are used",
     )
     parser.add_argument(
         "--test_set",
         metavar="FILE",
-        help="a .bin: print the 10-fold accuracy of the INT8 file on it beside that of the FP32 file",
+        help=".bin of a verification set: print the 10-fold accuracies of the INT8 and the FP32 file on it",
     )
     parser.add_argument(
         "--most_accuracy_loss",
         type=float,
         metavar="POINTS",
-        help="percentage points of accuracy on --test_set that INT8 may lose, else it is refused "
-        f"(default {MOST_ACCURACY_LOSS:g})",
+        help="maximum loss of accuracy of INT8 on --test_set, in percentage points; above it, the file is not written "
+        f"(default: {MOST_ACCURACY_LOSS:g})",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing files")
     return parser
 
 

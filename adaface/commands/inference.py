@@ -5,9 +5,9 @@ r"""Use a trained or published model on faces.
     adaface search faces.npz c.jpg --top 5 --csv found.csv --model adaface_ir101_webface12m
     adaface serve --model adaface_ir101_webface12m
 
-Faces are aligned to 112x112; with --align, photographs are given, as to the page of ``serve``. Similarities are
-cosines; the quality of a face is the norm of its embedding, which is AdaFace's measure and comparable within one model.
-``adaface <command> --help`` explains every option.
+Images must be faces aligned to 112x112 px, or photographs with --align; the page of ``serve`` takes photographs.
+Similarities are cosines. The quality of a face is the norm of its embedding, AdaFace's measure of image quality; it can
+be compared between images, not between models. ``adaface <command> --help`` explains all options.
 """
 
 import argparse
@@ -59,29 +59,31 @@ def build_parsers() -> tuple[Parser, dict[str, Parser]]:
     """Build the command line's parser, and those of its commands by name."""
     parser = Parser(prog=invocation(""), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    compare = commands.add_parser("compare", help="similarities of images, and who is one person")
+    compare = commands.add_parser("compare", help="similarities of face images, and decisions")
     compare.add_argument("images", nargs="+", metavar="IMAGE", help="two or more image files")
-    compare.add_argument("--save", metavar="PNG", help="write a picture of faces and similarities")
-    embed = commands.add_parser("embed", help="embeddings of all images of a folder, into one file")
-    embed.add_argument("folder", help="of the images, at any depth")
-    embed.add_argument("--out", required=True, metavar="NPZ", help="names, embeddings, norms, and of which model")
-    search = commands.add_parser("search", help="the most similar faces of a gallery")
-    search.add_argument("gallery", help="a folder of images, or an .npz of `embed`")
-    search.add_argument("probes", nargs="+", metavar="PROBE", help="image files, folders, or .npz files of `embed`")
-    search.add_argument("--top", type=int, default=5, metavar="K", help="faces to find for each probe (default 5)")
-    search.add_argument("--csv", metavar="FILE", help="write what was found as a table")
-    page = commands.add_parser("serve", help="a web page that compares two photographs")
+    compare.add_argument("--save", metavar="PNG", help="save a plot of the faces and their similarities")
+    embed = commands.add_parser("embed", help="embeddings of all images of a folder, in one file")
+    embed.add_argument("folder", help="folder of images, at any depth")
+    embed.add_argument("--out", required=True, metavar="NPZ", help="file to write: names, embeddings, norms and model")
+    search = commands.add_parser("search", help="most similar faces in a gallery")
+    search.add_argument("gallery", help="folder of images, or .npz file of `adaface embed`")
+    search.add_argument(
+        "probes", nargs="+", metavar="PROBE", help="image files, folders, or .npz files of `adaface embed`"
+    )
+    search.add_argument("--top", type=int, default=5, metavar="K", help="number of faces per probe (default: 5)")
+    search.add_argument("--csv", metavar="FILE", help="write the results as CSV")
+    page = commands.add_parser("serve", help="web page that compares two photographs")
     page.add_argument(
-        "--port", type=int, default=PORT, metavar="N", help=f"of the page (default {PORT}; 0: any that is free)"
+        "--port", type=int, default=PORT, metavar="N", help=f"port of the page (default: {PORT}; 0: any free port)"
     )
     page.add_argument(
         "--host", default=HOST,
-        help=f"name or address to listen at (default {HOST}: this machine alone; 0.0.0.0: whoever reaches it)",
+        help=f"name or address to listen on (default: {HOST}, this machine only; 0.0.0.0: all network interfaces)",
     )  # fmt: skip
     for command in (compare, search, page):
         command.add_argument(
             "--threshold", type=float, default=None, metavar="COSINE",
-            help="from which on two faces are one person's, -1 to 1 (default: that of the model, if it has one)",
+            help="lowest similarity of the same person, -1 to 1 (default: stored in the model, if available)",
         )  # fmt: skip
     for command in (embed, search):
         _add_list_options(command)
@@ -91,7 +93,10 @@ def build_parsers() -> tuple[Parser, dict[str, Parser]]:
         group = command.add_argument_group("model")
         add_model_options(group)
         group.add_argument(
-            "--accelerator", choices=("auto", "cpu", "gpu"), default="auto", help="auto: a GPU if there is one"
+            "--accelerator",
+            choices=("auto", "cpu", "gpu"),
+            default="auto",
+            help="device; auto: GPU if available (default)",
         )
     return parser, {"compare": compare, "embed": embed, "search": search, "serve": page}
 
@@ -99,20 +104,20 @@ def build_parsers() -> tuple[Parser, dict[str, Parser]]:
 def _add_list_options(command: Parser) -> None:
     command.add_argument(
         "--cache", default=CACHE, metavar="DIR",
-        help=f"embeddings of folders are kept there, a stopped command goes on (default {CACHE}); '' keeps none",
+        help=f"cache of embeddings, to continue interrupted commands (default: {CACHE}); '' disables it",
     )  # fmt: skip
     command.add_argument(
         "--most_unreadable", type=float, default=MOST_UNREADABLE, metavar="SHARE",
-        help=f"share of a folder's images that may be unreadable, 0 to 1 (default {MOST_UNREADABLE})",
+        help=f"maximum share of unreadable images in a folder, 0 to 1 (default: {MOST_UNREADABLE})",
     )  # fmt: skip
 
 
 def _add_image_options(command: Parser) -> None:
     command.add_argument(
-        "--align", action="store_true", help="the images are photographs: find the largest face of each, and align it"
+        "--align", action="store_true", help="align the largest face of each image first, for photographs"
     )
     command.add_argument(
-        "--batch_size", type=int, default=BATCH_SIZE, metavar="N", help=f"images at a time (default {BATCH_SIZE})"
+        "--batch_size", type=int, default=BATCH_SIZE, metavar="N", help=f"images per batch (default: {BATCH_SIZE})"
     )
 
 
@@ -181,7 +186,7 @@ def main(words: list[str] | None = None) -> int:
             _COMMANDS[options.command](options, _open_model(options))
         return 0
 
-    stopped = "what has been embedded of folders is kept, the same command goes on"
+    stopped = "embeddings of folders are kept; run the same command to continue"
     return run_to_status(program_name(next(iter(words), "")), job, stopped=stopped)
 
 

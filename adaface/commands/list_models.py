@@ -1,4 +1,4 @@
-"""The backbones as a table: parameters, arithmetic, input and embedding of each.
+"""Print a table of the backbones: parameters, operations, input and embedding size.
 
 adaface models                                   # a table of all
 adaface models timm:vit_small_patch16_224        # one of timm's
@@ -64,7 +64,7 @@ def main(words: list[str] | None = None) -> int:
         prog=invocation("models"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "names", nargs="*", metavar="NAME", help="architectures, timm:<name> among them (default: all but timm's)"
+        "names", nargs="*", metavar="NAME", help="architectures, including timm:<name> (default: all except timm's)"
     )
 
     def job() -> int:

@@ -14,14 +14,17 @@ def add_model_options(group: argparse._ArgumentGroup) -> None:
     """
     group.add_argument(
         "--model", default="", metavar="NAME",
-        help="a published model, such as adaface_ir101_webface12m, or hf:<owner>/<repository>/<file>.ckpt: looked for "
-        f"in ~/.cache/adaface/models (or ${FOLDER_VARIABLE}), downloaded where it is absent",
+        help="published model, such as adaface_ir101_webface12m, or hf:<owner>/<repository>/<file>.ckpt; cached in "
+        f"~/.cache/adaface/models (or ${FOLDER_VARIABLE}), downloaded if necessary",
     )  # fmt: skip
     group.add_argument(
-        "--checkpoint", default="", metavar="FILE", help="a .ckpt, ours or official, or an exported .onnx"
+        "--checkpoint",
+        default="",
+        metavar="FILE",
+        help="checkpoint (.ckpt), of this project or the official code, or exported .onnx",
     )
     group.add_argument(
-        "--arch", default=None, help="architecture, where the file does not tell it (ir_50, timm:<name>, ...)"
+        "--arch", default=None, help="architecture (ir_50, timm:<name>, ...), if the file does not store it"
     )
 
 

@@ -204,7 +204,7 @@ def test_two_alignments_into_one_folder(tmp_path, monkeypatch, capsys):
     with RunLock() as lock:
         lock.take(output)
         assert align(tmp_path / "in", output) == 2
-    assert "another alignment writes to" in capsys.readouterr().err
+    assert "another alignment is writing to" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -214,7 +214,7 @@ def test_two_alignments_into_one_folder(tmp_path, monkeypatch, capsys):
         (["file.jpg", "out"], "file.jpg is a file, expected a folder of photographs"),
         (["in", "file.jpg"], "file.jpg is a file, expected a folder for the faces"),
         (["empty", "out"], "no photographs in empty; expected files of .jpg"),
-        (["in", "in"], "photographs and faces are both to be in in"),
+        (["in", "in"], "in is given for both photographs and faces"),
         (["in", "out", "--threads", "0"], "--threads must be at least 1, got 0"),
         (["in", "out", "--smallest_face_px", "3"], "smallest face of 3 px"),
         (["in", "out", "--landmarks", "x", "--smallest_face_px", "30"], "has no meaning with --landmarks"),

@@ -249,7 +249,7 @@ def test_ctrl_c(faces: Path, capsys: pytest.CaptureFixture[str], monkeypatch: py
     with monkeypatch.context() as patch:
         patch.setattr(unpack_rec, "_write", interrupt)
         assert run("--rec_path", faces) == 130
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "run the same command to continue" in capsys.readouterr().err
     assert run("--rec_path", faces) == 0
     assert len(files_below(faces / "imgs")) == 6
 

@@ -83,7 +83,7 @@ def folder_in(tmp_path: Path) -> Path:
 def test_pairs_of_all_sets(run, root, tmp_path):
     out = run("pairs", "--root", str(root), "--report", "--quality")
     folder = folder_in(tmp_path)
-    assert f"everything of this evaluation is in {folder}" in out
+    assert f"results are in {folder}" in out
     with (folder / "results.csv").open() as file:
         rows = {row["set"]: row for row in csv.DictReader(file)}
     assert list(rows) == ["agedb_30", "lfw"]
