@@ -1,9 +1,6 @@
 """Checkpoints of a sharded head, with real processes over gloo (sharded_checkpoint_worker.py)."""
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,28 +12,17 @@ from adaface.checkpoints.files import REST, load_checkpoint
 from adaface.checkpoints.sharded import KERNEL, export_single_file, fill_in_head, strip_head, write_head
 from adaface.checkpoints.weights import check_fits
 from adaface.heads.margins import build_head
+from tests.support import sharded_checkpoint_worker as worker
+from tests.support.forked import run_processes
 from tests.support.sharded_checkpoint_worker import D, checkpoint_of, trained
 
-TESTS = Path(__file__).parents[1]
 ODD, FEW = 11, 5  # not divisible by 2, 3 or 4; and so few that the last of four processes has none
 
 
 def start(action: str, world: int, classes: int, folder: Path, store: Path, head: str = "adaface") -> None:
-    path = os.pathsep.join([str(TESTS.parent), str(TESTS)])
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(TESTS / "support/sharded_checkpoint_worker.py"), action, str(rank), str(world),
-             str(classes), str(folder), str(store), head],
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}, stderr=subprocess.PIPE, text=True,
-        )
-        for rank in range(world)
-    ]  # fmt: skip
-    try:
-        errors = [process.communicate(timeout=300)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0] * world, "\n".join(errors)
+    errors = store.with_name(f"{store.name}_errors")
+    errors.mkdir()
+    run_processes(worker.main, [(action, rank, world, classes, folder, store, head) for rank in range(world)], errors)
 
 
 @pytest.fixture(scope="module", params=[ODD, FEW])

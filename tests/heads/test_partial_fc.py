@@ -1,10 +1,5 @@
 """The sharded head against the dense one, with real processes over gloo (sharded_worker.py)."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from torch import Tensor
@@ -12,9 +7,9 @@ from torch.nn import functional as F
 
 from adaface.heads.partial_fc import build_sharded_head, choose_sharding, shard_range
 from tests.support import sharded_worker as worker
+from tests.support.forked import run_processes
 from tests.support.sharded_worker import FEW, MARGINS, MICRO_BATCHES, ODD, SAMPLED, B, Model, micro_batches
 
-TESTS = Path(__file__).parents[1]
 WORLDS = (2, 3, 4)
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
 
@@ -23,22 +18,7 @@ TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
 def group(request, tmp_path_factory) -> tuple[int, list[dict]]:
     """The number of processes, and what each of them got."""
     W, folder = request.param, tmp_path_factory.mktemp("group")
-    path = os.pathsep.join([str(TESTS.parent), str(TESTS)])
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(TESTS / "support/sharded_worker.py"), str(rank), str(W), str(folder)],
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(W)
-    ]
-    try:
-        errors = [process.communicate(timeout=300)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0] * W, "\n".join(errors)
+    run_processes(worker.main, [(rank, W, folder) for rank in range(W)], folder)
     return W, [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(W)]
 
 

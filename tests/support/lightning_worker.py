@@ -1,12 +1,10 @@
 """A few steps of the training module under Lightning's trainer, for test_sharded_training.py.
 
-python lightning_worker.py PROCESSES FOLDER OPTIONS...
-
-Lightning starts the second process by this same command. Batch norm is frozen and there is no dropout, so that one
+Batch norm is frozen and there is no dropout, so that one
 process with batches of twice the size computes the same.
 """
 
-import sys
+import os
 from pathlib import Path
 
 import torch
@@ -14,7 +12,6 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from adaface.config.groups import Config
-from adaface.distributed.startup import run_and_leave
 from adaface.system.lightning_setup import pl
 from adaface.training.checkpointing import CheckpointKeeper
 from train_val import FaceRecognitionModule
@@ -76,24 +73,13 @@ def train(processes: int, folder: Path, *, accumulate: int, sharded: bool = Fals
     return {"losses": losses.values, "rank": trainer.global_rank}
 
 
-def options_of(words: list[str]) -> dict:
-    """head=arcface accumulate=3 ... as keyword arguments."""
-    values = dict(word.split("=") for word in words)
-    kinds = {
-        "accumulate": int,
-        "sample_rate": float,
-        "gradient_clip_val": float,
-        "sharded": lambda text: text == "True",
+def train_as_one_of_two(rank: int, port: int, folder: Path, options: dict) -> int:
+    """Train with another process, as a launcher starts both; save what ``train`` returns."""
+    ranks = {"RANK": rank, "LOCAL_RANK": rank, "NODE_RANK": 0, "WORLD_SIZE": 2}
+    os.environ |= {
+        name: str(value) for name, value in {**ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items()
     }
-    return {name: kinds.get(name, str)(value) for name, value in values.items()}
-
-
-def main(processes: int, target: Path, words: list[str]) -> int:
     torch.set_num_threads(1)
-    outcome = train(processes, target, **options_of(words))
-    torch.save(outcome, target / f"outcome_{outcome['rank']}.pt")
+    outcome = train(2, folder, **options)
+    torch.save(outcome, folder / f"outcome_{outcome['rank']}.pt")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(run_and_leave(lambda: main(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])))

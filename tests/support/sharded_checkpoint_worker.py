@@ -1,9 +1,5 @@
-"""One process that writes or reads the checkpoint of a sharded head, for test_sharded_checkpoint.py.
+"""One process that writes or reads the checkpoint of a sharded head, for test_sharded.py."""
 
-python sharded_checkpoint_worker.py write|read RANK WORLD CLASSES FOLDER STORE HEAD
-"""
-
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +9,6 @@ from torch.nn import functional as F
 
 from adaface.checkpoints.files import REST, load_checkpoint
 from adaface.checkpoints.sharded import fill_in_head, strip_head, write_head
-from adaface.distributed.startup import run_and_leave
 from adaface.heads.partial_fc import build_sharded_head
 
 D, B = 8, 12
@@ -46,17 +41,17 @@ def trained(
     return head, optimizer
 
 
-def main() -> int:
-    action, rank, world, classes, folder, store, head_type = sys.argv[1:]
-    if int(world) > 1:
-        dist.init_process_group("gloo", init_method=f"file://{store}", rank=int(rank), world_size=int(world))
-    head, optimizer = trained(int(classes), head_type=head_type)
+def main(action: str, rank: int, world: int, classes: int, folder: Path, store: Path, head_type: str) -> int:
+    """Join the others, train, and "write" the checkpoint or "read" one and compare."""
+    if world > 1:
+        dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
+    head, optimizer = trained(classes, head_type=head_type)
     if action == "write":
         checkpoint = checkpoint_of(head, optimizer)
         strip_head(checkpoint, head, optimizer)
-        if rank == "0":
-            torch.save(checkpoint, Path(folder, REST))
-        write_head(Path(folder), head, optimizer)
+        if rank == 0:
+            torch.save(checkpoint, folder / REST)
+        write_head(folder, head, optimizer)
     else:
         expected = checkpoint_of(head, optimizer)
         read = load_checkpoint(folder)
@@ -70,7 +65,3 @@ def main() -> int:
         assert theirs.shape == head.kernel.shape
         assert theirs.is_contiguous()
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(run_and_leave(main))

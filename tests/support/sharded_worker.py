@@ -1,9 +1,5 @@
-"""One of W processes with a sharded head, for test_partial_fc.py: computes every case, saves what it got.
+"""One of W processes with a sharded head, for test_partial_fc.py: computes every case, saves what it got."""
 
-python sharded_worker.py RANK W FOLDER
-"""
-
-import sys
 from pathlib import Path
 
 import torch
@@ -11,7 +7,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from adaface.distributed.startup import run_and_leave
 from adaface.heads.margins import HEADS, build_head
 from adaface.heads.partial_fc import build_sharded_head
 from adaface.heads.sharded_optimizer import AgreedGradScaler, clip_gradient, gradient_norm, step_on_touched_rows
@@ -176,7 +171,3 @@ def main(rank: int, W: int, folder: Path) -> int:
     results["initial"] = {classes: initial_weights(classes) for classes in (ODD, FEW, 1)}
     torch.save(results, folder / f"{rank}.pt")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(run_and_leave(lambda: main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))))

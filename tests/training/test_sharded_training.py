@@ -1,8 +1,5 @@
 """The sharded head in training, under Lightning and DistributedDataParallel with two processes."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,22 +13,15 @@ from adaface.config.groups import HeadOptions
 from adaface.config.parsing import parse
 from adaface.training import build
 from adaface.training.stopping import NonFiniteLossError, NonFiniteLossGuard
+from tests.support import launched
 from tests.support import lightning_worker as worker
+from tests.support.forked import run_processes
 from train_val import FaceRecognitionModule
-
-TESTS = Path(__file__).parents[1]
 
 
 def two_processes(folder: Path, **options) -> list[dict]:
-    words = [f"{name}={value}" for name, value in options.items()]
-    done = subprocess.run(
-        [sys.executable, str(TESTS / "support/lightning_worker.py"), "2", str(folder), *words],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)])},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
+    port = launched.free_port()
+    run_processes(worker.train_as_one_of_two, [(rank, port, folder, options) for rank in range(2)], folder)
     return [torch.load(folder / f"outcome_{rank}.pt", weights_only=True) for rank in range(2)]
 
 
