@@ -1,1 +1,1 @@
-"""The audit of a training set: what is wrong with it, found before it costs a week of training."""
+"""The audit of a training set: find problems in the data before training."""

@@ -1,4 +1,4 @@
-"""From findings to a cleaned index: which images are left out, and which are trained as another's."""
+"""From findings to a cleaned index: images to drop, and images to train with another label."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from adaface.audit.finding import Finding
 from adaface.audit.images import AuditedData
 from adaface.data.sources.selection import TrainingIndex
 
-# in this order: what a later kind says does not undo what an earlier one has
+# in this order: a later kind does not undo an earlier one
 _DROPPED = (
     "unreadable image",
     "wrong size",
@@ -27,14 +27,14 @@ _FEWEST_IMAGES = 2
 def cleaned_index(data: AuditedData, findings: Sequence[Finding]) -> TrainingIndex:
     """Decide which images to train on.
 
-    What is certain or likely wrong is dropped; of copies inside an identity the first is kept, of copies across two
-    the one that a model does not doubt, where it doubts one; what likely is of another identity is trained as that one;
-    two identities that likely are one person become the one with more images; and identities of which fewer than two
-    images are left are dropped.
+    Images that are certainly or likely wrong are dropped. Of copies inside an identity, the first is kept; of copies in
+    two identities, both are dropped, or only the one that the model doubts. Images that likely belong to another
+    identity get its label. Two identities that are likely one person are merged into the larger one. Identities with
+    fewer than two remaining images are dropped.
 
     Args:
         data: the images.
-        findings: all that were found.
+        findings: all findings.
     """
     classes = np.array(data.labels, np.int32)
     reasons: dict[int, str] = {}
@@ -62,7 +62,7 @@ def cleaned_index(data: AuditedData, findings: Sequence[Finding]) -> TrainingInd
 
 
 def _move(data: AuditedData, findings: Sequence[Finding], classes: np.ndarray, reasons: dict[int, str]) -> None:
-    """Train images as others', in place."""
+    """Change the labels of mislabeled images and merged identities, in place."""
     names = data.source.class_names
     for finding in (one for one in findings if one.kind == "mislabelled"):
         for sample in finding.samples:
@@ -80,5 +80,5 @@ def _move(data: AuditedData, findings: Sequence[Finding], classes: np.ndarray, r
 
 
 def _class_of(finding: Finding, data: AuditedData) -> int:
-    """Return the class that a finding on whole identities is about."""
+    """Return the class of a finding on a whole identity."""
     return int(data.labels[finding.samples[0]])

@@ -1,8 +1,8 @@
-"""Is red blue? Skin is warmer than grey, whoever's it is; where red and blue are swapped it is colder.
+"""Detect swapped red and blue channels: skin of any tone is warmer than gray; with swapped channels it is colder.
 
-Of 4,527 LFW faces and 1,440 drawn ones none had more cold pixels than warm ones (the least warm had 8 in a hundred
-more warm ones; of two without any colour there are as many), so that a swapped image tells itself, but for colourless
-ones. Blue light can do the same: it is a warning.
+None of 4,527 LFW faces and 1,440 synthetic ones had more cold than warm pixels (the minimum was 8 percentage points
+more warm ones; two colorless images had equal shares), so swapped images can be detected, except colorless ones. Blue
+light looks the same, so the finding is a warning.
 """
 
 from collections.abc import Iterator
@@ -15,13 +15,13 @@ from adaface.audit.images import AuditedData
 _ROWS, _COLUMNS = slice(30, 110), slice(20, 92)  # the face, in an aligned image of 112x112
 _TINT = 0.01  # share of the brightness by which red and blue must differ to be counted
 _COLD = -0.05
-_COLOURLESS = 1.0  # mean difference of the highest and lowest channel
+_COLORLESS = 1.0  # mean difference of the highest and lowest channel
 _MOST_OF_IDENTITY = 0.5
 _MOST_OF_DATA = 0.5
 
 
 def warmth(image: np.ndarray) -> float:
-    """Return the share of a face's pixels that are warmer than grey, less the share that are colder.
+    """Return the share of a face's pixels that are warmer than gray, minus the share that are colder.
 
     Args:
         image: (112, 112, 3) uint8 BGR.
@@ -35,7 +35,7 @@ def warmth(image: np.ndarray) -> float:
     return float((difference > least).mean() - (difference < -least).mean())
 
 
-def colour_spread(image: np.ndarray) -> float:
+def color_spread(image: np.ndarray) -> float:
     """Return the mean difference of a pixel's highest and lowest channel, 0 to 255.
 
     Args:
@@ -44,8 +44,8 @@ def colour_spread(image: np.ndarray) -> float:
     return float((image.max(axis=2) - image.min(axis=2)).mean())
 
 
-def colour_findings(data: AuditedData, table: np.ndarray, good: np.ndarray) -> Iterator[Finding]:
-    """Find swapped colours, of the whole data, of identities, of images; and images without colour.
+def color_findings(data: AuditedData, table: np.ndarray, good: np.ndarray) -> Iterator[Finding]:
+    """Find swapped colors in the whole data, in identities and in images; and images without color.
 
     Args:
         data: the images.
@@ -55,23 +55,23 @@ def colour_findings(data: AuditedData, table: np.ndarray, good: np.ndarray) -> I
     if not len(good):
         return
     cold = table["warmth"][good] < _COLD
-    coloured = table["colour"][good] >= _COLOURLESS
-    if cold.sum() > _MOST_OF_DATA * max(coloured.sum(), 1):
-        share = float(cold.sum() / coloured.sum())
-        text = f"skin is blue in {share:.0%} of {int(coloured.sum()):,} images"
+    colored = table["colour"][good] >= _COLORLESS
+    if cold.sum() > _MOST_OF_DATA * max(colored.sum(), 1):
+        share = float(cold.sum() / colored.sum())
+        text = f"skin is blue in {share:.0%} of {int(colored.sum()):,} images"
         yield Finding("data set swapped", "", text, samples=tuple(good[cold][:8].tolist()), value=share)
-        cold = (table["warmth"][good] > -_COLD) & coloured  # then those that are right stand out
-    for sample in good[~coloured].tolist():
+        cold = (table["warmth"][good] > -_COLD) & colored  # then the correct images are the exception
+    for sample in good[~colored].tolist():
         yield Finding("colourless image", data.identity(sample), "red, green and blue are the same", samples=(sample,))
-    yield from _swapped(data, table, good, cold, coloured)
+    yield from _swapped(data, table, good, cold, colored)
 
 
 def _swapped(
-    data: AuditedData, table: np.ndarray, good: np.ndarray, cold: np.ndarray, coloured: np.ndarray
+    data: AuditedData, table: np.ndarray, good: np.ndarray, cold: np.ndarray, colored: np.ndarray
 ) -> Iterator[Finding]:
-    """Yield swapped images, those of an identity that has mostly such ones together."""
+    """Yield swapped images, in a single finding if most images of an identity are swapped."""
     labels = data.labels[good]
-    count = np.bincount(labels[coloured], minlength=len(data.source.class_names))
+    count = np.bincount(labels[colored], minlength=len(data.source.class_names))
     colds = np.bincount(labels[cold], minlength=len(count))
     suspects = np.split(good[cold], np.cumsum(colds[colds > 0])[:-1])  # labels ascend with the samples
     for label, some in zip(np.flatnonzero(colds).tolist(), suspects, strict=False):
@@ -84,5 +84,5 @@ def _swapped(
             continue
         for sample in samples:
             value = float(table["warmth"][sample])
-            text = f"colours unlike those of the data: warmth {value:+.2f} (-1 blue to 1 red)"
+            text = f"colors differ from the rest of the data: warmth {value:+.2f} (-1 blue to 1 red)"
             yield Finding("red and blue swapped", name, text, samples=(sample,), value=value)

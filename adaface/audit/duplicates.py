@@ -1,7 +1,7 @@
-"""The same picture twice: in an identity, in two of them, or in the data and in a test set.
+"""Duplicate images: inside an identity, in two identities, or in the data and a test set.
 
-The same pixels are found by their hash. Nearly the same picture is looked for by the hash of its look, and then both
-are read again and compared: only what is alike as pictures is told.
+Exact copies are found by a hash of the pixels. Near copies are found by a perceptual hash, then both images are read
+again and compared; only pairs with a high correlation are reported.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,8 +24,8 @@ def duplicate_findings(
 ) -> list[Finding]:
     """Find copies and near copies inside and across identities, and those of images of test sets.
 
-    A sample is compared with the first one that it is a copy of, inside its identity and outside; or with the first
-    such image of a test set.
+    A sample is reported with the first sample that it is a copy of, inside and outside of its identity; or with the
+    first such image of a test set.
 
     Args:
         data: the images.
@@ -37,7 +37,7 @@ def duplicate_findings(
     firsts = _firsts(table["pixels"][good])
     findings = list(_exact(data, good, firsts))
     leaks = _exact_leaks(data, table, good, test_sets)
-    kept = good[firsts == np.arange(len(good))]  # of the same pixels one is enough
+    kept = good[firsts == np.arange(len(good))]  # one image per group of exact copies
     tests = [(images, int(place), rows["look"][place]) for images, rows in test_sets for place in states(rows, GOOD)]
     looks = np.concatenate([table["look"][kept], *(look[None] for _, _, look in tests)])
     pairs = near_pairs(looks, threads=threads)
@@ -57,15 +57,15 @@ def _exact_leaks(
     data: AuditedData, table: np.ndarray, good: np.ndarray, test_sets: Sequence[Scanned]
 ) -> dict[int, Finding]:
     """Return a finding for each sample that is in a test set, pixel by pixel."""
-    found: dict[int, Finding] = {}
+    leaks: dict[int, Finding] = {}
     for images, rows in test_sets:
         there = states(rows, GOOD)
         firsts = _firsts(np.concatenate([rows["pixels"][there], table["pixels"][good]]))[len(there) :]
         for place in np.flatnonzero(firsts < len(there)).tolist():
             sample = int(good[place])
-            if sample not in found:
-                found[sample] = _leak(data, sample, images, int(there[firsts[place]]), 1.0)
-    return found
+            if sample not in leaks:
+                leaks[sample] = _leak(data, sample, images, int(there[firsts[place]]), 1.0)
+    return leaks
 
 
 def _firsts(pixels: np.ndarray) -> np.ndarray:
@@ -96,14 +96,14 @@ def _exact(data: AuditedData, good: np.ndarray, firsts: np.ndarray) -> Iterator[
 
 def _near(data: AuditedData, pairs: np.ndarray, alike: Sequence[float]) -> Iterator[Finding]:
     """Yield for each sample the first one that it is nearly the same as, inside its identity and outside."""
-    told = set()
+    reported = set()
     for (first, sample), value in zip(pairs.tolist(), alike, strict=True):
         inside = data.labels[first] == data.labels[sample]
-        if value < LEAST_LIKENESS or (sample, inside) in told:
+        if value < LEAST_LIKENESS or (sample, inside) in reported:
             continue
-        told.add((sample, inside))
+        reported.add((sample, inside))
         kind = "near duplicate inside" if inside else "near duplicate across"
-        yield _pair(kind, data, sample, first, f"nearly the same picture (likeness {value:.3f}) as", value)
+        yield _pair(kind, data, sample, first, f"nearly the same image (correlation {value:.3f}) as", value)
 
 
 def _pair(kind: str, data: AuditedData, sample: int, other: int, text: str, value: float = 1.0) -> Finding:
@@ -112,7 +112,7 @@ def _pair(kind: str, data: AuditedData, sample: int, other: int, text: str, valu
 
 
 def _leak(data: AuditedData, sample: int, images: TestImages, test: int, value: float) -> Finding:
-    same = "the same pixels as" if value == 1 else f"nearly the same picture (likeness {value:.3f}) as"
+    same = "the same pixels as" if value == 1 else f"nearly the same image (correlation {value:.3f}) as"
     return Finding(
         "leaked image",
         data.identity(sample),

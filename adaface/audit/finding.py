@@ -1,4 +1,4 @@
-"""What an audit finds: kinds, how bad each is, and one finding."""
+"""Findings of an audit: their kinds and levels."""
 
 from dataclasses import dataclass
 
@@ -11,9 +11,9 @@ class Kind:
     """A kind of fault.
 
     Attributes:
-        level: ``error`` (certain, and it stops or spoils a training), ``warning`` (likely), ``note`` (to be known).
-        title: of its section, for people.
-        advice: what it does to a training, and what a cleaned index does about it.
+        level: ``error`` (certain, and it breaks or harms training), ``warning`` (likely), ``note`` (information).
+        title: title of its section in the report.
+        advice: its effect on training, and how the cleaned index handles it.
     """
 
     level: str
@@ -23,94 +23,94 @@ class Kind:
 
 KINDS = {
     "unreadable image": Kind(
-        ERROR, "Unreadable images", "Empty, cut off, or no image at all. Training stops at them; the index drops them."
+        ERROR, "Unreadable images", "Empty, truncated, or not an image. Training fails on them; the index drops them."
     ),
     "wrong size": Kind(
-        ERROR, "Images of another size", "Faces have to be aligned to 112x112 px. Dropped; align them instead."
+        ERROR, "Images of another size", "Faces must be aligned to 112x112 px. Dropped; align them instead."
     ),
-    "grey image": Kind(ERROR, "Grey images", "One channel instead of three; training refuses them. Dropped."),
-    "empty identity": Kind(ERROR, "Identities without images", "Training refuses the folder. Left out."),
+    "grey image": Kind(ERROR, "Gray images", "One channel instead of three; training fails on them. Dropped."),
+    "empty identity": Kind(ERROR, "Identities without images", "Training fails on the folder. Left out."),
     "label gap": Kind(
-        ERROR, "Labels without images", "Training refuses the file; with the index classes are numbered anew."
+        ERROR, "Labels without images", "Training fails on the file; the index renumbers the classes."
     ),
-    "damaged label": Kind(ERROR, "Damaged labels", "The record says no identity; the index leaves it out."),
+    "damaged label": Kind(ERROR, "Damaged labels", "The record has no valid label; the index drops it."),
     "leaked image": Kind(
         ERROR,
         "Images of a test set",
-        "The same picture, perhaps mirrored or encoded anew, is in a test set: its result would be too good. Dropped.",
+        "The same image, possibly mirrored or re-encoded, is in a test set, whose results would be too good. Dropped.",
     ),
     "duplicate across": Kind(
         ERROR,
         "One image, two identities",
-        "The very same pixels under two names: one label is wrong. "
-        "Both are dropped, or the one that a model doubts.",
+        "The same pixels in two identities: one label is wrong. "
+        "Both are dropped, or only the one that the model doubts.",
     ),
     "near duplicate across": Kind(
         ERROR,
         "Nearly one image, two identities",
-        "The same picture, mirrored, encoded or cropped anew, under two names: one label is wrong. "
-        "Both are dropped, or the one that a model doubts.",
+        "The same image, mirrored, re-encoded or cropped, in two identities: one label is wrong. "
+        "Both are dropped, or only the one that the model doubts.",
     ),
     "duplicate inside": Kind(
-        WARNING, "Copies inside an identity", "The very same pixels again: they count double. The first one is kept."
+        WARNING, "Copies inside an identity", "Exact copies of an image count twice. The first one is kept."
     ),
     "near duplicate inside": Kind(
         NOTE,
         "Near copies inside an identity",
-        "The same picture, mirrored, encoded or cropped anew, or the next frame of a film. Kept.",
+        "The same image, mirrored, re-encoded or cropped, or another frame of a video. Kept.",
     ),
     "single image": Kind(
-        WARNING, "Identities of one image", "There is nothing that it could be pulled together with. Dropped."
+        WARNING, "Identities with one image", "A single image gives no genuine pairs to learn from. Dropped."
     ),
     "red and blue swapped": Kind(
-        WARNING, "Red and blue swapped", "Skin is blue, unlike in the rest of the data. Dropped; or repair the files."
+        WARNING, "Red and blue swapped", "Skin is blue, unlike in the rest of the data. Dropped; or fix the files."
     ),
     "data set swapped": Kind(
         WARNING,
         "Red and blue swapped everywhere",
         "Skin is blue in most images: train (and audit) with --swap_color_channel.",
     ),
-    "blank image": Kind(WARNING, "Blank images", "Next to no contrast: there is no face to learn from. Dropped."),
-    "colourless image": Kind(NOTE, "Images without colour", "Three equal channels, as of old photographs. Kept."),
+    "blank image": Kind(WARNING, "Blank images", "Almost no contrast: there is no face to learn from. Dropped."),
+    "colourless image": Kind(NOTE, "Images without color", "Three equal channels, such as old photographs. Kept."),
     "mislabelled": Kind(
         WARNING,
         "Likely of another identity",
-        "To the model it is far from its own identity and close to another. The index trains it as that one.",
+        "For the model, it is far from its identity and close to another. The index assigns it to that one.",
     ),
     "outlier": Kind(
-        NOTE, "Unlike their identity", "To the model far from its own identity, and from all others. Kept: look."
+        NOTE, "Unlike their identity", "For the model, far from their identity and from all others. Kept: check them."
     ),
     "merge": Kind(
         WARNING,
         "Likely one person in two identities",
-        "To the model as alike as two halves of one identity. The index trains both as the larger one.",
+        "For the model, as similar as two halves of one identity. The index merges them into the larger one.",
     ),
     "split": Kind(
         WARNING,
         "Likely two people in one identity",
-        "To the model two clusters as unlike as two people. The images of the smaller one are dropped.",
+        "For the model, two clusters as different as two people. The images of the smaller one are dropped.",
     ),
     "leaked identity": Kind(
         WARNING,
         "People of a test set",
-        "To the model someone in the test set. Dropped, for a test on people never seen.",
+        "For the model, someone in the test set. Dropped, so that the test uses unseen people.",
     ),
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was found.
+    """One finding.
 
     Attributes:
-        kind: of ``KINDS``.
-        identity: name of the class it is about; empty where it is about none.
-        text: what was found, for people.
-        samples: of the data, those it is about, the first one foremost; empty where there is no image.
-        other: a sample that it is compared with; -1 without one.
-        test_image: name of the test set, and number of its image, that it is compared with; None without one.
-        target: class of the data that the samples rather belong to; -1 without one.
-        value: what was measured (a cosine, a share), NaN where nothing was.
+        kind: a key of ``KINDS``.
+        identity: name of the class; empty if it concerns none.
+        text: description.
+        samples: samples of the data that it concerns, the most important first; may be empty.
+        other: sample that they are compared with; -1 without one.
+        test_image: name of a test set and index of its image that they are compared with; None without one.
+        target: class that the samples likely belong to; -1 without one.
+        value: measured value (a cosine, a share); NaN without one.
     """
 
     kind: str
@@ -124,5 +124,5 @@ class Finding:
 
     @property
     def level(self) -> str:
-        """How bad it is."""
+        """Level of its kind."""
         return KINDS[self.kind].level

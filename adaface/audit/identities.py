@@ -1,12 +1,12 @@
 """What a model says of labels: images of another identity, identities that are one person, or two; people who leak.
 
-Each identity has a centre, the mean of the half of its images that are closest to the mean of all, so that wrong images
+Each identity has a center, the mean of the half of its images that are closest to the mean of all, so that wrong images
 do not move it. What a cosine means depends on the model and the data: it is compared with that of an image to its own
-centre, left out itself, and to those of others.
+center, left out itself, and to those of others.
 
-Source: the cleaning of sub-center ArcFace (Deng et al., ECCV 2020), which drops images far from the dominant centre.
+Source: the cleaning of sub-center ArcFace (Deng et al., ECCV 2020), which drops images far from the dominant center.
 Differences: no training of its own; thresholds follow from the model's cosines instead of a fixed angle of 75 degrees;
-an image that is close to another's centre is told to be that one's.
+an image that is close to another's center is told to be that one's.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,10 +26,10 @@ _TIE = 1e-6
 # Tried on 4,527 LFW faces with a small network that was trained on them, after 10 epochs and after 24: of 100 labels
 # made wrong 86 and 93 were found, with 8 false alarms and none; of 20 identities cut in two 9 and 20, of 30 pairs made
 # one 11 and 17, with none. Of 2,400 faces of strangers two and none were taken for someone in the data.
-_LEAST_SPREADS_APART = 2.0  # of the own centre and others, below which a model says nothing
-_LEAST_GAIN = 0.6  # of the distance of own and other: how much closer another centre has to be
+_LEAST_SPREADS_APART = 2.0  # of the own center and others, below which a model says nothing
+_LEAST_GAIN = 0.6  # of the distance of own and other: how much closer another center has to be
 _OUTLIER_SPREADS = 1.0
-_MERGE_DEVIATIONS = 3.0  # above the usual cosine of an identity's centre to the most similar other one
+_MERGE_DEVIATIONS = 3.0  # above the usual cosine of an identity's center to the most similar other one
 _SPLIT_SPREADS = 0.75
 _LEAK_SPREADS = 4.0
 _NORMAL = 1.4826  # standard deviation of a normal distribution, in median absolute deviations
@@ -79,17 +79,17 @@ class Embeddings:
         return own >= least[self.labels] - _TIE
 
     @cached_property
-    def centre_sums(self) -> np.ndarray:
+    def center_sums(self) -> np.ndarray:
         """Sum of the core of each class, (C, D) float32; zeros without images."""
         return self._sums(self.core.astype(np.float32))
 
     @cached_property
     def own(self) -> np.ndarray:
-        """Cosine of each image to the centre of its class without it, (M,) float32; NaN where nothing else is there."""
+        """Cosine of each image to the center of its class without it, (M,) float32; NaN where nothing else is there."""
         own = np.empty(len(self.labels), np.float32)
         for part in _parts(len(own)):
             vectors = np.asarray(self.vectors[part], np.float32)
-            others = self.centre_sums[self.labels[part]] - vectors * self.core[part, None]
+            others = self.center_sums[self.labels[part]] - vectors * self.core[part, None]
             lengths = np.linalg.norm(others, axis=1)
             lengths[lengths < _TIE] = np.nan
             own[part] = np.einsum("md,md->m", vectors, others) / lengths
@@ -104,10 +104,10 @@ class Embeddings:
             sums[labels[begins]] += np.add.reduceat(weighted, begins, axis=0)
         return sums
 
-    def _cosines(self, centres: np.ndarray) -> np.ndarray:
+    def _cosines(self, centers: np.ndarray) -> np.ndarray:
         found = np.empty(len(self.labels), np.float32)
         for part in _parts(len(found)):
-            found[part] = np.einsum("md,md->m", self.vectors[part], centres[self.labels[part]])
+            found[part] = np.einsum("md,md->m", self.vectors[part], centers[self.labels[part]])
         return found
 
     def of(self, label: int) -> slice:
@@ -120,20 +120,20 @@ class Levels:
     """What cosines mean, with this model in this data.
 
     Attributes:
-        own: median of an image's to its own centre.
-        other: mean of an image's to the centre of another identity.
+        own: median of an image's to its own center.
+        other: mean of an image's to the center of another identity.
         spread: standard deviation of that.
-        halves: of the centres of two halves of an identity; a quarter is below that.
-        centres: median of an identity's centre to the most similar other one.
-        centres_spread: robust standard deviation of that.
+        halves: of the centers of two halves of an identity; a quarter is below that.
+        centers: median of an identity's center to the most similar other one.
+        centers_spread: robust standard deviation of that.
     """
 
     own: float
     other: float
     spread: float
     halves: float
-    centres: float
-    centres_spread: float
+    centers: float
+    centers_spread: float
 
     @property
     def middle(self) -> float:
@@ -142,8 +142,8 @@ class Levels:
 
     @property
     def one_person(self) -> float:
-        """From where on two centres are taken for those of one person."""
-        return max(self.halves, self.centres + _MERGE_DEVIATIONS * self.centres_spread)
+        """From where on two centers are taken for those of one person."""
+        return max(self.halves, self.centers + _MERGE_DEVIATIONS * self.centers_spread)
 
     @property
     def useful(self) -> bool:
@@ -165,26 +165,26 @@ def levels_of(faces: Embeddings) -> Levels:
     """
     rng = np.random.default_rng(_SEED)
     there = np.flatnonzero(faces.counts > 0)
-    centres = unit(faces.centre_sums)
+    centers = unit(faces.center_sums)
     drawn = np.sort(rng.permutation(len(faces.labels))[:_SAMPLED])
     others = there[rng.integers(len(there), size=len(drawn))]
     drawn, others = drawn[others != faces.labels[drawn]], others[others != faces.labels[drawn]]
-    cosines = np.einsum("md,md->m", faces.vectors[drawn], centres[others])
+    cosines = np.einsum("md,md->m", faces.vectors[drawn], centers[others])
     own = faces.own[np.isfinite(faces.own)]
-    _, between = most_similar(centres[there], centres[there], 2)
+    _, between = most_similar(centers[there], centers[there], 2)
     middle = np.median(between[:, 1])
     return Levels(
         own=float(np.median(own)) if len(own) else float("nan"),
         other=float(cosines.mean()),
         spread=float(cosines.std()),
         halves=float(np.quantile(_halves(faces), 0.25)),
-        centres=float(middle),
-        centres_spread=float(_NORMAL * np.median(np.abs(between[:, 1] - middle))),
+        centers=float(middle),
+        centers_spread=float(_NORMAL * np.median(np.abs(between[:, 1] - middle))),
     )
 
 
 def _halves(faces: Embeddings) -> np.ndarray:
-    """Return the cosine of the centres of every second image and of the others, of each class of four or more."""
+    """Return the cosine of the centers of every second image and of the others, of each class of four or more."""
     number = np.arange(len(faces.labels)) - faces.begins[faces.labels]
     sums = [faces._sums(((number % 2 == half) & faces.core).astype(np.float32)) for half in (0, 1)]
     enough = faces.counts >= _FEWEST_FOR_SPLIT
@@ -212,8 +212,8 @@ def _moved(data: AuditedData, faces: Embeddings, levels: Levels) -> Iterator[Fin
     suspects = np.flatnonzero(faces.own < levels.middle)
     if not len(suspects):
         return
-    centres, names = unit(faces.centre_sums), data.source.class_names
-    targets, cosines = most_similar(np.asarray(faces.vectors[suspects], np.float32), centres, 2)
+    centers, names = unit(faces.center_sums), data.source.class_names
+    targets, cosines = most_similar(np.asarray(faces.vectors[suspects], np.float32), centers, 2)
     for place, some, values in zip(suspects.tolist(), targets.tolist(), cosines.tolist(), strict=True):
         label, own, sample = int(faces.labels[place]), float(faces.own[place]), int(faces.samples[place])
         target, value = next((t, v) for t, v in zip(some, values, strict=True) if t != label)
@@ -226,20 +226,20 @@ def _moved(data: AuditedData, faces: Embeddings, levels: Levels) -> Iterator[Fin
 
 
 def _merged(data: AuditedData, faces: Embeddings, levels: Levels) -> Iterator[Finding]:
-    """Yield identities whose centre is as close to another's as that of its own other half."""
+    """Yield identities whose center is as close to another's as that of its own other half."""
     there = np.flatnonzero(faces.counts > 1)
     if len(there) < 2:
         return
-    centres = unit(faces.centre_sums[there])
-    places, cosines = most_similar(centres, centres, min(_NEIGHBOURS, len(there)))
+    centers = unit(faces.center_sums[there])
+    places, cosines = most_similar(centers, centers, min(_NEIGHBOURS, len(there)))
     for place, row in enumerate(places.tolist()):
-        for neighbour, value in zip(row, cosines[place].tolist(), strict=True):
-            label, target = int(there[place]), int(there[neighbour])
+        for neighbor, value in zip(row, cosines[place].tolist(), strict=True):
+            label, target = int(there[place]), int(there[neighbor])
             smaller = (faces.counts[label], -label) < (faces.counts[target], -target)
             if value < levels.one_person or not smaller:
                 continue
             samples = tuple(faces.samples[faces.of(label)][:_SHOWN].tolist())
-            text = f"{faces.counts[label]} images; its centre has cosine {value:.2f} to that of "
+            text = f"{faces.counts[label]} images; its center has cosine {value:.2f} to that of "
             text += f"{data.source.class_names[target]} ({faces.counts[target]} images)"
             name = data.source.class_names[label]
             yield Finding("merge", name, text, samples=samples, target=target, value=value)
@@ -271,8 +271,8 @@ def two_clusters(vectors: np.ndarray) -> tuple[np.ndarray, float, float]:
         vectors: (M, D), at least two.
 
     Returns:
-        Which are in the smaller cluster, (M,) bool; the cosine of the two centres; the smaller cluster's mean cosine
-        of its members to its centre without them, the lower of both clusters'.
+        Which are in the smaller cluster, (M,) bool; the cosine of the two centers; the smaller cluster's mean cosine
+        of its members to its center without them, the lower of both clusters'.
     """
     far = int(np.argmin(vectors @ vectors.mean(axis=0)))
     ends = np.stack([vectors[int(np.argmin(vectors @ vectors[far]))], vectors[far]])
@@ -292,7 +292,7 @@ def two_clusters(vectors: np.ndarray) -> tuple[np.ndarray, float, float]:
 
 
 def _tightness(vectors: np.ndarray) -> float:
-    """Return the mean cosine of unit vectors to the centre of the others; 1 for a single one."""
+    """Return the mean cosine of unit vectors to the center of the others; 1 for a single one."""
     if len(vectors) < 2:
         return 1.0
     others = unit(vectors.sum(axis=0) - vectors)
@@ -310,13 +310,13 @@ def leaked_identities(
         levels: of them.
         test_sets: of each the name, the numbers of the images that could be embedded, and their (T, D) unit vectors.
     """
-    centres = unit(faces.centre_sums)
+    centers = unit(faces.center_sums)
     least = max(levels.own, levels.other + _LEAK_SPREADS * levels.spread)
     told = set()
     for name, numbers, vectors in test_sets:
         if not len(numbers):
             continue
-        nearest, cosines = most_similar(np.asarray(vectors, np.float32), centres, 1)
+        nearest, cosines = most_similar(np.asarray(vectors, np.float32), centers, 1)
         labels, values = nearest[:, 0], cosines[:, 0]
         for label in np.unique(labels[values >= least]).tolist():
             places = np.flatnonzero((labels == label) & (values >= least))

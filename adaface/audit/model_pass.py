@@ -1,6 +1,6 @@
-"""The second long pass of an audit: the images of the data and of test sets through a model, and what it says of them.
+"""The second pass of an audit: embed the images of the data and of test sets with a model, and find wrong labels.
 
-Embeddings are kept beside the report, by weights and images, so that a stopped audit goes on where it was.
+Embeddings are cached next to the report, so that an interrupted audit resumes where it stopped.
 """
 
 from collections.abc import Sequence
@@ -82,14 +82,14 @@ def model_findings(
     samples, vectors = _embedded(data, table, embed)
     faces = Embeddings(samples, data.labels[samples], vectors, len(data.source.class_names))
     if (faces.counts > 1).sum() < _FEWEST_IDENTITIES:
-        return [], [f"The model was not asked: fewer than {_FEWEST_IDENTITIES} identities have two usable images."]
+        return [], [f"The model was not used: fewer than {_FEWEST_IDENTITIES} identities have two usable images."]
     levels = levels_of(faces)
-    told = f"cosine {levels.own:.2f} of an image to its own identity, {levels.other:.2f} to others (median, mean)"
+    summary = f"cosine {levels.own:.2f} of an image to its own identity, {levels.other:.2f} to others (median, mean)"
     if not levels.useful:
-        return [], [f"The model does not tell these identities apart ({told}): what it says of labels is left out."]
+        return [], [f"The model cannot distinguish these identities ({summary}): its findings on labels are left out."]
     sets = [(images.name, *_embedded(images, rows, embed)) for images, rows in test_sets]
     findings = identity_findings(data, faces, levels) + list(leaked_identities(data, faces, levels, sets))
-    return findings, [f"The model: {told}."]
+    return findings, [f"The model: {summary}."]
 
 
 def _embedded(images: AuditedData | TestImages, table: np.ndarray, embed: EmbedImages) -> tuple[np.ndarray, np.ndarray]:
@@ -97,7 +97,7 @@ def _embedded(images: AuditedData | TestImages, table: np.ndarray, embed: EmbedI
     from adaface.inference.embedder import IMAGE  # see above
 
     good = states(table, GOOD)
-    found = embed(ChosenImages(images, good), IMAGE)
-    if found.readable.all():
-        return good, found.embeddings
-    return good[found.readable], found.embeddings[found.readable]
+    embedded = embed(ChosenImages(images, good), IMAGE)
+    if embedded.readable.all():
+        return good, embedded.embeddings
+    return good[embedded.readable], embedded.embeddings[embedded.readable]

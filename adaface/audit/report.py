@@ -1,8 +1,7 @@
-"""What an audit writes: `audit.csv` with every finding, `audit.html` with pictures, `audit.json` with the counts.
+"""The output of an audit: `audit.csv` with all findings, `audit.html` with images, `audit.json` with the counts.
 
-The page needs nothing else and no network: pictures are data URIs, there is no script. Names come from the data and
-are escaped. A page that shows a million pictures is of no use: of each kind the first ones are shown, a few megabytes
-in all.
+The page is self-contained: images are data URIs, and there are no scripts. Names come from the data and are escaped.
+Only the first findings of each kind are shown, up to a few megabytes in total.
 """
 
 import base64

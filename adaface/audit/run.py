@@ -1,7 +1,7 @@
-"""One audit, from the command line's words to the files it leaves: list, look, compare, report, clean.
+"""Run an audit: list, scan and compare the images, write the report and the cleaned index.
 
-What the long passes find is kept in `<output>/cache`, so that a stopped audit, or one with another test set or model,
-begins where that was; a change of the data begins it anew.
+Results of the long passes are cached in `<output>/cache`, so that an interrupted audit, or one with another test set or
+model, resumes from there; a change of the data starts it again.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from typing import Protocol
 import numpy as np
 
 from adaface.audit.cleaning import cleaned_index
-from adaface.audit.colors import colour_findings
+from adaface.audit.colors import color_findings
 from adaface.audit.duplicates import Scanned, duplicate_findings
 from adaface.audit.finding import ERROR, KINDS, NOTE, WARNING, Finding
 from adaface.audit.images import AuditedData, TestImages, image_folders, open_audited_data, open_test_sets
@@ -35,7 +35,7 @@ from adaface.system.threads import usable_cores
 logger = logging.getLogger(__name__)
 
 INDEX = "cleaned_index.csv"
-FOUND = 3  # exit status of an audit that has found more than notes
+FOUND = 3  # exit status of an audit with errors or warnings
 _CACHE, _LOCK = "cache", ".lock"
 _FORM = 1  # of what is kept; raise it when a row's meaning changes
 _KEY_LETTERS = 24
@@ -94,15 +94,15 @@ def audit(options: AuditOptions, load_embed: LoadEmbed | None = None) -> int:
     output = _output_folder(options, data, tests.values())
     model = load_embed(output / _CACHE) if load_embed else None
     logger.info(f"{data.source.location}: {len(data):,} images of {len(data.source.class_names):,} identities")
-    busy = f"another audit writes to {output}; wait for it, stop it, or give another --output"
+    busy = f"another audit is writing to {output}; wait for it, stop it, or give another --output"
     with locked(output / _CACHE / _LOCK, busy):
-        notes = [] if tests else ["No test sets were given (--test_sets): leaks were not looked for."]
+        notes = [] if tests else ["No test sets were given (--test_sets): images were not compared with any."]
         with quiet_error_output():
-            table, scanned = _looked_at(options, data, tests, output / _CACHE, threads)
-            found = _found(data, table, scanned, threads)
+            table, scanned = _scan_all(options, data, tests, output / _CACHE, threads)
+            found = _findings_without_model(data, table, scanned, threads)
         if model is not None:
-            more, said = model_findings(data, table, model[0], scanned)
-            found, notes = found + more, notes + said
+            more, model_notes = model_findings(data, table, model[0], scanned)
+            found, notes = found + more, notes + model_notes
         findings = in_order_of_level(found)
         with quiet_error_output():
             _report(data, findings, tests, output, model[1] if model else "", notes)
@@ -112,7 +112,7 @@ def audit(options: AuditOptions, load_embed: LoadEmbed | None = None) -> int:
     return FOUND if any(finding.level != NOTE for finding in findings) else 0
 
 
-def _looked_at(
+def _scan_all(
     options: AuditOptions, data: AuditedData, tests: dict[str, TestImages], cache: Path, threads: int
 ) -> tuple[np.ndarray, list[Scanned]]:
     """Return the rows of the data, and the test sets with theirs."""
@@ -122,15 +122,17 @@ def _looked_at(
     scanned: list[Scanned] = [(images, scan(images, usual, threads=threads)) for images in tests.values()]
     for images, rows in scanned:
         if not len(states(rows, GOOD)):
-            raise ValueError(f"--test_sets: no image of {images.name} is a colour image of 112x112 px")
+            raise ValueError(f"--test_sets: no image of {images.name} is a color image of 112x112 px")
     return table, scanned
 
 
-def _found(data: AuditedData, table: np.ndarray, scanned: list[Scanned], threads: int) -> list[Finding]:
-    """Return what is found without a model."""
+def _findings_without_model(
+    data: AuditedData, table: np.ndarray, scanned: list[Scanned], threads: int
+) -> list[Finding]:
+    """Return all findings that need no model."""
     return [
         *counted_findings(data, table),
-        *colour_findings(data, table, states(table, GOOD)),
+        *color_findings(data, table, states(table, GOOD)),
         *duplicate_findings(data, table, scanned, threads=threads),
     ]
 
@@ -153,12 +155,14 @@ def _output_folder(options: AuditOptions, data: AuditedData, tests: Iterable[Tes
     for folder in (*image_folders(data.source), *(images.folder for images in tests if images.folder is not None)):
         if output.resolve().is_relative_to(folder.resolve()):
             raise ValueError(
-                f"--output {output} lies in the image folder {folder}, where it would be an identity: give another one"
+                f"--output {output} is inside the image folder {folder}, where it would be an identity: give another"
             )
     if output.exists() and not output.is_dir():
         raise ValueError(f"--output {output} is a file, expected a folder")
     if output.is_dir() and not (output / _CACHE).is_dir() and any(output.iterdir()):
-        raise ValueError(f"--output {output} holds other things than an audit: give a new folder, or an empty one")
+        raise ValueError(
+            f"--output {output} contains other files than those of an audit: give a new folder, or an empty one"
+        )
     (output / _CACHE).mkdir(parents=True, exist_ok=True)
     return output
 

@@ -1,7 +1,7 @@
-"""The long pass of an audit: every image is read and decoded once, and what is kept of it fits in 73 bytes.
+"""The first pass of an audit: read and decode every image once, and store 73 bytes of features per image.
 
-What is kept lies in one file, a row for each image, that a stopped audit goes on with. A row depends on its image and
-on the frequencies that are usual in the data, not on threads or on where an audit was stopped.
+The features are rows of one file, from which an interrupted audit resumes. A row depends on its image and on the usual
+frequencies of the data, not on the number of threads or on interruptions.
 
 ``counted_findings`` are those that follow from listing and decoding alone: flaws of folders and labels, images that
 cannot be trained on, identities of one image.
@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from adaface.audit.colors import colour_spread, warmth
+from adaface.audit.colors import color_spread, warmth
 from adaface.audit.finding import Finding
 from adaface.audit.hashing import frequencies, picture_hash, usual_frequencies
 from adaface.audit.images import AuditedData
@@ -30,7 +30,7 @@ from adaface.data.pair_pickle import EncodedImage
 from adaface.system.files import atomic_path
 from adaface.system.threads import in_order
 
-TO_DO, GOOD, UNREADABLE, WRONG_SIZE, GREY = range(5)
+TO_DO, GOOD, UNREADABLE, WRONG_SIZE, GRAY = range(5)
 # `state` is written last: a row that says it is done is whole
 ROW = np.dtype(
     [
@@ -49,7 +49,7 @@ _SAMPLED = 4096
 _SEEN_AS_CUT_ROWS = 8
 _FILLER = 128  # what libjpeg paints where a picture's data ends too early
 _MOST_PIXELS = 1 << 26
-_LEAST_BYTES_OF_LARGE = 1 << 15  # of a JPEG of so many pixels; a WebP of one colour has hundreds
+_LEAST_BYTES_OF_LARGE = 1 << 15  # of a JPEG of so many pixels; a WebP of one color has hundreds
 _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 _LEAST_CONTRAST = 4.0  # of 255; the flattest of 4,527 LFW faces has 13
 
@@ -70,7 +70,7 @@ class Images(Protocol):
 def scan(
     images: Images, usual: np.ndarray, *, threads: int, table: np.ndarray | None = None, swapped: bool = False
 ) -> np.ndarray:
-    """Look at all images that have not been looked at.
+    """Scan all images that have not been scanned yet.
 
     Args:
         images: to look at.
@@ -157,7 +157,7 @@ def displayed(images: Images, index: int) -> np.ndarray | None:
 
 
 def why_unreadable(images: Images, index: int) -> str:
-    """Say what is wrong with an image that a scan could not read.
+    """Return why an image could not be read.
 
     Args:
         images: of the scan.
@@ -177,13 +177,13 @@ def _look(images: Images, index: int, usual: np.ndarray, swapped: bool) -> np.nd
     if image.shape[:2] != IMAGE_SHAPE[:2]:
         row["state"] = WRONG_SIZE
     elif image.shape != IMAGE_SHAPE:
-        row["state"] = GREY
+        row["state"] = GRAY
     else:
         row["state"] = GOOD
         image = np.ascontiguousarray(image[:, :, ::-1]) if swapped else image
         row["pixels"] = np.frombuffer(hashlib.blake2b(image.data, digest_size=16).digest(), "<u8")
         row["look"] = picture_hash(frequencies(image), usual)
-        row["warmth"], row["colour"] = warmth(image), colour_spread(image)
+        row["warmth"], row["colour"] = warmth(image), color_spread(image)
         row["contrast"] = image.std()
     return row
 
@@ -223,20 +223,20 @@ def _decoded(images: Images, index: int) -> tuple[np.ndarray | None, str]:
     except cv2.error:
         image = None
     if image is None:
-        return None, f"no picture of a known form ({len(data):,} bytes that start with {data[:4].hex(' ')})"
+        return None, f"not an image of a known format ({len(data):,} bytes that start with {data[:4].hex(' ')})"
     if len(image) > _SEEN_AS_CUT_ROWS and (image[-_SEEN_AS_CUT_ROWS:] == _FILLER).all():
         return None, "its lower part is missing"
     return np.asarray(image, np.uint8), ""
 
 
-def states(table: np.ndarray, *wanted: int) -> np.ndarray:
+def states(table: np.ndarray, *chosen: int) -> np.ndarray:
     """Return the samples of some states, ascending.
 
     Args:
         table: (N,) of ``ROW``.
-        wanted: such as ``GOOD``.
+        chosen: states, such as ``GOOD``.
     """
-    return np.flatnonzero(np.isin(table["state"], wanted))
+    return np.flatnonzero(np.isin(table["state"], chosen))
 
 
 def counted_findings(data: AuditedData, table: np.ndarray) -> Iterator[Finding]:
@@ -254,7 +254,7 @@ def counted_findings(data: AuditedData, table: np.ndarray) -> Iterator[Finding]:
     for sample in states(table, WRONG_SIZE).tolist():
         text = f"{table['width'][sample]}x{table['height'][sample]} px, expected {side}x{side}"
         yield Finding("wrong size", data.identity(sample), text, samples=(sample,))
-    for sample in states(table, GREY).tolist():
+    for sample in states(table, GRAY).tolist():
         yield Finding("grey image", data.identity(sample), "not three channels", samples=(sample,))
     good = states(table, GOOD)
     for sample in good[table["contrast"][good] < _LEAST_CONTRAST].tolist():
@@ -264,5 +264,5 @@ def counted_findings(data: AuditedData, table: np.ndarray) -> Iterator[Finding]:
     usable = np.bincount(data.labels[good], minlength=len(counts))
     for sample in good[usable[data.labels[good]] == 1].tolist():
         among = int(counts[data.labels[sample]])
-        text = "its only image" if among == 1 else f"of its {among} images the only one that can be used"
+        text = "its only image" if among == 1 else f"the only usable one of its {among} images"
         yield Finding("single image", data.identity(sample), text, samples=(sample,))

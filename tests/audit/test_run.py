@@ -415,7 +415,7 @@ def test_a_small_file_of_very_many_pixels_is_not_decoded(data, tmp_path, side):
     assert audit(faces, tmp_path / "out") == 3
     large, small = (row for row in read_findings(tmp_path / "out") if row["kind"] == "unreadable image")
     assert large["text"] == "more than 67 million pixels: not decoded"
-    assert "no picture of a known form" in small["text"]
+    assert "not an image of a known format" in small["text"]
 
 
 def test_too_little_is_left_to_train_on(data, tmp_path, capsys):
@@ -440,7 +440,7 @@ def test_too_little_is_left_to_train_on(data, tmp_path, capsys):
         (["clean", "--output", "clean/out"], "where it would be an identity"),
         (["empty/../clean", "--test_sets", "clean", "--output", "clean/7/out"], "where it would be an"),
         (["clean", "--output", "a.txt"], "is a file, expected a folder"),
-        (["clean", "--output", "full"], "holds other things than an audit"),
+        (["clean", "--output", "full"], "contains other files than those of an audit"),
         (["clean", "--checkpoint", "absent.ckpt"], "absent.ckpt"),
         (["clean", "--checkpoint", "a.txt"], "a.txt"),
         (["clean", "--model", "adaface_ir101_webface21m"], "adaface_ir101_webface12m"),
@@ -476,4 +476,4 @@ def test_a_second_audit_of_the_same_folder_is_kept_out(data, tmp_path, monkeypat
 
     monkeypatch.setattr("adaface.audit.run.duplicate_findings", again)
     audit(data.clean, output)
-    assert "another audit writes to" in capsys.readouterr().err
+    assert "another audit is writing to" in capsys.readouterr().err
