@@ -4,9 +4,11 @@ MXNET_BASE_PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo
+# a file's tests in one process, so that they share its trainings; the long files come first (tests/conftest.py)
+TWO_PROCESSES := -n 2 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo test test-slow lint test-mxnet bench docs clean
+.PHONY: help setup setup-dev demo test test-quick test-slow lint test-mxnet bench docs clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -38,7 +40,10 @@ demo: $(VENV)/.run-time  ## draw synthetic faces, convert, train a small network
 	$(BIN)/python -m adaface.commands.demo_baseline $(DEMO)/faces --runs experiments
 
 test: $(VENV)/.dev  ## run the tests (two processes, no GPU, no network)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not mxnet"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TWO_PROCESSES) -m "not slow and not mxnet"
+
+test-quick: $(VENV)/.dev  ## run the tests that neither train nor start processes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TWO_PROCESSES) -m "not slow and not mxnet and not long"
 
 test-slow: $(VENV)/.dev  ## run the tests that take minutes each
 	$(BIN)/python -m pytest -m slow

@@ -9,7 +9,38 @@ import pytest
 
 from adaface.system.screen import log_to_screen
 
-GOLDEN = Path(__file__).parent / "golden"
+TESTS = Path(__file__).parent
+GOLDEN = TESTS / "golden"
+# What trains, or starts processes that import the project: not part of `make test-quick`. The longest come first, so
+# that the two processes of `make test` end together.
+LONG = (
+    "commands/test_train.py",
+    "commands/test_train_finetune.py",
+    "distributed/test_startup.py",
+    "training/test_sharded_training.py",
+    "training/test_module.py",
+    "checkpoints/test_sharded.py",
+    "distributed/test_watch.py",
+    "test_bench.py",
+    "heads/test_partial_fc.py",
+    "commands/test_export.py",
+    "commands/test_evaluate.py",
+    "inference/test_cached.py",
+    "training/test_memory_plan.py",
+    "training/test_plan.py",
+    "commands/test_inference.py",
+    "commands/test_list_models.py",
+    "training/test_health.py",
+    "serving/test_server.py",
+    "commands/test_convert.py",
+    "commands/test_convert_shards.py",
+    "distributed/test_two_hosts.py",
+    "data/test_module.py",
+    "test_package.py",
+    "test_contributing.py",
+    "test_docs.py",
+    "demo/test_dataset.py",
+)
 LFW112 = Path(__file__).resolve().parents[2] / "shared" / "data" / "lfw112"
 
 
@@ -48,3 +79,13 @@ def training_screen() -> Iterator[None]:
     """Show what the library logs, as the training does."""
     with log_to_screen(errors_from=logging.ERROR):
         yield
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of the files that take long, and put them first."""
+    place = {TESTS / name: number for number, name in enumerate(LONG)}
+    for item in items:
+        if item.path in place:
+            item.add_marker(pytest.mark.long)
+    items.sort(key=lambda item: place.get(item.path, len(LONG)))
