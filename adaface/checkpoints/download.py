@@ -25,7 +25,7 @@ from adaface.checkpoints.weights import (
     identify_architecture,
     key_misfit,
     nearest_architecture,
-    told_architecture,
+    stored_architecture,
 )
 
 FOLDER_VARIABLE = "ADAFACE_MODELS"
@@ -38,9 +38,9 @@ class ModelSource:
     """Where the file of a name is, here and out there.
 
     Attributes:
-        name: as it was asked for.
+        name: the requested name.
         path: of the file on this machine, whether it is there or not.
-        arch: its architecture; None where the name does not tell it.
+        arch: its architecture; None if the name does not determine it.
         address: for people, to download it by hand.
         drive_id: on Google Drive; empty for a file of the hub.
         hub: repository and file on the hub; empty for a file on Google Drive.
@@ -90,7 +90,7 @@ def find_model(name: str) -> Path:
 
     Raises:
         ValueError: an unknown name, or a file that is not this model.
-        RuntimeError: it is absent and cannot be downloaded; which file to put where is told.
+        RuntimeError: it is absent and cannot be downloaded; the message says which file to put where.
         OSError: it cannot be written.
     """
     source = locate(name)
@@ -104,7 +104,7 @@ def find_model(name: str) -> Path:
 
 
 def check_model(path: Path, source: ModelSource) -> None:
-    """Raise ValueError where a file is not the model that was asked for.
+    """Raise ValueError if a file is not the requested model.
 
     Args:
         path: the file.
@@ -118,12 +118,12 @@ def check_model(path: Path, source: ModelSource) -> None:
         )
     checkpoint = load_checkpoint(path)
     weights = backbone_state(checkpoint, path)
-    told = told_architecture(checkpoint)
-    arch = source.arch or told or identify_architecture(weights) or nearest_architecture(weights)[0]
+    stored = stored_architecture(checkpoint)
+    arch = source.arch or stored or identify_architecture(weights) or nearest_architecture(weights)[0]
     misfit = key_misfit(weights, expected_shapes(arch))
     if misfit:
-        found = told if told not in (None, arch) else identify_architecture(weights)
-        reason = f"it holds weights of {found}" if found else misfit
+        other = stored if stored not in (None, arch) else identify_architecture(weights)
+        reason = f"it holds weights of {other}" if other else misfit
         raise ValueError(f"{path} is not {source.name}, a model of {arch}: {reason}")
 
 

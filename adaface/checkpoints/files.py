@@ -5,7 +5,8 @@ read is ``torch.load(weights_only=True)``. The files published with the paper we
 pickled two of its own classes by name; those names are read as plain ``dict`` and nothing of Lightning runs.
 
 Format: ``state_dict`` holds ``model.<key of the backbone>`` and ``head.<key of the head>``, exactly the official keys,
-so that files go both ways. What is ours beside it is under ``adaface`` (plain dict, list, str, int, float, bool).
+so files can be exchanged with it. Additional data of this project are under ``adaface`` (plain dict, list, str, int,
+float, bool).
 """
 
 import pickle
@@ -27,7 +28,7 @@ _OLD_LIGHTNING_CLASSES = (
     "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
 )
 _REFUSED_GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
-SHARDED_HEAD = "sharded_head"  # in the part that is ours: what the files of the head hold
+SHARDED_HEAD = "sharded_head"  # key under ``adaface``: contents of the head's files
 REST = "rest.ckpt"  # in the folder of a sharded head's checkpoint: all but the head's matrices
 THRESHOLD = "adaface_threshold"  # beside the state dict: the cosine above which two faces are one person's
 
@@ -36,7 +37,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint to the CPU without executing anything it holds.
 
     Args:
-        path: a ``.ckpt`` file, ours or the official code's; or the folder of a sharded head's checkpoint.
+        path: a ``.ckpt`` file of this project or the official code; or the folder of a sharded head's checkpoint.
 
     Returns:
         The checkpoint's dictionary; of a folder without the head's matrices, and with its path as ``folder``.
@@ -145,7 +146,7 @@ def store_threshold(path: str | Path, threshold: dict[str, float | str]) -> None
     """Write a calibrated threshold into a checkpoint; nothing else in it changes.
 
     Args:
-        path: checkpoint, ours or official, file or folder.
+        path: checkpoint of this project or the official code, file or folder.
         threshold: plain values: ``cosine``, and how it was found.
 
     Raises:

@@ -111,10 +111,10 @@ def fill_in_head(checkpoint: dict[str, Any], head: PartialFC | None) -> None:
     dtype = _DTYPES[sharded["dtype"]]
     columns = {name: torch.empty(rows, width, dtype=dtype) for name in (KERNEL, *sharded["states"])}
     # a process without classes reads nothing, and still has to take part
-    wanted = {name: value if head is None else _global(value, C) for name, value in columns.items()}
+    to_load = {name: value if head is None else _global(value, C) for name, value in columns.items()}
     try:
         with _alone_is_meant():
-            dcp.load(wanted, storage_reader=dcp.HuggingFaceStorageReader(str(folder)), no_dist=world_size() == 1)
+            dcp.load(to_load, storage_reader=dcp.HuggingFaceStorageReader(str(folder)), no_dist=world_size() == 1)
     except (Exception, dcp.api.CheckpointException) as error:  # the latter is no Exception
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
         raise ValueError(f"{folder} is not a whole checkpoint: {reason}; take another one") from error
@@ -215,9 +215,9 @@ def _check_files(folder: Path, sharded: dict[str, Any], rows: int, classes: int)
         for name, (first_row, first), (height, width) in _parts_in(file):
             if name in parts and width and (first_row, height) == (0, rows):
                 parts[name].append((first, first + width))
-    for name, found in parts.items():
-        ends = [0, *(end for _, end in sorted(found))]
-        if [first for first, _ in sorted(found)] != ends[:-1] or ends[-1] != classes:
+    for name, ranges in parts.items():
+        ends = [0, *(end for _, end in sorted(ranges))]
+        if [first for first, _ in sorted(ranges)] != ends[:-1] or ends[-1] != classes:
             raise ValueError(
                 f"the files in {folder} do not hold each of the {classes} classes of {name} once: they are not of one "
                 f"checkpoint; {_INSTEAD}"

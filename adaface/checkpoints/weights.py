@@ -1,4 +1,4 @@
-"""The weights in a checkpoint: which architecture they are of, whether they fit a network, loading them into it."""
+"""The weights in a checkpoint: finding their architecture, checking that they fit a network, and loading them."""
 
 import functools
 from collections.abc import Mapping
@@ -33,38 +33,38 @@ def backbone_state(checkpoint: dict[str, Any], path: str | Path) -> dict[str, Te
     return weights
 
 
-def told_architecture(checkpoint: Mapping[str, Any]) -> str | None:
-    """Return the architecture that a checkpoint tells of itself, by the options it was trained with; None: it does not.
+def stored_architecture(checkpoint: Mapping[str, Any]) -> str | None:
+    """Return the architecture in a checkpoint's training options; None if there is none.
 
     Args:
         checkpoint: what ``load_checkpoint`` returned.
     """
-    ours = checkpoint.get("adaface")
-    config = ours.get("config") if isinstance(ours, Mapping) else None
+    section = checkpoint.get("adaface")
+    config = section.get("config") if isinstance(section, Mapping) else None
     arch = config.get("arch") if isinstance(config, Mapping) else None
     return arch if isinstance(arch, str) and arch else None
 
 
 def find_architecture(checkpoint: dict[str, Any], path: str | Path) -> str:
-    """Return the architecture of a checkpoint: the one it tells, else the one whose keys and shapes its weights have.
+    """Return the architecture of a checkpoint: the stored one, otherwise the one with the same keys and shapes.
 
     Args:
         checkpoint: what ``load_checkpoint`` returned.
         path: its file, for the message.
 
     Raises:
-        ValueError: no backbone weights, or weights of no architecture that is known.
+        ValueError: no backbone weights, or weights of an unknown architecture.
     """
     weights = backbone_state(checkpoint, path)
-    found = told_architecture(checkpoint) or identify_architecture(weights)
-    if found is None:
+    architecture = stored_architecture(checkpoint) or identify_architecture(weights)
+    if architecture is None:
         nearest, misfit = nearest_architecture(weights)
         raise ValueError(
-            f"{path} holds weights of no architecture that is known here ({len(weights)} entries); the nearest is "
-            f"{nearest}, but for {misfit}; adaface models lists what there is. Of a network of timm give "
-            "--arch timm:<name>: it cannot be told from the weights"
+            f"{path} holds weights of an unknown architecture ({len(weights)} entries); the nearest is "
+            f"{nearest}, except for {misfit}. `adaface models` lists the known ones; for a network of timm give "
+            "--arch timm:<name>, because it cannot be recognized by its weights"
         )
-    return found
+    return architecture
 
 
 @functools.cache
@@ -127,7 +127,7 @@ def load_backbone(model: nn.Module, path: str | Path, arch: str) -> None:
 
     Args:
         model: a network of ``registry.build_model(arch)``; changed in place.
-        path: checkpoint, ours or official.
+        path: checkpoint of this project or of the official code.
         arch: its architecture's name, for the message.
 
     Raises:
@@ -137,9 +137,9 @@ def load_backbone(model: nn.Module, path: str | Path, arch: str) -> None:
     weights = backbone_state(checkpoint, path)
     misfit = key_misfit(weights, {key: tuple(value.shape) for key, value in model.state_dict().items()})
     if misfit:
-        found = told_architecture(checkpoint) or identify_architecture(weights)
-        if found not in (None, arch):
-            raise ValueError(f"{path} holds weights of {found}, the run uses --arch {arch}: give --arch {found}")
+        stored = stored_architecture(checkpoint) or identify_architecture(weights)
+        if stored not in (None, arch):
+            raise ValueError(f"{path} holds weights of {stored}, the run uses --arch {arch}: give --arch {stored}")
         raise ValueError(f"{path} does not hold weights of {arch}: {misfit}")
     own = model.state_dict()
     rounded = [key for key in own if own[key].is_floating_point() and not weights[key].is_floating_point()]
@@ -169,14 +169,14 @@ def check_fits(
         path: the checkpoint's file, for the message.
         sub_centers: columns of the head for each class.
     """
-    found = {key: tuple(value.shape) for key, value in checkpoint["state_dict"].items()}
+    shapes = {key: tuple(value.shape) for key, value in checkpoint["state_dict"].items()}
     shape = head_shape(checkpoint)
     if shape is not None:
-        found["head.kernel"] = shape
-    wrong = [key for key in expected | found if expected.get(key) != found.get(key)]
+        shapes["head.kernel"] = shape
+    wrong = [key for key in expected | shapes if expected.get(key) != shapes.get(key)]
     if wrong == ["head.kernel"]:
         raise ValueError(
-            f"{path} has a head of {found['head.kernel'][1] // sub_centers} classes, the training data has "
+            f"{path} has a head of {shapes['head.kernel'][1] // sub_centers} classes, the training data has "
             f"{expected['head.kernel'][1] // sub_centers}: resume on the data the run began with, or start a new run "
             "with --start_from_model_statedict"
         )

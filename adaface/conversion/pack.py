@@ -222,7 +222,7 @@ def read_pairs(pairs_file: Path, images_root: Path) -> list[tuple[Path, Path, bo
 
 def _csv_pairs(lines: list[tuple[int, str]], pairs_file: Path, root: Path) -> Iterator[tuple[Path, Path, bool]]:
     """Read `path1,path2,same`, with or without a header line."""
-    found = False
+    has_pairs = False
     for index, (number, line) in enumerate(lines):
         where = f"{pairs_file}, line {number}"
         fields = [part.strip() for part in next(csv.reader([line]))]
@@ -233,13 +233,13 @@ def _csv_pairs(lines: list[tuple[int, str]], pairs_file: Path, root: Path) -> It
             if index == 0 and answer in _SAME_COLUMN:
                 continue  # the header
             raise ValueError(f"{where}: same is {fields[2]!r}, expected 1 or 0, true or false")
-        found = True
+        has_pairs = True
         first, second = (_inside(root, part, where) for part in fields[:2])
         for path in (first, second):
             if not path.is_file():
                 raise FileNotFoundError(f"{where}: {path} does not exist")
         yield first, second, answer in _TRUE
-    if not found:
+    if not has_pairs:
         raise ValueError(f"{pairs_file} holds no pairs")
 
 

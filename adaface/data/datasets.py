@@ -32,14 +32,14 @@ _AT_ONCE = 16
 
 
 class TrainingDataset(Dataset[tuple[Tensor, int]]):
-    """Decoded, augmented training images with labels, asked for by (epoch, sample).
+    """Decoded, augmented training images with labels, indexed by (epoch, sample).
 
     Args:
         source: encoded images and labels.
         augmenter: applied to each image.
         seed: of the augmentation, in [0, 2**32).
         swap_color_channel: the stored images have red and blue swapped.
-        skip_bad_images: take the next good sample, with its own label, in place of one that cannot be decoded.
+        skip_bad_images: replace a sample that cannot be decoded by the next good one, with its label.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class TrainingDataset(Dataset[tuple[Tensor, int]]):
         """
         images = np.empty((len(positions), *IMAGE_SHAPE), np.uint8)
         labels = np.empty(len(positions), np.int64)
-        # decode some, then augment them: a processor's caches hold the code and the tables of one work, not of both
+        # decode several, then augment them: the CPU caches hold the code and tables of one task, not of both
         for first in range(0, len(positions), _AT_ONCE):
             some = positions[first : first + _AT_ONCE]
             decoded = [self._image_of(sample) for _, sample in some]
@@ -103,7 +103,7 @@ class TrainingDataset(Dataset[tuple[Tensor, int]]):
         return [] if self._bad is None else torch.nonzero(self._bad).flatten().tolist()
 
     def _image_of(self, sample: int) -> tuple[np.ndarray, int]:
-        """Return the image of a sample, or the one that takes its place, and whose it is."""
+        """Return the image of a sample, or its replacement, and the index of the sample that was used."""
         return self._decode(sample) if self._bad is None else self._decode_next_good(sample, self._bad)
 
     def _decode(self, sample: int) -> tuple[np.ndarray, int]:
@@ -123,7 +123,7 @@ class TrainingDataset(Dataset[tuple[Tensor, int]]):
 
 
 class PlainDataset(Dataset[tuple[Tensor, Tensor]]):
-    """Decoded training images as they are, without augmentation, asked for by sample.
+    """Decoded training images without augmentation, indexed by sample.
 
     Args:
         source: encoded images and labels.
@@ -226,7 +226,7 @@ class ValidationDataset(Dataset[tuple[Tensor, int, int]]):
 
 
 class WaitingLoader(DataLoader[Any]):
-    """A loader that knows how long its batches were waited for.
+    """A data loader that measures the time spent waiting for batches.
 
     Attributes:
         waited_sec: sum over all batches so far, in this process.
@@ -255,8 +255,8 @@ def _end_workers() -> None:
         worker.kill()
 
 
-# An error may keep a loader, and so its workers, to the end of the program: multiprocessing then asks them to stop by
-# SIGTERM, which they leave to the main process, and would wait for them for ever.
+# After an error a loader and its workers may live until the program exits: multiprocessing then sends them SIGTERM,
+# which they ignore, and would wait forever.
 multiprocessing.util.Finalize(None, _end_workers, exitpriority=0)
 
 
@@ -266,10 +266,10 @@ def as_it_is(batch: Any) -> Any:
 
 
 def start_worker(_: int) -> None:
-    """Prepare a data worker: one thread, and signals to stop left to the main process.
+    """Set up a data worker: one thread, and stop signals are ignored.
 
-    A terminal sends Ctrl-C, a batch system SIGTERM, to the workers too; without them the main process could not finish
-    its step. A worker whose main process is gone ends by itself.
+    A terminal sends Ctrl-C, and a batch system SIGTERM, to the workers too, but the main process needs them to finish
+    its step. A worker whose main process is gone exits by itself.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)

@@ -1,13 +1,13 @@
-"""The verification sets of a run: those of ``--val_data_path``, and one of people held out of the training data.
+"""The verification sets of a run: those of ``--val_data_path``, and one of identities held out of the training data.
 
-The pairs of people held out are those of LFW in small: as many of one person as of two people, each pair once, both
-kinds in turn, so that each fold of the cross-validation has both. Whom the images show is kept with them, because pairs
-of few people depend on each other, and intervals have to know it.
+The held-out pairs follow LFW: as many genuine as impostor pairs, each pair once, alternating, so that each fold of the
+cross-validation has both. The identities are stored with the images, because pairs of few identities are dependent, and
+confidence intervals must account for that.
 
-Their choice depends on the seed and on the labels alone: a `.rec` and the folder made of it give the same people and
-the same pairs.
+The choice depends on the seed and the labels only: a `.rec` and the folder converted from it give the same identities
+and the same pairs.
 
-Source: none, it is ours; the balance of the two kinds is LFW's (Huang et al., 2007).
+Source: the balance of the two kinds is that of LFW (Huang et al., 2007); the rest is not from a paper.
 """
 
 from dataclasses import dataclass
@@ -23,13 +23,13 @@ from adaface.data.sources.base import TrainingSource
 from adaface.data.sources.selection import SelectedSource, select_classes
 from adaface.system.command_line import nearest
 
-HELD_OUT = "held_out"  # the name of the verification set of people held out
+HELD_OUT = "held_out"  # name of the verification set of held-out identities
 FEWEST_PEOPLE = 4
 MOST_PAIRS = 3000  # of each kind, as in LFW
 _MOST_OF_ONE_PERSON = 45  # genuine pairs: all of ten images
 _MOST_IMAGES_OF_ONE_PERSON = 200  # to take these pairs from
-_SPLIT, _GENUINE, _IMPOSTOR = range(3)  # places in the random streams
-_EPOCH = 2**32 - 1  # of those streams: no training comes so far
+_SPLIT, _GENUINE, _IMPOSTOR = range(3)  # keys of the random streams
+_EPOCH = 2**32 - 1  # of those streams: never reached by training
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,9 @@ class ChosenSets:
 
     Attributes:
         opened: name -> set, of those on the disk, the paper's first.
-        missing: those of the paper that are not there, where nobody has chosen.
-        held_out: people are to be held out of the training data for one more.
-        note: what the user should know; empty where there is nothing.
+        missing: the paper's sets that are missing, if none were chosen by name.
+        held_out: a set of identities must be held out of the training data.
+        note: information for the user; may be empty.
     """
 
     opened: dict[str, PairSet]
@@ -49,74 +49,74 @@ class ChosenSets:
     note: str = ""
 
 
-def open_sets(folder: Path, wanted: str, *, held_out_otherwise: bool, compulsory: bool) -> ChosenSets:
+def open_sets(folder: Path, val_sets: str, *, held_out_otherwise: bool, compulsory: bool) -> ChosenSets:
     """Choose and open verification sets.
 
     Args:
         folder: of the sets; may be absent.
-        wanted: names with commas between them, ``held_out`` among them or not; all in the folder when empty.
-        held_out_otherwise: hold people out where nothing is wanted and nothing found.
-        compulsory: there is nothing to do without a set on the disk.
+        val_sets: comma-separated names, possibly with ``held_out``; all sets in the folder when empty.
+        held_out_otherwise: hold identities out if ``val_sets`` is empty and the folder has no sets.
+        compulsory: at least one set on the disk is required.
 
     Raises:
-        FileNotFoundError: a set that is wanted, or compulsory, is not there.
+        FileNotFoundError: a requested or required set is missing.
         ValueError: a damaged set, or ``held_out`` where a set on the disk is compulsory.
     """
-    found = list(find_pair_sets(folder)) if folder.is_dir() else []
-    names = [name for word in wanted.split(",") if (name := word.strip())]
+    present = list(find_pair_sets(folder)) if folder.is_dir() else []
+    names = [name for word in val_sets.split(",") if (name := word.strip())]
     for name in names:
-        if name not in (*found, HELD_OUT):
-            known = nearest(name, [*found, HELD_OUT])
-            raise FileNotFoundError(f"--val_sets {wanted}: there is no set {name} in {folder.absolute()}; {known}")
-    opened = {name: open_pair_set(folder, name) for name in found if not names or name in names}
-    missing = [name for name in PAPER_SETS if name not in found] if found and not names else []
-    held_out = HELD_OUT in names and HELD_OUT not in found if names else held_out_otherwise and not found
+        if name not in (*present, HELD_OUT):
+            known = nearest(name, [*present, HELD_OUT])
+            raise FileNotFoundError(f"--val_sets {val_sets}: there is no set {name} in {folder.absolute()}; {known}")
+    opened = {name: open_pair_set(folder, name) for name in present if not names or name in names}
+    missing = [name for name in PAPER_SETS if name not in present] if present and not names else []
+    held_out = HELD_OUT in names and HELD_OUT not in present if names else held_out_otherwise and not present
     if compulsory and held_out:
-        raise ValueError(f"--val_sets {HELD_OUT} is cut from the training data, of which --evaluate reads none")
+        raise ValueError(f"--val_sets {HELD_OUT} needs the training data, which --evaluate does not read: leave it out")
     why = "none there" if folder.is_dir() else "no such folder"
     none = f"no validation sets in {folder.absolute()} ({why}; looked for .bin files and converted sets)"
     if compulsory and not opened:
         raise FileNotFoundError(f"{none}. Check --data_root and --val_data_path")
     if opened or names:
         return ChosenSets(opened, missing, held_out)
-    instead = "people of the training data are held out" if held_out else "training goes on without validation"
+    instead = "identities of the training data are held out" if held_out else "training without validation"
     return ChosenSets(opened, missing, held_out, f"{none}: {instead}")
 
 
 def hold_out(
     source: TrainingSource, share: float, seed: int, *, swap_color_channel: bool = False, skip_bad_images: bool = False
 ) -> tuple[SelectedSource, PairSet]:
-    """Hold people out of training data.
+    """Hold identities out of training data.
 
     Args:
         source: all training images.
-        share: of the people to hold out, in (0, 1); at least ``FEWEST_PEOPLE`` with two images or more are.
-        seed: of the choice of people and pairs, in [0, 2**32).
+        share: fraction of identities to hold out, in (0, 1); at least ``FEWEST_PEOPLE`` with two images or more.
+        seed: of the choice of identities and pairs, in [0, 2**32).
         swap_color_channel: the stored images have red and blue swapped.
         skip_bad_images: leave out images that cannot be decoded.
 
     Returns:
-        The training data without these people, and pairs of their images.
+        The training data without these identities, and pairs of their images.
 
     Raises:
-        ValueError: too few people with two images.
+        ValueError: too few identities with two images.
     """
     held = choose_people(np.bincount(source.labels, minlength=len(source.class_names)), share, seed)
     rest = select_classes(source, ~held, f"{source.location}, without {int(held.sum()):,} identities held out")
-    theirs = select_classes(source, held, f"{int(held.sum()):,} identities held out of {source.location}")
-    images = HeldOutImages(theirs, np.arange(len(theirs)), swap_color_channel=swap_color_channel)
-    usable = np.array([not skip_bad_images or _is_readable(images, sample) for sample in range(len(theirs))])
+    excluded = select_classes(source, held, f"{int(held.sum()):,} identities held out of {source.location}")
+    images = HeldOutImages(excluded, np.arange(len(excluded)), swap_color_channel=swap_color_channel)
+    usable = np.array([not skip_bad_images or _is_readable(images, sample) for sample in range(len(excluded))])
     samples = np.flatnonzero(usable)
-    places, issame = draw_pairs(theirs.labels[samples], seed)
+    places, issame = draw_pairs(excluded.labels[samples], seed)
     if not issame.any():
-        raise ValueError(f"{theirs.location}: no person is left with two images that can be read, so there is no pair")
+        raise ValueError(f"{excluded.location}: no identity has two readable images, so there are no genuine pairs")
     chosen = samples[places]  # (P, 2)
-    images = HeldOutImages(theirs, chosen.ravel(), swap_color_channel=swap_color_channel)
-    return rest, PairSet(HELD_OUT, images, issame, theirs.labels[chosen])
+    images = HeldOutImages(excluded, chosen.ravel(), swap_color_channel=swap_color_channel)
+    return rest, PairSet(HELD_OUT, images, issame, excluded.labels[chosen])
 
 
 def choose_people(counts: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """Choose whom to hold out: the same share of those with one image and of those with more.
+    """Choose identities to hold out: the same fraction of those with one image and of those with more.
 
     Args:
         counts: (C,) images of each identity.
@@ -127,7 +127,7 @@ def choose_people(counts: np.ndarray, share: float, seed: int) -> np.ndarray:
         (C,) booleans.
 
     Raises:
-        ValueError: too few people with two images or more: as many as are held out have to stay.
+        ValueError: too few identities with two images or more: as many as are held out must remain.
     """
     several, single = np.flatnonzero(counts > 1), np.flatnonzero(counts == 1)
     if len(several) < 2 * FEWEST_PEOPLE:
@@ -145,15 +145,15 @@ def choose_people(counts: np.ndarray, share: float, seed: int) -> np.ndarray:
 
 
 def draw_pairs(labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draw as many pairs of one person as of two people, in turn.
+    """Draw as many genuine as impostor pairs, alternating.
 
     Args:
-        labels: (N,) whom the images show.
+        labels: (N,) identities of the images.
         seed: in [0, 2**32).
 
     Returns:
-        Places of the images (P, 2), and whether they show one person (P,); P is even, at most twice ``MOST_PAIRS``, and
-        0 where nobody has two images, or all images are of one person.
+        Indices of the images (P, 2), and whether they show the same identity (P,); P is even, at most twice
+        ``MOST_PAIRS``, and 0 if no identity has two images, or all images are of one identity.
     """
     genuine = _genuine_pairs(labels, RandomStreams(seed).at(_EPOCH, _GENUINE))
     pairs_of_one = sum(int(count) * (int(count) - 1) // 2 for count in np.bincount(labels))
@@ -165,7 +165,7 @@ def draw_pairs(labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 class HeldOutImages(LazyImages):
-    """Images of training samples, each (112, 112, 3) uint8 BGR, decoded when asked for.
+    """Images of training samples, each (112, 112, 3) uint8 BGR, decoded on access.
 
     Args:
         source: encoded images.
@@ -194,7 +194,7 @@ def _is_readable(images: HeldOutImages, sample: int) -> bool:
 
 
 def _genuine_pairs(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return at most ``MOST_PAIRS`` pairs of one person (P, 2) in random order, evenly over the people."""
+    """Return at most ``MOST_PAIRS`` genuine pairs (P, 2) in random order, evenly over the identities."""
     by_person = []
     for label in np.unique(labels):
         images = np.flatnonzero(labels == label)
@@ -209,15 +209,15 @@ def _genuine_pairs(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _impostor_pairs(labels: np.ndarray, number: int, rng: np.random.Generator) -> np.ndarray:
-    """Return different pairs of two people (number, 2): two people at random, then an image of each."""
+    """Return distinct impostor pairs (number, 2): two random identities, then a random image of each."""
     people, counts = np.unique(labels, return_counts=True)
     order = np.argsort(labels, kind="stable")
     starts = np.cumsum(counts) - counts
-    found: dict[tuple[int, int], None] = {}
-    while len(found) < number:
+    pairs: dict[tuple[int, int], None] = {}
+    while len(pairs) < number:
         first, second = rng.integers(len(people)), rng.integers(len(people))
         if first == second:
             continue
         pair = sorted(int(order[starts[one] + rng.integers(counts[one])]) for one in (first, second))
-        found[pair[0], pair[1]] = None
-    return np.array(list(found), np.int64).reshape(-1, 2)
+        pairs[pair[0], pair[1]] = None
+    return np.array(list(pairs), np.int64).reshape(-1, 2)

@@ -1,4 +1,4 @@
-"""Lists of aligned face images, as the protocols ask for them: how many, which, and one by one as uint8 BGR."""
+"""Lists of aligned face images for the evaluation protocols, read one by one as uint8 BGR."""
 
 import hashlib
 import os
@@ -15,7 +15,7 @@ from adaface.data.pair_sets import PairSet
 
 
 class ImageList(Protocol):
-    """N aligned face images of (112, 112, 3) uint8 BGR, read when asked for, by any thread or process."""
+    """N aligned face images of (112, 112, 3) uint8 BGR, read on access, by any thread or process."""
 
     @property
     def name(self) -> str:
@@ -142,7 +142,7 @@ class ChosenImages:
 
 
 def fingerprint_of_files(paths: Iterable[Path], prefix: str = "") -> str:
-    """Return a digest of names, sizes and times of change, which says of absent files that they are.
+    """Return a digest of names, sizes and modification times; absent files are included as absent.
 
     Args:
         paths: of the files, in order.
@@ -174,5 +174,5 @@ def read_color_image(path: Path) -> np.ndarray:
     except cv2.error:
         image = None
     if image is None:
-        raise ValueError(f"{path} is no readable image ({len(encoded)} bytes)")
+        raise ValueError(f"{path} is not a readable image ({len(encoded)} bytes)")
     return image

@@ -125,7 +125,7 @@ def encode_image(image: np.ndarray, suffix: str) -> bytes:
 
 
 class LazyImages(Sequence[np.ndarray]):
-    """Images, each (112, 112, 3) uint8 BGR, read when asked for.
+    """Images, each (112, 112, 3) uint8 BGR, read on access.
 
     Args:
         location: where they are, for messages.
@@ -152,5 +152,5 @@ class LazyImages(Sequence[np.ndarray]):
         count = len(self)
         position = int(index) + count if index < 0 else int(index)
         if not 0 <= position < count:
-            raise IndexError(f"{self.location} holds {count} images, image {index} was asked for")
+            raise IndexError(f"{self.location} has {count} images, got index {index}")
         return self.read(position)

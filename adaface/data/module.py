@@ -1,11 +1,11 @@
-"""Training and validation data as Lightning takes them: found, checked, loaded, and what a run has to know of them.
+"""Lightning data module: finds, checks and loads training and validation data.
 
 Images stay uint8 (112, 112, 3) BGR until they are on the device; a batch is one array of them. Every batch is a
 function of (seed, epoch, place in the epoch): not of the number of data workers, nor of where a run was interrupted.
 
 Source: the data module of the official AdaFace code. Differences: its randomness repeats itself in every worker and
-its images become float32 in the workers; class count, validation sets and paths are found in the data, not told by
-the path's name; the five sets of the paper are not compulsory.
+its images become float32 in the workers; class count, validation sets and paths are read from the data, not derived
+from the path's name; the five sets of the paper are optional.
 """
 
 import logging
@@ -51,16 +51,16 @@ class FaceDataModule(pl.LightningDataModule):
         devices: processes per node.
         num_nodes: machines.
         seed: of shuffling and augmentation, in [0, 2**32).
-        evaluate_only: there is no training; its data need not be there.
-        needs_validation: hold people out where ``val_sets`` is empty and there are no sets.
+        evaluate_only: no training; its data are not needed.
+        needs_validation: hold identities out if ``val_sets`` is empty and there are no sets.
 
     Attributes:
         pair_sets: name -> verification set, of those present, the paper's first.
         missing_sets: those of the paper that are not there.
-        notes: what the user should know, one line each.
-        start_epoch: epoch in which an interrupted run goes on.
-        start_batch: number of batches of that epoch that it has done.
-        start_sample: number of samples of that epoch, of all processes, that it has done.
+        notes: information for the user, one line each.
+        start_epoch: epoch at which an interrupted run resumes.
+        start_batch: number of batches of that epoch processed before.
+        start_sample: number of samples of that epoch processed before, by all processes.
     """
 
     def __init__(
@@ -150,7 +150,7 @@ class FaceDataModule(pl.LightningDataModule):
 
     @property
     def num_classes(self) -> int:
-        """Classes of the head: those of the data, or more where asked for; 0 in evaluation."""
+        """Number of classes of the head: as in the data, or ``custom_num_class`` if larger; 0 in evaluation."""
         return max(self.options.custom_num_class, len(self.class_names)) if self.class_names else 0
 
     @property
@@ -159,7 +159,7 @@ class FaceDataModule(pl.LightningDataModule):
         return len(self._batches(0, self.processes))
 
     def go_on_from(self, epoch: int, batch: int, samples: int | None = None) -> None:
-        """Begin in the middle of a run.
+        """Set the position at which a run resumes.
 
         Args:
             epoch: to begin with.
@@ -185,7 +185,7 @@ class FaceDataModule(pl.LightningDataModule):
         return min(seen, len(self.dataset))
 
     def summary(self) -> str:
-        """Return what was found, in a few lines for the screen."""
+        """Return a summary of the data in a few lines."""
         lines = []
         if self._dataset is not None:
             source = self._dataset.source

@@ -54,11 +54,11 @@ class PairImages(LazyImages):
 
     @abstractmethod
     def _open(self) -> Any:
-        """Open the file; what is returned is kept."""
+        """Open the file; the result is cached."""
 
     @property
     def store(self) -> Any:
-        """What is behind the images, opened at the first use in this process."""
+        """The opened file, opened at the first use in this process."""
         if self._store is None:
             self._store = self._open()
         return self._store
@@ -68,7 +68,7 @@ class PairImages(LazyImages):
 
 
 class _BinImages(PairImages):
-    """Images of a `.bin`, decoded when asked for."""
+    """Images of a `.bin`, decoded on access."""
 
     def _open(self) -> list[EncodedImage]:
         return read_bin(self.path)[0]
@@ -126,7 +126,7 @@ class PairSet:
         name: such as `lfw`.
         images: 2P images, each (112, 112, 3) uint8 BGR; images 2k and 2k+1 are pair k.
         issame: bool (P,).
-        identities: (P, 2) whom the images show, where it is known.
+        identities: (P, 2) identities of the images, if known.
     """
 
     name: str
@@ -152,17 +152,17 @@ def find_pair_sets(folder: str | os.PathLike[str]) -> dict[str, Path]:
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder; expected the folder of the verification sets")
     entries = {entry.name for entry in folder.iterdir() if not entry.name.startswith(".")}
-    found = {name.removesuffix(".bin"): folder / name for name in entries if name.endswith(".bin")}
+    paths = {name.removesuffix(".bin"): folder / name for name in entries if name.endswith(".bin")}
     for name in entries:
         stem = name.removesuffix(_LIST_SUFFIX)
         if not name.endswith(_LIST_SUFFIX) or not stem:
             continue
         if stem + _IMAGES_SUFFIX in entries:
-            found[stem] = folder / (stem + _IMAGES_SUFFIX)
+            paths[stem] = folder / (stem + _IMAGES_SUFFIX)
         elif stem in entries and (folder / stem / "meta" / "sizes").is_file():
-            found[stem] = folder / stem
+            paths[stem] = folder / stem
     order = {name: rank for rank, name in enumerate(PAPER_SETS)}
-    return {name: found[name] for name in sorted(found, key=lambda name: (order.get(name, len(order)), name))}
+    return {name: paths[name] for name in sorted(paths, key=lambda name: (order.get(name, len(order)), name))}
 
 
 def open_pair_set(folder: str | os.PathLike[str], name: str) -> PairSet:
@@ -173,17 +173,17 @@ def open_pair_set(folder: str | os.PathLike[str], name: str) -> PairSet:
         name: such as `lfw`.
 
     Returns:
-        The set; images are read when they are asked for.
+        The set; images are read on access.
 
     Raises:
         FileNotFoundError: no set of that name.
         ValueError: the files are damaged or do not belong together.
     """
     _check_name(name)
-    found = find_pair_sets(folder)
-    if name not in found:
-        raise FileNotFoundError(f"no verification set {name!r} in {folder}; found: {', '.join(found) or 'none'}")
-    path = found[name]
+    paths = find_pair_sets(folder)
+    if name not in paths:
+        raise FileNotFoundError(f"no verification set {name!r} in {folder}; found: {', '.join(paths) or 'none'}")
+    path = paths[name]
     images: PairImages
     if path.suffix == ".bin" and path.is_file():
         images = _BinImages(path)
@@ -199,7 +199,7 @@ def open_pair_set(folder: str | os.PathLike[str], name: str) -> PairSet:
 
 
 def _check_name(name: str) -> None:
-    """Refuse a set name that is not a plain file stem."""
+    """Raise an error for a set name that is not a plain file stem."""
     if not name or name.startswith(".") or name != Path(name).name or "\\" in name:
         raise ValueError(f"{name!r} cannot be the name of a verification set; expected a plain name like 'lfw'")
 
@@ -213,7 +213,7 @@ def _load_npy(path: Path, memory_map: bool = False) -> np.ndarray:
 
 
 def _bcolz() -> Any:
-    """Import bcolz when a bcolz folder is really met."""
+    """Import bcolz, only when it is needed."""
     try:
         bcolz = importlib.import_module("bcolz")
     except ImportError as error:
@@ -238,7 +238,7 @@ def write_memfile(
 ) -> None:
     """Write a verification set as uint8 arrays that can be memory-mapped.
 
-    The list is written last, and nothing has its name before it is complete: a set that can be seen is whole.
+    The list is written last, and both files are written atomically, so a visible set is complete.
 
     Args:
         folder: where to write `<name>_images.npy`, uint8 (2P, 112, 112, 3) BGR, and `<name>_list.npy`, bool (P,).

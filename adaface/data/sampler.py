@@ -1,7 +1,7 @@
-"""Which samples make which batch, and each sample's own randomness: functions of (seed, epoch, position) alone.
+"""Batches of samples and per-sample randomness, as functions of (seed, epoch, position) only.
 
-Nothing here has a state to save: a run that stops and goes on, with another number of data workers or of processes,
-sees the same batches where their total size is the same, and in any case each sample of the epoch once.
+No state needs to be saved: a resumed run sees each sample of the epoch once, with any number of data workers and
+processes, and the same batches if their total size is unchanged.
 """
 
 from collections.abc import Iterator
@@ -121,7 +121,7 @@ class EpochBatchSampler(Sampler[list[tuple[int, int]]]):
 
     @property
     def sampler(self) -> "EpochBatchSampler":
-        """This object: Lightning tells the epoch to the batch sampler's ``sampler``."""
+        """This object: Lightning calls ``set_epoch`` of the batch sampler's ``sampler``."""
         return self
 
     def set_epoch(self, epoch: int) -> None:

@@ -277,15 +277,15 @@ def write_demo_data(
 def _check_finished(folder: Path, parameters: dict[str, int]) -> None:
     """Raise where a folder is not the finished data set of these parameters."""
     try:
-        found = json.loads((folder / _PARAMETERS_FILE).read_text(encoding="utf-8"))
+        stored = json.loads((folder / _PARAMETERS_FILE).read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):
         raise ValueError(
             f"{folder} is not empty and not a finished demo data set (no readable {_PARAMETERS_FILE}): "
             "choose another --output or remove the folder"
         ) from None
-    if found != parameters:
+    if stored != parameters:
         raise ValueError(
-            f"{folder} holds demo data of other parameters ({found}), expected {parameters}: "
+            f"{folder} holds demo data of other parameters ({stored}), expected {parameters}: "
             "choose another --output or remove the folder"
         )
 

@@ -1,4 +1,4 @@
-"""An exported network in ONNX Runtime: opened, checked to be one of ours, asked for embeddings."""
+"""An exported network in ONNX Runtime: open it, check that it was exported by this project, compute embeddings."""
 
 import importlib
 import json
@@ -12,7 +12,7 @@ import torch
 from adaface.models.backbone import IMAGE_SIZE
 from adaface.models.input_format import InputFormat
 
-ONNX_METADATA = "adaface"  # key of the ONNX file's metadata that holds ours, as JSON
+ONNX_METADATA = "adaface"  # key of this project's metadata in the ONNX file, as JSON
 _ERRORS_ONLY = 3  # ONNX Runtime's level of messages
 
 
@@ -83,8 +83,8 @@ def _onnx_metadata(session: Any, path: Path) -> dict[str, Any]:
     except (KeyError, ValueError, RecursionError):
         metadata = None
     if not isinstance(metadata, dict):
-        raise ValueError(f"{path} is not an export of `adaface export`: nothing in it tells which images it wants")
-    inputs = [(wanted.type, wanted.shape) for wanted in session.get_inputs()]
+        raise ValueError(f"{path} is not an export of `adaface export`: it has no metadata about its input format")
+    inputs = [(tensor.type, tensor.shape) for tensor in session.get_inputs()]
     outputs = [output.shape for output in session.get_outputs()]
     if not _takes_faces(inputs) or not _gives_embeddings(outputs):
         raise ValueError(

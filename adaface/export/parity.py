@@ -98,12 +98,12 @@ def _parity(network: OnnxNetwork, images: np.ndarray, embeddings: np.ndarray, no
     cosines, of_embeddings, of_norms = [], [], []
     reference = embeddings.astype(np.float64)
     for size in sizes:
-        found = [np.concatenate(part) for part in zip(*map(network, _batches(images, size)), strict=True)]
-        vectors = found[0].astype(np.float64)
+        outputs = [np.concatenate(part) for part in zip(*map(network, _batches(images, size)), strict=True)]
+        vectors = outputs[0].astype(np.float64)
         lengths = np.linalg.norm(vectors, axis=1) * np.linalg.norm(reference, axis=1)
         cosines.append((vectors * reference).sum(axis=1) / lengths)  # (N,)
         of_embeddings.append(np.abs(vectors - reference).max())
-        of_norms.append(np.abs(found[1] / norms - 1).max())
+        of_norms.append(np.abs(outputs[1] / norms - 1).max())
     every = np.concatenate(cosines)
     return Parity(
         images=len(images),

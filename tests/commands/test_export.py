@@ -377,7 +377,7 @@ def test_bad_input_is_told_in_one_line(words, message, files, tmp_path, capsys, 
     ("content", "message"),
     [
         ({"state_dict": {"head.kernel": torch.zeros(2, 2)}}, "no `model.*` weights"),
-        ({"state_dict": {"model.x": torch.zeros(2, 2)}}, "weights of no architecture that is known here"),
+        ({"state_dict": {"model.x": torch.zeros(2, 2)}}, "weights of an unknown architecture"),
         ({"weights": {}}, "not a training checkpoint"),
         (b"text", "not a whole checkpoint"),
         (None, "there is no checkpoint"),
@@ -457,7 +457,7 @@ def test_graphs_that_take_or_give_something_else_are_refused(files, tmp_path):
     for entry in model.metadata_props:
         entry.value = "[" * 100_000
     onnx.save(model, tmp_path / "deep.onnx")
-    with pytest.raises(ValueError, match="nothing in it tells which images it wants"):
+    with pytest.raises(ValueError, match="it has no metadata about its input format"):
         Embedder.load(tmp_path / "deep.onnx")
 
 

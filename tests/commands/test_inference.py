@@ -213,7 +213,7 @@ def test_embeddings_of_another_model_are_refused(run, people, tmp_path):
         (["compare", "people", "people/person 0/0.png"], "people is a folder, expected an image file"),
         (["compare", "none.png", "people/person 0/0.png"], "there is no image none.png"),
         (["compare", "people/person 0/0.png"], "give two or more images"),
-        (["compare", "corrupt.png", "large.png"], "corrupt.png is no readable image"),
+        (["compare", "corrupt.png", "large.png"], "corrupt.png is not a readable image"),
         (["compare", "large.png", "large.png"], "large.png is 224x200 px, expected an aligned face"),
         (["compare", "a.png", "b.png", "--save", "x.jpg"], "a file name that ends in .png"),
         (["compare", "a.png", "b.png", "--save", "none/x.png"], "there is no folder none"),
@@ -235,7 +235,7 @@ def test_embeddings_of_another_model_are_refused(run, people, tmp_path):
         (["search", "large.png", "large.png"], "large.png is no gallery"),
         (["search", "none", "large.png"], "there is no none"),
         (["search", "text.npz", "large.png"], "text.npz holds no embeddings"),
-        (["search", "people", "corrupt.png"], "corrupt.png is no readable image"),
+        (["search", "people", "corrupt.png"], "corrupt.png is not a readable image"),
         (["search", "people", "people", "--top", "0"], "at least 1 is expected"),
         (["search", "people", "people", "--tpo", "1"], "did you mean --top"),
         (["find", "people"], "invalid choice: 'find'"),
@@ -273,7 +273,7 @@ def test_a_checkpoint_with_other_keys_lists_them(run, people, tmp_path):
     torch.save({"state_dict": {**changed["state_dict"], "model.more": torch.zeros(1)}}, path)
     error = run("embed", "people", "--out", "x.npz", model=["--checkpoint", str(path)], expected=2)
     missing = first.removeprefix("model.")
-    assert f"ir_mini, but for 1 entries missing ({missing}), 1 entries too many (more)" in error
+    assert f"ir_mini, except for 1 entries missing ({missing}), 1 entries too many (more)" in error
 
 
 def test_names_of_any_bytes_are_shown_and_drawn(run, people):
@@ -297,7 +297,7 @@ def test_damaged_files_are_told_once(people, checkpoint, capfd, recwarn, monkeyp
     Path("cut.png").write_bytes(encoded[: len(encoded) // 2])
     assert main(["compare", "cut.png", "cut.png", *model]) == 2
     error = capfd.readouterr().err
-    assert (error.count("\n"), "cut.png is no readable image" in error) == (1, True)
+    assert (error.count("\n"), "cut.png is not a readable image" in error) == (1, True)
     Image.new("1", (9_500, 9_500)).save("large.png")  # of which Pillow warns
     monkeypatch.setattr(MTCNN, "detect", lambda self, image: [])
     assert main(["compare", "large.png", "large.png", "--align", *model]) == 2

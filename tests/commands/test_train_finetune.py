@@ -91,7 +91,7 @@ def test_it_begins_and_ends_with_what_the_models_reach(whole):
     folder, printed = whole
     told = [
         "training data: 18 images of 6 identities",
-        "no such folder; looked for .bin files and converted sets): people of the training data are held out",
+        "no such folder; looked for .bin files and converted sets): identities of the training data are held out",
         "the pretrained model, before any training:",
         "the head's 6 classes begin as the means of their images' embeddings",
         "epoch 1: loss",

@@ -112,7 +112,7 @@ def test_damaged_images_are_named_or_left_out(tmp_path):
     _, pairs = hold_out(source, 0.1, seed=0)
     with pytest.raises(ValueError, match="not a readable image"):
         list(pairs.images)
-    with pytest.raises(ValueError, match="no person is left with two images that can be read"):
+    with pytest.raises(ValueError, match="no identity has two readable images"):
         hold_out(source, 0.1, seed=0, skip_bad_images=True)
 
 

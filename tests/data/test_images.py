@@ -58,5 +58,5 @@ def test_images_are_read_by_place_from_either_end_and_by_slice() -> None:
     assert int(images[-1][0, 0, 0]) == 2
     assert [int(image[0, 0, 0]) for image in images[::-2]] == [2, 0]
     for index in (3, -4):
-        with pytest.raises(IndexError, match=f"somewhere holds 3 images, image {index} was asked for"):
+        with pytest.raises(IndexError, match=f"somewhere has 3 images, got index {index}"):
             images[index]

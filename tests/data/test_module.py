@@ -698,7 +698,7 @@ def test_swapping_leaves_validation_images_alone(with_sets: Path) -> None:
 def test_without_sets_training_goes_on_and_says_so(small: Path) -> None:
     data = module(small)
     assert data.pair_sets == {} and data.val_dataloader() == []
-    assert data.summary().count("training goes on without validation") == 1
+    assert data.summary().count("training without validation") == 1
     assert "no such folder" in module(small, val_data_path="nowhere").summary()
 
 

@@ -89,7 +89,7 @@ def test_the_architecture_is_read_from_the_file(checkpoint):
 
 def test_weights_of_no_known_architecture_are_refused(tmp_path):
     torch.save({"state_dict": {"model.a.weight": torch.zeros(3)}}, tmp_path / "x.ckpt")
-    with pytest.raises(ValueError, match="weights of no architecture that is known here"):
+    with pytest.raises(ValueError, match="weights of an unknown architecture"):
         Embedder.load(tmp_path / "x.ckpt")
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import main
 from adaface.checkpoints.files import load_checkpoint
-from adaface.checkpoints.weights import find_architecture, told_architecture
+from adaface.checkpoints.weights import find_architecture, stored_architecture
 from adaface.inference.embedder import IMAGE, Embedder, load_pretrained_model
 from adaface.models.registry import build_model, check_architecture
 from adaface.models.timm_backbone import TimmBackbone
@@ -108,7 +108,7 @@ def trained(faces, tmp_path_factory):  # noqa: F811
 
 def test_a_checkpoint_tells_its_architecture(trained):
     checkpoint = load_checkpoint(trained / "last.ckpt")
-    assert told_architecture(checkpoint) == find_architecture(checkpoint, "last.ckpt") == ARCH
+    assert stored_architecture(checkpoint) == find_architecture(checkpoint, "last.ckpt") == ARCH
     model = load_pretrained_model(None, trained / "last.ckpt")
     assert isinstance(model, TimmBackbone)
     assert model.side == 64
@@ -132,11 +132,11 @@ def test_it_is_evaluated_and_trained_further(trained, faces, tmp_path, capsys): 
 
 def test_weights_that_tell_nothing_need_the_option(trained, tmp_path):
     torch.save({"state_dict": load_checkpoint(trained / "last.ckpt")["state_dict"]}, tmp_path / "bare.ckpt")
-    with pytest.raises(ValueError, match=r"of no architecture that is known here .* give --arch timm:<name>"):
+    with pytest.raises(ValueError, match=r"of an unknown architecture .* give --arch timm:<name>"):
         Embedder.load(tmp_path / "bare.ckpt")
     assert Embedder.load(tmp_path / "bare.ckpt", ARCH).arch == ARCH
 
 
 @pytest.mark.parametrize("ours", [5, {"config": 5}, {"config": {"arch": 5}}, {"config": {"arch": ""}}, {}])
 def test_what_is_told_in_another_form_is_not_taken(ours):
-    assert told_architecture({"adaface": ours}) is None
+    assert stored_architecture({"adaface": ours}) is None

@@ -1,4 +1,4 @@
-"""What training takes its images from: samples in a fixed order, numbered from 0, with labels.
+"""The interface of training image sources: samples in a fixed order, numbered from 0, with labels.
 
 A folder of class folders (`data/sources/folder.py`), `.rec` files (`data/sources/records.py`), several of these
 together (`data/sources/combined.py`) and the subset list of one (`data/sources/selection.py`) are such sources. A
@@ -19,12 +19,12 @@ _NAMES_AT_ONCE = 1 << 14
 
 
 class Flaw(NamedTuple):
-    """What keeps data from being trained on as it is, and was passed over where that was asked for.
+    """A defect of the data that prevents training, and was skipped on request.
 
     Attributes:
         kind: ``empty identity``, ``label gap`` or ``damaged label``.
         identity: name of the class; empty where it has none.
-        text: what was found, for people.
+        text: description for the user.
     """
 
     kind: str

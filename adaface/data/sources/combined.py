@@ -1,7 +1,6 @@
 """Several training sets as one: their samples and their classes one after the other.
 
-Every set keeps its own people: where two sets hold the same person, that person is two classes. Nothing is held but the
-sets.
+Identities are not merged: an identity that occurs in two sets becomes two classes. Only the sets are kept in memory.
 """
 
 import bisect

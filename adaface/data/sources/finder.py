@@ -21,8 +21,8 @@ from adaface.data.sources.records import FlawedRecordSource, RecordSource
 from adaface.records.shards import IMAGE_FOLDER, RECORD_FILE, find_records, holds_records
 
 
-class _Found(NamedTuple):
-    """Where one set lies.
+class _DataSet(NamedTuple):
+    """The location of one data set.
 
     Attributes:
         home: what it is named after: the folder that holds `imgs` or the `.rec`, the folder of its classes, or one of
@@ -60,8 +60,8 @@ def open_training_source(
         train_data_path: of each set the image folder, the folder above it or with `train.rec` or `train_0.rec`, ...,
             or a `.rec`; several sets with commas between them.
         use_mxrecord: take the `.rec` even where there is an image folder; look for it one folder above too.
-        flawed: pass over identities without images and labels that mean nothing, instead of refusing the data; what
-            was passed over is in ``flaws`` of the source.
+        flawed: skip identities without images and invalid labels instead of raising an error; they are listed in
+            ``flaws`` of the source.
 
     Returns:
         The image folder where there is one, else the `.rec`; several sets together as one.
@@ -74,20 +74,20 @@ def open_training_source(
     paths = [Path(data_root, word) for word in words]
     if len(paths) == 1:
         return _find(paths[0], use_mxrecord).open(flawed)
-    found, sources = [], []
+    data_sets, sources = [], []
     for number, path in enumerate(paths):
         with _naming(number, words):
-            found.append(_find(path, use_mxrecord))
-            _refuse_twice(found)
-    for number, one in enumerate(found):
+            data_sets.append(_find(path, use_mxrecord))
+            _refuse_duplicate(data_sets)
+    for number, data_set in enumerate(data_sets):
         with _naming(number, words):
-            sources.append(one.open(flawed))
-    return CombinedSource(list(zip(_names([one.home for one in found]), sources, strict=True)))
+            sources.append(data_set.open(flawed))
+    return CombinedSource(list(zip(_names([data_set.home for data_set in data_sets]), sources, strict=True)))
 
 
 @contextlib.contextmanager
 def _naming(number: int, words: list[str]) -> Iterator[None]:
-    """Say in an error which of several data sets it is of."""
+    """Add to an error which of several data sets it concerns."""
     try:
         yield
     except (FileNotFoundError, ValueError) as error:
@@ -132,14 +132,14 @@ def _exists(path: Path) -> bool:
     return path.exists() or (path.name == IMAGE_FOLDER and path.parent.is_dir())
 
 
-def _refuse_twice(found: list[_Found]) -> None:
-    """Raise where the last set has been named before: every person would be two classes."""
-    last = found[-1]
-    for earlier in found[:-1]:
+def _refuse_duplicate(data_sets: list[_DataSet]) -> None:
+    """Raise an error if the last set was given before: every identity would become two classes."""
+    last = data_sets[-1]
+    for earlier in data_sets[:-1]:
         common = {path.resolve() for path in last.paths} & {path.resolve() for path in earlier.paths}
         converted = last.is_folder != earlier.is_folder and last.folder() == earlier.folder()
         if common or converted or last.home.resolve() == earlier.home.resolve():
-            raise ValueError(f"it is in {last.paths[0]}, a data set that is named before: name it once")
+            raise ValueError(f"it is in {last.paths[0]}, a data set that was given before: give it once")
 
 
 def _names(homes: list[Path]) -> list[str]:
@@ -152,23 +152,23 @@ def _names(homes: list[Path]) -> list[str]:
     return names
 
 
-def _find(path: Path, use_mxrecord: bool) -> _Found:
+def _find(path: Path, use_mxrecord: bool) -> _DataSet:
     """Find one data set."""
     if path.suffix == ".rec" and path.is_file():
-        return _Found(path.parent if path.name == RECORD_FILE else path.with_suffix(""), [path], is_folder=False)
+        return _DataSet(path.parent if path.name == RECORD_FILE else path.with_suffix(""), [path], is_folder=False)
     images = None if use_mxrecord else _image_folder(path)
     if images is not None:
-        return _Found(images.parent if images.name == IMAGE_FOLDER else images, [images], is_folder=True)
+        return _DataSet(images.parent if images.name == IMAGE_FOLDER else images, [images], is_folder=True)
     # `faces_emore/imgs` before the conversion; but not any folder's parent: that could be another data set.
     above = [path.parent] if use_mxrecord or path.name == IMAGE_FOLDER else []
     for folder in (path, *above):
         if records := find_records(folder):
-            return _Found(folder, records, is_folder=False)
-    wanted = f"{RECORD_FILE} in it or in the folder above (--use_mxrecord)"
+            return _DataSet(folder, records, is_folder=False)
+    expected = f"{RECORD_FILE} in it or in the folder above (--use_mxrecord)"
     if not use_mxrecord:
-        wanted = f"{IMAGE_FOLDER}/<class>/<image>, <class>/<image> or {RECORD_FILE} in it"
+        expected = f"{IMAGE_FOLDER}/<class>/<image>, <class>/<image> or {RECORD_FILE} in it"
     raise FileNotFoundError(
-        f"no training data in {path.absolute()}: looked for {wanted}; {_nearest_folder(path)}. "
+        f"no training data in {path.absolute()}: looked for {expected}; {_nearest_folder(path)}. "
         "Check --data_root and --train_data_path"
     )
 

@@ -103,12 +103,12 @@ def _refuse_unfinished(root: Path) -> None:
 def _image_files(folder: Path) -> list[bytes]:
     """Return the sorted names of the image files of a class."""
     with os.scandir(folder) as entries:
-        found = [
+        names = [
             entry.name
             for entry in entries
             if entry.name.lower().endswith(IMAGE_EXTENSIONS) and not entry.name.startswith(".") and entry.is_file()
         ]
-    return [os.fsencode(name) for name in sorted(found)]
+    return [os.fsencode(name) for name in sorted(names)]
 
 
 def _refuse_empty_classes(root: Path, empty: list[str], count: int) -> None:

@@ -90,7 +90,7 @@ def test_a_set_named_twice_is_refused(tmp_path: Path, path: str) -> None:
     if "imgs" in path:
         write_images(tmp_path / "a" / "imgs", "0")
     (tmp_path / "link").symlink_to(tmp_path / "a")
-    with pytest.raises(ValueError, match=r"data set \d of \d .*named before: name it once"):
+    with pytest.raises(ValueError, match=r"data set \d of \d .*given before: give it once"):
         open_training_source(tmp_path, path)
 
 
