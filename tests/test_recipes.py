@@ -95,4 +95,4 @@ def test_a_recipe_starts_on_small_data(recipe, faces, tmp_path, capsys):
         paths += ["--finetune", str(tmp_path / "pretrained.ckpt")]
     status = main.main(["--config", str(recipe), *paths, *SCALED_DOWN, "--fast_dev_run"])
     assert status == 0, capsys.readouterr().err
-    assert "everything of this run is in" in capsys.readouterr().out
+    assert "results are in" in capsys.readouterr().out

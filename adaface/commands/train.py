@@ -62,7 +62,7 @@ from adaface.system.lightning_setup import pl
 from adaface.system.locks import RunLock
 from adaface.system.screen import log_to_screen
 from adaface.training.build import build, build_run_trainer, facts_of, images_per_update, plan_lines
-from adaface.training.checkpointing import CheckpointKeeper, how_to_go_on
+from adaface.training.checkpointing import CheckpointKeeper, resume_hint
 from adaface.training.finetuning import find_pretrained
 from adaface.training.module import FaceRecognitionModule
 from adaface.training.optimization import scaled_learning_rate
@@ -95,7 +95,7 @@ def _status(arguments: list[str] | None) -> int:
             config, notes = with_checkpoint_options(with_run_folder(config))
             return _run(config, notes, lock, plan_only=action == "plan")
     except InterruptedTrainingError as stop:
-        rank_zero_info(f"{stop}\n{how_to_go_on(stop.checkpoint)}")
+        rank_zero_info(f"{stop}\n{resume_hint(stop.checkpoint)}")
         return INTERRUPTED
     except KeyboardInterrupt:
         rank_zero_info("stopped at once; what had been saved is whole")
@@ -153,13 +153,13 @@ def _run(config: Config, notes: list[str], lock: RunLock, *, plan_only: bool = F
         _finish(module, data, folder, config)
         if config.run.finetune and not config.run.fast_dev_run:
             _compare_with_pretrained(config, devices, data, keeper)
-        print(f"everything of this run is in {folder}, begin with report.html")
+        print(f"results are in {folder}; start with report.html")
     return 0
 
 
 def _after_a_loss(config: Config, keeper: CheckpointKeeper) -> str:
     """Return how to go on when a process of the run is lost."""
-    return f"the same command goes on in {keeper.folder}" if config.run.run_folder else how_to_go_on(keeper.last)
+    return f"run the same command to resume in {keeper.folder}" if config.run.run_folder else resume_hint(keeper.last)
 
 
 def _test(

@@ -1,1 +1,1 @@
-"""The training module and everything around its steps."""
+"""The training module, its trainer and its callbacks."""

@@ -1,4 +1,4 @@
-"""What a training is made of, built from its options: data, module, trainer, and what all processes have to agree on.
+"""Build a training run from its options: data, module, trainer, and the facts that all processes must agree on.
 
 The only rooms that see the whole configuration are this one and ``main.py``, which runs what is built here.
 """
@@ -32,7 +32,7 @@ from adaface.training.trainer import build_trainer
 
 
 def build(config: Config, devices: DevicePlan) -> tuple[FaceDataModule, FaceRecognitionModule, bool]:
-    """Open the data and build the module, or say why this cannot be done.
+    """Open the data and build the module.
 
     Args:
         config: resolved.
@@ -48,7 +48,7 @@ def build(config: Config, devices: DevicePlan) -> tuple[FaceDataModule, FaceReco
     """
     if config.devices.sync_batchnorm and devices.accelerator != "gpu":
         raise ValueError(
-            f"--sync_batchnorm is for GPUs, this run is on {devices.accelerator}, where PyTorch has no synchronised "
+            f"--sync_batchnorm needs GPUs, this run is on {devices.accelerator}, where PyTorch has no synchronized "
             "batch norm: leave it out"
         )
     divide_threads(devices.devices)
@@ -71,7 +71,7 @@ def build(config: Config, devices: DevicePlan) -> tuple[FaceDataModule, FaceReco
 def facts_of(
     config: Config, devices: DevicePlan, data: FaceDataModule, module: FaceRecognitionModule
 ) -> dict[str, Any]:
-    """Return what has to be the same in all processes, by name; check the checkpoint to go on with.
+    """Return the facts that must be equal in all processes, by name; check the checkpoint to resume.
 
     Args:
         config: resolved.
@@ -80,7 +80,7 @@ def facts_of(
         module: built for it.
 
     Raises:
-        ValueError: the checkpoint does not fit.
+        ValueError: the checkpoint does not match.
     """
     facts = {f"--{name}": value for name, value in config.as_dict().items() if name not in HOST_SPECIFIC_OPTIONS}
     facts["the model to fine-tune"] = module.metadata["pretrained"]
@@ -110,7 +110,9 @@ def _check_checkpoint(config: Config, data: FaceDataModule, module: FaceRecognit
                 f"the people held out are not those of the run of {path}, which may have "
                 "been trained on these: resume with the same data, --seed and --held_out_share, or start a new run"
             )
-        rank_zero_info("note: the training data is not what the run began with: an epoch goes on in another order")
+        rank_zero_info(
+            "note: the training data differs from that at the start of the run: the order of the samples changes"
+        )
     position = saved["position"]
     if position["epoch"] >= config.optimizer.epochs:
         rank_zero_info(f"note: the run of {path} has done its {config.optimizer.epochs} epochs: only tested")
@@ -160,8 +162,8 @@ def open_data(config: Config, devices: DevicePlan) -> FaceDataModule:
     patience, folder = config.optimizer.early_stopping_patience, Path(config.data.data_root, config.data.val_data_path)
     if patience and not data.pair_sets:
         raise ValueError(
-            f"--early_stopping_patience {patience} goes by the accuracy on validation sets, and "
-            f"there are none in {folder}: name their folder, or leave it out"
+            f"--early_stopping_patience {patience} needs the accuracy on validation sets, but "
+            f"there are none in {folder}: set their folder, or leave it out"
         )
     return data
 
@@ -192,7 +194,7 @@ def choose_head_sharding(config: Config, devices: DevicePlan, data: FaceDataModu
         memory_bytes=device_memory(devices.accelerator, devices.devices),
     )
     automatic = sharded and option == "auto"
-    note = f"the head's {data.num_classes:,} classes are shared out over the processes (--head_sharding off: not)"
+    note = f"the head's {data.num_classes:,} classes are sharded over the processes (--head_sharding off disables it)"
     return sharded, [note] if automatic else []
 
 
@@ -202,7 +204,7 @@ def build_module(config: Config, data: FaceDataModule, sharded: bool) -> FaceRec
     Args:
         config: resolved.
         data: opened.
-        sharded: the head's classes are shared out over the processes.
+        sharded: whether the head's classes are sharded over the processes.
 
     Raises:
         ValueError: start weights of another network.
@@ -258,7 +260,7 @@ def build_run_trainer(
         data: opened.
         keeper: writes the checkpoints.
         watch: notices when a process is lost.
-        sharded: the head's classes are shared out over the processes.
+        sharded: whether the head's classes are sharded over the processes.
 
     Raises:
         RuntimeError: Weights & Biases is asked for and not installed.

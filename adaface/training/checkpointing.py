@@ -1,4 +1,4 @@
-"""The checkpoints of a run: when they are written, under which names, and how a run continues from them."""
+"""The checkpoints of a run: when they are written, their names, and how to resume from them."""
 
 import os
 import shutil
@@ -24,15 +24,15 @@ def validation_is_due(trainer: "pl.Trainer", batch_idx: int) -> bool:
     return bool(trainer.val_check_batch) and (batch_idx + 1) % trainer.val_check_batch == 0
 
 
-def how_to_go_on(checkpoint: Path) -> str:
-    """Return the command that continues from a checkpoint, or what to do where there is none yet."""
+def resume_hint(checkpoint: Path) -> str:
+    """Return the command that resumes from a checkpoint, or a hint if there is none yet."""
     if checkpoint.exists():
-        return f"go on with: {invocation('train')} --resume_from_checkpoint {checkpoint}"
-    return "no checkpoint had been saved yet: start again"
+        return f"resume with: {invocation('train')} --resume_from_checkpoint {checkpoint}"
+    return "no checkpoint was saved yet: start again"
 
 
 class CheckpointKeeper(pl.Callback):
-    """Keep ``best.ckpt`` (highest ``val_acc``) and ``last.ckpt``, and with ``save_all`` one for each validation.
+    """Write ``best.ckpt`` (highest ``val_acc``) and ``last.ckpt``, and with ``save_all`` one for each validation.
 
     Differs from Lightning's ModelCheckpoint: nothing is saved between the last batch of an epoch and its end, so
     that a checkpoint is either inside an epoch or between two, and each resumes exactly.
@@ -42,7 +42,7 @@ class CheckpointKeeper(pl.Callback):
     Args:
         folder: run folder.
         save_all: keep every checkpoint.
-        every_steps: steps of the optimiser after which ``last.ckpt`` is written inside an epoch too; 0: never.
+        every_steps: steps of the optimizer after which ``last.ckpt`` is written inside an epoch too; 0: never.
     """
 
     def __init__(self, folder: Path, *, save_all: bool = False, every_steps: int = 0) -> None:
@@ -63,7 +63,7 @@ class CheckpointKeeper(pl.Callback):
         return self.folder / "best.ckpt"
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run has to know: the best accuracy so far."""
+        """Return the state to resume: the best accuracy so far."""
         return {"best_val_acc": self.best_val_acc}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -71,7 +71,7 @@ class CheckpointKeeper(pl.Callback):
         self.best_val_acc = state_dict["best_val_acc"] if self.best.exists() else None
 
     def on_fit_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        """Find out now, not at the first checkpoint, whether all machines see the run folder."""
+        """Check early, not at the first checkpoint, that all machines share the run folder."""
         if trainer.world_size > 1 and trainer.lightning_module.sharded_head and not trainer.fast_dev_run:
             part = self._new_part(trainer)
             if trainer.is_global_zero:
@@ -80,7 +80,7 @@ class CheckpointKeeper(pl.Callback):
     def on_train_batch_end(
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save every so many steps, unless a validation, which saves too, is due here."""
+        """Save every ``every_steps`` steps, unless a validation is due here, which saves too."""
         every = self.every_steps * trainer.accumulate_grad_batches
         if not every or (batch_idx + 1) % every or trainer.fast_dev_run:
             return
@@ -88,7 +88,7 @@ class CheckpointKeeper(pl.Callback):
             self.save(trainer)
 
     def on_validation_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        """Note the accuracy; inside an epoch save at once, at its end leave that to the epoch's end."""
+        """Record the accuracy; save inside an epoch (at its end, ``on_train_epoch_end`` saves)."""
         if trainer.sanity_checking or trainer.fast_dev_run or trainer.state.fn != "fit":
             return
         metric = trainer.callback_metrics.get("val_acc")

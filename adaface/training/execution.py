@@ -1,4 +1,4 @@
-"""How the arithmetic of a training step is carried out: memory layout, compilation, what the backward pass keeps.
+"""Execution of a training step: memory layout, compilation, and what the backward pass stores.
 
 None of it changes what is computed: gradient checkpointing and the head's memory change no bit, the layout and the
 compiler the rounding. What is on by default is what was measured to win (``bench/training_step.py``).
@@ -63,11 +63,11 @@ def configure_backbone(
 
 
 def _check_compiler(accelerator: str) -> None:
-    """Raise RuntimeError where ``torch.compile`` would fail at the first step."""
+    """Raise RuntimeError if ``torch.compile`` would fail at the first step."""
     if accelerator == "mps":
         raise RuntimeError("--compile is for CPUs and CUDA GPUs: leave it out on an Apple GPU")
-    found = os.environ.get("CXX") or next((name for name in _COMPILERS if shutil.which(name)), None)
-    if found is None or shutil.which(found) is None:
+    compiler = os.environ.get("CXX") or next((name for name in _COMPILERS if shutil.which(name)), None)
+    if compiler is None or shutil.which(compiler) is None:
         raise RuntimeError(
             f"--compile needs a C++ compiler, found none of {', '.join(_COMPILERS)} (nor the one that CXX names): "
             "install one (on Debian: apt install g++), or leave --compile out"

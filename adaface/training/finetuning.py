@@ -1,9 +1,9 @@
-"""Fine-tuning: the trained model that a run starts from, and the head that suits it.
+"""Fine-tuning: the pretrained model of a run, and the initialization of its head.
 
 Each class of the head begins as the mean of its images' pretrained embeddings.
 
-A head of random weights would first have to find the classes, with gradients that spoil the backbone meanwhile; with
-the means it knows them from the first step on. The embeddings are those of the images as they are, without mirror or
+A head of random weights would first have to learn the classes, with gradients that harm the backbone; with the means,
+it knows them from the first step. The embeddings are those of the images as they are, without mirror or
 augmentation, each of length 1; the mean is scaled to length 1 again. Each process embeds the images of a range of
 classes, in a sharded head of its own ones. The norms of these embeddings are where AdaFace's running statistics begin:
 from the official 20 and 100 a short training would not get to those of the faces, and its margin would be CosFace's.
@@ -104,18 +104,18 @@ def fingerprint_to_finetune(word: str, arch: str) -> str:
         RuntimeError: a published model that cannot be downloaded.
     """
     path = find_pretrained(word)
-    _, told = read_model(path, arch)
-    if told.input_format != InputFormat():
+    _, description = read_model(path, arch)
+    if description.input_format != InputFormat():
         raise ValueError(
-            f"{path} wants {told.input_format.color} images less {told.input_format.mean:g} over "
-            f"{told.input_format.std:g}; a training gives BGR less 127.5 over 127.5, so it cannot be fine-tuned here"
+            f"{path} expects {description.input_format.color} images with mean {description.input_format.mean:g} and "
+            f"std {description.input_format.std:g}; training uses BGR, 127.5 and 127.5, so it cannot be fine-tuned here"
         )
-    return told.fingerprint
+    return description.fingerprint
 
 
 @dataclass(frozen=True)
 class ClassMeans:
-    """What the embeddings of the images of some classes tell.
+    """Mean embeddings of some classes, and moments of the embeddings' norms.
 
     Attributes:
         directions: (K, D) float32 unit vectors on the CPU; zeros for a class without images, or whose images have no
@@ -155,7 +155,7 @@ def class_means(
 
 
 class HeadFromClassMeans(pl.Callback):
-    """Set the head's weights at the beginning of a training, and log what it was set from.
+    """Initialize the head's weights with class means at the start of training.
 
     Args:
         data: the training data, opened.

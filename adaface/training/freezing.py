@@ -1,7 +1,7 @@
-"""Training a part of a pretrained backbone: frozen stages, frozen batch norms, smaller steps towards the input.
+"""Train a part of a pretrained backbone: frozen stages, frozen batch norms, lower learning rates towards the input.
 
-What is frozen gets no gradient and no step, and its batch norms compute with the statistics that they have, which no
-batch moves: not a bit of it changes.
+Frozen parameters get no gradient and no update, and frozen batch norms use their stored statistics without updating
+them: frozen modules do not change at all.
 
 Sources: fewer layers that learn, and a learning rate that falls by a factor from stage to stage towards the input, are
 Howard and Ruder, "Universal Language Model Fine-tuning" (ACL 2018, arXiv 1801.06146, "discriminative fine-tuning"), as
@@ -18,26 +18,26 @@ from adaface.models.backbone import Backbone
 
 
 def check_stages(network: Backbone) -> None:
-    """Raise ValueError where a network is not made of stages.
+    """Raise ValueError if a network has no stages.
 
     Args:
-        network: whose ``stages`` are wanted.
+        network: network to check.
     """
     try:
         _ = network.stages
     except NotImplementedError as error:
         raise ValueError(
-            f"{type(network).__name__} does not tell its stages: leave --freeze_stages and --layer_lr_decay out, or "
-            "take another --arch"
+            f"{type(network).__name__} does not define stages: leave --freeze_stages and --layer_lr_decay out, or use "
+            "another --arch"
         ) from error
 
 
 def freeze(network: Backbone, stages: int, *, batch_norm: bool) -> None:
-    """Take parameters out of the training; to be done before an optimiser is built.
+    """Freeze parameters; call this before the optimizer is built.
 
     Args:
         network: changed in place.
-        stages: freezes the input layer and the first so many stages; 0 freezes none.
+        stages: freeze the input layer and this number of stages; 0 freezes none.
         batch_norm: freeze all batch norms.
 
     Raises:

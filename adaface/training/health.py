@@ -1,7 +1,7 @@
-"""Is the training healthy: numbers of each epoch that show what goes wrong, and a warning when nothing is learnt.
+"""Monitor the health of a training: diagnostic numbers for each epoch, and a warning if the loss does not decrease.
 
-Both are Lightning callbacks that change no number of a run. What they note stays on the device and is read once an
-epoch, or once a window of steps, so that no step waits for them.
+Both are Lightning callbacks that do not affect training. Their values stay on the device and are read once per epoch,
+or once per window of steps, so that no step waits for them.
 """
 
 import logging
@@ -27,7 +27,7 @@ _FOLD_EVERY_STEPS = 64  # the noted tensors become six numbers
 _WINDOWS = 4  # of the stalled loss, before it is first judged
 _CLEAR_FALL = 3.0  # standard errors
 _HIGH_NORM = 1e4  # where no margin grows any more
-_CLEARLY_LEARNT = 0.05  # share of log(C) below what a head reaches that knows nothing
+_CLEARLY_LEARNED = 0.05  # share of log(C) below the loss of an uninformed head
 
 
 class Distribution(NamedTuple):
@@ -72,7 +72,7 @@ class Distribution(NamedTuple):
         return cls(*(float(number) for number in (count, mean, spread, lowest, highest, not_finite)))
 
 
-def summarise(values: Tensor) -> Tensor:
+def summarize(values: Tensor) -> Tensor:
     """Compute the numbers of a ``Distribution`` without waiting for the device.
 
     Args:
@@ -93,7 +93,7 @@ def summarise(values: Tensor) -> Tensor:
 class HealthMonitor(pl.Callback):
     """Log after each epoch: gradient norm, target cosine, feature norms and the margin's statistics.
 
-    Metrics: ``gradient_norm`` and ``gradient_norm_max`` (mean and maximum over the steps of the optimiser, before any
+    Metrics: ``gradient_norm`` and ``gradient_norm_max`` (mean and maximum over the steps of the optimizer, before any
     clipping; steps that the 16-bit loss scaler skips because a gradient is not finite are left out, and counted on the
     screen), ``target_cosine`` (mean, before the margin), ``feature_norm`` with ``_std``, ``_min`` and ``_max``, and
     ``adaface_mean`` and ``adaface_std``, or ``curricularface_t``, the running statistics at the end of the epoch. All
@@ -110,7 +110,7 @@ class HealthMonitor(pl.Callback):
         self._folded: dict[str, list[Tensor]] = {name: [] for name in self._names}
 
     def on_train_epoch_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        """Forget the epoch before."""
+        """Reset the numbers."""
         self._begin()
 
     def on_before_optimizer_step(
@@ -118,7 +118,7 @@ class HealthMonitor(pl.Callback):
     ) -> None:
         """Note the norm of all gradients: one pass over them, 0.5 % of a small network's step on a CPU."""
         norm = gradient_norm(pl_module.parameters(), pl_module.shards)
-        # a fused optimiser takes the scale off itself, inside its step
+        # a fused optimizer takes the scale off itself, inside its step
         if trainer.scaler is not None and unscales_in_its_step(optimizer):
             norm = norm / trainer.scaler.scale(torch.ones_like(norm))
         self._noted["gradient_norm"].append(norm.reshape(1))
@@ -135,7 +135,7 @@ class HealthMonitor(pl.Callback):
     def _fold(self) -> None:
         for name, values in self._noted.items():
             if values:
-                self._folded[name].append(summarise(torch.cat(values)))
+                self._folded[name].append(summarize(torch.cat(values)))
                 values.clear()
 
     def on_train_epoch_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
@@ -200,7 +200,7 @@ def _line(values: dict[str, float], not_finite: int, *, skipped: bool) -> str:
 
 
 def uninformed_loss(head: Head) -> float:
-    """Return the loss of a head that knows nothing: all cosines equal (0, where it depends on that), norms average.
+    """Return the loss of an uninformed head: all cosines equal (0, if it depends on that), average norms.
 
     Of C classes and for the cosine margin m it is log(C - 1 + exp(-s m)) + s m, some log(C) + s m. A margin that
     rewards high norms (MagFace) has its reward too: that much anybody can learn.
@@ -246,7 +246,7 @@ class StalledLossWarning(pl.Callback):
         return {"decided": self.decided, "steps": self._steps, "lowest": self._lowest, "losses": losses}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with what was seen before the resume."""
+        """Restore the state before the resume."""
         self.decided, self._steps = state_dict["decided"], state_dict["steps"]
         self._lowest = state_dict["lowest"]
         self._losses = [torch.tensor(loss) for loss in state_dict["losses"]]
@@ -265,7 +265,7 @@ class StalledLossWarning(pl.Callback):
         self._images = max(self._images, len(batch[1]))  # an epoch's last batch may be smaller
         if len(self._losses) < self._window:
             return
-        newest = Distribution.merged([summarise(torch.stack(self._losses)).tolist()])
+        newest = Distribution.merged([summarize(torch.stack(self._losses)).tolist()])
         lowest = Distribution(*self._lowest) if self._lowest else newest
         self._steps += len(self._losses)
         self._losses.clear()
@@ -277,7 +277,7 @@ class StalledLossWarning(pl.Callback):
 
     def _judge(self, head: Head, lowest: Distribution, newest: Distribution, setting: str) -> None:
         uninformed = uninformed_loss(head)
-        if newest.mean < uninformed - _CLEARLY_LEARNT * math.log(head.class_num):
+        if newest.mean < uninformed - _CLEARLY_LEARNED * math.log(head.class_num):
             self.decided = True
             return
         error = math.hypot(*(part.std / math.sqrt(max(part.number, 1)) for part in (lowest, newest)))
@@ -286,8 +286,8 @@ class StalledLossWarning(pl.Callback):
         self.decided = True
         logger.warning(
             f"warning: after {self._steps:,} batches the loss shows no learning: its mean is {newest.mean:.2f} over "
-            f"the newest {self._window:,}, was {lowest.mean:.2f} at its lowest before, and a head that knows nothing "
-            f"has {uninformed:.2f}. Usual causes: a learning rate too low or too high for the batch size ({setting}; "
+            f"the newest {self._window:,}, was {lowest.mean:.2f} at its lowest before, and that of an uninformed head "
+            f"is {uninformed:.2f}. Usual causes: a learning rate too low or too high for the batch size ({setting}; "
             "--lr, --lr_base_batch_size, --warmup_epochs), labels that do not belong to their images, too few of the "
             "images or classes sampled, a margin too hard to start from (--m; --h 0 takes AdaFace's relief for poor "
             "images away). --stalled_after_steps 0 turns this off"

@@ -1,6 +1,6 @@
-"""The memory that a training step takes on one device, computed before anything is trained, and what would take less.
+"""Estimate the memory of a training step on one device before training, and suggest options that reduce it.
 
-Counted are the weights with their gradients and the optimiser's numbers, what the backbone keeps for its backward pass
+Counted are the weights with their gradients and the optimizer's numbers, what the backbone keeps for its backward pass
 (every tensor that PyTorch saves in forward passes of a few images, scaled to the batch), what the head keeps of its
 images x classes matrix, and the images. Not counted are the program itself (0.5 GB) and what libraries work with: on a
 CPU, peaks of steps of ir_18, ir_50, ir_101, ir_152 and ir_mini lay 15 to 30 % above what is counted here.
@@ -54,8 +54,8 @@ class StepMemory:
         sub_centers: columns of each class.
         sharded: each process has ceil(C / W) of them, and the samples of all processes; else all, and its own samples.
         sample_rate: share of its classes that a step uses, below 1 of a sharded head only.
-        accumulated: batches whose gradients are summed before a step of the optimiser; each draws its own classes.
-        optimizer_numbers: numbers that the optimiser keeps for each weight.
+        accumulated: batches whose gradients are summed before a step of the optimizer; each draws its own classes.
+        optimizer_numbers: numbers that the optimizer keeps for each weight.
         bytes_per_number: of the weights.
         processes: W; several hold a second copy of the gradients that they exchange.
         activations: of the backbone.
@@ -89,7 +89,7 @@ class StepMemory:
 
     @property
     def weights_bytes(self) -> float:
-        """Weights, gradients (twice where they are exchanged) and the optimiser's numbers."""
+        """Weights, gradients (twice where they are exchanged) and the optimizer's numbers."""
         kept = 1 + self.optimizer_numbers
         head: float = self.head_parameters * (kept + 1)
         if self.sample_rate < 1:  # the gradient of the step's classes, and for a moment copies of all that is theirs
@@ -130,7 +130,7 @@ def step_memory(
         module: prepared for its steps (``training.execution.configure_backbone``), on the CPU; its statistics move.
         processes: training processes in all, W.
         batch_size: images of one process.
-        accumulated: batches whose gradients are summed before a step of the optimiser.
+        accumulated: batches whose gradients are summed before a step of the optimizer.
         precision: Lightning's name of the arithmetic.
     """
     return StepMemory(
@@ -153,7 +153,7 @@ def step_memory(
 
 
 def _numbers_per_weight(optimizer: torch.optim.Optimizer) -> int:
-    """Return how many numbers an optimiser keeps for each weight."""
+    """Return how many numbers an optimizer keeps for each weight."""
     if isinstance(optimizer, torch.optim.SGD):
         return int(optimizer.defaults["momentum"] != 0)
     return 2  # Adam and its kin: two moments
@@ -253,7 +253,7 @@ def _plain(model: Backbone) -> Iterator[None]:
 
 
 def what_takes_less(memory: StepMemory, available_bytes: float, *, batch_size: int, devices: int) -> list[str]:
-    """Name options with which the step would take less memory, and how much it would take.
+    """Return options that reduce the memory of the step, with the resulting amount.
 
     Args:
         memory: of the step as it is.
@@ -278,10 +278,10 @@ def what_takes_less(memory: StepMemory, available_bytes: float, *, batch_size: i
     if len(tried) > 1:
         everything = {name: value for _, values in tried for name, value in values.items()}
         tried.append(("all of these", everything))
-    found = []
+    options = []
     for words, values in tried:
         total = replace(memory, **values).total_bytes
         if total > _WORTH_IT * memory.total_bytes:
             continue
-        found.append(f"{words}: {total / 1e9:.2f} GB{'' if total <= available_bytes else ', still too much'}")
-    return found
+        options.append(f"{words}: {total / 1e9:.2f} GB{'' if total <= available_bytes else ', still too much'}")
+    return options

@@ -6,10 +6,10 @@ keys, ``model.*`` and ``head.*``.
 
 Sources: AdaFace (Kim, Jain, Liu, CVPR 2022); the official repository for schedule, weight decay and evaluation.
 Differs from the official code: weight decay is the option's value; several processes evaluate every pair exactly
-once, in order; dropout depends on (seed, epoch, batch, rank) alone, so that a resumed run goes on with the same
+once, in order; dropout depends on (seed, epoch, batch, rank) alone, so that a resumed run continues with the same
 numbers; a margin's running statistics are those of the batch over all processes, once for each batch (with
 ``batch_statistics="process"`` those of each process's own, of which rank 0's are kept, as officially). The head's
-classes may be shared out over the processes (``heads/partial_fc.py``).
+classes may be sharded over the processes (``heads/partial_fc.py``).
 """
 
 from collections.abc import Callable
@@ -51,7 +51,7 @@ class FaceRecognitionModule(pl.LightningModule):
         class_num: number of identities C; 0 builds no head, for evaluation alone.
         head: margin, its options, and how its statistics and classes are used.
         optimizer: optimizer, schedule, clipping, averaging and freezing; ``lr`` is the peak, after linear scaling.
-        sharded: share the classes out over the processes; the head is then built when a trainer starts.
+        sharded: shard the classes over the processes; the head is then built when a trainer starts.
         seed: seed of dropout and of the sampled classes.
         metadata: plain values stored in each checkpoint under ``adaface`` (config, versions); ``class_names`` may be
             any sequence.
@@ -131,7 +131,7 @@ class FaceRecognitionModule(pl.LightningModule):
 
     @property
     def sharded_head(self) -> PartialFC | None:
-        """The head, where its classes are shared out."""
+        """The head, if its classes are sharded."""
         head = getattr(self, "head", None)
         return head if isinstance(head, PartialFC) else None
 
@@ -342,7 +342,7 @@ class FaceRecognitionModule(pl.LightningModule):
             strip_head(checkpoint, self.sharded_head, self.trainer.optimizers[0])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Tell the data module where in the epoch to go on, and take this process's part of the head."""
+        """Set the position of the data module, and load this process's part of the head."""
         if "adaface" not in checkpoint:
             return
         if self.trainer.datamodule is not None:

@@ -1,7 +1,7 @@
 """The optimizers, and the learning rate of each step.
 
 The learning rate is a pure function of the position in the training, so that no checkpoint has to hold a schedule's
-state: a resumed run, at whatever step, goes on with the same bits, and options that are given at a resume count from
+state: a run resumed at any step continues bit for bit, and options that are given at a resume count from
 its first step on. Steps are optimizer steps: with accumulated gradients one for each window, the last and shorter
 window of an epoch included.
 

@@ -1,4 +1,4 @@
-"""What a training will take, told before it is started: memory, steps, time (``python main.py ... --plan``).
+"""Plan of a training before it starts: memory, steps and time (``python main.py ... --plan``).
 
 Memory is computed first (``training/memory_plan.py``); where it fits, a few real steps are taken, with the run's own
 devices, loader and arithmetic, and a few batches are embedded and loaded. Nothing is written.
@@ -33,7 +33,7 @@ class Workload:
         evaluation_batches: of one process, in one evaluation.
         batch_size: images of one step, of all processes.
         world_size: number of processes.
-        accumulate_grad_batches: batches whose gradients make one step of the optimiser.
+        accumulate_grad_batches: batches whose gradients make one step of the optimizer.
     """
 
     epochs: int
@@ -130,7 +130,7 @@ def describe(
         f"parameters: {memory.backbone_parameters / 1e6:,.1f} M in the backbone, "
         f"{memory.head_parameters / 1e6:,.1f} M in the head ({module.class_num:,} classes)",
         f"memory of a step, per process ({memory.batch_size} images):",
-        _row("weights, gradients, optimiser", memory.weights_bytes),
+        _row("weights, gradients, optimizer", memory.weights_bytes),
         _row("activations of the backbone", memory.activations_bytes),
         _row("images x classes of the head", memory.head_bytes),
         _row("in all", memory.total_bytes, f", {_gb(available_bytes)} available"),
@@ -145,7 +145,7 @@ def describe(
 
 
 def _times(workload: Workload, measured: Measured) -> list[str]:
-    """Say how long it will take, and what the steps wait for."""
+    """Return the estimated time, and a warning if steps wait for data."""
     steps = workload.epochs * workload.steps_per_epoch
     evaluation_sec = workload.evaluation_batches * measured.embed_sec
     total = steps * measured.batch_sec + workload.evaluations * evaluation_sec
@@ -154,7 +154,7 @@ def _times(workload: Workload, measured: Measured) -> list[str]:
         f"{duration(workload.steps_per_epoch * measured.batch_sec)} an epoch, "
         + (f"{duration(evaluation_sec)} an evaluation, " if workload.evaluations else "")
         + f"{duration(total)} in all",
-        f"input: {_rate(workload.batch_size / measured.load_sec)} where nothing else is done",
+        f"input: {_rate(workload.batch_size / measured.load_sec)} if nothing else is running",
     ]
     waiting = 1 - measured.step_sec / measured.batch_sec
     return [*lines, *([f"warning: {input_bottleneck(waiting)}"] if waiting > MUCH_WAITING else [])]
@@ -176,15 +176,15 @@ def does_not_fit(memory: StepMemory, available_bytes: float, *, batch_size: int,
     if memory.total_bytes <= _TIGHT * available_bytes:
         return []
     fits = memory.total_bytes <= available_bytes
-    head = "may not fit: libraries take some more than is counted" if fits else "does not fit, so no step was measured"
+    head = "may not fit, as libraries need some additional memory" if fits else "does not fit, so no step was measured"
     options = what_takes_less(memory, _TIGHT * available_bytes, batch_size=batch_size, devices=devices)
     if not options:
         return [
-            f"warning: this {head}, and no option makes it much smaller. More or larger devices would "
-            "(--head_sharding on shares the head out over them), or a smaller --arch"
+            f"warning: this {head}, and no option reduces it much. Use more or larger devices "
+            "(--head_sharding on shards the head over them), or a smaller --arch"
         ]
     return [
-        f"warning: this {head}. Less memory take:",
+        f"warning: this {head}. Options that need less memory:",
         *(f"  {option}" for option in options),
     ]
 

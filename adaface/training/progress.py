@@ -1,4 +1,4 @@
-"""The line that a user watches during training."""
+"""The progress line of a training."""
 
 import logging
 import math
@@ -205,14 +205,14 @@ def _waited_sec(trainer: "pl.Trainer") -> float:
 
 
 def input_bottleneck(waiting: float) -> str:
-    """Say that steps wait for their data, and what helps.
+    """Return a warning that steps wait for data, with advice.
 
     Args:
         waiting: share of the time that they wait, in [0, 1].
     """
     return (
-        f"the input is the bottleneck: {waiting:.0%} of the time goes by waiting for data. Give more --num_workers "
-        "where there are cores, a faster disk (or --use_mxrecord on a slow one), or lower augmentation probabilities"
+        f"the input is the bottleneck: {waiting:.0%} of the time is spent waiting for data. Use more --num_workers "
+        "if there are free cores, a faster disk (or --use_mxrecord on a slow one), or lower augmentation probabilities"
     )
 
 

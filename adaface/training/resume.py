@@ -1,4 +1,4 @@
-"""Which options a run goes on with: those of its checkpoint, unless the command line says otherwise."""
+"""The options of a resumed run: those of its checkpoint, overridden by the command line."""
 
 from collections.abc import Collection
 from dataclasses import replace
@@ -14,7 +14,7 @@ from adaface.config.parsing import convert_value, finetune_defaults
 from adaface.config.rules import check_combinations, check_head_options, check_optimizer
 from adaface.training.finetuning import with_pretrained, with_whole_path
 
-# of these one option overrides the others when a run goes on with other hardware
+# an option of such a group overrides the others when a run resumes on other hardware
 _DECIDED_TOGETHER = ({"gpus", "accelerator", "devices"}, {"use_16bit", "precision"})
 _SHOWN_NAMES = 3
 
@@ -61,7 +61,7 @@ def _check_model(option: str, word: str) -> None:
 
 
 def with_run_folder(config: Config) -> Config:
-    """Go on from the newest checkpoint of ``--run_folder``, where there is one.
+    """Resume from the newest checkpoint of ``--run_folder``, if there is one.
 
     Args:
         config: of this command line.
@@ -81,7 +81,7 @@ def with_run_folder(config: Config) -> Config:
     others = [entry.name for entry in folder.iterdir() if entry.name[0] != "."] if folder.is_dir() else []
     if others and CONFIG not in others:
         raise ValueError(
-            f"--run_folder {folder} holds something else than a run ({', '.join(sorted(others)[:_SHOWN_NAMES])}; no "
+            f"--run_folder {folder} contains other files than a run ({', '.join(sorted(others)[:_SHOWN_NAMES])}; no "
             f"{CONFIG}): give the folder of a run, or a new one"
         )
     newest = folder / LAST_CHECKPOINT
@@ -91,7 +91,7 @@ def with_run_folder(config: Config) -> Config:
 
 
 def check_still_new(folder: Path) -> None:
-    """Raise RuntimeError where a run folder, that had no checkpoint when this start looked, has one now.
+    """Raise RuntimeError if another process has written a checkpoint to the run folder since this run started.
 
     Args:
         folder: of the run, locked.
@@ -99,7 +99,7 @@ def check_still_new(folder: Path) -> None:
     newest = folder / LAST_CHECKPOINT
     if newest.exists():
         raise RuntimeError(
-            f"{folder} has a checkpoint since this start began, of another one: the same command goes on"
+            f"another run has written a checkpoint to {folder} in the meantime: run the same command again to resume it"
         )
 
 
@@ -122,7 +122,7 @@ def with_checkpoint_options(config: Config) -> tuple[Config, list[str]]:
         saved = checkpoint.get("adaface")
         if saved is None:
             raise ValueError(
-                f"{path} was not written by this program, so there is no run to go on with; "
+                f"{path} was not written by this program, so there is no run to resume; "
                 "--start_from_model_statedict takes its backbone weights"
             )
         check_resumable(checkpoint, path)

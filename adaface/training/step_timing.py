@@ -1,4 +1,4 @@
-"""A few steps of a training, timed, for its plan: with the run's own devices, loader and arithmetic."""
+"""Time a few training steps for the plan of a run, with its own devices, loader and arithmetic."""
 
 import statistics
 import time
@@ -87,7 +87,7 @@ class StepClock(pl.Callback):
 
 
 def _now(trainer: "pl.Trainer") -> float:
-    """Return the time when the device has done all that it was told."""
+    """Return the time after all work of the device is done."""
     if trainer.strategy.root_device.type == "cuda":
         torch.cuda.synchronize()
     return time.monotonic()
@@ -145,7 +145,7 @@ def build_trainer(
         strategy: of Lightning, how the processes work together.
         environment: of Lightning, which process this is.
         clock: times the steps.
-        accumulate_grad_batches: batches whose gradients make one step of the optimiser.
+        accumulate_grad_batches: batches whose gradients make one step of the optimizer.
     """
     return pl.Trainer(
         accelerator=devices.accelerator,

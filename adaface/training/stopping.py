@@ -1,4 +1,4 @@
-"""What ends a training before its last epoch: a signal, a loss that is not finite, no better accuracy.
+"""Callbacks that end a training early: on a signal, on a loss that is not finite, or without better accuracy.
 
 Each class is one Lightning callback; none of them changes the numbers of a run.
 """
@@ -15,7 +15,7 @@ from torch import Tensor
 from adaface.distributed.watch import InterruptedTrainingError
 from adaface.system.lightning_internals import do_not_broadcast_sigterm, in_the_middle_of_an_epoch
 from adaface.system.lightning_setup import pl
-from adaface.training.checkpointing import CheckpointKeeper, how_to_go_on, validation_is_due
+from adaface.training.checkpointing import CheckpointKeeper, resume_hint, validation_is_due
 
 logger = logging.getLogger(__name__)
 
@@ -150,7 +150,7 @@ class NonFiniteLossGuard(pl.Callback):
 
     def _error(self, what: str) -> NonFiniteLossError:
         return NonFiniteLossError(
-            f"{what}; run folder {self.folder}, {how_to_go_on(self.folder / 'last.ckpt')}. Usual causes: a learning "
+            f"{what}; run folder {self.folder}, {resume_hint(self.folder / 'last.ckpt')}. Usual causes: a learning "
             "rate too high for the batch size (try --lr divided by 10), --precision 16-mixed where bf16-mixed or 32 "
             "would do, damaged images"
         )
@@ -180,12 +180,12 @@ class EarlyStopping(pl.Callback):
         return {"best": self.best, "waited": self.waited, "newest": self._newest}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on counting."""
+        """Restore the count."""
         self.best, self.waited = state_dict["best"], state_dict["waited"]
         self._newest = state_dict.get("newest")  # of an epoch that was stopped inside; older checkpoints have none
 
     def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        """Train no further where the run that is resumed had ended."""
+        """Stop at once if the resumed run had ended."""
         self._decide(trainer)
 
     def on_validation_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:

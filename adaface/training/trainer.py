@@ -1,4 +1,4 @@
-"""Lightning's trainer for a training: what goes on around its steps, how its processes meet, how often it validates."""
+"""Lightning's trainer of a run: callbacks, strategy, loggers and validation interval."""
 
 from datetime import timedelta
 from pathlib import Path

@@ -1,11 +1,11 @@
 """A moving average of the backbone's weights: smoother than the weights of any one step, and it is what is evaluated.
 
-After each step of the optimiser ``average += (1 - decay) * (weights - average)``, batch-norm statistics included. In
+After each step of the optimizer ``average += (1 - decay) * (weights - average)``, batch-norm statistics included. In
 the first steps the decay is less, (1 + n) / (10 + n) after n of them, so that the random weights of the beginning are
 soon forgotten. Nothing flows back: the training itself has the same bits with and without an average.
 
 In a checkpoint ``model.*`` is the average, since that is the model whose accuracy is known, and what everything that
-reads a checkpoint should get; the weights to go on with lie beside it, under ``adaface``.
+reads a checkpoint should get; the weights to resume from are stored with it, under ``adaface``.
 
 Sources: Polyak and Juditsky, "Acceleration of stochastic approximation by averaging" (1992); the smaller decay of the
 first steps is TensorFlow's ``ExponentialMovingAverage(num_updates=...)``.
@@ -57,7 +57,7 @@ class WeightAverage:
 
 
 def put_into(checkpoint: dict[str, Any], average: WeightAverage) -> None:
-    """Make the average the model of a checkpoint, and lay the weights to go on with beside it.
+    """Make the average the model of a checkpoint, and store the weights to resume from with it.
 
     Args:
         checkpoint: of Lightning, with an ``adaface`` part; changed in place.
@@ -72,7 +72,7 @@ def put_into(checkpoint: dict[str, Any], average: WeightAverage) -> None:
 
 
 def take_from(checkpoint: dict[str, Any]) -> tuple[dict[str, Tensor], int] | None:
-    """Make the weights to go on with the model of a checkpoint again.
+    """Make the weights to resume from the model of a checkpoint again.
 
     Args:
         checkpoint: that was read; changed in place.

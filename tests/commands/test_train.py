@@ -165,7 +165,7 @@ def test_stopped_inside_an_epoch_and_resumed_is_bit_identical(whole_run, faces, 
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 130, output
     (folder,) = tmp_path.glob("*")
-    assert f"go on with: python main.py --resume_from_checkpoint {folder / 'last.ckpt'}" in output
+    assert f"resume with: python main.py --resume_from_checkpoint {folder / 'last.ckpt'}" in output
     assert "Traceback" not in output
     assert torch.load(folder / "last.ckpt", weights_only=True)["adaface"]["position"]["epoch"] < 6
     assert main.main(["--resume_from_checkpoint", str(folder / "last.ckpt")]) == 0
@@ -288,7 +288,7 @@ def test_a_resume_with_other_training_data_says_so(whole_run, tmp_path, capsys):
     said = []
     for path in (tmp_path / "last.ckpt", tmp_path / "same" / "last.ckpt"):
         assert main.main(["--resume_from_checkpoint", str(path), "--epochs", "3"]) == 0
-        said.append("the training data is not what the run began with" in capsys.readouterr().out)
+        said.append("the training data differs from that at the start of the run" in capsys.readouterr().out)
     assert said == [True, False]
 
 
@@ -307,7 +307,7 @@ def test_weights_that_are_not_finite_never_replace_good_ones(faces, tmp_path, ca
     (folder,) = tmp_path.glob("*")
     message = capsys.readouterr().err
     assert "the weights are not finite after step 7 (head.kernel is the first)" in message
-    assert f"go on with: python main.py --resume_from_checkpoint {folder / 'last.ckpt'}" in message
+    assert f"resume with: python main.py --resume_from_checkpoint {folder / 'last.ckpt'}" in message
     assert torch.load(folder / "last.ckpt", weights_only=True)["adaface"]["position"] == {
         "epoch": 1, "batch": 0, "samples": 0,
     }  # fmt: skip
@@ -503,7 +503,7 @@ def test_early_stopping_without_validation_sets_is_refused(faces, tmp_path, caps
     shutil.copytree(faces / "imgs", tmp_path / "imgs")
     assert main.main([*SMALL, "--data_root", str(tmp_path), "--train_data_path", "imgs", "--val_data_path", ".",
                       "--early_stopping_patience", "3"]) == 2  # fmt: skip
-    assert "--early_stopping_patience 3 goes by the accuracy on validation sets" in capsys.readouterr().err
+    assert "--early_stopping_patience 3 needs the accuracy on validation sets" in capsys.readouterr().err
 
 
 def test_an_epoch_is_finished_with_other_batches(faces, tmp_path, capsys):
@@ -569,7 +569,7 @@ def test_a_checkpoint_of_another_architecture_is_named(faces, tmp_path, capsys):
         (["--devices", "3"], "--batch_size 8"),
         (["--custom_num_class", "2"], "6"),
         (["--prefix", "../x"], "--prefix"),
-        (["--sync_batchnorm"], "--sync_batchnorm is for GPUs, this run is on cpu"),
+        (["--sync_batchnorm"], "--sync_batchnorm needs GPUs, this run is on cpu"),
     ],
 )
 def test_wrong_calls_end_in_one_clear_line(faces, tmp_path, capsys, more, message):

@@ -98,7 +98,7 @@ def test_it_begins_and_ends_with_what_the_models_reach(whole):
         "before and after fine-tuning, percent",
         "held_out: ",
         "held_out blurred: ",
-        "everything of this run is in",
+        "results are in",
     ]
     places = [printed.index(text) for text in told]
     assert places == sorted(places)

@@ -115,7 +115,7 @@ def start(hosts: list[Host], folder: Path, data_root: Path) -> tuple[list[subpro
 def finish(started: list[subprocess.Popen], files: list[Path]) -> None:
     for process, file in zip(started, files, strict=True):
         launched.ended(process, file, 300)
-        assert "everything of this run is in" in files[0].read_text(), file.read_text()
+        assert "results are in" in files[0].read_text(), file.read_text()
 
 
 def trained(folder: Path) -> int:

@@ -107,9 +107,7 @@ def test_a_run_that_loses_a_process_ends_and_says_how_to_go_on(data_root, tmp_pa
     launched.ended(process, file, 60)
     launched.gone([first, second], 60)
     how = r"died by signal 9" if victim == 1 else "died"
-    expected = (
-        rf"main\.py: error: process {victim} on {HOST} \(pid \d+\) {how}: the run is ended; the same command goes on"
-    )
+    expected = rf"main\.py: error: process {victim} on {HOST} \(pid \d+\) {how}: the run is ended; run the same command"
     assert len(re.findall(expected, file.read_text())) == 1, file.read_text()
     assert "Traceback" not in file.read_text()
 

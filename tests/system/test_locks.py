@@ -214,5 +214,5 @@ def test_a_start_that_has_waited_does_not_begin_anew_over_what_the_other_has_tra
 
     monkeypatch.setattr(RunLock, "take", while_another_run_trains)
     assert main.main(launched.words(data_root, "--run_folder", folder, "--epochs", 1)) == 2
-    assert "has a checkpoint since this start began" in capsys.readouterr().err
+    assert "another run has written a checkpoint to" in capsys.readouterr().err
     assert (folder / "last.ckpt").read_text() == "of another run"

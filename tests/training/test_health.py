@@ -16,7 +16,7 @@ from adaface.config.groups import HeadOptions, OptimizerOptions
 from adaface.heads.margins import build_head
 from adaface.system.lightning_setup import pl
 from adaface.training import health
-from adaface.training.health import Distribution, HealthMonitor, StalledLossWarning, summarise, uninformed_loss
+from adaface.training.health import Distribution, HealthMonitor, StalledLossWarning, summarize, uninformed_loss
 from tests.support import oracles
 from train_val import FaceRecognitionModule
 
@@ -38,7 +38,7 @@ def test_parts_add_up_to_the_whole():
     values = rng.normal(20, 5, 1000).astype(np.float32)
     values[[3, 500]] = np.inf, np.nan
     pieces = np.split(values, [1, 70, 300])
-    whole = Distribution.merged([summarise(torch.from_numpy(piece)).tolist() for piece in pieces])
+    whole = Distribution.merged([summarize(torch.from_numpy(piece)).tolist() for piece in pieces])
     finite = values[np.isfinite(values)].astype(float)
     assert (whole.number, whole.not_finite) == (998, 2)
     expected = (finite.mean(), finite.std(), finite.min(), finite.max())
@@ -46,7 +46,7 @@ def test_parts_add_up_to_the_whole():
 
 
 def test_nothing_finite():
-    none = Distribution.merged([summarise(torch.tensor([math.inf, math.nan])).tolist()])
+    none = Distribution.merged([summarize(torch.tensor([math.inf, math.nan])).tolist()])
     assert (none.number, none.not_finite) == (0, 2)
     assert math.isnan(none.mean)
     assert math.isnan(none.std)
@@ -220,7 +220,7 @@ def test_a_loss_that_stands_still_is_warned_of_once(capsys):
     message = capsys.readouterr().out
     assert message.count("warning: ") == 1
     assert "warning: after 20 batches the loss shows no learning" in message
-    assert f"a head that knows nothing has {START:.2f}" in message
+    assert f"an uninformed head is {START:.2f}" in message
     assert "(0.1 for 32 images per update; --lr," in message
     for cause in ("learning rate", "labels", "sampled", "--h 0"):
         assert cause in message

@@ -81,7 +81,7 @@ def test_what_does_not_fit_is_told_with_what_would(available, warning):
 def test_a_head_that_no_option_makes_smaller_is_told_as_it_is():
     large = replace(MEMORY, class_num=10_000_000, processes=1, sharded=False)
     (line,) = plan.does_not_fit(large, 1e9, batch_size=2, devices=1)
-    assert line.startswith("warning: this does not fit, so no step was measured, and no option makes it much smaller")
+    assert line.startswith("warning: this does not fit, so no step was measured, and no option reduces it much")
     assert "--head_sharding on" in line
 
 

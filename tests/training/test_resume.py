@@ -136,7 +136,7 @@ def test_a_run_folder_with_a_checkpoint_is_gone_on_with(tmp_path):
 
 def test_a_run_folder_that_holds_something_else_is_refused(tmp_path):
     (tmp_path / "photo.jpg").touch()
-    with pytest.raises(ValueError, match=r"holds something else than a run \(photo\.jpg; no config\.yaml\)"):
+    with pytest.raises(ValueError, match=r"contains other files than a run \(photo\.jpg; no config\.yaml\)"):
         of_folder(tmp_path)
     with pytest.raises(ValueError, match=r"photo\.jpg is a file"):
         of_folder(tmp_path / "photo.jpg")
