@@ -4,15 +4,42 @@ After an upgrade, check this module against their source code.
 """
 
 import atexit
+import os
+import subprocess
+import time
 from collections.abc import Sequence
 from typing import Any
 
+from lightning_fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from lightning_fabric.utilities import distributed
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from adaface.system.lightning_setup import pl
+
+_OBSERVER_GRACE_SEC = 15.0  # longer than ``distributed/watch.py`` takes to report a lost process and to end this one
+
+
+class _PatientObserver(_ChildProcessObserver):
+    """Lightning's observer of the processes that it started, which kills this process when one of them has died.
+
+    It looks every five seconds. If it looks between the death of a process and the report of our watch, it kills this
+    process before the report is printed. This one gives the watch the time to report and to end the run by itself.
+    """
+
+    def _terminate_all(self) -> None:
+        time.sleep(_OBSERVER_GRACE_SEC)
+        super()._terminate_all()
+
+
+def let_the_watch_report_first() -> None:
+    """Make Lightning wait, before it kills all processes because one has died, until the watch has reported it."""
+
+    def observe(child_processes: list[subprocess.Popen[bytes]]) -> None:
+        _PatientObserver(child_processes=child_processes, main_pid=os.getpid()).start()
+
+    pl.strategies.launchers.subprocess_script._launch_process_observer = observe
 
 
 def in_the_middle_of_an_epoch(trainer: "pl.Trainer") -> bool:

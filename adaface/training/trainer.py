@@ -8,6 +8,7 @@ from adaface.config.device_plan import DevicePlan
 from adaface.config.groups import OptimizerOptions, RunOptions
 from adaface.distributed.launch import Launch, lightning_environment
 from adaface.heads.sharded_optimizer import AgreedGradScaler
+from adaface.system.lightning_internals import let_the_watch_report_first
 from adaface.system.lightning_setup import pl
 from adaface.training.checkpointing import AtomicCheckpointIO, CheckpointKeeper
 from adaface.training.health import HealthMonitor, StalledLossWarning
@@ -57,6 +58,7 @@ def build_strategy(devices: DevicePlan) -> Any:
     """
     if devices.world_size == 1:
         return "auto"
+    let_the_watch_report_first()
     strategies = {"ddp": pl.strategies.DDPStrategy}
     timeout = timedelta(seconds=devices.options.collective_timeout_sec)
     return strategies[devices.options.distributed_backend](timeout=timeout)
