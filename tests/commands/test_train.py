@@ -30,6 +30,7 @@ from train_val import FaceRecognitionModule
 ROOT = Path(__file__).resolve().parents[2]
 ARCH = "ir_mini"
 SMALL = ["--gpus", "0", "--arch", ARCH, "--batch_size", "8", "--num_workers", "0", "--m", "0.4", "--h", "0.333"]
+ONE_SET = ["--val_sets", "lfw"]  # where nobody looks at the results
 
 
 @pytest.fixture(scope="session")
@@ -131,7 +132,7 @@ def test_checkpoints_hold_plain_values_and_the_official_keys(whole_run, faces):
 
 def test_two_data_sets_are_trained_together_and_all_classes_are_in_the_checkpoint(faces, tmp_path):
     other = write_chunks(tmp_path / "other", [[0] * 4 + [1], [1] * 3])
-    folder = run(faces, tmp_path, "--train_data_path", f"faces/imgs,{other}", "--epochs", "1", "--lr", "0.01")
+    folder = run(faces, tmp_path, *ONE_SET, "--train_data_path", f"faces/imgs,{other}", "--epochs", "1", "--lr", "0.01")
     checkpoint = torch.load(folder / "last.ckpt", weights_only=True)
     assert checkpoint["adaface"]["class_names"] == [*(f"faces/{label}" for label in range(6)), "other/0", "other/1"]
     assert checkpoint["state_dict"]["head.kernel"].shape == (512, 8)
@@ -139,20 +140,20 @@ def test_two_data_sets_are_trained_together_and_all_classes_are_in_the_checkpoin
 
 
 def test_straight_from_the_records_the_losses_are_the_same(whole_run, faces, tmp_path):
-    folder = run(faces, tmp_path, *AUGMENTED, "--use_mxrecord")
+    folder = run(faces, tmp_path, *AUGMENTED, *ONE_SET, "--use_mxrecord")
     assert losses(folder) == losses(whole_run)
     assert_equal_weights(folder / "last.ckpt", whole_run / "last.ckpt")
 
 
 def test_the_number_of_workers_changes_nothing(whole_run, faces, tmp_path):
-    folder = run(faces, tmp_path, *AUGMENTED, "--num_workers", "2")
+    folder = run(faces, tmp_path, *AUGMENTED, *ONE_SET, "--num_workers", "2")
     assert_equal_weights(folder / "last.ckpt", whole_run / "last.ckpt")
 
 
 def test_resumed_from_an_epochs_end_is_bit_identical(whole_run, faces, tmp_path):
     (third,) = whole_run.glob("epoch=002-*.ckpt")
     shutil.copy(third, tmp_path / "last.ckpt")
-    assert main.main(["--resume_from_checkpoint", str(tmp_path / "last.ckpt")]) == 0
+    assert main.main(["--resume_from_checkpoint", str(tmp_path / "last.ckpt"), *ONE_SET]) == 0
     assert_equal_weights(tmp_path / "last.ckpt", whole_run / "last.ckpt")
     assert (tmp_path / "best.ckpt").is_file(), "the best since then, where the best before is not in the folder"
 
@@ -168,7 +169,7 @@ def test_stopped_inside_an_epoch_and_resumed_is_bit_identical(whole_run, faces, 
     assert f"resume with: python main.py --resume_from_checkpoint {folder / 'last.ckpt'}" in output
     assert "Traceback" not in output
     assert torch.load(folder / "last.ckpt", weights_only=True)["adaface"]["position"]["epoch"] < 6
-    assert main.main(["--resume_from_checkpoint", str(folder / "last.ckpt")]) == 0
+    assert main.main(["--resume_from_checkpoint", str(folder / "last.ckpt"), *ONE_SET]) == 0
     assert_equal_weights(folder / "last.ckpt", whole_run / "last.ckpt")
 
 
@@ -178,7 +179,7 @@ def test_killed_after_an_epoch_and_resumed_is_bit_identical(whole_run, faces, tm
     process.kill()
     process.wait()
     (folder,) = tmp_path.glob("*")
-    assert main.main(["--resume_from_checkpoint", str(folder / "last.ckpt")]) == 0
+    assert main.main(["--resume_from_checkpoint", str(folder / "last.ckpt"), *ONE_SET]) == 0
     assert_equal_weights(folder / "last.ckpt", whole_run / "last.ckpt")
 
 
@@ -212,7 +213,7 @@ def test_accumulated_gradients_are_never_cut_by_a_checkpoint(faces, tmp_path):
     accumulated = [
         "--epochs", "2", "--batch_size", "4", "--accumulate_grad_batches", "3", "--lr", "0.01", "--save_all_models",
     ]  # fmt: skip
-    whole = run(faces, tmp_path / "whole", *accumulated)
+    whole = run(faces, tmp_path / "whole", *accumulated, *ONE_SET)
     first, *_ = sorted(whole.glob("epoch=000-step=0000001-*.ckpt"))  # inside the first epoch of 8 batches
     assert torch.load(first, weights_only=True)["adaface"]["position"] == {"epoch": 0, "batch": 3, "samples": 12}
     (tmp_path / "resumed").mkdir()
@@ -232,7 +233,7 @@ def test_accumulated_gradients_are_never_cut_by_a_checkpoint(faces, tmp_path):
 )
 def test_every_schedule_resumes_inside_an_epoch_to_the_same_bits(faces, tmp_path, words_, capsys):
     common = ["--epochs", "2", "--batch_size", "4", "--accumulate_grad_batches", "3", "--save_all_models"]
-    whole = run(faces, tmp_path / "whole", *common, *words_)
+    whole = run(faces, tmp_path / "whole", *common, *ONE_SET, *words_)
     # 8 batches: two whole windows and one of two batches are the three steps of each epoch
     schedule = Schedule(_optimizer_options(words_))
     logged = pd.read_csv(whole / "metrics" / "version_0" / "metrics.csv").dropna(subset=["lr"])
@@ -273,7 +274,10 @@ def assert_equal_optimizers(left: Path, right: Path) -> None:
 def test_a_learning_rate_given_at_a_resume_counts(whole_run, tmp_path, capsys):
     (third,) = whole_run.glob("epoch=002-*.ckpt")
     shutil.copy(third, tmp_path / "last.ckpt")
-    assert main.main(["--resume_from_checkpoint", str(tmp_path / "last.ckpt"), "--lr", "0", "--epochs", "4"]) == 0
+    assert (
+        main.main(["--resume_from_checkpoint", str(tmp_path / "last.ckpt"), *ONE_SET, "--lr", "0", "--epochs", "4"])
+        == 0
+    )
     assert "note: --lr was 0.01 in the run that is resumed, now 0.0" in capsys.readouterr().out
     assert torch.equal(weights(tmp_path / "last.ckpt")["head.kernel"], weights(third)["head.kernel"])
 
@@ -287,13 +291,13 @@ def test_a_resume_with_other_training_data_says_so(whole_run, tmp_path, capsys):
     shutil.copy(third, tmp_path / "same" / "last.ckpt")
     said = []
     for path in (tmp_path / "last.ckpt", tmp_path / "same" / "last.ckpt"):
-        assert main.main(["--resume_from_checkpoint", str(path), "--epochs", "3"]) == 0
+        assert main.main(["--resume_from_checkpoint", str(path), *ONE_SET, "--epochs", "3"]) == 0
         said.append("the training data differs from that at the start of the run" in capsys.readouterr().out)
     assert said == [True, False]
 
 
 def test_a_run_that_learns_nothing_says_so_once(faces, tmp_path, capsys):
-    run(faces, tmp_path, "--epochs", "5", "--batch_size", "4", "--lr", "1e-9", "--stalled_after_steps", "20")
+    run(faces, tmp_path, *ONE_SET, "--epochs", "5", "--batch_size", "4", "--lr", "1e-9", "--stalled_after_steps", "20")
     assert capsys.readouterr().out.count("warning: after 20 batches the loss shows no learning") == 1
 
 
@@ -303,7 +307,7 @@ def test_weights_that_are_not_finite_never_replace_good_ones(faces, tmp_path, ca
             self.head.kernel.data[0, 0] = float("inf")
 
     monkeypatch.setattr(FaceRecognitionModule, "on_train_batch_end", lambda s, o, b, i: poison(s, b, i))
-    assert main.main(words(faces, tmp_path, "--epochs", "6", "--lr", "0.01")) == 2
+    assert main.main(words(faces, tmp_path, *ONE_SET, "--epochs", "6", "--lr", "0.01")) == 2
     (folder,) = tmp_path.glob("*")
     message = capsys.readouterr().err
     assert "the weights are not finite after step 7 (head.kernel is the first)" in message
@@ -356,7 +360,7 @@ def start_sharded(faces: Path, output: Path, devices: int, *more: str) -> Path:
 
 
 def test_two_processes_train_a_sharded_head_that_one_process_goes_on_with(faces, tmp_path):
-    folder = start_sharded(faces, tmp_path, 2)
+    folder = start_sharded(faces, tmp_path, 2, *ONE_SET)
     assert (folder / "results.csv").is_file()
     assert (folder / "last.ckpt").is_symlink()
     assert len(list((folder / "last.ckpt").glob("*.safetensors"))) == 2
@@ -407,7 +411,7 @@ def test_a_checkpoint_of_four_processes_goes_on_with_one_two_and_three(faces, tm
 def test_a_sharded_head_resumes_as_a_dense_one_does(whole_run, faces, tmp_path):
     (third,) = whole_run.glob("epoch=002-*.ckpt")
     shutil.copy(third, tmp_path / "last.ckpt")
-    assert main.main(["--resume_from_checkpoint", str(tmp_path / "last.ckpt"), "--head_sharding", "on"]) == 0
+    assert main.main(["--resume_from_checkpoint", str(tmp_path / "last.ckpt"), *ONE_SET, "--head_sharding", "on"]) == 0
     single = tmp_path / "single.ckpt"
     assert convert.main(["--checkpoint", str(tmp_path / "last.ckpt"), "--output", str(single)]) == 0
     sharded, dense = weights(single), weights(whole_run / "last.ckpt")
@@ -418,6 +422,7 @@ def test_a_sharded_head_resumes_as_a_dense_one_does(whole_run, faces, tmp_path):
 def test_a_checkpoint_every_few_steps_resumes_to_the_same_bits(faces, tmp_path, monkeypatch):
     """Of a sharded head, in one process; the checkpoint of the third step is kept aside."""
     common = ["--epochs", "5", "--batch_size", "4", "--lr", "0.01", "--checkpoint_every_steps", "3", *SHARDED[:2]]
+    common += ONE_SET
     publish, kept = folders.publish, tmp_path / "kept"
 
     def keep_the_first(*words_):
@@ -443,7 +448,7 @@ def test_a_checkpoint_every_few_steps_resumes_to_the_same_bits(faces, tmp_path, 
 
 def test_an_average_of_the_weights_is_kept_and_resumed_and_changes_no_training(whole_run, faces, tmp_path, capsys):
     averaging = ["--ema_decay", "0.8", "--checkpoint_every_steps", "1"]
-    whole = run(faces, tmp_path / "whole", *AUGMENTED, *averaging)
+    whole = run(faces, tmp_path / "whole", *AUGMENTED, *averaging, *ONE_SET)
     assert losses(whole) == losses(whole_run)
     checkpoint, without = load_checkpoint(whole / "last.ckpt"), load_checkpoint(whole_run / "last.ckpt")
     trained, average = checkpoint["adaface"]["trained_weights"], checkpoint["state_dict"]
@@ -509,7 +514,7 @@ def test_early_stopping_without_validation_sets_is_refused(faces, tmp_path, caps
 def test_an_epoch_is_finished_with_other_batches(faces, tmp_path, capsys):
     """30 images: 12 in batches of 4, the other 18 in batches of 9, and the next epoch in batches of 9."""
     common = ["--epochs", "2", "--batch_size", "4", "--accumulate_grad_batches", "3", "--save_all_models"]
-    whole = run(faces, tmp_path / "whole", *common, "--lr", "0.01")
+    whole = run(faces, tmp_path / "whole", *common, *ONE_SET, "--lr", "0.01")
     (middle,) = whole.glob("epoch=000-step=0000001-*.ckpt")
     (tmp_path / "resumed").mkdir()
     shutil.copy(middle, tmp_path / "resumed" / "last.ckpt")
@@ -530,7 +535,7 @@ def test_a_non_finite_loss_stops_and_keeps_the_good_checkpoint(faces, tmp_path, 
         return honest(self, embeddings, norms, labels, gather) * (float("nan") if len(calls) == 7 else 1.0)
 
     monkeypatch.setattr(Head, "loss", poisoned)
-    assert main.main(words(faces, tmp_path, "--epochs", "6", "--lr", "0.01")) == 2
+    assert main.main(words(faces, tmp_path, *ONE_SET, "--epochs", "6", "--lr", "0.01")) == 2
     (folder,) = tmp_path.glob("*")
     message = capsys.readouterr().err
     assert "the loss was not finite at step 6" in message
@@ -547,7 +552,7 @@ def test_official_checkpoints_start_a_run_and_are_evaluated(faces, tmp_path):
     state = {f"model.{key}": value for key, value in build_model(ARCH).state_dict().items()}
     file = tmp_path / "official.ckpt"
     torch.save({"state_dict": {**state, "head.kernel": torch.zeros(512, 85742)}, "epoch": 25}, file)
-    run(faces, tmp_path / "a", "--start_from_model_statedict", str(file), "--epochs", "1")
+    run(faces, tmp_path / "a", *ONE_SET, "--start_from_model_statedict", str(file), "--epochs", "1")
     folder = run(faces, tmp_path / "b", "--start_from_model_statedict", str(file), "--evaluate")
     assert (folder / "results.csv").is_file()
     assert not (folder / "last.ckpt").exists()

@@ -1,6 +1,8 @@
 """main.py --finetune: from a folder of faces and a trained model to the table of before and after."""
 
+import contextlib
 import csv
+import io
 import json
 import os
 import shutil
@@ -79,12 +81,10 @@ def assert_equal_weights(left: Path, right: Path) -> None:
 def whole(private, model, tmp_path_factory) -> tuple[Path, str]:
     """Run folder of an uninterrupted fine-tuning of a part of the network, and what it printed."""
     output = tmp_path_factory.mktemp("whole")
-    command = [sys.executable, "main.py", *words(private, model, output, *PARTLY, "--save_all_models", "--epochs", "2")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, env=environment)
-    assert done.returncode == 0, done.stdout + done.stderr
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        assert main.main(words(private, model, output, *PARTLY, "--save_all_models", "--epochs", "2")) == 0
     (folder,) = output.glob("*")
-    return folder, done.stdout
+    return folder, printed.getvalue()
 
 
 def test_it_begins_and_ends_with_what_the_models_reach(whole):
