@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adaface.config.groups import DeviceOptions, HeadOptions, OptimizerOptions
+from adaface.config.options import DeviceOptions, HeadOptions, OptimizerOptions
 from adaface.models.input_format import normalize_images
 from adaface.training.execution import configure_backbone
 from adaface.training.module import FaceRecognitionModule

@@ -25,7 +25,7 @@ LONG = (
     "heads/test_partial_fc.py",
     "commands/test_export.py",
     "commands/test_evaluate.py",
-    "inference/test_cached.py",
+    "inference/test_embedding_cache.py",
     "training/test_memory_plan.py",
     "training/test_plan.py",
     "commands/test_inference.py",

@@ -173,7 +173,7 @@ EDITS_OF_AN_OPTION = 2
 QUESTIONS = """
 from adaface.config import parsing
 from adaface.training import resume
-from adaface.config.groups import Config
+from adaface.config.options import Config
 from train_val import FaceRecognitionModule
 
 config, _ = parsing.parse(["--config", "recipe.yaml"])

@@ -21,7 +21,7 @@ from adaface.augmentation import more
 from adaface.augmentation.more import MORE_AUGMENTATIONS
 from adaface.checkpoints.published import PUBLISHED, RANK_1
 from adaface.config import parsing
-from adaface.config.groups import OPTIONS
+from adaface.config.options import OPTIONS
 from adaface.heads.margins import HEADS
 from adaface.models.registry import build_model
 from docs import draw_architecture, draw_augmentations

@@ -10,7 +10,7 @@ import yaml
 import main
 from adaface.checkpoints.published import PUBLISHED
 from adaface.commands import convert
-from adaface.config.groups import OPTIONS
+from adaface.config.options import OPTIONS
 from adaface.config.parsing import parse
 from adaface.data.sources.selection import SUBSET_LIST
 from adaface.demo.dataset import write_demo_data

@@ -51,7 +51,7 @@ class AskedModel:
         import torch  # takes seconds, and an audit without a model does without
 
         from adaface.checkpoints.download import find_model
-        from adaface.inference.cached import CachedEmbedding, ModelFile
+        from adaface.inference.embedding_cache import CachedEmbedding, ModelFile
 
         path = find_model(self.name) if self.name else Path(self.file)
         gpus = torch.cuda.device_count()

@@ -19,14 +19,14 @@ from adaface.checkpoints.run_folder import choose_run_folder
 from adaface.commands import model_options
 from adaface.commands.model_options import model_path
 from adaface.config.device_plan import plan_devices
-from adaface.config.groups import DeviceOptions
+from adaface.config.options import DeviceOptions
 from adaface.evaluation import protocols
 from adaface.evaluation.degradation import DEGRADATIONS
 from adaface.evaluation.findings import Evaluated, Findings, text_of, write_findings
 from adaface.evaluation.folder import DEGRADED_PARTS
 from adaface.evaluation.pair_comparison import FAR
 from adaface.evaluation.template_pooling import POOLINGS
-from adaface.inference.cached import CACHE, MOST_UNREADABLE, CachedEmbedding, ModelFile
+from adaface.inference.embedding_cache import CACHE, MOST_UNREADABLE, CachedEmbedding, ModelFile
 from adaface.system.command_line import Parser, invocation, program_name, run_to_status
 from adaface.system.files import check_writable
 

@@ -21,9 +21,8 @@ from adaface.alignment.detector import MTCNN
 from adaface.alignment.photograph import Photographs
 from adaface.commands.model_options import add_model_options, check_model_options, model_path
 from adaface.config.device_plan import plan_devices
-from adaface.config.groups import DeviceOptions
+from adaface.config.options import DeviceOptions
 from adaface.data.image_list import ImageFiles, ImageList
-from adaface.inference.cached import CACHE, MOST_UNREADABLE, CachedEmbedding, ModelFile
 from adaface.inference.comparison import (
     MOST_DRAWN,
     choose_threshold,
@@ -32,6 +31,7 @@ from adaface.inference.comparison import (
     draw_comparison,
     threshold_text,
 )
+from adaface.inference.embedding_cache import CACHE, MOST_UNREADABLE, CachedEmbedding, ModelFile
 from adaface.inference.gallery import (
     FoundFaces,
     NamedEmbeddings,

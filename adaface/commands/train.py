@@ -26,7 +26,7 @@ from adaface.checkpoints.folders import run_folder_of
 from adaface.checkpoints.run_folder import choose_run_folder, make_run_folder, write_config, write_manifest
 from adaface.checkpoints.weights import backbone_state
 from adaface.config.device_plan import DevicePlan, plan_devices
-from adaface.config.groups import Config
+from adaface.config.options import Config
 from adaface.config.parsing import parse
 from adaface.data.datasets import TrainingDataset
 from adaface.data.images import IMAGE_SHAPE
@@ -45,7 +45,7 @@ from adaface.distributed.startup import (
 from adaface.distributed.watch import InterruptedTrainingError, ProcessWatch
 from adaface.evaluation.before_after import compare_before_after, verdict, write_before_after
 from adaface.evaluation.model_comparison import comparison_text, write_comparison
-from adaface.inference.cached import CachedEmbedding, ModelFile
+from adaface.inference.embedding_cache import CachedEmbedding, ModelFile
 from adaface.metrics.results import results_table, write_results
 from adaface.reporting.curves import plot_roc, plot_similarity_histograms
 from adaface.reporting.run_report import write_run_report

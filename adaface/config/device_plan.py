@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from adaface.config.groups import DeviceOptions
+from adaface.config.options import DeviceOptions
 from adaface.system.threads import usable_cores
 
 

@@ -1,6 +1,6 @@
 """The options of a run from a recipe and a command line.
 
-Values come from the defaults of ``config/groups.py``, then from a recipe (``--config recipe.yaml``, the same keys),
+Values come from the defaults of ``config/options.py``, then from a recipe (``--config recipe.yaml``, the same keys),
 then from the command line; what comes later wins. Unknown keys, abbreviations and bad values are refused in both, with
 the nearest match (in the official code a misspelled option reads as None).
 """
@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import yaml
 
-from adaface.config.groups import ABOUT, GROUPS, OPTIONS, Config
+from adaface.config.options import ABOUT, GROUPS, OPTIONS, Config
 from adaface.config.rules import check_combinations, check_head_options, check_optimizer
 from adaface.heads.margins import HEADS
 from adaface.system.command_line import Parser, invocation, nearest

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 
-from adaface.config.groups import ABOUT, OPTIONS, Config, DeviceOptions, RunOptions
+from adaface.config.options import ABOUT, OPTIONS, Config, DeviceOptions, RunOptions
 from adaface.heads.margins import HEADS
 
 

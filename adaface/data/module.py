@@ -17,7 +17,7 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 from adaface.augmentation.paper import Augmenter
-from adaface.config.groups import AugmentationOptions, DataOptions
+from adaface.config.options import AugmentationOptions, DataOptions
 from adaface.data.datasets import (
     PlainDataset,
     TrainingDataset,

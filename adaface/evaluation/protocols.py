@@ -25,7 +25,7 @@ from adaface.evaluation.published import (
 )
 from adaface.evaluation.template_pooling import POOLINGS
 from adaface.evaluation.verification import VerifiedSet
-from adaface.inference.cached import CachedEmbedding
+from adaface.inference.embedding_cache import CachedEmbedding
 from adaface.metrics.calibration import calibrate
 from adaface.metrics.outcome import Outcome
 from adaface.metrics.quality import ErrorReject, error_versus_reject, quality_warning, rank_correlation

@@ -11,7 +11,7 @@ from adaface.checkpoints.files import load_checkpoint
 from adaface.checkpoints.run_folder import describe_environment
 from adaface.checkpoints.weights import check_fits, load_backbone
 from adaface.config.device_plan import DevicePlan
-from adaface.config.groups import HOST_SPECIFIC_OPTIONS, Config
+from adaface.config.options import HOST_SPECIFIC_OPTIONS, Config
 from adaface.data.held_out import HELD_OUT
 from adaface.data.module import FaceDataModule
 from adaface.distributed.launch import Launch, rank_zero_info

@@ -10,7 +10,7 @@ import shutil
 
 import torch
 
-from adaface.config.groups import DeviceOptions
+from adaface.config.options import DeviceOptions
 from adaface.heads.fused_softmax import kept_bytes
 from adaface.system.devices import available_memory
 from adaface.training.module import FaceRecognitionModule

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from adaface.checkpoints.download import find_model
 from adaface.checkpoints.files import load_checkpoint
 from adaface.checkpoints.weights import find_architecture
-from adaface.config.groups import RunOptions
+from adaface.config.options import RunOptions
 from adaface.data.module import FaceDataModule
 from adaface.distributed.collectives import gather_rows, rank, world_size
 from adaface.heads.base import Head

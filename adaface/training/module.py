@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from adaface.checkpoints.sharded import KERNEL, fill_in_head, strip_head
-from adaface.config.groups import HeadOptions, OptimizerOptions
+from adaface.config.options import HeadOptions, OptimizerOptions
 from adaface.distributed.collectives import check_batch_sizes, gather_batch, gather_rows
 from adaface.heads.margins import build_head
 from adaface.heads.partial_fc import PartialFC, build_sharded_head

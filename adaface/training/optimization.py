@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
-from adaface.config.groups import OptimizerOptions
+from adaface.config.options import OptimizerOptions
 
 _NORMS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 LR_SCALE = "lr_scale"  # in a parameter group: its learning rate is the schedule's times this

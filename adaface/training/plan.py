@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from adaface.config.device_plan import DevicePlan
-from adaface.config.groups import OptimizerOptions, RunOptions
+from adaface.config.options import OptimizerOptions, RunOptions
 from adaface.data.module import FaceDataModule
 from adaface.distributed.launch import Launch, lightning_environment
 from adaface.distributed.startup import decided_by_rank_0

@@ -9,7 +9,7 @@ from adaface.checkpoints.files import check_resumable, load_checkpoint
 from adaface.checkpoints.folders import run_folder_of
 from adaface.checkpoints.published import published_by_name
 from adaface.checkpoints.run_folder import CONFIG, LAST_CHECKPOINT
-from adaface.config.groups import ABOUT, OPTIONS, Config, RunOptions
+from adaface.config.options import ABOUT, OPTIONS, Config, RunOptions
 from adaface.config.parsing import convert_value, finetune_defaults
 from adaface.config.rules import check_combinations, check_head_options, check_optimizer
 from adaface.training.finetuning import with_pretrained, with_whole_path

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from adaface.config.device_plan import DevicePlan
-from adaface.config.groups import OptimizerOptions, RunOptions
+from adaface.config.options import OptimizerOptions, RunOptions
 from adaface.distributed.launch import Launch, lightning_environment
 from adaface.heads.sharded_optimizer import AgreedGradScaler
 from adaface.system.lightning_internals import let_the_watch_report_first

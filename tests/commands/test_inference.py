@@ -132,7 +132,7 @@ def test_a_stopped_embedding_goes_on(run, people, monkeypatch):
         return read(self, index)
 
     monkeypatch.setattr(ImageFiles, "read", stopping)
-    monkeypatch.setattr("adaface.inference.cached.usable_cores", lambda: 1)
+    monkeypatch.setattr("adaface.inference.embedding_cache.usable_cores", lambda: 1)
     error = run("embed", "people", "--out", "faces.npz", "--batch_size", "1", expected=130)
     assert "what has been embedded of folders is kept" in error
     assert not Path("faces.npz").exists()
@@ -190,7 +190,7 @@ def test_a_published_model_by_its_name(run, people, tmp_path, monkeypatch):
         opened.append(Path(path))
         raise ValueError("seen")
 
-    monkeypatch.setattr("adaface.inference.cached.Embedder.load", load)
+    monkeypatch.setattr("adaface.inference.embedding_cache.Embedder.load", load)
     words = ("compare", "people/person 0/0.png", "people/person 0/1.png")
     assert "seen" in run(*words, model=["--model", "adaface_ir18_casia"], expected=2)
     assert opened == [tmp_path / "models" / "adaface_ir18_casia.ckpt"]

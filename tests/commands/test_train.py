@@ -19,7 +19,7 @@ from adaface.checkpoints import folders
 from adaface.checkpoints.files import load_checkpoint
 from adaface.commands import convert, train
 from adaface.config import parsing
-from adaface.config.groups import OptimizerOptions
+from adaface.config.options import OptimizerOptions
 from adaface.demo.dataset import write_demo_data
 from adaface.heads.base import Head
 from adaface.models.registry import build_model

@@ -17,7 +17,7 @@ import torch
 import main
 from adaface.checkpoints.files import load_checkpoint
 from adaface.commands import convert, train
-from adaface.config.groups import Config
+from adaface.config.options import Config
 from adaface.config.parsing import FINETUNE_DEFAULTS, parse
 from adaface.data.held_out import hold_out
 from adaface.data.images import decode_image

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from adaface.config.device_plan import plan_devices
-from adaface.config.groups import DeviceOptions
+from adaface.config.options import DeviceOptions
 
 
 def plan(accelerator="auto", gpus=1, processes=0, *, given=False, use_16bit=False, precision="auto"):

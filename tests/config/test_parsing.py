@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from adaface.augmentation.more import MORE_AUGMENTATIONS
-from adaface.config.groups import ABOUT, GROUP_OF, GROUPS, OPTIONS, Config
+from adaface.config.options import ABOUT, GROUP_OF, GROUPS, OPTIONS, Config
 from adaface.config.parsing import parse
 from adaface.heads.margins import HEADS
 from adaface.system.command_line import nearest
@@ -218,7 +218,7 @@ def test_every_option_is_read_by_something():
     assert read <= set(OPTIONS)
     for file in (ROOT / "adaface").rglob("*.py"):
         if file.relative_to(ROOT / "adaface").as_posix() not in (
-            "config/groups.py",
+            "config/options.py",
             "config/rules.py",
             "config/parsing.py",
         ):

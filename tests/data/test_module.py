@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 
 from adaface.augmentation.paper import Augmenter
 from adaface.commands.train import draw_sample_grid
-from adaface.config.groups import DataOptions
+from adaface.config.options import DataOptions
 from adaface.data.datasets import TrainingDataset, ValidationDataset, WaitingLoader, as_it_is
 from adaface.data.module import FaceDataModule
 from adaface.data.pair_sets import PairSet, write_memfile
@@ -447,7 +447,7 @@ def test_a_program_that_ends_with_a_loader_in_use_does_not_wait_for_its_workers(
     program = f"""
 import torch
 from data import FaceDataModule
-from adaface.config.groups import DataOptions
+from adaface.config.options import DataOptions
 data = FaceDataModule(DataOptions({str(small.parent)!r}, {small.name!r}, "none", num_workers=1), batch_size=4)
 data.open()
 loader = data.train_dataloader()

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from adaface.config.groups import Config
+from adaface.config.options import Config
 from adaface.system.lightning_setup import pl
 from adaface.training.checkpointing import CheckpointKeeper
 from train_val import FaceRecognitionModule

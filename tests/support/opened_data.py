@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from adaface.config.groups import GROUP_OF, Config
+from adaface.config.options import GROUP_OF, Config
 from data import FaceDataModule
 
 FEW = {"val_data_path": "", "batch_size": 4, "seed": 7, "num_workers": 0}

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from adaface.config.groups import DeviceOptions, HeadOptions
+from adaface.config.options import DeviceOptions, HeadOptions
 from adaface.heads import fused_softmax
 from adaface.system import devices
 from adaface.training import execution

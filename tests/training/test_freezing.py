@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from adaface.config.groups import HeadOptions, OptimizerOptions
+from adaface.config.options import HeadOptions, OptimizerOptions
 from adaface.models.backbone import Backbone
 from adaface.training.freezing import freeze, frozen_modules, learning_rate_scales
 from adaface.training.optimization import LR_SCALE, build_optimizer

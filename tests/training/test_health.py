@@ -12,7 +12,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
-from adaface.config.groups import HeadOptions, OptimizerOptions
+from adaface.config.options import HeadOptions, OptimizerOptions
 from adaface.heads.margins import build_head
 from adaface.system.lightning_setup import pl
 from adaface.training import health

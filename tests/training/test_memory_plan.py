@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from adaface.config.groups import DeviceOptions, OptimizerOptions
+from adaface.config.options import DeviceOptions, OptimizerOptions
 from adaface.models.input_format import normalize_images
 from adaface.models.registry import build_model
 from adaface.training import memory_plan

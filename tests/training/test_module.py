@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from adaface.config.groups import HeadOptions, OptimizerOptions
+from adaface.config.options import HeadOptions, OptimizerOptions
 from adaface.training.module import FaceRecognitionModule, _in_double, _pairs_in_order
 from adaface.training.optimization import split_for_weight_decay
 from tests.support.golden_fill import fill_state_dict

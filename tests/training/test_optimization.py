@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from adaface.config.groups import OptimizerOptions
+from adaface.config.options import OptimizerOptions
 from adaface.training.optimization import (
     Schedule,
     build_optimizer,

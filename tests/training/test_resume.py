@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from adaface.config.groups import Config
+from adaface.config.options import Config
 from adaface.config.parsing import parse
 from adaface.models.registry import build_model
 from adaface.training import resume

@@ -9,7 +9,7 @@ import torch
 from adaface.checkpoints.files import load_checkpoint
 from adaface.checkpoints.sharded import fill_in_head
 from adaface.config.device_plan import DevicePlan
-from adaface.config.groups import HeadOptions
+from adaface.config.options import HeadOptions
 from adaface.config.parsing import parse
 from adaface.training import build
 from adaface.training.stopping import NonFiniteLossError, NonFiniteLossGuard

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from adaface.config import parsing
-from adaface.config.groups import RunOptions
+from adaface.config.options import RunOptions
 from adaface.data.sources.folder import FolderSource
 from adaface.data.sources.selection import TrainingIndex, select_indexed, write_index
 from adaface.training import resume

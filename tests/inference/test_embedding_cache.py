@@ -16,8 +16,8 @@ import torch
 from adaface.data.image_list import ImageFiles, PairSetImages
 from adaface.data.pair_pickle import write_bin
 from adaface.data.pair_sets import open_pair_set
-from adaface.inference.cached import CachedEmbedding, ModelFile, load_or_fill, open_table
 from adaface.inference.embedder import IMAGE, Embedder
+from adaface.inference.embedding_cache import CachedEmbedding, ModelFile, load_or_fill, open_table
 from adaface.metrics.outcome import unreadable_note
 from tests.inference.test_embedder import faces, write_checkpoint
 
@@ -131,7 +131,7 @@ class SlowImages:
 KILLED = """
 import sys
 sys.path[:0] = ["tests"]
-from tests.inference.test_cached import ModelFile, SlowImages, embed
+from tests.inference.test_embedding_cache import ModelFile, SlowImages, embed
 from pathlib import Path
 embed(ModelFile(sys.argv[1]), Path(sys.argv[2]), batch_size=2)(SlowImages(sys.argv[3]))
 """
