@@ -7,6 +7,7 @@ line of a file is its newest measurement.
 
 import argparse
 import datetime
+import gc
 import importlib.metadata
 import json
 import platform
@@ -174,6 +175,7 @@ def _once(side: Side) -> tuple[float, int | None, Any]:
     """Run one side once; return its seconds, the bytes by which the resident memory rose at most, and its result."""
     if side.before is not None:
         side.before()
+    gc.collect()  # cycles left by earlier work, freed during this run, would be subtracted from its peak
     at_start = _reset_peak()
     started = time.perf_counter()
     outcome = side.run()

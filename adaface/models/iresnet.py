@@ -9,9 +9,10 @@ Differs from the official code: the embedding is normalized in float32 under aut
 shortcuts subsample instead of max pooling over single pixels, with the same result.
 
 ``ir_mini`` is not from a paper. It is for CPUs, demos and tests: the same blocks, one per stage, and an input layer of
-stride 2, since layers at 112x112 take more time than their arithmetic suggests. 5.5 million parameters, 77 million
-multiply-accumulates an image (ir_18: 24 and 2,597). Forward and backward on one CPU core, channels last, take 1/20 of
-ir_18's time (11 against 225 ms an image in batches of 8; medians of 5 interleaved repeats).
+stride 2, since layers at 112x112 take more time than their arithmetic suggests. It has
+5.5 million parameters, 77 million multiply-accumulates an image (ir_18: 24 and 2,597). Forward and backward on one
+CPU core, channels last, take 1/20 of ir_18's time (11 against 225 ms an image in batches of 8; medians of 5
+interleaved repeats).
 """
 
 from dataclasses import dataclass

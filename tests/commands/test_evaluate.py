@@ -205,7 +205,7 @@ def test_two_processes_print_what_one_prints(run, root):
     ("words", "message"),
     [
         (["pairs"], "--root is missing"),
-        (["pairs", "--root", "ROOT", "--checkpoint", ""], "give --checkpoint"),
+        (["pairs", "--root", "ROOT", "--checkpoint", ""], "give the model to evaluate with --checkpoint or --model"),
         (["pairs", "--root", "nowhere"], "--root nowhere does not exist"),
         (["pairs", "--root", "ROOT", "--chekpoint", "x"], "did you mean --checkpoint"),
         (["pairs", "--root", "ROOT", "--sets", "cfp_fp"], "no set cfp_fp in .*; found: agedb_30, lfw"),
@@ -291,7 +291,7 @@ def test_a_model_by_its_name(run, root, checkpoint, tmp_path, monkeypatch):
         "adaface.commands.model_options.find_model", lambda name: checkpoint
     )  # of the published name, but small
     assert "published results of ir_18 CASIA-WebFace" in run(*words, model=None)
-    assert "give --checkpoint or --model" in run(*words, expected=2)  # both
+    assert "give the model to evaluate with --checkpoint or --model" in run(*words, expected=2)  # both
     assert "did you mean adaface_ir18_vgg2" in run(
         "pairs", "--root", "x", "--model", "adaface_ir18_vgg", model=None, expected=2
     )

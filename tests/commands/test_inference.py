@@ -134,7 +134,7 @@ def test_a_stopped_embedding_goes_on(run, people, monkeypatch):
     monkeypatch.setattr(ImageFiles, "read", stopping)
     monkeypatch.setattr("adaface.inference.embedding_cache.usable_cores", lambda: 1)
     error = run("embed", "people", "--out", "faces.npz", "--batch_size", "1", expected=130)
-    assert "what has been embedded of folders is kept" in error
+    assert "embeddings of folders are kept; run the same command to continue" in error
     assert not Path("faces.npz").exists()
     monkeypatch.setattr(ImageFiles, "read", lambda self, index: taken.append(index) or read(self, index))
     run("embed", "people", "--out", "faces.npz", "--batch_size", "1")

@@ -40,7 +40,7 @@ def test_files_that_are_none_of_ours(tmp_path):
     np.savez(tmp_path / "other.npz", x=np.zeros(3))
     np.savez(tmp_path / "objects.npz", names=np.array([{}], dtype=object))
     for name in ("cut", "text", "empty", "other", "objects"):
-        with pytest.raises(ValueError, match=rf"{name}\.npz holds no embeddings of `python inference\.py embed`"):
+        with pytest.raises(ValueError, match=rf"{name}\.npz holds no embeddings of `adaface embed`"):
             read_embeddings(tmp_path / f"{name}.npz")
 
 
