@@ -58,7 +58,7 @@ def test_the_project_imports_from_where_the_code_is():
 
 def test_the_official_calls_build_what_they_say():
     with torch.device("meta"):
-        embeddings, norms = net.build_model("ir_50").eval()(torch.empty(2, 3, 112, 112))
+        embeddings, norms = net.build_model(model_name="ir_50").eval()(torch.empty(2, 3, 112, 112))
         margin = head.build_head(
             head_type="adaface", embedding_size=512, class_num=7, m=0.4, t_alpha=0.01, h=0.333, s=64.0
         )

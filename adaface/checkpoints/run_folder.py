@@ -123,7 +123,7 @@ def write_manifest(
     target = Path(folder) / MANIFEST
     manifest = {
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "command": shlex.join([Path(sys.executable).name, *sys.argv]),
+        "command": _command(),
         "data": {"fingerprint": fingerprint, "classes": class_count},
         **describe_environment(),
         "learning_rate": learning_rate,
@@ -150,6 +150,14 @@ def describe_environment() -> dict[str, Any]:
         "commit": commit,
         "changed": changed,
     }
+
+
+def _command() -> str:
+    """Return the command line of this process, as it can be given again."""
+    program = Path(sys.argv[0])
+    if program.name == "adaface" or (program.parent.name, program.name) == ("adaface", "__main__.py"):
+        return f"{invocation('')} {shlex.join(sys.argv[1:])}"
+    return shlex.join([Path(sys.executable).name, *sys.argv])
 
 
 def _check_prefix(prefix: str) -> None:

@@ -20,6 +20,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+import torch.distributed as dist
 
 from adaface.checkpoints.files import load_checkpoint
 from adaface.checkpoints.folders import run_folder_of
@@ -80,6 +81,8 @@ def main(arguments: list[str] | None = None) -> int:
     Args:
         arguments: words after the program's name; those of the process when None.
     """
+    if dist.is_available() and dist.is_initialized():  # a group of the caller, who also ends it
+        return _status(arguments)
     return run_and_leave(lambda: _status(arguments))
 
 
@@ -97,7 +100,10 @@ def _status(arguments: list[str] | None) -> int:
     except InterruptedTrainingError as stop:
         rank_zero_info(f"{stop}\n{resume_hint(stop.checkpoint)}")
         return INTERRUPTED
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as stop:
+        # Lightning turns a Ctrl-C that interrupts it into SystemExit(1)
+        if isinstance(stop, SystemExit) and not isinstance(stop.__context__, KeyboardInterrupt):
+            raise  # --help
         rank_zero_info("stopped at once; what had been saved is whole")
         return INTERRUPTED
     except ReportedElsewhereError:

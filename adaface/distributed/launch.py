@@ -168,11 +168,13 @@ def _end_with(parent: int, launch: Launch) -> None:
     while os.getppid() == parent:
         time.sleep(_PARENT_SEC)
     who = "process 0" if launch.launcher == ITSELF else "torchrun"
-    logger.error(
-        f"{program_name('train')}: error: {who} on {platform.node()} (pid {parent}), which started process "
-        f"{launch.rank}, died: it is ended too"
-    )
-    os._exit(2)
+    try:
+        logger.error(
+            f"{program_name('train')}: error: {who} on {platform.node()} (pid {parent}), which started process "
+            f"{launch.rank}, died: it is ended too"
+        )
+    finally:  # even if nobody reads what is printed
+        os._exit(2)
 
 
 class StartedProcesses(environments.LightningEnvironment):

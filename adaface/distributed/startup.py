@@ -263,6 +263,9 @@ def run_and_leave(job: Callable[[], int]) -> int:
         if not in_company():
             leave()
             raise
+        error = sys.exc_info()[1]
+        if isinstance(error, SystemExit):
+            _exit_now(error.code if isinstance(error.code, int) else int(error.code is not None))
         sys.excepthook(*sys.exc_info())
         _exit_now(_FAILED)
     if in_company() and status:

@@ -237,11 +237,13 @@ class ProcessWatch(pl.Callback):
         """Report the loss, and end this process if its main thread does not because it waits in a collective."""
         if self._leaving:
             return
-        if prints:
-            logger.error(f"{program_name('train')}: error: {text}: the run is ended; {self._advice()}")
-        self._loss_reported.set()
-        time.sleep(_GRACE_SEC)
-        os._exit(_ENDED)
+        try:
+            if prints:
+                logger.error(f"{program_name('train')}: error: {text}: the run is ended; {self._advice()}")
+        finally:  # even if nobody reads what is printed
+            self._loss_reported.set()
+            time.sleep(_GRACE_SEC)
+            os._exit(_ENDED)
 
 
 def _start(target: Callable[..., None], *words: Any) -> None:

@@ -55,18 +55,18 @@ def check_architecture(name: str) -> None:
         raise ValueError(f"unknown architecture {name!r}; {nearest(name, ARCHITECTURES, always=known)}")
 
 
-def build_model(name: str) -> Backbone:
+def build_model(model_name: str) -> Backbone:
     """Build a network with random weights.
 
     Args:
-        name: a key of ``ARCHITECTURES``, or ``timm:<name>`` (``models/timm_backbone.py``).
+        model_name: a key of ``ARCHITECTURES``, or ``timm:<name>`` (``models/timm_backbone.py``).
 
     Raises:
         ValueError: an unknown name; the message has the nearest one, and lists those of ``ARCHITECTURES``.
         RuntimeError: a network of timm, which is not installed.
     """
-    check_architecture(name)
-    return build_timm(name) if name.startswith(TIMM_PREFIX) else ARCHITECTURES[name]()
+    check_architecture(model_name)
+    return build_timm(model_name) if model_name.startswith(TIMM_PREFIX) else ARCHITECTURES[model_name]()
 
 
 def count_macs(model: nn.Module) -> int:

@@ -184,3 +184,15 @@ def test_atomic_write_replaces_or_leaves_the_file(tmp_path, monkeypatch):
         write_atomically(tmp_path / "a.txt", "newer")
     assert (tmp_path / "a.txt").read_bytes() == b"\x00\r\n"
     assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("argv", "command"),
+    [
+        (["/env/bin/adaface", "train", "--epochs", "2"], "adaface train --epochs 2"),
+        (["/site/adaface/__main__.py", "train", "--prefix", "a b"], "python -m adaface train --prefix 'a b'"),
+    ],
+)
+def test_the_command_of_an_installed_package_can_be_given_again(monkeypatch, argv, command):
+    monkeypatch.setattr(sys, "argv", argv)
+    assert run_folder._command() == command

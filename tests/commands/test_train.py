@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import torch.distributed as dist
 
 import main
 from adaface.checkpoints import folders
@@ -627,3 +628,29 @@ def test_a_full_memory_is_named_with_what_helps(capsys):
     assert capsys.readouterr().err == (
         f"main.py: error: the memory is full: --plan tells what a step takes, and what takes less ({told})\n"
     )
+
+
+def test_a_process_group_of_the_caller_is_left_alone(tmp_path, capsys):
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'meeting'}", rank=0, world_size=1)
+    try:
+        assert main.main(["--print_config"]) == 0
+        assert main.main(["--epoch", "3"]) == 2
+        assert dist.is_initialized()
+    finally:
+        dist.destroy_process_group()
+    assert "epochs: 24" in capsys.readouterr().out
+
+
+def test_a_ctrl_c_that_lightning_turns_into_an_exit_is_told(monkeypatch, capsys):
+    def interrupted(*_: object, **__: object) -> int:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            sys.exit(1)
+
+    monkeypatch.setattr(train, "_run", interrupted)
+    assert main.main(["--gpus", "0"]) == 130
+    assert "stopped at once; what had been saved is whole" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as ended:
+        main.main(["--help"])
+    assert ended.value.code == 0

@@ -236,7 +236,7 @@ def test_a_group_that_something_still_refers_to_ends_with_the_process(left):
 
 
 @pytest.mark.parametrize(
-    ("scenario", "status", "text"), [("status", 2, ""), ("exception", 1, "KeyError: 'unexpected'")]
+    ("scenario", "status", "text"), [("status", 2, ""), ("exception", 1, "KeyError: 'unexpected'"), ("exit", 3, "")]
 )
 def test_a_process_that_fails_in_a_collective_leaves_without_waiting(left, scenario, status, text):
     """The other one answers nothing until it is killed, afterwards; Lightning's own end of an NCCL group is off."""
@@ -244,6 +244,7 @@ def test_a_process_that_fails_in_a_collective_leaves_without_waiting(left, scena
     assert outcome["status"] == status, outcome
     assert other["status"] == -signal.SIGKILL
     assert text in outcome["output"]
+    assert ("Traceback" in outcome["output"]) == (scenario == "exception")
     assert "exit function" in outcome["output"]
     assert "Lightning waits" not in outcome["output"]
 

@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from adaface.distributed.startup import run_and_leave
 from adaface.system.lightning_internals import distributed
 
-FAILURES = ("status", "exception")
+FAILURES = ("status", "exception", "exit")
 SCENARIOS = ("success", "wrapped model", "referred to", *FAILURES)
 ASLEEP_SEC = 60
 kept = []
@@ -45,6 +45,8 @@ def job(scenario: str, rank: int) -> int:
         dist.all_reduce(torch.ones(3), async_op=True)  # never answered
         if scenario == "exception":
             raise KeyError("unexpected")
+        if scenario == "exit":
+            sys.exit(3)
         return 2
     return 0
 
