@@ -2,7 +2,7 @@
 
     python -m bench.onnx
 
-The files are what ``export_onnx.py`` writes; both runtimes have the same number of threads. Beside each row stands what
+The files are what ``adaface export`` writes; both runtimes have the same number of threads. Beside each row stands what
 a product of two matrices reaches here at the same time: FP32 convolutions come from the same instructions, so 100 % of
 it is as fast as they can be, short of other algorithms.
 """

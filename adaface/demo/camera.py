@@ -1,6 +1,6 @@
 """The camera of the drawn faces: light, print, lens, sensor and an old JPEG, applied to a painted picture.
 
-`demo_faces` paints a person in a scene; what is done here afterwards depends on neither. Lengths are in pixels
+`faces.py` paints a person in a scene; what is done here afterwards depends on neither. Lengths are in pixels
 of the crop, angles in radians.
 """
 

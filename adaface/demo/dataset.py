@@ -12,7 +12,7 @@ on it and evaluate with it:
     cplfw.bin                           strong pose, hats, glasses, objects in front of the face
     demo.json                           the parameters, so that a finished folder is recognized and kept
 
-How a person and a scene are drawn is in `demo_head` and `demo_faces`, light and lens in `demo_camera`; here
+How a person and a scene are drawn is in `person.py` and `faces.py`, light and lens in `camera.py`; here
 is who is drawn under which conditions. The people of a verification set are in no other set and not in the
 training data. Every image is a function of (seed, person, number of the picture) alone: a larger training set
 contains the smaller one, and the verification sets do not change with it.

@@ -1,8 +1,8 @@
 """Drawn faces: a person and a scene give one aligned 112x112 crop; no data set is behind them.
 
-What belongs to the person (`demo_head.Identity`) is continuous and many-dimensional, so that a network has to
-learn a metric and cannot learn a list. What belongs to the moment (`demo_head.Scene`) and to the camera
-(`demo_camera`) changes the pixels more than the person does. Everything is filled with OpenCV polygons, from the
+What belongs to the person (`person.Identity`) is continuous and many-dimensional, so that a network has to
+learn a metric and cannot learn a list. What belongs to the moment (`person.Scene`) and to the camera
+(`camera.py`) changes the pixels more than the person does. Everything is filled with OpenCV polygons, from the
 back to the front.
 """
 

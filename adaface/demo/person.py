@@ -1,7 +1,7 @@
 """The drawn person: what belongs to an identity, what to the moment, and a head that can be turned.
 
 A head is an ellipsoid; a face is a set of points on it. It is turned, projected and put back on the five landmarks
-of the ArcFace template by the least-squares similarity, exactly as a face aligner would do. `demo_faces` paints on
+of the ArcFace template by the least-squares similarity, exactly as a face aligner would do. `faces.py` paints on
 it.
 
 Everything is a function of its arguments: the random choices come from the generators that are passed in.

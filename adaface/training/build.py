@@ -1,6 +1,6 @@
 """Build a training run from its options: data, module, trainer, and the facts that all processes must agree on.
 
-The only rooms that see the whole configuration are this one and ``main.py``, which runs what is built here.
+Only this module and ``commands/train.py``, which runs what is built here, see the whole configuration.
 """
 
 from dataclasses import replace
