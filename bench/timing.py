@@ -6,6 +6,7 @@ line of a file is its newest measurement.
 """
 
 import argparse
+import ctypes
 import datetime
 import gc
 import importlib.metadata
@@ -175,7 +176,6 @@ def _once(side: Side) -> tuple[float, int | None, Any]:
     """Run one side once; return its seconds, the bytes by which the resident memory rose at most, and its result."""
     if side.before is not None:
         side.before()
-    gc.collect()  # cycles left by earlier work, freed during this run, would be subtracted from its peak
     at_start = _reset_peak()
     started = time.perf_counter()
     outcome = side.run()
@@ -198,7 +198,15 @@ def _describe(name: str, runs: list[tuple[float, int | None]], count: int) -> di
 
 
 def _reset_peak() -> int | None:
-    """Begin to measure this process's peak memory anew; return the memory now, None where Linux is not."""
+    """Begin to measure this process's peak memory anew; return the memory now in bytes, None where Linux is not.
+
+    What earlier work has left is given back to the system first. Otherwise cycles freed during the next run would be
+    subtracted from its peak, and memory that the C library still holds would be used again without being counted.
+    """
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc alone has it
+    if trim is not None:
+        trim(0)
     try:
         Path("/proc/self/clear_refs").write_text(_CLEAR_PEAK)
         return _memory("VmRSS")

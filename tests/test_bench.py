@@ -84,6 +84,19 @@ def test_garbage_of_earlier_work_does_not_lower_the_peak():
     assert peak == pytest.approx(200e6, abs=30e6)
 
 
+def test_memory_that_the_allocator_kept_is_counted_when_it_is_used_again():
+    if timing._reset_peak() is None:
+        pytest.skip("this system does not tell a process its peak memory")
+    largest = b"x" * 31_000_000
+    del largest  # once freed, glibc takes blocks up to this size from its heap, where a hole stays resident
+    blocks = [b"x" * 20_000_000 for _ in range(20)]
+    above = [bytes(1000) for _ in range(2000)]
+    del blocks
+    _, peak, _ = timing._once(Side("in the hole", lambda: len(b"x" * 200_000_000)))
+    assert len(above) == 2000
+    assert peak == pytest.approx(200e6, abs=30e6)
+
+
 def test_memory_is_compared_by_bytes(tmp_path, capsys):
     result = timing.compare_memory("room", ("large", 3e6), ("small", 2e6), target=1.4, details={"why": "less"})
     assert (result["ratio"], result["candidate"]["peak_mb"]) == (1.5, 2)
