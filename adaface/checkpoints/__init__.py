@@ -1,1 +1,1 @@
-"""Files of trained models, run folders, published models."""
+"""Checkpoint files, run folders, published models."""

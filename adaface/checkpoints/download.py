@@ -1,11 +1,11 @@
-"""Published models by name: the file in a folder of this machine, downloaded once where it is absent.
+"""Published models by name: stored in a folder of this machine, downloaded on first use.
 
-A name is that of the published file, such as ``adaface_ir101_webface12m``, or ``hf:<owner>/<repository>/<file>``, a
-checkpoint on the Hugging Face hub. What is downloaded gets its name only after it was checked, and is checked again
-each time it is asked for: size, keys and shapes. Nothing in it is executed.
+A name is that of a published file, such as ``adaface_ir101_webface12m``, or ``hf:<owner>/<repository>/<file>``, a
+checkpoint on the Hugging Face hub. A download is moved into place only after its size, keys and shapes were checked,
+and the check is repeated at each use. Nothing in the file is executed.
 
-The programs that download, gdown (Google Drive) and huggingface_hub, are no requirements of this project: a file that
-is there already, trained or copied, needs neither of them, and they bring sixteen packages.
+The packages that download, gdown (Google Drive) and huggingface_hub, are optional: files that are already there do not
+need them, and they install sixteen further packages.
 """
 
 import importlib
@@ -35,14 +35,14 @@ _BYTES_PER_WEIGHT = 4  # float32
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Where the file of a name is, here and out there.
+    """The local and remote location of a named model.
 
     Attributes:
         name: the requested name.
-        path: of the file on this machine, whether it is there or not.
+        path: of the file on this machine, which may not exist yet.
         arch: its architecture; None if the name does not determine it.
-        address: for people, to download it by hand.
-        drive_id: on Google Drive; empty for a file of the hub.
+        address: web address for a manual download.
+        drive_id: file ID on Google Drive; empty for a file on the hub.
         hub: repository and file on the hub; empty for a file on Google Drive.
     """
 
@@ -55,18 +55,18 @@ class ModelSource:
 
 
 def models_folder() -> Path:
-    """Return the folder that keeps published models: ``ADAFACE_MODELS``, or ``~/.cache/adaface/models``."""
+    """Return the folder of the published models: ``ADAFACE_MODELS``, or ``~/.cache/adaface/models``."""
     return Path(os.environ.get(FOLDER_VARIABLE) or Path.home() / ".cache" / "adaface" / "models")
 
 
 def locate(name: str) -> ModelSource:
-    """Return where the file of a name is, without looking for it.
+    """Return the location of a named model, without checking whether the file exists.
 
     Args:
-        name: of the table of published models, or ``hf:<owner>/<repository>/<file>``.
+        name: a published model, or ``hf:<owner>/<repository>/<file>``.
 
     Raises:
-        ValueError: an unknown name; the nearest one is named, and all are listed.
+        ValueError: unknown name; the message suggests the nearest one and lists all.
     """
     folder = models_folder()
     if not name.startswith("hf:"):
@@ -75,7 +75,7 @@ def locate(name: str) -> ModelSource:
         return ModelSource(name, folder / model.file, model.arch, address, drive_id=model.drive_id)
     match = _HUB.fullmatch(name)
     if match is None or {"", ".", ".."} & set(name[3:].split("/")) or not name.endswith(".ckpt"):
-        raise ValueError(f"{name!r} is no file of the hub: expected hf:<owner>/<repository>/<file>.ckpt")
+        raise ValueError(f"{name!r} is not a file on the hub: expected hf:<owner>/<repository>/<file>.ckpt")
     repository, file = match.groups()
     arch = {model.file: model.arch for model in PUBLISHED}.get(Path(file).name)
     address = f"https://huggingface.co/{repository}/resolve/main/{file}"
@@ -83,15 +83,15 @@ def locate(name: str) -> ModelSource:
 
 
 def find_model(name: str) -> Path:
-    """Return the file of a published model, downloaded where it is absent.
+    """Return the file of a published model; download it if necessary.
 
     Args:
-        name: of the table of published models, or ``hf:<owner>/<repository>/<file>``.
+        name: a published model, or ``hf:<owner>/<repository>/<file>``.
 
     Raises:
-        ValueError: an unknown name, or a file that is not this model.
-        RuntimeError: it is absent and cannot be downloaded; the message says which file to put where.
-        OSError: it cannot be written.
+        ValueError: unknown name, or the file is not this model.
+        RuntimeError: the file is missing and cannot be downloaded; the message says how to get it by hand.
+        OSError: the file cannot be written.
     """
     source = locate(name)
     if source.path.is_dir():
@@ -108,13 +108,13 @@ def check_model(path: Path, source: ModelSource) -> None:
 
     Args:
         path: the file.
-        source: what it should be.
+        source: the requested model.
     """
     size = path.stat().st_size
     if source.arch is not None and size < (least := _least_bytes(source.arch)):
         raise ValueError(
             f"{path} is not {source.name}: {size:,} bytes, the weights of {source.arch} alone take {least:,}; "
-            f"delete it and get it again from {source.address}"
+            f"delete it and download it again from {source.address}"
         )
     checkpoint = load_checkpoint(path)
     weights = backbone_state(checkpoint, path)
@@ -132,21 +132,21 @@ def _least_bytes(arch: str) -> int:
 
 
 def _download(source: ModelSource) -> None:
-    """Download a file to another name, check it, and give it its name."""
-    by_hand = f"get it from {source.address} and put it there as {source.path}"
+    """Download a file to a temporary name, check it, and rename it."""
+    by_hand = f"download it from {source.address} and save it as {source.path}"
     package = "gdown" if source.drive_id else "huggingface_hub"
     try:
         program = importlib.import_module(package)
     except ModuleNotFoundError as error:
         raise RuntimeError(
-            f"{source.name} is not on this machine, and what downloads it is not installed: pip install {package}; or "
+            f"{source.name} is not on this machine, and downloading needs a package: pip install {package}; or "
             f"{by_hand}"
         ) from error
     source.path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=source.path.parent, prefix=".download_") as folder:
         try:
             part = _fetch(program, source, Path(folder))
-        except Exception as error:  # of many kinds: of the programs, of what they use, of the system
+        except Exception as error:  # the downloaders raise many kinds of exceptions
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise RuntimeError(f"{source.name} could not be downloaded ({reason}): {by_hand}") from error
         if not part.is_file():
@@ -154,12 +154,12 @@ def _download(source: ModelSource) -> None:
         try:
             check_model(part, source)
         except ValueError as error:
-            raise RuntimeError(f"what was downloaded as {source.name} is not kept: {error}; {by_hand}") from error
+            raise RuntimeError(f"the download of {source.name} was discarded: {error}; {by_hand}") from error
         part.replace(source.path)
 
 
 def _fetch(program: ModuleType, source: ModelSource, folder: Path) -> Path:
-    """Return the file that a download has written into a folder."""
+    """Download into a folder and return the file."""
     if source.drive_id:
         part = folder / source.path.name
         program.download(id=source.drive_id, output=str(part), quiet=False)

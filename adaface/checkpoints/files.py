@@ -1,12 +1,13 @@
-"""Checkpoint files: written whole or not at all, read without running anything that is in them.
+"""Checkpoint files: written atomically, and read without executing anything in them.
 
-A checkpoint is a Lightning ``.ckpt``: a zip with a pickle inside. Files people download are untrusted, so every
-read is ``torch.load(weights_only=True)``. The files published with the paper were written by an old Lightning that
-pickled two of its own classes by name; those names are read as plain ``dict`` and nothing of Lightning runs.
+A checkpoint is a Lightning ``.ckpt`` file, a zip archive with a pickle inside. Downloaded files are untrusted, so every
+read is ``torch.load(weights_only=True)``. The files published with the paper were written by an old version of
+Lightning that pickled two of its own classes by name; these names are read as plain ``dict``, and no Lightning code
+runs.
 
-Format: ``state_dict`` holds ``model.<key of the backbone>`` and ``head.<key of the head>``, exactly the official keys,
-so files can be exchanged with it. Additional data of this project are under ``adaface`` (plain dict, list, str, int,
-float, bool).
+Format: ``state_dict`` holds ``model.<key of the backbone>`` and ``head.<key of the head>``, the keys of the official
+code, so files can be exchanged with it. Further data of this project is stored under ``adaface`` (plain dict, list,
+str, int, float, bool).
 """
 
 import pickle
@@ -29,26 +30,28 @@ _OLD_LIGHTNING_CLASSES = (
 )
 _REFUSED_GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
 SHARDED_HEAD = "sharded_head"  # key under ``adaface``: contents of the head's files
-REST = "rest.ckpt"  # in the folder of a sharded head's checkpoint: all but the head's matrices
-THRESHOLD = "adaface_threshold"  # beside the state dict: the cosine above which two faces are one person's
+REST = "rest.ckpt"  # in a checkpoint folder of a sharded head: everything except the head's matrices
+THRESHOLD = "adaface_threshold"  # key next to the state dict: from this cosine on, two faces are the same person
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint to the CPU without executing anything it holds.
+    """Read a checkpoint to the CPU without executing anything in it.
 
     Args:
         path: a ``.ckpt`` file of this project or the official code; or the folder of a sharded head's checkpoint.
 
     Returns:
-        The checkpoint's dictionary; of a folder without the head's matrices, and with its path as ``folder``.
+        The checkpoint's dictionary. For a folder, it lacks the head's matrices and has the path as ``folder``.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: damaged, not a checkpoint, or it holds objects other than tensors and plain values.
+        ValueError: damaged, not a checkpoint, or contains objects other than tensors and plain values.
     """
     if Path(path).is_dir():
         if not Path(path, REST).is_file():
-            raise FileNotFoundError(f"{path} is a folder without {REST}: no checkpoint; name last.ckpt of a run folder")
+            raise FileNotFoundError(
+                f"{path} is a folder without {REST}, not a checkpoint: give last.ckpt of a run folder"
+            )
         return {**load_checkpoint(Path(path, REST)), "folder": str(path)}
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no checkpoint {path}")
@@ -57,7 +60,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         with torch.serialization.safe_globals(old), warnings.catch_warnings(action="ignore"):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        # torch's own text recommends to load without protection: not passed on
+        # PyTorch's own message recommends weights_only=False, so it is not shown
         culprit = _REFUSED_GLOBAL.search(str(error))
         reason = f"it names {culprit.group(1)}" if culprit else "or it is damaged"
         raise ValueError(
@@ -66,30 +69,30 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         ) from None
     except Exception as error:  # a damaged pickle fails in many ways
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path} is not a whole checkpoint file ({reason})") from error
+        raise ValueError(f"{path} is damaged or not a checkpoint ({reason})") from error
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
         raise ValueError(f"{path} is not a training checkpoint: it has no `state_dict`")
     if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in checkpoint["state_dict"].items()):
-        raise ValueError(f"{path} is not a training checkpoint: its `state_dict` holds more than weights by name")
+        raise ValueError(f"{path} is not a training checkpoint: its `state_dict` has entries that are not tensors")
     odd = [key for key, value in checkpoint["state_dict"].items() if not _is_plain(value)]
     if odd:
-        raise ValueError(f"{path}: {len(odd)} of its weights are no plain real numbers, the first is {odd[0]}")
-    checkpoint.pop("folder", None)  # where the head's files are is not for the file to say
+        raise ValueError(f"{path}: {len(odd)} weights are not dense real tensors, the first is {odd[0]}")
+    checkpoint.pop("folder", None)  # a file must not choose where the head's files are read from
     return checkpoint
 
 
 def _is_plain(weight: Tensor) -> bool:
-    """Return whether a tensor is dense, holds numbers, and real ones."""
+    """Return whether a tensor is dense, real and not quantized."""
     quantized_or_complex = weight.is_quantized or weight.is_complex()
     return weight.layout is torch.strided and not weight.is_meta and not quantized_or_complex
 
 
 def check_resumable(checkpoint: dict[str, Any], path: str | Path) -> None:
-    """Raise ValueError where a checkpoint lacks what a run goes on with, or has it in another form.
+    """Raise ValueError if a checkpoint lacks data that is needed to resume, or has it in another form.
 
     Args:
         checkpoint: what ``load_checkpoint`` returned.
-        path: its file, for the message.
+        path: of its file, for the message.
     """
     for name, is_right in _NEEDED.items():
         try:
@@ -98,8 +101,8 @@ def check_resumable(checkpoint: dict[str, Any], path: str | Path) -> None:
             right = False
         if not right:
             raise ValueError(
-                f"{path} is no checkpoint to go on with: its {name} is missing, or not as this program writes it; take "
-                "another one, or start a new run with --start_from_model_statedict, which needs the weights alone"
+                f"{path} cannot be resumed: its {name} is missing, or not as this program writes it. Use another "
+                "checkpoint, or start a new run with --start_from_model_statedict, which needs only the weights"
             )
 
 
@@ -143,48 +146,48 @@ _NEEDED: dict[str, Callable[[dict[str, Any]], bool]] = {
 
 
 def store_threshold(path: str | Path, threshold: dict[str, float | str]) -> None:
-    """Write a calibrated threshold into a checkpoint; nothing else in it changes.
+    """Write a calibrated threshold into a checkpoint; nothing else changes.
 
     Args:
         path: checkpoint of this project or the official code, file or folder.
-        threshold: plain values: ``cosine``, and how it was found.
+        threshold: plain values: ``cosine``, and how it was determined.
 
     Raises:
-        ValueError: no checkpoint.
+        ValueError: not a checkpoint.
         RuntimeError: the file cannot be written; the checkpoint is untouched.
     """
-    file = (Path(path, REST) if Path(path).is_dir() else Path(path)).resolve()  # a link stays one
+    file = (Path(path, REST) if Path(path).is_dir() else Path(path)).resolve()  # keep a link a link
     save_checkpoint({**load_checkpoint(file), THRESHOLD: threshold}, file)
 
 
 def save_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
-    """Write a checkpoint to a temporary name beside ``path``, then rename it.
+    """Write a checkpoint to a temporary name next to ``path``, then rename it.
 
     Args:
         checkpoint: tensors and plain values.
-        path: the file; its folder is made where it does not exist.
+        path: the file; its folder is created if necessary.
 
     Raises:
-        RuntimeError: the file cannot be written (no space left); what was there before is untouched.
+        RuntimeError: the file cannot be written (no space left); an existing file is unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with atomic_file(path) as file:
             torch.save(checkpoint, file)
-    except (OSError, RuntimeError) as error:  # torch's zip writer hides the reason of a failed write
+    except (OSError, RuntimeError) as error:  # PyTorch's zip writer hides why a write failed
         raise not_written(path, error.__context__ or error) from error
 
 
 def not_written(path: Path, reason: object) -> RuntimeError:
-    """Return the error to raise where a checkpoint cannot be written.
+    """Return the error for a checkpoint that cannot be written.
 
     Args:
         path: the checkpoint.
-        reason: what the system says.
+        reason: message of the system.
     """
     free_mb = shutil.disk_usage(path.parent).free / 1e6
     return RuntimeError(
-        f"the checkpoint {path} could not be written: {reason}. {free_mb:.0f} MB are free there; no space left, or a "
-        "quota, is the usual cause. What was there before is whole: make room, then go on with "
-        "--resume_from_checkpoint where there is a checkpoint"
+        f"the checkpoint {path} could not be written: {reason}. {free_mb:.0f} MB are free there; a full disk or a "
+        "quota is the usual cause. The previous checkpoint, if any, is intact: free some space, then resume with "
+        "--resume_from_checkpoint"
     )

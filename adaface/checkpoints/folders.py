@@ -1,9 +1,9 @@
-"""Checkpoints that several processes write: a folder each, whole or absent, and links to them by name.
+"""Checkpoints that several processes write: one folder each, complete or absent, with links to them by name.
 
-A sharded head is written by all processes at once, so that its checkpoint is a folder, ``checkpoints/step-0001200-0``.
-It is written under another name and renamed when every file is in it. ``last.ckpt`` and ``best.ckpt`` are symbolic
-links to such folders; a link is replaced in one step, so that a kill at any moment leaves a whole checkpoint behind
-each name. Folders that no link names any more are deleted.
+All processes write a sharded head at the same time, so its checkpoint is a folder, ``checkpoints/step-0001200-0``. It
+is written under a temporary name and renamed once every file is in it. ``last.ckpt`` and ``best.ckpt`` are symbolic
+links to such folders. A link is replaced atomically, so each name refers to a complete checkpoint even if the run is
+killed. Folders without a link are deleted.
 """
 
 import itertools
@@ -21,14 +21,14 @@ _OURS = re.compile(r"step-\d{7,}-\d+|\.part.*")
 
 
 def begin(run_folder: Path) -> Path:
-    """Make an empty folder for the next checkpoint to be written to; called by one process.
+    """Create an empty folder for the next checkpoint; called by one process.
 
     Args:
         run_folder: folder of the run.
 
     Returns:
-        The folder. Its name is new each time: a machine on a network file system may still take an older one for the
-        folder that had it before. What a killed process left is deleted.
+        The folder. Its name is never reused, because a machine on a network file system may have cached an older folder
+        of that name. Remains of killed processes are deleted.
     """
     folder = run_folder / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
@@ -40,13 +40,14 @@ def begin(run_folder: Path) -> Path:
 
 
 def publish(run_folder: Path, part: Path, step: int, names: list[str]) -> Path:
-    """Give the written checkpoint its names; called by one process, when all have written.
+    """Rename the complete checkpoint and link it; called by one process, after all have written.
 
     Args:
         run_folder: folder of the run.
-        part: what ``begin`` returned.
+        part: the folder returned by ``begin``.
         step: optimizer steps so far, for the folder's name.
-        names: of the links in ``run_folder``, the first one first: a kill in between leaves the others as they were.
+        names: of the links in ``run_folder``, replaced in this order: a kill in between leaves the later ones
+            unchanged.
 
     Returns:
         The checkpoint's folder.
@@ -60,21 +61,21 @@ def publish(run_folder: Path, part: Path, step: int, names: list[str]) -> Path:
 
 
 def link(target: Path, name: Path) -> None:
-    """Let ``name`` be a symbolic link to ``target``.
+    """Make ``name`` a symbolic link to ``target``.
 
     Args:
-        target: a checkpoint's folder below the folder of ``name``.
-        name: the link; what was there before is replaced, in one step unless it is a real folder, as in a run folder
+        target: checkpoint folder below the folder of ``name``.
+        name: the link. What was there before is replaced, atomically unless it is a real folder, as in a run folder
             that was copied by a program that follows links.
     """
     with atomic_path(name) as part:
         part.symlink_to(os.path.relpath(target, name.parent), target_is_directory=True)
         if name.is_dir() and not name.is_symlink():
-            name.rename(_unused(name.parent, 0))  # which is deleted as one that no link names
+            name.rename(_unused(name.parent, 0))  # deleted later, because no link refers to it
 
 
 def delete_unlinked(run_folder: Path) -> None:
-    """Delete the checkpoint folders that no link in the run folder names; others are left alone.
+    """Delete the checkpoint folders that no link in the run folder refers to.
 
     Args:
         run_folder: folder of the run.
@@ -82,12 +83,12 @@ def delete_unlinked(run_folder: Path) -> None:
     linked = {path.resolve() for path in run_folder.iterdir() if path.is_symlink()}
     for path in (run_folder / FOLDER).glob("*"):
         if _OURS.fullmatch(path.name) and path.resolve() not in linked:
-            # on a network file system a file that somebody reads cannot go yet: it goes the next time
+            # on a network file system a file that is being read cannot be deleted: retried the next time
             shutil.rmtree(path, ignore_errors=True)
 
 
 def run_folder_of(checkpoint: Path) -> Path:
-    """Return the folder of the run that wrote a checkpoint.
+    """Return the run folder of a checkpoint.
 
     Args:
         checkpoint: a file or a link in the run folder, or a folder below its ``checkpoints``.

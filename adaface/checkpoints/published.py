@@ -1,7 +1,7 @@
-"""The models that were published with the paper: what they are, where their files are, what they reach.
+"""The models published with the paper: architecture, training set, file and accuracy.
 
-Source: the tables of the official AdaFace repository (accuracy, TAR at FAR 1e-4, rank-1 and rank-5, percent), and the
-Google Drive files it links to.
+Source: the tables of the official AdaFace repository (accuracy, TAR at FAR 1e-4, rank-1 and rank-5, in percent), and
+the Google Drive files that it links to.
 """
 
 from collections.abc import Mapping
@@ -21,9 +21,9 @@ class PublishedModel:
         arch: backbone.
         data: training set.
         file: name of the published checkpoint.
-        drive_id: of that file on Google Drive.
-        numbers: percent, by set: mean 10-fold accuracy, of ``ijbb`` and ``ijbc`` the TAR at FAR 1e-4, of TinyFace two
-            ranks.
+        drive_id: ID of that file on Google Drive.
+        numbers: percent for each set: mean 10-fold accuracy; TAR at FAR 1e-4 for ``ijbb`` and ``ijbc``; two ranks for
+            TinyFace.
     """
 
     arch: str
@@ -39,7 +39,7 @@ class PublishedModel:
 
     @property
     def stem(self) -> str:
-        """Name of the file without its ending: what ``--model`` takes."""
+        """File name without extension, as ``--model`` takes it."""
         return self.file.removesuffix(".ckpt")
 
 
@@ -74,17 +74,17 @@ PUBLISHED = (
 
 
 def published_by_name(name: str) -> PublishedModel:
-    """Return the published model of a name.
+    """Return a published model by name.
 
     Args:
-        name: of its file, with or without ``.ckpt``; case does not matter.
+        name: file name, with or without ``.ckpt``; case does not matter.
 
     Raises:
-        ValueError: no such model; the nearest one is named, and all are listed.
+        ValueError: no such model; the message suggests the nearest one and lists all.
     """
     by_stem = {model.stem: model for model in PUBLISHED}
     stem = name.lower().removesuffix(".ckpt")
     if stem in by_stem:
         return by_stem[stem]
-    hint = nearest(stem, by_stem, always=f"known are: {', '.join(by_stem)}")
-    raise ValueError(f"no published model is called {name!r}; {hint}")
+    hint = nearest(stem, by_stem, always=f"the published models are {', '.join(by_stem)}")
+    raise ValueError(f"there is no published model {name!r}; {hint}")

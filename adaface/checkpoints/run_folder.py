@@ -1,8 +1,9 @@
-"""The folder of a run: choosing it, and writing what has to be known to repeat the run.
+"""The folder of a run: its name, and the files that are needed to repeat the run.
 
-``experiments/<prefix>_<MM-DD>_<n>`` as in the official code, with ``config.yaml`` (the resolved options, a recipe for
-``--config``) and ``manifest.json`` (options, versions, commit, command, data).
-Differs from the official code: the folder is made in one step, so that runs started at once get different ones.
+The folder is ``experiments/<prefix>_<MM-DD>_<n>`` as in the official code, with ``config.yaml`` (the resolved options,
+a recipe for ``--config``) and ``manifest.json`` (options, versions, commit, command, data).
+Differs from the official code: the folder is created atomically, so that runs started at the same time get different
+ones.
 """
 
 import importlib.metadata
@@ -26,11 +27,11 @@ from adaface.system.files import write_atomically
 MANIFEST = "manifest.json"
 CONFIG = "config.yaml"
 LAST_CHECKPOINT = "last.ckpt"
-# of one start, not of what a run computes
+# options of a single start, which have no effect on the results
 _OF_ONE_START = {"run_folder": "", "resume_from_checkpoint": ""}
 _LONGEST_PREFIX = 200
 _GIT_TIMEOUT_SEC = 10.0
-# the name in the manifest and the distributions that provide it, the first one installed counts
+# name in the manifest: distributions that provide it, of which the first one installed is used
 _PACKAGES = {
     "torch": ("torch",),
     "torchvision": ("torchvision",),
@@ -42,44 +43,44 @@ _PACKAGES = {
 
 
 def choose_run_folder(output_dir: str | os.PathLike[str], prefix: str, today: date | None = None) -> Path:
-    """Make a new run folder, ``<output_dir>/<prefix>_<MM-DD>_<n>`` with the first free n from 0 on.
+    """Create a new run folder, ``<output_dir>/<prefix>_<MM-DD>_<n>`` with the first free n from 0 on.
 
     Args:
-        output_dir: made where it does not exist.
+        output_dir: created if necessary.
         prefix: first part of the name.
         today: the date in the name; the current one when None.
 
     Returns:
-        The new, empty folder, as nobody else gets it.
+        The new, empty folder; no other process gets the same one.
 
     Raises:
-        ValueError: a prefix that is no plain name, or ``output_dir`` is a file.
-        OSError: the folder cannot be made (no permission, no space).
+        ValueError: the prefix is not a plain name, or ``output_dir`` is a file.
+        OSError: the folder cannot be created (no permission, no space).
     """
     _check_prefix(prefix)
     output_dir = Path(output_dir)
     if output_dir.exists() and not output_dir.is_dir():
-        raise ValueError(f"the run folders go to {output_dir}, which is a file: give another --output_dir")
+        raise ValueError(f"--output_dir {output_dir} is a file: give a folder")
     output_dir.mkdir(parents=True, exist_ok=True)
     day = (today or datetime.now().astimezone().date()).strftime("%m-%d")
     for number in itertools.count():
         folder = output_dir / f"{prefix}_{day}_{number}"
         try:
             folder.mkdir()
-        except FileExistsError:  # an older run, or one that was started at the same moment
+        except FileExistsError:  # of an older run, or of one that starts at the same time
             continue
         return folder
     raise AssertionError("unreachable: the numbers do not end")
 
 
 def make_run_folder(folder: str | os.PathLike[str]) -> Path:
-    """Make the folder of a run where it does not exist yet, and return it as an absolute path.
+    """Create the folder of a run if necessary, and return its absolute path.
 
     Args:
-        folder: the user's choice.
+        folder: path given by the user.
 
     Raises:
-        OSError: the folder cannot be made (no permission, no space).
+        OSError: the folder cannot be created (no permission, no space).
     """
     path = Path(folder).absolute()
     path.mkdir(parents=True, exist_ok=True)
@@ -87,7 +88,7 @@ def make_run_folder(folder: str | os.PathLike[str]) -> Path:
 
 
 def write_config(folder: str | os.PathLike[str], config: dict[str, Any]) -> None:
-    """Write the resolved options to ``config.yaml``, a recipe that ``--config`` takes, of the run from its beginning.
+    """Write the resolved options to ``config.yaml``, a recipe that repeats the run from its beginning.
 
     Args:
         folder: run folder.
@@ -106,19 +107,19 @@ def write_manifest(
     *,
     learning_rate: float | None = None,
 ) -> dict[str, Any]:
-    """Write ``manifest.json``: what has to be known to repeat the run.
+    """Write ``manifest.json``: the information needed to repeat the run.
 
-    Of a run that is resumed the manifests of the earlier starts are kept, oldest first, under ``earlier_starts``.
+    When a run is resumed, the manifests of its earlier starts are kept under ``earlier_starts``, oldest first.
 
     Args:
         folder: run folder.
         config: the resolved options, plain values.
         fingerprint: identifies the training data.
         class_count: number of identities.
-        learning_rate: the highest of the schedule, after linear scaling; None in evaluation.
+        learning_rate: peak of the schedule, after linear scaling; None in evaluation.
 
     Returns:
-        What was written.
+        The manifest.
     """
     target = Path(folder) / MANIFEST
     manifest = {
@@ -135,11 +136,11 @@ def write_manifest(
 
 
 def describe_environment() -> dict[str, Any]:
-    """Return what the numbers of a run may depend on, as plain values.
+    """Return the software and hardware that results may depend on, as plain values.
 
     Returns:
         ``versions`` of Python, packages and CUDA, ``platform``, ``cpu_cores``, ``commit`` of this checkout and whether
-        its tracked files were ``changed`` since (None and None where it is not a git checkout).
+        its tracked files have ``changed`` since (both None if it is not a git checkout).
     """
     commit, changed = _git_state(Path(__file__).resolve().parents[2])
     versions = {name: _version(distributions) for name, distributions in _PACKAGES.items()}
@@ -153,7 +154,7 @@ def describe_environment() -> dict[str, Any]:
 
 
 def _command() -> str:
-    """Return the command line of this process, as it can be given again."""
+    """Return the command line of this process, ready to be run again."""
     program = Path(sys.argv[0])
     if program.name == "adaface" or (program.parent.name, program.name) == ("adaface", "__main__.py"):
         return f"{invocation('')} {shlex.join(sys.argv[1:])}"
@@ -166,12 +167,12 @@ def _check_prefix(prefix: str) -> None:
     if not prefix or not plain or len(prefix.encode()) > _LONGEST_PREFIX:
         raise ValueError(
             f"--prefix is the first part of the run folder's name, got {prefix!r}: give a plain name without path "
-            "separators, '..' or outer spaces (--output_dir says where the run folders go)"
+            "separators, '..' or leading or trailing spaces (--output_dir sets the folder of the run folders)"
         )
 
 
 def _earlier_starts(manifest: Path) -> list[dict[str, Any]]:
-    """Return the manifests of the run's earlier starts, oldest first; none where the file is missing or damaged."""
+    """Return the manifests of the run's earlier starts, oldest first; empty if the file is missing or damaged."""
     try:
         previous = json.loads(manifest.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -190,7 +191,7 @@ def _version(distributions: tuple[str, ...]) -> str | None:
 
 
 def _git_state(folder: Path) -> tuple[str | None, bool | None]:
-    """Return commit and whether tracked files differ from it, (None, None) unless ``folder`` is a checkout's root."""
+    """Return the commit and whether tracked files differ from it; (None, None) if ``folder`` is no checkout's root."""
     root, commit = _git(folder, "rev-parse", "--show-toplevel"), _git(folder, "rev-parse", "HEAD")
     if root is None or commit is None or Path(root).resolve() != folder:  # a copy inside somebody else's checkout
         return None, None
@@ -199,7 +200,7 @@ def _git_state(folder: Path) -> tuple[str | None, bool | None]:
 
 
 def _git(folder: Path, *words: str) -> str | None:
-    """Return what a git command prints, None where there is no git, no repository or no answer in time."""
+    """Return the output of a git command; None if git or the repository is missing, or after a timeout."""
     # variables such as GIT_DIR, set inside hooks, would point it at another repository
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     try:

@@ -1,11 +1,11 @@
-"""A sharded head in a checkpoint: every process writes its own classes, and reads those it needs.
+"""Checkpoints of a sharded head: every process writes its own classes and reads those it needs.
 
-Format: a folder with ``rest.ckpt`` (all of an ordinary checkpoint but the head's matrices, read with ``weights_only``)
-and one safetensors file of each process, written by torch.distributed.checkpoint: ``head.kernel`` and
-what the optimizer keeps of its shape, (D, C) each, cut by columns; of a head with sub-centers (D * sub_centers, C), so
-that no class is cut. There is no pickle but the restricted one, nobody
-holds more than it trains, and any number of processes, sharded or not, can read it. A single file of a dense head is
-read by a sharded one too, and ``export_single_file`` makes one, as the official code reads it.
+Format: a folder with ``rest.ckpt`` (an ordinary checkpoint without the head's matrices, read with ``weights_only``) and
+one safetensors file per process, written by torch.distributed.checkpoint. These hold ``head.kernel`` and the optimizer
+states of the same shape, (D, C) each, split by columns; for a head with sub-centers (D * sub_centers, C), so that no
+class is split. Apart from the restricted pickle in ``rest.ckpt`` there is no pickle. No process holds more than it
+trains, and any number of processes, sharded or not, can read the folder. A sharded head also reads the single file of a
+dense head, and ``export_single_file`` writes one that the official code reads.
 """
 
 import json
@@ -31,23 +31,23 @@ from adaface.heads.partial_fc import PartialFC
 KERNEL = "head.kernel"
 _FILES = "*.safetensors"
 _INSTEAD = "take another checkpoint, or start a new run with --start_from_model_statedict, which needs no head"
-_DTYPES = {"float32": torch.float32, "float64": torch.float64}  # nothing that a file names is looked up in torch
+_DTYPES = {"float32": torch.float32, "float64": torch.float64}  # names in a file are looked up here alone
 
 
 def strip_head(checkpoint: dict[str, Any], head: PartialFC, optimizer: torch.optim.Optimizer) -> None:
-    """Take the head's matrices out of a checkpoint, and note there what ``write_head`` writes in their place.
+    """Remove the head's matrices from a checkpoint, and store the description of what ``write_head`` writes instead.
 
     Args:
         checkpoint: of Lightning, with an ``adaface`` part; changed in place.
-        head: this process's part.
-        optimizer: the one whose states are the checkpoint's first.
+        head: this process's shard.
+        optimizer: the one whose states come first in the checkpoint.
     """
     del checkpoint["state_dict"][KERNEL]
     saved = checkpoint["optimizer_states"][0]
     number = _place_of(head.kernel, optimizer)
     matrices = _matrices(head, optimizer)
     state = {name: value for name, value in saved["state"].get(number, {}).items() if name not in matrices}
-    # a new dictionary: the saved one is the optimizer's own
+    # a new dictionary: the saved one belongs to the optimizer
     checkpoint["optimizer_states"][0] = {**saved, "state": {**saved["state"], number: state}}
     checkpoint["adaface"][SHARDED_HEAD] = {
         "shape": [head.kernel.shape[1], head.columns],
@@ -60,11 +60,11 @@ def strip_head(checkpoint: dict[str, Any], head: PartialFC, optimizer: torch.opt
 
 
 def write_head(folder: Path, head: PartialFC, optimizer: torch.optim.Optimizer) -> None:
-    """Write the head's matrices; called by all processes at once.
+    """Write the head's matrices; called by all processes.
 
     Args:
-        folder: of the checkpoint, seen by all processes.
-        head: this process's part.
+        folder: of the checkpoint, shared by all processes.
+        head: this process's shard.
         optimizer: of the head.
 
     Raises:
@@ -80,17 +80,17 @@ def write_head(folder: Path, head: PartialFC, optimizer: torch.optim.Optimizer) 
     except dcp.api.CheckpointException as error:
         reasons = "; ".join(f"process {number}: {failure[0]}" for number, failure in error.failures.items())
         raise RuntimeError(
-            f"the checkpoint {folder} could not be written: {reasons}. No space left, or a quota, is the usual cause. "
-            "What was there before is whole: make room, then go on with --resume_from_checkpoint"
+            f"the checkpoint {folder} could not be written: {reasons}. A full disk or a quota is the usual cause. The "
+            "previous checkpoint, if any, is intact: free some space, then resume with --resume_from_checkpoint"
         ) from error
 
 
 def fill_in_head(checkpoint: dict[str, Any], head: PartialFC | None) -> None:
-    """Put the head's matrices into a checkpoint that was read: this process's classes, or all for a dense head.
+    """Add the head's matrices to a loaded checkpoint: this process's classes, or all for a dense head.
 
     Args:
-        checkpoint: of ``load_checkpoint``, changed in place; one of a dense head is cut where ``head`` is sharded.
-        head: this process's part, None where the head is dense.
+        checkpoint: of ``load_checkpoint``, changed in place; that of a dense head is split if ``head`` is sharded.
+        head: this process's shard; None if the head is dense.
 
     Raises:
         ValueError: a file of the checkpoint is missing, or damaged.
@@ -102,7 +102,7 @@ def fill_in_head(checkpoint: dict[str, Any], head: PartialFC | None) -> None:
             _cut_states(checkpoint, head)
         return
     if "folder" not in checkpoint:
-        raise ValueError("the checkpoint is one file of several, its head is in others: name the folder they are in")
+        raise ValueError("this file is a part of a checkpoint folder, whose other files hold the head: give the folder")
     folder = Path(checkpoint["folder"])
     centers = sharded.get("sub_centers", 1)
     rows, C = sharded["shape"][0] * centers, sharded["shape"][1] // centers
@@ -110,16 +110,16 @@ def fill_in_head(checkpoint: dict[str, Any], head: PartialFC | None) -> None:
     width = C if head is None else head.end_class - head.first_class
     dtype = _DTYPES[sharded["dtype"]]
     columns = {name: torch.empty(rows, width, dtype=dtype) for name in (KERNEL, *sharded["states"])}
-    # a process without classes reads nothing, and still has to take part
+    # a process without classes reads nothing, but must still take part
     to_load = {name: value if head is None else _global(value, C) for name, value in columns.items()}
     try:
         with _alone_is_meant():
             dcp.load(to_load, storage_reader=dcp.HuggingFaceStorageReader(str(folder)), no_dist=world_size() == 1)
-    except (Exception, dcp.api.CheckpointException) as error:  # the latter is no Exception
+    except (Exception, dcp.api.CheckpointException) as error:  # the latter is not a subclass of Exception
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
-        raise ValueError(f"{folder} is not a whole checkpoint: {reason}; take another one") from error
+        raise ValueError(f"{folder} is damaged or incomplete: {reason}; use another checkpoint") from error
     columns = {name: _by_column(value, centers) for name, value in columns.items()}
-    # a dense head is (D, C); of a sharded one the optimizer has rows
+    # a dense head is (D, C); the optimizer of a sharded one holds rows
     checkpoint["state_dict"] = _with_kernel(checkpoint["state_dict"], columns.pop(KERNEL))
     by_rows = {name: value if head is None else value.t().contiguous() for name, value in columns.items()}
     states[sharded["parameter"]] = {**states.get(sharded["parameter"], {}), **by_rows}
@@ -130,29 +130,29 @@ def export_single_file(source: str | Path, target: str | Path) -> None:
 
     Args:
         source: checkpoint folder, or a link to one.
-        target: file to write; replaced when whole.
+        target: file to write; replaced atomically.
 
     Raises:
         FileNotFoundError: no such checkpoint.
-        ValueError: a damaged one, or one that is a single file already.
+        ValueError: damaged, or already a single file.
     """
     checkpoint = load_checkpoint(source)
     if head_shape(checkpoint) is None:
-        raise ValueError(f"{source} is a single file already: copy it")
+        raise ValueError(f"{source} is already a single file: copy it")
     fill_in_head(checkpoint, None)
     del checkpoint["folder"]
     save_checkpoint(checkpoint, Path(target))
 
 
 def _with_kernel(state: dict[str, Any], kernel: Tensor) -> dict[str, Any]:
-    """Return a state dict with the kernel in its official place, before the head's other entries."""
+    """Return a state dict with the kernel at its official position, before the other entries of the head."""
     head = [key for key in state if key.startswith(KERNEL.partition(".")[0] + ".")]
     rest = {key: value for key, value in state.items() if key not in head}
     return {**rest, KERNEL: kernel, **{key: state[key] for key in head}}
 
 
 def _cut_states(checkpoint: dict[str, Any], head: PartialFC) -> None:
-    """Cut this process's rows out of the optimizer states of a dense head; the weights, ``load_state_dict`` cuts."""
+    """Select this process's rows of the optimizer states of a dense head (``load_state_dict`` splits the weights)."""
     columns = checkpoint["state_dict"][KERNEL].shape  # (D, C)
     states = checkpoint["optimizer_states"][0]["state"]
     alike = [n for n, s in states.items() if any(isinstance(v, Tensor) and v.shape == columns for v in s.values())]
@@ -164,24 +164,24 @@ def _cut_states(checkpoint: dict[str, Any], head: PartialFC) -> None:
 
 
 def _matrices(head: PartialFC, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Return what the optimizer keeps of the kernel's shape (K, D), by name."""
+    """Return the optimizer states of the kernel's shape (K, D), by name."""
     state = optimizer.state.get(head.kernel, {})
     return {name: v for name, v in state.items() if isinstance(v, Tensor) and v.shape == head.kernel.shape}
 
 
 def _place_of(parameter: nn.Parameter, optimizer: torch.optim.Optimizer) -> int:
-    """Return the number under which an optimizer's state dict keeps a parameter."""
+    """Return the index of a parameter in an optimizer's state dict."""
     parameters = [other for group in optimizer.param_groups for other in group["params"]]
     return next(number for number, other in enumerate(parameters) if other is parameter)
 
 
 def _by_class(columns: Tensor, centers: int) -> Tensor:
-    """Put the columns of each class (D, C * centers) below each other, (D * centers, C)."""
+    """Stack the columns of each class: (D, C * centers) to (D * centers, C)."""
     return columns.unflatten(1, (-1, centers)).transpose(1, 2).flatten(0, 1).contiguous()
 
 
 def _by_column(classes: Tensor, centers: int) -> Tensor:
-    """Put them side by side again, (D, C * centers)."""
+    """Undo ``_by_class``: (D * centers, C) to (D, C * centers)."""
     return classes.unflatten(0, (-1, centers)).transpose(1, 2).flatten(1)
 
 
@@ -196,19 +196,19 @@ def _global(columns: Tensor, number: int) -> Tensor:
 
 @contextmanager
 def _alone_is_meant() -> Iterator[None]:
-    """Keep PyTorch from warning that a single process saves or loads by itself."""
+    """Suppress PyTorch's warning that a single process saves or loads alone."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         yield
 
 
 def _check_files(folder: Path, sharded: dict[str, Any], rows: int, classes: int) -> None:
-    """Raise ValueError where the files are not all there, or do not hold each class once: PyTorch looks at neither."""
+    """Raise ValueError unless all files are there and hold each class once; PyTorch checks neither."""
     files = sorted(folder.glob(_FILES))
     if len(files) != sharded["files"]:
         raise ValueError(
-            f"{folder} has {len(files)} of the {sharded['files']} files of its head ({_FILES}): the folder was not "
-            f"copied whole; {_INSTEAD}"
+            f"{folder} has {len(files)} of the {sharded['files']} files of its head ({_FILES}): the copy is "
+            f"incomplete; {_INSTEAD}"
         )
     parts: dict[str, list[tuple[int, int]]] = {name: [] for name in (KERNEL, *sharded["states"])}
     for file in files:
@@ -219,20 +219,20 @@ def _check_files(folder: Path, sharded: dict[str, Any], rows: int, classes: int)
         ends = [0, *(end for _, end in sorted(ranges))]
         if [first for first, _ in sorted(ranges)] != ends[:-1] or ends[-1] != classes:
             raise ValueError(
-                f"the files in {folder} do not hold each of the {classes} classes of {name} once: they are not of one "
-                f"checkpoint; {_INSTEAD}"
+                f"the files in {folder} do not hold each of the {classes} classes of {name} once: they belong to "
+                f"different checkpoints; {_INSTEAD}"
             )
 
 
 def _parts_in(file: Path) -> list[tuple[str, list[int], list[int]]]:
-    """Return name, place (row, column) and shape of each tensor of a file."""
+    """Return name, offset (row, column) and shape of each tensor in a file."""
     try:
         with safe_open(file, framework="pt") as opened:
             places = json.loads((opened.metadata() or {}).get(CUSTOM_METADATA_KEY, "{}"))
             shapes = {name: opened.get_slice(name).get_shape() for name in opened.keys()}  # noqa: SIM118 - no mapping
         parts = [(name, places[name][SAVED_OFFSETS_KEY] if places else [0, 0], shape) for name, shape in shapes.items()]
         if any(len(place) != 2 or len(shape) != 2 for _, place, shape in parts):
-            raise ValueError("a tensor that is no matrix")
-    except Exception as error:  # whatever a damaged or made-up header leads to
+            raise ValueError("a tensor is not a matrix")
+    except Exception as error:  # a damaged or forged header can cause any error
         raise ValueError(f"{file} is damaged ({type(error).__name__}: {error}); {_INSTEAD}") from error
     return parts

@@ -60,7 +60,7 @@ def find_architecture(checkpoint: dict[str, Any], path: str | Path) -> str:
     if architecture is None:
         nearest, misfit = nearest_architecture(weights)
         raise ValueError(
-            f"{path} holds weights of an unknown architecture ({len(weights)} entries); the nearest is "
+            f"{path} holds weights of an unknown architecture ({len(weights)} entries); the nearest one is "
             f"{nearest}, except for {misfit}. `adaface models` lists the known ones; for a network of timm give "
             "--arch timm:<name>, because it cannot be recognized by its weights"
         )
@@ -84,7 +84,7 @@ def expected_shapes(arch: str) -> Mapping[str, tuple[int, ...]]:
 
 
 def key_misfit(weights: dict[str, Tensor], expected: Mapping[str, tuple[int, ...]]) -> str:
-    """Say which entries of a backbone state dict are missing or too many; empty where all are as expected.
+    """Describe the missing and unexpected entries of a backbone state dict; empty if there are none.
 
     Args:
         weights: backbone state dict.
@@ -93,7 +93,7 @@ def key_misfit(weights: dict[str, Tensor], expected: Mapping[str, tuple[int, ...
     missing = [key for key in expected if key not in weights]
     shaped = [key for key in expected if key in weights and tuple(weights[key].shape) != expected[key]]
     extra = [key for key in weights if key not in expected]
-    kinds = {"missing": missing, "of another shape": shaped, "too many": extra}
+    kinds = {"missing": missing, "of another shape": shaped, "unexpected": extra}
     return ", ".join(f"{len(keys)} entries {what} {_first(keys)}" for what, keys in kinds.items() if keys)
 
 
@@ -102,7 +102,7 @@ def _first(keys: list[str]) -> str:
 
 
 def identify_architecture(weights: dict[str, Tensor]) -> str | None:
-    """Return the name of the architecture whose keys and shapes these weights have, or None.
+    """Return the architecture with the keys and shapes of these weights, or None.
 
     Args:
         weights: backbone state dict.
@@ -111,10 +111,10 @@ def identify_architecture(weights: dict[str, Tensor]) -> str | None:
 
 
 def nearest_architecture(weights: dict[str, Tensor]) -> tuple[str, str]:
-    """Return the architecture that shares the most entries with these weights, and what is wrong with the others.
+    """Return the architecture that shares the most entries with these weights, and how the others differ.
 
     Args:
-        weights: backbone state dict that no architecture has.
+        weights: backbone state dict of an unknown architecture.
     """
     shapes = {(key, tuple(value.shape)) for key, value in weights.items()}
     differing = {name: len(shapes ^ set(expected_shapes(name).items())) for name in registry.ARCHITECTURES}
@@ -131,7 +131,7 @@ def load_backbone(model: nn.Module, path: str | Path, arch: str) -> None:
         arch: its architecture's name, for the message.
 
     Raises:
-        ValueError: the checkpoint is of another architecture (named), or its keys do not fit.
+        ValueError: the checkpoint has another architecture (which the message names), or other keys.
     """
     checkpoint = load_checkpoint(path)
     weights = backbone_state(checkpoint, path)
@@ -144,12 +144,12 @@ def load_backbone(model: nn.Module, path: str | Path, arch: str) -> None:
     own = model.state_dict()
     rounded = [key for key in own if own[key].is_floating_point() and not weights[key].is_floating_point()]
     if rounded:
-        raise ValueError(f"{path}: {len(rounded)} weights are whole numbers, expected fractions; {rounded[0]} is one")
+        raise ValueError(f"{path}: {len(rounded)} weights are integers, expected floats; the first is {rounded[0]}")
     model.load_state_dict(weights)
 
 
 def head_shape(checkpoint: dict[str, Any]) -> tuple[int, ...] | None:
-    """Return the shape (D, C) of the head in a checkpoint folder; None where the head is in the state dict.
+    """Return the shape (D, C) of the head in a checkpoint folder; None if the head is in the state dict.
 
     Args:
         checkpoint: what ``load_checkpoint`` returned.
@@ -161,7 +161,7 @@ def head_shape(checkpoint: dict[str, Any]) -> tuple[int, ...] | None:
 def check_fits(
     checkpoint: dict[str, Any], expected: dict[str, tuple[int, ...]], path: str | Path, sub_centers: int = 1
 ) -> None:
-    """Raise ValueError where the weights of a run to resume do not fit the module built for it.
+    """Raise ValueError if the weights of a run to resume do not fit the module.
 
     Args:
         checkpoint: what ``load_checkpoint`` returned.

@@ -1,12 +1,11 @@
-"""A trained backbone as an ONNX graph: ``images`` in, ``embedding`` and ``norm`` out, any number of images.
+"""Export of a trained backbone to ONNX: ``images`` in, ``embedding`` and ``norm`` out, any batch size.
 
-The input is what the network takes, (B, 3, 112, 112) float32 already normalized, and not the camera's bytes: the
-programs that people feed ArcFace-like models with (InsightFace, FaceX-Zoo, OpenCV's ``blobFromImages``) hand over
-normalized planes, and a graph that normalized once more would be wrong in all of them without an error. What the
-normalization is stands in the metadata, which the embedder obeys.
+The input is the network's own, (B, 3, 112, 112) float32, already normalized. Programs that run ArcFace-like models
+(InsightFace, FaceX-Zoo, OpenCV's ``blobFromImages``) pass normalized images; a graph that normalized them again would
+give wrong results in all of them without an error. The metadata stores the normalization, and the embedder follows it.
 
-The exporter is ``torch.export``'s; PyTorch calls the other one deprecated, and both give the same graph (on
-ir_50, with the same speed). Opset 18 and file format 8 are read by ONNX Runtime from 1.14 (2023) on.
+The exporter is the one based on ``torch.export``. PyTorch has deprecated the older one; both give the same graph, with
+the same speed on ir_50. ONNX Runtime reads opset 18 and file format 8 since version 1.14 (2023).
 """
 
 import json
@@ -26,18 +25,18 @@ from adaface.models.layers import fold_batch_norms
 OPSET = 18
 INPUT = "images"
 OUTPUTS = ("embedding", "norm")
-_FILE_FORMAT = 8  # ONNX calls it the IR version; the first that knows opset 18
-_EXAMPLES = 2  # a batch of 1 would be taken for a constant
+_FILE_FORMAT = 8  # the IR version in ONNX's terms; the first with opset 18
+_EXAMPLES = 2  # a batch of 1 would be exported as a constant
 
 
 def to_onnx(model: Backbone) -> onnx.ModelProto:
-    """Return a network as an ONNX graph, batch norms folded into the convolutions before them.
+    """Convert a network to an ONNX graph, with batch norms folded into the preceding convolutions.
 
     Args:
-        model: not changed.
+        model: the network; not changed.
 
     Returns:
-        The graph: ``images`` (B, 3, 112, 112) to ``embedding`` (B, 512), of length 1, and ``norm`` (B, 1), float32.
+        The graph: ``images`` (B, 3, 112, 112) to ``embedding`` (B, 512), unit vectors, and ``norm`` (B, 1), float32.
     """
     folded = fold_batch_norms(model).float().cpu()
     examples = torch.zeros(_EXAMPLES, 3, IMAGE_SIZE, IMAGE_SIZE)
@@ -53,7 +52,7 @@ def to_onnx(model: Backbone) -> onnx.ModelProto:
             verbose=False,
         )
     if program is None:
-        raise RuntimeError("torch.onnx.export gave no graph; is another version of PyTorch installed than the pinned?")
+        raise RuntimeError("torch.onnx.export returned no graph: install the pinned version of PyTorch")
     graph = program.model_proto
     graph.ir_version = _FILE_FORMAT
     _forget_where_it_was_made(graph)
@@ -62,10 +61,10 @@ def to_onnx(model: Backbone) -> onnx.ModelProto:
 
 
 def set_metadata(graph: onnx.ModelProto, metadata: Mapping[str, Any]) -> None:
-    """Write into a graph what ``inference.py`` reads there.
+    """Store the metadata that the embedder reads in a graph.
 
     Args:
-        graph: changed in place; what its metadata said before is forgotten.
+        graph: changed in place; existing metadata is removed.
         metadata: plain values.
     """
     del graph.metadata_props[:]
@@ -73,7 +72,7 @@ def set_metadata(graph: onnx.ModelProto, metadata: Mapping[str, Any]) -> None:
 
 
 def _forget_where_it_was_made(graph: onnx.ModelProto) -> None:
-    """Drop the exporter's notes: each node would carry the lines of source code, with paths, that it comes from."""
+    """Remove the exporter's notes, which give source lines and file paths for each node."""
     del graph.metadata_props[:]
     del graph.graph.metadata_props[:]
     del graph.graph.value_info[:]
@@ -84,7 +83,7 @@ def _forget_where_it_was_made(graph: onnx.ModelProto) -> None:
 
 @contextmanager
 def _exporter_quiet() -> Iterator[None]:
-    """Keep the exporter's warnings about its own inside, and the optimizer's log, off the screen."""
+    """Silence the exporter's internal warnings and the log of its graph optimizer."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -1,10 +1,10 @@
-"""An exported network in 8-bit integers: a quarter of the size, and several times as fast on a CPU.
+"""INT8 quantization of an exported network: a quarter of the size and several times as fast on a CPU.
 
-Source: ONNX Runtime's static quantization. Unsigned activations and signed weights, one scale a channel: the pair that
-its CPU kernels are written for. Weights keep 7 bits (``reduce_range``), since the products of 8 with 8 bits overflow
-without an error on processors with AVX2 but without VNNI, and nobody knows where the file will run.
-Convolutions and the linear layer are quantized; the sums, the batch norms before convolutions, and the activations
-stay in float32: they take little time, and errors there would add up from block to block.
+Source: ONNX Runtime's static quantization, with unsigned activations and signed weights, and one scale per channel: the
+combination that its CPU kernels are optimized for. Weights use 7 bits (``reduce_range``), because products of two 8-bit
+numbers overflow silently on processors with AVX2 but without VNNI. Convolutions and the linear layer are quantized.
+Additions, the batch norms before convolutions, and the activation functions stay in float32: they take little time, and
+their errors would add up from block to block.
 """
 
 import logging
@@ -21,33 +21,33 @@ from adaface.export.graph import INPUT
 from adaface.export.network import OnnxNetwork
 from adaface.system.onnx_runtime import quantization
 
-FEWEST_IMAGES = 32  # to calibrate on
+FEWEST_IMAGES = 32  # for calibration
 MOST_IMAGES = 256
-LEAST_MEAN_COSINE = 0.95  # to the same network in FP32; below it something is broken
+LEAST_MEAN_COSINE = 0.95  # to the FP32 network; a lower value means that something is broken
 QUANTIZED = ("Conv", "Gemm", "MatMul")
 _BATCH = 8
 
 
 def check_enough(count: int) -> None:
-    """Raise ValueError where images are too few to calibrate on.
+    """Raise ValueError if there are too few images for calibration.
 
     Args:
-        count: of the images.
+        count: number of images.
     """
     if count < FEWEST_IMAGES:
         raise ValueError(
-            f"{count} images to calibrate on, expected at least {FEWEST_IMAGES}: faces of many people and cameras; up "
+            f"{count} calibration images, expected at least {FEWEST_IMAGES}: faces of many people and cameras; up "
             f"to {MOST_IMAGES} are used"
         )
 
 
 def quantize(graph: onnx.ModelProto, images: np.ndarray, network: OnnxNetwork) -> onnx.ModelProto:
-    """Return a network in 8-bit integers.
+    """Quantize a network to 8-bit integers.
 
     Args:
         graph: of ``export.graph.to_onnx``; not changed.
-        images: (N, 112, 112, 3) uint8, in the network's color order: faces like those it will see. The ranges of all
-            activations are taken from them.
+        images: (N, 112, 112, 3) uint8, in the network's color order: faces like those the network will be used on. They
+            determine the ranges of all activations.
         network: the same graph, for its normalization.
 
     Raises:
@@ -74,7 +74,7 @@ def quantize(graph: onnx.ModelProto, images: np.ndarray, network: OnnxNetwork) -
 
 
 class _Batches(quantization.CalibrationDataReader):
-    """Hands out the images, normalized, some at a time."""
+    """Yield the normalized images in batches."""
 
     def __init__(self, images: np.ndarray, network: OnnxNetwork) -> None:
         self._parts = iter(range(0, len(images), _BATCH))
@@ -89,7 +89,7 @@ class _Batches(quantization.CalibrationDataReader):
 
 @contextmanager
 def _quiet_quantizer() -> Iterator[None]:
-    """Keep the advice of the quantizer, which speaks through the root logger, off the screen."""
+    """Silence the quantizer's advice, which it logs through the root logger."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

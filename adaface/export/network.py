@@ -21,7 +21,7 @@ class OnnxNetwork:
 
     Args:
         session: an ``onnxruntime.InferenceSession`` of one input and the outputs embedding and norm.
-        input_format: what the network wants.
+        input_format: the input that the network expects.
     """
 
     def __init__(self, session: Any, input_format: InputFormat) -> None:
@@ -40,17 +40,17 @@ class OnnxNetwork:
 
 
 def load_network(path: Path) -> tuple[OnnxNetwork, InputFormat, Mapping[str, Any]]:
-    """Open an ONNX file of ```adaface export```.
+    """Open an ONNX file written by ``adaface export``.
 
     Args:
-        path: the file, of any name.
+        path: of the file.
 
     Returns:
-        The network, what it wants, and all that ```adaface export``` has written into the file.
+        The network, its input format, and the metadata that ``adaface export`` has stored in the file.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: no ONNX file, or one of another program.
+        ValueError: not an ONNX file, or not one of ``adaface export``.
         RuntimeError: the package onnxruntime is missing.
     """
     if not path.is_file():
@@ -62,7 +62,7 @@ def load_network(path: Path) -> tuple[OnnxNetwork, InputFormat, Mapping[str, Any
 
 
 def _open_session(path: Path) -> Any:
-    """Open an ONNX file on the CPU, with as many threads as PyTorch has."""
+    """Open an ONNX file on the CPU, with PyTorch's number of threads."""
     try:
         runtime = importlib.import_module("adaface.system.onnx_runtime").onnxruntime
     except ModuleNotFoundError as error:
@@ -72,12 +72,12 @@ def _open_session(path: Path) -> Any:
     settings.log_severity_level = _ERRORS_ONLY
     try:
         return runtime.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
-    except Exception as error:  # of many kinds, all of the runtime's own
-        raise ValueError(f"{path} is no ONNX file that ONNX Runtime can read ({str(error).splitlines()[0]})") from error
+    except Exception as error:  # the runtime has many exception types of its own
+        raise ValueError(f"{path} cannot be read by ONNX Runtime ({str(error).splitlines()[0]})") from error
 
 
 def _onnx_metadata(session: Any, path: Path) -> dict[str, Any]:
-    """Return what ```adaface export``` has written into a file, or raise ValueError where it has not."""
+    """Return the metadata that ``adaface export`` has stored in a file; raise ValueError if there is none."""
     try:
         metadata = json.loads(session.get_modelmeta().custom_metadata_map[ONNX_METADATA])
     except (KeyError, ValueError, RecursionError):

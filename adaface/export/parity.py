@@ -1,4 +1,4 @@
-"""Does an exported network compute what PyTorch computes? On real images, and on the file that will be handed out."""
+"""Check on real images that an exported file computes the same as PyTorch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,21 +11,21 @@ from adaface.models.backbone import Backbone
 from adaface.models.input_format import InputFormat
 
 LEAST_COSINE = 0.99999
-MOST_NORM_DIFFERENCE = 1e-3  # of the norm
+MOST_NORM_DIFFERENCE = 1e-3  # relative to the norm
 SEVERAL = 8
 
 
 @dataclass(frozen=True)
 class Parity:
-    """How far two networks are apart.
+    """Differences between the outputs of two networks.
 
     Attributes:
         images: number of images compared.
-        batch_sizes: how many were embedded at a time.
+        batch_sizes: batch sizes that were compared.
         least_cosine: smallest cosine between the two embeddings of an image.
-        mean_cosine: the mean.
+        mean_cosine: mean of these cosines.
         embedding_difference: largest absolute difference of a component of the unit embeddings.
-        norm_difference: largest difference of a norm, as a fraction of it.
+        norm_difference: largest relative difference of a norm.
     """
 
     images: int
@@ -36,26 +36,26 @@ class Parity:
     norm_difference: float
 
     def line(self) -> str:
-        """Return it in one line."""
+        """Return a summary in one line."""
         sizes = " and ".join(map(str, self.batch_sizes))
         return (
             f"{self.images} images in batches of {sizes}: cosine {self.least_cosine:.7f} at least, "
-            f"{self.mean_cosine:.7f} on average; embeddings differ by {self.embedding_difference:.1e} at most, norms "
-            f"by {self.norm_difference:.1e} of their size"
+            f"{self.mean_cosine:.7f} on average; embeddings differ by at most {self.embedding_difference:.1e}, norms "
+            f"by {self.norm_difference:.1e} relative"
         )
 
     def check(self) -> None:
-        """Raise ValueError where the networks are not the same, up to rounding.
+        """Raise ValueError if the networks differ by more than rounding.
 
         Raises:
-            ValueError: with what was found.
+            ValueError: with the differences.
         """
         # written so that NaN fails too
         if not (self.least_cosine >= LEAST_COSINE and self.norm_difference <= MOST_NORM_DIFFERENCE):
             raise ValueError(
-                f"refused: the export does not compute what PyTorch does ({self.line()}; expected a cosine of at least "
-                f"{LEAST_COSINE} and norms within {MOST_NORM_DIFFERENCE:g}). No file was written. Weights that are not "
-                "finite, of a training that diverged, are one cause"
+                f"the outputs of the export differ from PyTorch's ({self.line()}; expected a cosine of at least "
+                f"{LEAST_COSINE} and norms within {MOST_NORM_DIFFERENCE:g}). No file was written. Weights that are "
+                "not finite, after a training that diverged, are a common cause"
             )
 
 
@@ -63,13 +63,13 @@ class Parity:
 def compare_with_pytorch(
     model: Backbone, exported: OnnxNetwork, images: np.ndarray, input_format: InputFormat
 ) -> Parity:
-    """Embed images with both, one by one and several at a time.
+    """Embed images with both networks, one at a time and in batches.
 
     Args:
         model: the network that was exported, in evaluation mode, as it was loaded.
         exported: its export.
         images: (N, 112, 112, 3) uint8, in the networks' color order, N at least 1.
-        input_format: what the network wants; the export goes by its own metadata.
+        input_format: input that the network expects; the export uses its own metadata.
     """
     parts = [model(input_format.normalized(torch.from_numpy(batch))) for batch in _batches(images, SEVERAL)]
     expected = [torch.cat(part).numpy() for part in zip(*parts, strict=True)]
@@ -80,8 +80,8 @@ def compare_networks(reference: OnnxNetwork, other: OnnxNetwork, images: np.ndar
     """Embed images with two exported networks.
 
     Args:
-        reference: what is compared with.
-        other: such as the same in INT8.
+        reference: the reference.
+        other: the network to compare, such as its INT8 version.
         images: (N, 112, 112, 3) uint8, in the networks' color order, N at least 1.
     """
     expected = [np.concatenate(part) for part in zip(*map(reference, _batches(images, SEVERAL)), strict=True)]
@@ -93,7 +93,7 @@ def _batches(images: np.ndarray, size: int) -> Sequence[np.ndarray]:
 
 
 def _parity(network: OnnxNetwork, images: np.ndarray, embeddings: np.ndarray, norms: np.ndarray) -> Parity:
-    """Compare a network with what another one gave: (N, D) and (N, 1)."""
+    """Compare a network with the outputs of another one: (N, D) and (N, 1)."""
     sizes = (1, SEVERAL) if len(images) > 1 else (1,)
     cosines, of_embeddings, of_norms = [], [], []
     reference = embeddings.astype(np.float64)

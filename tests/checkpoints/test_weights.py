@@ -41,7 +41,7 @@ def test_missing_and_extra_weights_are_listed(tmp_path):
     state.pop("model.input_layer.0.weight")
     state["model.extra"] = torch.zeros(1)
     file = write(tmp_path / "a.ckpt", {"state_dict": state})
-    with pytest.raises(ValueError, match=r"1 entries missing .*input_layer\.0\.weight.*1 entries too many.*extra"):
+    with pytest.raises(ValueError, match=r"1 entries missing .*input_layer\.0\.weight.*1 entries unexpected.*extra"):
         load_backbone(build_model(SMALL), file, SMALL)
 
 

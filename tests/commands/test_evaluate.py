@@ -241,7 +241,7 @@ def test_a_checkpoint_of_the_wrong_kind(run, root, tmp_path):
     torch.save({"state_dict": {"weight": torch.zeros(2)}}, tmp_path / "other.ckpt")
     assert "has no `model.*` weights" in run("pairs", "--root", str(root), model=tmp_path / "other.ckpt", expected=2)
     (tmp_path / "text.ckpt").write_text("hello")
-    assert "is not a whole checkpoint file" in run(
+    assert "is damaged or not a checkpoint" in run(
         "pairs", "--root", str(root), model=tmp_path / "text.ckpt", expected=2
     )
 
@@ -286,7 +286,7 @@ def test_a_model_by_its_name(run, root, checkpoint, tmp_path, monkeypatch):
     words = ("paper", "--root", str(root), "--model", "adaface_ir18_casia")
     monkeypatch.setenv("ADAFACE_MODELS", str(tmp_path))
     monkeypatch.setitem(sys.modules, "gdown", None)  # as if it were not installed
-    assert f"put it there as {tmp_path / 'adaface_ir18_casia.ckpt'}" in run(*words, model=None, expected=2)
+    assert f"save it as {tmp_path / 'adaface_ir18_casia.ckpt'}" in run(*words, model=None, expected=2)
     monkeypatch.setattr(
         "adaface.commands.model_options.find_model", lambda name: checkpoint
     )  # of the published name, but small

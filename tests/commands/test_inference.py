@@ -273,7 +273,7 @@ def test_a_checkpoint_with_other_keys_lists_them(run, people, tmp_path):
     torch.save({"state_dict": {**changed["state_dict"], "model.more": torch.zeros(1)}}, path)
     error = run("embed", "people", "--out", "x.npz", model=["--checkpoint", str(path)], expected=2)
     missing = first.removeprefix("model.")
-    assert f"ir_mini, except for 1 entries missing ({missing}), 1 entries too many (more)" in error
+    assert f"ir_mini, except for 1 entries missing ({missing}), 1 entries unexpected (more)" in error
 
 
 def test_names_of_any_bytes_are_shown_and_drawn(run, people):

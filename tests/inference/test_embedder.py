@@ -116,11 +116,11 @@ def test_what_is_no_model_is_refused(tmp_path):
     [
         (
             lambda weight: weight.to_sparse(),
-            "1 of its weights are no plain real numbers, the first is model.input_layer",
+            "1 weights are not dense real tensors, the first is model.input_layer",
         ),
-        (lambda weight: weight.to(torch.complex64), "no plain real numbers"),
-        (lambda weight: weight.to("meta"), "no plain real numbers"),
-        (lambda weight: weight.to(torch.int8), "1 weights are whole numbers, expected fractions; input_layer"),
+        (lambda weight: weight.to(torch.complex64), "weights are not dense real tensors"),
+        (lambda weight: weight.to("meta"), "weights are not dense real tensors"),
+        (lambda weight: weight.to(torch.int8), "1 weights are integers, expected floats; the first is input_layer"),
     ],
     ids=["sparse", "complex", "meta", "whole"],
 )
