@@ -1,1 +1,1 @@
-"""Training images and verification pairs, decoded, ordered, batched."""
+"""Training images and verification pairs, read, decoded and batched."""

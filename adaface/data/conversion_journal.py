@@ -1,6 +1,6 @@
-"""How far a conversion of `.rec` files to an image folder is: a small file in that folder.
+"""Progress of a conversion of `.rec` files to an image folder, stored in a small file in that folder.
 
-Training refuses a folder whose journal is not at its end.
+Training refuses a folder whose conversion is not complete.
 """
 
 import json
@@ -14,17 +14,17 @@ JOURNAL = ".convert.json"
 
 @dataclass
 class Journal:
-    """How far it is.
+    """Progress of a conversion.
 
     Attributes:
-        rec_bytes: size of the `.rec`, of several the sum.
-        rec_mtime_ns: its time of modification, of several the sum.
+        rec_bytes: size of the `.rec`; the sum if there are several.
+        rec_mtime_ns: its modification time; the sum if there are several.
         swap_color_channel: whether red and blue were swapped.
-        index_crc: checksum over keys, offsets and labels (knows the `.rec` again after a copy changed its time).
+        index_crc: checksum over keys, offsets and labels; identifies the `.rec` after a copy changed its time.
         images: image records in the `.rec`.
-        identities: different labels.
-        done: records done, in file order.
-        skipped: names of records without a usable image: the key, of several files "<shard>-<key>".
+        identities: number of distinct labels.
+        done: records processed, in file order.
+        skipped: names of records without a usable image: the key, or "<shard>-<key>" if there are several files.
     """
 
     rec_bytes: int
@@ -38,18 +38,18 @@ class Journal:
 
     @property
     def complete(self) -> bool:
-        """Whether nothing is left to do."""
+        """Whether all records are processed."""
         return self.done == self.images
 
     @classmethod
     def load(cls, folder: Path) -> "Journal | None":
-        """Read the journal of an image folder, or None where there is none.
+        """Read the journal of an image folder, or None if there is none.
 
         Args:
             folder: the image folder.
 
         Raises:
-            ValueError: it is damaged.
+            ValueError: the journal is damaged.
         """
         try:
             return cls(**json.loads((folder / JOURNAL).read_text(encoding="utf-8")))
@@ -59,10 +59,10 @@ class Journal:
             raise ValueError(f"{folder / JOURNAL} is damaged ({error}); use --overwrite to convert again") from None
 
     def save(self, folder: Path) -> None:
-        """Write the journal, all or nothing.
+        """Write the journal atomically.
 
         Args:
             folder: the image folder.
         """
-        # Not forced to the disk, as the images are not: a power cut is not promised to be survived.
+        # Not synced to disk, like the images: there is no guarantee after a power failure.
         write_atomically(folder / JOURNAL, json.dumps(asdict(self)), to_disk=False)

@@ -1,10 +1,10 @@
 """Training and verification images as PyTorch data sets: decode, augment, collate.
 
-Images stay uint8 (112, 112, 3) BGR; a batch is one array of them, filled in place. A training sample depends on
-(seed, epoch, sample) alone.
+Images stay uint8 (112, 112, 3) BGR; a batch is one array of them, filled in place. A training sample depends on (seed,
+epoch, sample) only.
 
-Source: the data sets of the official AdaFace code. Differences: there the randomness repeats itself in every worker,
-and images become float32 (four times the bytes) before they leave it.
+Source: the data sets of the official AdaFace code. Differences: there, every worker repeats the same random numbers,
+and images become float32 (four times the bytes) in the workers.
 """
 
 import multiprocessing.util
@@ -39,7 +39,7 @@ class TrainingDataset(Dataset[tuple[Tensor, int]]):
         augmenter: applied to each image.
         seed: of the augmentation, in [0, 2**32).
         swap_color_channel: the stored images have red and blue swapped.
-        skip_bad_images: replace a sample that cannot be decoded by the next good one, with its label.
+        skip_bad_images: replace a sample that cannot be decoded by the next readable one and its label.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class TrainingDataset(Dataset[tuple[Tensor, int]]):
         self.source, self.augmenter = source, augmenter
         self.swap_color_channel = swap_color_channel
         self._streams = RandomStreams(seed)
-        # One flag per sample, in memory that all workers write to.
+        # One flag per sample, in memory shared with all workers.
         self._bad = torch.zeros(len(source), dtype=torch.bool).share_memory_() if skip_bad_images else None
 
     def __len__(self) -> int:
@@ -76,10 +76,10 @@ class TrainingDataset(Dataset[tuple[Tensor, int]]):
         return images[0], int(labels[0])
 
     def __getitems__(self, positions: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
-        """Return a batch, collated already: use it with ``collate_fn=as_it_is``.
+        """Return a collated batch: use it with ``collate_fn=as_it_is``.
 
         Args:
-            positions: B times epoch and sample.
+            positions: epoch and sample, B times.
 
         Returns:
             (B, 112, 112, 3) uint8 BGR, and labels (B,) int64.
@@ -89,7 +89,7 @@ class TrainingDataset(Dataset[tuple[Tensor, int]]):
         """
         images = np.empty((len(positions), *IMAGE_SHAPE), np.uint8)
         labels = np.empty(len(positions), np.int64)
-        # decode several, then augment them: the CPU caches hold the code and tables of one task, not of both
+        # decode all, then augment all: the CPU caches then hold the code and tables of one task at a time
         for first in range(0, len(positions), _AT_ONCE):
             some = positions[first : first + _AT_ONCE]
             decoded = [self._image_of(sample) for _, sample in some]
@@ -103,15 +103,15 @@ class TrainingDataset(Dataset[tuple[Tensor, int]]):
         return [] if self._bad is None else torch.nonzero(self._bad).flatten().tolist()
 
     def _image_of(self, sample: int) -> tuple[np.ndarray, int]:
-        """Return the image of a sample, or its replacement, and the index of the sample that was used."""
+        """Return the image of a sample or of its replacement, and the index of the sample used."""
         return self._decode(sample) if self._bad is None else self._decode_next_good(sample, self._bad)
 
     def _decode(self, sample: int) -> tuple[np.ndarray, int]:
-        """Return an image and its sample."""
+        """Return an image and its sample index."""
         return decode_sample(self.source, sample, swap_color_channel=self.swap_color_channel), sample
 
     def _decode_next_good(self, sample: int, bad: Tensor) -> tuple[np.ndarray, int]:
-        """Return the first image that can be decoded, from ``sample`` on, and its sample."""
+        """Return the first image from ``sample`` on that can be decoded, and its sample index."""
         for candidate in range(sample, sample + _MOST_BAD_IN_A_ROW):
             taken = candidate % len(self.source)
             try:
@@ -119,7 +119,9 @@ class TrainingDataset(Dataset[tuple[Tensor, int]]):
             except ValueError as error:
                 bad[taken] = True
                 reason = error
-        raise ValueError(f"{_MOST_BAD_IN_A_ROW} images in a row cannot be used; the last one: {reason}") from reason
+        raise ValueError(
+            f"{_MOST_BAD_IN_A_ROW} consecutive images cannot be used; the last error: {reason}"
+        ) from reason
 
 
 class PlainDataset(Dataset[tuple[Tensor, Tensor]]):
@@ -128,7 +130,7 @@ class PlainDataset(Dataset[tuple[Tensor, Tensor]]):
     Args:
         source: encoded images and labels.
         swap_color_channel: the stored images have red and blue swapped.
-        skip_bad_images: leave out images that cannot be decoded.
+        skip_bad_images: skip images that cannot be decoded.
     """
 
     def __init__(self, source: TrainingSource, *, swap_color_channel: bool = False, skip_bad_images: bool) -> None:
@@ -138,13 +140,13 @@ class PlainDataset(Dataset[tuple[Tensor, Tensor]]):
         return len(self.source)
 
     def __getitems__(self, samples: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Return a batch, collated already: use it with ``collate_fn=as_it_is``.
+        """Return a collated batch: use it with ``collate_fn=as_it_is``.
 
         Args:
-            samples: B of them.
+            samples: B indices.
 
         Returns:
-            Images (M, 112, 112, 3) uint8 BGR, and labels (M,) int64; M = B unless some were left out.
+            Images (M, 112, 112, 3) uint8 BGR, and labels (M,) int64; M = B unless some were skipped.
 
         Raises:
             ValueError: an image cannot be decoded, is not 112x112 or not color.
@@ -167,28 +169,28 @@ def decode_sample(source: TrainingSource, sample: int, *, swap_color_channel: bo
 
     Args:
         source: encoded images.
-        sample: which of them.
+        sample: index of the sample.
         swap_color_channel: the stored images have red and blue swapped.
 
     Returns:
         (112, 112, 3) uint8 BGR.
 
     Raises:
-        ValueError: it cannot be decoded, is not 112x112 or not color; it is named.
+        ValueError: it cannot be decoded, is not 112x112 or not color; the message names it.
     """
     encoded = source.read(sample)
     try:
         image = decode_image(encoded, "")
     except ValueError:
-        image = decode_image(encoded, source.describe(sample))  # fails again, now with a name
+        image = decode_image(encoded, source.describe(sample))  # fails again, now with the sample's name in the message
     return cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if swap_color_channel else image
 
 
 class ValidationDataset(Dataset[tuple[Tensor, int, int]]):
-    """The images of all verification sets, one set after the other, in file order.
+    """The images of all verification sets, concatenated, in file order.
 
     Args:
-        pair_sets: name -> set; the order counts the sets from 0.
+        pair_sets: name -> set; sets are numbered from 0 in this order.
     """
 
     def __init__(self, pair_sets: Mapping[str, PairSet]) -> None:
@@ -202,10 +204,10 @@ class ValidationDataset(Dataset[tuple[Tensor, int, int]]):
         """Return one image.
 
         Args:
-            index: its place among the images of all sets.
+            index: index among the images of all sets.
 
         Returns:
-            (112, 112, 3) uint8 BGR, number of its set, its place in that set.
+            (112, 112, 3) uint8 BGR, number of its set, index in that set.
         """
         number = int(np.searchsorted(self._ends, index, side="right"))
         images = self._sets[number].images
@@ -213,13 +215,13 @@ class ValidationDataset(Dataset[tuple[Tensor, int, int]]):
         return torch.from_numpy(images[place]), number, place
 
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-        """Return a batch, collated already: use it with ``collate_fn=as_it_is``.
+        """Return a collated batch: use it with ``collate_fn=as_it_is``.
 
         Args:
-            indices: B places among the images of all sets.
+            indices: B indices among the images of all sets.
 
         Returns:
-            (B, 112, 112, 3) uint8 BGR, set numbers (B,) int64, places (B,) int64.
+            (B, 112, 112, 3) uint8 BGR, set numbers (B,) int64, indices (B,) int64.
         """
         images, numbers, places = zip(*(self[index] for index in indices), strict=True)
         return torch.stack(images), torch.tensor(numbers), torch.tensor(places)
@@ -229,7 +231,7 @@ class WaitingLoader(DataLoader[Any]):
     """A data loader that measures the time spent waiting for batches.
 
     Attributes:
-        waited_sec: sum over all batches so far, in this process.
+        waited_sec: total over all batches so far, in this process.
     """
 
     waited_sec = 0.0
@@ -255,13 +257,13 @@ def _end_workers() -> None:
         worker.kill()
 
 
-# After an error a loader and its workers may live until the program exits: multiprocessing then sends them SIGTERM,
-# which they ignore, and would wait forever.
+# After an error, a loader and its workers may live until the program exits: multiprocessing then sends SIGTERM,
+# which the workers ignore, and would wait forever.
 multiprocessing.util.Finalize(None, _end_workers, exitpriority=0)
 
 
 def as_it_is(batch: Any) -> Any:
-    """Return a batch that its data set has collated already: the loaders' ``collate_fn``."""
+    """Return a batch unchanged, as its data set has collated it: the ``collate_fn`` of the loaders."""
     return batch
 
 
@@ -273,4 +275,4 @@ def start_worker(_: int) -> None:
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    cv2.setNumThreads(0)  # not 1: that touches OpenCV's thread pool, which hangs after a fork
+    cv2.setNumThreads(0)  # not 1, which uses OpenCV's thread pool and hangs after a fork

@@ -21,13 +21,13 @@ from adaface.data.pair_sets import PAPER_SETS, PairSet, find_pair_sets, open_pai
 from adaface.data.sampler import RandomStreams
 from adaface.data.sources.base import TrainingSource
 from adaface.data.sources.selection import SelectedSource, select_classes
-from adaface.system.command_line import nearest
+from adaface.system.command_line import invocation, nearest
 
 HELD_OUT = "held_out"  # name of the verification set of held-out identities
 FEWEST_PEOPLE = 4
-MOST_PAIRS = 3000  # of each kind, as in LFW
-_MOST_OF_ONE_PERSON = 45  # genuine pairs: all of ten images
-_MOST_IMAGES_OF_ONE_PERSON = 200  # to take these pairs from
+MOST_PAIRS = 3000  # per kind, as in LFW
+_MOST_OF_ONE_PERSON = 45  # genuine pairs: all pairs of ten images
+_MOST_IMAGES_OF_ONE_PERSON = 200  # from which these pairs are drawn
 _SPLIT, _GENUINE, _IMPOSTOR = range(3)  # keys of the random streams
 _EPOCH = 2**32 - 1  # of those streams: never reached by training
 
@@ -38,8 +38,8 @@ class ChosenSets:
 
     Attributes:
         opened: name -> set, of those on the disk, the paper's first.
-        missing: the paper's sets that are missing, if none were chosen by name.
-        held_out: a set of identities must be held out of the training data.
+        missing: the paper's sets that are missing, if no sets were chosen by name.
+        held_out: whether identities must be held out of the training data.
         note: information for the user; may be empty.
     """
 
@@ -56,11 +56,11 @@ def open_sets(folder: Path, val_sets: str, *, held_out_otherwise: bool, compulso
         folder: of the sets; may be absent.
         val_sets: comma-separated names, possibly with ``held_out``; all sets in the folder when empty.
         held_out_otherwise: hold identities out if ``val_sets`` is empty and the folder has no sets.
-        compulsory: at least one set on the disk is required.
+        compulsory: whether at least one set on disk is required.
 
     Raises:
         FileNotFoundError: a requested or required set is missing.
-        ValueError: a damaged set, or ``held_out`` where a set on the disk is compulsory.
+        ValueError: a damaged set, or ``held_out`` although a set on disk is required.
     """
     present = list(find_pair_sets(folder)) if folder.is_dir() else []
     names = [name for word in val_sets.split(",") if (name := word.strip())]
@@ -72,8 +72,8 @@ def open_sets(folder: Path, val_sets: str, *, held_out_otherwise: bool, compulso
     missing = [name for name in PAPER_SETS if name not in present] if present and not names else []
     held_out = HELD_OUT in names and HELD_OUT not in present if names else held_out_otherwise and not present
     if compulsory and held_out:
-        raise ValueError(f"--val_sets {HELD_OUT} needs the training data, which --evaluate does not read: leave it out")
-    why = "none there" if folder.is_dir() else "no such folder"
+        raise ValueError(f"--val_sets {HELD_OUT} needs the training data, which --evaluate does not read: omit it")
+    why = "it has no sets" if folder.is_dir() else "no such folder"
     none = f"no validation sets in {folder.absolute()} ({why}; looked for .bin files and converted sets)"
     if compulsory and not opened:
         raise FileNotFoundError(f"{none}. Check --data_root and --val_data_path")
@@ -91,9 +91,9 @@ def hold_out(
     Args:
         source: all training images.
         share: fraction of identities to hold out, in (0, 1); at least ``FEWEST_PEOPLE`` with two images or more.
-        seed: of the choice of identities and pairs, in [0, 2**32).
+        seed: seed of the choice of identities and pairs, in [0, 2**32).
         swap_color_channel: the stored images have red and blue swapped.
-        skip_bad_images: leave out images that cannot be decoded.
+        skip_bad_images: skip images that cannot be decoded.
 
     Returns:
         The training data without these identities, and pairs of their images.
@@ -127,14 +127,14 @@ def choose_people(counts: np.ndarray, share: float, seed: int) -> np.ndarray:
         (C,) booleans.
 
     Raises:
-        ValueError: too few identities with two images or more: as many as are held out must remain.
+        ValueError: too few identities with two images or more: at least as many must remain as are held out.
     """
     several, single = np.flatnonzero(counts > 1), np.flatnonzero(counts == 1)
     if len(several) < 2 * FEWEST_PEOPLE:
         raise ValueError(
-            f"{len(counts):,} identities, of which {len(several):,} have two images or more: to hold some out for "
-            f"validation takes {2 * FEWEST_PEOPLE} of them. Give verification sets in their place, in --val_data_path "
-            "(python convert.py --pairs makes one), or more images"
+            f"{len(counts):,} identities, of which {len(several):,} have two images or more: holding some out for "
+            f"validation needs {2 * FEWEST_PEOPLE} of these. Set --val_data_path to verification sets instead "
+            f"({invocation('convert')} --pairs makes one), or add images"
         )
     rng = RandomStreams(seed).at(_EPOCH, _SPLIT)
     held = np.zeros(len(counts), dtype=bool)
@@ -160,7 +160,7 @@ def draw_pairs(labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
     possible = len(labels) * (len(labels) - 1) // 2 - pairs_of_one
     number = min(len(genuine), possible)
     impostors = _impostor_pairs(labels, number, RandomStreams(seed).at(_EPOCH, _IMPOSTOR))
-    places = np.stack([genuine[:number], impostors], axis=1).reshape(-1, 2)  # (P, 2), both kinds in turn
+    places = np.stack([genuine[:number], impostors], axis=1).reshape(-1, 2)  # (P, 2), alternating
     return places, np.arange(2 * number) % 2 == 0
 
 
@@ -169,7 +169,7 @@ class HeldOutImages(LazyImages):
 
     Args:
         source: encoded images.
-        samples: (N,) which of them, in which order.
+        samples: (N,) indices of the samples, in order.
         swap_color_channel: the stored images have red and blue swapped.
     """
 

@@ -19,7 +19,7 @@ class ImageList(Protocol):
 
     @property
     def name(self) -> str:
-        """What the images are, for progress bars and messages: such as ``lfw``."""
+        """Name of the images for progress bars and messages, such as ``lfw``."""
 
     def __len__(self) -> int: ...
 
@@ -31,7 +31,7 @@ class ImageList(Protocol):
         """
 
     def fingerprint(self) -> str:
-        """Return a text that changes where the images do."""
+        """Return a text that changes if the images change."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,11 @@ class ImageFiles:
     """Image files.
 
     Attributes:
-        name: what they are.
+        name: name of the images.
         paths: (N,) files.
         prepare: takes a decoded image (H, W, 3) uint8 BGR and its index, returns it aligned, (112, 112, 3); None for
             files that are aligned already.
-        prepared_as: what ``prepare`` does, for the fingerprint; it must change where the result does.
+        prepared_as: describes ``prepare`` in the fingerprint; must change if its result changes.
     """
 
     name: str
@@ -58,7 +58,7 @@ class ImageFiles:
         """Return one image, aligned.
 
         Raises:
-            ValueError: the file is absent, no image, or of another size than 112x112.
+            ValueError: the file is missing, not an image, or of another size than 112x112.
         """
         path = self.paths[index]
         image = read_color_image(path)
@@ -70,7 +70,7 @@ class ImageFiles:
         return image
 
     def fingerprint(self) -> str:
-        """Return a digest of names, sizes and times of change."""
+        """Return a digest of names, sizes and modification times."""
         return fingerprint_of_files(self.paths, self.prepared_as)
 
 
@@ -103,7 +103,7 @@ class PairSetImages:
         return self.pair_set.images[index]
 
     def fingerprint(self) -> str:
-        """Return a digest of the files' names, sizes and times of change."""
+        """Return a digest of the files' names, sizes and modification times."""
         files = sorted(self.path.rglob("*")) if self.path.is_dir() else [self.path]
         return fingerprint_of_files(files)
 
@@ -137,7 +137,7 @@ class ChosenImages:
         return self.images.read(int(self.chosen[index]))
 
     def fingerprint(self) -> str:
-        """Return a text that changes where the images do, or which they are."""
+        """Return a text that changes if the images or the selection change."""
         return f"{self.images.fingerprint()} {hashlib.sha256(self.chosen.astype('<i8').tobytes()).hexdigest()}"
 
 
@@ -146,7 +146,7 @@ def fingerprint_of_files(paths: Iterable[Path], prefix: str = "") -> str:
 
     Args:
         paths: of the files, in order.
-        prefix: what the digest depends on beside the files.
+        prefix: further text that the digest depends on.
     """
     digest = hashlib.sha256(prefix.encode())
     for path in paths:
@@ -163,7 +163,7 @@ def read_color_image(path: Path) -> np.ndarray:
     """Return the pixels of an image file, (H, W, 3) uint8 BGR, upright; a gray image has three equal channels.
 
     Raises:
-        ValueError: the file is absent, or no image.
+        ValueError: the file is missing or not an image.
     """
     try:
         encoded = np.fromfile(path, np.uint8)

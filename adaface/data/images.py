@@ -1,4 +1,4 @@
-"""Aligned face images: encoded bytes recognized, decoded and encoded; sequences that read an image on demand."""
+"""Aligned face images: format detection, decoding, encoding; sequences that read an image on demand."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ def decode_image(encoded: EncodedImage, what: str) -> np.ndarray:
     """Decode one aligned face.
 
     Args:
-        encoded: JPEG or PNG (any form OpenCV reads) as bytes or as a one-dimensional uint8 array; or the pixels
+        encoded: JPEG or PNG (any format that OpenCV reads) as bytes or as a one-dimensional uint8 array; or the pixels
             themselves, a (112, 112, 3) uint8 array in RGB order as old `.bin` files hold them.
         what: name of the image for the error message, such as `train.rec, key 17`.
 
@@ -37,7 +37,7 @@ def decode_image(encoded: EncodedImage, what: str) -> np.ndarray:
     else:
         data = np.frombuffer(encoded, np.uint8)
     try:
-        # ANYCOLOR leaves a gray source with one channel, so that it is found without a second look at the file.
+        # ANYCOLOR keeps one channel for a grayscale image, so that it is detected without decoding again.
         image = cv2.imdecode(data, cv2.IMREAD_ANYCOLOR)
     except cv2.error:
         image = None
@@ -49,11 +49,11 @@ def decode_image(encoded: EncodedImage, what: str) -> np.ndarray:
 
 
 def _wrong_shape(image: np.ndarray, what: str) -> str:
-    """Say what is wrong with an image that is not (112, 112, 3)."""
+    """Describe why an image is not (112, 112, 3)."""
     if image.ndim == 2 or image.shape[2] != 3:
         return f"{what}: a grayscale image, not color; expected 112x112 color faces (remove it or convert it)"
     height, width = image.shape[:2]
-    return f"{what}: {width}x{height} px, expected 112x112: align the faces, or resize them, first"
+    return f"{what}: {width}x{height} px, expected 112x112: align or resize the faces first"
 
 
 def _pixels_to_bgr(pixels: np.ndarray, what: str) -> np.ndarray:
@@ -67,7 +67,7 @@ def _pixels_to_bgr(pixels: np.ndarray, what: str) -> np.ndarray:
 
 
 def image_suffix(data: bytes, what: str) -> str:
-    """Recognize a whole JPEG or PNG by its first and last bytes, without decoding it.
+    """Detect a complete JPEG or PNG by its first and last bytes, without decoding it.
 
     Args:
         data: encoded image.
@@ -81,7 +81,7 @@ def image_suffix(data: bytes, what: str) -> str:
     """
     for start, end, suffix in ((_JPEG_START, _JPEG_END, ".jpg"), (_PNG_START, _PNG_END, ".png")):
         if data.startswith(start):
-            # Some writers pad the end; entropy-coded data never holds the end mark.
+            # Some encoders pad the end; entropy-coded data never contains the end marker.
             if data.endswith(end) or data.rfind(end) > 0:
                 return suffix
             raise ValueError(f"{what} holds a {suffix[1:]} image without its end ({len(data)} bytes)")
@@ -95,7 +95,7 @@ def swap_red_blue(data: bytes, suffix: str, what: str) -> bytes:
 
     Args:
         data: encoded 112x112 color image.
-        suffix: `.jpg` or `.png`, the form to write.
+        suffix: `.jpg` or `.png`, the format to write.
         what: name for the error message.
 
     Returns:

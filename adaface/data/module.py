@@ -1,11 +1,12 @@
-"""Lightning data module: finds, checks and loads training and validation data.
+"""Lightning data module: find, check and load training and validation data.
 
 Images stay uint8 (112, 112, 3) BGR until they are on the device; a batch is one array of them. Every batch is a
-function of (seed, epoch, place in the epoch): not of the number of data workers, nor of where a run was interrupted.
+function of (seed, epoch, position in the epoch): it depends neither on the number of data workers nor on where a run
+was interrupted.
 
-Source: the data module of the official AdaFace code. Differences: its randomness repeats itself in every worker and
-its images become float32 in the workers; class count, validation sets and paths are read from the data, not derived
-from the path's name; the five sets of the paper are optional.
+Source: the data module of the official AdaFace code. Differences: there, every worker repeats the same random numbers,
+and images become float32 in the workers; here, class count, validation sets and paths are read from the data, not
+derived from the name of the path, and the five sets of the paper are optional.
 """
 
 import logging
@@ -44,23 +45,23 @@ class FaceDataModule(pl.LightningDataModule):
     """Training images, validation pairs and their loaders. Call ``open`` first.
 
     Args:
-        options: where the data are, and which of them are used. ``swap_color_channel`` is of the training images:
-            verification sets are read as they are, like in the official code, whose swapped folders they never passed.
-        augmentation: of the training images.
+        options: location and choice of the data. ``swap_color_channel`` applies to training images only: verification
+            sets are read as they are, as in the official code.
+        augmentation: applied to training images.
         batch_size: images per step over all devices of a node.
         devices: processes per node.
         num_nodes: machines.
         seed: of shuffling and augmentation, in [0, 2**32).
-        evaluate_only: no training; its data are not needed.
+        evaluate_only: no training, so no training data are needed.
         needs_validation: hold identities out if ``val_sets`` is empty and there are no sets.
 
     Attributes:
-        pair_sets: name -> verification set, of those present, the paper's first.
-        missing_sets: those of the paper that are not there.
+        pair_sets: name -> verification set, only existing ones, the paper's first.
+        missing_sets: sets of the paper that are missing.
         notes: information for the user, one line each.
         start_epoch: epoch at which an interrupted run resumes.
-        start_batch: number of batches of that epoch processed before.
-        start_sample: number of samples of that epoch processed before, by all processes.
+        start_batch: batches of that epoch that are already done.
+        start_sample: samples of that epoch that are already done, by all processes.
     """
 
     def __init__(
@@ -92,14 +93,14 @@ class FaceDataModule(pl.LightningDataModule):
         self.pair_sets: dict[str, PairSet] = {}
         self.missing_sets: list[str] = []
         self._dataset: TrainingDataset | None = None
-        self._fingerprint: str | None = None  # of millions of images it takes seconds
+        self._fingerprint: str | None = None  # takes seconds for millions of images
 
     def open(self) -> None:
-        """Find, open and check all data, before anything else is built.
+        """Find, open and check all data, before the model is built.
 
         Raises:
-            FileNotFoundError: data or the subset list are not there.
-            ValueError: what is there is damaged, or does not fit the options.
+            FileNotFoundError: the data or the subset list are missing.
+            ValueError: the data are damaged, or do not fit the options.
         """
         options = self.options
         folder = Path(options.data_root, options.val_data_path)
@@ -127,14 +128,14 @@ class FaceDataModule(pl.LightningDataModule):
                 skip_bad_images=options.skip_bad_images,
             )
             self._check_class_count()
-            self._batches(0, self.processes)  # refuses too few images
+            self._batches(0, self.processes)  # raises an error if there are too few images
 
     @property
     def dataset(self) -> TrainingDataset:
         """The training data.
 
         Raises:
-            RuntimeError: not opened, or opened for evaluation only.
+            RuntimeError: not opened, or opened with ``evaluate_only``.
         """
         if self._dataset is None:
             raise RuntimeError("no training data: call open() first, without evaluate_only")
@@ -142,7 +143,7 @@ class FaceDataModule(pl.LightningDataModule):
 
     @property
     def class_names(self) -> Sequence[str]:
-        """Folder name, or label in the `.rec`, of each class of the data; of several sets as <set>/<name>.
+        """Folder name, or label in the `.rec`, of each class; <set>/<name> if there are several sets.
 
         Empty in evaluation.
         """
@@ -150,33 +151,33 @@ class FaceDataModule(pl.LightningDataModule):
 
     @property
     def num_classes(self) -> int:
-        """Number of classes of the head: as in the data, or ``custom_num_class`` if larger; 0 in evaluation."""
+        """Number of classes of the head: that of the data, or ``custom_num_class`` if larger; 0 in evaluation."""
         return max(self.options.custom_num_class, len(self.class_names)) if self.class_names else 0
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches of one process in one epoch."""
+        """Number of batches of one process in one epoch."""
         return len(self._batches(0, self.processes))
 
-    def go_on_from(self, epoch: int, batch: int, samples: int | None = None) -> None:
+    def resume_at(self, epoch: int, batch: int, samples: int | None = None) -> None:
         """Set the position at which a run resumes.
 
         Args:
-            epoch: to begin with.
-            batch: batches of it that each process has done.
-            samples: samples of it that all processes have seen (``samples_seen``); None: as many as such batches have
-                now.
+            epoch: epoch to start in.
+            batch: batches of it that each process has completed.
+            samples: samples of it that all processes have seen (``samples_seen``); None if its batches had the current
+                size.
         """
         _, world_size = self._place()
         self.start_epoch, self.start_batch = epoch, batch
         self.start_sample = batch * self.batch_size_per_process * world_size if samples is None else samples
 
     def samples_seen(self, epoch: int, batch: int) -> int:
-        """Return how many samples of an epoch all processes have seen after so many batches each.
+        """Return how many samples of an epoch all processes have seen after this number of batches each.
 
         Args:
-            epoch: 0, 1, ...
-            batch: batches of this epoch, those before a resume included.
+            epoch: epoch, from 0.
+            batch: batches of this epoch, including those before a resume.
         """
         _, world_size = self._place()
         resumed = epoch == self.start_epoch
@@ -194,7 +195,7 @@ class FaceDataModule(pl.LightningDataModule):
             )
         if self.pair_sets:
             sets = ", ".join(f"{name} ({len(pair_set.issame):,} pairs)" for name, pair_set in self.pair_sets.items())
-            missing = f"; not there: {', '.join(self.missing_sets)}" if self.missing_sets else ""
+            missing = f"; missing: {', '.join(self.missing_sets)}" if self.missing_sets else ""
             lines.append(f"validation sets: {sets}{missing}")
         return "\n".join(lines + [f"note: {note}" for note in self.notes])
 
@@ -212,10 +213,10 @@ class FaceDataModule(pl.LightningDataModule):
         return self._loader(self.dataset, self._batches(rank, world_size), persistent_workers=self.num_workers > 0)
 
     def val_dataloader(self) -> Any:
-        """Return the loader of this process's share of all verification images; an empty list without sets.
+        """Return the loader of this process's share of all verification images; an empty list if there are no sets.
 
         Batches are images (B, 112, 112, 3) uint8 BGR, number of the set (B,), place in the set (B,). Every process
-        gets the same number of batches; the last image may come more than once.
+        gets the same number of batches; the last image may be repeated.
         """
         if not self.pair_sets:
             return []
@@ -230,10 +231,10 @@ class FaceDataModule(pl.LightningDataModule):
         return self.val_dataloader()
 
     def plain_dataloader(self, samples: np.ndarray) -> DataLoader[Any]:
-        """Return a loader of training images as they are: images (B, 112, 112, 3) uint8 BGR, labels (B,) int64.
+        """Return a loader of images without augmentation: images (B, 112, 112, 3) uint8 BGR, labels (B,) int64.
 
         Args:
-            samples: (M,) which of them, in this order; what cannot be decoded is left out where ``skip_bad_images``.
+            samples: (M,) indices of the images, in order; with ``skip_bad_images``, unreadable ones are skipped.
         """
         dataset = PlainDataset(
             self.dataset.source,
@@ -246,7 +247,7 @@ class FaceDataModule(pl.LightningDataModule):
     # bad images
 
     def bad_images(self) -> list[str]:
-        """Return where the training images lie that this process had to replace (``skip_bad_images``)."""
+        """Return the locations of training images that this process had to replace (``skip_bad_images``)."""
         if self._dataset is None:
             return []
         return [self._dataset.source.describe(sample) for sample in self._dataset.bad_samples()]
@@ -257,7 +258,7 @@ class FaceDataModule(pl.LightningDataModule):
             self._report_bad_images()
 
     def on_exception(self, exception: BaseException) -> None:
-        """Report replaced training images where a run ends early."""
+        """Report replaced training images if a run ends early."""
         self._report_bad_images()
 
     def _report_bad_images(self) -> None:
@@ -267,12 +268,12 @@ class FaceDataModule(pl.LightningDataModule):
             which = f"process {rank}: " if world_size > 1 else ""
             more = f"\n  ... and {len(bad) - _SHOWN_BAD} more" if len(bad) > _SHOWN_BAD else ""
             listed = "".join(f"\n  {name}" for name in bad[:_SHOWN_BAD])
-            logger.warning(f"{which}{len(bad)} bad training image(s) replaced by the next good one:{listed}{more}")
+            logger.warning(f"{which}{len(bad)} bad training image(s) replaced by the next readable one:{listed}{more}")
 
     # parts
 
     def _open_source(self) -> TrainingSource:
-        """Open the training images, or those of them that a list names."""
+        """Open all training images, or those of a list."""
         options = self.options
         if options.train_data_subset:
             self._refuse_subset_of_several()
@@ -293,7 +294,7 @@ class FaceDataModule(pl.LightningDataModule):
         if len(paths) > 1:
             raise ValueError(
                 f"--train_data_subset, but --train_data_path names {len(paths)} data sets ({', '.join(paths)}): the "
-                f"list {SUBSET_LIST} is of MS1MV2 alone; name that one only, or leave the option out"
+                f"list {SUBSET_LIST} is for MS1MV2 only: give only that data set, or omit the option"
             )
 
     def _check_class_count(self) -> None:
@@ -301,7 +302,7 @@ class FaceDataModule(pl.LightningDataModule):
         if given != -1 and given < classes:
             raise ValueError(
                 f"--custom_num_class {given}, but the training data has {classes} identities; "
-                f"give {classes} or more, or leave the option out"
+                f"give {classes} or more, or omit the option"
             )
 
     def _batches(self, rank: int, world_size: int) -> EpochBatchSampler:
@@ -336,17 +337,19 @@ class FaceDataModule(pl.LightningDataModule):
         cores = usable_cores()
         most = max(1, cores // devices)
         if num_workers > most:
-            self.notes.append(f"{most} data worker(s) per device instead of {num_workers}: there are {cores} cores")
+            self.notes.append(
+                f"{most} data worker(s) per device instead of {num_workers}: this machine has {cores} cores"
+            )
         return min(num_workers, most)
 
 
 def _divided(batch_size: int, devices: int) -> int:
-    """Return the batch size of one process, or refuse one that does not divide."""
+    """Return the batch size of one process, or raise an error if it is not divisible."""
     rest = batch_size % devices
     if rest:
         nearest = [size for size in (batch_size - rest, batch_size - rest + devices) if size]
         raise ValueError(
-            f"--batch_size {batch_size} is the total over all devices and does not divide by {devices}: "
+            f"--batch_size {batch_size} is the total over all devices and is not divisible by {devices}: "
             f"use {' or '.join(map(str, nearest))}"
         )
     return batch_size // devices

@@ -1,11 +1,11 @@
-"""InsightFace's `.bin` files, which are pickles: written, and read without trusting them.
+"""InsightFace's `.bin` files, which are pickles: written, and read without executing code from them.
 
-A pickle names functions and has them called: an ordinary unpickler runs whatever the file says. Here every name
+A pickle can name functions and have them called: an ordinary unpickler executes what the file says. Here, every name
 that a verification set may need (`_codecs.encode`, `bytes`, `bytearray`, and numpy's `_reconstruct`, `scalar`,
-`ndarray`, `dtype`) leads to a stand-in defined below, and every other name is refused. Not even numpy's own
-functions can be reached: arrays are described by the file and built here, after the description was checked.
+`ndarray`, `dtype`) maps to a stand-in defined below, and every other name raises an error. Even numpy's own functions
+are not called: the file describes arrays, and they are built here after the description was checked.
 
-Source: the pickle protocols 0 to 4 as Python 2 and 3 write them; what numpy pickles of uint8 and bool arrays.
+Source: the pickle protocols 0 to 4 as Python 2 and 3 write them; numpy's pickles of uint8 and bool arrays.
 """
 
 import os
@@ -23,11 +23,11 @@ _NOT_A_SET = "is not a verification .bin (a pickle of (images, issame) as Insigh
 
 
 class _Refused(pickle.UnpicklingError):
-    """The pickle asks for something that a verification set never holds."""
+    """The pickle contains something that a verification set never contains."""
 
 
 class _Builder:
-    """What a pickle gets in place of a global: callable, and nothing about it can be changed by the pickle."""
+    """Stand-in for a global of a pickle: callable, and immutable for the pickle."""
 
     __slots__ = ()
 
@@ -36,7 +36,7 @@ class _Builder:
 
 
 class _Encode(_Builder):
-    """In place of `_codecs.encode`: protocol 2 stores bytes as text in latin-1."""
+    """Stand-in for `_codecs.encode`: protocol 2 stores bytes as latin-1 text."""
 
     __slots__ = ()
 
@@ -48,7 +48,7 @@ class _Encode(_Builder):
 
 
 class _Bytes(_Builder):
-    """In place of `bytes` and `bytearray`, which from a number would fill the memory."""
+    """Stand-in for `bytes` and `bytearray`, which given a large number would fill the memory."""
 
     __slots__ = ()
 
@@ -68,7 +68,7 @@ _DTYPES = {"u1": np.uint8, "uint8": np.uint8, "b1": np.bool_, "bool": np.bool_}
 
 
 class _Dtype(_Builder):
-    """In place of one numpy dtype; only uint8 and bool exist."""
+    """Stand-in for a numpy dtype, uint8 or bool."""
 
     __slots__ = ("dtype",)
 
@@ -79,33 +79,33 @@ class _Dtype(_Builder):
         self.dtype = np.dtype(_DTYPES[text.lstrip("|")])
 
     def __setstate__(self, state: object) -> None:
-        # numpy's state of a dtype: version, byte order, nothing special. One byte has no byte order.
+        # numpy's state of a dtype: version, byte order, fields. Single bytes have no byte order.
         if not isinstance(state, tuple) or len(state) < 5 or any(part is not None for part in state[2:5]):
             raise _Refused("the pickle holds a structured array, expected uint8 or bool")
 
 
 class _DtypeBuilder(_Builder):
-    """In place of the class `numpy.dtype`."""
+    """Stand-in for the class `numpy.dtype`."""
 
     __slots__ = ()
 
     def __call__(self, name: object, *flags: object) -> _Dtype:
-        """Make the stand-in of a dtype; the flags (align, copy) mean nothing for one byte."""
+        """Return the stand-in of a dtype; the flags (align, copy) have no effect on single bytes."""
         return _Dtype(name)
 
 
 class _ArrayClass(_Builder):
-    """In place of the class `numpy.ndarray`: a mark for `_reconstruct`, never called by a file numpy wrote."""
+    """Stand-in for the class `numpy.ndarray`: an argument of `_reconstruct`, never called in numpy's pickles."""
 
     __slots__ = ()
 
     def __call__(self, *arguments: object) -> None:
-        """Refuse: an array made this way would hold memory that nobody wrote."""
+        """Raise an error: the array would expose uninitialized memory."""
         raise _Refused("the pickle calls numpy.ndarray")
 
 
 class _Array(_Builder):
-    """In place of an array while the pickle is read; `value` is the checked array."""
+    """Stand-in for an array while the pickle is read; `value` is the checked array."""
 
     __slots__ = ("value",)
 
@@ -132,7 +132,7 @@ class _Array(_Builder):
 
 
 class _Reconstruct(_Builder):
-    """In place of numpy's `_reconstruct`: an empty array that the pickle then fills."""
+    """Stand-in for numpy's `_reconstruct`: returns an empty array that the pickle then fills."""
 
     __slots__ = ()
 
@@ -144,7 +144,7 @@ class _Reconstruct(_Builder):
 
 
 class _Scalar(_Builder):
-    """In place of numpy's `scalar`: one bool or one uint8."""
+    """Stand-in for numpy's `scalar`: one bool or uint8."""
 
     __slots__ = ()
 
@@ -172,7 +172,7 @@ _ALLOWED: dict[tuple[str, str], _Builder] = {
 
 
 class _PairsUnpickler(pickle.Unpickler):
-    """An unpickler whose every global is one of the stand-ins above: no name in the file reaches real code."""
+    """An unpickler that maps every global to a stand-in above, so that no name in the file reaches real code."""
 
     def find_class(self, module: str, name: str) -> Any:
         """Return the stand-in of an allowed global."""
@@ -180,24 +180,24 @@ class _PairsUnpickler(pickle.Unpickler):
             return _ALLOWED[module, name]
         except KeyError:
             raise _Refused(
-                f"the pickle asks for {module}.{name}, which a verification set never needs; nothing was run. "
+                f"the pickle asks for {module}.{name}, which no verification set needs. Nothing was executed. "
                 f"Do not trust this file"
             ) from None
 
 
 def read_bin(path: str | os.PathLike[str]) -> tuple[list[EncodedImage], np.ndarray]:
-    """Read a verification set in InsightFace's `.bin` form without trusting it.
+    """Read a verification set in InsightFace's `.bin` format without executing code from it.
 
     Args:
         path: the `.bin`, a pickle (any protocol, Python 2 or 3) of `(images, issame)`.
 
     Returns:
-        The 2P images, each encoded bytes or a uint8 array (one dimension: encoded bytes, three: RGB pixels),
+        The 2P images, each as encoded bytes or a uint8 array (one dimension: encoded bytes, three: RGB pixels),
         and issame, bool (P,).
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not such a pickle, truncated, wrong counts, or a pickle that asks for any other global.
+        ValueError: not such a pickle, truncated, wrong counts, or a pickle with any other global.
     """
     path = Path(path)
     if not path.is_file():
@@ -209,7 +209,7 @@ def read_bin(path: str | os.PathLike[str]) -> tuple[list[EncodedImage], np.ndarr
         raise ValueError(f"{path} was refused: {error}") from None
     except OSError:
         raise
-    except Exception as error:  # a damaged pickle can raise anything; nothing but stand-ins ran
+    except Exception as error:  # a damaged pickle can raise anything; only stand-ins ran
         raise ValueError(f"{path} {_NOT_A_SET}, or is truncated: {type(error).__name__}: {error}") from None
     if not isinstance(loaded, (tuple, list)) or len(loaded) != 2:
         raise ValueError(f"{path} {_NOT_A_SET}: it holds {_describe(loaded)}")
@@ -222,7 +222,7 @@ def read_bin(path: str | os.PathLike[str]) -> tuple[list[EncodedImage], np.ndarr
 def _describe(value: object) -> str:
     """Name a loaded object for an error message."""
     kind = "array" if isinstance(value, _Array) else type(value).__name__
-    return f"a {kind} of {len(value)} parts" if isinstance(value, (list, tuple)) else f"one {kind}"
+    return f"a {kind} of length {len(value)}" if isinstance(value, (list, tuple)) else f"one {kind}"
 
 
 def _plain_images(stored: object, path: Path) -> list[EncodedImage]:
@@ -259,7 +259,7 @@ def _plain_booleans(stored: object, path: Path) -> np.ndarray:
 
 
 def check_counts(image_count: int, pair_count: int, where: str | os.PathLike[str]) -> None:
-    """Refuse a set whose images and booleans do not belong together.
+    """Raise an error if the numbers of images and pairs do not match.
 
     Args:
         image_count: number of images, 2P.
@@ -270,7 +270,7 @@ def check_counts(image_count: int, pair_count: int, where: str | os.PathLike[str
         ValueError: an odd number of images, not two images per pair, or no pairs at all.
     """
     if image_count % 2:
-        raise ValueError(f"{where}: {image_count} images, an odd number; images 2k and 2k+1 must be pair k")
+        raise ValueError(f"{where}: {image_count} images, an odd number; images 2k and 2k+1 form pair k")
     if image_count != 2 * pair_count:
         raise ValueError(f"{where}: {image_count} images for {pair_count} pairs, expected {2 * pair_count}")
     if not pair_count:
@@ -286,7 +286,7 @@ def write_bin(path: str | os.PathLike[str], images: Sequence[bytes], issame: Ite
         issame: P booleans.
 
     Raises:
-        ValueError: counts that do not belong together, or an image that is not bytes.
+        ValueError: counts that do not match, or an image that is not bytes.
     """
     pairs = [bool(value) for value in issame]
     check_counts(len(images), len(pairs), path)

@@ -1,13 +1,13 @@
 """Verification pairs on disk: InsightFace `.bin`, memory-mapped `.npy`, and the official bcolz folders.
 
-A set of P pairs holds 2P face images (images 2k and 2k+1 are pair k) and P booleans (same person or not).
-Whatever the form on disk, an opened set yields uint8 (112, 112, 3) BGR images.
+A set of P pairs has 2P face images (images 2k and 2k+1 form pair k) and P booleans (same person or not). An opened set
+yields uint8 (112, 112, 3) BGR images, whatever its format on disk.
 
 Source: the `.bin` files of InsightFace (a pickle of encoded images), the bcolz folders of the official AdaFace
 converter (float32 BGR in [-1, 1]).
-Differences: a `.bin` is read by an unpickler that can build nothing but lists, bytes, booleans, integers and
-uint8/bool arrays (an ordinary unpickler would run any code that the file names); the form written by default
-is uint8, a quarter of the size of the official one and read without decompression.
+Differences: a `.bin` is read by an unpickler that can only build lists, bytes, booleans, integers and uint8/bool arrays
+(an ordinary unpickler would execute any code that the file names); the default output format is uint8, a quarter of the
+size of the official one, and needs no decompression.
 """
 
 import importlib
@@ -26,6 +26,7 @@ import numpy as np
 
 from adaface.data.images import IMAGE_SHAPE, LazyImages, decode_image
 from adaface.data.pair_pickle import EncodedImage, check_counts, read_bin
+from adaface.system.command_line import invocation
 from adaface.system.files import atomic_file, atomic_path
 
 PAPER_SETS = ("agedb_30", "cfp_fp", "lfw", "cplfw", "calfw")
@@ -34,14 +35,14 @@ _LIST_SUFFIX = "_list.npy"
 # ToTensor, then Normalize(0.5, 0.5), in float32: the values that the official converter stores.
 _OFFICIAL_FLOAT = (np.arange(256, dtype=np.float32) / np.float32(255) - np.float32(0.5)) / np.float32(0.5)
 _FLOAT_SLACK = 0.01
-# A chunk of bcolz; even, because bcolz cannot append a single row and 2P images leave an even rest.
+# Rows per bcolz chunk; even, because bcolz cannot append a single row and 2P images leave an even remainder.
 _BCOLZ_CHUNK_IMAGES = 4
 
 
 class PairImages(LazyImages):
-    """The 2P images of a set, in a file that is opened at the first use.
+    """The 2P images of a set, in a file that is opened on first use.
 
-    A copy in another process reopens the file instead of carrying the images along.
+    A copy in another process reopens the file instead of copying the images.
     """
 
     def __init__(self, path: Path) -> None:
@@ -58,7 +59,7 @@ class PairImages(LazyImages):
 
     @property
     def store(self) -> Any:
-        """The opened file, opened at the first use in this process."""
+        """The file, opened on first use in this process."""
         if self._store is None:
             self._store = self._open()
         return self._store
@@ -86,7 +87,7 @@ class _MemfileImages(PairImages):
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != IMAGE_SHAPE:
             raise ValueError(
                 f"{self.path}: array of shape {images.shape} and type {images.dtype}, expected uint8 "
-                f"(2P, 112, 112, 3); run convert.py --make_validation_memfiles --overwrite"
+                f"(2P, 112, 112, 3); run {invocation('convert')} --make_validation_memfiles --overwrite"
             )
         return images
 
@@ -102,7 +103,7 @@ class _BcolzImages(PairImages):
         _check_bcolz(self.path)
         try:
             return _bcolz().open(str(self.path), mode="r")
-        except Exception as error:  # bcolz raises many kinds
+        except Exception as error:  # bcolz raises many kinds of exceptions
             raise ValueError(f"{self.path}: damaged bcolz folder ({error}); convert the set again") from error
 
     def read(self, index: int) -> np.ndarray:
@@ -136,14 +137,14 @@ class PairSet:
 
 
 def find_pair_sets(folder: str | os.PathLike[str]) -> dict[str, Path]:
-    """Find every verification set of a folder, in any form.
+    """Find all verification sets in a folder, in any format.
 
     Args:
-        folder: where the sets lie; converted sets are preferred to the `.bin` that they come from.
+        folder: folder of the sets; converted sets are preferred to the `.bin` files they were converted from.
 
     Returns:
-        Name -> `<name>_images.npy`, bcolz folder `<name>`, or `<name>.bin`; the sets of the paper first, in
-        its order, then the others alphabetically. Empty where the folder holds none.
+        Name -> `<name>_images.npy`, bcolz folder `<name>`, or `<name>.bin`; the sets of the paper first, in their
+        order, then the others alphabetically. Empty if there are none.
 
     Raises:
         FileNotFoundError: no such folder.
@@ -166,10 +167,10 @@ def find_pair_sets(folder: str | os.PathLike[str]) -> dict[str, Path]:
 
 
 def open_pair_set(folder: str | os.PathLike[str], name: str) -> PairSet:
-    """Open a verification set in whichever form it is present.
+    """Open a verification set in any format.
 
     Args:
-        folder: where the sets lie.
+        folder: folder of the sets.
         name: such as `lfw`.
 
     Returns:
@@ -177,7 +178,7 @@ def open_pair_set(folder: str | os.PathLike[str], name: str) -> PairSet:
 
     Raises:
         FileNotFoundError: no set of that name.
-        ValueError: the files are damaged or do not belong together.
+        ValueError: the files are damaged or do not match.
     """
     _check_name(name)
     paths = find_pair_sets(folder)
@@ -187,7 +188,7 @@ def open_pair_set(folder: str | os.PathLike[str], name: str) -> PairSet:
     images: PairImages
     if path.suffix == ".bin" and path.is_file():
         images = _BinImages(path)
-        # Read once: the list of images is kept, and is the big part.
+        # Read once: the list of images, the large part, is kept.
         images._store, issame = read_bin(path)
         return PairSet(name, images, issame)
     images = _MemfileImages(path) if path.name.endswith(_IMAGES_SUFFIX) else _BcolzImages(path)
@@ -205,7 +206,7 @@ def _check_name(name: str) -> None:
 
 
 def _load_npy(path: Path, memory_map: bool = False) -> np.ndarray:
-    """Load a `.npy` without pickles, naming the file when it is damaged."""
+    """Load a `.npy` without pickles, and name the file in the error if it is damaged."""
     try:
         return np.load(path, mmap_mode="r" if memory_map else None, allow_pickle=False)
     except (ValueError, EOFError) as error:
@@ -213,17 +214,17 @@ def _load_npy(path: Path, memory_map: bool = False) -> np.ndarray:
 
 
 def _bcolz() -> Any:
-    """Import bcolz, only when it is needed."""
+    """Import bcolz on demand."""
     try:
         bcolz = importlib.import_module("bcolz")
     except ImportError as error:
-        raise RuntimeError(f"bcolz folders need the package bcolz-zipline ({error}): pip install it") from error
+        raise RuntimeError(f"bcolz folders need a package ({error}): pip install bcolz-zipline") from error
     bcolz.set_nthreads(1)  # its threads would not survive the fork of a data worker
     return bcolz
 
 
 def _check_bcolz(path: Path) -> None:
-    """Check the description of a bcolz folder before bcolz touches it (object arrays there are pickles)."""
+    """Check the description of a bcolz folder before bcolz opens it (object arrays there are pickles)."""
     try:
         shape = json.loads((path / "meta" / "sizes").read_text())["shape"]
         dtype = json.loads((path / "meta" / "storage").read_text())["dtype"]
@@ -247,13 +248,13 @@ def write_memfile(
         issame: P booleans.
 
     Raises:
-        ValueError: a wrong image, or counts that do not belong together; nothing is written then.
-        OSError: no space left; nothing is written then.
+        ValueError: a wrong image, or counts that do not match; nothing is written.
+        OSError: no space left; nothing is written.
     """
     _check_name(name)
     pairs = np.array([bool(value) for value in issame])
     header = {"descr": "|u1", "fortran_order": False, "shape": (2 * len(pairs), *IMAGE_SHAPE)}
-    # Plain writes, because a full disk turns a write through a memory map into a crash.
+    # Plain writes, because writing through a memory map crashes when the disk is full.
     with atomic_file(Path(folder) / (name + _IMAGES_SUFFIX)) as file:
         np.lib.format.write_array_header_1_0(file, header)
         for image in _checked(images, len(pairs), name):
@@ -275,9 +276,9 @@ def write_bcolz(
         issame: P booleans.
 
     Raises:
-        ValueError: a wrong image, or counts that do not belong together; nothing is written then.
+        ValueError: a wrong image, or counts that do not match; nothing is written.
         RuntimeError: bcolz is not installed.
-        OSError: no space left; nothing is written then.
+        OSError: no space left; nothing is written.
     """
     _check_name(name)
     pairs = np.array([bool(value) for value in issame])
@@ -298,14 +299,14 @@ def write_bcolz(
 
 
 def _bcolz_chunks(images: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    """Group images into chunks of official floats, (n, 3, 112, 112)."""
+    """Group images into chunks in the official format, (n, 3, 112, 112) float32."""
     stream = iter(images)
     while chunk := list(itertools.islice(stream, _BCOLZ_CHUNK_IMAGES)):
         yield _OFFICIAL_FLOAT[np.stack(chunk).transpose(0, 3, 1, 2)]
 
 
 def _checked(images: Iterable[np.ndarray], pair_count: int, name: str) -> Iterator[np.ndarray]:
-    """Pass images on, checking each and, at the end, their number."""
+    """Yield images, and check each one and their number."""
     count = 0
     for image in images:
         if image.shape != IMAGE_SHAPE or image.dtype != np.uint8:
@@ -316,7 +317,7 @@ def _checked(images: Iterable[np.ndarray], pair_count: int, name: str) -> Iterat
 
 
 def _forget_list(folder: str | os.PathLike[str], name: str) -> None:
-    """Remove the list of an older version of the set, so that new images never meet the old list."""
+    """Remove the list of an older version of the set, so that new images are never combined with the old list."""
     with suppress(FileNotFoundError):
         (Path(folder) / (name + _LIST_SUFFIX)).unlink()
 

@@ -11,7 +11,7 @@ import numpy as np
 from torch.utils.data import Sampler
 
 _WORD = 2**32
-_SHUFFLE = 2**64 - 1  # the place of the epoch's shuffle among the samples' keys
+_SHUFFLE = 2**64 - 1  # key of the epoch's shuffle, beyond the keys of samples
 
 
 class RandomStreams:
@@ -43,18 +43,18 @@ class RandomStreams:
         self._generator = np.random.Generator(self._bits)
 
     def at(self, epoch: int, sample: int) -> np.random.Generator:
-        """Return the generator of one sample in one epoch, at its beginning.
+        """Return the generator of one sample in one epoch, in its initial state.
 
         Args:
             epoch: in [0, 2**32).
             sample: position in the training data.
 
         Returns:
-            The generator ``Generator(Philox(key=[seed * 2**32 + epoch, sample]))``. It is one and the same object each
-            time, set to that state (a new one costs ten times as much): use it before the next call.
+            The generator ``Generator(Philox(key=[seed * 2**32 + epoch, sample]))``. All calls return the same object,
+            set to that state (creating a new one takes ten times as long), so use it before the next call.
         """
         self._key[:] = self.seed * _WORD + epoch, sample
-        self._bits.state = self._start  # copied from
+        self._bits.state = self._start  # the setter copies it
         return self._generator
 
     def shuffled(self, count: int, epoch: int) -> np.ndarray:
@@ -65,7 +65,7 @@ class RandomStreams:
             epoch: in [0, 2**32).
 
         Returns:
-            (N,) permutation of 0..N-1, uint32: every process holds all of it for a moment.
+            (N,) permutation of 0..N-1, uint32, because every process briefly holds all of it.
         """
         order = np.arange(count, dtype=np.uint32)
         self.at(epoch, _SHUFFLE).shuffle(order)
@@ -73,11 +73,11 @@ class RandomStreams:
 
 
 class EpochBatchSampler(Sampler[list[tuple[int, int]]]):
-    """Batches of (epoch, sample) for one process, shuffled anew every epoch.
+    """Batches of (epoch, sample) for one process, shuffled every epoch.
 
-    The W processes take turns in the shuffled order, so that batch k holds the same samples for every W with the
-    same total batch size. The order is padded by its own first samples, at most W-1, so that all take the same number
-    of steps. The last, incomplete batch is kept, unless it is one sample, on which batch norm cannot train.
+    The W processes take turns in the shuffled order, so batch k holds the same samples for every W with the same total
+    batch size. The order is padded with its first samples, at most W-1, so that all processes take the same number of
+    steps. The last, incomplete batch is kept, unless it has a single sample, on which batch norm cannot train.
 
     Args:
         count: number of samples N in the training data.
@@ -86,13 +86,13 @@ class EpochBatchSampler(Sampler[list[tuple[int, int]]]):
         rank: of this process.
         world_size: number of processes W.
         start_epoch: epoch to begin with.
-        start_batch: batches of ``start_epoch`` that the run saw before it was interrupted. They count in the length,
-            as Lightning's progress counts them.
-        start_sample: samples of ``start_epoch`` that all processes together saw before, which are left out; None:
-            those of ``start_batch`` batches of the present size.
+        start_batch: batches of ``start_epoch`` that the run completed before it was interrupted. They count in the
+            length, as in Lightning's progress.
+        start_sample: samples of ``start_epoch`` that all processes together have seen, which are skipped; None: those
+            of ``start_batch`` batches of the current size.
 
     Raises:
-        ValueError: no batch of two samples or more for each process.
+        ValueError: there are fewer than two samples for each process.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class EpochBatchSampler(Sampler[list[tuple[int, int]]]):
         if min(batch_size, -(-count // world_size)) < 2:
             raise ValueError(
                 f"{count} training images in batches of {batch_size} for each of {world_size} process(es): every "
-                "process needs at least two images per batch, batch norm cannot train on one"
+                "process needs at least two images per batch, because batch norm cannot train on one"
             )
         self.epoch = self.start_epoch = start_epoch
         self.start_batch = start_batch
@@ -121,14 +121,14 @@ class EpochBatchSampler(Sampler[list[tuple[int, int]]]):
 
     @property
     def sampler(self) -> "EpochBatchSampler":
-        """This object: Lightning calls ``set_epoch`` of the batch sampler's ``sampler``."""
+        """This object, because Lightning calls ``set_epoch`` on the batch sampler's ``sampler``."""
         return self
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the next iteration.
 
         Args:
-            epoch: 0, 1, ...
+            epoch: epoch, from 0.
         """
         self.epoch = epoch
 
@@ -147,20 +147,20 @@ class EpochBatchSampler(Sampler[list[tuple[int, int]]]):
             yield [(epoch, sample) for sample in samples]
 
     def _done(self) -> tuple[int, int]:
-        """Return the batches, and the samples of all processes, that the run has done of this epoch."""
+        """Return the batches of each process, and the samples of all processes, that are done in this epoch."""
         return (self.start_batch, self.start_sample) if self.epoch == self.start_epoch else (0, 0)
 
     def _share(self, first: int) -> int:
-        """Return how many samples each process takes of those from ``first`` on."""
+        """Return the number of samples per process from ``first`` on."""
         return -(-max(0, self.count - first) // self.world_size)
 
     def _order(self, epoch: int, first: int) -> np.ndarray:
-        """Return the samples of this process in one epoch, from place ``first`` of the shuffled order on."""
+        """Return the samples of this process in one epoch, from position ``first`` of the shuffled order on."""
         shuffled = self._streams.shuffled(self.count, epoch)
         share = self._share(first)
         mine = shuffled[first + self.rank :: self.world_size]
         if len(mine) == share:
-            return mine.copy()  # so that the others' part is freed
+            return mine.copy()  # so that the other processes' part is freed
         last = first + self.rank + self.world_size * (share - 1)
         return np.append(mine, shuffled[last % self.count])
 
@@ -168,7 +168,7 @@ class EpochBatchSampler(Sampler[list[tuple[int, int]]]):
 class ShardedBatchSampler(Sampler[list[int]]):
     """Batches of one process's consecutive share of N samples, in order.
 
-    All processes get the same number of batches of the same sizes: the last sample is repeated where shares differ.
+    All processes get the same number of batches of the same sizes: the last sample is repeated where needed.
 
     Args:
         count: number of samples N.

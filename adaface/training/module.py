@@ -346,7 +346,7 @@ class FaceRecognitionModule(pl.LightningModule):
         if "adaface" not in checkpoint:
             return
         if self.trainer.datamodule is not None:
-            self.trainer.datamodule.go_on_from(**checkpoint["adaface"]["position"])
+            self.trainer.datamodule.resume_at(**checkpoint["adaface"]["position"])
         self._resumed_average = take_from(checkpoint)
         fill_in_head(checkpoint, self.sharded_head)
 

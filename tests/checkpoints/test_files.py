@@ -137,7 +137,9 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(files.torch, "save", full)
-    with pytest.raises(RuntimeError, match=r"last\.ckpt could not be written.*No space left.* MB are free.*make room"):
+    with pytest.raises(
+        RuntimeError, match=r"last\.ckpt could not be written.*No space left.* MB are free.*free some space"
+    ):
         io.save_checkpoint({"state_dict": {}}, target)
     assert load_checkpoint(target)["state_dict"]["a"].tolist() == [1, 1]
     assert [file.name for file in target.parent.iterdir()] == ["last.ckpt"]

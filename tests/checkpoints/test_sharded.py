@@ -82,7 +82,7 @@ def test_the_single_file_is_that_of_a_dense_head(of_four, tmp_path):
     assert "folder" not in saved
     dense = build_head("adaface", D, classes, 0.4, 0.01, 0.333, 64.0)
     dense.load_state_dict({key.removeprefix("head."): value for key, value in saved["state_dict"].items()})
-    with pytest.raises(ValueError, match="is a single file already"):
+    with pytest.raises(ValueError, match="is already a single file"):
         export_single_file(tmp_path / "single.ckpt", tmp_path / "other.ckpt")
 
 
@@ -161,7 +161,7 @@ def test_made_up_headers_are_told_in_one_line(of_four, tmp_path, change, capfd):
 
 def test_a_part_of_a_checkpoint_is_none(of_four):
     _, folder = of_four
-    with pytest.raises(ValueError, match="one file of several"):
+    with pytest.raises(ValueError, match="a part of a checkpoint folder"):
         fill_in_head(load_checkpoint(folder / REST), None)
 
 
@@ -213,5 +213,5 @@ def test_all_that_adam_keeps_is_kept(tmp_path):
 def test_files_that_cannot_be_written_are_told(tmp_path):
     head, optimizer = trained(ODD)
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(RuntimeError, match=r"could not be written: process 0: .*make room"):
+    with pytest.raises(RuntimeError, match=r"could not be written: process 0: .*free some space"):
         write_head(tmp_path / "file" / "folder", head, optimizer)

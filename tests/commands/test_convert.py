@@ -204,7 +204,7 @@ def test_a_killed_conversion_goes_on(tmp_path: Path) -> None:
     # the main thread counts what the others have written: at most 4 parts of 20 later, then it notes every 100th
     noted = json.loads((folder / "imgs" / ".convert.json").read_text())["done"]
     assert noted in (100, 200)
-    with pytest.raises(ValueError, match="is not finished"):
+    with pytest.raises(ValueError, match="is not complete"):
         finder.open_training_source(str(folder), "imgs")
     times_before = times_below(folder / "imgs")
 

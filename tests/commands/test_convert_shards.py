@@ -124,7 +124,7 @@ def test_killed_conversions_go_on(tmp_path: Path) -> None:
     for writes in ("35", "60"):
         killed = subprocess.run([*command, writes], cwd=PROJECT, stdout=subprocess.DEVNULL, timeout=300)
         assert killed.returncode == -signal.SIGKILL
-        with pytest.raises(ValueError, match="is not finished"):
+        with pytest.raises(ValueError, match="is not complete"):
             open_training_source(folder, "imgs")
     assert {Path(name).name[0] for name in files_below(folder / "imgs")} == {"0", "1", "2"}
     assert convert.main(["--rec_path", str(folder)]) == 0

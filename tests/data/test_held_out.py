@@ -39,7 +39,7 @@ def test_enough_people_are_held_out_and_enough_stay(share, expected):
 
 @pytest.mark.parametrize("counts", [[9], [1] * 50, [4] * 7 + [1] * 9])
 def test_too_few_people_are_refused(counts):
-    with pytest.raises(ValueError, match=r"have two images or more: to hold some out for validation takes 8 of them"):
+    with pytest.raises(ValueError, match=r"have two images or more: holding some out for validation needs 8 of these"):
         choose_people(np.array(counts), 0.1, seed=0)
 
 
@@ -152,7 +152,7 @@ def test_an_unknown_name_is_refused_with_the_nearest(folder):
 
 @pytest.mark.parametrize(("otherwise", "told"), [(True, "are held out"), (False, "without validation")])
 def test_where_there_are_none_people_are_held_out_or_not(tmp_path, otherwise, told):
-    for place, why in ((tmp_path, "none there"), (tmp_path / "absent", "no such folder")):
+    for place, why in ((tmp_path, "it has no sets"), (tmp_path / "absent", "no such folder")):
         sets = opened(place, "", otherwise=otherwise)
         assert (sets.opened, sets.held_out) == ({}, otherwise)
         assert why in sets.note and told in sets.note

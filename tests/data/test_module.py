@@ -137,7 +137,7 @@ def test_empty_class_folders_are_named(small: Path) -> None:
 def test_unfinished_conversion_is_refused(small: Path) -> None:
     journal = small / "imgs" / ".convert.json"
     journal.write_text(json.dumps({"done": 7, "images": 12}))
-    with pytest.raises(ValueError, match=r"not finished \(7 of 12 images\).*convert.py --rec_path"):
+    with pytest.raises(ValueError, match=r"not complete \(7 of 12 images\).*convert.py --rec_path"):
         FolderSource(small / "imgs")
     journal.write_text(json.dumps({"done": 12, "images": 12}))
     assert len(FolderSource(small / "imgs")) == 12
@@ -180,7 +180,7 @@ def test_a_huge_label_is_a_gap_not_a_crash(tmp_path: Path) -> None:
     [(1.5, "1.5"), (-1.0, "-1"), (float("nan"), r"nan \(a damaged image header\)"), (float("inf"), "inf")],
 )
 def test_labels_that_are_no_class_numbers_are_refused(tmp_path: Path, label: float, shown: str) -> None:
-    with pytest.raises(ValueError, match=f"label of key 2 is {shown}, expected a whole number from 0 on"):
+    with pytest.raises(ValueError, match=f"label of key 2 is {shown}, expected an integer from 0 on"):
         RecordSource(write_rec(tmp_path, {1: 0.0, 2: label}))
 
 
@@ -269,7 +269,7 @@ def test_subset_is_the_same_on_both_sources(both: Path) -> None:
 
 def test_subset_list_is_found_beside_the_data(both: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(selection, "_ASSETS", tmp_path / "assets")
-    with pytest.raises(FileNotFoundError, match=rf"{SUBSET_LIST}.*official AdaFace repository.*put it into .*assets"):
+    with pytest.raises(FileNotFoundError, match=rf"{SUBSET_LIST}.*official AdaFace repository.* to .*assets"):
         read_subset_list(both.parent, "faces/imgs")
     for folder in (
         tmp_path / "data" / "faces" / "imgs",
@@ -290,7 +290,7 @@ def test_bad_subset_lists_are_refused(small: Path) -> None:
     with pytest.raises(ValueError, match="no identity has 5 images"):
         select_subset(source, np.arange(12))
     (small / SUBSET_LIST).write_text("1,two,3")
-    with pytest.raises(ValueError, match="expected whole numbers with commas"):
+    with pytest.raises(ValueError, match="expected integers separated by commas"):
         read_subset_list(small, "imgs")
 
 
@@ -500,7 +500,7 @@ class Listener(pl.LightningModule):
             self.trainer.save_checkpoint(self.checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.trainer.datamodule.go_on_from(1, 1)
+        self.trainer.datamodule.resume_at(1, 1)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None: ...
 
@@ -547,9 +547,9 @@ def test_custom_num_class_overrides_upward_only(small: Path) -> None:
 
 
 def test_batch_size_must_divide() -> None:
-    with pytest.raises(ValueError, match=r"--batch_size 256 .* does not divide by 3: use 255 or 258"):
+    with pytest.raises(ValueError, match=r"--batch_size 256 .* is not divisible by 3: use 255 or 258"):
         FaceDataModule(DataOptions(), batch_size=256, devices=3)
-    with pytest.raises(ValueError, match=r"does not divide by 3: use 3$"):
+    with pytest.raises(ValueError, match=r"is not divisible by 3: use 3$"):
         FaceDataModule(DataOptions(), batch_size=2, devices=3)
     assert FaceDataModule(DataOptions(), batch_size=256, devices=4).batch_size_per_process == 64
 
@@ -563,7 +563,7 @@ def test_workers_are_capped_with_a_note(small: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(6)), raising=False)
     data = module(small, num_workers=16, devices=2)
     assert data.num_workers == 3
-    assert "3 data worker(s) per device instead of 16: there are 6 cores" in data.summary()
+    assert "3 data worker(s) per device instead of 16: this machine has 6 cores" in data.summary()
     assert module(small, num_workers=0).num_workers == 0
 
 
@@ -630,17 +630,19 @@ def test_skip_bad_images_counts_and_replaces(
         "b/0.jpg",
         "c/3.jpg",
     ]
-    assert int(data.dataset[0, 3][1]) == 1  # the next good one is b/1.jpg, with its own label
+    assert int(data.dataset[0, 3][1]) == 1  # the next readable one is b/1.jpg, with its own label
     assert int(data.dataset[0, 11][1]) == 0  # after the last one comes the first
     data.teardown("fit")
-    assert "3 bad training image(s) replaced by the next good one" in capsys.readouterr().out
+    assert "3 bad training image(s) replaced by the next readable one" in capsys.readouterr().out
 
 
 def test_skipping_ends_where_nothing_is_good(small: Path) -> None:
     for path in (small / "imgs").glob("*/*.jpg"):
         path.write_bytes(b"broken")
     data = module(small, skip_bad_images=True)
-    with pytest.raises(ValueError, match=r"100 images in a row cannot be used; the last one: .*not a readable image"):
+    with pytest.raises(
+        ValueError, match=r"100 consecutive images cannot be used; the last error: .*not a readable image"
+    ):
         data.dataset[0, 0]
 
 

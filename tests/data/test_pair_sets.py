@@ -155,7 +155,7 @@ def test_array_whose_shape_lies_is_refused(tmp_path: Path) -> None:
         ((ENCODED[:5], ISSAME), "5 images, an odd number"),
         ((ENCODED, ISSAME[:2]), "6 images for 2 pairs, expected 4"),
         (([], []), "empty"),
-        (ENCODED, "it holds a list of 6 parts"),
+        (ENCODED, "it holds a list of length 6"),
         ({"images": 1}, "it holds one dict"),
         ((ENCODED, "yes"), "issame is one str"),
         ((ENCODED, [1, 0, 2]), r"issame\[2\]"),

@@ -74,7 +74,7 @@ def test_a_disk_that_is_full_when_names_are_given_is_told(tmp_path, monkeypatch,
     monkeypatch.setattr(Path, "symlink_to", full)
     monkeypatch.setattr(checkpointing.shutil, "copyfileobj", full)
     keeper._newest = 0.5
-    with pytest.raises(RuntimeError, match=r"ckpt could not be written: .*No space left.*make room"):
+    with pytest.raises(RuntimeError, match=r"ckpt could not be written: .*No space left.*free some space"):
         keeper.save(trainer_of(head, step=2))
     last = tmp_path / "last.ckpt"
     assert (last / "rest.ckpt" if head else last).read_text() == "step 1"

@@ -1,1 +1,1 @@
-"""Where training images come from: folders, records, several sets, selections."""
+"""Sources of training images: folders, records, several sets, selections."""

@@ -1,9 +1,9 @@
 """The interface of training image sources: samples in a fixed order, numbered from 0, with labels.
 
-A folder of class folders (`data/sources/folder.py`), `.rec` files (`data/sources/records.py`), several of these
-together (`data/sources/combined.py`) and the subset list of one (`data/sources/selection.py`) are such sources. A
-folder and the `.rec` that it was converted from give the same samples in the same order with the same labels. None
-decodes an image.
+Sources are a folder of class folders (`data/sources/folder.py`), `.rec` files (`data/sources/records.py`), several of
+these together (`data/sources/combined.py`) and a selection of one (`data/sources/selection.py`). A folder and the
+`.rec` that it was converted from give the same samples with the same labels in the same order. No source decodes
+images.
 
 Source: torchvision's `ImageFolder`.
 """
@@ -19,11 +19,11 @@ _NAMES_AT_ONCE = 1 << 14
 
 
 class Flaw(NamedTuple):
-    """A defect of the data that prevents training, and was skipped on request.
+    """A defect of the data that prevents training and was skipped on request.
 
     Attributes:
         kind: ``empty identity``, ``label gap`` or ``damaged label``.
-        identity: name of the class; empty where it has none.
+        identity: name of the class; empty if there is none.
         text: description for the user.
     """
 
@@ -43,7 +43,7 @@ class TrainingSource(Protocol):
 
     @property
     def labels(self) -> np.ndarray:
-        """Class of each sample, (N,) integers 0..C-1; may be made anew each time."""
+        """Class of each sample, (N,) integers 0..C-1; may be computed at each access."""
         ...
 
     @property
@@ -62,18 +62,18 @@ class TrainingSource(Protocol):
         ...
 
     def describe(self, index: int) -> str:
-        """Return where one sample lies, for messages."""
+        """Return the location of one sample, for messages."""
         ...
 
 
 def fingerprint_of(source: TrainingSource) -> str:
-    """Identify training data: number of images, class names, labels, bytes of 256 images spread over it.
+    """Return a digest of training data: number of images, class names, labels, and bytes of 256 images spread over it.
 
     Args:
         source: all samples.
 
     Returns:
-        SHA-256, 64 hexadecimal digits, the same for a `.rec` and the folder made of it.
+        SHA-256, 64 hexadecimal digits, the same for a `.rec` and the folder converted from it.
     """
     digest = hashlib.sha256(f"{len(source)}\n".encode())
     names = source.class_names
@@ -84,7 +84,7 @@ def fingerprint_of(source: TrainingSource) -> str:
     for index in np.unique(np.linspace(0, len(source) - 1, _FINGERPRINT_IMAGES).astype(int)).tolist():
         try:
             image = source.read(index)
-        except (OSError, ValueError):  # damaged: training will say so, or skip it
+        except (OSError, ValueError):  # damaged: training reports or skips it
             image = b""
         digest.update(hashlib.sha256(image).digest())
     return digest.hexdigest()

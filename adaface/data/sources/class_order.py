@@ -1,10 +1,11 @@
-"""The order of torchvision's `ImageFolder` for classes that are numbers, and their names, made when they are asked for.
+"""The order of torchvision's `ImageFolder` for classes named by numbers, and their names, created on access.
 
-Classes are ordered by name, inside a class files by name, both as text. Names of two million classes as text would take
-130 MB a process, so sequences of names hold none of them.
+Classes are sorted by name, and files inside a class by name, both as text. The names of two million classes would take
+130 MB per process as text, so these sequences store none of them.
 
 Source: torchvision's `ImageFolder` on `<label>/<key>.jpg`.
-Differences: the names are numbers and stay so; nothing is formatted, and where classes lie together nothing is sorted.
+Differences: the names stay numbers; no text is formatted, and nothing is sorted if the images of each class are
+contiguous.
 """
 
 import abc
@@ -23,7 +24,7 @@ def order_by_class(keys: np.ndarray, classes: np.ndarray) -> np.ndarray:
     """Sort by class, then by key as text.
 
     Args:
-        keys: (N,) from 0 on, ascending.
+        keys: (N,) ascending, not negative.
         classes: int32 (N,), 0..C-1, not necessarily all of them.
 
     Returns:
@@ -31,15 +32,15 @@ def order_by_class(keys: np.ndarray, classes: np.ndarray) -> np.ndarray:
     """
     starts = np.append(0, np.flatnonzero(classes[1:] != classes[:-1]) + 1)
     pieces_fit = 0 < len(starts) <= int(classes.max(initial=-1)) + 1
-    if not pieces_fit or np.bincount(classes[starts]).max() > 1:  # some class is in several pieces
+    if not pieces_fit or np.bincount(classes[starts]).max() > 1:  # some class is not contiguous
         return lexicographic_order(keys, classes)
     sizes = np.diff(starts, append=len(keys))
     pieces = np.argsort(classes[starts])
-    begins = np.cumsum(sizes[pieces]) - sizes[pieces]  # in the order to make
-    small = np.int32 if len(keys) < 2**31 else np.int64  # fresh memory is what takes the time here
+    begins = np.cumsum(sizes[pieces]) - sizes[pieces]  # in the new order
+    small = np.int32 if len(keys) < 2**31 else np.int64  # allocating memory takes most of the time here
     order = np.repeat((starts[pieces] - begins).astype(small), sizes[pieces])
     order += np.arange(len(keys), dtype=small)
-    # Keys with as many digits ascend as text too.
+    # Keys with the same number of digits are also ascending as text.
     lasts = starts + sizes - 1
     for piece in np.flatnonzero((_digits(keys[starts]) != _digits(keys[lasts]))[pieces]).tolist():
         inside = slice(begins[piece], begins[piece] + sizes[pieces[piece]])
@@ -48,14 +49,15 @@ def order_by_class(keys: np.ndarray, classes: np.ndarray) -> np.ndarray:
 
 
 def lexicographic_order(numbers: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:
-    """Sort whole numbers as if they were text, without making text of them.
+    """Sort integers as text, without formatting them.
 
     Args:
-        numbers: (N,) from 0 on; distinct within a group.
-        groups: (N,) from 0 on; sorted by these first, as numbers. None: one group.
+        numbers: (N,) not negative; distinct within a group.
+        groups: (N,) not negative; the primary sort key, as numbers. None: one group.
 
     Returns:
-        (N,) positions in sorted order: 0, 1, 10, 100, 11, 2. So too when an extension follows: "." is below "0".
+        (N,) positions in sorted order: 0, 1, 10, 100, 11, 2. An extension does not
+        change the order, because "." is below "0".
 
     Raises:
         ValueError: a negative number.
@@ -65,10 +67,10 @@ def lexicographic_order(numbers: np.ndarray, groups: np.ndarray | None = None) -
         raise ValueError(f"negative key {int(numbers.min())}: expected keys from 0 on")
     digits = _digits(numbers)
     most = int(digits.max(initial=1))
-    # First digits under each other; the same digits followed by nothing come before those followed by zeros.
+    # Left-align the digits; shorter numbers come before the same digits followed by zeros.
     aligned = numbers.astype(np.uint64) * _POWERS[most - digits]
     group_count = 1 if groups is None or len(groups) == 0 else int(groups.max()) + 1
-    if group_count * 10**most * most < 2**64:  # all in one number: sorts many times faster
+    if group_count * 10**most * most < 2**64:  # one combined key sorts many times faster
         combined = aligned * np.uint64(most) + (digits - 1)
         if groups is not None:
             combined += groups.astype(np.uint64) * np.uint64(10**most * most)
@@ -77,12 +79,12 @@ def lexicographic_order(numbers: np.ndarray, groups: np.ndarray | None = None) -
 
 
 def _digits(numbers: np.ndarray) -> np.ndarray:
-    """Count the decimal digits, uint8 (N,); of 0: one."""
+    """Count the decimal digits, uint8 (N,); 0 has one."""
     return np.maximum(np.searchsorted(_POWERS, numbers.astype(np.uint64), side="right"), 1).astype(np.uint8)
 
 
 class LazyNames(Sequence[str], abc.ABC):
-    """A sequence of names that holds none of them; equal to any sequence of the same names."""
+    """A sequence of names that are created on access; equal to any sequence of the same names."""
 
     @abc.abstractmethod
     def name(self, index: int) -> str:
@@ -114,7 +116,7 @@ class LazyNames(Sequence[str], abc.ABC):
 
 
 class NumberedNames(LazyNames):
-    """The numbers 0..C-1 as names, in the order of text: "0", "1", "10", "11", ..., "2".
+    """The numbers 0..C-1 as names, in text order: "0", "1", "10", "11", ..., "2".
 
     Args:
         count: C.
@@ -149,10 +151,10 @@ class NumberedNames(LazyNames):
 
 
 class PrefixedNames(LazyNames):
-    """The names of several sequences, one after the other, each as `<prefix>/<name>`.
+    """The concatenated names of several sequences, each as `<prefix>/<name>`.
 
     Args:
-        parts: prefix and names; no prefix twice.
+        parts: prefix and names; prefixes are distinct.
     """
 
     def __init__(self, parts: Sequence[tuple[str, Sequence[str]]]) -> None:

@@ -1,6 +1,7 @@
-"""Several training sets as one: their samples and their classes one after the other.
+"""Several training sets as one, with concatenated samples and classes.
 
-Identities are not merged: an identity that occurs in two sets becomes two classes. Only the sets are kept in memory.
+Identities are not merged: an identity that occurs in two sets becomes two classes. Nothing but the sets themselves is
+kept in memory.
 """
 
 import bisect
@@ -17,12 +18,12 @@ class CombinedSource:
     """The samples of several sources.
 
     Args:
-        parts: at least one name and source; no name twice.
+        parts: names and sources, at least one; names are distinct.
 
     Attributes:
         class_names: `<name>/<name of the class>`.
-        location: names, sizes and places of all, for messages.
-        flaws: what was passed over in them.
+        location: names, sizes and locations of all sets, for messages.
+        flaws: what was skipped in them.
     """
 
     def __init__(self, parts: Sequence[tuple[str, TrainingSource]]) -> None:
@@ -50,7 +51,7 @@ class CombinedSource:
 
     @property
     def labels(self) -> np.ndarray:
-        """Class of each sample, int32 (N,), made anew each time: 4 bytes a sample that nobody needs between."""
+        """Class of each sample, int32 (N,), computed at each access to save 4 bytes per sample."""
         labels = np.empty(len(self), np.int32)
         for part, start, first_class in zip(self._parts, self._starts, self._first_classes, strict=False):
             np.add(part.labels, first_class, out=labels[start : start + len(part)], casting="unsafe")
@@ -67,7 +68,7 @@ class CombinedSource:
         return self._parts[number].read(index - self._starts[number])
 
     def describe(self, index: int) -> str:
-        """Return the set of one sample and where it lies, for messages."""
+        """Return the set and location of one sample, for messages."""
         number = self._part_of(index)
         return f"data set {self._names[number]}: {self._parts[number].describe(index - self._starts[number])}"
 

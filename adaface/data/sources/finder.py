@@ -1,11 +1,11 @@
-"""Find the training data that `--train_data_path` names, one set or several with commas between them, and open it.
+"""Find and open the training data of `--train_data_path`, one set or several separated by commas.
 
     faces_emore/imgs, faces_emore, faces_emore/train.rec    one set
     webface42m                                              one set in train_0.rec, train_1.rec, ...
     faces_emore,webface42m                                  two sets; the classes of the second follow
 
 Source: the InsightFace data layout.
-Differences: the official code takes one set, and its class count from the path's name.
+Differences: the official code takes one set, and derives its class count from the name of the path.
 """
 
 import contextlib
@@ -25,10 +25,10 @@ class _DataSet(NamedTuple):
     """The location of one data set.
 
     Attributes:
-        home: what it is named after: the folder that holds `imgs` or the `.rec`, the folder of its classes, or one of
-            several `.rec` in a folder, without suffix.
+        home: what the set is named after: the folder with `imgs` or the `.rec`, the folder of the classes, or one of
+            several `.rec` files in a folder, without suffix.
         paths: the image folder, or the `.rec` files.
-        is_folder: which of them.
+        is_folder: whether it is an image folder.
     """
 
     home: Path
@@ -36,11 +36,11 @@ class _DataSet(NamedTuple):
     is_folder: bool
 
     def folder(self) -> Path:
-        """Return the folder that holds `imgs` or the `.rec`."""
+        """Return the folder with `imgs` or the `.rec`."""
         return (self.home if self.is_folder else self.paths[0].parent).resolve()
 
     def open(self, flawed: bool) -> TrainingSource:
-        """Open it."""
+        """Open the data set."""
         if self.is_folder:
             return FolderSource(self.paths[0], flawed=flawed)
         return FlawedRecordSource(*self.paths) if flawed else RecordSource(*self.paths)
@@ -57,18 +57,18 @@ def open_training_source(
 
     Args:
         data_root: folder that ``train_data_path`` is relative to.
-        train_data_path: of each set the image folder, the folder above it or with `train.rec` or `train_0.rec`, ...,
-            or a `.rec`; several sets with commas between them.
-        use_mxrecord: take the `.rec` even where there is an image folder; look for it one folder above too.
+        train_data_path: for each set the image folder, the folder above it, the folder with `train.rec` or
+            `train_0.rec`, ..., or a `.rec`; several sets are separated by commas.
+        use_mxrecord: prefer the `.rec` to an image folder, and also look for it in the folder above.
         flawed: skip identities without images and invalid labels instead of raising an error; they are listed in
             ``flaws`` of the source.
 
     Returns:
-        The image folder where there is one, else the `.rec`; several sets together as one.
+        The image folder if there is one, otherwise the `.rec`; several sets are combined.
 
     Raises:
-        FileNotFoundError: none of them is there; the message says what is.
-        ValueError: what is there is damaged or ambiguous, or a set is named twice.
+        FileNotFoundError: there is no such data; the message lists what is there.
+        ValueError: the data is damaged or ambiguous, or a set is given twice.
     """
     words = split_paths(data_root, train_data_path)
     paths = [Path(data_root, word) for word in words]
@@ -97,19 +97,19 @@ def _naming(number: int, words: list[str]) -> Iterator[None]:
 
 
 def split_paths(data_root: str | os.PathLike[str], train_data_path: str | os.PathLike[str]) -> list[str]:
-    """Take the paths of several data sets apart, at the commas.
+    """Split the paths of several data sets at the commas.
 
-    A comma that belongs to an existing path, alone or with more commas, does not separate.
+    Commas in an existing path do not separate.
 
     Args:
         data_root: folder that the paths are relative to.
-        train_data_path: one path, or several with commas between them.
+        train_data_path: one path, or several separated by commas.
 
     Returns:
-        The paths, without blanks around them.
+        The paths, without surrounding blanks.
 
     Raises:
-        ValueError: nothing between two commas, or at an end.
+        ValueError: an empty path between two commas, or at an end.
     """
     pieces = os.fspath(train_data_path).split(",")
     words = []
@@ -122,28 +122,28 @@ def split_paths(data_root: str | os.PathLike[str], train_data_path: str | os.Pat
     if len(words) > 1 and not all(words):
         raise ValueError(
             f"--train_data_path {train_data_path}: one of {len(words)} paths is empty; expected paths of data sets "
-            f"with single commas between them"
+            f"separated by single commas"
         )
     return words
 
 
 def _exists(path: Path) -> bool:
-    """Return whether a path exists, or will when the data set is converted."""
+    """Return whether a path exists, or will exist after the conversion of the data set."""
     return path.exists() or (path.name == IMAGE_FOLDER and path.parent.is_dir())
 
 
 def _refuse_duplicate(data_sets: list[_DataSet]) -> None:
-    """Raise an error if the last set was given before: every identity would become two classes."""
+    """Raise an error if the last set is given twice, because every identity would become two classes."""
     last = data_sets[-1]
     for earlier in data_sets[:-1]:
         common = {path.resolve() for path in last.paths} & {path.resolve() for path in earlier.paths}
         converted = last.is_folder != earlier.is_folder and last.folder() == earlier.folder()
         if common or converted or last.home.resolve() == earlier.home.resolve():
-            raise ValueError(f"it is in {last.paths[0]}, a data set that was given before: give it once")
+            raise ValueError(f"{last.paths[0]} is a data set that was already given: give it once")
 
 
 def _names(homes: list[Path]) -> list[str]:
-    """Name data sets after their folders, with as many folders above as it takes to tell them apart."""
+    """Name data sets after their folders, with as many parent folders as needed to distinguish them."""
     absolute = [Path(os.path.abspath(home)).parts for home in homes]  # noqa: PTH100 - links keep their names
     for depth in range(1, max(map(len, absolute)) + 1):
         names = ["/".join(parts[-depth:]).strip("/") for parts in absolute]
@@ -159,7 +159,7 @@ def _find(path: Path, use_mxrecord: bool) -> _DataSet:
     images = None if use_mxrecord else _image_folder(path)
     if images is not None:
         return _DataSet(images.parent if images.name == IMAGE_FOLDER else images, [images], is_folder=True)
-    # `faces_emore/imgs` before the conversion; but not any folder's parent: that could be another data set.
+    # `faces_emore/imgs` before the conversion, but not the parent of any other folder, which could be another data set
     above = [path.parent] if use_mxrecord or path.name == IMAGE_FOLDER else []
     for folder in (path, *above):
         if records := find_records(folder):
@@ -174,17 +174,17 @@ def _find(path: Path, use_mxrecord: bool) -> _DataSet:
 
 
 def _image_folder(path: Path) -> Path | None:
-    """Return the folder of class folders at ``path`` or in its `imgs`; None without."""
+    """Return the folder of class folders at ``path`` or in its `imgs`; None if there are none."""
     if (path / IMAGE_FOLDER).is_dir():
         return path / IMAGE_FOLDER
-    if not path.is_dir() or holds_records(path):  # beside a `.rec` lie validation folders, no classes
+    if not path.is_dir() or holds_records(path):  # folders next to a `.rec` are validation sets, not classes
         return None
     with os.scandir(path) as entries:
         return path if any(e.is_dir() for e in entries if not e.name.startswith(".")) else None
 
 
 def _nearest_folder(path: Path) -> str:
-    """Say what is in the deepest folder of ``path`` that exists."""
+    """Describe the deepest existing folder of ``path``."""
     path = path.absolute()
     folder = next(p for p in (path, *path.parents) if p.is_dir())
     why = "it is a file, not a folder" if path.is_file() else "it does not exist"

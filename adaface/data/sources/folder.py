@@ -1,7 +1,7 @@
-"""Training images of a folder of class folders, listed, ordered and labeled.
+"""Training images in a folder of class folders: listed, sorted and labeled.
 
 Source: torchvision's `ImageFolder`.
-Differences: hidden files are left out; there are no folders inside class folders; a listing of N files costs their
+Differences: hidden files are skipped; class folders have no subfolders; a listing of N files takes the length of their
 names and eight bytes each.
 """
 
@@ -13,6 +13,7 @@ import numpy as np
 
 from adaface.data.conversion_journal import JOURNAL
 from adaface.data.sources.base import Flaw
+from adaface.system.command_line import invocation
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 _SHOWN = 6
@@ -23,14 +24,14 @@ class FolderSource:
 
     Args:
         root: folder of the class folders.
-        flawed: pass over classes without images instead of refusing them.
+        flawed: skip classes without images instead of raising an error.
 
     Attributes:
-        flaws: what was passed over.
+        flaws: what was skipped.
 
     Raises:
         FileNotFoundError: no such folder, no class folders in it, a class without images, or no images at all.
-        ValueError: `convert.py` was stopped before it had written all images.
+        ValueError: the conversion is not complete.
     """
 
     def __init__(self, root: str | os.PathLike[str], *, flawed: bool = False) -> None:
@@ -43,7 +44,7 @@ class FolderSource:
             self.class_names = sorted(e.name for e in entries if not e.name.startswith(".") and e.is_dir())
         if not self.class_names:
             raise FileNotFoundError(f"no class folders in {self.root}; it holds {listing(self.root)}")
-        # File names in one piece: a list of millions of strings would cost ten times as much, in every worker.
+        # File names in one buffer: a list of millions of strings would take ten times the memory, in every worker.
         names, lengths, counts = [], [], []
         for class_name in self.class_names:
             files = _image_files(self.root / class_name)
@@ -84,7 +85,7 @@ class FolderSource:
 
 
 def _refuse_unfinished(root: Path) -> None:
-    """Raise where `convert.py` has written a part of the images; its journal says how many."""
+    """Raise ValueError if a conversion to this folder is not complete."""
     path = root / JOURNAL
     try:
         journal = json.loads(path.read_text(encoding="utf-8"))
@@ -92,11 +93,11 @@ def _refuse_unfinished(root: Path) -> None:
     except (FileNotFoundError, NotADirectoryError):
         return
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error}); run convert.py with --overwrite") from None
+        raise ValueError(f"{path} is damaged ({error}); convert again with --overwrite") from None
     if done != total:
         raise ValueError(
-            f"the conversion to {root} is not finished ({done} of {total} images); it goes on by: "
-            f"python convert.py --rec_path {root.parent} --make_image_files"
+            f"the conversion to {root} is not complete ({done} of {total} images). Continue it with: "
+            f"{invocation('convert')} --rec_path {root.parent} --make_image_files"
         )
 
 
@@ -116,11 +117,11 @@ def _refuse_empty_classes(root: Path, empty: list[str], count: int) -> None:
         names = ", ".join(empty[:_SHOWN]) + (", ..." if len(empty) > _SHOWN else "")
         raise FileNotFoundError(
             f"{len(empty)} of {count} class folders in {root} hold no images: {names}. Expected "
-            f"<class>/<image> with one of {' '.join(IMAGE_EXTENSIONS)}; remove empty folders, or name the right folder"
+            f"<class>/<image> with one of {' '.join(IMAGE_EXTENSIONS)}; remove empty folders, or give the right folder"
         )
 
 
 def listing(folder: Path) -> str:
-    """Name the first few entries of a folder, for messages."""
+    """List the first few entries of a folder, for messages."""
     names = sorted(entry.name for entry in folder.iterdir())
     return (", ".join(names[:_SHOWN]) + (f", ... ({len(names)} entries)" if len(names) > _SHOWN else "")) or "nothing"

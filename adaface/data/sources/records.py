@@ -1,16 +1,16 @@
-"""Training images of `.rec` files, in the order and with the labels of the folder that `convert.py` makes of them.
+"""Training images in `.rec` files, in the order and with the labels of the folder they convert to.
 
-Class names are the labels, ordered as text (0, 1, 10, 100, ..., 2, ...), so are the names of the images inside a class,
-and classes count from 0 in that order: what torchvision's `ImageFolder` would see on `imgs/<label>/<key>.jpg`.
+Class names are the labels, sorted as text (0, 1, 10, 100, ..., 2, ...), as are the names of the images inside a class,
+and classes are numbered from 0 in that order, as torchvision's `ImageFolder` does for `imgs/<label>/<key>.jpg`.
 
-``RecordSource`` refuses labels with gaps and labels that are no class. ``FlawedRecordSource`` takes such files for the
-audit: identities without images are passed over, as the folder that `convert.py` makes has no folder of them; so are
-records whose label is no whole number, or so large that it must be damaged. Its ``flaws`` list what was passed over.
-Where ``RecordSource`` takes the files, both give the same samples in the same order.
+``RecordSource`` refuses gaps in the labels and invalid labels. ``FlawedRecordSource`` accepts such files for the audit:
+it skips identities without images, which have no folder after the conversion either, and records whose label is not an
+integer or so large that it must be damaged. Its ``flaws`` list what was skipped. If ``RecordSource`` accepts the files,
+both give the same samples in the same order.
 
 Source: the InsightFace data layout.
-Differences: 24 bytes a record are held in all, index included, which all processes share where sidecars of the files
-can be written.
+Differences: 24 bytes per record in memory, including the index, shared by all processes if sidecar files can be
+written.
 """
 
 import os
@@ -25,16 +25,17 @@ from adaface.data.sources.class_order import NumberedNames, lexicographic_order,
 from adaface.records import sidecar
 from adaface.records.reader import RecordFile
 from adaface.records.shards import IMAGE_FOLDER, RecordShards
+from adaface.system.command_line import invocation
 
 _SIDECAR = "order"
 _SHOWN = 6
-_COUNTED_AT_ONCE = 1 << 22  # bincount copies what it counts to 8 bytes each
-_LARGEST_PER_IMAGE = 4  # a label of more than so many times the images is taken for damaged
+_COUNTED_AT_ONCE = 1 << 22  # bincount copies its input to 8 bytes each
+_LARGEST_PER_IMAGE = 4  # a label above this multiple of the number of images is damaged
 _SMALL = 1000
 
 
 class _RecordImages:
-    """Samples of `.rec` files: the images at some positions, with a class each.
+    """Samples of `.rec` files: images at given positions with their classes.
 
     Attributes:
         location: the files, for messages.
@@ -68,10 +69,10 @@ class _RecordImages:
 
 
 class RecordSource(_RecordImages):
-    """Images of one `.rec`, or of the several that make up one set.
+    """Images of one `.rec`, or of several that form one set.
 
     Args:
-        rec_paths: the files; each `.idx` and, where present, `property` lie beside them.
+        rec_paths: the files; their `.idx` and, if any, `property` files are in the same folder.
 
     Attributes:
         labels: int32 (N,), class of each sample.
@@ -80,8 +81,8 @@ class RecordSource(_RecordImages):
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: no images, or labels that are not whole numbers 0..C-1 within the declared number of identities;
-            several files that each number their own identities.
+        ValueError: no images; labels that are not 0..C-1, or exceed the declared number of identities;
+            or several files that each number their own identities.
     """
 
     def __init__(self, *rec_paths: str | os.PathLike[str]) -> None:
@@ -103,7 +104,7 @@ class RecordSource(_RecordImages):
             self.labels, self._positions = self._shared_order(checked=True) or self._order()
 
     def _shared_order(self, *, checked: bool = False) -> tuple[np.ndarray, np.ndarray] | None:
-        """Map classes and positions of the samples, (N,) each, as an earlier `_order` has left them; None without."""
+        """Memory-map the classes and positions (N,) that an earlier `_order` stored; None if there are none."""
         records = self._records
         if records.stamp is None:
             return None
@@ -123,7 +124,7 @@ class RecordSource(_RecordImages):
         return labels, positions
 
     def _order(self) -> tuple[np.ndarray, np.ndarray]:
-        """Make classes and positions of the samples, (N,) each, and leave them to other processes."""
+        """Compute classes and positions of the samples, (N,) each, and store them for other processes."""
         columns = dict(zip(("labels", "positions"), _ordered(self._records), strict=True))
         stamp = self._records.stamp
         shared = None if stamp is None else sidecar.store(stamp, _SIDECAR, columns)
@@ -144,11 +145,11 @@ def _ordered(records: RecordShards) -> tuple[np.ndarray, np.ndarray]:
     class_of_label = np.empty_like(numbers)
     class_of_label[numbers] = np.arange(len(numbers), dtype=np.int32)
     counts = counts[numbers]
-    begins = np.cumsum(counts) - counts  # where the next file's samples of each class go
+    begins = np.cumsum(counts) - counts  # where the samples of the next file start in each class
     positions = np.empty(total, np.uint32 if len(records) < 2**32 else np.int64)
     for number, (file, start, (first, past)) in enumerate(records.shards()):
         classes = class_of_label[parts[number]]
-        parts[number] = np.empty(0)  # no longer needed, and 170 MB in a file of 42 million images
+        parts[number] = np.empty(0)  # no longer needed, and 170 MB for a file of 42 million images
         order = order_by_class(file.keys[first:past], classes).astype(positions.dtype)
         order += start + first
         if total == len(order):
@@ -164,26 +165,26 @@ def _ordered(records: RecordShards) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _whole_labels(file: RecordFile, images: slice) -> np.ndarray:
-    """Return the labels of a file's images as int32 (N,), or refuse one that is no whole number from 0 on."""
+    """Return the labels of a file's images as int32 (N,), or raise an error if one is not an integer from 0 on."""
     labels = file.labels[images]
-    bad = ~((labels >= 0) & (labels < 2**31) & (np.floor(labels) == labels))  # written so that NaN is bad too
+    bad = ~((labels >= 0) & (labels < 2**31) & (np.floor(labels) == labels))  # NaN is bad too
     if bad.any():
         first = int(np.argmax(bad))
         raise ValueError(
             f"{file.rec_path}: the label of key {file.keys[images][first]} is {labels[first]:g}"
-            f"{' (a damaged image header)' if np.isnan(labels[first]) else ''}, expected a whole number from 0 on "
-            f"({int(bad.sum())} such labels); the file is damaged or is no training set: pack it again"
+            f"{' (a damaged image header)' if np.isnan(labels[first]) else ''}, expected an integer from 0 on "
+            f"({int(bad.sum())} such labels); the file is damaged or not a training set: pack it again"
         )
     return labels.astype(np.int32)
 
 
 def _images_of_labels(records: RecordShards, parts: list[np.ndarray], total: int) -> np.ndarray:
-    """Count the images of each label, int64 (C,); refuse gaps, and another number than the declared one.
+    """Count the images of each label, int64 (C,); raise ValueError for gaps or another number than the declared one.
 
     Args:
         records: the files.
-        parts: labels of the images of each, int32.
-        total: how many in all.
+        parts: labels of the images of each file, int32.
+        total: total number of images.
     """
     most = [int(part.max(initial=-1)) for part in parts]
     class_count = max(most) + 1
@@ -196,7 +197,7 @@ def _images_of_labels(records: RecordShards, parts: list[np.ndarray], total: int
             f"{file.rec_path}: the label of key {key} is {class_count - 1}, but {declared[1]} declares {declared[0]} "
             f"identities (labels 0..{declared[0] - 1}); correct the declaration, or pack the file again"
         )
-    # Not for one damaged label of two thousand millions: that would ask for 16 GB.
+    # Not for a single damaged label of two billion, which would allocate 16 GB.
     counts = np.zeros(class_count if class_count <= total else 0, np.int64)
     for part in parts if len(counts) else ():
         counts += _counted(part, class_count)
@@ -207,8 +208,8 @@ def _images_of_labels(records: RecordShards, parts: list[np.ndarray], total: int
         folder = records.folder
         raise ValueError(
             f"{records.location}: labels up to {class_count - 1} but only {len(present)} identities; without images "
-            f"are for example {', '.join(missing)}. Convert it to a folder, which renumbers: python convert.py "
-            f"--rec_path {folder} --make_image_files, then train on {folder / IMAGE_FOLDER}"
+            f"are for example {', '.join(missing)}. Convert it to a folder, which renumbers the labels: "
+            f"{invocation('convert')} --rec_path {folder} --make_image_files, then train on {folder / IMAGE_FOLDER}"
         )
     if declared is not None and not _fits(class_count, declared[0], len(records.files)):
         raise ValueError(
@@ -219,7 +220,7 @@ def _images_of_labels(records: RecordShards, parts: list[np.ndarray], total: int
 
 
 def _counted(labels: np.ndarray, class_count: int) -> np.ndarray:
-    """Count each of 0..C-1 among labels (N,), int64 (C,)."""
+    """Count the labels 0..C-1 in (N,), int64 (C,)."""
     counts = np.zeros(class_count, np.int64)
     for start in range(0, len(labels), _COUNTED_AT_ONCE):
         counts += np.bincount(labels[start : start + _COUNTED_AT_ONCE], minlength=class_count)
@@ -227,22 +228,22 @@ def _counted(labels: np.ndarray, class_count: int) -> np.ndarray:
 
 
 def _fits(class_count: int, declared: int, files: int) -> bool:
-    """Return whether so many classes may be declared so: of several files exactly, as the last one may be missing."""
+    """Return whether the number of classes fits the declared one; exactly for several files: one may be missing."""
     return class_count <= declared if files == 1 else class_count == declared
 
 
 class FlawedRecordSource(_RecordImages):
-    """Images of the `.rec` that make up one set, whatever their labels.
+    """Images of the `.rec` files that form one set, with any labels.
 
     Args:
-        rec_paths: the files; each `.idx` and, where present, `property` lie beside them.
+        rec_paths: the files; their `.idx` and, if any, `property` files are in the same folder.
 
     Attributes:
         labels: int32 (N,), class of each sample.
         class_names: label of each class that has images.
         location: the files, for messages.
         files: their paths.
-        flaws: what was passed over.
+        flaws: what was skipped.
 
     Raises:
         FileNotFoundError: no such file.
@@ -276,7 +277,7 @@ class FlawedRecordSource(_RecordImages):
 
 
 def _usable_images(records: RecordShards) -> tuple[np.ndarray, np.ndarray, list[Flaw]]:
-    """Return positions and labels, int64 (N,) each, of the images that have a label, ascending; and which have none."""
+    """Return ascending positions and labels, int64 (N,) each, of images with valid labels, and other images' flaws."""
     positions, labels = [], []
     for file, start, (first, past) in records.shards():
         positions.append(np.arange(start + first, start + past))
@@ -285,11 +286,11 @@ def _usable_images(records: RecordShards) -> tuple[np.ndarray, np.ndarray, list[
     if not len(place):
         raise ValueError(f"{records.location} holds no images; expected the training records of a data set")
     most = _LARGEST_PER_IMAGE * len(place) + _SMALL
-    good = (label >= 0) & (label <= most) & (np.floor(label) == label)  # written so that NaN is bad too
+    good = (label >= 0) & (label <= most) & (np.floor(label) == label)  # NaN is bad too
     if not good.any():
-        raise ValueError(f"{records.location}: no image has a label, a whole number from 0 to {most}")
+        raise ValueError(f"{records.location}: no image has a label that is an integer from 0 to {most}")
     flaws = [
-        Flaw("damaged label", "", f"{records.describe(int(p))}: its label is {found:g}, no number of an identity")
+        Flaw("damaged label", "", f"{records.describe(int(p))}: its label is {found:g}, not a class number")
         for p, found in zip(place[~good], label[~good].tolist(), strict=True)
     ]
     if not flaws:
@@ -298,11 +299,11 @@ def _usable_images(records: RecordShards) -> tuple[np.ndarray, np.ndarray, list[
 
 
 def _gaps(numbers: np.ndarray, declared: tuple[int, str] | None) -> list[Flaw]:
-    """Tell of the labels without images, and of another number of identities than the declared one.
+    """List labels without images, and a number of identities that differs from the declared one.
 
     Args:
-        numbers: (C,) labels that have images, ascending.
-        declared: number of identities, and what says so.
+        numbers: (C,) labels with images, ascending.
+        declared: number of identities, and the file that declares it.
     """
     flaws = []
     steps = np.diff(numbers, prepend=-1)

@@ -1,14 +1,14 @@
-"""A part of the training images: those of the paper's subset list, of some classes, or of a cleaned index.
+"""A selection of the training images: the paper's subset list, some classes, or a cleaned index.
 
-**Subset list.** Sample positions in `ImageFolder` order, on which the ablations of the AdaFace paper are trained,
-published with the official code for MS1MV2. It works on an image folder and on a `.rec` alike, because both number
-their samples in that order. Identities with fewer than five images left are dropped and the others renumbered in the
-order of their old labels: 70,722 identities on the real data.
+**Subset list.** Sample positions in `ImageFolder` order, published with the official code for MS1MV2; the ablations of
+the AdaFace paper are trained on them. The list works on an image folder and on a `.rec`, because both number their
+samples in that order. Identities with fewer than five remaining images are dropped, and the others are renumbered in
+the order of their old labels: 70,722 identities on the real data.
 
 Source: `assets/ms1mv2_train_subset_index.txt` of the official AdaFace repository (not part of this one).
 
-**Cleaned index.** Which images are used, and as whose; written by `adaface audit --apply`. A CSV file that a
-person may edit. The first line says of which data it is, the second names the columns:
+**Cleaned index.** Which images are used, and with which label. `adaface audit --apply` writes it as a CSV file that can
+be edited by hand. The first line identifies the data, the second names the columns:
 
     # adaface index 1: 4527 images, fingerprint 01b2...
     sample,use,identity,train_as,why,image
@@ -17,7 +17,7 @@ person may edit. The first line says of which data it is, the second names the c
     2,1,Ada,Bob,looks like Bob,faces/Ada/2.jpg
 
 ``sample`` counts from 0 in the order of the data (that of torchvision's ``ImageFolder``), which is the same for a
-`.rec` and the folder made of it. ``use`` is 1 or 0; ``train_as`` is an identity of the data. Nothing is deleted.
+`.rec` and the folder converted from it. ``use`` is 1 or 0; ``train_as`` is an identity of the data. Nothing is deleted.
 """
 
 import csv
@@ -42,7 +42,7 @@ _ASSETS = Path(__file__).resolve().parents[3] / "assets"
 COLUMNS = ("sample", "use", "identity", "train_as", "why", "image")
 _FIRST_LINE = re.compile(r"# adaface index 1: (\d+) images, fingerprint ([0-9a-f]{64})")
 _ENCODING: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
-_FROM_SPREADSHEET = "utf-8-sig"  # some put a mark before UTF-8
+_FROM_SPREADSHEET = "utf-8-sig"  # some write a byte order mark
 _SHOWN = 12
 _LINES_AT_ONCE = 1 << 14
 
@@ -55,7 +55,7 @@ class SelectedSource:
         indices: (M,) positions in ``source``.
         labels: (M,) class of each, 0..C-1.
         class_names: of the C classes.
-        location: what they are, for messages.
+        location: description of the samples, for messages.
     """
 
     def __init__(
@@ -76,33 +76,33 @@ class SelectedSource:
         return self._source.read(int(self._indices[index]))
 
     def describe(self, index: int) -> str:
-        """Return where one sample lies, for messages."""
+        """Return the location of one sample, for messages."""
         return self._source.describe(int(self._indices[index]))
 
 
 def select_subset(source: TrainingSource, positions: np.ndarray) -> SelectedSource:
-    """Select the samples of a subset list; drop identities with fewer than five, renumber the others.
+    """Select the samples of a subset list; drop identities with fewer than five images, and renumber the others.
 
     Args:
         source: all samples.
-        positions: (M,) of the list, in the order of ``source``.
+        positions: (M,) positions in ``source``.
 
     Raises:
-        ValueError: a position outside the data, or nothing left.
+        ValueError: a position outside the data, or no identities left.
 
     Source: the ablations of the AdaFace paper, on MS1MV2.
     """
     if len(positions) and not (positions.min() >= 0 and positions.max() < len(source)):
         raise ValueError(
             f"the subset list names positions {positions.min()} to {positions.max()}, the training data has "
-            f"{len(source)} images: --train_data_subset is for the whole of MS1MV2 (faces_emore)"
+            f"{len(source)} images: --train_data_subset works on the complete MS1MV2 only (faces_emore)"
         )
     labels = source.labels[positions]
     counts = np.bincount(labels, minlength=len(source.class_names))
     kept = counts >= _FEWEST_IMAGES
     if not kept.any():
         raise ValueError(
-            f"no identity has {_FEWEST_IMAGES} images or more among the {len(positions)} of the subset list"
+            f"no identity has {_FEWEST_IMAGES} images or more among the {len(positions)} images of the subset list"
         )
     return select_classes(source, kept, f"the subset list of {source.location}", positions)
 
@@ -110,13 +110,13 @@ def select_subset(source: TrainingSource, positions: np.ndarray) -> SelectedSour
 def select_classes(
     source: TrainingSource, kept: np.ndarray, location: str, positions: np.ndarray | None = None
 ) -> SelectedSource:
-    """Select the samples of some classes, and renumber these in the order of their old labels.
+    """Select the samples of some classes, renumbered in the order of their old labels.
 
     Args:
         source: all samples.
         kept: (C,) booleans, which classes.
-        location: what they are, for messages.
-        positions: (M,) of the samples to select from; all when None.
+        location: description of the samples, for messages.
+        positions: (M,) samples to select from; None: all.
     """
     positions = np.arange(len(source)) if positions is None else positions
     labels = source.labels[positions]
@@ -127,7 +127,7 @@ def select_classes(
 
 
 def read_subset_list(data_root: str | os.PathLike[str], train_data_path: str | os.PathLike[str]) -> np.ndarray:
-    """Read the paper's subset list, from beside the data or from `assets/` of this repository.
+    """Read the paper's subset list, from the folders of the data or from `assets/` of this repository.
 
     Args:
         data_root: folder that ``train_data_path`` is relative to.
@@ -137,7 +137,7 @@ def read_subset_list(data_root: str | os.PathLike[str], train_data_path: str | o
         (M,) int64 positions, in the order of the list.
 
     Raises:
-        FileNotFoundError: the list is nowhere.
+        FileNotFoundError: the list was not found.
         ValueError: it is not a list of numbers.
     """
     path = Path(data_root, train_data_path)
@@ -145,8 +145,8 @@ def read_subset_list(data_root: str | os.PathLike[str], train_data_path: str | o
         if (folder / SUBSET_LIST).is_file():
             return _parse_subset_list(folder / SUBSET_LIST)
     raise FileNotFoundError(
-        f"--train_data_subset needs {SUBSET_LIST}, which is not part of this repository. Get it from the folder "
-        f"assets of the official AdaFace repository (github.com/mk-minchul/AdaFace) and put it into {_ASSETS} or "
+        f"--train_data_subset needs {SUBSET_LIST}, which is not part of this repository. Copy it from the folder "
+        f"assets of the official AdaFace repository (github.com/mk-minchul/AdaFace) to {_ASSETS} or "
         f"{path.absolute()}"
     )
 
@@ -156,7 +156,7 @@ def _parse_subset_list(path: Path) -> np.ndarray:
         words = path.read_text(encoding="ascii").replace("\n", ",").split(",")
         return np.array([int(word) for word in words if word.strip()], np.int64)
     except (ValueError, OverflowError) as error:
-        raise ValueError(f"{path}: expected whole numbers with commas between them ({error}); get it again") from error
+        raise ValueError(f"{path}: expected integers separated by commas ({error}); download it again") from error
 
 
 # --- cleaned index --------------------------------------------------------------------------------------------
@@ -167,8 +167,8 @@ class TrainingIndex:
     """Which samples are used.
 
     Attributes:
-        classes: (N,) int32, class of the data that each sample is trained as; -1 for one that is not used.
-        reasons: why a sample is not used, or used as another's.
+        classes: (N,) int32, class that each sample is trained as; -1 for unused samples.
+        reasons: reasons why samples are not used, or are used with another label.
     """
 
     classes: np.ndarray
@@ -181,15 +181,15 @@ class TrainingIndex:
 
 
 def write_index(path: Path, source: TrainingSource, index: TrainingIndex) -> None:
-    """Write an index as a whole file or not at all.
+    """Write an index file atomically.
 
     Args:
         path: the CSV file; its folder exists.
-        source: the data that it is of.
+        source: the data that the index refers to.
         index: which samples are used.
 
     Raises:
-        OSError: it cannot be written; what was there before is untouched.
+        OSError: the file cannot be written; an existing file is unchanged.
     """
     with atomic_file(path) as file:
         first = f"# adaface index 1: {len(source)} images, fingerprint {fingerprint_of(source)}\n"
@@ -215,19 +215,19 @@ def _csv_text(rows: Iterator[tuple[object, ...]]) -> str:
 
 
 def select_indexed(source: TrainingSource, path: str | os.PathLike[str]) -> SelectedSource:
-    """Take the samples of a data set that an index uses, as whose it says.
+    """Select the samples of a data set that an index uses, with the labels of the index.
 
     Args:
-        source: the data; opened with its flaws passed over, as the index may leave them out.
+        source: the data; opened with its flaws skipped, as the index may exclude them.
         path: the index.
 
     Returns:
-        Those samples, in the order of the data; classes that none is left of are dropped, and the others renumbered in
+        The samples, in the order of the data; classes without samples are dropped, and the others are renumbered in
         their order.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: no index, one of other data, or a line that does not fit; no image or only one identity is used.
+        FileNotFoundError: there is no such file.
+        ValueError: not an index, an index of other data, or an invalid line; fewer than two identities are used.
     """
     classes = _read(Path(path), source)
     kept = np.unique(classes[classes >= 0])
@@ -238,12 +238,12 @@ def select_indexed(source: TrainingSource, path: str | os.PathLike[str]) -> Sele
     small = np.uint32 if len(source) < 2**32 else np.int64
     labels = np.searchsorted(kept, classes[chosen])
     return SelectedSource(
-        source, chosen.astype(small), labels, names, location=f"those of {source.location} that {path} uses"
+        source, chosen.astype(small), labels, names, location=f"the samples of {source.location} used by {path}"
     )
 
 
 def _read(path: Path, source: TrainingSource) -> np.ndarray:
-    """Return the class that each sample is trained as, int32 (N,), -1 where it is not used."""
+    """Return the class that each sample is trained as, int32 (N,), -1 if it is not used."""
     if not path.is_file():
         raise FileNotFoundError(f"--train_data_index: there is no file {path}")
     with path.open(**_ENCODING | {"encoding": _FROM_SPREADSHEET}) as file:
@@ -264,33 +264,33 @@ def _read(path: Path, source: TrainingSource) -> np.ndarray:
                 if whose != (name := names[labels[number]]):
                     raise ValueError(
                         f"identity is {_short(whose)!r}, sample {number} is of {_short(name)!r}: a spreadsheet may "
-                        "have changed it (as 007 to 7), or sorted one column alone"
+                        "have changed it (such as 007 to 7), or sorted one column alone"
                     )
         except (ValueError, csv.Error) as error:
             raise ValueError(f"{path}, line {rows.line_num}: {error}") from error
     if not seen.all():
         raise ValueError(
-            f"{path} says nothing of {int((~seen).sum()):,} of {len(seen):,} images, the first is sample "
-            f"{int(np.argmin(seen))}: it is cut off; make it again with adaface audit ... --apply"
+            f"{path} lacks {int((~seen).sum()):,} of {len(seen):,} images, the first is sample "
+            f"{int(np.argmin(seen))}: the file is incomplete; create it again with adaface audit ... --apply"
         )
     return classes
 
 
 def _take(classes: np.ndarray, seen: np.ndarray, place: Mapping[str, int], sample: str, used: str, as_whom: str) -> int:
-    """Enter one line; return its sample."""
+    """Apply one line; return its sample."""
     if not (sample.isascii() and sample.isdigit() and int(sample) < len(classes)):
         raise ValueError(f"sample is {sample!r}, expected a number from 0 to {len(classes) - 1}")
     if used not in ("0", "1"):
         raise ValueError(f"use is {used!r}, expected 1 or 0")
     number = int(sample)
     if seen[number]:
-        raise ValueError(f"sample {number} comes twice")
+        raise ValueError(f"sample {number} occurs twice")
     seen[number] = True
     if used == "1":
         if as_whom not in place:
             some = list(place)
             hint = nearest(as_whom, some) if len(some) <= _SHOWN * 1000 else f"they are {', '.join(some[:_SHOWN])}, ..."
-            raise ValueError(f"train_as is {as_whom!r}, which is no identity of the data; {_short(hint)}")
+            raise ValueError(f"train_as is {as_whom!r}, which is not an identity of the data; {_short(hint)}")
         classes[number] = place[as_whom]
     return number
 
@@ -301,17 +301,19 @@ def _short(text: str, most: int = 200) -> str:
 
 def _check_first_line(path: Path, rows: Iterator[list[str]], source: TrainingSource) -> None:
     try:
-        line = ",".join(next(rows, [])).rstrip(", ")  # spreadsheets fill each line up to the longest
+        line = ",".join(next(rows, [])).rstrip(", ")  # spreadsheets pad each line to the longest
     except csv.Error:
         line = ""
     match = _FIRST_LINE.fullmatch(line)
     if match is None:
-        raise ValueError(f"{path} is no index of `adaface audit <data> --apply`: it begins with {line[:60]!r}")
+        raise ValueError(f"{path} is not an index of `adaface audit <data> --apply`: it begins with {line[:60]!r}")
     count, fingerprint = int(match.group(1)), match.group(2)
     if count != len(source):
         raise ValueError(
-            f"{path} is of {count:,} images, {source.location} has {len(source):,}: it is of other data, or the data "
-            "has changed since; audit it again"
+            f"{path} is for {count:,} images, {source.location} has {len(source):,}: it belongs to other data, or the "
+            "data has changed since; audit it again"
         )
     if fingerprint != fingerprint_of(source):
-        raise ValueError(f"{path} is of other data than {source.location}, or that has changed since; audit it again")
+        raise ValueError(
+            f"{path} belongs to other data than {source.location}, or the data has changed since; audit it again"
+        )

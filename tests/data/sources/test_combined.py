@@ -139,12 +139,12 @@ def test_bad_images_are_named_with_their_set(root: Path) -> None:
     with pytest.raises(ValueError, match=r"data set a: .*a/imgs/y/102.jpg: not a readable image"):
         module(root).dataset[0, 2]
     data = module(root, skip_bad_images=True)
-    assert int(data.dataset[0, 2][1]) == 2  # of the next good one
+    assert int(data.dataset[0, 2][1]) == 2  # of the next readable one
     assert data.bad_images() == [f"data set a: {root}/a/imgs/y/102.jpg"]
 
 
 def test_the_subset_list_is_of_one_set(root: Path) -> None:
     with pytest.raises(
-        ValueError, match=r"--train_data_path names 2 data sets \(b, a\): the list .* is of MS1MV2 alone"
+        ValueError, match=r"--train_data_path names 2 data sets \(b, a\): the list .* is for MS1MV2 only"
     ):
         module(root, train_data_path="b, a", train_data_subset=True)

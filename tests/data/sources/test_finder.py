@@ -90,7 +90,7 @@ def test_a_set_named_twice_is_refused(tmp_path: Path, path: str) -> None:
     if "imgs" in path:
         write_images(tmp_path / "a" / "imgs", "0")
     (tmp_path / "link").symlink_to(tmp_path / "a")
-    with pytest.raises(ValueError, match=r"data set \d of \d .*given before: give it once"):
+    with pytest.raises(ValueError, match=r"data set \d of \d .*already given: give it once"):
         open_training_source(tmp_path, path)
 
 
@@ -150,7 +150,9 @@ def test_commas_separate_unless_they_belong_to_a_name(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["a,", ",a", "a,,b", ","])
 def test_empty_paths_are_refused(tmp_path: Path, text: str) -> None:
-    with pytest.raises(ValueError, match=r"one of [23] paths is empty; expected paths of data sets with single commas"):
+    with pytest.raises(
+        ValueError, match=r"one of [23] paths is empty; expected paths of data sets separated by single commas"
+    ):
         split_paths(tmp_path, text)
 
 

@@ -133,7 +133,7 @@ def test_a_missing_last_shard_is_noticed_by_the_declared_number(tmp_path: Path) 
 
 def test_bad_labels_are_named_with_their_file(tmp_path: Path) -> None:
     write_chunks(tmp_path, [[0, 0], [1, -3]])
-    with pytest.raises(ValueError, match=r"train_1.rec: the label of key 3 is -3, expected a whole number"):
+    with pytest.raises(ValueError, match=r"train_1.rec: the label of key 3 is -3, expected an integer"):
         source_of(tmp_path)
     write_chunks(tmp_path, [[0, 0], [1, 4]])
     with pytest.raises(ValueError, match=r"2 files\): labels up to 4 but only 3 identities; .* example 2"):

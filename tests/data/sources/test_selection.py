@@ -80,15 +80,15 @@ def test_what_a_spreadsheet_has_saved_is_read(source, index, quoting):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("# adaface index 1", "# nothing", "is no index of"),
-        (": 12 images", ": 13 images", "is of 13 images, .* has 12"),
-        ("fingerprint ", f"fingerprint {'0' * 64}\n#", "is of other data than"),
+        ("# adaface index 1", "# nothing", "is not an index of"),
+        (": 12 images", ": 13 images", "is for 13 images, .* has 12"),
+        ("fingerprint ", f"fingerprint {'0' * 64}\n#", "belongs to other data than"),
         ("sample,use", "sample,used", "no column use; it has sample, used"),
         ("0,1,Ada,Ada", "0,yes,Ada,Ada", "line 3: use is 'yes', expected 1 or 0"),
         ("0,1,Ada,Ada", "12,1,Ada,Ada", "line 3: sample is '12', expected a number from 0 to 11"),
         ("0,1,Ada,Ada", "-1,1,Ada,Ada", "sample is '-1'"),
-        ("0,1,Ada,Ada", "2,1,Ada,Ada", "sample 2 comes twice"),
-        ("0,1,Ada,Ada", "0,1,Ada,Adda", "train_as is 'Adda', which is no identity of the data; did you mean Ada"),
+        ("0,1,Ada,Ada", "2,1,Ada,Ada", "sample 2 occurs twice"),
+        ("0,1,Ada,Ada", "0,1,Ada,Adda", "train_as is 'Adda', which is not an identity of the data; did you mean Ada"),
         ("0,1,Ada,Ada", "0", "use is ''"),
         ("0,1,Ada,Ada", "0,1,Bob,Ada", "line 3: identity is 'Bob', sample 0 is of 'Ada': a spreadsheet may"),
     ],
@@ -101,7 +101,7 @@ def test_an_index_that_does_not_fit_is_refused(source, index, old, new, message)
 def test_an_index_that_was_cut_off_is_refused(source, index):
     text = index.read_bytes().splitlines(keepends=True)
     index.write_bytes(b"".join(text[:4]))
-    with pytest.raises(ValueError, match="says nothing of 10 of 12 images, the first is sample 2"):
+    with pytest.raises(ValueError, match="lacks 10 of 12 images, the first is sample 2"):
         select_indexed(source, index)
     with pytest.raises(FileNotFoundError, match="there is no file"):
         select_indexed(source, index.with_name("absent.csv"))
