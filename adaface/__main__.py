@@ -1,4 +1,4 @@
-"""The one command line: ``adaface COMMAND ...``, the same as ``python -m adaface COMMAND ...``."""
+"""The command line: ``adaface COMMAND ...``, the same as ``python -m adaface COMMAND ...``."""
 
 import importlib
 import sys
@@ -9,14 +9,14 @@ from adaface.system.command_line import FAILED, nearest, run_to_status
 
 
 def overview() -> str:
-    """Return the help of the command line: a line for each command."""
+    """Return the help of the command line, with one line per command."""
     width = max(map(len, COMMANDS))
     commands = "\n".join(f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items())
     return (
         "usage: adaface COMMAND [options]\n\n"
-        "Train face recognition models with AdaFace, evaluate them and use them.\n\n"
+        "Train, evaluate and use face recognition models.\n\n"
         f"commands:\n{commands}\n\n"
-        "adaface COMMAND --help explains the options of a command; adaface --version prints the version."
+        "adaface COMMAND --help shows the options of a command, adaface --version the version."
     )
 
 
@@ -32,7 +32,7 @@ def main(words: list[str] | None = None) -> int:
         words: command and its options; those of the process when None.
 
     Returns:
-        Exit status of the command: 0 done, 2 error (one line on stderr), 130 stopped; more in each command's help.
+        Exit status of the command: 0 success, 2 error (one line on stderr), 130 interrupted; others are in its help.
     """
     name, *rest = (sys.argv[1:] if words is None else words) or ["--help"]
     if name in ("-h", "--help", "--version"):

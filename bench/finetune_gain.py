@@ -124,7 +124,7 @@ def summary(gains: pd.DataFrame) -> str:
 def main() -> int:
     """Run the command line; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("images", type=Path, help="folder of one folder per person, faces of 112x112")
+    parser.add_argument("images", type=Path, help="folder with one subfolder per identity, faces of 112x112")
     parser.add_argument("--val_data_path", type=Path, required=True, help="verification sets for the pretraining")
     parser.add_argument("--output", type=Path, required=True, help="folder to work in; given again, it goes on there")
     parsed, more = parser.parse_known_args()

@@ -226,6 +226,6 @@ def test_an_option_takes_two_edits(tmp_path):
     answers = printed("-c", QUESTIONS).splitlines()
     assert answers == [
         "at its reader: [True, True]",
-        "refused: --nesterov is of --optimizer sgd, got --optimizer adamw: give one of them",
+        "refused: --nesterov requires --optimizer sgd, got --optimizer adamw",
         "resumed: True --nesterov was False in the run that is resumed, now True",
     ]

@@ -9,7 +9,7 @@ class Command(NamedTuple):
     Attributes:
         module: its ``main(words)`` runs the command and returns the exit status.
         summary: its line in ``adaface --help``.
-        named: whether ``main`` is given the command's name as its first word, because it runs several commands.
+        named: whether ``main`` takes the command's name as its first word, because the module has several commands.
     """
 
     module: str
@@ -28,7 +28,7 @@ COMMANDS = {
     "compare": Command("adaface.commands.inference", "print the similarities of face images", named=True),
     "embed": Command("adaface.commands.inference", "compute the embeddings of a folder of images", named=True),
     "search": Command("adaface.commands.inference", "find the most similar faces in a gallery", named=True),
-    "serve": Command("adaface.commands.inference", "open a web page that compares two photographs", named=True),
+    "serve": Command("adaface.commands.inference", "serve a web page that compares two photographs", named=True),
     "export": Command("adaface.commands.export", "export a checkpoint to ONNX, in FP32 or INT8"),
     "models": Command("adaface.commands.list_models", "list the backbones with their parameters and operations"),
 }

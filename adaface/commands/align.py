@@ -50,8 +50,8 @@ def build_parser() -> Parser:
     parser = Parser(
         prog=invocation("align"),
         description="Detect the faces in photographs and align them to 112x112 px, the input size of the networks. "
-        f"Exit status: 0 all photographs have a face, {SOME_WITHOUT} some have none, {FAILED} error, {INTERRUPTED} "
-        "interrupted: run the same command to continue.",
+        f"Exit status: 0 if every photograph has a face, {SOME_WITHOUT} if some have none, {FAILED} after an error, "
+        f"{INTERRUPTED} if interrupted. Run the same command again to continue an interrupted alignment.",
     )
     parser.add_argument("source", metavar="PHOTOGRAPHS", type=Path, help="folder of photographs, at any depth")
     parser.add_argument(
@@ -61,15 +61,15 @@ def build_parser() -> Parser:
         "--faces",
         choices=WHICH_FACES,
         default=WHICH_FACES[0],
-        help="which faces of a photograph to align: the largest (default), the one nearest to the center, or all "
-        "(<name>_0, <name>_1, ..., largest first)",
+        help="faces of a photograph to align: the largest (default), the one nearest to the center, or all, largest "
+        "first, named <name>_0, <name>_1, ...",
     )
     parser.add_argument(
         "--landmarks",
         metavar="FILE",
         type=Path,
-        help="read landmarks from a file with lines <file> <x1> <y1> ... <x5> <y5> [<score>] instead of detecting "
-        "faces: eyes, nose, corners of the mouth, in px of the upright photograph",
+        help="read landmarks from this file instead of detecting faces. Its lines are <file> <x1> <y1> ... <x5> <y5> "
+        "[<score>]: eyes, nose and corners of the mouth, in px of the upright photograph",
     )
     parser.add_argument(
         "--format",
@@ -79,10 +79,11 @@ def build_parser() -> Parser:
     )
     parser.add_argument(
         "--smallest_face_px",
-        metavar="N",
+        metavar="PX",
         type=int,
         default=SMALLEST_FACE_PX,
-        help=f"side of the smallest face to detect (default: {SMALLEST_FACE_PX}); 40 takes less than half the time",
+        help=f"side of the smallest face to detect, in px; 40 takes less than half the time of 20 (default: "
+        f"{SMALLEST_FACE_PX})",
     )
     parser.add_argument("--threads", metavar="N", type=int, help="number of threads (default: one per core)")
     return parser
@@ -92,10 +93,10 @@ def parse(words: list[str]) -> argparse.Namespace:
     """Parse and check the command line.
 
     Args:
-        words: what follows the program's name.
+        words: command-line arguments after `adaface align`.
 
     Raises:
-        ValueError: unknown or unusable options.
+        ValueError: an unknown option, or contradictory options.
     """
     parser = build_parser()
     options = parser.parse(words)
@@ -104,7 +105,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     if options.threads < 1:
         parser.error(f"--threads must be at least 1, got {options.threads}")
     if options.landmarks and options.smallest_face_px != SMALLEST_FACE_PX:
-        parser.error("--smallest_face_px has no meaning with --landmarks")
+        parser.error("--smallest_face_px has no effect with --landmarks")
     return options
 
 
@@ -112,16 +113,16 @@ def main(words: list[str] | None = None) -> int:
     """Run the command line.
 
     Args:
-        words: what follows `adaface align`; those of the process when None.
+        words: command-line arguments after `adaface align`; None: those of the process.
 
     Returns:
-        Exit status: 0 done, 1 photographs without an aligned face, 2 error (one line on stderr), 130 stopped.
+        Exit status: 0 success, 1 some photographs have no aligned face, 2 error (one line on stderr), 130 interrupted.
     """
     opencv_threads = cv2.getNumThreads()
 
     def job() -> int:
         options = parse(sys.argv[1:] if words is None else words)
-        cv2.setNumThreads(1)  # photographs are what is shared out
+        cv2.setNumThreads(1)  # the threads work on different photographs
         with quiet_decoders():
             return _run(options)
 
@@ -163,7 +164,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _detector(options: argparse.Namespace, settings: dict[str, str | int], names: set[str]) -> FindFaces:
-    """Return what finds the faces, and note in the settings what it depends on."""
+    """Return the function that finds faces; add the options that it depends on to the settings."""
     if options.landmarks is None:
         settings["smallest_face_px"] = options.smallest_face_px
         detector = MTCNN(options.smallest_face_px)
@@ -174,7 +175,7 @@ def _detector(options: argparse.Namespace, settings: dict[str, str | int], names
     if absent:
         raise FileNotFoundError(
             f"{options.landmarks} names {len(absent)} of {len(listed)} photographs that are not in {options.source}, "
-            f"such as {absent[0]}: names start from that folder"
+            f"such as {absent[0]}: names must be relative to that folder"
         )
     return lambda name, image: listed.get(name)
 

@@ -3,8 +3,9 @@
     adaface audit <DATA> --test_sets lfw.bin --output audit
     adaface audit <DATA> --model adaface_ir101_webface12m --apply
 
-The audit finds damaged images, duplicates, wrong labels, identities to merge or to split, images of test sets, and
-swapped color channels. Nothing is changed or deleted.
+The audit finds damaged images, duplicates, swapped color channels, and images that are also in test sets. With a model,
+it also finds wrong labels, identities to merge or to split, and identities that are also in test sets. The training
+images are not changed.
 """
 
 import argparse
@@ -22,8 +23,8 @@ def build_parser() -> Parser:
     parser.add_argument(
         "data",
         metavar="DATA",
-        help="training images: an image folder, or a folder with train.rec (train_0.rec, ...); several, separated by "
-        "commas",
+        help="training images: an image folder, or a folder with train.rec or train_0.rec, train_1.rec, ...; several "
+        "data sets are separated by commas",
     )
     parser.add_argument(
         "--test_sets",
@@ -41,20 +42,18 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--apply",
         action="store_true",
-        help="also write cleaned_index.csv, for --train_data_index of adaface train: the images to use and their "
-        "labels",
+        help="also write cleaned_index.csv, the images to use and their labels, for adaface train --train_data_index",
     )
     parser.add_argument(
-        "--swap_color_channel", action="store_true", help="the images on disk have red and blue swapped"
+        "--swap_color_channel", action="store_true", help="swap the red and blue channels of the training images"
     )
+    parser.add_argument("--threads", type=int, default=0, metavar="N", help="number of threads (default: one per core)")
     parser.add_argument(
-        "--threads", type=int, default=0, metavar="N", help="threads that read and compare (default: one per core)"
+        "--overwrite", action="store_true", help="check all images again, including those checked before"
     )
-    parser.add_argument("--overwrite", action="store_true", help="check all images again, also those checked before")
     add_model_options(
         parser.add_argument_group(
-            "model", "With a model, the audit also finds images of another person, identities to merge or to split, "
-            "and people of the test sets.",
+            "model", "needed to find wrong labels, identities to merge or to split, and identities of the test sets",
         )
     )  # fmt: skip
     return parser
@@ -64,15 +63,15 @@ def parse(words: list[str]) -> argparse.Namespace:
     """Parse and check the command line.
 
     Args:
-        words: what follows the command's name.
+        words: command-line arguments after the command's name.
 
     Raises:
-        ValueError: an unknown option, or options that do not belong together.
+        ValueError: an unknown option, or contradictory options.
     """
     parser = build_parser()
     options = parser.parse(words)
     if options.model and options.checkpoint:
-        parser.error("--model and --checkpoint both name a model: give one of them")
+        parser.error("--model and --checkpoint both name a model: give only one of them")
     if options.arch and not (options.model or options.checkpoint):
         parser.error("--arch is the architecture of a model: give --checkpoint or --model too")
     if options.threads < 0:
@@ -84,11 +83,10 @@ def main(words: list[str] | None = None) -> int:
     """Run the command.
 
     Args:
-        words: what follows the command's name; those of the process when None.
+        words: command-line arguments after the command's name; None: those of the process.
 
     Returns:
-        Exit status: 0 nothing but notes, 1 error (one line on stderr), 3 problems were found, 130 stopped with
-        Ctrl-C.
+        Exit status: 0 nothing but notes, 1 error (one line on stderr), 3 problems were found, 130 interrupted.
     """
 
     def job() -> int:
@@ -110,5 +108,5 @@ def main(words: list[str] | None = None) -> int:
             )
 
     return run_to_status(
-        program_name("audit"), job, stopped="nothing is half written; run the same command to continue", failed=1
+        program_name("audit"), job, stopped="no file is incomplete; run the same command to continue", failed=1
     )

@@ -1,17 +1,17 @@
-r"""Convert face data sets: `.rec` to image folders, `.bin` to memory-mapped sets, and the way back; checkpoints too.
+r"""Convert face data sets: `.rec` to image folders, `.bin` to memory-mapped sets, and back; checkpoints too.
 
-    python convert.py --rec_path <ROOT>/faces_emore                    # everything that is there
+    python convert.py --rec_path <ROOT>/faces_emore                    # everything in the folder
     python convert.py --rec_path <ROOT>/faces_emore --make_image_files # only the training images
     python convert.py --rec_path <ROOT>/webface42m                     # train_0.rec, train_1.rec, ... -> one folder
     python convert.py --pack <IMAGE_FOLDER> --output <DIR>             # image folder -> train.rec
     python convert.py --pairs pairs.txt --images_root <DIR>            # pairs file -> .bin
-    python convert.py --checkpoint <RUN>/last.ckpt --output one.ckpt   # of a sharded head -> single file
+    python convert.py --checkpoint <RUN>/last.ckpt --output one.ckpt   # sharded checkpoint -> single file
 
 Source: the data layout of InsightFace and the official AdaFace converter (`imgs/<label>/<key>.jpg`).
 Differences: encoded images are copied byte for byte (the official converter decodes and encodes them again,
 and loses quality); validation sets become uint8 `.npy` files (the official float32 bcolz folders are written
-with --validation_format bcolz); a stopped conversion goes on where it was. What is promised about stopping
-holds for a killed program, not for a power cut.
+with --validation_format bcolz); an interrupted conversion resumes. It resumes correctly after the program was
+killed, but not necessarily after a power failure.
 """
 
 import argparse
@@ -40,9 +40,10 @@ def build_parser() -> Parser:
     """Build the command line's parser."""
     parser = Parser(
         prog=invocation("convert"),
-        description="Convert face data sets: train.rec -> imgs/<label>/<key>.jpg (train_0.rec, train_1.rec, ... -> "
-        "imgs/<label>/<shard>-<key>.jpg), *.bin -> validation sets, "
-        "and back (--pack, --pairs). Run the same command again to continue an interrupted conversion.",
+        description="Convert face data sets from the InsightFace format and back. train.rec is unpacked to "
+        "imgs/<label>/<key>.jpg, train_0.rec, train_1.rec, ... to imgs/<label>/<shard>-<key>.jpg, and .bin files are "
+        "converted to validation sets. --pack and --pairs create such files. Run the same command again to continue "
+        "an interrupted conversion.",
     )
     forward = parser.add_argument_group("from InsightFace files")
     forward.add_argument(
@@ -51,54 +52,56 @@ def build_parser() -> Parser:
         help="folder with train.rec (or train_0.rec, train_1.rec, ...), their .idx and the .bin files",
     )
     forward.add_argument(
-        "--make_image_files", action="store_true", help="only the training images: train.rec -> DIR/imgs"
+        "--make_image_files", action="store_true", help="convert only the training images, to DIR/imgs"
     )
-    forward.add_argument("--make_validation_memfiles", action="store_true", help="only the validation sets: DIR/*.bin")
+    forward.add_argument(
+        "--make_validation_memfiles", action="store_true", help="convert only the validation sets, DIR/*.bin"
+    )
     forward.add_argument(
         "--validation_format",
         choices=("memfile", "bcolz"),
         default="memfile",
-        help="memfile: uint8 .npy, read without decompression (default); bcolz: the official float32 folders, "
-        "for use with the official code",
+        help="format of the validation sets: memfile (default), uint8 .npy files that are read without decompression, "
+        "or bcolz, the float32 folders of the official code",
     )
     forward.add_argument(
         "--swap_color_channel",
         action="store_true",
-        help="swap red and blue, for stored images in the wrong channel order. JPEG images are decoded and encoded "
-        "again at quality 95, 4:4:4, which is lossy; PNG images stay exact. Without this option, bytes are copied",
+        help="swap red and blue, for images stored in the wrong channel order. JPEG images are decoded and encoded "
+        "again at quality 95, 4:4:4, which is lossy; PNG images stay exact. Without this option, files are copied "
+        "byte for byte",
     )
     forward.add_argument(
         "--skip_bad_images",
         action="store_true",
-        help="skip and report records (with --pack: files) without a usable image instead of stopping. Pairs of "
-        "validation sets are never skipped",
+        help="skip and report unusable images instead of stopping. Pairs of validation sets are never skipped",
     )
     back = parser.add_argument_group("to InsightFace files")
     back.add_argument(
         "--pack",
         metavar="IMAGE_FOLDER",
-        help="write train.rec, train.idx and property from IMAGE_FOLDER/<class>/<image>: 112x112 color images; "
-        "labels follow the sorted class names; JPEG and PNG bytes are copied, other formats become PNG",
+        help="write train.rec, train.idx and property from IMAGE_FOLDER/<class>/<image>, color images of 112x112 px. "
+        "Labels follow the sorted class names; JPEG and PNG files are copied, other formats are converted to PNG",
     )
     back.add_argument(
         "--pairs",
         metavar="PAIRS_FILE",
         help="write a .bin from LFW's pairs.txt (images <name>/<name>_0001.jpg or .png) or from a CSV file with the "
-        "columns path1,path2,same. The 10-fold protocol splits the pairs into consecutive tenths: mix genuine "
-        "and impostor pairs",
+        "columns path1,path2,same. Mix genuine and impostor pairs, because 10-fold cross-validation splits the pairs "
+        "into consecutive tenths",
     )
-    back.add_argument("--images_root", metavar="DIR", help="base folder of the paths in --pairs")
+    back.add_argument("--images_root", metavar="DIR", help="folder that the paths in PAIRS_FILE are relative to")
     back.add_argument(
         "--output",
         metavar="PATH",
-        help="output: a folder for --pack (default: IMAGE_FOLDER_rec), a .bin for --pairs (default: next to "
-        "PAIRS_FILE), a file for --checkpoint",
+        help="output folder of --pack (default: IMAGE_FOLDER_rec), .bin file of --pairs (default: next to PAIRS_FILE), "
+        "or file of --checkpoint",
     )
     checkpoints = parser.add_argument_group("checkpoints")
     checkpoints.add_argument(
         "--checkpoint",
         metavar="FOLDER",
-        help="convert the checkpoint of a sharded head (a folder) to a single file, also for the official code",
+        help="convert a sharded checkpoint, which is a folder, to a single file, which the official code can also read",
     )
     parser.add_argument(
         "--overwrite",
@@ -112,17 +115,17 @@ def parse(words: list[str]) -> argparse.Namespace:
     """Parse and cross-check the command line.
 
     Args:
-        words: what follows the program's name.
+        words: command-line arguments after the program's name.
 
     Returns:
         The options.
 
     Raises:
-        ValueError: unknown option, or options that do not belong together.
+        ValueError: an unknown option, or contradictory options.
     """
     parser = build_parser()
     if any(word.partition("=")[0] == "--audit" for word in words):
-        parser.error(f"--audit has become a command of its own: {invocation('audit')} DATA")
+        parser.error(f"--audit is now a separate command: {invocation('audit')} DATA")
     options = parser.parse(words)
     jobs = [name for name in _JOBS if getattr(options, name)]
     if len(jobs) != 1:
@@ -142,9 +145,9 @@ def parse(words: list[str]) -> argparse.Namespace:
     }[jobs[0]] | {jobs[0], "overwrite"}
     for name, value in vars(options).items():
         if name not in allowed and value != parser.get_default(name):
-            parser.error(f"--{name} has no meaning with --{jobs[0]}")
+            parser.error(f"--{name} has no effect with --{jobs[0]}")
     if options.pairs and not options.images_root:
-        parser.error("--pairs needs --images_root, the folder that its paths start from")
+        parser.error("--pairs needs --images_root, the folder that its paths are relative to")
     if options.checkpoint and not options.output:
         parser.error("--checkpoint needs --output, the file to write")
     return options
@@ -154,10 +157,10 @@ def main(words: list[str] | None = None) -> int:
     """Run the command line.
 
     Args:
-        words: what follows the program's name; those of the process when None.
+        words: command-line arguments after the program's name; None: those of the process.
 
     Returns:
-        Exit status: 0 done, 1 error (one line on stderr), 130 stopped with Ctrl-C.
+        Exit status: 0 success, 1 error (one line on stderr), 130 interrupted.
     """
 
     def run() -> int:
@@ -176,7 +179,7 @@ def _run_checkpoint(options: argparse.Namespace) -> None:
     """Write a checkpoint folder as a single file."""
     if Path(options.output).exists() and not options.overwrite:
         raise ValueError(f"{options.output} exists; give --overwrite to replace it, or another --output")
-    # PyTorch takes seconds to import, and nothing else here needs it
+    # importing PyTorch takes seconds, and only this job needs it
     from adaface.checkpoints.sharded import export_single_file
 
     export_single_file(options.checkpoint, options.output)
@@ -187,10 +190,10 @@ def _run_checkpoint(options: argparse.Namespace) -> None:
 
 
 def _run_conversion(options: argparse.Namespace) -> None:
-    """Convert what is asked for, or everything, of one InsightFace folder."""
+    """Convert the requested files of an InsightFace folder, or all of them."""
     folder = Path(options.rec_path)
     if not folder.is_dir():
-        raise FileNotFoundError(f"--rec_path {folder} is not a folder; give the one that holds train.rec")
+        raise FileNotFoundError(f"--rec_path {folder} is not a folder; give the folder that contains train.rec")
     everything = options.make_image_files == options.make_validation_memfiles
     bins = _bin_files(folder)
     want_images = everything or options.make_image_files
@@ -198,7 +201,7 @@ def _run_conversion(options: argparse.Namespace) -> None:
     recs = find_records(folder) if want_images else []
     if (want_images and not recs and not (everything and bins)) or (want_sets and not everything and not bins):
         wanted = "train.rec or *.bin" if everything else "train.rec" if want_images else "*.bin"
-        raise FileNotFoundError(f"{folder} holds no {wanted}; found: {listing(folder)}")
+        raise FileNotFoundError(f"{folder} contains no {wanted}; found: {listing(folder)}")
     with locked(folder, f"another conversion of {folder} is running; wait for it, or stop it"):
         if recs:
             convert_images(
@@ -222,7 +225,7 @@ def _bin_files(folder: Path) -> list[Path]:
 
 
 def _say_next(folder: Path) -> None:
-    """Say how to train on what was converted."""
+    """Print the command that trains on the converted data."""
     root, name = folder.resolve().parent, folder.resolve().name
     train = f" --train_data_path {shlex.quote(name)}" + ("/imgs" if (folder / "imgs").is_dir() else "")
     print(
@@ -231,7 +234,7 @@ def _say_next(folder: Path) -> None:
     )
 
 
-# --- the way back -----------------------------------------------------------------------------------------------
+# --- image files to .rec and .bin -------------------------------------------------------------------------------
 
 
 def _run_pack(options: argparse.Namespace) -> None:

@@ -2,7 +2,7 @@
 
     python -m adaface.commands.demo_baseline demo/faces --runs experiments
 
-The baseline is the cosine similarity of raw pixels with the same 10-fold protocol: the number a network has to beat.
+The baseline is the cosine similarity of raw pixels with the same 10-fold protocol.
 """
 
 import json
@@ -21,17 +21,17 @@ from adaface.system.text_table import aligned
 def raw_pixel_baseline(folder: str | os.PathLike[str]) -> tuple[dict[str, float], str]:
     """Verify pairs by the cosine similarity of their pixels, without any learning.
 
-    Tried with the pixels as they are and with each image's mean removed; the stronger of the two (mean over the
-    sets) is the baseline.
+    Computed both with plain pixels and with each image's mean removed; the variant with the higher mean over the sets
+    is the baseline.
 
     Args:
-        folder: holds one or more of the five verification sets, in any form.
+        folder: folder with one or more of the five verification sets, in any format.
 
     Returns:
-        10-fold accuracy, %, by set, and which of the two it is: "plain" or "mean-removed".
+        10-fold accuracy in percent by set, and the variant: "plain" or "mean-removed".
 
     Raises:
-        FileNotFoundError: none of the five sets is there.
+        FileNotFoundError: the folder contains none of the five sets.
     """
     results: dict[str, dict[str, float]] = {"plain": {}, "mean-removed": {}}
     for name in PAPER_SETS:
@@ -52,14 +52,14 @@ def raw_pixel_baseline(folder: str | os.PathLike[str]) -> tuple[dict[str, float]
 
 
 def newest_run(runs: str | os.PathLike[str], prefix: str) -> Path:
-    """Return the folder of the run whose results are the newest.
+    """Return the folder of the run with the newest results.
 
     Args:
-        runs: folder of the run folders.
-        prefix: first part of their names.
+        runs: parent of the run folders.
+        prefix: prefix of their names.
 
     Raises:
-        FileNotFoundError: no run with results.
+        FileNotFoundError: no run has results.
     """
     found = sorted(Path(runs).glob(f"{prefix}_*/results.json"), key=lambda file: file.stat().st_mtime_ns)
     if not found:
@@ -68,11 +68,11 @@ def newest_run(runs: str | os.PathLike[str], prefix: str) -> Path:
 
 
 def comparison_table(baseline: dict[str, float], kind: str, run: Path | None) -> str:
-    """Lay out the baseline, and beside it the accuracies of a run.
+    """Return a table of the baseline and the accuracies of a run.
 
     Args:
-        baseline: %, by set.
-        kind: which baseline it is.
+        baseline: accuracies in percent, by set.
+        kind: variant of the baseline.
         run: run folder with ``results.json``; None for the baseline alone.
 
     Returns:
@@ -96,8 +96,8 @@ def main() -> int:
         prog="python -m adaface.commands.demo_baseline",
         description="Print the accuracy of raw-pixel cosines on verification sets, and that of the newest run.",
     )
-    parser.add_argument("folder", type=Path, help="folder of the verification sets")
-    parser.add_argument("--runs", type=Path, help="folder that contains the run folders, such as experiments")
+    parser.add_argument("folder", metavar="FOLDER", type=Path, help="folder of the verification sets")
+    parser.add_argument("--runs", metavar="DIR", type=Path, help="parent of the run folders, such as experiments")
     parser.add_argument("--prefix", default="demo", help="prefix of the run folder's name (default: demo)")
 
     def job() -> int:

@@ -1,11 +1,11 @@
-r"""Evaluate any model by the protocols of the paper, or on your own faces.
+r"""Evaluate a model with the protocols of the AdaFace paper, or on your own faces.
 
     adaface evaluate pairs --checkpoint experiments/<run>/best.ckpt --root <DATASET_ROOT>/faces_emore
     adaface evaluate ijbc --checkpoint adaface_ir101_webface12m.ckpt --root <DATASET_ROOT>
     adaface evaluate paper --model adaface_ir50_ms1mv2 --root <DATASET_ROOT> --report
     adaface evaluate folder --compare pretrained.ckpt finetuned.ckpt --root <FACES>
 
-``adaface evaluate --help`` explains every option.
+``adaface evaluate --help`` shows all options.
 """
 
 import argparse
@@ -50,12 +50,12 @@ def build_parser() -> Parser:
 
 
 def add_model_options(parser: Parser) -> None:
-    """Add the options on the model and the hardware."""
+    """Add the options for the model and the hardware."""
     group = parser.add_argument_group("model")
     model_options.add_model_options(group)
     group.add_argument(
         "--compare", nargs="+", default=[], metavar="FILE",
-        help="folder, pairs: compare several models; folder: on clear and on blurred images",
+        help="pairs, folder: compare these models; folder compares them on clear and on blurred images",
     )  # fmt: skip
     group.add_argument(
         "--accelerator",
@@ -70,51 +70,63 @@ def add_model_options(parser: Parser) -> None:
 
 
 def add_data_options(parser: Parser) -> None:
-    """Add the options on the data and on what is written."""
+    """Add the options for data and output."""
     group = parser.add_argument_group("data and output")
-    group.add_argument("--root", default="", metavar="DIR", help="folder of the evaluation data")
+    group.add_argument("--root", default="", metavar="DIR", help="folder of the evaluation data (required)")
     group.add_argument(
         "--limit",
         type=int,
         default=0,
         metavar="N",
-        help="quick test: use only N pairs (pairs, ijbb, ijbc), probes and distractors (tinyface) or images (folder)",
+        help="quick test: use only N pairs (pairs, ijbb, ijbc), probes and distractors (tinyface) or images (folder); "
+        "0: no limit (default: 0)",
     )
     group.add_argument(
-        "--most_unreadable", type=float, default=MOST_UNREADABLE, metavar="SHARE",
-        help=f"maximum share of unreadable images, 0 to 1 (default: {MOST_UNREADABLE})",
+        "--most_unreadable", type=float, default=MOST_UNREADABLE, metavar="FRACTION",
+        help=f"maximum fraction of unreadable images, 0 to 1 (default: {MOST_UNREADABLE})",
     )  # fmt: skip
     group.add_argument(
-        "--cache", default=CACHE, metavar="DIR", help=f"cache of embeddings (default: {CACHE}); '' disables it"
+        "--cache", default=CACHE, metavar="DIR",
+        help=f"folder that caches embeddings; '' disables the cache (default: {CACHE})",
+    )  # fmt: skip
+    group.add_argument(
+        "--output_dir",
+        default="experiments",
+        metavar="DIR",
+        help="folder in which the results folder is created (default: experiments)",
     )
-    group.add_argument("--output_dir", default="experiments", metavar="DIR", help="parent of the results folder")
     group.add_argument(
         "--report", action="store_true", help="also write report.html, a single file with tables and curves"
     )
 
 
 def add_protocol_options(parser: Parser) -> None:
-    """Add the options of single protocols."""
-    group = parser.add_argument_group("options of single protocols")
-    group.add_argument("--sets", default="", metavar="A,B", help="pairs, paper: only these sets (lfw,cfp_fp)")
+    """Add the options of individual protocols."""
+    group = parser.add_argument_group("options of individual protocols")
+    group.add_argument(
+        "--sets", default="", metavar="NAMES", help="pairs, paper: sets to use, such as lfw,cfp_fp (default: all)"
+    )
     group.add_argument(
         "--pooling",
         choices=POOLINGS,
         default=POOLINGS[0],
-        help="ijbb, ijbc: how images are pooled into templates; the paper uses the first one (default)",
+        help="ijbb, ijbc: pooling of the images of a template (default: pre_norm_vector_add, as in the paper)",
     )
     group.add_argument(
-        "--quality", action="store_true", help="pairs: check the feature norm as a quality measure on degraded images"
+        "--quality",
+        action="store_true",
+        help="pairs: evaluate the feature norm as a measure of image quality, on degraded images",
     )
     group.add_argument(
         "--target_far",
         type=float,
         default=0.0,
         metavar="FAR",
-        help=f"pairs: calibrate the cosine threshold for this FAR; with --compare, FAR of the TAR (default: {FAR:g})",
+        help="pairs: calibrate the cosine threshold for this false accept rate; with --compare, the TAR is given at it "
+        f"(default with --compare: {FAR:g})",
     )
     group.add_argument(
-        "--store_threshold", action="store_true", help="store the threshold of --target_far in the checkpoint"
+        "--store_threshold", action="store_true", help="pairs: store the threshold of --target_far in the checkpoint"
     )
     group.add_argument(
         "--gallery_images",
@@ -124,11 +136,11 @@ def add_protocol_options(parser: Parser) -> None:
         help="folder: gallery images per identity (default: 1)",
     )
     group.add_argument(
-        "--degrade", choices=("none", *DEGRADATIONS), default="none", help="folder: degrade all images first"
+        "--degrade", choices=("none", *DEGRADATIONS), default="none", help="folder: degrade the images (default: none)"
     )
     group.add_argument(
         "--degraded_part", choices=DEGRADED_PARTS, default=DEGRADED_PARTS[0],
-        help="folder: degrade gallery and probes (default), or only probes",
+        help="folder: degrade all images (default), or only the probes",
     )  # fmt: skip
     group.add_argument(
         "--strength",
@@ -138,8 +150,8 @@ def add_protocol_options(parser: Parser) -> None:
         help="folder: strength of the degradation, 0 to 1 (default: 1)",
     )
     group.add_argument(
-        "--unknown_share", type=float, default=0.0, metavar="SHARE",
-        help="folder: share of identities without a gallery, for open-set numbers (default: 0)",
+        "--unknown_share", type=float, default=0.0, metavar="FRACTION",
+        help="folder: fraction of identities left out of the gallery, for open-set identification (default: 0)",
     )  # fmt: skip
     group.add_argument(
         "--seed",
@@ -150,11 +162,12 @@ def add_protocol_options(parser: Parser) -> None:
     )
     group.add_argument(
         "--published", default="", metavar="MODEL",
-        help="paper: published model to compare with, such as 'ir_50 MS1MV2' (default: inferred from the file name)",
+        help="paper: model of the paper to compare with, such as 'ir_50 MS1MV2' (default: inferred from the file name)",
     )  # fmt: skip
     group.add_argument(
         "--strict", action="store_true",
-        help="paper: exit with status 3 if a published value is outside the 95%% interval of the measured one",
+        help="paper: exit with status 3 if a published value is outside the 95%% confidence interval of the measured "
+        "one",
     )  # fmt: skip
 
 
@@ -180,18 +193,18 @@ def parse(words: list[str]) -> argparse.Namespace:
     """Parse and cross-check the command line.
 
     Args:
-        words: what follows `adaface evaluate`.
+        words: command-line arguments after `adaface evaluate`.
 
     Raises:
-        ValueError: unknown option, values out of range, or options that do not belong together.
+        ValueError: an unknown option, a value out of range, or contradictory options.
     """
     parser = build_parser()
     options = parser.parse(words)
     for name, takers in _OF_PROTOCOL.items():
         if options.protocol not in takers and getattr(options, name) != parser.get_default(name):
-            parser.error(f"--{name} has no meaning with {options.protocol}, it is for {', '.join(takers)}")
+            parser.error(f"--{name} has no effect with {options.protocol}, it is for {', '.join(takers)}")
     if not options.root:
-        parser.error("--root is missing: the folder of the data")
+        parser.error("--root is required: the folder of the evaluation data")
     if sum(map(bool, (options.model, options.checkpoint, options.compare))) != 1:
         parser.error(
             "give the model to evaluate with --checkpoint or --model, or several with --compare (folder, pairs)"
@@ -199,13 +212,13 @@ def parse(words: list[str]) -> argparse.Namespace:
     if not options.compare:
         model_options.check_model_options(options)
     if options.compare and options.degrade != "none":
-        parser.error("--compare always evaluates clear and blurred images: leave out --degrade")
+        parser.error("--compare always evaluates both clear and blurred images: leave out --degrade")
     if options.compare and (options.quality or options.store_threshold):
         parser.error("--quality and --store_threshold are for one model: leave out --compare")
     if options.store_threshold and not options.target_far:
-        parser.error("--store_threshold needs --target_far, the false accept rate that the threshold is for")
+        parser.error("--store_threshold needs --target_far, the false accept rate of the threshold")
     if options.store_threshold and Path(options.checkpoint).suffix == ".onnx":
-        parser.error("--store_threshold writes into a checkpoint: give that, and export it again")
+        parser.error("--store_threshold needs a .ckpt: store the threshold in the checkpoint, then export it again")
     _check_ranges(parser, options)
     options.sets = [name.strip() for name in options.sets.split(",") if name.strip()]
     return options
@@ -214,27 +227,28 @@ def parse(words: list[str]) -> argparse.Namespace:
 def _check_ranges(parser: Parser, options: argparse.Namespace) -> None:
     for name, least in {"devices": 1, "batch_size": 1, "limit": 0, "gallery_images": 1, "seed": 0}.items():
         if getattr(options, name) < least:
-            parser.error(f"--{name} {getattr(options, name)}: at least {least} is expected")
+            parser.error(f"--{name} must be at least {least}, got {getattr(options, name)}")
     if options.seed >= _SEEDS:
-        parser.error(f"--seed {options.seed}: below 2**64 is expected")
+        parser.error(f"--seed must be below 2**64, got {options.seed}")
     if not 0 <= options.most_unreadable <= 1:
-        parser.error(f"--most_unreadable {options.most_unreadable}: a share from 0 to 1 is expected")
+        parser.error(f"--most_unreadable must be in [0, 1], got {options.most_unreadable}")
     if not 0 <= options.strength <= 1:
-        parser.error(f"--strength {options.strength}: a number from 0 to 1 is expected")
+        parser.error(f"--strength must be in [0, 1], got {options.strength}")
     if not 0 <= options.unknown_share < 1:
-        parser.error(f"--unknown_share {options.unknown_share}: a share from 0 to less than 1 is expected")
+        parser.error(f"--unknown_share must be in [0, 1), got {options.unknown_share}")
     if not 0 <= options.target_far < 1:
-        parser.error(f"--target_far {options.target_far}: a fraction between 0 and 1 is expected, such as 0.001")
+        parser.error(f"--target_far must be in (0, 1), such as 0.001, got {options.target_far}")
 
 
 def main(words: list[str] | None = None) -> int:
     """Run the command line.
 
     Args:
-        words: what follows `adaface evaluate`; those of the process when None.
+        words: command-line arguments after `adaface evaluate`; None: those of the process.
 
     Returns:
-        Exit status: 0 done, 2 error (one line on stderr), 3 a number outside its interval with --strict, 130 stopped.
+        Exit status: 0 success, 2 error (one line on stderr), 3 a published value outside the confidence interval with
+        --strict, 130 interrupted.
     """
     words = sys.argv[1:] if words is None else words
     stopped = "embeddings are kept; run the same command to continue"
@@ -258,9 +272,9 @@ def _run(options: argparse.Namespace, words: list[str]) -> int:
 
 
 def _check_output(folder: Path) -> None:
-    """Raise OSError early if results cannot be written to a folder."""
+    """Raise OSError, before anything is computed, if results cannot be written to a folder."""
     if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(f"--output_dir {folder} is a file: give a folder")
+        raise NotADirectoryError(f"--output_dir {folder} is a file, expected a folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -283,7 +297,7 @@ def _open_model(options: argparse.Namespace, path: str) -> CachedEmbedding:
 def _keep(
     findings: Findings, options: argparse.Namespace, words: list[str], paths: list[str], models: list[CachedEmbedding]
 ) -> None:
-    """Write all results to a new folder, and print its name."""
+    """Write all results to a new folder and print its name."""
     folder = choose_run_folder(options.output_dir, f"evaluation_{options.protocol}")
     evaluated = Evaluated(
         title=f"{options.protocol}: {', '.join(Path(path).name for path in paths)}",
@@ -376,6 +390,6 @@ _PROTOCOLS = {
     "tinyface": _Protocol("TinyFace with its distractors: <root>/tinyface", _tinyface),
     "folder": _Protocol("identification on your own faces: <root>/<identity>/<image>, aligned, 112x112", _folder),
     "paper": _Protocol(
-        "all of the above found in <root>, compared with the published results of the paper's models", _paper
+        "every protocol with data in <root>, compared with the published results of the paper's models", _paper
     ),
 }

@@ -55,42 +55,42 @@ def build_parser() -> Parser:
         "--checkpoint",
         metavar="PATH",
         required=True,
-        help="checkpoint, of this project or the official code, file or folder",
+        help="checkpoint of this project or the official code; a file, or the folder of a sharded checkpoint",
     )
     parser.add_argument("--output", metavar="FILE", required=True, help="ONNX file to write")
     parser.add_argument(
         "--arch",
-        metavar="NAME",
-        help=f"architecture (default: that of the checkpoint): {', '.join(ARCHITECTURES)}, or timm:<name>",
+        metavar="ARCH",
+        help=f"architecture: {', '.join(ARCHITECTURES)}, or timm:<name> (default: stored in the checkpoint)",
     )
     parser.add_argument(
         "--verify_images",
         metavar="PATH",
-        help=f"folder or .bin of aligned faces, {_VERIFIED} of which are used to compare the outputs with PyTorch "
+        help=f"folder or .bin of aligned faces, {_VERIFIED} of which are used to compare the outputs with PyTorch's "
         "(default: synthetic faces)",
     )
     parser.add_argument(
         "--int8",
         action="store_true",
-        help="also write <output>_int8.onnx: 8-bit integers for CPUs, a quarter of the size",
+        help="also write <output>_int8.onnx, quantized to 8-bit integers for CPUs, a quarter of the size",
     )
     parser.add_argument(
         "--calibration_images",
         metavar="PATH",
-        help="folder or .bin of aligned faces like those in your application, to calibrate the value ranges of "
-        f"--int8; at least {FEWEST_IMAGES} are needed, at most {MOST_IMAGES} are used",
+        help="folder or .bin of aligned faces like those in your application, to calibrate --int8; at least "
+        f"{FEWEST_IMAGES} are needed, at most {MOST_IMAGES} are used",
     )
     parser.add_argument(
         "--test_set",
         metavar="FILE",
-        help=".bin of a verification set: print the 10-fold accuracies of the INT8 and the FP32 file on it",
+        help="verification set (.bin) on which to print the 10-fold accuracies of the FP32 and INT8 models",
     )
     parser.add_argument(
         "--most_accuracy_loss",
         type=float,
         metavar="POINTS",
-        help="maximum loss of accuracy of INT8 on --test_set, in percentage points; above it, the file is not written "
-        f"(default: {MOST_ACCURACY_LOSS:g})",
+        help="maximum loss of accuracy of INT8 on --test_set, in percentage points; the file is not written if it "
+        f"loses more (default: {MOST_ACCURACY_LOSS:g})",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace existing files")
     return parser
@@ -100,27 +100,27 @@ def parse(words: list[str]) -> argparse.Namespace:
     """Parse and cross-check the command line.
 
     Args:
-        words: what follows the program's name.
+        words: command-line arguments after the program's name.
 
     Returns:
         The options.
 
     Raises:
-        ValueError: unknown option, options that do not belong together, or a file that cannot be written there.
+        ValueError: an unknown option, contradictory options, or an output file that cannot be written.
     """
     parser = build_parser()
     options = parser.parse(words)
     for name in ("calibration_images", "test_set"):
         if getattr(options, name) and not options.int8:
-            parser.error(f"--{name} has no meaning without --int8")
+            parser.error(f"--{name} has no effect without --int8")
     if options.int8 and not options.calibration_images:
         parser.error(f"--int8 needs --calibration_images, at least {FEWEST_IMAGES} aligned faces: a folder or a .bin")
     if options.most_accuracy_loss is not None and not options.test_set:
-        parser.error("--most_accuracy_loss has no meaning without --test_set")
+        parser.error("--most_accuracy_loss has no effect without --test_set")
     if options.most_accuracy_loss is None:
         options.most_accuracy_loss = MOST_ACCURACY_LOSS
     if not 0 <= options.most_accuracy_loss <= 100:
-        parser.error(f"--most_accuracy_loss is {options.most_accuracy_loss:g}, expected points from 0 to 100")
+        parser.error(f"--most_accuracy_loss must be in [0, 100] percentage points, got {options.most_accuracy_loss:g}")
     if options.arch:
         check_architecture(options.arch)
     _check_outputs(options)
@@ -128,7 +128,7 @@ def parse(words: list[str]) -> argparse.Namespace:
 
 
 def int8_file(output: Path) -> Path:
-    """Return where the INT8 file goes: beside the other one.
+    """Return the path of the INT8 file, next to the FP32 file.
 
     Args:
         output: the FP32 file.
@@ -137,31 +137,31 @@ def int8_file(output: Path) -> Path:
 
 
 def _check_outputs(options: argparse.Namespace) -> None:
-    """Raise ValueError where a file cannot, or must not, be written; before anything is computed."""
+    """Raise an error before anything is computed if a file cannot be written or already exists."""
     output = Path(options.output)
     if output.suffix != ".onnx":
         raise ValueError(f"--output {output} must end in .onnx")
     if not output.parent.is_dir():
-        raise FileNotFoundError(f"--output {output}: there is no folder {output.parent}; make it first")
+        raise FileNotFoundError(f"--output {output}: there is no folder {output.parent}; create it first")
     check_writable(output.parent, f"--output {output}: the folder {output.parent}")
     for file in [output, int8_file(output)] if options.int8 else [output]:
         if file.is_dir():
-            raise ValueError(f"{file} is a folder, --output is the file to write")
+            raise ValueError(f"{file} is a folder, but --output must be a file")
         if file.exists() and not options.overwrite:
             raise ValueError(f"{file} exists; give --overwrite to replace it, or another --output")
 
 
 def export(options: argparse.Namespace) -> None:
-    """Write what was asked for, each file only after it was compared.
+    """Write the requested files, each only after its outputs were checked.
 
     Args:
-        options: of ``parse``.
+        options: options returned by ``parse``.
 
     Raises:
-        FileNotFoundError: no checkpoint, or no images.
-        ValueError: not a checkpoint, unusable images, or an export that is refused.
+        FileNotFoundError: the checkpoint or the images do not exist.
+        ValueError: not a checkpoint, unusable images, or a failed check.
         RuntimeError: a package of the extra ``[export]`` is not installed.
-        OSError: a file cannot be written; what was there before is untouched.
+        OSError: a file cannot be written; an existing file is then unchanged.
     """
     check_packages("the export", {"onnxscript": "onnxscript"})
     model, told = read_model(options.checkpoint, options.arch)
@@ -180,7 +180,7 @@ def export(options: argparse.Namespace) -> None:
     def same_as_pytorch(network: OnnxNetwork) -> str:
         parity = compare_with_pytorch(model, network, faces, told.input_format)
         parity.check()
-        return f"against PyTorch, {'' if chosen else 'drawn faces, '}{parity.line()}"
+        return f"against PyTorch, {'' if chosen else 'synthetic faces, '}{parity.line()}"
 
     _write(graph, output, same_as_pytorch)
     if calibration is None:
@@ -194,8 +194,9 @@ def export(options: argparse.Namespace) -> None:
         parity = compare_networks(reference, network, faces)
         if not parity.mean_cosine >= LEAST_MEAN_COSINE:
             raise ValueError(
-                f"refused: INT8 is far from FP32 ({parity.line()}; expected {LEAST_MEAN_COSINE} on average). No file "
-                f"{int8_file(output)} was written. --calibration_images must be aligned faces, like those to verify on"
+                f"INT8 differs too much from FP32: {parity.line()}; expected a mean of at least {LEAST_MEAN_COSINE}. "
+                f"{int8_file(output)} was not written. --calibration_images must be aligned faces, like those used to "
+                "verify"
             )
         lines = [f"against {output.name}, {parity.line()}"]
         if test_set is not None:
@@ -206,12 +207,12 @@ def export(options: argparse.Namespace) -> None:
 
 
 def _to_network_order(told: Description) -> Callable[[np.ndarray], np.ndarray]:
-    """Return what turns BGR images into those that the network wants."""
+    """Return a function that converts BGR images to the color order of the network."""
     return (lambda images: images[..., ::-1]) if told.input_format.color == "RGB" else (lambda images: images)
 
 
 def _metadata(told: Description, precision: str) -> dict[str, Any]:
-    """Return what a file says of itself, as plain values."""
+    """Return the metadata of a file, as plain values."""
     threshold: Mapping[str, Any] | None = told.threshold
     return {
         "arch": told.arch,
@@ -228,7 +229,7 @@ def _metadata(told: Description, precision: str) -> dict[str, Any]:
 
 
 def _write(graph: onnx.ModelProto, path: Path, check: Callable[[OnnxNetwork], str]) -> None:
-    """Write a file under a temporary name, check it as it is on the disk, and give it its name."""
+    """Write a file under a temporary name, load and check it, and rename it."""
     with atomic_file(path) as file:
         file.write(graph.SerializeToString())
         file.flush()
@@ -243,7 +244,7 @@ def _accuracies(
     in_order: Callable[[np.ndarray], np.ndarray],
     most_loss: float,
 ) -> str:
-    """Return the accuracy of both networks in one line, or raise ValueError where the second loses too much."""
+    """Return the accuracy of both networks in one line; raise ValueError if the second one loses too much."""
     accuracies = []
     for precision, candidate in (("FP32", reference), ("INT8", network)):
         embeddings = []
@@ -257,8 +258,8 @@ def _accuracies(
     )
     if not lost <= most_loss + _DIGITS_OF_PERCENT:
         raise ValueError(
-            f"refused: {line}; at most {most_loss:g} may be lost. No INT8 file was written. Give --calibration_images "
-            "that are more, and more like those of the set, or a larger --most_accuracy_loss"
+            f"INT8 loses too much accuracy: {line}; the maximum loss is {most_loss:g}. No INT8 file was written. Give "
+            "more --calibration_images, or images more like those of the test set, or a larger --most_accuracy_loss"
         )
     return line
 
@@ -267,17 +268,17 @@ def main(words: list[str] | None = None) -> int:
     """Run the command line.
 
     Args:
-        words: what follows the program's name; those of the process when None.
+        words: command-line arguments after the program's name; None: those of the process.
 
     Returns:
-        Exit status: 0 done, 2 error (one line on stderr), 130 stopped with Ctrl-C.
+        Exit status: 0 success, 2 error (one line on stderr), 130 interrupted.
     """
 
     def job() -> int:
         export(parse(sys.argv[1:] if words is None else words))
         return 0
 
-    return run_to_status(program_name("export"), job, stopped="nothing is half written")
+    return run_to_status(program_name("export"), job, stopped="no file is incomplete")
 
 
 if __name__ == "__main__":

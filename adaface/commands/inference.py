@@ -7,7 +7,7 @@ r"""Use a trained or published model on faces.
 
 Images must be faces aligned to 112x112 px, or photographs with --align; the page of ``serve`` takes photographs.
 Similarities are cosines. The quality of a face is the norm of its embedding, AdaFace's measure of image quality; it can
-be compared between images, not between models. ``adaface <command> --help`` explains all options.
+be compared between images, not between models. ``adaface COMMAND --help`` shows all options.
 """
 
 import argparse
@@ -46,33 +46,52 @@ from adaface.system.command_line import Parser, check_packages, invocation, prin
 from adaface.system.files import check_writable, write_atomically
 from adaface.system.quiet import quiet_decoders
 
-# what turns image files into aligned faces: called with a name for the list and its files
+# opens image files as aligned faces: called with a name for the list and its files
 OpenFaces = Callable[[str, Sequence[Path]], ImageList]
 HOST, PORT, MOST_PORT = "127.0.0.1", 8000, 65535
 BATCH_SIZE = 64
 _SHOWN_UNREADABLE = 5
 _SERVING = {"starlette": "starlette", "uvicorn": "uvicorn", "python_multipart": "python-multipart"}  # module: package
 _EMBEDDINGS = ".npz"
+_IMAGES_TEXT = "Images must be faces aligned to 112x112 px, or photographs with --align."
 
 
 def build_parsers() -> tuple[Parser, dict[str, Parser]]:
     """Build the command line's parser, and those of its commands by name."""
     parser = Parser(prog=invocation(""), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    compare = commands.add_parser("compare", help="similarities of face images, and decisions")
+    compare = commands.add_parser(
+        "compare", help="similarities of face images, and decisions",
+        description="Print the cosine similarities of face images and, if there is a threshold, whether they show the "
+        f"same person. {_IMAGES_TEXT}",
+    )  # fmt: skip
     compare.add_argument("images", nargs="+", metavar="IMAGE", help="two or more image files")
-    compare.add_argument("--save", metavar="PNG", help="save a plot of the faces and their similarities")
-    embed = commands.add_parser("embed", help="embeddings of all images of a folder, in one file")
-    embed.add_argument("folder", help="folder of images, at any depth")
-    embed.add_argument("--out", required=True, metavar="NPZ", help="file to write: names, embeddings, norms and model")
-    search = commands.add_parser("search", help="most similar faces in a gallery")
-    search.add_argument("gallery", help="folder of images, or .npz file of `adaface embed`")
-    search.add_argument(
-        "probes", nargs="+", metavar="PROBE", help="image files, folders, or .npz files of `adaface embed`"
+    compare.add_argument("--save", metavar="PNG", help="save a plot of the faces and their similarities to this file")
+    embed = commands.add_parser(
+        "embed", help="embeddings of all images of a folder, in one file",
+        description=f"Compute the embeddings of all images in a folder and save them to one file. {_IMAGES_TEXT}",
+    )  # fmt: skip
+    embed.add_argument("folder", metavar="FOLDER", help="folder of images, at any depth")
+    embed.add_argument(
+        "--out", required=True, metavar="NPZ", help="output file (.npz) with names, embeddings, norms and model"
     )
-    search.add_argument("--top", type=int, default=5, metavar="K", help="number of faces per probe (default: 5)")
-    search.add_argument("--csv", metavar="FILE", help="write the results as CSV")
-    page = commands.add_parser("serve", help="web page that compares two photographs")
+    search = commands.add_parser(
+        "search", help="most similar faces in a gallery",
+        description=f"Find the faces in a gallery that are most similar to each probe image. {_IMAGES_TEXT}",
+    )  # fmt: skip
+    search.add_argument("gallery", metavar="GALLERY", help="folder of images, or .npz file of adaface embed")
+    search.add_argument(
+        "probes", nargs="+", metavar="PROBE", help="image file, folder of images, or .npz file of adaface embed"
+    )
+    search.add_argument(
+        "--top", type=int, default=5, metavar="K", help="number of gallery faces to print per probe (default: 5)"
+    )
+    search.add_argument("--csv", metavar="CSV", help="save the results to this file")
+    page = commands.add_parser(
+        "serve", help="web page that compares two photographs",
+        description="Serve a web page that detects the faces in two photographs and compares them. Stop the server "
+        "with Ctrl-C.",
+    )  # fmt: skip
     page.add_argument(
         "--port", type=int, default=PORT, metavar="N", help=f"port of the page (default: {PORT}; 0: any free port)"
     )
@@ -83,7 +102,8 @@ def build_parsers() -> tuple[Parser, dict[str, Parser]]:
     for command in (compare, search, page):
         command.add_argument(
             "--threshold", type=float, default=None, metavar="COSINE",
-            help="lowest similarity of the same person, -1 to 1 (default: stored in the model, if available)",
+            help="lowest cosine similarity of the same person, -1 to 1 (default: the threshold stored in the model, if "
+            "any)",
         )  # fmt: skip
     for command in (embed, search):
         _add_list_options(command)
@@ -104,17 +124,18 @@ def build_parsers() -> tuple[Parser, dict[str, Parser]]:
 def _add_list_options(command: Parser) -> None:
     command.add_argument(
         "--cache", default=CACHE, metavar="DIR",
-        help=f"cache of embeddings, to continue interrupted commands (default: {CACHE}); '' disables it",
+        help="folder that caches embeddings, so that an interrupted command can be continued; '' disables the cache "
+        f"(default: {CACHE})",
     )  # fmt: skip
     command.add_argument(
-        "--most_unreadable", type=float, default=MOST_UNREADABLE, metavar="SHARE",
-        help=f"maximum share of unreadable images in a folder, 0 to 1 (default: {MOST_UNREADABLE})",
+        "--most_unreadable", type=float, default=MOST_UNREADABLE, metavar="FRACTION",
+        help=f"maximum fraction of unreadable images in a folder, 0 to 1 (default: {MOST_UNREADABLE})",
     )  # fmt: skip
 
 
 def _add_image_options(command: Parser) -> None:
     command.add_argument(
-        "--align", action="store_true", help="align the largest face of each image first, for photographs"
+        "--align", action="store_true", help="detect and align the largest face of each image; use it for photographs"
     )
     command.add_argument(
         "--batch_size", type=int, default=BATCH_SIZE, metavar="N", help=f"images per batch (default: {BATCH_SIZE})"
@@ -125,10 +146,10 @@ def parse(words: list[str]) -> argparse.Namespace:
     """Parse and check the command line.
 
     Args:
-        words: what follows `adaface`.
+        words: command-line arguments after `adaface`.
 
     Raises:
-        ValueError: unknown command or option, or values that do not fit.
+        ValueError: an unknown command or option, or an invalid value.
     """
     parser, commands = build_parsers()
     if not words or words[0] not in commands:
@@ -143,27 +164,27 @@ def parse(words: list[str]) -> argparse.Namespace:
 
 def _check_values(command: Parser, options: argparse.Namespace) -> None:
     if getattr(options, "batch_size", 1) < 1:
-        command.error(f"--batch_size {options.batch_size}: at least 1 is expected")
+        command.error(f"--batch_size must be at least 1, got {options.batch_size}")
     if options.command == "compare" and len(options.images) < 2:
         command.error("give two or more images to compare")
     if options.command == "compare" and options.save and len(options.images) > MOST_DRAWN:
-        command.error(f"--save draws at most {MOST_DRAWN} faces, {len(options.images)} images are given")
+        command.error(f"--save draws at most {MOST_DRAWN} faces, got {len(options.images)} images")
     if options.command == "search" and options.top < 1:
-        command.error(f"--top {options.top}: at least 1 is expected")
+        command.error(f"--top must be at least 1, got {options.top}")
     if options.command == "serve" and not 0 <= options.port <= MOST_PORT:
-        command.error(f"--port {options.port}: a number from 0 to {MOST_PORT} is expected")
+        command.error(f"--port must be in [0, {MOST_PORT}], got {options.port}")
     if options.command == "serve":
         check_packages("the page", _SERVING)
     if options.command in ("embed", "search") and not 0 <= options.most_unreadable <= 1:
-        command.error(f"--most_unreadable {options.most_unreadable}: a share from 0 to 1 is expected")
+        command.error(f"--most_unreadable must be in [0, 1], got {options.most_unreadable}")
     for name, ending in {"save": ".png", "out": _EMBEDDINGS, "csv": ".csv"}.items():
         if getattr(options, name, None) is None:
             continue
         file = Path(getattr(options, name))
         if file.suffix != ending:
-            command.error(f"--{name} {file}: a file name that ends in {ending} is expected")
+            command.error(f"--{name} {file} must be a file name that ends in {ending}")
         if file.is_dir():
-            command.error(f"--{name} {file} is a folder, a file is expected")
+            command.error(f"--{name} {file} is a folder, expected a file")
         if not file.parent.is_dir():
             command.error(f"--{name} {file}: there is no folder {file.parent}")
         check_writable(file.parent, f"--{name} {file}: the folder {file.parent}")
@@ -173,10 +194,10 @@ def main(words: list[str] | None = None) -> int:
     """Run the command line.
 
     Args:
-        words: what follows `adaface`; those of the process when None.
+        words: command-line arguments after `adaface`; None: those of the process.
 
     Returns:
-        Exit status: 0 done, 2 error (one line on stderr), 130 stopped.
+        Exit status: 0 success, 2 error (one line on stderr), 130 interrupted.
     """
     words = sys.argv[1:] if words is None else words
 
@@ -216,13 +237,13 @@ def _compare(options: argparse.Namespace, model: CachedEmbedding) -> None:
     print(comparison_text(comparison))
     if options.save:
         draw_comparison(comparison, faces, Path(options.save))
-        print(f"the picture is {options.save}")
+        print(f"plot saved to {options.save}")
 
 
 def _embed(options: argparse.Namespace, model: CachedEmbedding) -> None:
     faces = _of_folder(Path(options.folder), model, _opener(options))
     write_embeddings(Path(options.out), faces)
-    print(f"{len(faces):,} faces of {options.folder} are in {options.out}")
+    print(f"{len(faces):,} faces of {options.folder} saved to {options.out}")
 
 
 def _search(options: argparse.Namespace, model: CachedEmbedding) -> None:
@@ -245,7 +266,7 @@ def _search(options: argparse.Namespace, model: CachedEmbedding) -> None:
     print(found_text(found))
     if options.csv:
         write_atomically(options.csv, found_csv(found))
-        print(f"the table is {options.csv}")
+        print(f"table saved to {options.csv}")
 
 
 def _serve(options: argparse.Namespace, model: CachedEmbedding) -> None:
@@ -271,12 +292,12 @@ def _named(path: Path, model: CachedEmbedding, open_faces: OpenFaces) -> NamedEm
     if path.suffix == _EMBEDDINGS:
         return read_embeddings(path, model.embedder.fingerprint)
     if path.exists():
-        raise ValueError(f"{path} is no gallery: expected a folder of images, or an .npz of `embed`")
+        raise ValueError(f"{path} is not a gallery: expected a folder of images, or an .npz of `embed`")
     raise FileNotFoundError(f"there is no {path}")
 
 
 def _of_folder(folder: Path, model: CachedEmbedding, open_faces: OpenFaces) -> NamedEmbeddings:
-    """Embed the images of a folder; those that cannot be read, no more than allowed, are left out and named."""
+    """Embed the images of a folder; unreadable ones, up to the allowed fraction, are skipped and reported."""
     files = find_images(folder)
     names = [file.relative_to(folder).as_posix() for file in files]
     embedded = model(open_faces(folder.resolve().name, files))
@@ -284,9 +305,9 @@ def _of_folder(folder: Path, model: CachedEmbedding, open_faces: OpenFaces) -> N
     bad = [names[index] for index in np.flatnonzero(~embedded.readable)]
     if bad:
         shown = ", ".join(map(printable, bad[:_SHOWN_UNREADABLE])) + (", ..." if len(bad) > _SHOWN_UNREADABLE else "")
-        print(f"left out, unreadable: {len(bad):,} of {len(files):,} ({shown})")
+        print(f"skipped {len(bad):,} of {len(files):,} images, unreadable: {shown}")
     if not len(good):
-        raise ValueError(f"no image of {folder} can be used: no embeddings")
+        raise ValueError(f"{folder} contains no usable image, so there are no embeddings")
     return _with_model(model, [names[i] for i in good], embedded.embeddings[good], embedded.norms[good, 0])
 
 

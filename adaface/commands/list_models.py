@@ -1,7 +1,9 @@
 """Print a table of the backbones: parameters, operations, input and embedding size.
 
-adaface models                                   # a table of all
-adaface models timm:vit_small_patch16_224        # one of timm's
+    adaface models                                   # all except timm's
+    adaface models timm:vit_small_patch16_224        # one of timm's
+
+Operations are counted as multiply-accumulates for one image.
 """
 
 import argparse
@@ -18,19 +20,19 @@ _HEAD = ("architecture", "parameters", "multiply-accumulates", "input", "embeddi
 
 
 def rows(names: list[str]) -> list[tuple[str, ...]]:
-    """Return name, parameters, multiply-accumulates of one image, input and embedding of networks, for people.
+    """Return name, parameters, multiply-accumulates per image, input and embedding size of networks, formatted.
 
     Args:
-        names: of architectures.
+        names: names of architectures.
 
     Raises:
         ValueError: an unknown name.
-        RuntimeError: a network of timm, which is not installed.
+        RuntimeError: a network of timm, if timm is not installed.
     """
     found: list[tuple[str, ...]] = []
     for name in names:
         check_architecture(name)
-        with torch.device("meta"):  # without storage: as fast for a hundred million parameters as for one
+        with torch.device("meta"):  # no memory is allocated, so large networks are as fast as small ones
             model = build_model(name)
         parameters = sum(parameter.numel() for parameter in model.parameters())
         size = f"{model.side}x{model.side}"
@@ -46,7 +48,7 @@ def table(names: list[str]) -> str:
     """Return the table of networks as text, in aligned columns.
 
     Args:
-        names: of architectures.
+        names: names of architectures.
     """
     return "\n".join(aligned([_HEAD, *rows(names)]))
 
@@ -55,16 +57,16 @@ def main(words: list[str] | None = None) -> int:
     """Run the command line.
 
     Args:
-        words: what follows the program's name; those of the process when None.
+        words: command-line arguments after the program's name; None: those of the process.
 
     Returns:
-        Exit status: 0 done, 2 error (one line on stderr), 130 stopped with Ctrl-C.
+        Exit status: 0 success, 2 error (one line on stderr), 130 interrupted.
     """
     parser = Parser(
         prog=invocation("models"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "names", nargs="*", metavar="NAME", help="architectures, including timm:<name> (default: all except timm's)"
+        "names", nargs="*", metavar="NAME", help="architecture, which may be timm:<name> (default: all except timm's)"
     )
 
     def job() -> int:

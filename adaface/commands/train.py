@@ -1,11 +1,11 @@
-r"""Train and evaluate: parse -> Config -> seed -> build -> fit, test.
+r"""Train and evaluate a model: parse the options, build data, model and trainer, then fit and test.
 
     python main.py --data_root <ROOT> --train_data_path faces_emore/imgs --val_data_path faces_emore \
         --gpus 2 --use_16bit --batch_size 512 --epochs 26 --lr_milestones 12,20,24 --arch ir_18 \
         --head adaface --m 0.4 --h 0.333 --low_res_augmentation_prob 0.2 \
         --crop_augmentation_prob 0.2 --photometric_augmentation_prob 0.2
 
-``python main.py --help`` explains every option. A run's files (checkpoints, tables, plots, manifest) are in
+``python main.py --help`` shows all options. The files of a run (checkpoints, tables, plots, manifest) are in
 ``experiments/<prefix>_<MM-DD>_<n>``.
 """
 
@@ -74,20 +74,20 @@ _SAMPLES_IN_GRID = 64
 _GAP_PX = 2
 
 
-@log_to_screen(errors_from=logging.ERROR)  # stdout is the log of a run, its warnings included
+@log_to_screen(errors_from=logging.ERROR)  # stdout is the log of a run, including warnings
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return the exit status.
 
     Args:
-        arguments: words after the program's name; those of the process when None.
+        arguments: command-line arguments after the program's name; None: those of the process.
     """
-    if dist.is_available() and dist.is_initialized():  # a group of the caller, who also ends it
+    if dist.is_available() and dist.is_initialized():  # created by the caller, who also destroys it
         return _status(arguments)
     return run_and_leave(lambda: _status(arguments))
 
 
 def _status(arguments: list[str] | None) -> int:
-    """Run the command line; report what stops it, and return the exit status."""
+    """Run the command line; report errors and interruptions, and return the exit status."""
     try:
         config, action = parse(sys.argv[1:] if arguments is None else arguments)
         check_paths(config.run, config.data.train_data_index)
@@ -101,10 +101,10 @@ def _status(arguments: list[str] | None) -> int:
         rank_zero_info(f"{stop}\n{resume_hint(stop.checkpoint)}")
         return INTERRUPTED
     except (KeyboardInterrupt, SystemExit) as stop:
-        # Lightning turns a Ctrl-C that interrupts it into SystemExit(1)
+        # Lightning converts a KeyboardInterrupt into SystemExit(1)
         if isinstance(stop, SystemExit) and not isinstance(stop.__context__, KeyboardInterrupt):
             raise  # --help
-        rank_zero_info("stopped at once; what had been saved is whole")
+        rank_zero_info("stopped immediately; files that were already saved are complete")
         return INTERRUPTED
     except ReportedElsewhereError:
         return FAILED
@@ -115,12 +115,12 @@ def _status(arguments: list[str] | None) -> int:
 
 
 def _run(config: Config, notes: list[str], lock: RunLock, *, plan_only: bool = False) -> int:
-    """Build everything, then train and test, or only test, or only plan; ``notes`` are shown first."""
+    """Print the notes and build everything, then train and test, only test, or only plan."""
     launch = find_launch()
     devices = plan_devices(config.devices, gpus_given="gpus" in config.given)
     for note in (*notes, *devices.notes, *_advice(config, launch)):
         rank_zero_info(f"note: {note}")
-    if launch.external or not plan_only:  # several machines can be planned for on one
+    if launch.external or not plan_only:  # a run on several machines can be planned on one
         check_launch(launch, devices.devices, config.devices.num_nodes)
     end_with_parent(launch)
     join(launch, devices.accelerator, config.devices.collective_timeout_sec)
@@ -132,7 +132,8 @@ def _run(config: Config, notes: list[str], lock: RunLock, *, plan_only: bool = F
     if 0 < batches < config.optimizer.accumulate_grad_batches:
         rank_zero_info(
             f"note: --accumulate_grad_batches {config.optimizer.accumulate_grad_batches} is more than the "
-            f"{batches} batches of an epoch: its one step has so much less weight"
+            f"{batches} batches of an epoch: the gradient of its single optimizer step is scaled by "
+            f"{batches}/{config.optimizer.accumulate_grad_batches}"
         )
     if plan_only:
         for line in plan_lines(config, devices, launch, data, module):
@@ -147,7 +148,7 @@ def _run(config: Config, notes: list[str], lock: RunLock, *, plan_only: bool = F
         trainer = build_run_trainer(config, devices, launch, data, keeper, watch, sharded)
         if trainer.is_global_zero:
             _describe(config, devices, data, module, folder)
-    check_agreement({})  # else the others would wait for one that cannot write, or draw, to the run folder
+    check_agreement({})  # otherwise the others would wait for a process that cannot write to the run folder
     with watch, _errors_kept_in(folder, launch):
         if not config.run.evaluate:
             if config.run.finetune and not config.run.resume_from_checkpoint:
@@ -164,7 +165,7 @@ def _run(config: Config, notes: list[str], lock: RunLock, *, plan_only: bool = F
 
 
 def _after_a_loss(config: Config, keeper: CheckpointKeeper) -> str:
-    """Return how to go on when a process of the run is lost."""
+    """Return how to resume the run after a process was lost."""
     return f"run the same command to resume in {keeper.folder}" if config.run.run_folder else resume_hint(keeper.last)
 
 
@@ -180,20 +181,20 @@ def _test(
 
 
 def _best_of(keeper: CheckpointKeeper) -> Path:
-    """Return the checkpoint that a run is judged by."""
+    """Return the checkpoint of a run to evaluate."""
     return keeper.best if keeper.best.exists() else keeper.last
 
 
 def _test_pretrained(trainer: "pl.Trainer", module: FaceRecognitionModule, data: FaceDataModule) -> None:
-    """Evaluate the model that the fine-tuning begins from."""
+    """Evaluate the pretrained model before fine-tuning."""
     trainer.test(module, datamodule=data, verbose=False)
-    rank_zero_info(f"the pretrained model, before any training:\n{results_table(module.results)}")
+    rank_zero_info(f"the pretrained model, before fine-tuning:\n{results_table(module.results)}")
 
 
 def _compare_with_pretrained(
     config: Config, devices: DevicePlan, data: FaceDataModule, keeper: CheckpointKeeper
 ) -> None:
-    """Compare the best checkpoint of the run with the model that it began from, clear and blurred."""
+    """Compare the best checkpoint of the run with the pretrained model, on clear and blurred images."""
     before, after = (
         CachedEmbedding(
             ModelFile(str(path), config.run.arch, "gpu" if devices.accelerator == "gpu" else "cpu"),
@@ -225,7 +226,7 @@ def _finish(module: FaceRecognitionModule, data: FaceDataModule, folder: Path, c
 def _describe(
     config: Config, devices: DevicePlan, data: FaceDataModule, module: FaceRecognitionModule, folder: Path
 ) -> None:
-    """Print what is about to happen; write config, manifest and a picture of training samples."""
+    """Print a summary of the run; write config, manifest and an image of training samples."""
     write_config(folder, config.as_dict())
     lr = None if config.run.evaluate else module.schedule.options.lr
     write_manifest(folder, config.as_dict(), data.fingerprint(), data.num_classes, learning_rate=lr)
@@ -244,8 +245,8 @@ def draw_sample_grid(dataset: TrainingDataset, seed: int, n: int = 64) -> np.nda
 
     Args:
         dataset: the training data.
-        seed: of the run.
-        n: number of samples, at most.
+        seed: seed of the run.
+        n: maximum number of samples.
 
     Returns:
         (rows * 114, columns * 114, 3) uint8 BGR, to be written by ``cv2.imwrite``.
@@ -261,7 +262,7 @@ def draw_sample_grid(dataset: TrainingDataset, seed: int, n: int = 64) -> np.nda
 
 
 def _run_folder(config: Config, lock: RunLock) -> Path:
-    """A new run folder, the one that is named, or that of the checkpoint to resume; locked against a second run."""
+    """Return a new run folder, that of --run_folder, or that of the checkpoint to resume; lock it."""
     if config.run.run_folder:
         folder = lock.take(make_run_folder(config.run.run_folder))
         if not config.run.resume_from_checkpoint:
@@ -273,13 +274,13 @@ def _run_folder(config: Config, lock: RunLock) -> Path:
 
 
 def _advice(config: Config, launch: Launch) -> list[str]:
-    """Notes on options that mean something else than they seem to."""
+    """Return notes on options whose effect may be unexpected."""
     if config.run.evaluate:
         return []
     notes = []
     if launch.restarts and not config.run.run_folder:
         notes.append(
-            f"torchrun may restart this run ({launch.restarts} times), and without --run_folder a restart begins anew"
+            f"torchrun may restart this run ({launch.restarts} times): without --run_folder, a restart begins a new run"
         )
     if config.head.head == "adaface" and config.head.h == 0:
         notes.append("--head adaface with --h 0 is CosFace: the paper uses --m 0.4 --h 0.333")
@@ -295,14 +296,14 @@ def _advice(config: Config, launch: Launch) -> list[str]:
 
 @contextlib.contextmanager
 def _errors_kept_in(folder: Path, launch: Launch) -> Iterator[None]:
-    """Write the traceback of what goes wrong to a file of this process in the run folder, and pass it on."""
+    """Write the traceback of an error to a file of this process in the run folder, and re-raise the error."""
     try:
         yield
     except InterruptedTrainingError:
         raise
     except Exception as error:
         log = folder / (f"error_rank{launch.rank}.log" if launch.rank else "error.log")
-        with contextlib.suppress(OSError):  # the disk may be what is full
+        with contextlib.suppress(OSError):  # the error may be a full disk
             log.write_text(traceback.format_exc(), encoding="utf-8")
             error.add_note(f"details: {log}")
         raise
@@ -314,9 +315,9 @@ def _report(error: Exception) -> int:
     if "in DataLoader worker process" in message:  # a traceback of another process: its last line is the message
         message = message.splitlines()[-1].partition(": ")[2]
     if isinstance(error, torch.OutOfMemoryError):
-        message = f"the GPU's memory is full: give a smaller --batch_size, or --use_16bit ({message.splitlines()[0]})"
+        message = f"out of GPU memory: give a smaller --batch_size, or --use_16bit ({message.splitlines()[0]})"
     if "DefaultCPUAllocator" in message:
-        message = f"the memory is full: --plan tells what a step takes, and what takes less ({message.splitlines()[0]})"
+        message = f"out of memory: --plan shows the memory of a step and how to reduce it ({message.splitlines()[0]})"
     print(
         f"{program_name('train')}: error: {message}",
         *getattr(error, "__notes__", []),

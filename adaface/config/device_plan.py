@@ -1,4 +1,4 @@
-"""From options to hardware: which accelerator, how many processes, which arithmetic."""
+"""Choose the accelerator, number of processes and numerical precision from the options and the hardware."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from adaface.system.threads import usable_cores
 
 @dataclass(frozen=True)
 class DevicePlan:
-    """What Lightning's Trainer is told; ``notes`` are for the user's eyes."""
+    """Arguments of Lightning's Trainer, and notes for the user."""
 
     accelerator: str
     devices: int
@@ -20,7 +20,7 @@ class DevicePlan:
 
     @property
     def device_name(self) -> str:
-        """Name of the hardware, for the screen."""
+        """Name of the hardware, for messages."""
         return torch.cuda.get_device_name() if self.accelerator == "gpu" else self.accelerator
 
     @property
@@ -30,14 +30,14 @@ class DevicePlan:
 
 
 def plan_devices(options: DeviceOptions, *, gpus_given: bool = False) -> DevicePlan:
-    """Decide on devices and precision, or say why the machine cannot do what was asked.
+    """Choose devices and precision.
 
     Args:
-        options: what was asked for.
-        gpus_given: whether the user gave ``gpus`` (a default of 1 falls back to the CPU, a request does not).
+        options: requested devices and precision.
+        gpus_given: whether the user set ``gpus``; the default of 1 falls back to the CPU, an explicit value does not.
 
     Raises:
-        RuntimeError: more or other devices than this machine has.
+        RuntimeError: this machine does not have the requested devices.
     """
     notes: list[str] = []
     accelerator, devices, available = options.accelerator, options.devices, torch.cuda.device_count()
@@ -48,19 +48,19 @@ def plan_devices(options: DeviceOptions, *, gpus_given: bool = False) -> DeviceP
         devices = devices or max(options.gpus, 1)
         if devices > available:
             raise RuntimeError(
-                f"{devices} GPU(s) asked for, PyTorch finds {available} on this machine. "
-                "Give --gpus N with the number there is, or --accelerator cpu --devices N to train on the CPU"
+                f"{devices} GPU(s) requested, but PyTorch finds {available} on this machine. "
+                "Give --gpus N with the number of available GPUs, or --accelerator cpu --devices N to train on the CPU"
             )
     elif accelerator == "mps":
         if not torch.backends.mps.is_available():
             raise RuntimeError("--accelerator mps: PyTorch finds no Apple GPU here; use --accelerator cpu")
         if devices > 1:
-            raise RuntimeError(f"--accelerator mps has one device, got --devices {devices}")
+            raise RuntimeError(f"--accelerator mps supports only one device, got --devices {devices}")
         devices = 1
     else:
         devices = devices or 1
         if devices > usable_cores():
-            notes.append(f"{devices} CPU processes share {usable_cores()} cores: expect no gain")
+            notes.append(f"{devices} CPU processes share {usable_cores()} cores: expect no speedup")
     precision, note = _choose_precision(accelerator, options.use_16bit, options.precision)
     return DevicePlan(accelerator, devices, precision, options, tuple(notes + note))
 
@@ -72,12 +72,12 @@ def _choose_accelerator(gpus: int, devices: int, available: int, gpus_given: boo
         return "gpu", []
     if torch.backends.mps.is_available() and devices < 2:
         return "mps", ["no CUDA GPU found: training on the Apple GPU"]
-    return "cpu", ["no GPU found: training on the CPU (--gpus 0 says so without this note)"]
+    return "cpu", ["no GPU found: training on the CPU (--gpus 0 disables this note)"]
 
 
 def _choose_precision(accelerator: str, use_16bit: bool, precision: str) -> tuple[str, list[str]]:
     if precision == "auto":
         precision = "16-mixed" if use_16bit else "32"
     if precision == "16-mixed" and accelerator == "cpu":
-        return "bf16-mixed", ["16-bit on a CPU is bfloat16: float16 has no fast kernels there"]
+        return "bf16-mixed", ["16-bit precision on a CPU is bfloat16: float16 has no fast kernels there"]
     return {"32": "32-true", "64": "64-true"}.get(precision, precision), []

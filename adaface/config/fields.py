@@ -1,4 +1,4 @@
-"""What an option is: a field of a frozen dataclass, with help, unit and range as its metadata."""
+"""Options as fields of frozen dataclasses, with help, unit and range as metadata."""
 
 import dataclasses
 import math
@@ -10,23 +10,23 @@ from adaface.system.command_line import nearest
 
 @dataclass(frozen=True)
 class About:
-    """What is known about an option beside its name, type and default.
+    """Metadata of an option: everything except its name, type and default.
 
     Attributes:
-        help: its line of ``--help``, without unit, range and default, which are appended.
-        unit: of a number, such as "seconds".
-        choices: of a text.
+        help: text for ``--help``, without unit, range and default, which are appended.
+        unit: unit of a number, such as "seconds".
+        choices: allowed values of a string.
         removed: choices of earlier versions of PyTorch Lightning.
-        minimum: the smallest number allowed.
-        above: an exclusive lower bound.
-        maximum: the largest number allowed.
-        below: an exclusive upper bound.
-        off: a number outside of the range that switches the option off.
-        only_with: an option and the choice of it that this one belongs to; with another it is refused.
-        changes_training: another value changes what a resumed run computes, so the change is shown when it is resumed.
+        minimum: inclusive lower bound.
+        above: exclusive lower bound.
+        maximum: inclusive upper bound.
+        below: exclusive upper bound.
+        off: a number outside of the range that disables the option.
+        only_with: another option and its value that this option requires.
+        changes_training: a different value changes the results of a resumed run, so it is reported on resuming.
         host_specific: the value may differ between the machines of a run.
-        at_resume: ``kept``: a resumed run takes the value from its checkpoint unless it is given; ``fixed``: another
-            value is refused; ``own``: the value belongs to one start, not to the run.
+        at_resume: ``kept``: a resumed run takes the value from its checkpoint unless the user gives one; ``fixed``: a
+            different value is an error; ``own``: the value is not restored from the checkpoint.
     """
 
     help: str
@@ -45,7 +45,7 @@ class About:
 
     @property
     def range(self) -> str:
-        """The range in words, such as "at least 0" or "in (0, 1]"; empty if every number is allowed."""
+        """The range in words, such as "at least 0", "in (0, 1]" or "0 or at least 20"; empty if unbounded."""
         low, high = (
             (self.minimum if self.above is None else self.above),
             (self.maximum if self.below is None else self.below),
@@ -54,10 +54,10 @@ class About:
             return f"in {'[' if self.above is None else '('}{low}, {high}{']' if self.below is None else ')'}"
         bounds = {"at least": self.minimum, "above": self.above, "at most": self.maximum, "below": self.below}
         words = " and ".join(f"{word} {bound}" for word, bound in bounds.items() if bound is not None)
-        return words if self.off is None else f"{self.off} (off) or {words}"
+        return words if self.off is None else f"{self.off} or {words}"
 
     def allows(self, number: float) -> bool:
-        """Whether a number is in the range; not a number never is."""
+        """Return whether a number is in the range; NaN never is."""
         return number == self.off or (
             (self.minimum is None or number >= self.minimum)
             and (self.above is None or number > self.above)
@@ -67,11 +67,11 @@ class About:
 
 
 def option(default: Any, text: str, **about: Any) -> Any:
-    """Return the field of an option.
+    """Return the dataclass field of an option.
 
     Args:
-        default: the value of a run that does not give it.
-        text: its help.
+        default: default value.
+        text: text for ``--help``.
         about: further fields of ``About``.
     """
     return field(default=default, metadata={"about": About(text, **about)})
@@ -79,10 +79,10 @@ def option(default: Any, text: str, **about: Any) -> Any:
 
 @dataclass(frozen=True)
 class Group:
-    """Options that travel together; values outside of their ranges or choices are refused."""
+    """A group of options; a value outside of its range or choices raises ValueError."""
 
     def __post_init__(self) -> None:
-        """Check each value by itself."""
+        """Check each value."""
         for one in dataclasses.fields(self):
             _check(one.name, getattr(self, one.name), one.metadata["about"])
 

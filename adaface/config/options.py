@@ -1,11 +1,11 @@
-"""The options of a training run, in groups: name, type, default, help, unit and range. The only home of a default.
+"""The options of a training run, in groups: name, type, default, help, unit and range. All defaults are defined here.
 
-Each field is an option of the command line and a key of a recipe under its own name, whatever its group;
-``config/parsing.py`` builds the groups from these. A module takes its group whole. Names and meanings are those of the
+The name of each field is both an option of the command line and a key of a recipe, whatever its group;
+``config/parsing.py`` builds the groups from these. A module takes its whole group. Names and meanings are those of the
 official AdaFace repository, which has about half of the options.
 
-Differs from the official code: ``--weight_decay`` is used (there it is ignored, and 5e-4 is what is used in
-its place, so 5e-4 is the default here).
+Differs from the official code: ``--weight_decay`` is used (there it is ignored and 5e-4 is always applied, so 5e-4 is
+the default here).
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from adaface.heads.base import MOST_CENTERS
 from adaface.heads.margins import HEADS
 
 _PAPER = {name: value for margin in HEADS.values() for name, value in margin.options.items()}
-_SEEDS = 2**32  # NumPy's seeds are below
+_SEEDS = 2**32  # NumPy's seeds are below this number
 
 
 _neutral = partial(option, changes_training=False)
@@ -38,18 +38,20 @@ class DataOptions(Group):
     )
     train_data_path: str = _neutral(
         "faces_emore/imgs",
-        "training images: a folder with one folder per person, or one with train.rec (or train_0.rec, ...); separate "
-        "several data sets by commas",
+        "training images: a folder with one subfolder per identity, or a folder with train.rec or train_0.rec, "
+        "train_1.rec, ...; several data sets are separated by commas",
     )
-    val_data_path: str = _neutral("faces_emore", "folder of the validation sets (converted sets or .bin files)")
+    val_data_path: str = _neutral("faces_emore", "folder of the validation sets, converted or as .bin files")
     val_sets: str = _neutral(
         "",
-        "names of the validation sets to use, such as lfw,mine; empty: all in the folder; held_out: pairs of people "
-        "who are held out of the training data",
+        "names of the validation sets to use, such as lfw,mine; empty: all in the folder; held_out: pairs of "
+        "identities that are held out of the training data",
     )
-    held_out_share: float = _neutral(0.1, "fraction of the people held out by --val_sets held_out", above=0, below=1)
+    held_out_share: float = _neutral(
+        0.1, "fraction of the identities held out by --val_sets held_out", above=0, below=1
+    )
     use_mxrecord: bool = _neutral(False, "read train.rec even if there is an image folder")
-    train_data_subset: bool = _neutral(False, "train on the paper's subset of MS1MV2 (ms1mv2_train_subset_index.txt)")
+    train_data_subset: bool = _neutral(False, "train on the paper's subset of MS1MV2, ms1mv2_train_subset_index.txt")
     train_data_index: str = _neutral(
         "",
         "CSV file of the training images to use, with their labels, as written by adaface audit --apply",
@@ -57,23 +59,26 @@ class DataOptions(Group):
     )
     swap_color_channel: bool = _neutral(False, "swap the red and blue channels of the training images")
     custom_num_class: int = _neutral(
-        -1, "number of classes of the head, at least as many as in the data; -1: as many as in the data", minimum=-1
+        -1, "number of classes of the head, not fewer than in the data; -1: as many as in the data", minimum=-1
     )
     skip_bad_images: bool = _neutral(
-        False, "count training images that cannot be decoded and replace each by the next good one"
+        False, "count training images that cannot be decoded, and replace each by the next one that can"
     )
     num_workers: int = _neutral(
-        16, "data loading processes per device, limited to the number of CPU cores", minimum=0, host_specific=True
+        16,
+        "number of data loading processes per device, limited to the number of CPU cores",
+        minimum=0,
+        host_specific=True,
     )
 
 
 @dataclass(frozen=True)
 class RunOptions(Group):
-    """Run: model, start, files."""
+    """Model, start and output of a run."""
 
     arch: str = option(
         "ir_18",
-        "backbone: a name that adaface models lists, or timm:<name> for a network of timm",
+        "backbone: a name listed by adaface models, or timm:<name> for a model of timm",
         at_resume="fixed",
     )
     prefix: str = _neutral("default", "first part of the name of the run folder")
@@ -85,8 +90,8 @@ class RunOptions(Group):
     )
     seed: int = option(42, "random seed of weights, shuffling, augmentation and dropout", minimum=0, below=_SEEDS)
     deterministic: bool = _neutral(False, "use deterministic kernels: identical results on the same hardware")
-    fast_dev_run: bool = _neutral(False, "run one batch of training and of validation, as a quick check")
-    test_run: bool = _neutral(False, "limit each epoch to 50 batches, as a trial")
+    fast_dev_run: bool = _neutral(False, "quick check: run one batch of training and one of validation")
+    test_run: bool = _neutral(False, "trial run: limit each epoch to 50 batches")
     evaluate: bool = _neutral(
         False, "do not train: evaluate the model of --start_from_model_statedict on the validation sets"
     )
@@ -95,23 +100,23 @@ class RunOptions(Group):
     )
     start_from_model_statedict: str = _neutral(
         "",
-        "initialize the backbone from this checkpoint (.ckpt), or from the published model of this name",
+        "initialize the backbone from this checkpoint (.ckpt) or published model",
         at_resume="own",
     )
     finetune: str = _neutral(
         "",
-        "fine-tune this checkpoint, or the published model of this name: it is evaluated before and after the "
-        "training, on people held out of the training data if there are no validation sets; some defaults change",
+        "fine-tune this checkpoint (.ckpt) or published model, and evaluate it before and after training, on "
+        "identities held out of the training data if there are no validation sets; changes some defaults",
         host_specific=True,
     )
     checkpoint_every_steps: int = _neutral(
         0,
-        "also write last.ckpt every N optimizer steps; 0: only after validations and epochs",
+        "also write last.ckpt every N optimizer steps; 0: only after each validation and epoch",
         unit="optimizer steps",
         minimum=0,
     )
     save_all_models: bool = _neutral(False, "keep the checkpoint of every validation, not only the best and the last")
-    use_wandb: bool = _neutral(False, "also log to Weights & Biases (pip install wandb)")
+    use_wandb: bool = _neutral(False, "also log to Weights & Biases; requires the package wandb")
     stalled_after_steps: int = _neutral(
         5000,
         "warn once if the loss shows no learning after this many batches; 0: never",
@@ -134,12 +139,12 @@ class DeviceOptions(Group):
     )
     num_nodes: int = option(1, "number of machines", minimum=1)
     distributed_backend: str = _neutral(
-        "ddp", "how several devices train together", choices=("ddp",), removed=("dp", "ddp2")
+        "ddp", "strategy of training on several devices", choices=("ddp",), removed=("dp", "ddp2")
     )
     collective_timeout_sec: float = _neutral(
-        600.0, "time that a process waits for the others before it gives up", unit="seconds", above=0
+        600.0, "timeout after which a process stops waiting for the others", unit="seconds", above=0
     )
-    use_16bit: bool = _neutral(False, "16-bit mixed precision (float16 on a GPU, bfloat16 on a CPU)")
+    use_16bit: bool = _neutral(False, "16-bit mixed precision: float16 on a GPU, bfloat16 on a CPU")
     precision: str = _neutral(
         "auto",
         "numerical precision; auto: chosen according to --use_16bit",
@@ -154,7 +159,7 @@ class DeviceOptions(Group):
         False, "compile the backbone with torch.compile: the first step is slow, later steps are faster"
     )
     gradient_checkpointing: bool = _neutral(
-        False, "recompute activations of the backbone: less memory, a third more time, identical results"
+        False, "recompute activations in the backward pass: less memory, a third more time, identical results"
     )
     head_memory: str = _neutral(
         "auto",
@@ -164,18 +169,19 @@ class DeviceOptions(Group):
     )
     head_sharding: str = _neutral(
         "auto",
-        "shard the classes of the head over all processes; auto: if the head would need over a quarter of the memory",
+        "shard the classes of the head over all processes; auto: on if the head would need more than a quarter of the "
+        "memory",
         choices=("auto", "on", "off"),
     )
-    sync_batchnorm: bool = _neutral(False, "compute batch-norm statistics over the batches of all GPUs")
+    sync_batchnorm: bool = _neutral(False, "compute batch norm statistics over the batches of all GPUs")
 
 
 @dataclass(frozen=True)
 class OptimizerOptions(Group):
-    """Optimizer, learning rate, length of the training."""
+    """Optimizer, learning rate and duration of the training."""
 
     epochs: int = _neutral(24, "number of passes over the training data", minimum=1)
-    batch_size: int = option(256, "images per step, summed over all devices of a machine", unit="images", minimum=1)
+    batch_size: int = option(256, "images per batch, summed over all devices of a machine", unit="images", minimum=1)
     accumulate_grad_batches: int = option(
         1, "number of batches whose gradients are accumulated for one optimizer step", minimum=1
     )
@@ -185,19 +191,19 @@ class OptimizerOptions(Group):
     lr: float = option(0.1, "peak learning rate; 1e-3 is usual for adamw", minimum=0)
     lr_base_batch_size: int = option(
         0,
-        "linear scaling rule: --lr is meant for this many images per optimizer step and is scaled to the number of "
-        "this run; 0: no scaling",
+        "linear scaling rule: number of images per optimizer step that --lr is meant for; --lr is scaled to the number "
+        "of this run; 0: no scaling",
         unit="images",
         minimum=0,
     )
     lr_schedule: str = option(
         "multistep",
-        "learning rate schedule: multistep drops at milestones, cosine and poly decay to 0 at each step",
+        "learning rate schedule: multistep drops at the milestones; cosine and poly decay to 0, step by step",
         choices=("multistep", "cosine", "poly"),
     )
     lr_milestones: tuple[int, ...] = option(
         (8, 12, 14),
-        "epochs after which the learning rate drops, such as 12,20,24",
+        "milestones: epochs after which the learning rate drops, such as 12,20,24",
         only_with=("lr_schedule", "multistep"),
     )
     lr_gamma: float = option(
@@ -205,21 +211,19 @@ class OptimizerOptions(Group):
     )
     lr_power: float = option(
         2.0,
-        "exponent of the poly schedule: lr * (1 - fraction of the training done) ** power",
+        "exponent of the poly schedule: lr * (1 - completed fraction of the training) ** power",
         above=0,
         only_with=("lr_schedule", "poly"),
     )
-    warmup_epochs: float = option(
-        0.0, "linear warm-up of the learning rate, over this many epochs", unit="epochs", minimum=0
-    )
+    warmup_epochs: float = option(0.0, "number of epochs of linear learning rate warm-up", unit="epochs", minimum=0)
     momentum: float = option(0.9, "momentum of SGD", minimum=0, below=1, only_with=("optimizer", "sgd"))
     gradient_clip_val: float = option(
-        0.0, "clip the gradient of backbone and head to this L2 norm; 0: no clipping", minimum=0
+        0.0, "clip the gradient of backbone and head to this L2 norm; 0: do not clip", minimum=0
     )
     ema_decay: float = option(
         0.0,
-        "decay of an exponential moving average of the weights, such as 0.999; the average is evaluated and saved; "
-        "0: no average",
+        "decay of an exponential moving average (EMA) of the weights, such as 0.999; the average is evaluated and "
+        "saved; 0: no average",
         minimum=0,
         below=1,
     )
@@ -265,8 +269,8 @@ class HeadOptions(Group):
         choices=tuple(HEADS),
         at_resume="fixed",
     )
-    m: float = option(0.5, "margin; 0.4 in the paper of AdaFace", minimum=0)
-    h: float = option(0.0, "AdaFace: concentration; 0.333 in the paper (0 is CosFace)", minimum=0)
+    m: float = option(0.5, "margin; 0.4 in the AdaFace paper", minimum=0)
+    h: float = option(0.0, "AdaFace: concentration; 0.333 in the paper, 0 is CosFace", minimum=0)
     s: float = option(64.0, "scale of the logits", above=0)
     t_alpha: float = option(
         0.01, "AdaFace, CurricularFace: weight of the newest batch in the running statistics", minimum=0, maximum=1
@@ -281,7 +285,7 @@ class HeadOptions(Group):
     u_margin: float = option(_PAPER["u_margin"], "MagFace: margin of images with norms of --u_a or more", minimum=0)
     l_a: float = option(_PAPER["l_a"], "MagFace: feature norm at which the margin begins to grow", above=0)
     u_a: float = option(_PAPER["u_a"], "MagFace: feature norm at which the margin stops growing")
-    lambda_g: float = option(_PAPER["lambda_g"], "MagFace: weight of the regularization of the norms", minimum=0)
+    lambda_g: float = option(_PAPER["lambda_g"], "MagFace: weight of the norm regularization", minimum=0)
     sub_centers: int = option(
         _PAPER["sub_centers"],
         "sub-center ArcFace: number of centers per class",
@@ -289,12 +293,12 @@ class HeadOptions(Group):
         maximum=MOST_CENTERS,
         at_resume="fixed",
     )
-    m1: float = option(_PAPER["m1"], "combined margin: factor of the angle", above=0)
+    m1: float = option(_PAPER["m1"], "combined margin: factor that multiplies the angle", above=0)
     m2: float = option(_PAPER["m2"], "combined margin: term added to the angle", unit="radians", minimum=0)
     m3: float = option(_PAPER["m3"], "combined margin: term subtracted from the cosine", minimum=0)
     sample_rate: float = option(
         1.0,
-        "fraction of the classes used in a step: those of the batch and a random sample of the others; below 1 the "
+        "fraction of the classes used in a step: those of the batch and a random sample of the others; below 1, the "
         "head is sharded",
         above=0,
         maximum=1,
@@ -302,7 +306,7 @@ class HeadOptions(Group):
 
     @property
     def margin_options(self) -> dict[str, float]:
-        """The options that the chosen margin uses beside s."""
+        """The options that the chosen margin uses besides s."""
         return {name: getattr(self, name) for name in HEADS[self.head].options}
 
 
@@ -323,7 +327,7 @@ class AugmentationOptions(Group):
 
     @property
     def more_augmentations(self) -> dict[str, float]:
-        """The probabilities of the augmentations beyond the paper's, by their names."""
+        """The probabilities of the augmentations that are not in the paper, by name."""
         return {name: getattr(self, f"{name}_augmentation_prob") for name in MORE_AUGMENTATIONS}
 
 
@@ -331,7 +335,7 @@ class AugmentationOptions(Group):
 class Config:
     """The resolved options of one run; ``given`` names those set by the recipe or the command line.
 
-    ``config["lr"]`` is the value of an option by its name alone.
+    ``config["lr"]`` returns the value of an option without naming its group.
     """
 
     data: DataOptions = DataOptions()
@@ -349,10 +353,10 @@ class Config:
         """Return a copy with other values of some options, by name.
 
         Args:
-            values: of the options' types.
+            values: new values, of the options' types.
 
         Raises:
-            ValueError: a value outside of its option's range or choices.
+            ValueError: a value is outside of its option's range or choices.
         """
         of_group: dict[str, dict[str, Any]] = {}
         for name, value in values.items():
@@ -368,7 +372,7 @@ class Config:
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     def as_yaml(self) -> str:
-        """Return the options as a recipe that ``--config`` takes."""
+        """Return the options as a recipe for ``--config``."""
         return yaml.safe_dump(self.as_dict(), sort_keys=False)
 
 

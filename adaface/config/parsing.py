@@ -1,8 +1,8 @@
 """The options of a run from a recipe and a command line.
 
 Values come from the defaults of ``config/options.py``, then from a recipe (``--config recipe.yaml``, the same keys),
-then from the command line; what comes later wins. Unknown keys, abbreviations and bad values are refused in both, with
-the nearest match (in the official code a misspelled option reads as None).
+then from the command line; later values override earlier ones. Unknown keys, abbreviations and bad values are errors in
+both, with the nearest match (in the official code, a misspelled option reads as None).
 """
 
 import argparse
@@ -21,9 +21,9 @@ from adaface.system.command_line import Parser, invocation, nearest
 
 Action = Literal["run", "plan", "print_config"]
 
-# of --finetune, in place of the ordinary defaults: fewer and smaller steps, and the paper's margin
+# defaults with --finetune: fewer and smaller steps, and the paper's margin
 FINETUNE_DEFAULTS: dict[str, Any] = {"epochs": 8, "batch_size": 64, "lr": 0.01, "lr_schedule": "cosine"}
-FINETUNE_MARGIN: dict[str, Any] = {"m": 0.4, "h": 0.333}  # of AdaFace
+FINETUNE_MARGIN: dict[str, Any] = {"m": 0.4, "h": 0.333}  # with --head adaface
 _TRUE = ("true", "yes", "on", "1")
 _FALSE = ("false", "no", "off", "0")
 
@@ -44,7 +44,7 @@ def _to_int(value: Any) -> int:
 
 
 def _to_float(value: Any) -> float:
-    # PyYAML reads 5e-4 as a string: YAML 1.1 wants 5.0e-4
+    # PyYAML reads 5e-4 as a string: YAML 1.1 requires 5.0e-4
     if isinstance(value, bool):
         raise ValueError("expected a number")
     return float(value)
@@ -61,7 +61,7 @@ def _to_str(value: Any) -> str:
     if value is None:
         return ""
     if isinstance(value, (list, dict)):
-        raise ValueError("expected a text")
+        raise ValueError("expected a string")
     return str(value)
 
 
@@ -73,25 +73,25 @@ def convert_value(name: str, value: Any) -> Any:
 
     Args:
         name: option name, without dashes.
-        value: text, or a YAML value.
+        value: string, or a YAML value.
 
     Raises:
-        ValueError: the value does not fit the option's type.
+        ValueError: the value cannot be converted to the option's type.
     """
     kind: Any = OPTIONS[name].type
     converter = _to_ints if isinstance(kind, types.GenericAlias) else _CONVERTERS[kind]
     try:
         return converter(value)
     except (TypeError, ValueError) as error:
-        expected = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}.get(
+        expected = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}.get(
             kind, "whole numbers such as 12,20,24"
         )
         raise ValueError(f"--{name} takes {expected}, got {value!r}") from error
 
 
 def _margins_explained() -> str:
-    """Return a line for each margin: the first of its docstring, and its options."""
-    lines = ["margins (--head), each with --s and:"]
+    """Return one line per margin: the first line of its docstring, and its options."""
+    lines = ["margins (--head) and their options in addition to --s:"]
     for name, margin in HEADS.items():
         what = (margin.__doc__ or "").partition("\n")[0]
         lines.append(f"  {name}: {what} ({', '.join(f'--{option}' for option in margin.options)})")
@@ -101,15 +101,18 @@ def _margins_explained() -> str:
 def _parser() -> Parser:
     parser = Parser(
         prog=invocation("train"),
-        usage=f"{invocation('train')} [--config RECIPE] [--option value ...]",
-        description="Train and evaluate a face recognition model with AdaFace (or ArcFace, CosFace, MagFace, ...).",
+        usage=f"{invocation('train')} [--config RECIPE] [--OPTION VALUE ...]",
+        description="Train and evaluate a face recognition model with AdaFace, ArcFace, CosFace, MagFace or another "
+        "margin.",
         epilog=f"{_margins_explained()}\n\n"
-        "Every option is also a key of a recipe (YAML); the command line wins over the recipe.",
+        "Every option is also a key of a recipe (YAML). Command-line options override the recipe.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config", metavar="RECIPE", default="", help="YAML file with any of the options below")
-    parser.add_argument("--print_config", action="store_true", help="print the resolved options as YAML and stop")
-    parser.add_argument("--plan", action="store_true", help="print memory, steps and time of the training and stop")
+    parser.add_argument("--print_config", action="store_true", help="print the resolved options as YAML and exit")
+    parser.add_argument(
+        "--plan", action="store_true", help="print the memory, steps and time that the training needs, and exit"
+    )
     for group in GROUPS.values():
         title = (group.__doc__ or "").partition("\n")[0].rstrip(".").lower()
         section = parser.add_argument_group(title)
@@ -126,7 +129,7 @@ def _parser() -> Parser:
 
 
 def _help(name: str) -> str:
-    """Return the help of an option, with its unit, range, the option it belongs to, and its default."""
+    """Return the help of an option, with its unit, range, the option it requires, and its default."""
     about, default = ABOUT[name], OPTIONS[name].default
     unit = about.unit if about.unit not in about.help else ""
     shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
@@ -145,8 +148,8 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
         path: YAML file with option names as keys.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: not YAML, not a mapping, an unknown key, or a value of the wrong type.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is not YAML, not a mapping, or has an unknown key or a value of the wrong type.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"--config: there is no recipe {path}")
@@ -157,7 +160,7 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise ValueError(f"{path} must hold `option: value` lines, got a {type(values).__name__}")
+        raise ValueError(f"{path} must contain `option: value` lines, got a {type(values).__name__}")
     for key in values:
         if key not in OPTIONS:
             raise ValueError(f"{path}: unknown option {key!r}; {nearest(str(key), list(OPTIONS))}")
@@ -168,10 +171,10 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
 
 
 def finetune_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the defaults that a fine-tuning has in place of the ordinary ones.
+    """Return the defaults that differ for fine-tuning.
 
     Args:
-        values: what was given, by option; it wins.
+        values: values given by the user, by option; they are not overridden.
     """
     if not values.get("finetune"):
         return {}
@@ -190,14 +193,14 @@ def parse(arguments: Sequence[str]) -> tuple[Config, Action]:
     """Parse a command line into a checked configuration.
 
     Args:
-        arguments: the words after the program's name.
+        arguments: command-line arguments, without the program's name.
 
     Returns:
         The configuration, and what to do with it.
 
     Raises:
-        ValueError: an unknown option, a bad value, or options that contradict each other.
-        FileNotFoundError: a recipe that does not exist.
+        ValueError: an unknown option, a bad value, or contradictory options.
+        FileNotFoundError: the recipe does not exist.
     """
     parsed = _parser().parse(arguments)
     values = read_recipe(parsed.config) if parsed.config else {}
@@ -206,9 +209,9 @@ def parse(arguments: Sequence[str]) -> tuple[Config, Action]:
             values[name] = convert_value(name, value)
     config = Config(given=frozenset(values)).with_values({**values, **finetune_defaults(values)})
     check_combinations(config)
-    if not config.run.resume_from_checkpoint:  # then the options of the checkpoint are still to come
+    if not config.run.resume_from_checkpoint:  # otherwise checked after the checkpoint's options are known
         check_optimizer(config)
         check_head_options(config, config.given)
     if parsed.plan and config.run.evaluate:
-        raise ValueError("--plan is for a training, --evaluate does none: give one of them")
+        raise ValueError("--plan describes a training, but --evaluate does not train: give only one of them")
     return config, "print_config" if parsed.print_config else "plan" if parsed.plan else "run"

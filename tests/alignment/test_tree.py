@@ -217,7 +217,7 @@ def test_two_alignments_into_one_folder(tmp_path, monkeypatch, capsys):
         (["in", "in"], "in is given for both photographs and faces"),
         (["in", "out", "--threads", "0"], "--threads must be at least 1, got 0"),
         (["in", "out", "--smallest_face_px", "3"], "smallest face of 3 px"),
-        (["in", "out", "--landmarks", "x", "--smallest_face_px", "30"], "has no meaning with --landmarks"),
+        (["in", "out", "--landmarks", "x", "--smallest_face_px", "30"], "has no effect with --landmarks"),
         (["in", "out", "--landmarks", "absent.txt"], "absent.txt is not a file; expected landmarks"),
         (["in", "out", "--face", "all"], "unknown option --face; did you mean --faces?"),
         (["in", "out", "--faces", "any"], "invalid choice: 'any'"),

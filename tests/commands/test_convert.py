@@ -593,8 +593,8 @@ def test_swap_is_lossless_for_png_and_close_for_jpeg(faces: Path, capsys: pytest
         ),
         (["--rec", "a"], "unknown option --rec; did you mean --rec_path?"),
         (["--rec_path", "a", "--validation_format", "npz"], "invalid choice: 'npz'"),
-        (["--rec_path", "a", "--output", "b"], "--output has no meaning with --rec_path"),
-        (["--pack", "a", "--make_image_files"], "--make_image_files has no meaning with --pack"),
+        (["--rec_path", "a", "--output", "b"], "--output has no effect with --rec_path"),
+        (["--pack", "a", "--make_image_files"], "--make_image_files has no effect with --pack"),
         (["--pairs", "a"], "--pairs needs --images_root"),
     ],
 )

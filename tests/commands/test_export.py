@@ -225,7 +225,7 @@ def test_weights_are_signed_activations_unsigned_and_only_what_pays_is_quantised
 def test_the_command_says_what_it_found(files):
     said = (files / "said.txt").read_text().splitlines()
     assert said[0].startswith("model.onnx: 22.0 MB")
-    assert said[1].startswith("  against PyTorch, drawn faces, 32 images in batches of 1 and 8: cosine 1.00000")
+    assert said[1].startswith("  against PyTorch, synthetic faces, 32 images in batches of 1 and 8: cosine 1.00000")
     assert said[2] == "calibrating on 40 images ..."
     assert said[3].startswith("model_int8.onnx: 5.6 MB")
     assert said[4].startswith("  against model.onnx, 32 images")
@@ -243,7 +243,7 @@ def test_int8_that_loses_too_much_accuracy_is_refused(exported_before, files, tm
     monkeypatch.setattr(export, "quantize", lambda *_: onnx.load(files / "model_int8.onnx"))
     assert main(words) == 2
     error = capsys.readouterr().err
-    assert "accuracy on lfw, 20 pairs: FP32 90.00 %, INT8 88.50 % (-1.50 points); at most 1.4 may be lost" in error
+    assert "accuracy on lfw, 20 pairs: FP32 90.00 %, INT8 88.50 % (-1.50 points); the maximum loss is 1.4" in error
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx"]
 
 
@@ -257,7 +257,7 @@ def test_int8_that_is_far_from_fp32_is_refused(exported_before, files, tmp_path,
     monkeypatch.setattr(export, "quantize", broken)
     words = ["--checkpoint", str(files / "model.ckpt"), "--output", str(tmp_path / "model.onnx"), "--int8"]
     assert main([*words, "--calibration_images", str(files / "faces" / "lfw.bin")]) == 2
-    assert "INT8 is far from FP32" in capsys.readouterr().err
+    assert "INT8 differs too much from FP32" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx"]
 
 
@@ -322,9 +322,9 @@ def test_a_full_disk_leaves_what_was_there(exported_before, files, tmp_path, cap
     [
         ([], "required: --checkpoint, --output"),
         (["--output", "x.onnx", "--int8"], "--int8 needs --calibration_images"),
-        (["--output", "x.onnx", "--calibration_images", "."], "no meaning without --int8"),
-        (["--output", "x.onnx", "--test_set", "x.bin"], "no meaning without --int8"),
-        (["--output", "x.onnx", "--most_accuracy_loss", "1"], "no meaning without --test_set"),
+        (["--output", "x.onnx", "--calibration_images", "."], "no effect without --int8"),
+        (["--output", "x.onnx", "--test_set", "x.bin"], "no effect without --int8"),
+        (["--output", "x.onnx", "--most_accuracy_loss", "1"], "no effect without --test_set"),
         (
             [
                 "--output",
@@ -336,7 +336,7 @@ def test_a_full_disk_leaves_what_was_there(exported_before, files, tmp_path, cap
                 "x",
                 "--most_accuracy_loss=nan",
             ],
-            "expected points from 0 to 100",
+            "must be in [0, 100] percentage points",
         ),
         (["--output", "x.onnx", "--arch", "ir_51"], "did you mean ir_50?"),
         (["--output", "x.onnx", "--verify_image", "."], "did you mean --verify_images?"),

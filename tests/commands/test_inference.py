@@ -217,29 +217,29 @@ def test_embeddings_of_another_model_are_refused(run, people, tmp_path):
         (["compare", "large.png", "large.png"], "large.png is 224x200 px, expected an aligned face"),
         (["compare", "a.png", "b.png", "--save", "x.jpg"], "a file name that ends in .png"),
         (["compare", "a.png", "b.png", "--save", "none/x.png"], "there is no folder none"),
-        (["compare", *["a.png"] * 41, "--save", "x.png"], "--save draws at most 40 faces, 41 images are given"),
+        (["compare", *["a.png"] * 41, "--save", "x.png"], "--save draws at most 40 faces, got 41 images"),
         (["compare", "a.png", "b.png", "--threshold", "2"], "is not a cosine from -1 to 1"),
-        (["compare", "a.png", "b.png", "--batch_size", "0"], "at least 1 is expected"),
+        (["compare", "a.png", "b.png", "--batch_size", "0"], "--batch_size must be at least 1"),
         (["compare", "a.png", "b.png", "--model", "adaface_ir50_ms1mv2"], "give --model with the name"),
         (["embed", "empty", "--out", "x.npz"], "no images in empty"),
         (["embed", "people", "--out", "/proc/x.npz"], "the folder /proc is not writable"),
-        (["embed", "people", "--out", ""], "a file name that ends in .npz is expected"),
+        (["embed", "people", "--out", ""], "must be a file name that ends in .npz"),
         (["embed", "people", "--otu", "x.npz"], "did you mean --out"),
         (["embed", "none", "--out", "x.npz"], "there is no folder none"),
         (["embed", "large.png", "--out", "x.npz"], "large.png is a file, expected a folder"),
         (["embed", "bad", "--out", "x.npz"], "1 of 1 images of bad cannot be read"),
-        (["embed", "bad", "--out", "x.npz", "--most_unreadable", "1"], "no image of bad can be used"),
+        (["embed", "bad", "--out", "x.npz", "--most_unreadable", "1"], "bad contains no usable image"),
         (["embed", "people", "--out", "x.npy"], "a file name that ends in .npz"),
-        (["embed", "people", "--out", "x.npz", "--most_unreadable", "2"], "a share from 0 to 1"),
+        (["embed", "people", "--out", "x.npz", "--most_unreadable", "2"], "--most_unreadable must be in [0, 1]"),
         (["search", "empty", "large.png"], "no images in empty"),
-        (["search", "large.png", "large.png"], "large.png is no gallery"),
+        (["search", "large.png", "large.png"], "large.png is not a gallery"),
         (["search", "none", "large.png"], "there is no none"),
         (["search", "text.npz", "large.png"], "text.npz holds no embeddings"),
         (["search", "people", "corrupt.png"], "corrupt.png is not a readable image"),
-        (["search", "people", "people", "--top", "0"], "at least 1 is expected"),
+        (["search", "people", "people", "--top", "0"], "--top must be at least 1"),
         (["search", "people", "people", "--tpo", "1"], "did you mean --top"),
         (["find", "people"], "invalid choice: 'find'"),
-        (["serve", "--port", "65536"], "--port 65536: a number from 0 to 65535 is expected"),
+        (["serve", "--port", "65536"], "--port must be in [0, 65535], got 65536"),
         (["serve", "--port", "x"], "invalid int value: 'x'"),
         (["serve", "--align"], "unknown option --align"),
         (["serve", "--host", "no host"], "there is no host 'no host'"),
@@ -261,7 +261,7 @@ def test_mistakes_are_told_in_a_line(run, people, words, message):
 def test_unreadable_images_are_left_out_and_named(run, people):
     (people / "person 0" / "1.png").write_bytes(b"broken")
     out = run("embed", "people", "--out", "x.npz", "--most_unreadable", "0.5")
-    assert "left out, unreadable: 1 of 6 (person 0/1.png)" in out
+    assert "skipped 1 of 6 images, unreadable: person 0/1.png" in out
     assert len(read_embeddings(Path("x.npz"))) == 5
 
 

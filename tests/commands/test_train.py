@@ -589,7 +589,7 @@ def test_wrong_calls_end_in_one_clear_line(faces, tmp_path, capsys, more, messag
 def test_gpus_that_are_not_there(faces, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert main.main(["--data_root", str(faces.parent), "--gpus", "2"]) == 2
-    assert "2 GPU(s) asked for, PyTorch finds 0" in capsys.readouterr().err
+    assert "2 GPU(s) requested, but PyTorch finds 0" in capsys.readouterr().err
 
 
 def test_trial_runs(faces, tmp_path, capsys):
@@ -626,7 +626,7 @@ def test_a_full_memory_is_named_with_what_helps(capsys):
     )
     assert train._report(RuntimeError(f"{told}\nframe #0: ...")) == 2
     assert capsys.readouterr().err == (
-        f"main.py: error: the memory is full: --plan tells what a step takes, and what takes less ({told})\n"
+        f"main.py: error: out of memory: --plan shows the memory of a step and how to reduce it ({told})\n"
     )
 
 
@@ -650,7 +650,7 @@ def test_a_ctrl_c_that_lightning_turns_into_an_exit_is_told(monkeypatch, capsys)
 
     monkeypatch.setattr(train, "_run", interrupted)
     assert main.main(["--gpus", "0"]) == 130
-    assert "stopped at once; what had been saved is whole" in capsys.readouterr().out
+    assert "stopped immediately; files that were already saved are complete" in capsys.readouterr().out
     with pytest.raises(SystemExit) as ended:
         main.main(["--help"])
     assert ended.value.code == 0

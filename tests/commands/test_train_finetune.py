@@ -92,7 +92,7 @@ def test_it_begins_and_ends_with_what_the_models_reach(whole):
     told = [
         "training data: 18 images of 6 identities",
         "no such folder; looked for .bin files and converted sets): identities of the training data are held out",
-        "the pretrained model, before any training:",
+        "the pretrained model, before fine-tuning:",
         "the head's 6 classes begin as the means of their images' embeddings",
         "epoch 1: loss",
         "before and after fine-tuning, percent",
@@ -155,7 +155,7 @@ def test_a_resumed_fine_tuning_is_the_uninterrupted_one(whole, tmp_path, capsys,
     assert main.main(["--resume_from_checkpoint", "last.ckpt"]) == 0
     printed = capsys.readouterr().out
     assert "begin as the means" not in printed
-    assert "before any training" not in printed
+    assert "before fine-tuning" not in printed
     assert_equal_weights(tmp_path / "last.ckpt", whole_folder / "last.ckpt")
     assert_equal_weights(tmp_path / "best.ckpt", whole_folder / "best.ckpt")
     for name in ("comparison.csv", "comparison.json"):
@@ -340,7 +340,10 @@ def test_what_cannot_work_is_refused_in_a_line(private, model, tmp_path, capsys,
 def test_frozen_parts_are_for_a_pretrained_backbone(private, tmp_path, capsys):
     for option in (["--freeze_stages", "1"], ["--freeze_batch_norm"], ["--layer_lr_decay", "0.9"]):
         assert main.main(words(private, "", tmp_path, *option)[2:]) == 2
-        assert f"{option[0]} is for a pretrained backbone, this one starts at random" in capsys.readouterr().err
+        assert (
+            f"{option[0]} requires a pretrained backbone, but this one is initialized randomly"
+            in capsys.readouterr().err
+        )
 
 
 def test_defaults_of_a_fine_tuning_give_way_to_what_is_given(model, tmp_path):

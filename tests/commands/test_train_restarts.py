@@ -52,7 +52,7 @@ def test_torchrun_restarts_a_run_that_goes_on(data_root, tmp_path):
     text = file.read_text()
     assert text.count(f"run folder: {folder}") == 2
     assert "main.py: error: process 1 on" in text
-    assert "a restart begins anew" not in text
+    assert "a restart begins a new run" not in text
     launched.assert_same_weights(folder / "last.ckpt", whole)
 
 

@@ -24,15 +24,15 @@ def two_gpus(monkeypatch):
 
 
 def test_gpus_that_do_not_exist_are_refused(no_gpu):
-    with pytest.raises(RuntimeError, match=r"2 GPU\(s\) asked for, PyTorch finds 0.*--accelerator cpu --devices N"):
+    with pytest.raises(RuntimeError, match=r"2 GPU\(s\) requested, but PyTorch finds 0.*--accelerator cpu --devices N"):
         plan(gpus=2, given=True)
-    with pytest.raises(RuntimeError, match=r"1 GPU\(s\) asked for"):
+    with pytest.raises(RuntimeError, match=r"1 GPU\(s\) requested"):
         plan("gpu", gpus=1)
 
 
 def test_more_gpus_than_there_are(two_gpus):
     assert plan(gpus=2, given=True).devices == 2
-    with pytest.raises(RuntimeError, match=r"3 GPU\(s\) asked for, PyTorch finds 2"):
+    with pytest.raises(RuntimeError, match=r"3 GPU\(s\) requested, but PyTorch finds 2"):
         plan(gpus=3, given=True)
 
 
@@ -48,7 +48,7 @@ def test_cpu_processes(no_gpu):
     chosen = plan("cpu", processes=2)
     assert (chosen.accelerator, chosen.devices) == ("cpu", 2)
     crowded = plan("cpu", processes=10_000)
-    assert "expect no gain" in crowded.notes[0]
+    assert "expect no speedup" in crowded.notes[0]
 
 
 def test_apple_gpu(no_gpu, monkeypatch):
@@ -56,7 +56,7 @@ def test_apple_gpu(no_gpu, monkeypatch):
         plan("mps")
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     assert plan("mps").accelerator == plan().accelerator == "mps"
-    with pytest.raises(RuntimeError, match="has one device"):
+    with pytest.raises(RuntimeError, match="supports only one device"):
         plan("mps", processes=2)
 
 

@@ -139,7 +139,7 @@ def test_several_processes_plan_together(words):
 
 def test_a_plan_of_an_evaluation_is_refused(words, capsys):
     assert main.main([*words, "--evaluate", "--start_from_model_statedict", __file__]) == 2
-    assert "--plan is for a training" in capsys.readouterr().err
+    assert "--plan describes a training" in capsys.readouterr().err
 
 
 def test_several_machines_share_the_steps_of_an_epoch(words, capsys):

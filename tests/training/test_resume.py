@@ -67,7 +67,7 @@ def test_options_of_the_checkpoint_and_the_command_line_are_checked_together(tmp
     resumed, _ = resume.with_checkpoint_options(parse([*goes_on, "--lr_power", "1", "--warmup_epochs", "30"])[0])
     assert (resumed["lr_schedule"], resumed["lr_power"], resumed["warmup_epochs"]) == ("poly", 1.0, 30.0)
     for words, message in (
-        (["--lr_gamma", "0.2"], "--lr_gamma is of --lr_schedule multistep"),
+        (["--lr_gamma", "0.2"], "--lr_gamma requires --lr_schedule multistep"),
         (["--warmup_epochs", "40"], "must be below --epochs 40"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -114,7 +114,7 @@ def test_an_index_of_one_identity_is_refused(tmp_path, source):
 
 
 def test_options_that_contradict_an_index_are_refused(index):
-    with pytest.raises(ValueError, match="both say which images"):
+    with pytest.raises(ValueError, match="both select images"):
         parsing.parse(["--train_data_index", str(index), "--train_data_subset"])
     with pytest.raises(FileNotFoundError, match="--train_data_index: there is no file absent"):
         resume.check_paths(RunOptions(), "absent.csv")
