@@ -26,12 +26,19 @@ from adaface.demo.dataset import write_demo_data
 from adaface.inference.embedder import IMAGE, Embedder
 from adaface.models.registry import build_model
 from adaface.training import finetuning
+from tests.support import small_networks
 
 ROOT = Path(__file__).resolve().parents[2]
-ARCH = "ir_mini"
+ARCH = small_networks.TRAINED
 SHARE = ["--held_out_share", "0.4"]
 SMALL = ["--gpus", "0", "--batch_size", "8", "--num_workers", "0", "--epochs", "1", *SHARE]
 PARTLY = ["--freeze_stages", "1", "--freeze_batch_norm", "--layer_lr_decay", "0.5"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_network():
+    with small_networks.registered():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -46,10 +53,13 @@ def private(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
-    """A checkpoint as the official code writes it, of another number of classes."""
+    return write_model(tmp_path_factory.mktemp("model") / "pretrained.ckpt", ARCH)
+
+
+def write_model(file: Path, arch: str) -> Path:
+    """Write a checkpoint as the official code does, of another number of classes."""
     torch.manual_seed(5)
-    state = {f"model.{key}": value for key, value in build_model(ARCH).state_dict().items()}
-    file = tmp_path_factory.mktemp("model") / "pretrained.ckpt"
+    state = {f"model.{key}": value for key, value in build_model(arch).state_dict().items()}
     torch.save({"state_dict": {**state, "head.kernel": torch.zeros(512, 99)}}, file)
     return file
 
@@ -225,7 +235,8 @@ def test_the_head_begins_at_the_class_means(private, model, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("sharding", ["on", pytest.param("off", marks=pytest.mark.slow)])
-def test_two_processes_begin_at_the_same_class_means(private, model, tmp_path, sharding):
+def test_two_processes_begin_at_the_same_class_means(private, tmp_path, sharding):
+    model = write_model(tmp_path / "pretrained.ckpt", "ir_mini")  # known to processes
     more = ["--lr", "0", "--devices", "2", "--accelerator", "cpu", "--head_sharding", sharding]
     command = [sys.executable, "main.py", *words(private, model, tmp_path / "runs", *more)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
