@@ -1,8 +1,5 @@
 import gc
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
@@ -10,14 +7,13 @@ import bench.__main__
 from bench import timing
 from bench.__main__ import scripts
 from bench.timing import Side, compare
-
-ROOT = Path(__file__).resolve().parents[1]
+from tests.support.forked import run_program
 
 
 @pytest.mark.parametrize("name", scripts([]))
 def test_every_benchmark_runs_on_a_small_problem(name, tmp_path):
-    words = [sys.executable, "-m", f"bench.{name}", "--quick", "--repeats", "1", "--output", str(tmp_path)]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    words = ["--quick", "--repeats", "1", "--output", str(tmp_path)]
+    done = run_program(f"bench.{name}", words, tmp_path)
     assert done.returncode == 0, done.stderr
     lines = (tmp_path / f"{name}.jsonl").read_text().splitlines()
     for result in map(json.loads, lines):

@@ -15,6 +15,7 @@ from adaface.distributed import startup
 from adaface.distributed.launch import Launch
 from adaface.distributed.startup import ReportedElsewhereError, check_agreement, decided_by_rank_0, failures_reported
 from tests.support import launched
+from tests.support.forked import Program
 
 TESTS = Path(__file__).parents[1]
 FACTS = {"--lr": 0.1, "--epochs": 4, "the fingerprint of the training data": "ab"}
@@ -125,12 +126,21 @@ def test_a_decision_that_fails_keeps_nobody_waiting(monkeypatch):
         decided_by_rank_0("RUN_FOLDER", fail, Launch("srun", rank=1, world_size=2))
 
 
-def srun(folder, arguments_of_ranks, ranks_of_nodes):
+def start_forked(arguments, file, variables):
+    """Start main.py without the seconds of its imports, where it ends before the training."""
+    return Program("main.py", arguments, file, variables=variables)
+
+
+def start_anew(arguments, file, variables):
+    return launched.start(launched.main_py(arguments), file, variables)
+
+
+def srun(folder, arguments_of_ranks, ranks_of_nodes, start=start_forked):
     """Run main.py in one process for each rank, as srun does; return exit statuses and outputs."""
     port = launched.free_port()
     files = [folder / f"output_{rank}.txt" for rank in range(len(arguments_of_ranks))]
     started = [
-        launched.start(launched.main_py(arguments), file, launched.slurm(rank, port, ranks_of_nodes))
+        start(arguments, file, launched.slurm(rank, port, ranks_of_nodes))
         for rank, (arguments, file) in enumerate(zip(arguments_of_ranks, files, strict=True))
     ]
     statuses = [launched.ended(process, file, 120) for process, file in zip(started, files, strict=True)]
@@ -139,7 +149,7 @@ def srun(folder, arguments_of_ranks, ranks_of_nodes):
 
 def test_two_nodes_of_an_srun_train_in_one_folder_and_rank_0_alone_prints(data_root, tmp_path):
     words = launched.words(data_root, "--output_dir", tmp_path / "runs", "--epochs", 1, "--num_nodes", 2)
-    statuses, outputs = srun(tmp_path, [words, words], [[0], [1]])
+    statuses, outputs = srun(tmp_path, [words, words], [[0], [1]], start_anew)
     assert statuses == [0, 0], outputs
     (folder,) = (tmp_path / "runs").iterdir()
     assert f"run folder: {folder}" in outputs[0]
@@ -204,7 +214,7 @@ def test_what_fails_in_process_0_before_the_training_keeps_nobody_waiting(data_r
     """The run folder is chosen, but its first file cannot be written."""
     (tmp_path / "run" / "config.yaml").mkdir(parents=True)
     words = launched.words(data_root, "--run_folder", tmp_path / "run", "--devices", 2)
-    statuses, outputs = srun(tmp_path, [words, words], [[0, 1]])
+    statuses, outputs = srun(tmp_path, [words, words], [[0, 1]], start_anew)
     assert statuses == [2, 2], outputs
     assert re.search(r"main\.py: error: .*Is a directory.*config\.yaml", outputs[0])
     assert outputs[1] == ""

@@ -5,7 +5,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -20,6 +22,7 @@ from adaface.inference.embedder import IMAGE, Embedder
 from adaface.inference.embedding_cache import CachedEmbedding, ModelFile, load_or_fill, open_table
 from adaface.metrics.outcome import unreadable_note
 from tests.inference.test_embedder import faces, write_checkpoint
+from tests.support.forked import environment_of_server
 
 ROOT = Path(__file__).resolve().parents[2]
 SHAPE = (6, 4)
@@ -38,6 +41,15 @@ def files(tmp_path) -> ImageFiles:
         paths.append(tmp_path / f"{number}.png")
         cv2.imwrite(str(paths[-1]), image)
     return ImageFiles("some", paths)
+
+
+@pytest.fixture
+def forked(monkeypatch) -> Iterator[None]:
+    """Spares the processes that embed the seconds of their imports."""
+    start = partial(torch.multiprocessing.start_processes, start_method="forkserver")
+    monkeypatch.setattr(torch.multiprocessing, "spawn", start)
+    with environment_of_server():  # which they may start
+        yield
 
 
 def embed(model, folder, **options) -> CachedEmbedding:
@@ -90,6 +102,7 @@ def test_two_processes_give_what_one_gives(model, files, tmp_path):
     assert two.readable.all()
 
 
+@pytest.mark.usefixtures("forked")
 @pytest.mark.parametrize("processes", [1, 2])
 def test_unreadable_images_are_counted_named_and_left_out(model, files, tmp_path, processes):
     files.paths[2].write_bytes(b"no image")
@@ -164,6 +177,7 @@ class DeadlyImages(SlowImages):
         os._exit(3)
 
 
+@pytest.mark.usefixtures("forked")
 def test_the_death_of_a_process_is_told(model, tmp_path):
     with pytest.raises(RuntimeError, match="a process that embeds images died"):
         embed(model, tmp_path, processes=2)(DeadlyImages(str(tmp_path / "log")))
@@ -213,6 +227,7 @@ def test_images_are_prepared(tmp_path):
     assert images.fingerprint() != ImageFiles("x", paths).fingerprint()
 
 
+@pytest.mark.usefixtures("forked")
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_network_that_is_broken_is_refused_at_once(files, tmp_path, processes):
     path = write_checkpoint(tmp_path / "diverged.ckpt")

@@ -1,8 +1,4 @@
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,12 +13,11 @@ from adaface.heads.margins import build_head
 from adaface.system.lightning_setup import pl
 from adaface.training import health
 from adaface.training.health import Distribution, HealthMonitor, StalledLossWarning, summarize, uninformed_loss
-from tests.support import oracles
+from tests.support import health_worker, oracles
+from tests.support.forked import run_processes
 from train_val import FaceRecognitionModule
 
 pytestmark = pytest.mark.usefixtures("training_screen")
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 class NoLooking(TorchDispatchMode):
@@ -304,37 +299,11 @@ def test_trainings_that_learn_and_that_do_not(tmp_path, capsys, lr, shuffled, wa
     assert ("shows no learning" in capsys.readouterr().out) is warned
 
 
-SHARDS = """
-import sys, torch, torch.distributed as dist
-from adaface.training.health import Distribution, _over_all_processes
-from adaface.heads.sharded_optimizer import gradient_norm
-from adaface.distributed.startup import leave
-
-rank, world, store = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
-whole, part = torch.nn.Parameter(torch.zeros(2)), torch.nn.Parameter(torch.zeros(2))
-whole.grad, part.grad = torch.tensor([1.0, 2.0]), torch.tensor([3.0 + rank, 0.5])
-norm = gradient_norm([whole, part], [part]).item()
-own = Distribution.merged([(2.0, 10.0 * rank, 2.0, 10.0 * rank - 1, 10.0 * rank + 1, float(rank))])
-(shared,) = _over_all_processes([own], torch.device("cpu"))
-print(repr([norm, *shared]))
-assert leave()
-"""
-
-
 def test_shards_of_all_processes_count(tmp_path):
     world = 3
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", SHARDS, str(rank), str(world), str(tmp_path / "store")], cwd=ROOT,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        for rank in range(world)
-    ]  # fmt: skip
-    for process in processes:
-        output, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors
-        norm, *shared = eval(output.splitlines()[-1])
+    run_processes(health_worker.main, [(rank, world, tmp_path) for rank in range(world)], tmp_path)
+    for rank in range(world):
+        norm, *shared = torch.load(tmp_path / f"outcome_{rank}.pt", weights_only=True)
         assert norm == pytest.approx(math.sqrt(1 + 4 + (9 + 0.25) + (16 + 0.25) + (25 + 0.25)))
         values = np.array([-1, 1, 9, 11, 19, 21])
         assert shared == pytest.approx([6, values.mean(), 6 * values.var(), -1, 21, 3])
