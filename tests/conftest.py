@@ -15,13 +15,13 @@ GOLDEN = TESTS / "golden"
 # that the two processes of `make test` end together.
 LONG = (
     "commands/test_train.py",
-    "commands/test_train_finetune.py",
     "distributed/test_startup.py",
     "training/test_sharded_training.py",
     "training/test_module.py",
     "checkpoints/test_sharded.py",
     "distributed/test_watch.py",
     "test_bench.py",
+    "commands/test_train_finetune.py",
     "heads/test_partial_fc.py",
     "commands/test_export.py",
     "commands/test_evaluate.py",
