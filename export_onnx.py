@@ -2,4 +2,5 @@
 
 import sys
 
-sys.exit("export_onnx.py has become: python -m adaface export (the options are the same)")
+print("export_onnx.py has become: python -m adaface export (the options are the same)", file=sys.stderr)
+sys.exit(2)

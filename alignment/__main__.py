@@ -2,4 +2,5 @@
 
 import sys
 
-sys.exit("python -m alignment has become: python -m adaface align (the options are the same)")
+print("python -m alignment has become: python -m adaface align (the options are the same)", file=sys.stderr)
+sys.exit(2)

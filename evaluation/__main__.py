@@ -2,4 +2,5 @@
 
 import sys
 
-sys.exit("python -m evaluation has become: python -m adaface evaluate (the options are the same)")
+print("python -m evaluation has become: python -m adaface evaluate (the options are the same)", file=sys.stderr)
+sys.exit(2)

@@ -1,6 +1,9 @@
 """The table of commands: `adaface COMMAND ...` and `python -m adaface COMMAND ...`."""
 
+import ast
 import importlib
+import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +13,15 @@ import pytest
 import adaface
 from adaface.__main__ import main
 from adaface.commands import COMMANDS
-from adaface.system.command_line import invocation, program_name
+from adaface.system.command_line import (
+    DONE_WITH_PROBLEMS,
+    FAILED,
+    INTERRUPTED,
+    NOBODY_READS,
+    Parser,
+    invocation,
+    program_name,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -39,6 +50,48 @@ def test_an_unknown_word_gets_one_line_with_the_nearest_command(capsys, word, me
     error = capsys.readouterr().err
     assert error.startswith(f"adaface: error: {message.removesuffix('; did you')}")
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_refuses_with_status_2_and_is_stopped_with_130(capsys, monkeypatch, name):
+    assert main([name, "--no_such_option"]) == FAILED == 2
+    output = capsys.readouterr()
+    assert output.err.splitlines()[-1].startswith(f"{program_name(name)}: error: unknown option --no_such_option")
+
+    def stopped(self: Parser, words: list[str]) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Parser, "parse", stopped)
+    assert main([name]) == INTERRUPTED == 130
+    assert "stopped" in "".join(capsys.readouterr())
+
+
+def test_exit_statuses_are_those_of_one_place_and_documented():
+    """A command returns 0 or a name of ``command_line``; ``sys.exit`` takes what ``main`` returns."""
+    names = ("DONE_WITH_PROBLEMS", "FAILED", "INTERRUPTED", "NOBODY_READS")
+    for module in sorted((ROOT / "adaface").rglob("*.py")):
+        for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef) and node.name in ("main", "job", "run", "_run", "_status", "audit"):
+                returned = [n.value for n in ast.walk(node) if isinstance(n, ast.Return)]
+                numbers = {value.value for value in returned if isinstance(value, ast.Constant)}
+                assert numbers <= {0, None}, f"{module.name}: {node.name} returns {numbers}, expected {names}"
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "sys.exit":
+                assert ast.unparse(node.args[0]) in ("main()", "_main()"), f"{module.name}, line {node.lineno}"
+    page = (ROOT / "docs" / "inference.md").read_text(encoding="utf-8")
+    table = page.partition("## Exit status")[2].partition("\n## ")[0]
+    assert re.findall(r"^\| (\d+) \|", table, re.MULTILINE) == ["0", "1", "2", "130"]
+    assert f"{NOBODY_READS}." in table
+    assert (DONE_WITH_PROBLEMS, FAILED, INTERRUPTED, NOBODY_READS) == (1, 2, 130, 141)
+
+
+@pytest.mark.parametrize("module", sorted({command.module for command in COMMANDS.values()}))
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
+def test_the_module_of_a_command_runs_it(module, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [f"{module.rpartition('.')[2]}.py", "--help"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(module, run_name="__main__", alter_sys=False)
+    assert ended.value.code in (0, None)
+    assert capsys.readouterr().out.startswith("usage: ")
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -93,5 +146,5 @@ def test_the_public_names_are_those_of_their_modules():
 )
 def test_a_command_of_earlier_versions_names_its_successor(words, line):
     done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stderr == f"{line} (the options are the same)\n"

@@ -26,7 +26,7 @@ from adaface.audit.report import CSV, HTML, JSON, counts_of, in_order_of_level, 
 from adaface.audit.scan import GOOD, counted_findings, open_table, scan, states, usual_of
 from adaface.data.sources.selection import write_index
 from adaface.metrics.outcome import EmbedImages
-from adaface.system.command_line import invocation
+from adaface.system.command_line import DONE_WITH_PROBLEMS, invocation
 from adaface.system.locks import locked
 from adaface.system.quiet import quiet_error_output
 from adaface.system.text_table import aligned
@@ -35,7 +35,6 @@ from adaface.system.threads import usable_cores
 logger = logging.getLogger(__name__)
 
 INDEX = "cleaned_index.csv"
-FOUND = 3  # exit status of an audit with errors or warnings
 _CACHE, _LOCK = "cache", ".lock"
 _FORM = 1  # of what is kept; raise it when a row's meaning changes
 _KEY_LETTERS = 24
@@ -80,7 +79,7 @@ def audit(options: AuditOptions, load_embed: LoadEmbed | None = None) -> int:
         load_embed: loads a model to ask; None asks none.
 
     Returns:
-        Exit status: 0 where nothing above a note was found, else 3.
+        Exit status: 0 where nothing above a note was found, else 1.
 
     Raises:
         FileNotFoundError: data or test sets are not there.
@@ -109,7 +108,7 @@ def audit(options: AuditOptions, load_embed: LoadEmbed | None = None) -> int:
         logger.info(f"{output / HTML}, {output / CSV}: {time.monotonic() - began:.1f} s")
         if options.apply:
             _apply(options, data, findings, output / INDEX)
-    return FOUND if any(finding.level != NOTE for finding in findings) else 0
+    return DONE_WITH_PROBLEMS if any(finding.level != NOTE for finding in findings) else 0
 
 
 def _scan_all(

@@ -29,6 +29,7 @@ from adaface.alignment.tree import (
     find_photographs,
 )
 from adaface.system.command_line import (
+    DONE_WITH_PROBLEMS,
     FAILED,
     INTERRUPTED,
     Parser,
@@ -41,7 +42,6 @@ from adaface.system.locks import RunLock
 from adaface.system.quiet import quiet_decoders
 from adaface.system.threads import usable_cores
 
-SOME_WITHOUT = 1
 _SHOWN = 5
 
 
@@ -50,7 +50,7 @@ def build_parser() -> Parser:
     parser = Parser(
         prog=invocation("align"),
         description="Detect the faces in photographs and align them to 112x112 px, the input size of the networks. "
-        f"Exit status: 0 if every photograph has a face, {SOME_WITHOUT} if some have none, {FAILED} after an error, "
+        f"Exit status: 0 if every photograph has a face, {DONE_WITH_PROBLEMS} if some have none, {FAILED} after an error, "
         f"{INTERRUPTED} if interrupted. Run the same command again to continue an interrupted alignment.",
     )
     parser.add_argument("source", metavar="PHOTOGRAPHS", type=Path, help="folder of photographs, at any depth")
@@ -160,7 +160,7 @@ def _run(options: argparse.Namespace) -> int:
         with Journal(output, settings) as journal:
             outcome = align_tree(job, journal)
     _tell(outcome, time.monotonic() - began, output)
-    return SOME_WITHOUT if outcome.without else 0
+    return DONE_WITH_PROBLEMS if outcome.without else 0
 
 
 def _detector(options: argparse.Namespace, settings: dict[str, str | int], names: set[str]) -> FindFaces:

@@ -86,7 +86,7 @@ def main(words: list[str] | None = None) -> int:
         words: command-line arguments after the command's name; None: those of the process.
 
     Returns:
-        Exit status: 0 nothing but notes, 1 error (one line on stderr), 3 problems were found, 130 interrupted.
+        Exit status: 0 nothing but notes, 1 problems were found, 2 error (one line on stderr), 130 interrupted.
     """
 
     def job() -> int:
@@ -108,5 +108,9 @@ def main(words: list[str] | None = None) -> int:
             )
 
     return run_to_status(
-        program_name("audit"), job, stopped="no file is incomplete; run the same command to continue", failed=1
+        program_name("audit"), job, stopped="no file is incomplete; run the same command to continue"
     )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -26,7 +26,14 @@ from adaface.conversion.unpack_rec import convert_images
 from adaface.data.pair_sets import PAPER_SETS
 from adaface.data.sources.folder import listing
 from adaface.records.shards import find_records
-from adaface.system.command_line import Parser, invocation, program_name, run_to_status, warnings_as_notes
+from adaface.system.command_line import (
+    DONE_WITH_PROBLEMS,
+    Parser,
+    invocation,
+    program_name,
+    run_to_status,
+    warnings_as_notes,
+)
 from adaface.system.locks import locked
 
 _LISTED = 10
@@ -160,23 +167,23 @@ def main(words: list[str] | None = None) -> int:
         words: command-line arguments after the program's name; None: those of the process.
 
     Returns:
-        Exit status: 0 success, 1 error (one line on stderr), 130 interrupted.
+        Exit status: 0 success, 1 unusable images skipped, 2 error (one line on stderr), 130 interrupted.
     """
 
     def run() -> int:
         options = parse(sys.argv[1:] if words is None else words)
         jobs = {"pack": _run_pack, "pairs": _run_pairs, "checkpoint": _run_checkpoint, "rec_path": _run_conversion}
         with warnings_as_notes():
-            next(job for name, job in jobs.items() if getattr(options, name))(options)
-        return 0
+            skipped = next(job for name, job in jobs.items() if getattr(options, name))(options)
+        return DONE_WITH_PROBLEMS if skipped else 0
 
     return run_to_status(
-        program_name("convert"), run, stopped="no file is incomplete; run the same command to continue", failed=1
+        program_name("convert"), run, stopped="no file is incomplete; run the same command to continue"
     )
 
 
-def _run_checkpoint(options: argparse.Namespace) -> None:
-    """Write a checkpoint folder as a single file."""
+def _run_checkpoint(options: argparse.Namespace) -> int:
+    """Write a checkpoint folder as a single file; return 0, nothing is skipped."""
     if Path(options.output).exists() and not options.overwrite:
         raise ValueError(f"{options.output} exists; give --overwrite to replace it, or another --output")
     # importing PyTorch takes seconds, and only this job needs it
@@ -184,13 +191,14 @@ def _run_checkpoint(options: argparse.Namespace) -> None:
 
     export_single_file(options.checkpoint, options.output)
     print(f"{options.output}: {Path(options.output).stat().st_size / 1e6:,.1f} MB")
+    return 0
 
 
 # --- .rec and .bin of one folder --------------------------------------------------------------------------------
 
 
-def _run_conversion(options: argparse.Namespace) -> None:
-    """Convert the requested files of an InsightFace folder, or all of them."""
+def _run_conversion(options: argparse.Namespace) -> int:
+    """Convert the requested files of an InsightFace folder, or all of them; return the number of skipped images."""
     folder = Path(options.rec_path)
     if not folder.is_dir():
         raise FileNotFoundError(f"--rec_path {folder} is not a folder; give the folder that contains train.rec")
@@ -203,8 +211,9 @@ def _run_conversion(options: argparse.Namespace) -> None:
         wanted = "train.rec or *.bin" if everything else "train.rec" if want_images else "*.bin"
         raise FileNotFoundError(f"{folder} contains no {wanted}; found: {listing(folder)}")
     with locked(folder, f"another conversion of {folder} is running; wait for it, or stop it"):
+        skipped = 0
         if recs:
-            convert_images(
+            skipped = convert_images(
                 recs, folder / "imgs", options.swap_color_channel, options.skip_bad_images, options.overwrite
             )
         elif want_images:
@@ -215,6 +224,7 @@ def _run_conversion(options: argparse.Namespace) -> None:
             if not bins:
                 print(f"no .bin in {folder}: no validation sets to convert")
     _say_next(folder)
+    return skipped
 
 
 def _bin_files(folder: Path) -> list[Path]:
@@ -237,8 +247,8 @@ def _say_next(folder: Path) -> None:
 # --- image files to .rec and .bin -------------------------------------------------------------------------------
 
 
-def _run_pack(options: argparse.Namespace) -> None:
-    """Image folder -> train.rec, train.idx, property."""
+def _run_pack(options: argparse.Namespace) -> int:
+    """Image folder -> train.rec, train.idx, property; return the number of skipped images."""
     source = Path(options.pack)
     output = Path(options.output) if options.output else source.with_name(source.resolve().name + "_rec")
     started = time.monotonic()
@@ -254,10 +264,11 @@ def _run_pack(options: argparse.Namespace) -> None:
     if len(result.skipped) > _LISTED:
         print(f"skipped: {len(result.skipped) - _LISTED} more")
     _say_next(output)
+    return len(result.skipped)
 
 
-def _run_pairs(options: argparse.Namespace) -> None:
-    """Pairs file -> `.bin`."""
+def _run_pairs(options: argparse.Namespace) -> int:
+    """Pairs file -> `.bin`; return 0, no pair is skipped."""
     source = Path(options.pairs)
     output = Path(options.output) if options.output else source.with_suffix(".bin")
     started = time.monotonic()
@@ -269,6 +280,7 @@ def _run_pairs(options: argparse.Namespace) -> None:
         f"next: {invocation('convert')} --rec_path {shlex.quote(str(output.resolve().parent))} "
         "--make_validation_memfiles"
     )
+    return 0
 
 
 if __name__ == "__main__":

@@ -27,11 +27,10 @@ from adaface.evaluation.folder import DEGRADED_PARTS
 from adaface.evaluation.pair_comparison import FAR
 from adaface.evaluation.template_pooling import POOLINGS
 from adaface.inference.embedding_cache import CACHE, MOST_UNREADABLE, CachedEmbedding, ModelFile
-from adaface.system.command_line import Parser, invocation, program_name, run_to_status
+from adaface.system.command_line import DONE_WITH_PROBLEMS, Parser, invocation, program_name, run_to_status
 from adaface.system.files import check_writable
 
 _SEEDS = 2**64
-_OUTSIDE = 3
 
 
 def build_parser() -> Parser:
@@ -166,7 +165,7 @@ def add_protocol_options(parser: Parser) -> None:
     )  # fmt: skip
     group.add_argument(
         "--strict", action="store_true",
-        help="paper: exit with status 3 if a published value is outside the 95%% confidence interval of the measured "
+        help="paper: exit with status 1 if a published value is outside the 95%% confidence interval of the measured "
         "one",
     )  # fmt: skip
 
@@ -247,8 +246,8 @@ def main(words: list[str] | None = None) -> int:
         words: command-line arguments after `adaface evaluate`; None: those of the process.
 
     Returns:
-        Exit status: 0 success, 2 error (one line on stderr), 3 a published value outside the confidence interval with
-        --strict, 130 interrupted.
+        Exit status: 0 success, 1 unreadable images left out, or a published value outside the confidence interval with
+        --strict, 2 error (one line on stderr), 130 interrupted.
     """
     words = sys.argv[1:] if words is None else words
     stopped = "embeddings are kept; run the same command to continue"
@@ -268,7 +267,8 @@ def _run(options: argparse.Namespace, words: list[str]) -> int:
     findings = _compare(options, models) if options.compare else _PROTOCOLS[options.protocol].run(options, models[0])
     print(text_of(findings))
     _keep(findings, options, words, paths, models)
-    return _OUTSIDE if findings.failed and options.strict else 0
+    left_out = any(model.unreadable for model in models)
+    return DONE_WITH_PROBLEMS if left_out or (findings.failed and options.strict) else 0
 
 
 def _check_output(folder: Path) -> None:
@@ -393,3 +393,7 @@ _PROTOCOLS = {
         "every protocol with data in <root>, compared with the published results of the paper's models", _paper
     ),
 }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -55,7 +55,9 @@ from adaface.system.command_line import (
     EXPECTED_ERRORS,
     FAILED,
     INTERRUPTED,
+    output_written,
     program_name,
+    report_error,
     terminated_as_interrupted,
 )
 from adaface.system.files import write_atomically
@@ -89,14 +91,15 @@ def main(arguments: list[str] | None = None) -> int:
 def _status(arguments: list[str] | None) -> int:
     """Run the command line; report errors and interruptions, and return the exit status."""
     try:
-        config, action = parse(sys.argv[1:] if arguments is None else arguments)
-        check_paths(config.run, config.data.train_data_index)
-        if action == "print_config":
-            print(config.as_yaml(), end="")
-            return 0
-        with terminated_as_interrupted(), RunLock() as lock:
-            config, notes = with_checkpoint_options(with_run_folder(config))
-            return _run(config, notes, lock, plan_only=action == "plan")
+        with output_written():
+            config, action = parse(sys.argv[1:] if arguments is None else arguments)
+            check_paths(config.run, config.data.train_data_index)
+            if action == "print_config":
+                print(config.as_yaml(), end="")
+                return 0
+            with terminated_as_interrupted(), RunLock() as lock:
+                config, notes = with_checkpoint_options(with_run_folder(config))
+                return _run(config, notes, lock, plan_only=action == "plan")
     except InterruptedTrainingError as stop:
         rank_zero_info(f"{stop}\n{resume_hint(stop.checkpoint)}")
         return INTERRUPTED
@@ -310,19 +313,16 @@ def _errors_kept_in(folder: Path, launch: Launch) -> Iterator[None]:
 
 
 def _report(error: Exception) -> int:
-    """Print an error on one line; return the exit status."""
-    message = str(error).strip()
-    if "in DataLoader worker process" in message:  # a traceback of another process: its last line is the message
-        message = message.splitlines()[-1].partition(": ")[2]
+    """Print an error on one line, and below it where its details are; return the exit status."""
+    told, lines = error, str(error).strip().splitlines()
+    if "in DataLoader worker process" in str(error):  # a traceback of another process: its last line is the message
+        told = RuntimeError(lines[-1].partition(": ")[2])
     if isinstance(error, torch.OutOfMemoryError):
-        message = f"out of GPU memory: give a smaller --batch_size, or --use_16bit ({message.splitlines()[0]})"
-    if "DefaultCPUAllocator" in message:
-        message = f"out of memory: --plan shows the memory of a step and how to reduce it ({message.splitlines()[0]})"
-    print(
-        f"{program_name('train')}: error: {message}",
-        *getattr(error, "__notes__", []),
-        sep="\n",
-        file=sys.stderr,
-        flush=True,
-    )
-    return FAILED
+        told = RuntimeError(f"out of GPU memory: give a smaller --batch_size, or --use_16bit ({lines[0]})")
+    if "DefaultCPUAllocator" in str(error):
+        told = RuntimeError(f"out of memory: --plan shows the memory of a step and how to reduce it ({lines[0]})")
+    return report_error(program_name("train"), told, notes=getattr(error, "__notes__", ()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -39,7 +39,7 @@ _MOST_CLASSES = 2**31  # a label from here on is damage, and none that training 
 
 def convert_images(
     recs: Sequence[Path], folder: Path, swap: bool = False, skip_bad: bool = False, overwrite: bool = False
-) -> None:
+) -> int:
     """Write the images of `.rec` files as `<folder>/<label>/<key>.jpg` (or `.png`), byte for byte.
 
     Keys may come again in the next file: of several files, the names are `<shard>-<key>.jpg`.
@@ -50,6 +50,9 @@ def convert_images(
         swap: swap red and blue (decodes and encodes again).
         skip_bad: count records without a usable image instead of stopping at the first.
         overwrite: delete what an earlier conversion left in `folder` and start again.
+
+    Returns:
+        Number of records that were skipped, by an earlier call too.
 
     Raises:
         ValueError: a damaged `.rec`, a label that is not a class number, several files that each number their own
@@ -63,7 +66,7 @@ def convert_images(
     now = (size_bytes, mtime_ns, swap)
     if journal and journal.complete and now == (journal.rec_bytes, journal.rec_mtime_ns, journal.swap_color_channel):
         logger.info(f"{folder}: already converted ({_counts(journal)}); nothing to do")
-        return
+        return len(journal.skipped)
     records = RecordShards(recs)
     positions, labels = _plan(records)
     if overwrite:  # not before the new .rec is known to be good
@@ -76,6 +79,7 @@ def convert_images(
     journal.save(folder)
     _write_images(records, positions, labels, journal, folder, unsure, skip_bad)
     _report_images(journal, already, records, labels, folder, time.monotonic() - started)
+    return len(journal.skipped)
 
 
 def _plan(records: RecordShards) -> tuple[np.ndarray, np.ndarray]:

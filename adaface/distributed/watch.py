@@ -26,6 +26,7 @@ import torch.distributed as dist
 from adaface.distributed.startup import ReportedElsewhereError, check_agreement
 from adaface.system.command_line import program_name
 from adaface.system.lightning_setup import pl
+from adaface.system.threads import in_main_thread
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +102,7 @@ class ProcessWatch(pl.Callback):
             ReportedElsewhereError: it ends because another process was lost.
             RuntimeError: it ends because another process did not answer in time.
         """
-        if error is not None and self._peers:
+        if error is not None and self._peers and in_main_thread():
             # torchrun sends it to all when one has died; the message must be printed first
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         text = str(error).lower()

@@ -81,6 +81,7 @@ class CachedEmbedding:
 
     Attributes:
         embedder: the model, in this process.
+        unreadable: number of images left out so far, since they could not be read.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class CachedEmbedding:
         most_unreadable: float = MOST_UNREADABLE,
     ) -> None:
         self.embedder = model.load()
+        self.unreadable = 0
         self._model, self._folder, self._processes = model, folder, processes
         self._batch_size, self._most_unreadable = batch_size, most_unreadable
 
@@ -125,6 +127,7 @@ class CachedEmbedding:
             )
         readable = table[:, -1] == _DONE
         self._check_unreadable(images, readable)
+        self.unreadable += int(np.count_nonzero(~readable))
         return Embedded(table[:, :-2], table[:, -2:-1], readable)
 
     def _embed_all(self, images: ImageList, view: str, part: Path, shape: tuple[int, int]) -> None:

@@ -15,15 +15,21 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from adaface.system.screen import log_to_screen
+from adaface.system.threads import in_main_thread
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
 
 logger = logging.getLogger(__name__)
 
+# exit statuses of all commands, docs/inference.md explains them; 0: done
+DONE_WITH_PROBLEMS = 1  # something was left out, or problems were found
 FAILED = 2
 INTERRUPTED = 130
-NOBODY_READS = 141  # exit status of a program ended by SIGPIPE
+NOBODY_READS = 141  # as of a program ended by SIGPIPE
 EXPECTED_ERRORS = (ValueError, FileNotFoundError, RuntimeError, OSError)  # reported in one line, without a traceback
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
@@ -80,6 +86,11 @@ class Parser(argparse.ArgumentParser):
         """Raise ValueError instead of exiting, so that all errors are reported in the same way."""
         raise ValueError(f"{message} ({self.prog} --help lists the options)")
 
+    def print_help(self, file: "SupportsWrite[str] | None" = None) -> None:
+        """Print the help; argparse ignores it if the output cannot be written."""
+        output = sys.stdout if file is None else file
+        output.write(self.format_help())
+
     def parse(self, words: Sequence[str]) -> argparse.Namespace:
         """Parse all words; unknown ones are an error.
 
@@ -124,7 +135,7 @@ def nearest(name: str, known: Iterable[str], *, count: int = 1, always: str = ""
 
 
 @log_to_screen()
-def run_to_status(program: str, job: Callable[[], int], *, stopped: str, failed: int = FAILED) -> int:
+def run_to_status(program: str, job: Callable[[], int], *, stopped: str) -> int:
     """Run a command and return its exit status; expected errors, Ctrl-C and SIGTERM are reported in one line.
 
     Meanwhile the screen shows what the library logs.
@@ -133,28 +144,58 @@ def run_to_status(program: str, job: Callable[[], int], *, stopped: str, failed:
         program: prefix of the line.
         job: the whole command, parsing included; returns the exit status.
         stopped: message if the user stopped it.
-        failed: exit status of an error.
 
     Returns:
-        The job's exit status, ``failed`` after an error, 130 if stopped, or 141 if the reader of its output has exited.
+        The job's exit status, 2 after an error, 130 if stopped, or 141 if the reader of its output has exited.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # file names need not be text
     try:
-        with terminated_as_interrupted():
-            status = job()
-            if sys.stdout is not None:
-                sys.stdout.flush()  # an output that cannot be written is an error like any other
-            return status
+        with terminated_as_interrupted(), output_written():
+            return job()
     except KeyboardInterrupt:
         logger.warning(f"\n{program}: stopped; {stopped}")
         return INTERRUPTED
     except EXPECTED_ERRORS as error:
-        if isinstance(error, BrokenPipeError) and _nobody_reads():
-            return NOBODY_READS
-        logger.error(f"{program}: error: {one_line(error)}")
-        return failed
+        return report_error(program, error)
+
+
+@contextlib.contextmanager
+def output_written() -> Iterator[None]:
+    """Flush stdout after a block, also after ``--help``: output that cannot be written is an error like any other."""
+    try:
+        yield
+    except SystemExit:
+        _flush_output()
+        raise
+    _flush_output()
+
+
+def _flush_output() -> None:
+    if sys.stdout is not None:  # Python without a console
+        sys.stdout.flush()
+
+
+def report_error(program: str, error: Exception, *, notes: Iterable[str] = ()) -> int:
+    """Log an expected error in one line and return the exit status.
+
+    Args:
+        program: prefix of the line.
+        error: of ``EXPECTED_ERRORS``.
+        notes: lines below it.
+
+    Returns:
+        2, or 141, without a line, if the reader of the output has exited.
+    """
+    if isinstance(error, BrokenPipeError) and _nobody_reads():
+        return NOBODY_READS
+    try:
+        _flush_output()
+    except OSError:  # the error itself, most likely; else Python fails once more at exit
+        _discard_output()
+    logger.error("\n".join([f"{program}: error: {one_line(error)}", *notes]))
+    return FAILED
 
 
 def _nobody_reads() -> bool:
@@ -166,9 +207,14 @@ def _nobody_reads() -> bool:
         return False
     if not any(events & (select.POLLERR | select.POLLHUP) for _, events in output.poll(0)):
         return False
-    with Path(os.devnull).open("w") as nowhere:
-        os.dup2(nowhere.fileno(), sys.stdout.fileno())  # Python flushes the rest of the buffer at exit
+    _discard_output()
     return True
+
+
+def _discard_output() -> None:
+    """Send the rest of the output nowhere: Python flushes its buffer at exit."""
+    with Path(os.devnull).open("w") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def one_line(error: Exception) -> str:
@@ -197,7 +243,10 @@ def printable(text: str) -> str:
 
 @contextlib.contextmanager
 def terminated_as_interrupted() -> Iterator[None]:
-    """Treat SIGTERM as Ctrl-C during a block, unless another handler is installed."""
+    """Treat SIGTERM as Ctrl-C during a block; in another thread than the main one, change nothing."""
+    if not in_main_thread():
+        yield
+        return
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt

@@ -15,6 +15,7 @@ from torch import Tensor
 from adaface.distributed.watch import InterruptedTrainingError
 from adaface.system.lightning_internals import do_not_broadcast_sigterm, in_the_middle_of_an_epoch
 from adaface.system.lightning_setup import pl
+from adaface.system.threads import in_main_thread
 from adaface.training.checkpointing import CheckpointKeeper, resume_hint, validation_is_due
 
 logger = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ class StopOnSignal(pl.Callback):
         """Take over the signals from Lightning, whose own handler ends the process group inside a collective."""
         self._children = list(getattr(trainer.strategy.launcher, "procs", []))
         do_not_broadcast_sigterm(trainer)
-        for number in _SIGNALS:
+        for number in _SIGNALS if in_main_thread() else ():
             self._previous[number] = signal.signal(number, self._handle)
 
     def teardown(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:

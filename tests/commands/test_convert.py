@@ -81,9 +81,9 @@ def run(*words: object) -> int:
 
 
 def error_of(capsys: pytest.CaptureFixture[str], *words: object) -> str:
-    """Run a command that must fail with status 1 and one line on stderr; return the line."""
+    """Run a command that must fail with status 2 and one line on stderr; return the line."""
     capsys.readouterr()
-    assert run(*words) == 1
+    assert run(*words) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1, lines
     assert lines[0].startswith("convert.py: error: ")
@@ -277,7 +277,7 @@ def test_a_record_without_an_image(
     with pytest.raises(ValueError, match=r"key 4 \(label 10\): the record " + message):
         unpack_rec.convert_images([folder / "train.rec"], folder / "imgs")
     assert "--skip_bad_images" in error_of(capsys, "--rec_path", folder)
-    assert run("--rec_path", folder, "--skip_bad_images") == 0
+    assert run("--rec_path", folder, "--skip_bad_images") == 1
     out = capsys.readouterr().out
     assert "4 images" in out
     assert "1 skipped" in out
@@ -451,7 +451,7 @@ def test_pack_refuses_and_skips_bad_images(tmp_path: Path, capsys: pytest.Captur
     assert "small.png: 50x50 px, expected 112x112" in error_of(capsys, "--pack", source)
     assert not (output / "train.rec").exists()
     assert not (output / "train.idx").exists()
-    assert run("--pack", source, "--skip_bad_images") == 0
+    assert run("--pack", source, "--skip_bad_images") == 1
     out = capsys.readouterr().out
     assert "4 images, 2 identities" in out
     assert "2 skipped" in out
@@ -610,5 +610,5 @@ def test_help_runs_as_a_script() -> None:
     wrong = subprocess.run(
         [sys.executable, "convert.py", "--rec_path", "does-not-exist"], cwd=PROJECT, capture_output=True, text=True
     )
-    assert wrong.returncode == 1
+    assert wrong.returncode == 2
     assert len(wrong.stderr.splitlines()) == 1

@@ -1,5 +1,6 @@
 """The whole job through the command lines that users type, on synthetic faces."""
 
+import errno
 import json
 import os
 import shutil
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +26,7 @@ from adaface.config.options import OptimizerOptions
 from adaface.demo.dataset import write_demo_data
 from adaface.heads.base import Head
 from adaface.models.registry import build_model
+from adaface.system.screen import log_to_screen
 from adaface.training.optimization import Schedule
 from tests.support import small_networks
 from tests.support.sharded_records import write_chunks
@@ -660,6 +663,25 @@ def test_a_run_without_validation_sets(faces, tmp_path, capsys):
     assert (folder / "last.ckpt").is_file()
 
 
+def test_a_run_in_a_thread_trains_as_any_other(faces, tmp_path):
+    with ThreadPoolExecutor(1) as pool:
+        folder = pool.submit(run, faces, tmp_path, *ONE_SET, "--epochs", "1").result()
+    assert (folder / "last.ckpt").is_file()
+
+
+def test_an_error_is_told_in_one_line_with_its_details_below(capsys):
+    error = OSError(errno.ENOSPC, "No space left", "x/last.ckpt")
+    error.add_note("details: x/error.log")
+    with log_to_screen():
+        assert train._report(error) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("main.py: error: no space left on the disk for x/last.ckpt; free some")
+    assert lines[1:] == ["details: x/error.log"]
+    with log_to_screen():
+        assert train._report(RuntimeError("first\n  second\x1b")) == 2
+    assert capsys.readouterr().err == "main.py: error: first second\\x1b\n"
+
+
 def test_print_config_prints_yaml_only(capsys):
     assert main.main(["--print_config", "--lr", "5e-4"]) == 0
     assert "lr: 0.0005" in capsys.readouterr().out
@@ -675,7 +697,8 @@ def test_a_full_memory_is_named_with_what_helps(capsys):
     told = (
         "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
     )
-    assert train._report(RuntimeError(f"{told}\nframe #0: ...")) == 2
+    with log_to_screen():
+        assert train._report(RuntimeError(f"{told}\nframe #0: ...")) == 2
     assert capsys.readouterr().err == (
         f"main.py: error: out of memory: --plan shows the memory of a step and how to reduce it ({told})\n"
     )

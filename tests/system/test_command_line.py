@@ -1,8 +1,10 @@
 import errno
 import io
 import os
+import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -58,12 +60,25 @@ def job():
 
 sys.exit(run_to_status("program", job, stopped=""))
 """
+TRAIN = """
+import sys
+from adaface.commands import train
+
+def job(*_, **__):
+    for number in range(int(sys.argv[1])):
+        train.rank_zero_info(number)
+    return 0
+
+train._run = job
+train.program_name = lambda command: "program"
+sys.exit(train.main(["--gpus", "0"]))
+"""
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
-@pytest.mark.parametrize("lines", [1, 100_000])
-def test_an_output_that_cannot_be_written(lines, unbuffered):
-    command = [sys.executable, "-c", PROGRAM, str(lines)]
+@pytest.mark.parametrize(("program", "lines"), [(PROGRAM, 1), (PROGRAM, 100_000), (TRAIN, 100)])
+def test_an_output_that_cannot_be_written(program, lines, unbuffered):
+    command = [sys.executable, "-c", program, str(lines)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": unbuffered}
     reading, writing = os.pipe()
     os.close(reading)  # as `head` does when it has seen enough
@@ -72,8 +87,25 @@ def test_an_output_that_cannot_be_written(lines, unbuffered):
     assert (done.returncode, done.stderr) == (141, b"")
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, env=environment, timeout=60)
-    assert done.returncode != 0
+    assert done.returncode == 2
     assert done.stderr.startswith(b"program: error: no space left on the disk")
+    assert done.stderr.count(b"\n") == 1
+
+
+@pytest.mark.parametrize("command", ["train", "models"])
+def test_help_that_cannot_be_written(command):
+    words = [sys.executable, "-m", "adaface", command, "--help"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, cwd=ROOT, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"adaface {command}: error: no space left on the disk".encode())
+    assert done.stderr.count(b"\n") == 1
+
+
+def test_commands_run_in_a_thread():
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(run_to_status, "program", lambda: 7, stopped="").result() == 7
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 def test_names_that_are_no_text_do_not_end_a_command(monkeypatch):
