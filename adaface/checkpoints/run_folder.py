@@ -21,6 +21,7 @@ from typing import Any
 import torch
 import yaml
 
+from adaface import __version__
 from adaface.system.command_line import invocation
 from adaface.system.files import write_atomically
 
@@ -139,13 +140,14 @@ def describe_environment() -> dict[str, Any]:
     """Return the software and hardware that results may depend on, as plain values.
 
     Returns:
-        ``versions`` of Python, packages and CUDA, ``platform``, ``cpu_cores``, ``commit`` of this checkout and whether
-        its tracked files have ``changed`` since (both None if it is not a git checkout).
+        ``versions`` of this package, Python, other packages and CUDA, ``platform``, ``cpu_cores``, ``commit`` of this
+        checkout and whether its tracked files have ``changed`` since (both None if it is not a git checkout).
     """
     commit, changed = _git_state(Path(__file__).resolve().parents[2])
-    versions = {name: _version(distributions) for name, distributions in _PACKAGES.items()}
+    packages = {name: _version(distributions) for name, distributions in _PACKAGES.items()}
+    own = {"adaface": __version__, "python": platform.python_version()}
     return {
-        "versions": {"python": platform.python_version(), **versions, "cuda": torch.version.cuda},
+        "versions": {**own, **packages, "cuda": torch.version.cuda},
         "platform": platform.platform(),
         "cpu_cores": os.cpu_count(),
         "commit": commit,

@@ -50,8 +50,8 @@ def build_parser() -> Parser:
     parser = Parser(
         prog=invocation("align"),
         description="Detect the faces in photographs and align them to 112x112 px, the input size of the networks. "
-        f"Exit status: 0 if every photograph has a face, {DONE_WITH_PROBLEMS} if some have none, {FAILED} after an error, "
-        f"{INTERRUPTED} if interrupted. Run the same command again to continue an interrupted alignment.",
+        f"Exit status: 0 if every photograph has a face, {DONE_WITH_PROBLEMS} if some have none, {FAILED} after an "
+        f"error, {INTERRUPTED} if interrupted. Run the same command again to continue an interrupted alignment.",
     )
     parser.add_argument("source", metavar="PHOTOGRAPHS", type=Path, help="folder of photographs, at any depth")
     parser.add_argument(

@@ -15,13 +15,10 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from adaface.system.screen import log_to_screen
 from adaface.system.threads import in_main_thread
-
-if TYPE_CHECKING:
-    from _typeshed import SupportsWrite
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +83,7 @@ class Parser(argparse.ArgumentParser):
         """Raise ValueError instead of exiting, so that all errors are reported in the same way."""
         raise ValueError(f"{message} ({self.prog} --help lists the options)")
 
-    def print_help(self, file: "SupportsWrite[str] | None" = None) -> None:
+    def print_help(self, file: Any = None) -> None:
         """Print the help; argparse ignores it if the output cannot be written."""
         output = sys.stdout if file is None else file
         output.write(self.format_help())

@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 
+import adaface
 from adaface.checkpoints import run_folder
 from adaface.checkpoints.run_folder import (
     choose_run_folder,
@@ -98,6 +99,7 @@ def test_manifest(tmp_path, monkeypatch):
     assert read["config"] == {"lr": 0.1, "prefix": "đêm"}
     assert read["data"] == {"fingerprint": "abc123", "classes": 70722}
     assert read["command"].endswith("main.py --prefix 'two words'")
+    assert read["versions"]["adaface"] == adaface.__version__
     assert read["versions"]["torch"] == torch.__version__
     assert read["versions"]["python"] == sys.version.split()[0]
     assert datetime.fromisoformat(read["started"]).tzinfo is not None

@@ -269,8 +269,12 @@ def test_subset_is_the_same_on_both_sources(both: Path) -> None:
 
 def test_subset_list_is_found_beside_the_data(both: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(selection, "_ASSETS", tmp_path / "assets")
-    with pytest.raises(FileNotFoundError, match=rf"{SUBSET_LIST}.*official AdaFace repository.* to .*assets"):
+    with pytest.raises(FileNotFoundError) as refused:
         read_subset_list(both.parent, "faces/imgs")
+    message = str(refused.value)
+    expected = f"{SUBSET_LIST}, expected in {both / 'imgs'} or {both} or {both.parent}. Copy it from the folder"
+    assert f"{expected} assets of the official AdaFace repository" in message
+    assert str(tmp_path / "assets") not in message, "an installed package has no such folder"
     for folder in (
         tmp_path / "data" / "faces" / "imgs",
         tmp_path / "data" / "faces",

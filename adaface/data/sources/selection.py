@@ -38,7 +38,7 @@ from adaface.system.files import atomic_file
 
 SUBSET_LIST = "ms1mv2_train_subset_index.txt"
 _FEWEST_IMAGES = 5
-_ASSETS = Path(__file__).resolve().parents[3] / "assets"
+_ASSETS = Path(__file__).resolve().parents[3] / "assets"  # of a clone, where the official code has it
 COLUMNS = ("sample", "use", "identity", "train_as", "why", "image")
 _FIRST_LINE = re.compile(r"# adaface index 1: (\d+) images, fingerprint ([0-9a-f]{64})")
 _ENCODING: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
@@ -127,7 +127,7 @@ def select_classes(
 
 
 def read_subset_list(data_root: str | os.PathLike[str], train_data_path: str | os.PathLike[str]) -> np.ndarray:
-    """Read the paper's subset list, from the folders of the data or from `assets/` of this repository.
+    """Read the paper's subset list, from the folders of the data or from `assets/` of a clone.
 
     Args:
         data_root: folder that ``train_data_path`` is relative to.
@@ -141,13 +141,13 @@ def read_subset_list(data_root: str | os.PathLike[str], train_data_path: str | o
         ValueError: it is not a list of numbers.
     """
     path = Path(data_root, train_data_path)
-    for folder in (path, path.parent, Path(data_root), _ASSETS):
+    beside_the_data = list(dict.fromkeys(folder.absolute() for folder in (path, path.parent, Path(data_root))))
+    for folder in (*beside_the_data, _ASSETS):
         if (folder / SUBSET_LIST).is_file():
             return _parse_subset_list(folder / SUBSET_LIST)
     raise FileNotFoundError(
-        f"--train_data_subset needs {SUBSET_LIST}, which is not part of this repository. Copy it from the folder "
-        f"assets of the official AdaFace repository (github.com/mk-minchul/AdaFace) to {_ASSETS} or "
-        f"{path.absolute()}"
+        f"--train_data_subset needs {SUBSET_LIST}, expected in {' or '.join(map(str, beside_the_data))}. Copy it from "
+        "the folder assets of the official AdaFace repository (github.com/mk-minchul/AdaFace) to one of them"
     )
 
 
