@@ -114,7 +114,7 @@ def test_the_picture_shows_the_colours_and_frames_of_the_faces(people, checkpoin
 
 def test_embed(run, people, checkpoint):
     out = run("embed", "people", "--out", "faces.npz")
-    assert "6 faces of people are in faces.npz" in out
+    assert "6 faces of people saved to faces.npz" in out
     read = read_embeddings(Path("faces.npz"), Embedder.load(checkpoint).fingerprint)
     assert read.names == [f"person {person}/{number}.png" for person in range(3) for number in range(2)]
     embeddings, norms = embedded(checkpoint, *(f"people/{name}" for name in read.names))
