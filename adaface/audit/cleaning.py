@@ -1,4 +1,4 @@
-"""From findings to a cleaned index: images to drop, and images to train with another label."""
+"""Create the cleaned index from findings: images to drop, and images to train with another label."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from adaface.audit.finding import Finding
 from adaface.audit.images import AuditedData
 from adaface.data.sources.selection import TrainingIndex
 
-# in this order: a later kind does not undo an earlier one
+# in this order: of several findings, the first one gives the reason
 _DROPPED = (
     "unreadable image",
     "wrong size",
@@ -27,13 +27,13 @@ _FEWEST_IMAGES = 2
 def cleaned_index(data: AuditedData, findings: Sequence[Finding]) -> TrainingIndex:
     """Decide which images to train on.
 
-    Images that are certainly or likely wrong are dropped. Of copies inside an identity, the first is kept; of copies in
-    two identities, both are dropped, or only the one that the model doubts. Images that likely belong to another
-    identity get its label. Two identities that are likely one person are merged into the larger one. Identities with
-    fewer than two remaining images are dropped.
+    Images that are certainly or likely wrong are dropped. Of duplicates within an identity, the first is kept; of
+    duplicates in two identities, both are dropped, or only the one whose label the model contradicts. Images that
+    likely belong to another identity get its label. Two identities that are likely one person are merged into the
+    larger one. Identities with fewer than two remaining images are dropped.
 
     Args:
-        data: the images.
+        data: training data.
         findings: all findings.
     """
     classes = np.array(data.labels, np.int32)
@@ -72,7 +72,7 @@ def _move(data: AuditedData, findings: Sequence[Finding], classes: np.ndarray, r
     merged = {_class_of(finding, data): finding.target for finding in findings if finding.kind == "merge"}
     for label in sorted(merged):
         target = label
-        while target in merged:  # ends: a smaller identity becomes a larger one
+        while target in merged:  # terminates, because identities are only merged into larger ones
             target = merged[target]
         for sample in np.flatnonzero(classes == label).tolist():
             classes[sample] = target
@@ -80,5 +80,5 @@ def _move(data: AuditedData, findings: Sequence[Finding], classes: np.ndarray, r
 
 
 def _class_of(finding: Finding, data: AuditedData) -> int:
-    """Return the class of a finding on a whole identity."""
+    """Return the class of a finding that concerns a whole identity."""
     return int(data.labels[finding.samples[0]])

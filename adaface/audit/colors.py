@@ -1,8 +1,8 @@
 """Detect swapped red and blue channels: skin of any tone is warmer than gray; with swapped channels it is colder.
 
-None of 4,527 LFW faces and 1,440 synthetic ones had more cold than warm pixels (the minimum was 8 percentage points
-more warm ones; two colorless images had equal shares), so swapped images can be detected, except colorless ones. Blue
-light looks the same, so the finding is a warning.
+None of 4,527 LFW faces and 1,440 synthetic ones had more cold than warm pixels (the smallest difference was 8
+percentage points; two colorless images had none), so swapped images can be detected, except colorless ones. Blue light
+has the same effect, so the finding is a warning.
 """
 
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from adaface.audit.finding import Finding
 from adaface.audit.images import AuditedData
 
 _ROWS, _COLUMNS = slice(30, 110), slice(20, 92)  # the face, in an aligned image of 112x112
-_TINT = 0.01  # share of the brightness by which red and blue must differ to be counted
+_TINT = 0.01  # least difference of red and blue that counts, as a fraction of the brightness
 _COLD = -0.05
 _COLORLESS = 1.0  # mean difference of the highest and lowest channel
 _MOST_OF_IDENTITY = 0.5
@@ -21,7 +21,7 @@ _MOST_OF_DATA = 0.5
 
 
 def warmth(image: np.ndarray) -> float:
-    """Return the share of a face's pixels that are warmer than gray, minus the share that are colder.
+    """Return the fraction of a face's pixels that are warmer than gray, minus the fraction that are colder.
 
     Args:
         image: (112, 112, 3) uint8 BGR.
@@ -45,12 +45,12 @@ def color_spread(image: np.ndarray) -> float:
 
 
 def color_findings(data: AuditedData, table: np.ndarray, good: np.ndarray) -> Iterator[Finding]:
-    """Find swapped colors in the whole data, in identities and in images; and images without color.
+    """Find swapped colors in the whole data, in identities and in single images, and images without color.
 
     Args:
-        data: the images.
-        table: (N,) of ``scan.ROW``.
-        good: samples that could be decoded, ascending.
+        data: training data.
+        table: (N,) array of ``scan.ROW``.
+        good: usable samples, ascending.
     """
     if not len(good):
         return

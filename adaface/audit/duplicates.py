@@ -1,7 +1,7 @@
-"""Duplicate images: inside an identity, in two identities, or in the data and a test set.
+"""Duplicate images: within an identity, in two identities, or in the data and a test set.
 
-Exact copies are found by a hash of the pixels. Near copies are found by a perceptual hash, then both images are read
-again and compared; only pairs with a high correlation are reported.
+Exact duplicates are found by a hash of the pixels. Near duplicates are found by a perceptual hash; then both images are
+read again and compared, and only pairs with a high correlation are reported.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,27 +22,27 @@ Scanned = tuple[TestImages, np.ndarray]  # a test set and its (M,) rows of `scan
 def duplicate_findings(
     data: AuditedData, table: np.ndarray, test_sets: Sequence[Scanned] = (), *, threads: int
 ) -> list[Finding]:
-    """Find copies and near copies inside and across identities, and those of images of test sets.
+    """Find exact and near duplicates within identities, across identities, and of images of test sets.
 
-    A sample is reported with the first sample that it is a copy of, inside and outside of its identity; or with the
-    first such image of a test set.
+    A sample is reported with its first duplicate inside of its identity and with the first one outside of it, or with
+    the first duplicate in a test set.
 
     Args:
-        data: the images.
-        table: (N,) of ``scan.ROW``.
-        test_sets: of the same usual frequencies.
-        threads: that compare; the result does not depend on it.
+        data: training data.
+        table: (N,) array of ``scan.ROW``.
+        test_sets: test sets, scanned with the same reference frequencies.
+        threads: number of threads; the result does not depend on it.
     """
     good = states(table, GOOD)
     firsts = _firsts(table["pixels"][good])
     findings = list(_exact(data, good, firsts))
     leaks = _exact_leaks(data, table, good, test_sets)
-    kept = good[firsts == np.arange(len(good))]  # one image per group of exact copies
+    kept = good[firsts == np.arange(len(good))]  # one image per group of exact duplicates
     tests = [(images, int(place), rows["look"][place]) for images, rows in test_sets for place in states(rows, GOOD)]
     looks = np.concatenate([table["look"][kept], *(look[None] for _, _, look in tests)])
     pairs = near_pairs(looks, threads=threads)
     inner = kept[pairs[pairs[:, 1] < len(kept)]]
-    alike = _verified([(data, a, data, b) for a, b in inner.tolist()], "near copies", threads)
+    alike = _verified([(data, a, data, b) for a, b in inner.tolist()], "near duplicates", threads)
     findings += _near(data, inner, alike)
     outer = pairs[(pairs[:, 0] < len(kept)) & (pairs[:, 1] >= len(kept))]
     crossed = [(int(kept[a]), *tests[b - len(kept)][:2]) for a, b in outer.tolist() if int(kept[a]) not in leaks]
@@ -56,7 +56,7 @@ def duplicate_findings(
 def _exact_leaks(
     data: AuditedData, table: np.ndarray, good: np.ndarray, test_sets: Sequence[Scanned]
 ) -> dict[int, Finding]:
-    """Return a finding for each sample that is in a test set, pixel by pixel."""
+    """Return a finding for each sample with the same pixels as an image of a test set."""
     leaks: dict[int, Finding] = {}
     for images, rows in test_sets:
         there = states(rows, GOOD)
@@ -69,10 +69,10 @@ def _exact_leaks(
 
 
 def _firsts(pixels: np.ndarray) -> np.ndarray:
-    """Return for each of (N, 2) hashes the place of the first equal one, (N,) int64."""
+    """Return for each of (N, 2) hashes the index of the first equal one, (N,) int64."""
     if not len(pixels):
         return np.empty(0, np.int64)
-    order = np.lexsort((pixels[:, 1], pixels[:, 0]))  # stable: of equal ones the first comes first
+    order = np.lexsort((pixels[:, 1], pixels[:, 0]))  # stable: equal hashes keep their order
     ordered = pixels[order]
     begins = np.append(True, (ordered[1:] != ordered[:-1]).any(axis=1))
     firsts = np.empty(len(pixels), np.int64)
@@ -81,7 +81,7 @@ def _firsts(pixels: np.ndarray) -> np.ndarray:
 
 
 def _exact(data: AuditedData, good: np.ndarray, firsts: np.ndarray) -> Iterator[Finding]:
-    seen: dict[tuple[int, int], int] = {}  # of a group of copies and an identity the first sample
+    seen: dict[tuple[int, int], int] = {}  # group of duplicates and identity -> first sample
     copies = np.bincount(firsts, minlength=len(good)) > 1
     for place in np.flatnonzero(copies[firsts]).tolist():
         first, sample = int(firsts[place]), int(good[place])
@@ -95,7 +95,7 @@ def _exact(data: AuditedData, good: np.ndarray, firsts: np.ndarray) -> Iterator[
 
 
 def _near(data: AuditedData, pairs: np.ndarray, alike: Sequence[float]) -> Iterator[Finding]:
-    """Yield for each sample the first one that it is nearly the same as, inside its identity and outside."""
+    """Yield for each sample its first near duplicate inside of its identity, and the first one outside of it."""
     reported = set()
     for (first, sample), value in zip(pairs.tolist(), alike, strict=True):
         inside = data.labels[first] == data.labels[sample]
@@ -124,7 +124,7 @@ def _leak(data: AuditedData, sample: int, images: TestImages, test: int, value: 
 
 
 def _verified(pairs: Sequence[tuple[Any, int, Any, int]], what: str, threads: int) -> list[float]:
-    """Return the likeness of pairs of images as pictures."""
+    """Return the correlations of pairs of images."""
 
     def compare(pair: tuple[Any, int, Any, int]) -> float:
         left, a, right, b = pair

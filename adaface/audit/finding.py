@@ -13,7 +13,7 @@ class Kind:
     Attributes:
         level: ``error`` (certain, and it breaks or harms training), ``warning`` (likely), ``note`` (information).
         title: title of its section in the report.
-        advice: its effect on training, and how the cleaned index handles it.
+        advice: its effect on training, and what the cleaned index does about it.
     """
 
     level: str
@@ -26,10 +26,10 @@ KINDS = {
         ERROR, "Unreadable images", "Empty, truncated, or not an image. Training fails on them; the index drops them."
     ),
     "wrong size": Kind(
-        ERROR, "Images of another size", "Faces must be aligned to 112x112 px. Dropped; align them instead."
+        ERROR, "Images of the wrong size", "Faces must be aligned to 112x112 px. Dropped; align them instead."
     ),
     "grey image": Kind(ERROR, "Gray images", "One channel instead of three; training fails on them. Dropped."),
-    "empty identity": Kind(ERROR, "Identities without images", "Training fails on the folder. Left out."),
+    "empty identity": Kind(ERROR, "Identities without images", "Training fails on empty folders. Left out."),
     "label gap": Kind(
         ERROR, "Labels without images", "Training fails on the file; the index renumbers the classes."
     ),
@@ -37,33 +37,34 @@ KINDS = {
     "leaked image": Kind(
         ERROR,
         "Images of a test set",
-        "The same image, possibly mirrored or re-encoded, is in a test set, whose results would be too good. Dropped.",
+        "The same image, possibly mirrored or re-encoded, is in a test set, so the test results would be too good. "
+        "Dropped.",
     ),
     "duplicate across": Kind(
         ERROR,
-        "One image, two identities",
+        "Same image in two identities",
         "The same pixels in two identities: one label is wrong. "
-        "Both are dropped, or only the one that the model doubts.",
+        "Both images are dropped, or only the one whose label the model contradicts.",
     ),
     "near duplicate across": Kind(
         ERROR,
-        "Nearly one image, two identities",
+        "Nearly the same image in two identities",
         "The same image, mirrored, re-encoded or cropped, in two identities: one label is wrong. "
-        "Both are dropped, or only the one that the model doubts.",
+        "Both images are dropped, or only the one whose label the model contradicts.",
     ),
     "duplicate inside": Kind(
-        WARNING, "Copies inside an identity", "Exact copies of an image count twice. The first one is kept."
+        WARNING, "Duplicates within an identity", "An image with exact copies is used several times. The first is kept."
     ),
     "near duplicate inside": Kind(
         NOTE,
-        "Near copies inside an identity",
+        "Near duplicates within an identity",
         "The same image, mirrored, re-encoded or cropped, or another frame of a video. Kept.",
     ),
     "single image": Kind(
-        WARNING, "Identities with one image", "A single image gives no genuine pairs to learn from. Dropped."
+        WARNING, "Identities with a single image", "A single image gives no genuine pairs to learn from. Dropped."
     ),
     "red and blue swapped": Kind(
-        WARNING, "Red and blue swapped", "Skin is blue, unlike in the rest of the data. Dropped; or fix the files."
+        WARNING, "Red and blue swapped", "Skin is blue, unlike in the rest of the data. Dropped, unless you fix them."
     ),
     "data set swapped": Kind(
         WARNING,
@@ -74,26 +75,28 @@ KINDS = {
     "colourless image": Kind(NOTE, "Images without color", "Three equal channels, such as old photographs. Kept."),
     "mislabelled": Kind(
         WARNING,
-        "Likely of another identity",
-        "For the model, it is far from its identity and close to another. The index assigns it to that one.",
+        "Likely another identity",
+        "According to the model, far from their identity and close to another one. The index assigns them to that one.",
     ),
     "outlier": Kind(
-        NOTE, "Unlike their identity", "For the model, far from their identity and from all others. Kept: check them."
+        NOTE,
+        "Unlike their identity",
+        "According to the model, far from their identity and from all others. Kept; check them.",
     ),
     "merge": Kind(
         WARNING,
         "Likely one person in two identities",
-        "For the model, as similar as two halves of one identity. The index merges them into the larger one.",
+        "According to the model, as similar as two halves of one identity. The index merges them into the larger one.",
     ),
     "split": Kind(
         WARNING,
         "Likely two people in one identity",
-        "For the model, two clusters as different as two people. The images of the smaller one are dropped.",
+        "According to the model, two clusters as different as two people. The images of the smaller one are dropped.",
     ),
     "leaked identity": Kind(
         WARNING,
-        "People of a test set",
-        "For the model, someone in the test set. Dropped, so that the test uses unseen people.",
+        "Identities of a test set",
+        "According to the model, the same person as in a test set. Dropped, so that the test uses unseen people.",
     ),
 }  # fmt: skip
 
@@ -104,13 +107,13 @@ class Finding:
 
     Attributes:
         kind: a key of ``KINDS``.
-        identity: name of the class; empty if it concerns none.
+        identity: name of the affected class; empty if there is none.
         text: description.
-        samples: samples of the data that it concerns, the most important first; may be empty.
-        other: sample that they are compared with; -1 without one.
-        test_image: name of a test set and index of its image that they are compared with; None without one.
-        target: class that the samples likely belong to; -1 without one.
-        value: measured value (a cosine, a share); NaN without one.
+        samples: indices of the affected samples, the most important first; may be empty.
+        other: index of the sample that they were compared with; -1 if none.
+        test_image: name of a test set and index of the image that they were compared with; None if none.
+        target: class that the samples likely belong to; -1 if none.
+        value: measured value, such as a cosine or a fraction; NaN if none.
     """
 
     kind: str

@@ -1,12 +1,12 @@
-"""What a model says of labels: images of another identity, identities that are one person, or two; people who leak.
+"""Find wrong labels with a model: mislabeled images, identities to merge or to split, and identities of test sets.
 
-Each identity has a center, the mean of the half of its images that are closest to the mean of all, so that wrong images
-do not move it. What a cosine means depends on the model and the data: it is compared with that of an image to its own
-center, left out itself, and to those of others.
+The center of an identity is the mean of the half of its images closest to the mean of all, so that mislabeled images do
+not move it. The meaning of a cosine depends on the model and the data, so cosines are compared with the usual cosines
+of images to their own center (computed without the image) and to other centers.
 
 Source: the cleaning of sub-center ArcFace (Deng et al., ECCV 2020), which drops images far from the dominant center.
-Differences: no training of its own; thresholds follow from the model's cosines instead of a fixed angle of 75 degrees;
-an image that is close to another's center is told to be that one's.
+Differences: no model is trained for it; thresholds follow from the model's cosines instead of a fixed angle of 75
+degrees; an image that is close to the center of another identity is assigned to it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,13 +23,13 @@ _SEED = 0
 _SAMPLED = 50_000
 _AT_ONCE = 1 << 14
 _TIE = 1e-6
-# Tried on 4,527 LFW faces with a small network that was trained on them, after 10 epochs and after 24: of 100 labels
-# made wrong 86 and 93 were found, with 8 false alarms and none; of 20 identities cut in two 9 and 20, of 30 pairs made
-# one 11 and 17, with none. Of 2,400 faces of strangers two and none were taken for someone in the data.
-_LEAST_SPREADS_APART = 2.0  # of the own center and others, below which a model says nothing
-_LEAST_GAIN = 0.6  # of the distance of own and other: how much closer another center has to be
+# Measured on 4,527 LFW faces with a small network trained on them, after 10 and after 24 epochs: of 100 wrong labels,
+# 86 and 93 were found, with 8 and 0 false alarms; of 20 identities cut in two, 9 and 20, and of 30 joined pairs of
+# identities, 11 and 17, without false alarms. Of 2,400 faces of other people, 2 and 0 were taken for an identity.
+_LEAST_SPREADS_APART = 2.0  # least distance of `own` and `other` for which the model is used
+_LEAST_GAIN = 0.6  # how much closer another center must be, as a fraction of the distance of `own` and `other`
 _OUTLIER_SPREADS = 1.0
-_MERGE_DEVIATIONS = 3.0  # above the usual cosine of an identity's center to the most similar other one
+_MERGE_DEVIATIONS = 3.0  # above the usual cosine of an identity's center to the most similar other center
 _SPLIT_SPREADS = 0.75
 _LEAK_SPREADS = 4.0
 _NORMAL = 1.4826  # standard deviation of a normal distribution, in median absolute deviations
@@ -42,13 +42,13 @@ _SHOWN = 6
 
 @dataclass(frozen=True)
 class Embeddings:
-    """The images that a model could embed, in the order of their classes.
+    """Embeddings of the images that could be embedded, sorted by class.
 
     Attributes:
-        samples: (M,) of the data, ascending.
-        labels: (M,) their classes, ascending.
+        samples: (M,) indices in the data, ascending.
+        labels: (M,) classes, ascending.
         vectors: (M, D) float32 unit vectors.
-        classes: C, how many there are in the data.
+        classes: number of classes in the data, C.
     """
 
     samples: np.ndarray
@@ -58,21 +58,21 @@ class Embeddings:
 
     @cached_property
     def counts(self) -> np.ndarray:
-        """Images of each class, (C,)."""
+        """Number of images of each class, (C,)."""
         return np.bincount(self.labels, minlength=self.classes)
 
     @cached_property
     def begins(self) -> np.ndarray:
-        """Place of the first image of each class, (C,)."""
+        """Index of the first image of each class, (C,)."""
         return np.cumsum(self.counts) - self.counts
 
     @cached_property
     def core(self) -> np.ndarray:
-        """Whether an image is among the half of its class that is closest to the mean of all, (M,) bool."""
+        """Whether an image belongs to the half of its class closest to the class mean, (M,) bool."""
         means = unit(self._sums(np.ones(len(self.labels), np.float32)))
         own = self._cosines(means)
         order = np.lexsort((own, self.labels))
-        middle = self.begins + self.counts // 2  # of an even number the upper one of the two: half of them stay
+        middle = self.begins + self.counts // 2  # the upper one of an even number, so that half of them remain
         least = np.full(self.classes, -np.inf)
         there = self.counts > 0
         least[there] = own[order][np.minimum(middle, len(order) - 1)[there]]
@@ -80,12 +80,12 @@ class Embeddings:
 
     @cached_property
     def center_sums(self) -> np.ndarray:
-        """Sum of the core of each class, (C, D) float32; zeros without images."""
+        """Sum of the core of each class, (C, D) float32; zero for classes without images."""
         return self._sums(self.core.astype(np.float32))
 
     @cached_property
     def own(self) -> np.ndarray:
-        """Cosine of each image to the center of its class without it, (M,) float32; NaN where nothing else is there."""
+        """Cosine of each image to the center of the others of its class, (M,) float32; NaN if there are no others."""
         own = np.empty(len(self.labels), np.float32)
         for part in _parts(len(own)):
             vectors = np.asarray(self.vectors[part], np.float32)
@@ -117,15 +117,15 @@ class Embeddings:
 
 @dataclass(frozen=True)
 class Levels:
-    """What cosines mean, with this model in this data.
+    """Typical cosines of this model and data.
 
     Attributes:
-        own: median of an image's to its own center.
-        other: mean of an image's to the center of another identity.
-        spread: standard deviation of that.
-        halves: of the centers of two halves of an identity; a quarter is below that.
-        centers: median of an identity's center to the most similar other one.
-        centers_spread: robust standard deviation of that.
+        own: median cosine of an image to its own center.
+        other: mean cosine of an image to the center of another identity.
+        spread: standard deviation of the latter.
+        halves: lower quartile of the cosines between the centers of two halves of an identity.
+        centers: median cosine of an identity's center to the most similar other center.
+        centers_spread: robust standard deviation of the latter.
     """
 
     own: float
@@ -137,31 +137,31 @@ class Levels:
 
     @property
     def middle(self) -> float:
-        """Between own and other."""
+        """Mean of ``own`` and ``other``."""
         return (self.own + self.other) / 2
 
     @property
     def one_person(self) -> float:
-        """From where on two centers are taken for those of one person."""
+        """Smallest cosine of two centers that likely belong to one person."""
         return max(self.halves, self.centers + _MERGE_DEVIATIONS * self.centers_spread)
 
     @property
     def useful(self) -> bool:
-        """Whether the model tells these identities apart."""
+        """Whether the model can distinguish these identities."""
         return self.own - self.other >= _LEAST_SPREADS_APART * self.spread
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
-    """Return vectors of length 1, (..., D); those of length 0 stay."""
+    """Normalize vectors (..., D) to length 1; zero vectors stay zero."""
     lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
     return vectors / np.maximum(lengths, 1e-12)
 
 
 def levels_of(faces: Embeddings) -> Levels:
-    """Measure what cosines mean, on up to 50,000 images drawn by a fixed seed.
+    """Measure the typical cosines, on up to 50,000 images drawn with a fixed seed.
 
     Args:
-        faces: the data, of at least two classes.
+        faces: embeddings of at least two classes.
     """
     rng = np.random.default_rng(_SEED)
     there = np.flatnonzero(faces.counts > 0)
@@ -184,7 +184,7 @@ def levels_of(faces: Embeddings) -> Levels:
 
 
 def _halves(faces: Embeddings) -> np.ndarray:
-    """Return the cosine of the centers of every second image and of the others, of each class of four or more."""
+    """Return the cosine between the centers of the even and the odd images, for each class of four or more images."""
     number = np.arange(len(faces.labels)) - faces.begins[faces.labels]
     sums = [faces._sums(((number % 2 == half) & faces.core).astype(np.float32)) for half in (0, 1)]
     enough = faces.counts >= _FEWEST_FOR_SPLIT
@@ -193,12 +193,12 @@ def _halves(faces: Embeddings) -> np.ndarray:
 
 
 def identity_findings(data: AuditedData, faces: Embeddings, levels: Levels) -> list[Finding]:
-    """Find likely mislabelled images, outliers, and identities to merge or to split.
+    """Find likely mislabeled images, outliers, and identities to merge or to split.
 
     Args:
-        data: the images.
-        faces: their embeddings.
-        levels: of them.
+        data: training data.
+        faces: embeddings of the data.
+        levels: typical cosines of ``faces``.
     """
     alone = list(_moved(data, faces, levels))
     moved = {sample for finding in alone if finding.kind == "mislabelled" for sample in finding.samples}
@@ -226,7 +226,7 @@ def _moved(data: AuditedData, faces: Embeddings, levels: Levels) -> Iterator[Fin
 
 
 def _merged(data: AuditedData, faces: Embeddings, levels: Levels) -> Iterator[Finding]:
-    """Yield identities whose center is as close to another's as that of its own other half."""
+    """Yield identities whose center is as close to another center as two halves of one identity."""
     there = np.flatnonzero(faces.counts > 1)
     if len(there) < 2:
         return
@@ -247,7 +247,7 @@ def _merged(data: AuditedData, faces: Embeddings, levels: Levels) -> Iterator[Fi
 
 
 def _split(data: AuditedData, faces: Embeddings, levels: Levels, moved: set[int]) -> Iterator[Finding]:
-    """Yield the smaller of two clusters of an identity that are as far from each other as two people."""
+    """Yield the smaller of two clusters of an identity that are as different as two people."""
     suspects = np.bincount(faces.labels[faces.own < levels.middle], minlength=faces.classes)
     for label in np.flatnonzero((suspects >= _FEWEST_OF_CLUSTER) & (faces.counts >= _FEWEST_FOR_SPLIT)).tolist():
         places = np.arange(faces.begins[label], faces.begins[label] + faces.counts[label])
@@ -260,19 +260,19 @@ def _split(data: AuditedData, faces: Embeddings, levels: Levels, moved: set[int]
         if min(second.sum(), (~second).sum()) < _FEWEST_OF_CLUSTER or apart >= far or tight < levels.middle:
             continue
         samples = tuple(faces.samples[places[second]].tolist())
-        text = f"{len(samples)} of {len(places)} images are another cluster: cosine {apart:.2f} between the two"
+        text = f"{len(samples)} of {len(places)} images form a second cluster: cosine {apart:.2f} between the two"
         yield Finding("split", data.source.class_names[label], text, samples=samples, value=apart)
 
 
 def two_clusters(vectors: np.ndarray) -> tuple[np.ndarray, float, float]:
-    """Cut unit vectors into two clusters by 2-means, begun with the most unlike of the first and its farthest.
+    """Split unit vectors into two clusters by 2-means, starting from the vector least similar to the mean.
 
     Args:
-        vectors: (M, D), at least two.
+        vectors: (M, D), M >= 2.
 
     Returns:
-        Which are in the smaller cluster, (M,) bool; the cosine of the two centers; the smaller cluster's mean cosine
-        of its members to its center without them, the lower of both clusters'.
+        Whether each vector is in the smaller cluster, (M,) bool; the cosine of the two centers; and the mean cosine of
+        members to the center of the other members, of the less compact cluster.
     """
     far = int(np.argmin(vectors @ vectors.mean(axis=0)))
     ends = np.stack([vectors[int(np.argmin(vectors @ vectors[far]))], vectors[far]])
@@ -292,7 +292,7 @@ def two_clusters(vectors: np.ndarray) -> tuple[np.ndarray, float, float]:
 
 
 def _tightness(vectors: np.ndarray) -> float:
-    """Return the mean cosine of unit vectors to the center of the others; 1 for a single one."""
+    """Return the mean cosine of unit vectors to the center of the others; 1 for a single vector."""
     if len(vectors) < 2:
         return 1.0
     others = unit(vectors.sum(axis=0) - vectors)
@@ -302,13 +302,13 @@ def _tightness(vectors: np.ndarray) -> float:
 def leaked_identities(
     data: AuditedData, faces: Embeddings, levels: Levels, test_sets: Sequence[tuple[str, np.ndarray, np.ndarray]]
 ) -> Iterator[Finding]:
-    """Find identities that are likely people of a test set.
+    """Find identities that are likely also in a test set.
 
     Args:
-        data: the images.
-        faces: their embeddings.
-        levels: of them.
-        test_sets: of each the name, the numbers of the images that could be embedded, and their (T, D) unit vectors.
+        data: training data.
+        faces: embeddings of the data.
+        levels: typical cosines of ``faces``.
+        test_sets: name, indices of the embedded images, and their (T, D) unit vectors, for each test set.
     """
     centers = unit(faces.center_sums)
     least = max(levels.own, levels.other + _LEAK_SPREADS * levels.spread)
@@ -325,7 +325,7 @@ def leaked_identities(
                 continue
             told.add(label)
             text = f"cosine {values[best]:.2f} to image {numbers[best]} of {name}"
-            text += f", and as much to {len(places) - 1} more of its images" if len(places) > 1 else ""
+            text += f", and similar to {len(places) - 1} more of its images" if len(places) > 1 else ""
             samples = tuple(faces.samples[faces.of(label)].tolist())
             identity, value = data.source.class_names[label], float(values[best])
             test = (name, int(numbers[best]))

@@ -1,4 +1,4 @@
-"""The images that an audit looks at: those of the data, and those of test sets that must not be among them."""
+"""The images of an audit: the training data, and the test sets that the training data must not contain."""
 
 import hashlib
 import os
@@ -27,8 +27,8 @@ class AuditedData:
     """The training data.
 
     Attributes:
-        source: encoded images and labels, flaws passed over.
-        swapped: red and blue of all images are swapped.
+        source: encoded images and labels, without the parts that cannot be listed.
+        swapped: the red and blue channels of all images on disk are swapped.
     """
 
     source: TrainingSource
@@ -36,7 +36,7 @@ class AuditedData:
 
     @property
     def name(self) -> str:
-        """What the images are, for progress bars."""
+        """Label of the progress bar."""
         return "images"
 
     def __len__(self) -> int:
@@ -49,15 +49,15 @@ class AuditedData:
 
     @property
     def flaws(self) -> Sequence[Flaw]:
-        """What was passed over."""
+        """Flaws that were skipped while listing the data."""
         return getattr(self.source, "flaws", [])
 
     def encoded(self, index: int) -> EncodedImage:
         """Return an image as it is stored.
 
         Raises:
-            OSError: it cannot be read.
-            ValueError: its record is damaged.
+            OSError: the file cannot be read.
+            ValueError: the record is damaged.
         """
         return self.source.read(index)
 
@@ -65,7 +65,7 @@ class AuditedData:
         """Return an image, (112, 112, 3) uint8 BGR.
 
         Raises:
-            ValueError: it is no such image.
+            ValueError: the image is damaged, or of another size or type.
         """
         try:
             image = decode_image(self.encoded(index), self.source.describe(index))
@@ -78,7 +78,7 @@ class AuditedData:
         return self.source.class_names[int(self.labels[index])]
 
     def fingerprint(self) -> str:
-        """Return a text that changes where the images do: names, sizes, times of change, and labels."""
+        """Return a digest of file names, sizes, modification times, and labels."""
         digest = hashlib.sha256(f"{self.swapped} {len(self)}\n".encode())
         for path in _files(self.source):
             status = os.stat(path)  # noqa: PTH116 - millions of times
@@ -96,26 +96,27 @@ def _files(source: TrainingSource) -> Iterator[str | Path]:
     elif isinstance(source, FlawedRecordSource):
         yield from source.files
     else:
-        raise TypeError(f"no audit of a {type(source).__name__}")
+        raise TypeError(f"a {type(source).__name__} cannot be audited")
 
 
 def image_folders(source: TrainingSource) -> list[Path]:
-    """Return the folders of class folders in a source."""
+    """Return the image folders of a source, each with one subfolder per identity."""
     if isinstance(source, CombinedSource):
         return [folder for part in source.parts() for folder in image_folders(part)]
     return [source.root] if isinstance(source, FolderSource) else []
 
 
 def open_audited_data(path: str, *, swapped: bool = False) -> AuditedData:
-    """Open the training data, whatever its flaws.
+    """Open training data that may have flaws.
 
     Args:
-        path: an image folder, a folder with `train.rec` or `train_0.rec`, ..., or a `.rec`; several with commas.
-        swapped: red and blue of all images are swapped.
+        path: an image folder, a folder with `train.rec` or `train_0.rec`, ..., or a `.rec`; several paths are
+            separated by commas.
+        swapped: the red and blue channels of all images on disk are swapped.
 
     Raises:
-        FileNotFoundError: there is nothing.
-        ValueError: it cannot even be listed.
+        FileNotFoundError: there is no data.
+        ValueError: the data cannot be listed.
     """
     try:
         return AuditedData(open_training_source(".", path, flawed=True), swapped)
@@ -128,15 +129,15 @@ class TestImages:
     """The images of a test set.
 
     Attributes:
-        name: of the set, for people.
-        count: how many.
-        get: returns one, encoded or decoded; raises ValueError or OSError.
-        where: returns where one lies, for messages.
-        state: a text that changes where they do.
-        folder: of its image files; None where they are in a `.bin` or the like.
+        name: name of the set, for messages.
+        count: number of images.
+        get: returns an image, encoded or decoded; raises ValueError or OSError.
+        where: returns the location of an image, for messages.
+        state: a digest of the images' files.
+        folder: folder of the image files; None if they are in one file, such as a `.bin`.
     """
 
-    __test__ = False  # no test of pytest's
+    __test__ = False  # not a test class of pytest
 
     name: str
     count: int
@@ -149,14 +150,14 @@ class TestImages:
         return self.count
 
     def encoded(self, index: int) -> EncodedImage:
-        """Return an image, encoded; or decoded, which then is (112, 112, 3) uint8 RGB."""
+        """Return an image, either encoded or decoded to (112, 112, 3) uint8 RGB."""
         return self.get(index)
 
     def read(self, index: int) -> np.ndarray:
         """Return an image, (112, 112, 3) uint8 BGR.
 
         Raises:
-            ValueError: it is no such image.
+            ValueError: the image is damaged, or of another size or type.
         """
         try:
             return decode_image(self.get(index), self.where(index))
@@ -164,28 +165,30 @@ class TestImages:
             raise ValueError(f"{self.where(index)} cannot be read: {error.strerror or error}") from error
 
     def fingerprint(self) -> str:
-        """Return a text that changes where the images do."""
+        """Return a digest of the images' files."""
         return self.state
 
 
 def open_test_sets(paths: str) -> list[TestImages]:
-    """Open the test sets that must not be in the training data.
+    """Open the test sets that the training data must not contain.
 
     Args:
-        paths: `.bin` files, folders of verification sets, or folders of images at any depth; with commas between them.
+        paths: `.bin` files, folders of verification sets, or folders of images at any depth, separated by commas.
 
     Raises:
-        FileNotFoundError: one of them is not there, or a folder without images.
-        ValueError: one is damaged, or a name is empty.
+        FileNotFoundError: a path does not exist, or a folder contains no images.
+        ValueError: a set is damaged, or a path is empty.
     """
     words = [paths] if Path(paths).exists() else [word.strip() for word in paths.split(",")]
     test_sets: list[TestImages] = []
     for word in words:
         path = Path(word)
         if not word:
-            raise ValueError(f"--test_sets {paths!r}: a name is empty; expected .bin files or folders, with commas")
+            raise ValueError(
+                f"--test_sets {paths!r}: a path is empty; expected .bin files or folders, separated by commas"
+            )
         if not path.exists():
-            raise FileNotFoundError(f"--test_sets: there is no {path}; expected a .bin file, or a folder")
+            raise FileNotFoundError(f"--test_sets: {path} does not exist; expected a .bin file or a folder")
         if path.is_dir():
             sets = find_pair_sets(path)
             test_sets += [_pair_images(open_pair_set(path, name), file) for name, file in sets.items()]
@@ -216,7 +219,7 @@ def _folder_images(folder: Path) -> TestImages:
     )
     if not names:
         raise FileNotFoundError(
-            f"--test_sets: {folder} holds neither verification sets nor images; it holds {listing(folder)}"
+            f"--test_sets: {folder} contains neither verification sets nor images; found: {listing(folder)}"
         )
     name = folder.resolve().name[:_LONGEST_NAME]
     state = fingerprint_of_files(names)

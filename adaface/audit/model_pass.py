@@ -22,12 +22,12 @@ _FEWEST_IDENTITIES = 2
 
 @dataclass(frozen=True)
 class AskedModel:
-    """The model that an audit asks, loaded when it is called with the folder for its embeddings.
+    """The model of an audit; calling it with the folder for its embeddings loads it.
 
     Attributes:
-        name: of a published model; empty where there is a file.
+        name: name of a published model; empty to use ``file``.
         file: checkpoint or ONNX file.
-        arch: its architecture, where the file does not tell it.
+        arch: architecture, if the file does not store it.
     """
 
     name: str
@@ -35,20 +35,20 @@ class AskedModel:
     arch: str | None = None
 
     def __call__(self, folder: Path) -> tuple[EmbedImages, str]:
-        """Load the model, on all GPUs where there are any.
+        """Load the model, on all GPUs if there are any.
 
         Args:
-            folder: embeddings are kept there.
+            folder: folder for the cached embeddings.
 
         Returns:
-            What embeds, and passes over images that cannot be read; and what the model is.
+            A function that embeds images and skips unreadable ones, and a description of the model.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: no model, or an unknown name.
-            RuntimeError: it cannot be downloaded.
+            FileNotFoundError: the file does not exist.
+            ValueError: the file is not a model, or the name is unknown.
+            RuntimeError: the model cannot be downloaded.
         """
-        import torch  # takes seconds, and an audit without a model does without
+        import torch  # the import takes seconds, and an audit without a model does not need it
 
         from adaface.checkpoints.download import find_model
         from adaface.inference.embedding_cache import CachedEmbedding, ModelFile
@@ -68,33 +68,35 @@ class AskedModel:
 def model_findings(
     data: AuditedData, table: np.ndarray, embed: EmbedImages, test_sets: Sequence[Scanned]
 ) -> tuple[list[Finding], list[str]]:
-    """Find what a model finds.
+    """Return the findings that need a model.
 
     Args:
-        data: the images.
-        table: (N,) of ``scan.ROW``.
-        embed: of a model; passes over images that can no longer be read.
-        test_sets: whose people must not be in the data.
+        data: training data.
+        table: (N,) array of ``scan.ROW``.
+        embed: embeds images with the model and skips those that can no longer be read.
+        test_sets: test sets whose identities must not be in the data.
 
     Returns:
-        Findings, and notes on what the model could not say.
+        Findings, and notes on the model and on checks that were not possible.
     """
     samples, vectors = _embedded(data, table, embed)
     faces = Embeddings(samples, data.labels[samples], vectors, len(data.source.class_names))
     if (faces.counts > 1).sum() < _FEWEST_IDENTITIES:
-        return [], [f"The model was not used: fewer than {_FEWEST_IDENTITIES} identities have two usable images."]
+        return [], [
+            f"The model was not used: fewer than {_FEWEST_IDENTITIES} identities have at least two usable images."
+        ]
     levels = levels_of(faces)
     summary = f"cosine {levels.own:.2f} of an image to its own identity, {levels.other:.2f} to others (median, mean)"
     if not levels.useful:
-        return [], [f"The model cannot distinguish these identities ({summary}): its findings on labels are left out."]
+        return [], [f"The model cannot distinguish these identities ({summary}): its findings are not reported."]
     sets = [(images.name, *_embedded(images, rows, embed)) for images, rows in test_sets]
     findings = identity_findings(data, faces, levels) + list(leaked_identities(data, faces, levels, sets))
-    return findings, [f"The model: {summary}."]
+    return findings, [f"Model: {summary}."]
 
 
 def _embedded(images: AuditedData | TestImages, table: np.ndarray, embed: EmbedImages) -> tuple[np.ndarray, np.ndarray]:
-    """Return which images are embedded, and their vectors; of one view, as two would take twice the time."""
-    from adaface.inference.embedder import IMAGE  # see above
+    """Return the embedded images and their embeddings, without flip test, which would take twice the time."""
+    from adaface.inference.embedder import IMAGE  # imports torch
 
     good = states(table, GOOD)
     embedded = embed(ChosenImages(images, good), IMAGE)

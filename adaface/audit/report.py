@@ -34,7 +34,7 @@ _LINES_AT_ONCE = 1 << 14
 
 
 def in_order_of_level(findings: Sequence[Finding]) -> list[Finding]:
-    """Return findings the worst first, those of a kind together, in the order of the samples."""
+    """Sort findings by level (the worst first), kind and sample."""
     place = {
         kind: number for number, kind in enumerate(sorted(KINDS, key=lambda kind: LEVELS.index(KINDS[kind].level)))
     }
@@ -42,7 +42,7 @@ def in_order_of_level(findings: Sequence[Finding]) -> list[Finding]:
 
 
 def counts_of(findings: Sequence[Finding]) -> dict[str, int]:
-    """Return how many findings there are of each kind that there is, the worst first."""
+    """Return the number of findings of each kind that occurs, the worst first."""
     counts: dict[str, int] = {}
     for finding in in_order_of_level(findings):
         counts[finding.kind] = counts.get(finding.kind, 0) + 1
@@ -50,16 +50,16 @@ def counts_of(findings: Sequence[Finding]) -> dict[str, int]:
 
 
 def write_csv(path: Path, data: AuditedData, findings: Sequence[Finding], tests: Mapping[str, TestImages]) -> None:
-    """Write a line for each finding and image.
+    """Write one line for each image of each finding.
 
     Args:
-        path: the file.
-        data: the images.
-        findings: in the order to write.
+        path: output file.
+        data: training data.
+        findings: findings in the order to write.
         tests: test sets by name.
 
     Raises:
-        OSError: it cannot be written; what was there before is untouched.
+        OSError: the file cannot be written; an existing file is then unchanged.
     """
     rows = (row for finding in findings for row in _rows(data, finding, tests))
     with atomic_file(path) as file:
@@ -85,14 +85,14 @@ def _rows(data: AuditedData, finding: Finding, tests: Mapping[str, TestImages]) 
 
 
 def write_json(path: Path, facts: Mapping[str, Any]) -> None:
-    """Write what an audit was of and how much it found, for other programs.
+    """Write the summary of an audit, for other programs.
 
     Args:
-        path: the file.
+        path: output file.
         facts: plain values.
 
     Raises:
-        OSError: it cannot be written; what was there before is untouched.
+        OSError: the file cannot be written; an existing file is then unchanged.
     """
     write_atomically(path, json.dumps(facts, indent=1) + "\n")
 
@@ -106,18 +106,18 @@ def write_html(
     facts: Sequence[tuple[str, str]],
     notes: Sequence[str],
 ) -> None:
-    """Write the page.
+    """Write the HTML report.
 
     Args:
-        path: the file.
-        data: the images.
-        findings: in the order to show.
+        path: output file.
+        data: training data.
+        findings: findings in the order to show.
         tests: test sets by name.
-        facts: name and value, for its head.
-        notes: what is unusual about the audit.
+        facts: names and values for the head of the page.
+        notes: notes on the audit.
 
     Raises:
-        OSError: it cannot be written; what was there before is untouched.
+        OSError: the file cannot be written; an existing file is then unchanged.
     """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).resolve().parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
@@ -132,7 +132,7 @@ def write_html(
 
 
 def _sections(data: AuditedData, findings: Sequence[Finding], tests: Mapping[str, TestImages]) -> list[dict[str, Any]]:
-    """Return the kinds with their findings, the first ones of each with pictures, as many as the page may hold."""
+    """Return the kinds with their first findings and their images, up to the size limit of the page."""
     by_kind = {kind: list(some) for kind, some in itertools.groupby(findings, key=lambda finding: finding.kind)}
     left = _MOST_PICTURE_BYTES
     sections: list[dict[str, Any]] = []
@@ -182,17 +182,17 @@ def _card(data: AuditedData, finding: Finding, tests: Mapping[str, TestImages]) 
 
 
 def _place(data: AuditedData, sample: int) -> str:
-    """Return where a sample lies, without what all have in common."""
+    """Return the location of a sample, without the part that all samples have in common."""
     return data.source.describe(sample).removeprefix(data.source.location).lstrip("/, ")
 
 
 def _printable(text: str) -> str:
-    """Return a text that can be written as UTF-8: a file's name need not be."""
+    """Return a text that can be encoded as UTF-8; file names may contain other bytes."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _uri(images: AuditedData | TestImages, index: int) -> str:
-    """Return a picture as a data URI, empty where it cannot be read."""
+    """Return an image as a data URI; empty if it cannot be read."""
     picture = displayed(images, index)
     if picture is None:
         return ""

@@ -1,7 +1,7 @@
 """Run an audit: list, scan and compare the images, write the report and the cleaned index.
 
-Results of the long passes are cached in `<output>/cache`, so that an interrupted audit, or one with another test set or
-model, resumes from there; a change of the data starts it again.
+Results of the long passes are cached in `<output>/cache` and reused by a resumed audit, or by one with another test set
+or model. If the data changes, the audit starts over.
 """
 
 import hashlib
@@ -36,23 +36,23 @@ logger = logging.getLogger(__name__)
 
 INDEX = "cleaned_index.csv"
 _CACHE, _LOCK = "cache", ".lock"
-_FORM = 1  # of what is kept; raise it when a row's meaning changes
+_FORM = 1  # version of the cache; increase it when the meaning of a row changes
 _KEY_LETTERS = 24
 _FEWEST_IDENTITIES = 2
 
 
 @dataclass(frozen=True)
 class AuditOptions:
-    """What is asked for.
+    """Options of an audit.
 
     Attributes:
-        data: path of the data, or several with commas between them.
-        test_sets: paths with commas between them; empty for none.
-        output: folder to write to; empty: beside the data.
-        apply: write the cleaned index too.
-        swapped: red and blue of all images are swapped.
-        threads: that read, decode and compare; 0: one for each core.
-        overwrite: look at everything again.
+        data: path of the data, or several paths separated by commas.
+        test_sets: paths separated by commas; empty for none.
+        output: output folder; empty: next to the data.
+        apply: also write the cleaned index.
+        swapped: the red and blue channels of all images on disk are swapped.
+        threads: number of threads; 0: one per core.
+        overwrite: check all images again.
     """
 
     data: str
@@ -68,23 +68,23 @@ class LoadEmbed(Protocol):
     """Loads a model."""
 
     def __call__(self, folder: Path) -> tuple[EmbedImages, str]:
-        """Return what embeds with it and keeps embeddings in a folder, and what it is."""
+        """Return a function that embeds images and caches embeddings in the folder, and a description of the model."""
 
 
 def audit(options: AuditOptions, load_embed: LoadEmbed | None = None) -> int:
     """Audit a data set, write the report, and log a summary.
 
     Args:
-        options: what is asked for.
-        load_embed: loads a model to ask; None asks none.
+        options: options of the audit.
+        load_embed: loads a model; None for an audit without one.
 
     Returns:
-        Exit status: 0 where nothing above a note was found, else 1.
+        Exit status: 0 if there are no findings except notes, otherwise 1.
 
     Raises:
-        FileNotFoundError: data or test sets are not there.
-        ValueError: they cannot be listed, or the output folder will not do.
-        RuntimeError: another audit writes to the same folder.
+        FileNotFoundError: data or test sets do not exist.
+        ValueError: data or test sets cannot be listed, or the output folder is not suitable.
+        RuntimeError: another audit is writing to the same folder.
     """
     began = time.monotonic()
     threads = options.threads or usable_cores()
@@ -95,7 +95,7 @@ def audit(options: AuditOptions, load_embed: LoadEmbed | None = None) -> int:
     logger.info(f"{data.source.location}: {len(data):,} images of {len(data.source.class_names):,} identities")
     busy = f"another audit is writing to {output}; wait for it, stop it, or give another --output"
     with locked(output / _CACHE / _LOCK, busy):
-        notes = [] if tests else ["No test sets were given (--test_sets): images were not compared with any."]
+        notes = [] if tests else ["Images were not compared with test sets, because none were given (--test_sets)."]
         with quiet_error_output():
             table, scanned = _scan_all(options, data, tests, output / _CACHE, threads)
             found = _findings_without_model(data, table, scanned, threads)
@@ -114,7 +114,7 @@ def audit(options: AuditOptions, load_embed: LoadEmbed | None = None) -> int:
 def _scan_all(
     options: AuditOptions, data: AuditedData, tests: dict[str, TestImages], cache: Path, threads: int
 ) -> tuple[np.ndarray, list[Scanned]]:
-    """Return the rows of the data, and the test sets with theirs."""
+    """Return the rows of the data, and the test sets with their rows."""
     path = _table_path(cache, data, options.overwrite)
     usual = usual_of(data, threads=threads)
     table = scan(data, usual, threads=threads, table=open_table(path, len(data)), swapped=data.swapped)
@@ -137,7 +137,7 @@ def _findings_without_model(
 
 
 def _named(sets: Sequence[TestImages]) -> dict[str, TestImages]:
-    """Return test sets by name; of those of one name the later ones are numbered."""
+    """Return test sets by name; a number is added to names that occur again."""
     named: dict[str, TestImages] = {}
     for images in sets:
         name, number = images.name, 2
@@ -148,26 +148,25 @@ def _named(sets: Sequence[TestImages]) -> dict[str, TestImages]:
 
 
 def _output_folder(options: AuditOptions, data: AuditedData, tests: Iterable[TestImages]) -> Path:
-    """Return the folder to write to, made where it is absent."""
+    """Return the output folder; create it if it does not exist."""
     first = Path(options.data if Path(options.data).exists() else options.data.split(",")[0].strip()).resolve()
     output = Path(options.output) if options.output else first.with_name(f"{first.name}_audit")
     for folder in (*image_folders(data.source), *(images.folder for images in tests if images.folder is not None)):
         if output.resolve().is_relative_to(folder.resolve()):
             raise ValueError(
-                f"--output {output} is inside the image folder {folder}, where it would be an identity: give another"
+                f"--output {output} is inside the image folder {folder}, where it would be taken for an identity: give "
+                "another folder"
             )
     if output.exists() and not output.is_dir():
         raise ValueError(f"--output {output} is a file, expected a folder")
     if output.is_dir() and not (output / _CACHE).is_dir() and any(output.iterdir()):
-        raise ValueError(
-            f"--output {output} contains other files than those of an audit: give a new folder, or an empty one"
-        )
+        raise ValueError(f"--output {output} contains files that are not from an audit: give a new or an empty folder")
     (output / _CACHE).mkdir(parents=True, exist_ok=True)
     return output
 
 
 def _table_path(cache: Path, data: AuditedData, overwrite: bool) -> Path:
-    """Return the file of the rows of this data; those of other states of it are deleted."""
+    """Return the file with the rows of this data; delete those of earlier states of the data."""
     key = hashlib.sha256(f"{_FORM} {data.fingerprint()}".encode()).hexdigest()[:_KEY_LETTERS]
     path = cache / f"scan-{key}.npy"
     for old in cache.glob("scan-*.npy"):
@@ -213,23 +212,23 @@ def _report(
     for line in aligned(([level, count, title[0].lower() + title[1:]] for level, count, title in titles), "<><"):
         logger.info(line)
     if not findings:
-        logger.info("nothing was found")
+        logger.info("no problems found")
     for note in notes:
         logger.info(f"note: {note}")
 
 
 def _apply(options: AuditOptions, data: AuditedData, findings: list[Finding], path: Path) -> None:
-    """Write the cleaned index and say how to train with it."""
+    """Write the cleaned index, and log the command that trains with it."""
     index = cleaned_index(data, findings)
     write_index(path, data.source, index)
     moved = int(((index.classes >= 0) & (index.classes != data.labels)).sum())
     left = len(np.unique(index.classes[index.classes >= 0]))
     logger.info(
-        f"{path}: {index.used:,} of {len(data):,} images of {left:,} identities are used, {moved:,} of them as "
-        "another's; nothing was deleted"
+        f"{path}: {index.used:,} of {len(data):,} images, of {left:,} identities, are used, {moved:,} of them with "
+        "another label; no file was deleted"
     )
     if left < _FEWEST_IDENTITIES:
-        logger.info(f"that is too little to train on: at least {_FEWEST_IDENTITIES} identities are needed")
+        logger.info(f"this is not enough for training: at least {_FEWEST_IDENTITIES} identities are needed")
         return
     first = Path(options.data).resolve()
     place = f"--data_root {shlex.quote(str(first.parent))} --train_data_path {shlex.quote(first.name)}"

@@ -1,10 +1,10 @@
 """The first pass of an audit: read and decode every image once, and store 73 bytes of features per image.
 
-The features are rows of one file, from which an interrupted audit resumes. A row depends on its image and on the usual
-frequencies of the data, not on the number of threads or on interruptions.
+The features are rows of one file, from which an interrupted audit resumes. A row depends on its image and on the
+reference frequencies of the data, not on the number of threads or on interruptions.
 
-``counted_findings`` are those that follow from listing and decoding alone: flaws of folders and labels, images that
-cannot be trained on, identities of one image.
+``counted_findings`` yields the findings that need only listing and decoding: flaws of folders and labels, images that
+training cannot use, and identities with a single image.
 """
 
 import contextlib
@@ -31,10 +31,10 @@ from adaface.system.files import atomic_path
 from adaface.system.threads import in_order
 
 TO_DO, GOOD, UNREADABLE, WRONG_SIZE, GRAY = range(5)
-# `state` is written last: a row that says it is done is whole
+# `state` is written last, so a row with another state than TO_DO is complete
 ROW = np.dtype(
     [
-        ("pixels", "<u8", (2,)),  # hash of the pixels: equal for the same picture, whatever its encoding
+        ("pixels", "<u8", (2,)),  # hash of the decoded pixels
         ("look", "<u8", (4,)),
         ("warmth", "<f4"),
         ("contrast", "<f4"),
@@ -47,24 +47,24 @@ ROW = np.dtype(
 _AT_ONCE = 128
 _SAMPLED = 4096
 _SEEN_AS_CUT_ROWS = 8
-_FILLER = 128  # what libjpeg paints where a picture's data ends too early
+_FILLER = 128  # gray value with which libjpeg fills the missing part of a truncated image
 _MOST_PIXELS = 1 << 26
-_LEAST_BYTES_OF_LARGE = 1 << 15  # of a JPEG of so many pixels; a WebP of one color has hundreds
+_LEAST_BYTES_OF_LARGE = 1 << 15  # size of the smallest JPEG with so many pixels; a single-color WebP has hundreds
 _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 _LEAST_CONTRAST = 4.0  # of 255; the flattest of 4,527 LFW faces has 13
 
 
 class Images(Protocol):
-    """Images that can be looked at."""
+    """Images that can be scanned."""
 
     @property
     def name(self) -> str:
-        """What they are, for the progress bar."""
+        """Label of the progress bar."""
 
     def __len__(self) -> int: ...
 
     def encoded(self, index: int) -> EncodedImage:
-        """Return one as it is stored; raises OSError or ValueError."""
+        """Return an image as it is stored; raises OSError or ValueError."""
 
 
 def scan(
@@ -73,14 +73,14 @@ def scan(
     """Scan all images that have not been scanned yet.
 
     Args:
-        images: to look at.
-        usual: (256,) of ``usual_of``.
-        threads: that read and decode; the result does not depend on it.
-        table: (N,) of ``ROW``, filled in place; None makes one.
-        swapped: red and blue of the images are swapped.
+        images: images to scan.
+        usual: (256,) reference frequencies from ``usual_of``.
+        threads: number of threads; the result does not depend on it.
+        table: (N,) array of ``ROW``, filled in place; None creates a new one.
+        swapped: the red and blue channels of the images on disk are swapped.
 
     Returns:
-        (N,) of ``ROW``.
+        (N,) array of ``ROW``.
     """
     table = np.zeros(len(images), ROW) if table is None else table
     left = np.flatnonzero(table["state"] == TO_DO)
@@ -102,11 +102,11 @@ def scan(
 
 
 def usual_of(images: Images, *, threads: int) -> np.ndarray:
-    """Return the usual frequencies of some images spread over all of them.
+    """Return the reference frequencies of a data set, from a sample spread evenly over it.
 
     Args:
-        images: of which up to 4,096 are looked at.
-        threads: that read and decode.
+        images: images, up to 4,096 of which are sampled.
+        threads: number of threads.
 
     Returns:
         (256,) float32.
@@ -122,52 +122,52 @@ def usual_of(images: Images, *, threads: int) -> np.ndarray:
 
 
 def open_table(path: Path, count: int) -> np.ndarray:
-    """Open the rows that an audit was stopped with, or new ones.
+    """Open the rows of an interrupted audit, or create new ones.
 
     Args:
-        path: of the file.
-        count: N images.
+        path: file of the rows.
+        count: number of images, N.
 
     Returns:
-        (N,) of ``ROW``, written through to the file.
+        (N,) array of ``ROW``, mapped to the file.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
-    with contextlib.suppress(ValueError, EOFError, FileNotFoundError):  # absent, or killed before its header was whole
+    with contextlib.suppress(ValueError, EOFError, FileNotFoundError):  # no file, or one with an incomplete header
         table = np.lib.format.open_memmap(path, mode="r+")
         if table.shape == (count,) and table.dtype == ROW:
             return table
     with atomic_path(path) as part:
         table = np.lib.format.open_memmap(part, mode="w+", dtype=ROW, shape=(count,))
-        if hasattr(os, "posix_fallocate"):  # where space is missing later, writing would kill the process
+        if hasattr(os, "posix_fallocate"):  # on a full disk, writing to the mapped file would kill the process
             with part.open("r+b") as file:
                 os.posix_fallocate(file.fileno(), 0, part.stat().st_size)
     return table
 
 
 def displayed(images: Images, index: int) -> np.ndarray | None:
-    """Return an image of any size as it is stored, (H, W, 3) BGR or (H, W) grey uint8; None where it is unreadable.
+    """Return an image of any size, (H, W, 3) BGR or (H, W) gray uint8; None if it is unreadable.
 
     Args:
-        images: it is one of.
-        index: of the image.
+        images: scanned images.
+        index: index of the image.
     """
     return _decoded(images, index)[0]
 
 
 def why_unreadable(images: Images, index: int) -> str:
-    """Return why an image could not be read.
+    """Return why an image is unreadable.
 
     Args:
-        images: of the scan.
-        index: of the image.
+        images: scanned images.
+        index: index of the image.
     """
     return _decoded(images, index)[1]
 
 
 def _look(images: Images, index: int, usual: np.ndarray, swapped: bool) -> np.ndarray:
-    """Return the row of one image, (1,) of ``ROW``."""
+    """Return the row of one image, a (1,) array of ``ROW``."""
     row = np.zeros(1, ROW)
     image, _ = _decoded(images, index)
     if image is None:
@@ -189,11 +189,11 @@ def _look(images: Images, index: int, usual: np.ndarray, swapped: bool) -> np.nd
 
 
 def _is_too_large(data: bytes) -> bool:
-    """Whether a file's head tells more pixels than a photograph has: a small file can unfold to gigabytes."""
+    """Return whether a file's header announces too many pixels: a small file can decode to gigabytes."""
     if len(data) < _LEAST_BYTES_OF_LARGE and data.startswith(_JPEG):
         return False
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's own, of the same thing
+        warnings.simplefilter("ignore")  # Pillow's own warning about the number of pixels
         try:
             with Image.open(io.BytesIO(data)) as image:
                 return image.width * image.height > _MOST_PIXELS
@@ -204,7 +204,7 @@ def _is_too_large(data: bytes) -> bool:
 
 
 def _decoded(images: Images, index: int) -> tuple[np.ndarray | None, str]:
-    """Return the pixels of an image, BGR or grey, of any size; or None, and why."""
+    """Return the pixels of an image of any size, BGR or gray, and ""; or None and the reason."""
     try:
         encoded = images.encoded(index)
     except (OSError, ValueError) as error:
@@ -213,7 +213,7 @@ def _decoded(images: Images, index: int) -> tuple[np.ndarray | None, str]:
         return np.ascontiguousarray(encoded[:, :, ::-1]), ""
     data = encoded if isinstance(encoded, bytes) else encoded.tobytes()
     if _is_too_large(data):
-        return None, f"more than {_MOST_PIXELS / 1e6:.0f} million pixels: not decoded"
+        return None, f"not decoded: more than {_MOST_PIXELS / 1e6:.0f} million pixels"
     try:
         if not data or data.startswith((_JPEG, _PNG)):
             image_suffix(data, "it")
@@ -223,28 +223,28 @@ def _decoded(images: Images, index: int) -> tuple[np.ndarray | None, str]:
     except cv2.error:
         image = None
     if image is None:
-        return None, f"not an image of a known format ({len(data):,} bytes that start with {data[:4].hex(' ')})"
+        return None, f"not an image in a known format ({len(data):,} bytes that start with {data[:4].hex(' ')})"
     if len(image) > _SEEN_AS_CUT_ROWS and (image[-_SEEN_AS_CUT_ROWS:] == _FILLER).all():
         return None, "its lower part is missing"
     return np.asarray(image, np.uint8), ""
 
 
 def states(table: np.ndarray, *chosen: int) -> np.ndarray:
-    """Return the samples of some states, ascending.
+    """Return the samples with one of some states, ascending.
 
     Args:
-        table: (N,) of ``ROW``.
+        table: (N,) array of ``ROW``.
         chosen: states, such as ``GOOD``.
     """
     return np.flatnonzero(np.isin(table["state"], chosen))
 
 
 def counted_findings(data: AuditedData, table: np.ndarray) -> Iterator[Finding]:
-    """Find flaws of the listing, images that training refuses, blank ones, and identities of one image.
+    """Find flaws of the listing, images that training cannot use, blank images, and identities with a single image.
 
     Args:
-        data: the images.
-        table: (N,) of ``scan.ROW``.
+        data: training data.
+        table: (N,) array of ``scan.ROW``.
     """
     for flaw in data.flaws:
         yield Finding(flaw.kind, flaw.identity, flaw.text)
@@ -264,5 +264,5 @@ def counted_findings(data: AuditedData, table: np.ndarray) -> Iterator[Finding]:
     usable = np.bincount(data.labels[good], minlength=len(counts))
     for sample in good[usable[data.labels[good]] == 1].tolist():
         among = int(counts[data.labels[sample]])
-        text = "its only image" if among == 1 else f"the only usable one of its {among} images"
+        text = "the only image" if among == 1 else f"the only usable one of {among} images"
         yield Finding("single image", data.identity(sample), text, samples=(sample,))

@@ -1,1 +1,1 @@
-"""Records to folders and back."""
+"""Conversion of record files to folders and back."""

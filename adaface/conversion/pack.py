@@ -1,8 +1,8 @@
-"""From image files to InsightFace files: folders to `train.rec`, lists of pairs to `.bin`.
+"""Convert image files to InsightFace files: folders to `train.rec`, lists of pairs to `.bin`.
 
-Source: the layout of InsightFace's `train.rec` (record 0 counts, images are keys 1..n, then one record per
-identity) and LFW's `pairs.txt` (Huang et al. 2007).
-Differences: encoded images are copied, never encoded again unless their format is neither JPEG nor PNG.
+Source: the layout of InsightFace's `train.rec` (record 0 contains the counts, images have the keys 1..n, then follows
+one record per identity) and LFW's `pairs.txt` (Huang et al. 2007).
+Differences: JPEG and PNG files are copied byte for byte; only other formats are encoded again.
 """
 
 import csv
@@ -21,14 +21,14 @@ from adaface.records import reader as recordio
 from adaface.system.files import atomic_file
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-# The header record holds its counts as float32, exact up to here.
+# The header record stores the counts as float32, which is exact up to this number.
 _LARGEST_COUNT = 2**24
 _TRUE, _FALSE = ("1", "true", "yes"), ("0", "false", "no")
 _SAME_COLUMN = ("same", "issame", "is_same", "label")
 
 
 def _encoded_file(path: Path, swap: bool) -> bytes:
-    """Read a 112x112 color image file as JPEG or PNG bytes: copied when it is one already."""
+    """Return a 112x112 color image file as JPEG or PNG bytes; JPEG and PNG files are not encoded again."""
     data = path.read_bytes()
     image = decode_image(data, str(path))
     try:
@@ -45,12 +45,12 @@ def _encoded_file(path: Path, swap: bool) -> bytes:
 
 @dataclass
 class PackResult:
-    """What was packed.
+    """Summary of a packed folder.
 
     Attributes:
-        images: images written.
-        identities: classes.
-        skipped: one line for every image left out.
+        images: number of images written.
+        identities: number of classes.
+        skipped: one message for each skipped image.
     """
 
     images: int
@@ -64,19 +64,19 @@ def pack_folder(
     """Write `train.rec`, `train.idx` and `property` from `<source>/<class>/<image>`.
 
     Args:
-        source: image folder; classes and files are taken in `ImageFolder` order (lexicographic).
-        output: folder to write to, made when missing.
+        source: image folder; classes and files are sorted as by `ImageFolder` (lexicographically).
+        output: output folder, created if it does not exist.
         swap: swap red and blue.
-        skip_bad: leave unusable images out instead of stopping; costs a second reading.
+        skip_bad: skip unusable images instead of stopping; every file is then read twice.
         overwrite: replace an existing `train.rec`.
 
     Returns:
-        Counts and what was skipped.
+        Counts and skipped images.
 
     Raises:
-        FileNotFoundError: no such folder, or no classes in it.
-        FileExistsError: `train.rec` is there already.
-        ValueError: a class without images, an image that is not 112x112 color, too many images.
+        FileNotFoundError: the folder does not exist, or contains no classes.
+        FileExistsError: `train.rec` exists.
+        ValueError: a class without images, an image that is not a 112x112 color image, or too many images.
     """
     classes = _class_files(source)
     rec = output / "train.rec"
@@ -85,11 +85,11 @@ def pack_folder(
     skipped: list[str] = []
     if skip_bad:
         classes, skipped = _usable(classes)
-    bounds = np.cumsum([1, *(len(files) for files in classes)]).tolist()  # first key of each class, then one past all
+    bounds = np.cumsum([1, *(len(files) for files in classes)]).tolist()  # first key of each class, and the end
     count = bounds[-1] - 1
     if count + len(classes) + 1 > _LARGEST_COUNT:
         raise ValueError(
-            f"{count:,} images: the header record cannot count beyond {_LARGEST_COUNT:,}; split the folder"
+            f"{count:,} images are too many: the header record cannot count beyond {_LARGEST_COUNT:,}; split the folder"
         )
     output.mkdir(parents=True, exist_ok=True)
     with recordio.RecordWriter(rec) as writer, tqdm(total=count, unit=" images", disable=None) as bar:
@@ -111,27 +111,27 @@ def pack_folder(
 def _class_files(source: Path) -> list[list[Path]]:
     """List the image files of every class, in `ImageFolder` order."""
     if not source.is_dir():
-        raise FileNotFoundError(f"{source} is not a folder; give the one that holds a folder per identity")
+        raise FileNotFoundError(f"{source} is not a folder; expected a folder with one subfolder per identity")
     folders = sorted(entry.name for entry in source.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     if not folders:
-        raise FileNotFoundError(f"{source} holds no class folders; expected {source}/<identity>/<image>")
+        raise FileNotFoundError(f"{source} contains no class folders; expected {source}/<identity>/<image>")
     classes = []
     for name in folders:
         walk = sorted(os.walk(source / name, followlinks=True))
         files = [Path(root) / file for root, _, names in walk for file in sorted(names) if _is_image_name(file)]
         if not files:
-            raise ValueError(f"{source / name} holds no images ({', '.join(IMAGE_SUFFIXES)}); remove the folder")
+            raise ValueError(f"{source / name} contains no images ({', '.join(IMAGE_SUFFIXES)}); remove the folder")
         classes.append(files)
     return classes
 
 
 def _is_image_name(name: str) -> bool:
-    """Return whether `ImageFolder` would take the file."""
+    """Return whether `ImageFolder` would read the file."""
     return name.lower().endswith(IMAGE_SUFFIXES)
 
 
 def _usable(classes: list[list[Path]]) -> tuple[list[list[Path]], list[str]]:
-    """Sort out the images that cannot be packed, and classes of which nothing is left."""
+    """Return the files without unusable images and classes that become empty, and a message for each skipped image."""
     kept: list[list[Path]] = []
     skipped: list[str] = []
     with tqdm(total=sum(map(len, classes)), desc="checking", unit=" images", disable=None) as bar:
@@ -148,7 +148,7 @@ def _usable(classes: list[list[Path]]) -> tuple[list[list[Path]], list[str]]:
             if good:
                 kept.append(good)
     if not kept:
-        raise ValueError(f"none of the images can be used; the first: {skipped[0]}")
+        raise ValueError(f"none of the images is usable; the first one: {skipped[0]}")
     return kept, skipped
 
 
@@ -162,25 +162,25 @@ def pack_pairs(
 
     Args:
         pairs_file: LFW's `pairs.txt`, or a CSV file `path1,path2,same`.
-        images_root: folder that the paths start from; nothing outside it is read.
+        images_root: folder that the paths are relative to; no file outside of it is read.
         output: the `.bin`.
         swap: swap red and blue.
         overwrite: replace an existing file.
 
     Returns:
-        Number of same pairs, number of different pairs.
+        Number of genuine pairs, number of impostor pairs.
 
     Raises:
-        FileNotFoundError: a missing file or folder.
-        FileExistsError: the `.bin` is there already.
-        ValueError: a line that cannot be understood, a path outside the root, an image that is not 112x112 color.
+        FileNotFoundError: a file or folder does not exist.
+        FileExistsError: the `.bin` exists.
+        ValueError: a malformed line, a path outside of the root, or an image that is not a 112x112 color image.
     """
     if not images_root.is_dir():
         raise FileNotFoundError(f"--images_root {images_root} is not a folder")
     if output.exists() and not overwrite:
         raise FileExistsError(f"{output} exists; use --overwrite to replace it, or another --output")
     listed = read_pairs(pairs_file, images_root)
-    cache: dict[Path, bytes] = {}  # LFW's 12,000 images are 7,700 files
+    cache: dict[Path, bytes] = {}  # files occur in several pairs: LFW's 12,000 images are 7,700 files
     images: list[bytes] = []
     for first, second, _ in tqdm(listed, unit=" pairs", disable=None):
         for path in (first, second):
@@ -197,15 +197,15 @@ def read_pairs(pairs_file: Path, images_root: Path) -> list[tuple[Path, Path, bo
     """Read a list of pairs.
 
     Args:
-        pairs_file: LFW's `pairs.txt`, or a CSV file `path1,path2,same`; told apart by the first line.
-        images_root: folder that the paths start from.
+        pairs_file: LFW's `pairs.txt`, or a CSV file `path1,path2,same`; the first line decides which.
+        images_root: folder that the paths are relative to.
 
     Returns:
-        First path, second path, same, per pair; the files exist.
+        For each pair: first path, second path, whether it is the same person. The files exist.
 
     Raises:
-        FileNotFoundError: the list or an image is missing.
-        ValueError: a line that cannot be understood, or a path outside the root.
+        FileNotFoundError: the list or an image does not exist.
+        ValueError: a malformed line, or a path outside of the root.
     """
     if not pairs_file.is_file():
         raise FileNotFoundError(f"{pairs_file} does not exist; expected LFW's pairs.txt or a CSV path1,path2,same")
@@ -232,7 +232,7 @@ def _csv_pairs(lines: list[tuple[int, str]], pairs_file: Path, root: Path) -> It
         if answer not in _TRUE + _FALSE:
             if index == 0 and answer in _SAME_COLUMN:
                 continue  # the header
-            raise ValueError(f"{where}: same is {fields[2]!r}, expected 1 or 0, true or false")
+            raise ValueError(f"{where}: the third field is {fields[2]!r}, expected 1 or 0, true or false")
         has_pairs = True
         first, second = (_inside(root, part, where) for part in fields[:2])
         for path in (first, second):
@@ -240,11 +240,11 @@ def _csv_pairs(lines: list[tuple[int, str]], pairs_file: Path, root: Path) -> It
                 raise FileNotFoundError(f"{where}: {path} does not exist")
         yield first, second, answer in _TRUE
     if not has_pairs:
-        raise ValueError(f"{pairs_file} holds no pairs")
+        raise ValueError(f"{pairs_file} contains no pairs")
 
 
 def _lfw_pairs(lines: list[tuple[int, str]], pairs_file: Path, root: Path) -> Iterator[tuple[Path, Path, bool]]:
-    """Read `name i j` (same) and `name1 i name2 j` (different) below a header `folds pairs` or `pairs`."""
+    """Read `name i j` (genuine) and `name1 i name2 j` (impostor) below a header `folds pairs` or `pairs`."""
     header = lines[0][1].split()
     if len(header) not in (1, 2) or not all(part.isdigit() for part in header):
         raise ValueError(
@@ -253,7 +253,7 @@ def _lfw_pairs(lines: list[tuple[int, str]], pairs_file: Path, root: Path) -> It
         )
     expected = 2 * int(np.prod([int(part) for part in header]))
     if len(lines) - 1 != expected:
-        raise ValueError(f"{pairs_file}: {len(lines) - 1} pairs, its header announces {expected}")
+        raise ValueError(f"{pairs_file}: {len(lines) - 1} pairs, but its header announces {expected}")
     for number, line in lines[1:]:
         where = f"{pairs_file}, line {number}"
         match line.split("\t") if "\t" in line else line.split():
@@ -267,9 +267,9 @@ def _lfw_pairs(lines: list[tuple[int, str]], pairs_file: Path, root: Path) -> It
 
 
 def _lfw_file(root: Path, name: str, number: str, where: str) -> Path:
-    """Find image `number` of a person."""
+    """Return the path of a person's image with a number."""
     if not number.strip().isdigit():
-        raise ValueError(f"{where}: {number!r} is not the number of an image")
+        raise ValueError(f"{where}: {number!r} is not an image number")
     name = name.strip()
     stem = _inside(root, f"{name}/{name}_{int(number):04d}", where)
     for suffix in (".jpg", ".png", ".jpeg"):
@@ -280,9 +280,9 @@ def _lfw_file(root: Path, name: str, number: str, where: str) -> Path:
 
 
 def _inside(root: Path, path: str, where: str) -> Path:
-    """Join a path of a list to the root; refuse one that leads out of it."""
+    """Join a path to the root; raise ValueError if it leads outside of the root."""
     base = os.path.abspath(root)  # noqa: PTH100 - links inside the root may point anywhere
     full = os.path.normpath(os.path.join(base, path))  # noqa: PTH118
     if os.path.commonpath([base, full]) != base or full == base:
-        raise ValueError(f"{where}: {path!r} leads out of --images_root {root}")
+        raise ValueError(f"{where}: {path!r} is outside of --images_root {root}")
     return Path(full)

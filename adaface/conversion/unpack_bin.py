@@ -1,7 +1,7 @@
-"""From InsightFace's `.bin` to validation sets.
+"""Convert InsightFace's `.bin` files to validation sets.
 
-Source: the `.bin` files of InsightFace. Difference from the official converter: the set is uint8 in one file that is
-mapped, and work that is done is known and not done twice.
+Source: the `.bin` files of InsightFace. Differences from the official converter: the images of a set are uint8 in one
+memory-mapped file, and finished work is detected and not repeated.
 """
 
 import hashlib
@@ -30,17 +30,17 @@ _IMAGES_AT_ONCE = 64
 
 
 def convert_set(path: Path, form: str = "memfile", swap: bool = False, overwrite: bool = False) -> None:
-    """Convert one `.bin` beside itself; a set that is done and whose `.bin` is the same is left alone.
+    """Convert a `.bin` to a set in the same folder, unless this was done before and the `.bin` is unchanged.
 
     Args:
         path: the `.bin`.
         form: `memfile` or `bcolz`.
         swap: swap red and blue.
-        overwrite: convert again, and replace a set made by something else.
+        overwrite: convert again, and replace a set written by another program.
 
     Raises:
         ValueError: not a verification set, or an image that is not a 112x112 color image.
-        OSError: such as no space left; the set is then absent, not half there.
+        OSError: for example no space left; no incomplete set remains.
     """
     started = time.monotonic()
     name, folder = path.stem, path.parent
@@ -65,13 +65,13 @@ def convert_set(path: Path, form: str = "memfile", swap: bool = False, overwrite
 
 
 def _save_sidecar(sidecar: Path, content: dict[str, Any]) -> None:
-    """Write down what a set was made from."""
+    """Record the source and the options of a set."""
     with atomic_file(sidecar) as file:
         file.write(json.dumps(content).encode())
 
 
 def _why_done(path: Path, sidecar: Path, form: str, swap: bool) -> str | None:
-    """Say why a set need not be converted, or None when it must be."""
+    """Return why a set need not be converted; None if it must be converted."""
     folder, name = path.parent, path.stem
     target = folder / (name if form == "bcolz" else f"{name}_images.npy")
     if not target.exists() or not (folder / f"{name}_list.npy").is_file():
@@ -79,21 +79,21 @@ def _why_done(path: Path, sidecar: Path, form: str, swap: bool) -> str | None:
     try:
         known: dict[str, Any] = json.loads(sidecar.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return f"{target.name} was made by another program and is kept; --overwrite converts it again"
+        return f"{target.name} was written by another program and is kept; use --overwrite to replace it"
     except ValueError:
         return None
     if known.get("form") != form or known.get("swap_color_channel") != swap:
         return None
     quick = _fingerprint(path, with_hash=False)
     same = all(known.get(part) == value for part, value in quick.items())
-    # A copy changes the time of modification, not the content.
+    # copying a file changes its modification time, but not its content
     if not same and known.get("sha256") != _fingerprint(path, with_hash=True)["sha256"]:
         return None
     return f"already converted ({target.name}); nothing to do"
 
 
 def _fingerprint(path: Path, with_hash: bool) -> dict[str, Any]:
-    """Describe a file so that it is known again."""
+    """Return size, modification time and, if requested, hash of a file."""
     stat = path.stat()
     known: dict[str, Any] = {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
     if with_hash:
@@ -103,7 +103,7 @@ def _fingerprint(path: Path, with_hash: bool) -> dict[str, Any]:
 
 
 def _decoded(images: list[EncodedImage], path: Path, swap: bool) -> Iterator[np.ndarray]:
-    """Decode the images of a set, in their order, in as many threads as there are cores."""
+    """Decode the images of a set in order, with one thread per core."""
     cores = usable_cores()
     decode = partial(_decode_some, images, path, swap)
     parts = in_order(decode, range(0, len(images), _IMAGES_AT_ONCE), threads=cores, ahead=2 * cores)
@@ -111,7 +111,7 @@ def _decoded(images: list[EncodedImage], path: Path, swap: bool) -> Iterator[np.
 
 
 def _decode_some(images: list[EncodedImage], path: Path, swap: bool, start: int) -> list[np.ndarray]:
-    """Decode the images from one place on."""
+    """Decode a chunk of the images, beginning at ``start``."""
     decoded = []
     for index, image in enumerate(images[start : start + _IMAGES_AT_ONCE], start):
         pixels = decode_image(image, f"{path}, image {index} (pair {index // 2})")

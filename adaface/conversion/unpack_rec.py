@@ -1,11 +1,11 @@
-"""From InsightFace's `.rec` to image files `<label>/<key>.jpg`; from several to `<label>/<shard>-<key>.jpg`.
+"""Convert InsightFace's `.rec` to image files `<label>/<key>.jpg`, several `.rec` to `<label>/<shard>-<key>.jpg`.
 
 Source: the layouts of InsightFace and of the official AdaFace converter (`imgs/<label>/<key>.jpg`).
-Differences: encoded images are copied byte for byte, where the official converter decodes and encodes them
-again; work that is done is known, and not done twice. Images are written under their own names, since renaming
-takes as long as writing: the journal says up to where they are whole, a conversion that goes on looks at the
-others, and training refuses a folder whose journal is not at its end. What is promised about stopping holds for
-a killed program, not for a power cut.
+Differences: encoded images are copied byte for byte, whereas the official converter decodes and encodes them again;
+finished work is detected and not repeated. Images are written directly under their final names, because renaming takes
+as long as writing. A journal records how many images are complete, a resumed conversion checks the files after that
+point, and training refuses a folder whose journal is incomplete. A conversion resumes correctly after the program was
+killed, but not necessarily after a power failure.
 """
 
 import contextlib
@@ -29,12 +29,12 @@ from adaface.system.threads import in_order, usable_cores
 logger = logging.getLogger(__name__)
 
 _IMAGES_AT_ONCE = 250
-_JOURNAL_EVERY = 2000  # images; a multiple of those at once
+_JOURNAL_EVERY = 2000  # images; a multiple of _IMAGES_AT_ONCE
 _COPYING_THREADS = 2
-_MOST_AHEAD = 64  # parts of images
-_UNSURE = _JOURNAL_EVERY + (_MOST_AHEAD + 1) * _IMAGES_AT_ONCE  # that a killed conversion may have written unnoted
+_MOST_AHEAD = 64  # chunks of images
+_UNSURE = _JOURNAL_EVERY + (_MOST_AHEAD + 1) * _IMAGES_AT_ONCE  # files that may be on disk, but not in the journal
 _LISTED_KEYS = 10
-_MOST_CLASSES = 2**31  # a label from here on is damage, and none that training takes
+_MOST_CLASSES = 2**31  # labels must be below: a larger one is a sign of damage, and training does not support it
 
 
 def convert_images(
@@ -42,22 +42,22 @@ def convert_images(
 ) -> int:
     """Write the images of `.rec` files as `<folder>/<label>/<key>.jpg` (or `.png`), byte for byte.
 
-    Keys may come again in the next file: of several files, the names are `<shard>-<key>.jpg`.
+    If there are several files, the names are `<shard>-<key>.jpg`, because the same key may occur in each of them.
 
     Args:
-        recs: the `.rec`, or the several that make up one set; each `.idx` lies beside it.
-        folder: image folder to write; a conversion that was stopped goes on, a finished one is left alone.
-        swap: swap red and blue (decodes and encodes again).
-        skip_bad: count records without a usable image instead of stopping at the first.
-        overwrite: delete what an earlier conversion left in `folder` and start again.
+        recs: the `.rec` files of one set, each with its `.idx` in the same folder.
+        folder: image folder to write; an interrupted conversion is resumed, a finished one is kept.
+        swap: swap red and blue, which decodes and encodes the images again.
+        skip_bad: count records without a usable image instead of stopping at the first one.
+        overwrite: delete the output of an earlier conversion in `folder` and start again.
 
     Returns:
         Number of records that were skipped, by an earlier call too.
 
     Raises:
         ValueError: a damaged `.rec`, a label that is not a class number, several files that each number their own
-            identities, a record without an image, or a folder that something else has written.
-        OSError: such as no space left; what is written so far is kept, and known.
+            identities, a record without an image, or a folder that was written by another program.
+        OSError: for example no space left; the images written so far are kept, and a resumed conversion continues.
     """
     started = time.monotonic()
     stats = [rec.stat() for rec in recs]
@@ -69,7 +69,7 @@ def convert_images(
         return len(journal.skipped)
     records = RecordShards(recs)
     positions, labels = _plan(records)
-    if overwrite:  # not before the new .rec is known to be good
+    if overwrite:  # only after the new .rec was checked
         _delete_images(folder)
     crc, identities = _checksum(records, positions, labels), len(np.unique(labels))
     fresh = Journal(size_bytes, mtime_ns, swap, crc, len(positions), identities)
@@ -83,7 +83,7 @@ def convert_images(
 
 
 def _plan(records: RecordShards) -> tuple[np.ndarray, np.ndarray]:
-    """Choose the image records in file order; check their labels.
+    """List the image records in file order, and check their labels.
 
     Returns:
         Positions and labels of the N images, int64 (N,) each.
@@ -98,18 +98,18 @@ def _plan(records: RecordShards) -> tuple[np.ndarray, np.ndarray]:
                 f"0, 1, 2, ... ({len(bad)} such records)"
             )
         in_order_of_keys.append(stored.astype(np.int64))
-        # File order, not key order: a shuffled .rec is then still read front to back.
+        # file order, not key order, so that a shuffled .rec is read sequentially
         order = np.argsort(file.offsets[first:past], kind="stable")
         positions.append(order + (start + first))
         labels.append(in_order_of_keys[-1][order])
     if not any(map(len, positions)):
-        raise ValueError(f"{records.location} holds no images")
+        raise ValueError(f"{records.location} contains no images")
     records.refuse_separate_sets(in_order_of_keys)
     return np.concatenate(positions), np.concatenate(labels)
 
 
 def _checksum(records: RecordShards, positions: np.ndarray, labels: np.ndarray) -> int:
-    """Return a checksum over keys, offsets and labels of the images, file after file."""
+    """Return a checksum over the keys, offsets and labels of the images of all files."""
     crc = 0
     for column in ("keys", "offsets"):
         done = 0
@@ -121,16 +121,16 @@ def _checksum(records: RecordShards, positions: np.ndarray, labels: np.ndarray) 
 
 
 def _resume(journal: Journal | None, fresh: Journal, folder: Path) -> tuple[Journal, int]:
-    """Decide where to start.
+    """Return the journal of a new or resumed conversion.
 
     Returns:
-        The journal to go on with, and how many records after its `done` may be on disk already.
+        The journal, and the number of records after its `done` that may already be on disk.
     """
     if journal is None:
         if folder.is_dir() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
             raise ValueError(
-                f"{folder} holds files that no conversion of this program has written; move it away "
-                f"to convert train.rec, or give --make_validation_memfiles for the validation sets alone"
+                f"{folder} contains files that were not written by a conversion of this program; move it away to "
+                f"convert train.rec, or give --make_validation_memfiles to convert only the validation sets"
             )
         return fresh, 0
     same = (journal.rec_bytes, journal.index_crc, journal.images) == (fresh.rec_bytes, fresh.index_crc, fresh.images)
@@ -150,12 +150,12 @@ def _write_images(
     unsure: int,
     skip_bad: bool,
 ) -> None:
-    """Write the images from `journal.done` on; the journal follows, and is right whatever stops this."""
+    """Write the images from `journal.done` on, and update the journal, which stays valid if this is interrupted."""
     start, total = journal.done, len(positions)
     unknown = range(start, min(start + unsure, total))
     copy = partial(_copy_some, records, positions, labels, folder, unknown, journal.swap_color_channel, skip_bad)
     starts = range(start, total, _IMAGES_AT_ONCE)
-    # encoding again is work for all cores; copying is the file system's, and Python's lock lets two threads do it
+    # encoding uses all cores; copying is limited by the file system and by Python's lock, so two threads are enough
     threads = usable_cores() if journal.swap_color_channel else min(usable_cores(), _COPYING_THREADS)
     done_parts = in_order(copy, starts, threads=threads, ahead=min(2 * threads, _MOST_AHEAD))
     with _saved(journal, folder), tqdm(total=total, initial=start, unit=" images", disable=None) as bar:
@@ -177,9 +177,9 @@ def _copy_some(
     skip_bad: bool,
     first: int,
 ) -> list[int | str]:
-    """Write some images, from one place in the file order on; return the names of those that cannot be used.
+    """Write a chunk of images in file order, beginning at ``first``; return the names of unusable ones.
 
-    Places in `unknown` may have been written before.
+    Images at the positions `unknown` may have been written before.
     """
     chosen = slice(first, first + _IMAGES_AT_ONCE)
     classes = labels[chosen].tolist()
@@ -196,7 +196,7 @@ def _copy_some(
         except ValueError as error:
             if not skip_bad:
                 where = records.describe(position)
-                raise ValueError(f"{where} (label {label}): {error}; --skip_bad_images goes on") from None
+                raise ValueError(f"{where} (label {label}): {error}; use --skip_bad_images to skip it") from None
             skipped.append(int(name) if name.isdecimal() else name)
             continue
         path = f"{folder}/{label}/{name}{suffix}"
@@ -207,18 +207,18 @@ def _copy_some(
 
 @contextlib.contextmanager
 def _saved(journal: Journal, folder: Path) -> Iterator[None]:
-    """Save the journal at the end, also when something stops the work."""
+    """Save the journal at the end, even after an error or an interruption."""
     try:
         yield
     except BaseException:
-        with contextlib.suppress(OSError):  # a full disk: the last journal that was saved is still good
+        with contextlib.suppress(OSError):  # on a full disk, the journal that was saved last is still valid
             journal.save(folder)
         raise
     journal.save(folder)
 
 
 def _has_size(path: str, size_bytes: int) -> bool:
-    """Return whether a file is there with this size."""
+    """Return whether a file exists and has this size."""
     try:
         return os.stat(path).st_size == size_bytes  # noqa: PTH116
     except FileNotFoundError:
@@ -226,11 +226,11 @@ def _has_size(path: str, size_bytes: int) -> bool:
 
 
 def _write(path: str, data: bytes) -> None:
-    """Write a file; remove it where it cannot be written whole."""
+    """Write a file; delete it if it cannot be written completely."""
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
     try:
         written = os.write(handle, data)
-        while written < len(data):  # a nearly full disk takes a part, then refuses
+        while written < len(data):  # on a nearly full disk, only a part is written before the error
             written += os.write(handle, memoryview(data)[written:])
     except OSError as error:
         os.unlink(path)  # noqa: PTH108
@@ -240,13 +240,13 @@ def _write(path: str, data: bytes) -> None:
 
 
 def _delete_images(folder: Path) -> None:
-    """Delete an image folder, provided that this program has written it."""
+    """Delete an image folder that was written by this program."""
     if not folder.exists():
         return
     strangers = [entry.name for entry in folder.iterdir() if not (entry.name.startswith(".") or entry.name.isdigit())]
     if strangers or not (folder / JOURNAL).is_file():
         raise ValueError(f"--overwrite: {folder} was not written by this program; delete or move it yourself")
-    # The journal goes last: a deletion that is stopped can be taken up again.
+    # the journal is deleted last, so that an interrupted deletion can be repeated
     for entry in folder.iterdir():
         if entry.is_dir():
             shutil.rmtree(entry)
@@ -254,22 +254,22 @@ def _delete_images(folder: Path) -> None:
 
 
 def _counts(journal: Journal) -> str:
-    """Say how much a conversion has written."""
+    """Return the number of images and identities of a conversion as text."""
     return f"{journal.images - len(journal.skipped):,} images, {journal.identities:,} identities"
 
 
 def _report_images(
     journal: Journal, already: int, records: RecordShards, labels: np.ndarray, folder: Path, seconds: float
 ) -> None:
-    """Log the summary, and what is odd about the data."""
+    """Log a summary, and notes on irregular labels."""
     logger.info(
         f"{folder}: {_counts(journal)}, {seconds:.1f} s, {len(journal.skipped)} skipped"
-        + (f", {already:,} records were done before" if already else "")
+        + (f", {already:,} records were converted before" if already else "")
     )
     if journal.skipped:
         shown = ", ".join(map(str, journal.skipped[:_LISTED_KEYS]))
         more = f" and {len(journal.skipped) - _LISTED_KEYS} more" if len(journal.skipped) > _LISTED_KEYS else ""
-        logger.info(f"skipped, no usable image: keys {shown}{more} (all of them are listed in {folder / JOURNAL})")
+        logger.info(f"skipped, no usable image: keys {shown}{more} (all are listed in {folder / JOURNAL})")
     expected, announced_by = records.files[0].num_identities(), "the .rec"
     if len(records.files) > 1:
         expected, announced_by = records.declared_identities() or (None, "")
@@ -277,6 +277,6 @@ def _report_images(
         logger.info(f"note: {announced_by} announces {expected:,} identities, its images have {journal.identities:,}")
     if int(labels.max()) + 1 != journal.identities:
         logger.info(
-            f"note: labels go up to {labels.max():,} with gaps; folders keep them, training renumbers the classes "
-            f"in the order of the folder names"
+            f"note: labels have gaps and go up to {labels.max():,}; the folders keep them, training renumbers the "
+            f"classes in the order of the folder names"
         )

@@ -1,1 +1,1 @@
-"""Drawn faces, for the demo and the tests."""
+"""Synthetic faces for the demo and the tests."""

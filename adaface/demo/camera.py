@@ -1,7 +1,7 @@
-"""The camera of the drawn faces: light, print, lens, sensor and an old JPEG, applied to a painted picture.
+"""The camera of the synthetic faces: light, print, lens, sensor noise and JPEG compression, applied to a drawing.
 
-`faces.py` paints a person in a scene; what is done here afterwards depends on neither. Lengths are in pixels
-of the crop, angles in radians.
+`faces.py` draws a person in a scene; this module then applies effects that depend on neither. Lengths are in pixels of
+the crop, angles in radians.
 """
 
 import math
@@ -19,27 +19,27 @@ _LENS_BLUR_PX = 0.5  # polygons have harder edges than any photograph
 
 @dataclass(frozen=True)
 class Camera:
-    """How a picture was taken and stored. The default changes next to nothing."""
+    """Parameters of taking and storing a picture. The defaults change almost nothing."""
 
-    light_angle: float = 0.0  # where the light comes from
-    light_strength: float = 0.0  # 0 even light to 1: the far border is black
+    light_angle: float = 0.0  # direction of the light
+    light_strength: float = 0.0  # 0: uniform light; 1: the far border is black
     exposure: float = 1.0
     contrast: float = 1.0
     cast: tuple[float, float, float] = (1.0, 1.0, 1.0)  # factors of blue, green, red
-    faded: float = 0.0  # 0 fresh to 1 a sepia print
+    faded: float = 0.0  # 0: original colors; 1: a sepia print
     blur_px: float = 0.0
-    low_res_share: float = 1.0  # side of the original, as a share of the crop's
+    low_res_share: float = 1.0  # side of the original, as a fraction of the side of the crop
     noise: float = 0.0  # standard deviation, of 255
-    jpeg_quality: int = 95  # of an earlier compression; 95 and more: none
+    jpeg_quality: int = 95  # of an earlier compression; 95 or more: none
 
 
 def draw_camera(wear: float, faded: tuple[float, float], rng: np.random.Generator) -> Camera:
     """Draw light, print, lens and compression.
 
     Args:
-        wear: 0 a clean picture to 1 dark, blurred, noisy and compressed.
-        faded: least and largest fading of the print, from 0 to 1.
-        rng: the picture's own generator.
+        wear: from 0 (clean) to 1 (dark, blurred, noisy and compressed).
+        faded: range of the fading of the print, from 0 to 1.
+        rng: random generator of the picture.
 
     Returns:
         The camera.
@@ -60,12 +60,12 @@ def draw_camera(wear: float, faded: tuple[float, float], rng: np.random.Generato
 
 
 def photograph(image: np.ndarray, camera: Camera, rng: np.random.Generator) -> np.ndarray:
-    """Take a picture of a painted scene.
+    """Apply a camera to a drawing.
 
     Args:
         image: (H, H, 3) uint8 BGR.
         camera: light, lens and storage.
-        rng: the sensor noise.
+        rng: random generator of the sensor noise.
 
     Returns:
         (H, H, 3) uint8 BGR; `image` is not changed.

@@ -1,21 +1,21 @@
-"""Write a small face data set that needs no download: drawn people, in the InsightFace layout.
+"""Create a small data set of synthetic faces in the InsightFace layout; no download is needed.
 
     python -m adaface.demo.dataset --output demo/faces
 
-The folder then holds what the folder of a real data set holds, so that the very same commands convert it, train
-on it and evaluate with it:
+The folder contains the same files as that of a real data set, so the same commands convert it, train on it and evaluate
+with it:
 
-    train.rec, train.idx, property      record 0 the header, images 1..n, then one record per identity
+    train.rec, train.idx, property      record 0 is the header, images 1..n, then one record per identity
     lfw.bin                             everyday pictures
     cfp_fp.bin                          frontal against strong pose
     agedb_30.bin, calfw.bin             old and faded prints of any age; young against old
     cplfw.bin                           strong pose, hats, glasses, objects in front of the face
     demo.json                           the parameters, so that a finished folder is recognized and kept
 
-How a person and a scene are drawn is in `person.py` and `faces.py`, light and lens in `camera.py`; here
-is who is drawn under which conditions. The people of a verification set are in no other set and not in the
-training data. Every image is a function of (seed, person, number of the picture) alone: a larger training set
-contains the smaller one, and the verification sets do not change with it.
+`person.py` and `faces.py` draw a person and a scene, `camera.py` adds light and lens; this module decides which person
+is drawn under which conditions. The people of a verification set are in no other set and not in the training data.
+Every image depends only on the seed, the person and the number of the picture: a larger training set contains the
+smaller one, and the verification sets do not depend on its size.
 """
 
 import json
@@ -43,20 +43,20 @@ from adaface.system.command_line import Parser, run_to_status
 from adaface.system.files import atomic_path
 from adaface.system.threads import usable_cores
 
-logger = logging.getLogger("adaface.demo.dataset")  # `__name__` is `__main__` where this module is run
+logger = logging.getLogger("adaface.demo.dataset")  # `__name__` is `__main__` if this module is run
 
-_DRAWING_VERSION = 1  # raise it when the drawing changes: an older folder is then not taken for a new one
+_DRAWING_VERSION = 1  # increase it when the drawing changes, so that an older folder is not mistaken for a new one
 _JPEG_QUALITY = 95
 _PARAMETERS_FILE = "demo.json"
-_PICTURE_BITS = 20  # a person's picture number, in the random stream's key
-_PERSON_BITS = 32  # people of one set; the training set and every verification set have their own range
+_PICTURE_BITS = 20  # bits for the picture number in the key of the random stream
+_PERSON_BITS = 32  # bits for the people of one set; training set and verification sets have separate ranges
 _CHUNK_PICTURES = 32
-_FEWEST_PICTURES_PER_PROCESS = 500  # below, starting a process takes longer than drawing
+_FEWEST_PICTURES_PER_PROCESS = 500  # for fewer, starting a process takes longer than drawing
 
 
 @dataclass(frozen=True)
 class DemoSize:
-    """How much is drawn; the only home of these defaults."""
+    """Size of the data set, with the defaults of all its parameters."""
 
     identities: int = 250
     images_per_identity: int = 24
@@ -72,14 +72,14 @@ class DemoSize:
 
 @dataclass(frozen=True)
 class Conditions:
-    """From which ranges a scene and a camera are drawn. Ranges are (low, high)."""
+    """Ranges, (low, high), from which a scene and a camera are drawn."""
 
     yaw_deg: tuple[float, float] = (0.0, 20.0)  # to either side
     pitch_deg: float = 10.0
     age: tuple[float, float] = (0.0, 0.3)
     faded: tuple[float, float] = (0.0, 0.1)
-    hidden_prob: float = 0.06  # each of glasses, hat, object
-    wear: float = 0.4  # 0 a clean picture to 1 dark, blurred, noisy, compressed
+    hidden_prob: float = 0.06  # probability of each of glasses, hat, object
+    wear: float = 0.4  # from 0 (clean) to 1 (dark, blurred, noisy, compressed)
 
 
 CONDITIONS = {
@@ -91,8 +91,8 @@ CONDITIONS = {
     "print": Conditions(age=(0.0, 0.9), faded=(0.1, 0.6), wear=0.7),
     "hidden": Conditions(yaw_deg=(10.0, 42.0), pitch_deg=14.0, hidden_prob=0.4, wear=0.6),
 }
-# First and second image of a pair. Pairs of the same and of different people are taken alike, or the conditions
-# would give the answer away.
+# Conditions of the first and the second image of a pair. They are the same for genuine and impostor pairs; otherwise
+# the conditions would reveal the answer.
 SET_CONDITIONS = {
     "agedb_30": ("print", "print"),
     "cfp_fp": ("frontal", "profile"),
@@ -105,7 +105,7 @@ TRAINING_CONDITIONS = ("mild", "frontal", "profile", "young", "aged", "print", "
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture to draw: whose, which one, how."""
+    """A picture to draw: person, number and conditions."""
 
     seed: int
     person: int
@@ -114,7 +114,7 @@ class Picture:
 
 
 def _stream(seed: int, person: int, number: int) -> np.random.Generator:
-    """Return the random stream of a picture; number 0 is the person."""
+    """Return the random stream of a picture; number 0 is the stream of the person."""
     return np.random.Generator(np.random.Philox(key=np.array([seed, person << _PICTURE_BITS | number], np.uint64)))
 
 
@@ -127,7 +127,7 @@ def draw_picture(picture: Picture) -> np.ndarray:
     """Draw one picture.
 
     Args:
-        picture: whose, which one, how.
+        picture: person, number and conditions.
 
     Returns:
         (112, 112, 3) uint8 BGR.
@@ -148,10 +148,10 @@ def _encode(picture: Picture) -> bytes:
 
 
 def training_pictures(size: DemoSize) -> list[Picture]:
-    """List the training pictures, person after person.
+    """List the training pictures, sorted by person.
 
     Args:
-        size: how many.
+        size: size of the data set.
 
     Returns:
         identities * images_per_identity pictures.
@@ -159,7 +159,7 @@ def training_pictures(size: DemoSize) -> list[Picture]:
     pictures = []
     for person in range(size.identities):
         for number in range(size.images_per_identity):
-            # The conditions come from the picture's own key: a larger set keeps the pictures of a smaller one.
+            # the conditions depend on person and number only, so a larger set keeps the pictures of a smaller one
             choice = (person + number) % len(TRAINING_CONDITIONS)
             pictures.append(Picture(size.seed, person, number, TRAINING_CONDITIONS[choice]))
     return pictures
@@ -168,11 +168,11 @@ def training_pictures(size: DemoSize) -> list[Picture]:
 def pair_pictures(size: DemoSize, name: str) -> tuple[list[Picture], np.ndarray]:
     """List the pictures of a verification set.
 
-    Pairs of the same and of different people alternate: every tenth of the file holds as many of both (one more
-    of one kind where a tenth is odd). No picture occurs twice.
+    Genuine and impostor pairs alternate, so every tenth of the file has the same number of both; they differ by one if
+    that number is odd. No picture occurs twice.
 
     Args:
-        size: how many pairs.
+        size: size of the data set.
         name: one of the five sets.
 
     Returns:
@@ -191,14 +191,14 @@ def pair_pictures(size: DemoSize, name: str) -> tuple[list[Picture], np.ndarray]
 
 
 def _encode_all(pictures: list[Picture], processes: int, bar: tqdm) -> Iterator[bytes]:
-    """Draw and encode in order, in several processes where that pays."""
+    """Draw and encode pictures in order, in several processes if that is faster."""
     processes = min(processes, len(pictures) // _FEWEST_PICTURES_PER_PROCESS)
     if processes < 2:
         for picture in pictures:
             bar.update()
             yield _encode(picture)
         return
-    # Forked children of a process that has used OpenCV's threads can hang: start fresh ones.
+    # forked children of a process that has used OpenCV's threads can hang, so spawn them
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, mp_context=context, initializer=cv2.setNumThreads, initargs=(0,)) as pool:
         for encoded in pool.map(_encode, pictures, chunksize=_CHUNK_PICTURES):
@@ -235,32 +235,32 @@ def write_demo_data(
 ) -> Path:
     """Draw a data set: train.rec, train.idx, property and the five verification sets.
 
-    The folder appears only when it is complete. A finished folder of the same parameters is kept as it is.
+    The folder is created only when it is complete. A finished folder with the same parameters is kept.
 
     Args:
         output: folder to create.
-        identities: people in the training set.
-        images_per_identity: training pictures of each.
-        pairs: pairs of each verification set, at least 10; a multiple of 20 balances every tenth.
-        seed: everything follows from it, 0 and above.
-        processes: that draw; None takes one for each usable core. The result does not depend on it.
+        identities: number of identities of the training set.
+        images_per_identity: number of training images per identity.
+        pairs: number of pairs of each verification set, at least 10; a multiple of 20 balances every tenth.
+        seed: random seed, at least 0.
+        processes: number of processes; None: one per usable core. The result does not depend on it.
 
     Returns:
         The folder.
 
     Raises:
-        ValueError: a size out of range, or `output` holds something else.
+        ValueError: a size is out of range, or `output` contains other files.
     """
     size, folder = DemoSize(identities, images_per_identity, pairs, seed), Path(output)
     parameters = {"drawing_version": _DRAWING_VERSION, **asdict(size)}
     if folder.exists() and any(folder.iterdir()):
         _check_finished(folder, parameters)
-        logger.info(f"{folder}: finished before with the same parameters, kept")
+        logger.info(f"{folder}: already finished with the same parameters; nothing to do")
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     sets = {name: pair_pictures(size, name) for name in PAPER_SETS}
     pictures = training_pictures(size) + [picture for chosen, _ in sets.values() for picture in chosen]
-    # what a killed run left is deleted: drawing is quicker than checking it
+    # an incomplete folder of a killed run is deleted, because drawing is faster than checking it
     with (
         atomic_path(folder) as part,
         tqdm(total=len(pictures), desc="drawing faces", unit="image", disable=None) as bar,
@@ -275,7 +275,7 @@ def write_demo_data(
 
 
 def _check_finished(folder: Path, parameters: dict[str, int]) -> None:
-    """Raise where a folder is not the finished data set of these parameters."""
+    """Raise ValueError if a folder is not the finished data set with these parameters."""
     try:
         stored = json.loads((folder / _PARAMETERS_FILE).read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):
@@ -285,7 +285,7 @@ def _check_finished(folder: Path, parameters: dict[str, int]) -> None:
         ) from None
     if stored != parameters:
         raise ValueError(
-            f"{folder} holds demo data of other parameters ({stored}), expected {parameters}: "
+            f"{folder} contains demo data with other parameters ({stored}), expected {parameters}: "
             "choose another --output or remove the folder"
         )
 
@@ -294,22 +294,23 @@ def main() -> int:
     """Run the command line and return the exit status."""
     defaults = DemoSize()
     parser = Parser(
-        prog="python -m adaface.demo.dataset", description="Draw a small face data set in the InsightFace layout."
+        prog="python -m adaface.demo.dataset",
+        description="Create a small data set of synthetic faces in the InsightFace layout.",
     )
-    parser.add_argument("--output", type=Path, required=True, help="folder to write")
+    parser.add_argument("--output", metavar="DIR", type=Path, required=True, help="folder to create")
     helps = {
-        "identities": "people in the training set",
-        "images_per_identity": "training pictures of each",
-        "pairs": "pairs of each verification set; a multiple of 20",
-        "seed": "everything follows from it",
+        "identities": "number of identities of the training set",
+        "images_per_identity": "number of training images per identity",
+        "pairs": "number of pairs of each verification set, preferably a multiple of 20",
+        "seed": "random seed",
     }
     for name, text in helps.items():
         default = getattr(defaults, name)
-        parser.add_argument(f"--{name}", type=int, default=default, help=f"{text} (default {default})")
-    parser.add_argument("--processes", type=int, help="that draw (default: one for each core)")
+        parser.add_argument(f"--{name}", metavar="N", type=int, default=default, help=f"{text} (default: {default})")
+    parser.add_argument("--processes", metavar="N", type=int, help="number of processes (default: one per core)")
 
     def job() -> int:
-        logger.info(f"demo data in {write_demo_data(**vars(parser.parse(sys.argv[1:])))}")
+        logger.info(f"demo data: {write_demo_data(**vars(parser.parse(sys.argv[1:])))}")
         return 0
 
     return run_to_status("demo data", job, stopped="nothing was written")

@@ -1,9 +1,8 @@
-"""Drawn faces: a person and a scene give one aligned 112x112 crop; no data set is behind them.
+"""Draw an aligned 112x112 face from a person and a scene, without any data set.
 
-What belongs to the person (`person.Identity`) is continuous and many-dimensional, so that a network has to
-learn a metric and cannot learn a list. What belongs to the moment (`person.Scene`) and to the camera
-(`camera.py`) changes the pixels more than the person does. Everything is filled with OpenCV polygons, from the
-back to the front.
+The features of a person (`person.Identity`) are continuous and many-dimensional, so a network has to learn a metric and
+cannot memorize a list. Scene (`person.Scene`) and camera (`camera.py`) change the pixels more than the person does.
+Everything is drawn with OpenCV polygons, from back to front.
 """
 
 import cv2
@@ -18,9 +17,9 @@ def draw_face(person: Identity, scene: Scene, rng: np.random.Generator) -> np.nd
     """Draw one aligned crop of a person.
 
     Args:
-        person: who is in the picture.
+        person: features of the person.
         scene: pose, expression, age, accessories.
-        rng: decides what is neither: background, clothes, the place of objects.
+        rng: random generator of the rest: background, clothes, positions of objects.
 
     Returns:
         (112, 112, 3) uint8 BGR.
@@ -36,13 +35,13 @@ def draw_face(person: Identity, scene: Scene, rng: np.random.Generator) -> np.nd
 
 
 def _soft_colors(rng: np.random.Generator, count: int) -> np.ndarray:
-    """Draw colors (count, 3), float32, of any lightness and moderate saturation."""
+    """Return random colors (count, 3), float32, of any lightness and moderate saturation."""
     colors = rng.uniform(20, 240, (count, 3))
     return (0.65 * colors + 0.35 * colors.mean(axis=1, keepdims=True)).astype(np.float32)
 
 
 def _background(rng: np.random.Generator) -> np.ndarray:
-    """Draw a plain wall with a gradient and a few things on it."""
+    """Draw a plain wall with a gradient and a few shapes on it."""
     corners = _soft_colors(rng, 4).reshape(2, 2, 3)
     image = cv2.resize(corners, (SIDE_PX, SIDE_PX), interpolation=cv2.INTER_LINEAR).astype(np.uint8)
     for _ in range(rng.integers(0, 5)):
@@ -118,7 +117,7 @@ def _paint_skin(painter: Painter, rng: np.random.Generator) -> None:
 
 
 def _paint_beard(painter: Painter, outline: np.ndarray) -> None:
-    """Cover the jaw up to a height that is the person's own."""
+    """Cover the jaw up to the height of the person's beard."""
     person = painter.person
     top = 26 - 26 * person.beard
     jaw = outline[outline[:, 1] > top]

@@ -1,12 +1,11 @@
-"""The drawn person: what belongs to an identity, what to the moment, and a head that can be turned.
+"""Parameters of a synthetic person and of a scene, and a head that can be rotated.
 
-A head is an ellipsoid; a face is a set of points on it. It is turned, projected and put back on the five landmarks
-of the ArcFace template by the least-squares similarity, exactly as a face aligner would do. `faces.py` paints on
-it.
+A head is an ellipsoid, and a face is a set of points on it. It is rotated, projected and mapped to the five landmarks
+of the ArcFace template by the least-squares similarity transform, as a face aligner does. `faces.py` draws on it.
 
-Everything is a function of its arguments: the random choices come from the generators that are passed in.
-Lengths are in pixels of the 112x112 crop, angles in radians, colors BGR from 0 to 255. Head coordinates have x to
-the right, y down and their origin in the middle of the frontal face.
+All functions are deterministic: random choices come from the generators that are passed in. Lengths are in pixels of
+the 112x112 crop, angles in radians, colors BGR from 0 to 255. Head coordinates have x to the right, y down and their
+origin in the middle of the frontal face.
 """
 
 import math
@@ -39,9 +38,9 @@ _GREY = np.array([206.0, 206.0, 206.0])
 
 @dataclass(frozen=True)
 class Identity:
-    """What stays with a person. Lengths in pixels, shares from 0 to 1, colors (3,) BGR.
+    """Features of a person: lengths in pixels, fractions from 0 to 1, colors (3,) BGR.
 
-    Beside each: the range that it is drawn from uniformly, or the palette.
+    The annotation of each is the range of its uniform distribution, or its palette.
     """
 
     skin: Annotated[np.ndarray, "skin"]
@@ -58,7 +57,7 @@ class Identity:
     fringe_right: Annotated[float, -12, 14]
     hair_volume: Annotated[float, 1.03, 1.24]
     hair_length: Annotated[float, -60, 66]  # y where the hair ends behind the head; below 0: short hair
-    curl: Annotated[float, -0.03, 0.06]  # share of the radius; below 0: straight hair
+    curl: Annotated[float, -0.03, 0.06]  # fraction of the radius; below 0: straight hair
     bun: Annotated[float, -22, 13]  # radius; below 0: none
     baldness: Annotated[float, -10, 1.2]  # above 0: bald head
     eye_width: Annotated[float, 6.0, 9.2]
@@ -80,7 +79,7 @@ class Identity:
     mouth_y: Annotated[float, -2.5, 2.5]
     lip_upper: Annotated[float, 1.0, 3.6]
     lip_lower: Annotated[float, 1.4, 5.0]
-    beard: Annotated[float, -2.0, 1.0]  # above 0: share of the cheek that it covers
+    beard: Annotated[float, -2.0, 1.0]  # above 0: fraction of the cheek that it covers
     moustache: Annotated[float, -6.0, 4.0]  # thickness; below 0: none
     freckles: Annotated[float, -14, 12]  # number; below 0: none
     blush: Annotated[float, 0.0, 0.4]
@@ -91,7 +90,7 @@ class Identity:
 
 @dataclass(frozen=True)
 class Scene:
-    """What changes from picture to picture. Angles in radians, lengths in pixels, shares from 0 to 1."""
+    """Features that differ between pictures of a person: angles in radians, lengths in px, fractions from 0 to 1."""
 
     yaw: float = 0.0
     pitch: float = 0.0
@@ -106,17 +105,14 @@ class Scene:
     age: float = 0.0  # gray hair, wrinkles
     glasses: bool = False
     hat: bool = False
-    occlusion: float = 0.0  # share of the side that an object covers
+    occlusion: float = 0.0  # fraction of the side that an object covers
 
 
 def draw_identity(rng: np.random.Generator) -> Identity:
-    """Draw a person.
+    """Draw the features of a person at random, independently of each other.
 
     Args:
-        rng: the person's own generator.
-
-    Returns:
-        The person's features, independent of each other.
+        rng: random generator of the person.
     """
     values: dict[str, Any] = {}
     for name, hint in get_type_hints(Identity, include_extras=True).items():
@@ -137,17 +133,14 @@ def draw_scene(
     hidden_prob: float,
     rng: np.random.Generator,
 ) -> Scene:
-    """Draw what changes from one picture of a person to the next.
+    """Draw a scene at random.
 
     Args:
-        yaw_deg: least and largest turn of the head, to either side.
-        pitch_deg: largest nod, up or down.
-        age: least and largest, from 0 to 1.
-        hidden_prob: of glasses, of a hat and of an object in front, each.
-        rng: the picture's own generator.
-
-    Returns:
-        The scene.
+        yaw_deg: range of the yaw of the head, to either side.
+        pitch_deg: largest pitch of the head, up or down.
+        age: range of the age, from 0 to 1.
+        hidden_prob: probability of each of glasses, a hat, and an object in front of the face.
+        rng: random generator of the picture.
     """
     pitch = math.radians(pitch_deg)
     hidden = rng.random(3) < hidden_prob
@@ -170,7 +163,7 @@ def draw_scene(
 
 
 class Painter:
-    """A canvas that knows the turned head: points in head coordinates in, polygons out."""
+    """A canvas with a rotated head: converts points in head coordinates to pixels, and draws polygons."""
 
     def __init__(self, image: np.ndarray, person: Identity, scene: Scene) -> None:
         self.image, self.person, self.scene = image, person, scene
@@ -188,7 +181,7 @@ class Painter:
         self.brow = self.hair * person.brow_shade
 
     def _align(self) -> None:
-        """Put the turned landmarks on the template, then add the aligner's error and the roll it left."""
+        """Map the rotated landmarks to the template, then add an alignment error and the remaining roll."""
         mouth_y = 31.0 + self.person.mouth_y
         points = [(-17.6, EYE_Y), (17.6, EYE_Y), (0, 10.5), (-14.6, mouth_y), (14.6, mouth_y)]
         source = self.place(points, np.array([0, 0, 9, 0, 0]))
@@ -201,7 +194,7 @@ class Painter:
         self._offset = target_mean + self.scene.shift - self._similarity @ mean
 
     def place(self, points: Sequence[Any] | np.ndarray, lift: np.ndarray | float = 0.0) -> np.ndarray:
-        """Turn points (N, 2) on the face, `lift` pixels above its surface, into crop pixels (N, 2)."""
+        """Convert points (N, 2) on the face, `lift` pixels above its surface, to crop pixels (N, 2)."""
         xy = np.asarray(points, float)
         radius_sq = (xy[:, 0] / (self.person.half_width + 3)) ** 2 + (xy[:, 1] / HEAD_TOP) ** 2
         z = _HEAD_DEPTH * np.sqrt(np.maximum(1 - radius_sq, 0)) + lift
@@ -209,7 +202,7 @@ class Painter:
         return turned @ self._similarity.T + self._offset
 
     def place_outline(self, points: Sequence[Any] | np.ndarray) -> np.ndarray:
-        """Turn points (N, 2) of the silhouette: an ellipsoid keeps its width, but its chin leans forward."""
+        """Convert points (N, 2) of the outline to crop pixels: its width is kept, but the chin leans forward."""
         xy = np.asarray(points, float)
         z = np.interp(xy[:, 1], [-60, -20, 45], [0, 8, 24])
         return (xy + z[:, None] * self._lean) @ self._similarity.T + self._offset
@@ -232,20 +225,20 @@ class Painter:
 
 
 def bgr(color: Any) -> tuple[float, float, float]:
-    """Return a color the way OpenCV takes it, cut to 0 to 255."""
+    """Return a color as a tuple for OpenCV, clipped to [0, 255]."""
     blue, green, red = (min(max(float(value), 0.0), 255.0) for value in color)
     return blue, green, red
 
 
 @lru_cache
 def circle(count: int) -> np.ndarray:
-    """Return `count` points (count, 2) on the unit circle; shared, not to be changed."""
+    """Return `count` points (count, 2) on the unit circle; the array is shared, do not modify it."""
     angles = np.linspace(0, 2 * np.pi, count, endpoint=False)
     return np.column_stack([np.cos(angles), np.sin(angles)])
 
 
 def moved(point: np.ndarray, right: float, down: float) -> tuple[float, float]:
-    """Return a point beside another."""
+    """Return a point, shifted."""
     return point[0] + right, point[1] + down
 
 

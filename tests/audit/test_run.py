@@ -344,7 +344,7 @@ def test_a_page_of_many_findings_stays_small(data, tmp_path):
                 b"" if place else next((data.clean / "3").glob("*")).read_bytes()
             )
     assert audit(faces, tmp_path / "out") == 1
-    assert "The first 48 of 60; audit.csv has them all." in (tmp_path / "out" / "audit.html").read_text()
+    assert "The first 48 of 60; audit.csv lists all of them." in (tmp_path / "out" / "audit.html").read_text()
     assert sum(row["kind"] == "unreadable image" for row in read_findings(tmp_path / "out")) == 60
 
 
@@ -414,8 +414,8 @@ def test_a_small_file_of_very_many_pixels_is_not_decoded(data, tmp_path, side):
     (faces / "1" / "small.png").write_bytes(png_that_says(300))
     assert audit(faces, tmp_path / "out") == 1
     large, small = (row for row in read_findings(tmp_path / "out") if row["kind"] == "unreadable image")
-    assert large["text"] == "more than 67 million pixels: not decoded"
-    assert "not an image of a known format" in small["text"]
+    assert large["text"] == "not decoded: more than 67 million pixels"
+    assert "not an image in a known format" in small["text"]
 
 
 def test_too_little_is_left_to_train_on(data, tmp_path, capsys):
@@ -434,13 +434,13 @@ def test_too_little_is_left_to_train_on(data, tmp_path, capsys):
     [
         (["absent"], "no training data in"),
         (["empty"], "no training data in"),
-        (["clean", "--test_sets", "absent.bin"], "--test_sets: there is no absent.bin"),
-        (["clean", "--test_sets", "empty"], "holds neither verification sets nor images"),
+        (["clean", "--test_sets", "absent.bin"], "--test_sets: absent.bin does not exist"),
+        (["clean", "--test_sets", "empty"], "contains neither verification sets nor images"),
         (["clean", "--test_sets", "a.txt"], "neither a .bin file nor a folder"),
-        (["clean", "--output", "clean/out"], "where it would be an identity"),
-        (["empty/../clean", "--test_sets", "clean", "--output", "clean/7/out"], "where it would be an"),
+        (["clean", "--output", "clean/out"], "where it would be taken for an identity"),
+        (["empty/../clean", "--test_sets", "clean", "--output", "clean/7/out"], "where it would be taken for an"),
         (["clean", "--output", "a.txt"], "is a file, expected a folder"),
-        (["clean", "--output", "full"], "contains other files than those of an audit"),
+        (["clean", "--output", "full"], "contains files that are not from an audit"),
         (["clean", "--checkpoint", "absent.ckpt"], "absent.ckpt"),
         (["clean", "--checkpoint", "a.txt"], "a.txt"),
         (["clean", "--model", "adaface_ir101_webface21m"], "adaface_ir101_webface12m"),

@@ -29,7 +29,7 @@ def test_all_shards_go_to_one_folder(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert run("--rec_path", folder) == 0
     assert files_below(folder / "imgs") == PARTS
     out = capsys.readouterr().out
-    assert "8 images, 4 identities" in out and "labels go up to 10 with gaps" in out and "announces" not in out
+    assert "8 images, 4 identities" in out and "labels have gaps and go up to 10" in out and "announces" not in out
     assert "--train_data_path faces/imgs --val_data_path faces" in out
     assert run("--rec_path", folder, "--make_image_files") == 0
     assert "already converted (8 images, 4 identities); nothing to do" in capsys.readouterr().out
