@@ -16,7 +16,7 @@ def keep_best(boxes: np.ndarray, scores: np.ndarray, most_overlap: float, *, of_
         boxes: (N, 4).
         scores: (N,); of equal scores, the first counts as higher.
         most_overlap: largest allowed intersection over union, in [0, 1].
-        of_smaller: use the intersection over the smaller box instead, to suppress a box inside of another one too.
+        of_smaller: use the intersection over the smaller box instead, which also suppresses a box inside another one.
 
     Returns:
         Indices of the remaining boxes, highest score first.

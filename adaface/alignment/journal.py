@@ -1,4 +1,4 @@
-"""``alignment.csv``: a line for each aligned face and each photograph without one; an interrupted run resumes from it.
+"""``alignment.csv``: one line per aligned face or photograph without a face; an interrupted run resumes from it.
 
 The lines of a photograph are appended when its crops are complete. At the end they are sorted in the order of the
 photographs, so that a resumed alignment writes the same file as an uninterrupted one.

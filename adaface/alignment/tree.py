@@ -38,7 +38,7 @@ class AlignmentJob:
         source: folder of the photographs.
         output: folder of the crops.
         names: paths of the photographs, relative to ``source``.
-        find_faces: called from several threads.
+        find_faces: returns the faces of a photograph; called from several threads.
         which_faces: one of ``detector.WHICH_FACES``.
         suffix: file name suffix of the crops, one of ``CROP_SUFFIXES``.
         threads: number of photographs processed at a time.
@@ -59,10 +59,10 @@ class Outcome:
 
     Attributes:
         photographs: number of photographs.
-        done_before: number of those that earlier runs had done.
+        done_before: number of photographs that earlier runs have processed.
         crops: number of aligned faces.
         without: name and reason of each photograph without an aligned face.
-        by_status: number of those, by status.
+        by_status: number of photographs without an aligned face, by status.
     """
 
     photographs: int

@@ -1,11 +1,11 @@
-"""The RecordIO format: image headers, parts of split records, the walk through a `.rec`.
+"""The RecordIO format: image headers, parts of split records, and the scan of a `.rec`.
 
-A record is magic number, cflag and length, bytes, padding to a multiple of 4. Where the magic number occurs in the
-bytes at a multiple of 4, the writer leaves it out and splits the record there; the reader puts it back. The bytes are
-an image header (flag, label, id, id2, then as many labels as the flag says) and an encoded image.
+A record consists of the magic number, cflag and length, the bytes, and padding to a multiple of 4. If the magic number
+occurs in the bytes at a multiple of 4, the writer omits it and splits the record there; the reader inserts it again.
+The bytes are an image header (flag, label, id, id2, then as many labels as the flag says) and an encoded image.
 
 Sources: dmlc-core's RecordIO (`recordio.h`), mxnet's `recordio.pack`, the InsightFace layout of `train.rec`.
-Differences: damage is a ValueError that says where and what was expected.
+Differences: damage raises a ValueError that names the position and what was expected.
 """
 
 import mmap
@@ -132,7 +132,7 @@ def announced(record: bytes) -> tuple[float, float] | None:
         record: the bytes of a record, normally that of key 0.
 
     Returns:
-        Images + 1 and images + 1 + identities, rounded to float32 by the format; None for any other record.
+        Images + 1 and images + 1 + identities, which the format rounds to float32; None for any other record.
 
     Raises:
         ValueError: the numbers are not valid counts.
@@ -140,7 +140,7 @@ def announced(record: bytes) -> tuple[float, float] | None:
     Source:
         InsightFace's `MXFaceDataset`.
     """
-    # With a payload it is an image that happens to have two labels.
+    # a record with a payload is an image that happens to have two labels
     if len(record) != IDENTITY_BYTES or int.from_bytes(record[:4], "little") != 2:
         return None
     first, past = map(float, np.frombuffer(record, "<f4", 2, HEADER.size))
@@ -247,7 +247,7 @@ def _occurrences(record: bytes) -> Iterator[int]:
         position = record.find(MAGIC_BYTES, position + 4)
 
 
-# --- the walk ---------------------------------------------------------------------------------------------------
+# --- the scan ---------------------------------------------------------------------------------------------------
 
 
 def map_file(rec_path: Path) -> mmap.mmap:
@@ -273,10 +273,10 @@ def map_file(rec_path: Path) -> mmap.mmap:
 
 
 def scan(rec_path: str | os.PathLike[str]) -> np.ndarray:
-    """Walk through a `.rec` from the first record to the last.
+    """Find all records of a `.rec`, from the first to the last.
 
-    A plain loop, because it reads one page per record only: searching all bytes for the magic number with numpy is not
-    faster for records of 5 KB, reads the whole file, and relies on no image containing it.
+    This is a plain loop, because it reads only one page per record: searching all bytes for the magic number with numpy
+    is not faster for records of 5 KB, reads the whole file, and fails if an image contains it.
 
     Args:
         rec_path: the `.rec`.
@@ -311,6 +311,6 @@ def _walk(data: mmap.mmap | bytes) -> np.ndarray:
         else:
             offset = join(data, offset)[1]
     if offset != len(data):
-        # The error is that of the first bad part: this one, or the last one if it reaches beyond the end.
+        # raise the error of the first bad part: this one, or the last one if it extends beyond the end
         read_part(data, offsets[-1] if offsets and offset > len(data) else offset)
     return np.frombuffer(offsets, np.int64) if offsets else np.empty(0, np.int64)

@@ -33,7 +33,7 @@ class Heads(NamedTuple):
         lengths: int64 (N,), bytes, image header included.
         labels: float32 (N,), the first label; NaN without a valid image header.
         ends: int64 (N,), where the next record starts, bytes.
-        bad: bool (N,), no complete record starts there; the other columns are then undefined.
+        bad: bool (N,), whether no complete record starts there; the other columns are then undefined.
     """
 
     lengths: np.ndarray
@@ -82,7 +82,7 @@ def read_ids(data: mmap.mmap, offsets: np.ndarray) -> np.ndarray | None:
         offsets: int64 (N,), where its records start.
 
     Returns:
-        uint64 (N,); None where some record has no image header.
+        uint64 (N,); None if a record has no image header.
     """
     lrec = _word(data, offsets, 1)
     ids = _word(data, offsets, _ID_WORD + 1).astype(np.uint64) << np.uint64(32) | _word(data, offsets, _ID_WORD)
@@ -117,7 +117,7 @@ def _word(data: mmap.mmap, offsets: np.ndarray, index: int) -> np.ndarray:
 
 
 def _first_label(record: bytes) -> float:
-    """Return the first label of a record, NaN where it has no valid image header."""
+    """Return the first label of a record; NaN if it has no valid image header."""
     try:
         label = unpack(record)[0].label
     except ValueError:

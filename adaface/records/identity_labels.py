@@ -23,11 +23,11 @@ _IDENTITY_END = PART.size + padded(IDENTITY_BYTES)
 def labels_by_identity(data: mmap.mmap, keys: np.ndarray, offsets: np.ndarray) -> np.ndarray | None:
     """Compute the labels of all records from the identity records.
 
-    Checked: that the keys are 0, 1, 2, ... and the offsets ascend from 0 in multiples of 4; every identity
-    record; the heads of 256 images spread evenly over the file, and of the first and the last image of 256 identities:
-    is each a record, does it end where the next one starts, is its label the number of its identity; and whether the
-    last record ends the file. An `.idx` of another file does not pass. Not detected: a damaged head or a wrong
-    offset between those places (reading that record reports it, unless another record starts at the wrong offset), and
+    Checks: the keys are 0, 1, 2, ..., and the offsets ascend from 0 in multiples of 4; every identity record is valid;
+    256 images spread evenly over the file, and the first and the last image of 256 identities, are records that end
+    where the next one starts and have the number of their identity as label; and the last record ends at the end of the
+    file. An `.idx` of another file does not pass these checks. They do not detect a damaged header or a wrong offset
+    between the sampled records (reading that record reports it, unless another record starts at the wrong offset), nor
     a few images whose label is not the number of their identity.
 
     Args:
@@ -36,9 +36,8 @@ def labels_by_identity(data: mmap.mmap, keys: np.ndarray, offsets: np.ndarray) -
         offsets: int64 (N,).
 
     Returns:
-        First labels, float32 (N,). None where the file does not begin with a header record and end with the identity
-        records of all images, in the order of the keys; where it has 2^24 records or more; and where a check
-        fails.
+        First labels, float32 (N,). None if the file does not begin with a header record and end with the identity
+        records of all images, in the order of the keys; if it has 2^24 records or more; or if a check fails.
     """
     count = len(keys)
     if not (2 < count < _EXACT_FLOAT32 and _in_order(keys, offsets, len(data))):
@@ -47,7 +46,7 @@ def labels_by_identity(data: mmap.mmap, keys: np.ndarray, offsets: np.ndarray) -
     ranges = None if past is None else _ranges(data, offsets[past:], past)
     if past is None or ranges is None:
         return None
-    # Identities in the order of their images; normally that of their numbers.
+    # identities in the order of their images, which normally is the order of their numbers
     order = np.argsort(ranges[:, 0], kind="stable")
     starts, ends = ranges[order].T
     if starts[0] != 1 or ends[-1] != past or (starts[1:] != ends[:-1]).any() or (starts >= ends).any():
@@ -71,7 +70,7 @@ def _in_order(keys: np.ndarray, offsets: np.ndarray, size: int) -> bool:
 
 
 def _key_after_images(data: mmap.mmap, count: int) -> int | None:
-    """Return images + 1 from the header record; None where that does not announce all of ``count`` records."""
+    """Return images + 1 from the header record; None if it does not announce ``count`` records."""
     try:
         totals = announced(join(data, 0)[0])
     except ValueError:
@@ -82,7 +81,7 @@ def _key_after_images(data: mmap.mmap, count: int) -> int | None:
 
 
 def _ranges(data: mmap.mmap, offsets: np.ndarray, past: int) -> np.ndarray | None:
-    """Return the first key and the one past the last of each identity, int64 (C, 2); None where that is not there."""
+    """Return the first key and the end of the keys of each identity, int64 (C, 2); None without identity records."""
     pairs = read_identities(data, offsets)
     if pairs is None or not ((pairs >= 1) & (pairs <= past)).all() or (np.diff(offsets) != _IDENTITY_END).any():
         return None
@@ -91,7 +90,7 @@ def _ranges(data: mmap.mmap, offsets: np.ndarray, past: int) -> np.ndarray | Non
 
 
 def _confirmed(data: mmap.mmap, offsets: np.ndarray, labels: np.ndarray, sample: np.ndarray) -> bool:
-    """Return whether the records of the sample lie where and have the labels that are expected, except the last one."""
+    """Return whether the records of the sample have the expected positions and labels, except the last one."""
     data.madvise(mmap.MADV_RANDOM)  # otherwise the system reads 128 KB per head
     try:
         heads = read_heads(data, offsets[sample])

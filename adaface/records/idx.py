@@ -1,8 +1,8 @@
-"""The text of an `.idx`: one line of key, tab, offset for each record, parsed to arrays.
+"""The text of an `.idx`: a line with key, tab and offset for each record, parsed to arrays.
 
 Source: mxnet's `MXIndexedRecordIO`.
-Differences: lines of equal form (as many digits in the key and in the offset as in the line before) are parsed eight
-digits at a time, a column of lines at once; the numbers of a sorted file change their form a dozen times in all.
+Differences: lines of equal form (the same number of digits in the key and in the offset) are parsed together, eight
+digits at a time; the form changes only about a dozen times in a sorted file.
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ _BYTES_AT_ONCE = 1 << 20  # small enough for a block to stay in the CPU cache
 _TAB, _NEWLINE = ord("\t"), ord("\n")
 _MOST_DIGITS = 16  # of a number that is parsed in two words of eight
 _WORD = 8
-_FEWEST_ROWS = 64  # blocks shorter than these on average are slower than one number after the other
+_FEWEST_ROWS = 64  # if blocks are shorter than this on average, parsing number by number is faster
 _ZEROS = np.uint64(0x3030303030303030)
 _UPPER_HALVES = np.uint64(0xF0F0F0F0F0F0F0F0)
 
@@ -38,7 +38,7 @@ def read_idx(idx_path: Path) -> tuple[np.ndarray, np.ndarray]:
     keys, offsets = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     line = 1
     with idx_path.open("rb") as file:
-        # numpy leaves Python's lock while it works on a column
+        # numpy releases Python's lock while it works on a column
         for text, parsed in in_order(_try_blocks, _parts(file), threads=_THREADS, ahead=2 * _THREADS):
             parsed = parsed or _parse_lines(text.replace(b"\r\n", b"\n"), line, idx_path)
             keys.append(parsed[0])
@@ -54,7 +54,7 @@ def _parts(file: BinaryIO) -> Iterator[bytes]:
 
 
 def _try_blocks(text: bytes) -> tuple[bytes, tuple[np.ndarray, np.ndarray] | None]:
-    """Return the text with what ``_parse_blocks`` makes of it."""
+    """Return the text and the result of ``_parse_blocks``."""
     return text, _parse_blocks(text)
 
 
@@ -62,7 +62,7 @@ def _try_blocks(text: bytes) -> tuple[bytes, tuple[np.ndarray, np.ndarray] | Non
 
 
 def _parse_blocks(text: bytes) -> tuple[np.ndarray, np.ndarray] | None:
-    """Parse whole lines, block after block; None where their form changes too often, or one is not as usual."""
+    """Parse whole lines, block by block; return None if their form changes too often, or a line is unusual."""
     keys, offsets = [], []
     padded = np.frombuffer(text + bytes(_WORD), np.uint8)
     start = rows = 0
@@ -83,11 +83,11 @@ def _parse_blocks(text: bytes) -> tuple[np.ndarray, np.ndarray] | None:
 
 
 def _parse_block(padded: np.ndarray, start: int, key_digits: int, offset_digits: int) -> tuple[np.ndarray, np.ndarray]:
-    """Parse the lines from ``start`` on that have so many digits each; keys and offsets, int64 (N,), N from 0 on."""
+    """Parse the lines from ``start`` on with these numbers of digits; return keys and offsets, int64 (N,), N >= 0."""
     width = key_digits + offset_digits + 2
     count = (len(padded) - _WORD - start) // width
     rows = padded[start : start + count * width].reshape(count, width)
-    # By induction: a line that starts where one has ended and has its separators here and digits between is a line.
+    # By induction: bytes that start after the end of a line, with separators here and digits between them, are a line.
     same = (rows[:, key_digits] == _TAB) & (rows[:, -1] == _NEWLINE)
     count = count if same.all() else int(np.argmin(same))
     key, good = _numbers(padded, start, width, count, key_digits)
@@ -99,7 +99,7 @@ def _parse_block(padded: np.ndarray, start: int, key_digits: int, offset_digits:
 
 
 def _numbers(padded: np.ndarray, start: int, width: int, count: int, digits: int) -> tuple[np.ndarray, np.ndarray]:
-    """Parse a column of numbers, one each ``width`` bytes; int64 (N,), and where it was digits alone, bool (N,)."""
+    """Parse a column of numbers, one per ``width`` bytes; return int64 (N,), and whether all were digits, bool (N,)."""
     leading = digits - _WORD
     if leading <= 0:
         return _up_to_eight(padded, start, width, count, digits)
@@ -109,13 +109,13 @@ def _numbers(padded: np.ndarray, start: int, width: int, count: int, digits: int
 
 
 def _up_to_eight(padded: np.ndarray, start: int, width: int, count: int, digits: int) -> tuple[np.ndarray, np.ndarray]:
-    """Parse numbers of one to eight digits as `_numbers` does: pairs of digits, pairs of pairs, and again."""
+    """Parse numbers of one to eight digits, like `_numbers`, by combining pairs of digits, then pairs of pairs."""
     words = np.ndarray((count,), "<u8", padded.data, start, (width,)).astype(np.uint64)
-    if digits < _WORD:  # what follows moves out above, zeros move in below, which is before the first digit
+    if digits < _WORD:  # shift out the bytes after the number, shift in zeros before its first digit
         shift = np.uint64(8 * (_WORD - digits))
         words <<= shift
         words |= _ZEROS >> (np.uint64(64) - shift)
-    # A digit has the upper half 3, and still has it with 6 added.
+    # a byte is a digit if its upper half is 3, also after adding 6
     good = (words & _UPPER_HALVES) == _ZEROS
     good &= ((words + np.uint64(0x0606060606060606)) & _UPPER_HALVES) == _ZEROS
     words &= ~_UPPER_HALVES
@@ -141,9 +141,9 @@ def _parse_lines(text: bytes, first_line: int, idx_path: Path) -> tuple[np.ndarr
     alternate = np.array_equal(separators[0::2], np.full((len(separators) + 1) // 2, _TAB, np.uint8))
     alternate &= np.array_equal(separators[1::2], np.full(len(separators) // 2, _NEWLINE, np.uint8))
     if alternate:
-        # Two separators in a row count as one here, so that an empty field is noticed too.
+        # two consecutive separators count as one, so an empty field gives a wrong number of numbers
         numbers = np.fromstring(text, np.int64, sep=" ")
-        # A number that does not fit comes out as the largest one.
+        # a number that is too large is read as the largest one
         if len(numbers) == len(separators) and not (numbers == np.iinfo(np.int64).max).any():
             return numbers[0::2], numbers[1::2]
     lines = enumerate(text.split(b"\n"), first_line)
@@ -155,7 +155,7 @@ def _parse_lines(text: bytes, first_line: int, idx_path: Path) -> tuple[np.ndarr
 
 
 def _is_entry(line: bytes) -> bool:
-    """Return whether this is key, tab, offset, both whole numbers from 0 to 2^63 - 2."""
+    """Return whether a line is key, tab, offset, both whole numbers from 0 to 2^63 - 2."""
     fields = line.split(b"\t")
     fits = (field.isdigit() and len(field.lstrip(b"0")) < 20 and int(field) < 2**63 - 1 for field in fields)
     return len(fields) == 2 and all(fits)

@@ -1,4 +1,4 @@
-"""The index of a `.rec`: keys, offsets and labels as numpy arrays, 16 bytes a record in all.
+"""The index of a `.rec`: keys, offsets and labels as numpy arrays, 16 bytes per record.
 
 A large file is opened with its `.idx` and its identity records (`records/identity_labels.py`), and the index is cached
 in a sidecar (`records/sidecar.py`). If that is not possible, or if the file is small, every header is read.
@@ -26,7 +26,7 @@ from adaface.system.files import atomic_file
 
 PathLike = str | os.PathLike[str]
 
-_LARGE = 10_000  # records; of smaller files every header is read: fast, and it finds any damage
+_LARGE = 10_000  # records; for smaller files, every header is read, which is fast and finds any damage
 _RECORDS_AT_ONCE = 1 << 16  # few enough that their pages stay in memory while all fields are gathered
 _SIDECAR = "index"
 
@@ -57,12 +57,12 @@ def open_index(rec_path: Path, idx_path: Path) -> tuple[Index, int, Stamp | None
         idx_path: the `.idx`, which may be missing.
 
     Returns:
-        The index, ascending by key; the size of the `.rec` in bytes; and the stamp with which `map_index` finds the
-        index again, None where it is in the memory of this process alone.
+        The index, ascending by key; the size of the `.rec` in bytes; and the stamp for `map_index`, None if the index
+        exists only in the memory of this process.
 
     Raises:
-        FileNotFoundError: no such `.rec`.
-        ValueError: an empty or damaged `.rec`; an `.idx` that is not one, or with a key twice.
+        FileNotFoundError: the `.rec` does not exist.
+        ValueError: an empty or damaged `.rec`; a malformed `.idx`, or one with a duplicate key.
     """
     data = map_file(rec_path)
     if not idx_path.is_file():
@@ -84,7 +84,7 @@ def map_index(stamp: Stamp, *, checked: bool = False) -> Index | None:
 
     Args:
         stamp: of the files that it must have been built from.
-        checked: another process has verified its checksum.
+        checked: whether another process has verified its checksum.
 
     Returns:
         The index, in memory shared by all processes; None if there is none for this stamp.
@@ -113,7 +113,7 @@ def _scanned_index(data: mmap.mmap, rec_path: Path, idx_path: Path, stale: str |
         data: the mapped `.rec`.
         rec_path: its path.
         idx_path: the `.idx`.
-        stale: what is wrong with the `.idx`; None where it is missing.
+        stale: why the `.idx` is stale; None if it is missing.
     """
     try:
         offsets = scan(rec_path)
@@ -148,12 +148,12 @@ def _by_key(index: Index, path: Path) -> Index:
 
 
 def _compact(keys: np.ndarray) -> np.ndarray:
-    """Return ascending keys as uint32 where they fit."""
+    """Return ascending keys as uint32 if they fit."""
     return keys.astype(np.uint32) if len(keys) == 0 or (keys[0] >= 0 and keys[-1] < 2**32) else keys
 
 
 def _describe(data: mmap.mmap, keys: np.ndarray, offsets: np.ndarray, rec_path: Path) -> Index:
-    """Read every head.
+    """Read every header.
 
     Args:
         data: the mapped `.rec`.
@@ -162,11 +162,11 @@ def _describe(data: mmap.mmap, keys: np.ndarray, offsets: np.ndarray, rec_path: 
         rec_path: path of the `.rec`, for messages.
 
     Returns:
-        The index in the order of the file: the disk is read front to back.
+        The index in the order of the file, so that the disk is read sequentially.
 
     Raises:
-        _StaleIndexError: an offset where no whole record lies, or the last record does not end the file.
-        ValueError: a record that reaches into the next one.
+        _StaleIndexError: no complete record starts at an offset, or the file does not end with the last record.
+        ValueError: a record overlaps the next one.
     """
     if not np.all(offsets[1:] > offsets[:-1]):
         order = np.argsort(offsets, kind="stable")
@@ -185,7 +185,7 @@ def _describe(data: mmap.mmap, keys: np.ndarray, offsets: np.ndarray, rec_path: 
         if bad.any():
             first = int(np.argmax(bad))
             raise _StaleIndexError(f"no record starts at offset {starts[first]:,}, key {keys[start + first]}")
-        # A scan would take the next one for a part of it, and lose it.
+        # a scan would mistake the next record for a part of this one
         reached = np.concatenate(([end], ends[:-1]))
         if (starts < reached).any():
             first = int(np.argmax(starts < reached))
@@ -202,8 +202,8 @@ def _describe(data: mmap.mmap, keys: np.ndarray, offsets: np.ndarray, rec_path: 
 def _keys_by_id(data: mmap.mmap, offsets: np.ndarray) -> np.ndarray | None:
     """Return the ids in the image headers as keys, int64 (N,).
 
-    None where they cannot be the keys: some record has no image header, two ids are the same or one does not fit, or
-    one lies beyond what a header record announces.
+    None if they cannot be the keys: a record has no image header, an id is duplicate or too large, or an id is beyond
+    the number of records that the header record announces.
     """
     ids = read_ids(data, offsets)
     if ids is None or (ids >= np.uint64(2**63 - 1)).any():
@@ -216,7 +216,7 @@ def _keys_by_id(data: mmap.mmap, offsets: np.ndarray) -> np.ndarray | None:
 
 
 def _largest_key(data: mmap.mmap, keys: np.ndarray, offsets: np.ndarray) -> int:
-    """Return the largest key that the header record allows, or the largest at all without one."""
+    """Return the largest key that the header record allows; without one, the largest possible key."""
     first = int(np.argmin(keys)) if len(keys) else 0
     if not len(keys) or keys[first] != 0:
         return 2**63 - 1
@@ -225,16 +225,16 @@ def _largest_key(data: mmap.mmap, keys: np.ndarray, offsets: np.ndarray) -> int:
 
 
 def build_idx(rec_path: PathLike, idx_path: PathLike | None = None) -> None:
-    """Write the `.idx` of a `.rec`; an existing one is replaced, at once and at the end.
+    """Write the `.idx` of a `.rec`; an existing one is replaced atomically.
 
     Args:
-        rec_path: the `.rec`; it is scanned.
-        idx_path: where to write; None: beside it.
+        rec_path: the `.rec`, which is scanned.
+        idx_path: output file; None: same folder and name as the `.rec`.
 
     Raises:
-        FileNotFoundError: no such `.rec`.
+        FileNotFoundError: the `.rec` does not exist.
         ValueError: an empty, truncated or damaged `.rec`.
-        OSError: such as no space left.
+        OSError: for example no space left.
     """
     rec_path = Path(rec_path)
     target = default_idx_path(rec_path, idx_path)
@@ -249,5 +249,5 @@ def build_idx(rec_path: PathLike, idx_path: PathLike | None = None) -> None:
 
 
 def default_idx_path(rec_path: Path, idx_path: PathLike | None) -> Path:
-    """Return the path of the `.idx`; None: beside the `.rec`, same name."""
+    """Return the path of the `.idx`; None: same folder and name as the `.rec`."""
     return rec_path.with_suffix(".idx") if idx_path is None else Path(idx_path)

@@ -1,9 +1,9 @@
 """RecordIO: packed training sets (`train.rec` with `train.idx`), read and written without mxnet.
 
 Sources: dmlc-core's RecordIO (`recordio.h`), mxnet's `recordio.pack` and `MXIndexedRecordIO`, the InsightFace layout
-of `train.rec` (record 0 announces how many images follow, then come identity records without images).
-Differences: the index is numpy arrays (`records/index.py`), damage is an error that names file, key and offset
-(`records/format.py`).
+of `train.rec` (record 0 announces the number of images; identity records without images follow them).
+Differences: the index consists of numpy arrays (`records/index.py`); damage raises an error that names file, key and
+offset (`records/format.py`).
 """
 
 import os
@@ -39,26 +39,28 @@ _USUAL_READ, _LARGE_READ = 1 << 15, 1 << 20  # bytes read if the size is unknown
 class RecordFile:
     """Random access to the records of a `.rec`.
 
-    Processes share the index after a fork; after pickling too where it lies in a sidecar (`records/sidecar.py`), which
-    the copy maps again. Reads keep no position in the file, so processes and threads do not disturb each other; they
-    are plain reads, since a file that becomes shorter while it is mapped would kill the process without a message.
+    Processes share the index after a fork, and also after pickling if it is in a sidecar (`records/sidecar.py`), which
+    the copy maps again. Reads do not use a file position, so processes and threads do not interfere with each other.
+    The records are not memory-mapped, because a file that is truncated while it is mapped would kill the process
+    without a message.
 
     Args:
         rec_path: the `.rec`.
-        idx_path: its `.idx`; None: beside it, same name. Missing, or of another file: rebuilt in memory by a scan;
-            keys are then the ids in the image headers where these can be keys, else the records' running numbers.
+        idx_path: its `.idx`; None: same folder and name as the `.rec`. If it is missing or belongs to another file, the
+            index is rebuilt in memory by a scan; the keys are then the ids in the image headers if possible, otherwise
+            consecutive numbers.
 
     Attributes:
         keys: uint32 (N,), ascending; int64 where one is too large.
         offsets: int64 (N,), bytes.
         labels: float32 (N,), the first label; NaN for a record without a valid image header.
-        stamp: of the files, if the index is in a sidecar that all processes map; otherwise None.
+        stamp: stamp of the files if the index is in a sidecar that all processes map; otherwise None.
 
     Raises:
-        FileNotFoundError: no such `.rec`.
-        ValueError: an empty, truncated or damaged `.rec`; an `.idx` that is not one, or with a key twice. In a large
-            file with identity records not every record is looked at (`records/identity_labels.py`): damage between
-            those of the sample is reported when that record is read.
+        FileNotFoundError: the `.rec` does not exist.
+        ValueError: an empty, truncated or damaged `.rec`; a malformed `.idx`, or one with a duplicate key. In a large
+            file with identity records, only a sample of the records is checked (`records/identity_labels.py`); damage
+            to another record is reported when that record is read.
     """
 
     def __init__(self, rec_path: PathLike, idx_path: PathLike | None = None) -> None:
@@ -73,7 +75,7 @@ class RecordFile:
         if os.fstat(self._handle).st_size != self._size:
             raise ValueError(
                 f"{self.rec_path} has {os.fstat(self._handle).st_size:,} bytes, but had {self._size:,} when its index "
-                f"was read; start again, and do not change the file meanwhile"
+                f"was read; start again, and do not change the file while it is in use"
             )
 
     def __del__(self) -> None:
@@ -91,7 +93,7 @@ class RecordFile:
         self._open()
         if self.stamp is not None:
             index = map_index(self.stamp, checked=True)
-            if index is None:  # deleted meanwhile
+            if index is None:  # the sidecar was deleted
                 index, _, self.stamp = open_index(self.rec_path, self.idx_path)
             self.keys, self.offsets, self.labels = index
 
@@ -99,7 +101,7 @@ class RecordFile:
         return len(self.keys)
 
     def read(self, position: int) -> bytes:
-        """Return a whole record, image header included, split parts joined.
+        """Return a whole record, including the image header, with split parts joined.
 
         Args:
             position: place in the index, 0 to N - 1.
@@ -142,9 +144,9 @@ class RecordFile:
             raise ValueError(f"{self._where(position)}: {error}") from None
 
     def image_range(self) -> tuple[int, int]:
-        """Return the position of the first record that holds an image, and the one past the last.
+        """Return the range of positions of the records with an image: the first, and the end.
 
-        With a header record these are the keys from 1 to the one it announces; otherwise all of them.
+        With a header record, these are the keys from 1 to the number that it announces; otherwise all records.
         """
         bound = self._first_identity_key()
         return (0, len(self.keys)) if bound is None else (self._position(1), self._position(bound))
@@ -152,7 +154,7 @@ class RecordFile:
     def num_identities(self) -> int | None:
         """Return the number of identities that the header record announces; None without one.
 
-        Beyond 2^24 the header record's float32 numbers are not exact; the identity records are counted instead.
+        Beyond 2^24, the float32 numbers of the header record are not exact, so the identity records are counted.
         """
         bound, totals = self._first_identity_key(), self._header_record()
         if bound is None or totals is None:
@@ -162,7 +164,7 @@ class RecordFile:
         return int(np.count_nonzero(self._without_image(bound, None))) or None
 
     def _header_record(self) -> tuple[float, float] | None:
-        """Return the two numbers of the header record; None where record 0 is not one."""
+        """Return the two numbers of the header record; None if record 0 is not a header record."""
         if not len(self.keys) or self.keys[0] != 0:
             return None
         try:
@@ -171,14 +173,14 @@ class RecordFile:
             raise ValueError(f"{self._where(0)}: {error}") from None
 
     def _first_identity_key(self) -> int | None:
-        """Return the key after the last image, None without a header record."""
+        """Return the key after the last image; None without a header record."""
         totals = self._header_record()
         if totals is None:
             return None
         bound = int(totals[0])
         if bound < _EXACT_FLOAT32:
             return bound
-        # Float32 has rounded the number (42,474,558 is stored as 42,474,560): look at the records around it.
+        # float32 has rounded the number (42,474,558 is stored as 42,474,560): search the records around it
         slack = int(np.spacing(np.float32(bound)))
         identities = np.flatnonzero(self._without_image(bound - slack, bound + slack + 1))
         low = self._position(bound - slack)

@@ -1,10 +1,11 @@
-"""A training set in one `.rec` or in several of one folder: `train.rec`, or `train_0.rec`, `train_1.rec`, ...
+"""A training set in one or several `.rec` files of a folder: `train.rec`, or `train_0.rec`, `train_1.rec`, ...
 
-A folder with both raises an error, and so does one with a missing number. Labels count the identities of the whole set,
-as in the shards of mxnet's `im2rec --chunks` (keys also count over all shards, and there are no header records) and in
-sets that were split into parts of InsightFace's layout (header record, keys from 1 on, identity records in each). If
-every shard numbers its own identities from 0 on, they may be the same identities or not: a file `property` beside them
-states their total number. Without it an error is raised; such shards can be given as separate data sets.
+A folder with both raises an error, and so does one with a missing number. Labels are numbered over the whole set, as in
+the shards of mxnet's `im2rec --chunks` (keys are also numbered over all shards, and there are no header records) and in
+sets that were split into parts with InsightFace's layout (each with a header record, keys from 1 on, and identity
+records). If every shard numbers its own identities from 0 on, they may be the same identities or different ones: the
+file `property` in the same folder states their total number. Without it, an error is raised; such shards can be given
+as separate data sets.
 
 Source: mxnet's `im2rec`; the InsightFace data layout.
 """
@@ -23,9 +24,9 @@ from adaface.records.reader import RecordFile
 from adaface.records.sidecar import Stamp
 
 RECORD_FILE = "train.rec"
-IMAGE_FOLDER = "imgs"  # beside it, what `convert.py` makes of it
+IMAGE_FOLDER = "imgs"  # in the same folder, the images that `convert.py` has unpacked
 _SHARD = re.compile(r"train_([0-9]+)\.(rec|idx)")
-_STAMPED_AS = "train_shards.rec"  # what belongs to all shards is kept under this name
+_STAMPED_AS = "train_shards.rec"  # name of the sidecars of all shards together
 _SHOWN = 6
 
 
@@ -36,40 +37,40 @@ def find_records(folder: Path) -> list[Path]:
         folder: any path.
 
     Returns:
-        `train.rec`, or `train_0.rec`, `train_1.rec`, ... in the order of their names as text; nothing where there is
-        neither, or no such folder.
+        `train.rec`, or `train_0.rec`, `train_1.rec`, ... sorted by name (as text); an empty list if there are none, or
+        if the folder does not exist.
 
     Raises:
-        ValueError: both are there, or some shard is missing.
+        ValueError: there are both, or a shard is missing.
     """
     shards = _shards(folder)
     if not shards:
         return [folder / RECORD_FILE] if (folder / RECORD_FILE).is_file() else []
     if (folder / RECORD_FILE).is_file():
         raise ValueError(
-            f"{folder} holds both {RECORD_FILE} and {shards[0].name}: which are the training images? Name "
-            f"{folder / RECORD_FILE} itself, or move it to another folder to have the shards"
+            f"{folder} contains both {RECORD_FILE} and {shards[0].name}: give {folder / RECORD_FILE} itself to train "
+            "on it, or move it to another folder to train on the shards"
         )
-    # An index without its records is a shard that was not copied, the last one perhaps.
+    # an index without its records indicates a shard that was not copied, which may be the last one
     indexed = [path for path in _shards(folder, "idx") if not path.with_suffix(".rec").is_file()]
     numbers = sorted(_number(path) for path in shards + indexed)
     known = set(numbers)
-    missing = numbers[-1] + 1 - len(known) + len(indexed)  # a date may stand for a number: no list of them
+    missing = numbers[-1] + 1 - len(known) + len(indexed)  # not listed, because numbers may be as large as dates
     if missing or len(known) < len(numbers):
         gap = next((n for n in range(len(known)) if n not in known), None)
         first = min((_number(path) for path in indexed), default=None) if gap is None else gap
-        what = "a number comes twice" if first is None else f"train_{first}.rec is missing"
+        what = "a number occurs twice" if first is None else f"train_{first}.rec is missing"
         more = f" ({missing} shards are missing)" if missing > 1 else ""
         names = ", ".join(path.name for path in shards[:_SHOWN]) + (", ..." if len(shards) > _SHOWN else "")
         raise ValueError(
-            f"{folder} holds {names}, but {what}{more}; expected train_0.rec, train_1.rec, ... without a gap. Copy "
-            f"what is missing, or name one file"
+            f"{folder} contains {names}, but {what}{more}; expected train_0.rec, train_1.rec, ... without a gap. Copy "
+            f"the missing files, or give a single file"
         )
     return shards
 
 
 def holds_records(folder: Path) -> bool:
-    """Return whether there is a `train.rec` or a shard in a folder."""
+    """Return whether a folder contains a `train.rec` or a shard."""
     return (folder / RECORD_FILE).is_file() or bool(_shards(folder))
 
 
@@ -88,7 +89,7 @@ class Shard(NamedTuple):
     Attributes:
         file: the file.
         start: position of its first record in the whole set.
-        images: positions in the file of its first image and of the one past the last.
+        images: range of the positions of the images in the file: the first, and the end.
     """
 
     file: RecordFile
@@ -100,16 +101,16 @@ class RecordShards:
     """Several `.rec` files as one, with consecutive positions.
 
     Args:
-        rec_paths: at least one file, in the order of their names as text.
+        rec_paths: at least one file, sorted by name (as text).
 
     Attributes:
-        files: as given.
-        stamp: of all files; None if the index of one of them is not in a sidecar.
-        location: for messages.
+        files: the files, in the same order.
+        stamp: stamp of all files; None if the index of one of them is not in a sidecar.
+        location: paths, for messages.
 
     Raises:
-        FileNotFoundError: a file that is not there.
-        ValueError: a damaged file; see `RecordFile`.
+        FileNotFoundError: a file does not exist.
+        ValueError: a file is damaged; see `RecordFile`.
     """
 
     def __init__(self, rec_paths: Sequence[Path]) -> None:
@@ -128,7 +129,7 @@ class RecordShards:
         return self._starts[-1]
 
     def shards(self) -> Iterator[Shard]:
-        """Yield the files with their places."""
+        """Yield the files with their positions in the set."""
         for file, start in zip(self.files, self._starts, strict=False):
             yield Shard(file, start, file.image_range())
 
@@ -142,9 +143,10 @@ class RecordShards:
         return self.files[number].read_image(position - self._starts[number])
 
     def name(self, position: int) -> str:
-        """Return what a record's image file is called, without suffix: its key, or `<shard>-<key>` of several files.
+        """Return the name of a record's image file, without suffix: its key, or `<shard>-<key>` with several files.
 
-        Keys may come again in the next file. The names ascend as text with the files, then with the keys.
+        The same key may occur in several files. Sorted as text, the names have the order of the files, then of the
+        keys.
 
         Args:
             position: 0 to N - 1 over all files.
@@ -165,13 +167,13 @@ class RecordShards:
         return f"{file.rec_path}, key {file.keys[position - self._starts[number]]}"
 
     def declared_identities(self) -> tuple[int, str] | None:
-        """Return how many identities the set says it has, and where it says so; None where it does not.
+        """Return the declared number of identities and the source of the number; None if it is not declared.
 
-        Taken from the header record of a single file, otherwise from the first number of `property`: the header records
-        of several files count their own images only.
+        For a single file, the number is that of the header record; otherwise it is the first number of `property`,
+        because the header records of several files count only their own images.
 
         Raises:
-            ValueError: `property` begins with something else.
+            ValueError: `property` does not begin with a number.
         """
         declared = self.files[0].num_identities() if len(self.files) == 1 else None
         if declared is not None:
@@ -186,13 +188,13 @@ class RecordShards:
         return int(first), str(path)
 
     def refuse_separate_sets(self, labels: Sequence[np.ndarray]) -> None:
-        """Raise where each of several files numbers its own identities, and `property` does not say they are the same.
+        """Raise an error if each of several files numbers its own identities, unless `property` says they are the same.
 
         Args:
-            labels: of the images of each file, whole numbers from 0 on, (N,) each, in the order of the keys.
+            labels: labels of the images of each file, (N,) integers from 0 on, in the order of the keys.
 
         Raises:
-            ValueError: so it is; says how to train on them.
+            ValueError: each file numbers its own identities; the message says how to train on them.
         """
         filled = [(file, part) for file, part in zip(self.files, labels, strict=True) if len(part)]
         counts = [int(part.max()) + 1 for _, part in filled]
@@ -210,7 +212,7 @@ class RecordShards:
 
 
 def _is_a_set(file: RecordFile, labels: np.ndarray) -> bool:
-    """Return whether labels (N,) are 0, 1, ... without a gap, sorted or as many as a header record announces."""
+    """Return whether labels (N,) are 0, 1, ... without a gap, and sorted or as many as the header record announces."""
     count = int(labels.max(initial=-1)) + 1
     if not 0 < count <= len(labels) or labels.min() != 0:
         return False

@@ -1,12 +1,12 @@
-"""Cache files beside a `.rec`: arrays that every process maps instead of computing them.
+"""Cache files next to a `.rec`: arrays that every process maps instead of computing them.
 
-`.train.rec.index` holds keys, offsets and labels, `.train.rec.order` the order and the classes of training. Such a file
+`.train.rec.index` contains keys, offsets and labels, `.train.rec.order` the order and the classes of training. A cache
 is valid for a `.rec` and an `.idx` of the same size and modification time, and its checksum is verified when it is
 opened. If it is missing, stale or damaged, it is rebuilt; it can be deleted safely. If the folder of the `.rec` is
 read-only, it is stored in `$XDG_CACHE_HOME/adaface` (default `~/.cache/adaface`) instead.
 
-Format: 4,096 bytes of JSON (stamp, columns, checksum), filled up with spaces; then the columns, each from a multiple of
-8 bytes on, little-endian.
+Format: 4,096 bytes of JSON (stamp, columns, checksum), padded with spaces; then the columns, little-endian, each
+starting at a multiple of 8 bytes.
 """
 
 import contextlib
@@ -61,11 +61,11 @@ def take_stamp(rec_path: Path, idx_path: Path) -> Stamp:
 
 
 def join_stamps(rec_path: Path, stamps: Sequence[Stamp]) -> Stamp:
-    """Return the stamp of several files together.
+    """Return a common stamp of several files.
 
     Args:
-        rec_path: names the sidecar; such a file need not exist.
-        stamps: of the files, in their order.
+        rec_path: gives the name of the sidecar; the file need not exist.
+        stamps: stamps of the files, in order.
     """
     digest = hashlib.sha256(repr([(stamp.rec_path.name, *stamp.files) for stamp in stamps]).encode()).digest()
     first, second, third, fourth = (int.from_bytes(digest[i : i + 7]) for i in range(0, 28, 7))
@@ -76,9 +76,9 @@ def load(stamp: Stamp, kind: str, *, checked: bool = False) -> Columns | None:
     """Map the columns of a sidecar.
 
     Args:
-        stamp: of the files that it must have been built from.
-        kind: such as "index".
-        checked: another process has verified the checksum.
+        stamp: stamp of the files that it must have been built from.
+        kind: kind of sidecar, such as "index".
+        checked: whether another process has verified the checksum.
 
     Returns:
         The columns by name, read-only; None if there is no sidecar with this stamp. A damaged one causes a warning.
@@ -100,8 +100,8 @@ def store(stamp: Stamp, kind: str, columns: Columns) -> Columns | None:
     """Write a sidecar, and map it.
 
     Args:
-        stamp: of the files that the columns were built from.
-        kind: such as "index".
+        stamp: stamp of the files that the columns were built from.
+        kind: kind of sidecar, such as "index".
         columns: arrays (N,) by name.
 
     Returns:
@@ -121,7 +121,7 @@ def _places(rec_path: Path, kind: str) -> list[Path]:
     """List the possible locations of a sidecar, the preferred one first."""
     absolute = rec_path.resolve()
     places = [absolute.with_name(f".{absolute.name}.{kind}")]
-    with contextlib.suppress(RuntimeError):  # a user without a home
+    with contextlib.suppress(RuntimeError):  # the user has no home folder
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         name = hashlib.sha256(os.fsencode(absolute)).hexdigest()[:32]
         places.append(cache / "adaface" / f"{name}.{kind}")
@@ -150,7 +150,7 @@ def _mapped(path: Path, stamp: Stamp, checked: bool) -> Columns | None:
 
     Raises:
         OSError: it cannot be opened.
-        ValueError: it is damaged; says how.
+        ValueError: it is damaged.
     """
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
@@ -180,7 +180,7 @@ def _mapped(path: Path, stamp: Stamp, checked: bool) -> Columns | None:
 
 
 def _checksum(described: dict[str, Any], columns: Columns) -> int:
-    """Return the CRC-32 of the sums of all blocks of the columns, then of what describes them.
+    """Return the CRC-32 of the sums of all blocks of the columns, and of their description.
 
     Detects truncated and foreign files in a quarter of a CRC's time. The sums of 512 words of 64 bits do not detect
     changes that cancel out, such as two swapped words of a block.

@@ -1,7 +1,7 @@
 """Writing a `.rec` and its `.idx`, byte for byte as mxnet does.
 
 Sources: dmlc-core's RecordIO (`recordio.h`), mxnet's `MXIndexedRecordIO`.
-Differences: the files get their names only when they are complete.
+Differences: the files have temporary names until they are complete.
 """
 
 import contextlib
@@ -21,15 +21,15 @@ from adaface.system.files import atomic_file
 class RecordWriter:
     """Write a `.rec` and its `.idx`, byte for byte as mxnet does.
 
-    Both have temporary names (`.<name>.part`, same folder) until `close`; leaving a `with` block by an exception
-    deletes them and keeps what was there before.
+    Both have temporary names (`.<name>.part`, same folder) until `close`. If a `with` block ends with an exception,
+    they are deleted and existing files are kept.
 
     Args:
         rec_path: the `.rec` to write; its folder must exist.
-        idx_path: its `.idx`; None: beside it, same name.
+        idx_path: its `.idx`; None: same folder and name as the `.rec`.
 
     Raises:
-        FileNotFoundError: no such folder.
+        FileNotFoundError: the folder does not exist.
     """
 
     def __init__(self, rec_path: PathLike, idx_path: PathLike | None = None) -> None:
@@ -37,10 +37,10 @@ class RecordWriter:
         self.idx_path = default_idx_path(self.rec_path, idx_path)
         for path in (self.rec_path, self.idx_path):
             if not path.parent.is_dir():
-                raise FileNotFoundError(f"no folder {path.parent} to write {path.name} to; make it first")
+                raise FileNotFoundError(f"no folder {path.parent} to write {path.name} to; create it first")
         self._offset = 0
         self._keys = array("q")
-        # Forced to the disk in `close`, both before either gets its name.
+        # `close` forces both to the disk before it renames either of them
         self._files = contextlib.ExitStack()
         self._idx = self._files.enter_context(atomic_file(self.idx_path, to_disk=False))
         self._rec = self._files.enter_context(atomic_file(self.rec_path, to_disk=False))
@@ -49,12 +49,12 @@ class RecordWriter:
         """Append a record.
 
         Args:
-            key: its name in the `.idx`, 0 to 2^63 - 2; each only once.
+            key: unique key in the `.idx`, 0 to 2^63 - 2.
             record: image header and payload, see `pack`; below 2^29 bytes.
 
         Raises:
-            ValueError: a key or a record out of range, or the writer is closed.
-            OSError: such as no space left.
+            ValueError: a key or a record is out of range, or the writer is closed.
+            OSError: for example no space left.
         """
         if self._rec.closed:
             raise ValueError(f"{self.rec_path}: the writer is closed")
@@ -72,11 +72,11 @@ class RecordWriter:
         self._offset += len(framed)
 
     def close(self) -> None:
-        """Finish both files and give them their names; a second call does nothing.
+        """Finish and rename both files; a second call does nothing.
 
         Raises:
-            ValueError: a key was written twice; nothing is kept.
-            OSError: such as no space left; nothing is kept.
+            ValueError: a key was written twice; both files are deleted.
+            OSError: for example no space left; both files are deleted.
         """
         if self._rec.closed:
             return
@@ -95,10 +95,10 @@ class RecordWriter:
             raise
         # never leave an old index beside a new file; a missing one is rebuilt
         self.idx_path.unlink(missing_ok=True)
-        self._files.close()  # the `.rec` first
+        self._files.close()  # renames the `.rec` first
 
     def abort(self) -> None:
-        """Delete what was written; files that were there before stay."""
+        """Delete what was written; existing files are kept."""
         # flushing the buffers may fail as well if the disk is full
         with contextlib.suppress(OSError, _AbortedError), self._files:
             raise _AbortedError

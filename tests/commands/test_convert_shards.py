@@ -63,7 +63,7 @@ def test_incomplete_and_ambiguous_sets_are_refused(tmp_path: Path, capsys: pytes
     assert "train_1.rec is missing" in error_of(capsys, "--rec_path", folder)
     (folder / "train_3.rec").rename(folder / "train_1.rec")
     (folder / "train.rec").touch()
-    assert "holds both train.rec and train_0.rec" in error_of(capsys, "--rec_path", folder)
+    assert "contains both train.rec and train_0.rec" in error_of(capsys, "--rec_path", folder)
     (folder / "lfw.bin").touch()
     assert "lfw.bin" in error_of(capsys, "--rec_path", folder, "--make_validation_memfiles")  # no matter for the sets
     write_parts(tmp_path / "own", [[0, 0, 1], [0, 1]])

@@ -38,13 +38,16 @@ def test_one_file_or_none(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["train.rec", "train_0.rec"], r"holds both train.rec and train_0.rec: .*Name .*train.rec itself, or move it"),
-        (["train_0.rec", "train_2.rec"], r"holds train_0.rec, train_2.rec, but train_1.rec is missing; expected"),
+        (
+            ["train.rec", "train_0.rec"],
+            r"contains both train.rec and train_0.rec: give .*train.rec itself to train on it, or move it",
+        ),
+        (["train_0.rec", "train_2.rec"], r"contains train_0.rec, train_2.rec, but train_1.rec is missing; expected"),
         (["train_1.rec", "train_2.rec"], "but train_0.rec is missing; expected"),
         (["train_0.rec", "train_3.rec"], r"train_1.rec is missing \(2 shards are missing\)"),
         (["train_0.rec", "train_1.rec", "train_2.idx"], "but train_2.rec is missing"),
         (["train_0.rec", "train_0.idx", "train_1.idx", "train_2.rec"], "but train_1.rec is missing; expected"),
-        (["train_0.rec", "train_00.rec"], "but a number comes twice"),
+        (["train_0.rec", "train_00.rec"], "but a number occurs twice"),
         (["train_0.rec", "train_1.rec", "train_9999999999999.rec"], r"train_2.rec is missing \(9999999999997 shards"),
         (["train_0.rec", "train_0.idx", "train_1.idx", "train_2.idx"], r"train_1.rec is missing \(2 shards"),
         ([f"train_{i}.rec" for i in range(1, 9)], r"train_6.rec, \.\.\., but train_0.rec is missing"),

@@ -45,7 +45,7 @@ def test_shards_with_a_gap_or_beside_a_train_rec_are_refused(tmp_path: Path) -> 
     write_chunks(tmp_path, [[0, 0, 1], [1, 2], [2, 3]])
     (tmp_path / "train.rec").write_bytes((tmp_path / "train_0.rec").read_bytes())
     (tmp_path / "train.idx").write_bytes((tmp_path / "train_0.idx").read_bytes())
-    with pytest.raises(ValueError, match=r"holds both train\.rec and train_0.rec"):
+    with pytest.raises(ValueError, match=r"contains both train\.rec and train_0.rec"):
         open_training_source(tmp_path, "")
     assert len(open_training_source(tmp_path, "train.rec")) == 3
 
