@@ -312,7 +312,7 @@ def leaked_identities(
     """
     centers = unit(faces.center_sums)
     least = max(levels.own, levels.other + _LEAK_SPREADS * levels.spread)
-    told = set()
+    reported = set()
     for name, numbers, vectors in test_sets:
         if not len(numbers):
             continue
@@ -321,9 +321,9 @@ def leaked_identities(
         for label in np.unique(labels[values >= least]).tolist():
             places = np.flatnonzero((labels == label) & (values >= least))
             best = int(places[np.argmax(values[places])])
-            if label in told or faces.counts[label] < 2:
+            if label in reported or faces.counts[label] < 2:
                 continue
-            told.add(label)
+            reported.add(label)
             text = f"cosine {values[best]:.2f} to image {numbers[best]} of {name}"
             text += f", and similar to {len(places) - 1} more of its images" if len(places) > 1 else ""
             samples = tuple(faces.samples[faces.of(label)].tolist())

@@ -75,7 +75,7 @@ def build_parser() -> Parser:
         "--swap_color_channel",
         action="store_true",
         help="swap red and blue, for images stored in the wrong channel order. JPEG images are decoded and encoded "
-        "again at quality 95, 4:4:4, which is lossy; PNG images stay exact. Without this option, files are copied "
+        "again at quality 95, 4:4:4, which is lossy; PNG images stay exact. Without this option, images are copied "
         "byte for byte",
     )
     forward.add_argument(
@@ -108,7 +108,7 @@ def build_parser() -> Parser:
     checkpoints.add_argument(
         "--checkpoint",
         metavar="FOLDER",
-        help="convert a sharded checkpoint, which is a folder, to a single file, which the official code can also read",
+        help="convert a sharded checkpoint, which is a folder, to a single file that the official code can also read",
     )
     parser.add_argument(
         "--overwrite",

@@ -60,7 +60,7 @@ def add_model_options(parser: Parser) -> None:
         "--accelerator",
         choices=("auto", "cpu", "gpu"),
         default="auto",
-        help="device; auto: GPU if available (default)",
+        help="device; auto uses a GPU if available (default: auto)",
     )
     group.add_argument(
         "--devices", type=int, default=1, metavar="N", help="number of processes, one per GPU (default: 1)"
@@ -121,8 +121,8 @@ def add_protocol_options(parser: Parser) -> None:
         type=float,
         default=0.0,
         metavar="FAR",
-        help="pairs: calibrate the cosine threshold for this false accept rate; with --compare, the TAR is given at it "
-        f"(default with --compare: {FAR:g})",
+        help="pairs: false accept rate for which to calibrate the cosine threshold; with --compare, the rate at which "
+        f"to compare the models (default with --compare: {FAR:g})",
     )
     group.add_argument(
         "--store_threshold", action="store_true", help="pairs: store the threshold of --target_far in the checkpoint"
@@ -230,13 +230,13 @@ def _check_ranges(parser: Parser, options: argparse.Namespace) -> None:
     if options.seed >= _SEEDS:
         parser.error(f"--seed must be below 2**64, got {options.seed}")
     if not 0 <= options.most_unreadable <= 1:
-        parser.error(f"--most_unreadable must be in [0, 1], got {options.most_unreadable}")
+        parser.error(f"--most_unreadable must be between 0 and 1, got {options.most_unreadable}")
     if not 0 <= options.strength <= 1:
-        parser.error(f"--strength must be in [0, 1], got {options.strength}")
+        parser.error(f"--strength must be between 0 and 1, got {options.strength}")
     if not 0 <= options.unknown_share < 1:
-        parser.error(f"--unknown_share must be in [0, 1), got {options.unknown_share}")
+        parser.error(f"--unknown_share must be at least 0 and below 1, got {options.unknown_share}")
     if not 0 <= options.target_far < 1:
-        parser.error(f"--target_far must be in (0, 1), such as 0.001, got {options.target_far}")
+        parser.error(f"--target_far must be above 0 and below 1, such as 0.001, got {options.target_far}")
 
 
 def main(words: list[str] | None = None) -> int:

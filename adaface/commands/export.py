@@ -120,7 +120,9 @@ def parse(words: list[str]) -> argparse.Namespace:
     if options.most_accuracy_loss is None:
         options.most_accuracy_loss = MOST_ACCURACY_LOSS
     if not 0 <= options.most_accuracy_loss <= 100:
-        parser.error(f"--most_accuracy_loss must be in [0, 100] percentage points, got {options.most_accuracy_loss:g}")
+        parser.error(
+            f"--most_accuracy_loss must be between 0 and 100 percentage points, got {options.most_accuracy_loss:g}"
+        )
     if options.arch:
         check_architecture(options.arch)
     _check_outputs(options)
@@ -164,8 +166,8 @@ def export(options: argparse.Namespace) -> None:
         OSError: a file cannot be written; an existing file is then unchanged.
     """
     check_packages("the export", {"onnxscript": "onnxscript"})
-    model, told = read_model(options.checkpoint, options.arch)
-    in_order = _to_network_order(told)
+    model, description = read_model(options.checkpoint, options.arch)
+    in_order = _to_network_order(description)
     chosen = options.verify_images
     faces = in_order(read_sample(chosen, _VERIFIED) if chosen else drawn_faces(_VERIFIED))
     calibration = in_order(read_sample(options.calibration_images, MOST_IMAGES)) if options.int8 else None
@@ -175,10 +177,10 @@ def export(options: argparse.Namespace) -> None:
 
     output = Path(options.output)
     graph = to_onnx(model)
-    set_metadata(graph, _metadata(told, "fp32"))
+    set_metadata(graph, _metadata(description, "fp32"))
 
     def same_as_pytorch(network: OnnxNetwork) -> str:
-        parity = compare_with_pytorch(model, network, faces, told.input_format)
+        parity = compare_with_pytorch(model, network, faces, description.input_format)
         parity.check()
         return f"against PyTorch, {'' if chosen else 'synthetic faces, '}{parity.line()}"
 
@@ -187,8 +189,8 @@ def export(options: argparse.Namespace) -> None:
         return
     reference = load_network(output)[0]
     print(f"calibrating on {len(calibration)} images ...", flush=True)
-    quantised = quantize(graph, calibration, reference)
-    set_metadata(quantised, _metadata(told, "int8"))
+    quantized = quantize(graph, calibration, reference)
+    set_metadata(quantized, _metadata(description, "int8"))
 
     def near_fp32(network: OnnxNetwork) -> str:
         parity = compare_networks(reference, network, faces)
@@ -203,27 +205,27 @@ def export(options: argparse.Namespace) -> None:
             lines.append(_accuracies(reference, network, test_set, in_order, options.most_accuracy_loss))
         return "\n  ".join(lines)
 
-    _write(quantised, int8_file(output), near_fp32)
+    _write(quantized, int8_file(output), near_fp32)
 
 
-def _to_network_order(told: Description) -> Callable[[np.ndarray], np.ndarray]:
+def _to_network_order(description: Description) -> Callable[[np.ndarray], np.ndarray]:
     """Return a function that converts BGR images to the color order of the network."""
-    return (lambda images: images[..., ::-1]) if told.input_format.color == "RGB" else (lambda images: images)
+    return (lambda images: images[..., ::-1]) if description.input_format.color == "RGB" else (lambda images: images)
 
 
-def _metadata(told: Description, precision: str) -> dict[str, Any]:
+def _metadata(description: Description, precision: str) -> dict[str, Any]:
     """Return the metadata of a file, as plain values."""
-    threshold: Mapping[str, Any] | None = told.threshold
+    threshold: Mapping[str, Any] | None = description.threshold
     return {
-        "arch": told.arch,
-        "color": told.input_format.color,
+        "arch": description.arch,
+        "color": description.input_format.color,
         "size": [IMAGE_SIZE, IMAGE_SIZE],
-        "mean": told.input_format.mean,
-        "std": told.input_format.std,
+        "mean": description.input_format.mean,
+        "std": description.input_format.std,
         "template": [[round(float(number), 4) for number in point] for point in ARCFACE_TEMPLATE],
         "threshold": None if threshold is None else dict(threshold),
         "precision": precision,
-        "checkpoint": told.fingerprint,
+        "checkpoint": description.fingerprint,
         "commit": describe_environment()["commit"],
     }
 

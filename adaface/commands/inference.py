@@ -124,7 +124,7 @@ def build_parsers() -> tuple[Parser, dict[str, Parser]]:
             "--accelerator",
             choices=("auto", "cpu", "gpu"),
             default="auto",
-            help="device; auto: GPU if available (default)",
+            help="device; auto uses a GPU if available (default: auto)",
         )
     return parser, {"compare": compare, "embed": embed, "search": search, "serve": page}
 
@@ -180,11 +180,11 @@ def _check_values(command: Parser, options: argparse.Namespace) -> None:
     if options.command == "search" and options.top < 1:
         command.error(f"--top must be at least 1, got {options.top}")
     if options.command == "serve" and not 0 <= options.port <= MOST_PORT:
-        command.error(f"--port must be in [0, {MOST_PORT}], got {options.port}")
+        command.error(f"--port must be between 0 and {MOST_PORT}, got {options.port}")
     if options.command == "serve":
         check_packages("the page", _SERVING)
     if options.command in ("embed", "search") and not 0 <= options.most_unreadable <= 1:
-        command.error(f"--most_unreadable must be in [0, 1], got {options.most_unreadable}")
+        command.error(f"--most_unreadable must be between 0 and 1, got {options.most_unreadable}")
     for name, ending in {"save": ".png", "out": _EMBEDDINGS, "csv": ".csv"}.items():
         if getattr(options, name, None) is None:
             continue

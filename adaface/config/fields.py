@@ -45,13 +45,9 @@ class About:
 
     @property
     def range(self) -> str:
-        """The range in words, such as "at least 0", "in (0, 1]" or "0 or at least 20"; empty if unbounded."""
-        low, high = (
-            (self.minimum if self.above is None else self.above),
-            (self.maximum if self.below is None else self.below),
-        )
-        if low is not None and high is not None:
-            return f"in {'[' if self.above is None else '('}{low}, {high}{']' if self.below is None else ')'}"
+        """The range in words, such as "at least 0", "between 0 and 1" or "0 or at least 20"; empty if unbounded."""
+        if self.minimum is not None and self.maximum is not None:
+            return f"between {self.minimum} and {self.maximum}"
         bounds = {"at least": self.minimum, "above": self.above, "at most": self.maximum, "below": self.below}
         words = " and ".join(f"{word} {bound}" for word, bound in bounds.items() if bound is not None)
         return words if self.off is None else f"{self.off} or {words}"

@@ -163,8 +163,8 @@ class DeviceOptions(Group):
     )
     head_memory: str = _neutral(
         "auto",
-        "fast stores batch x classes numbers for the backward pass, small recomputes them; identical results; auto: "
-        "fast if they need at most a quarter of the free memory",
+        "fast stores batch x classes values for the backward pass, small recomputes them, with identical results; "
+        "auto: fast if the values need at most a quarter of the free memory",
         choices=("auto", "fast", "small"),
     )
     head_sharding: str = _neutral(
@@ -198,7 +198,7 @@ class OptimizerOptions(Group):
     )
     lr_schedule: str = option(
         "multistep",
-        "learning rate schedule: multistep drops at the milestones; cosine and poly decay to 0, step by step",
+        "learning rate schedule: multistep drops at the milestones; cosine and poly decrease to 0 at every step",
         choices=("multistep", "cosine", "poly"),
     )
     lr_milestones: tuple[int, ...] = option(

@@ -90,11 +90,11 @@ def convert_value(name: str, value: Any) -> Any:
 
 
 def _margins_explained() -> str:
-    """Return one line per margin: the first line of its docstring, and its options."""
+    """Return the options of each margin and the first line of its docstring."""
     lines = ["margins (--head) and their options in addition to --s:"]
     for name, margin in HEADS.items():
         what = (margin.__doc__ or "").partition("\n")[0]
-        lines.append(f"  {name}: {what} ({', '.join(f'--{option}' for option in margin.options)})")
+        lines += [f"  {name} ({', '.join(f'--{option}' for option in margin.options)})", f"      {what}"]
     return "\n".join(lines)
 
 

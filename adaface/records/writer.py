@@ -93,7 +93,7 @@ class RecordWriter:
         except BaseException:
             self.abort()
             raise
-        # never leave an old index beside a new file; a missing one is rebuilt
+        # never leave an old index next to a new file; a missing one is rebuilt
         self.idx_path.unlink(missing_ok=True)
         self._files.close()  # renames the `.rec` first
 

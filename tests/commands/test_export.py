@@ -336,7 +336,7 @@ def test_a_full_disk_leaves_what_was_there(exported_before, files, tmp_path, cap
                 "x",
                 "--most_accuracy_loss=nan",
             ],
-            "must be in [0, 100] percentage points",
+            "must be between 0 and 100 percentage points",
         ),
         (["--output", "x.onnx", "--arch", "ir_51"], "did you mean ir_50?"),
         (["--output", "x.onnx", "--verify_image", "."], "did you mean --verify_images?"),
