@@ -39,7 +39,7 @@ _ORDER = np.argsort(np.add.outer(np.arange(_FREQUENCIES), np.arange(_FREQUENCIES
 _ODD = np.tile(np.arange(_FREQUENCIES) % 2 == 1, _FREQUENCIES)[_ORDER]
 _LARGE = 200_000  # hashes; from here on, too many of them have narrow bands in common
 _NARROW, _WIDE = 2, 3  # bytes
-_MOST_NEIGHBOURS = 4096  # compared in a run of equal bands: bounds the time for data with one image many times
+_MOST_NEIGHBORS = 4096  # compared in a run of equal bands: bounds the time for data with one image many times
 _BYTES = 32
 
 
@@ -60,12 +60,12 @@ def frequencies(image: np.ndarray) -> np.ndarray:
         (256,) float32, lowest first; the first one, the mean, is always 0.
     """
     small = cv2.resize(image, (_SIDE_PX, _SIDE_PX), interpolation=cv2.INTER_AREA)
-    grey = cv2.cvtColor(small, cv2.COLOR_BGR2GRAY).astype(np.float32)
-    grey -= grey.mean()
-    grey /= max(float(grey.std()), _LEAST_CONTRAST)
-    found = cv2.dct(grey)[:_FREQUENCIES, :_FREQUENCIES].ravel()[_ORDER]
-    found[0] = 0
-    return found
+    gray = cv2.cvtColor(small, cv2.COLOR_BGR2GRAY).astype(np.float32)
+    gray -= gray.mean()
+    gray /= max(float(gray.std()), _LEAST_CONTRAST)
+    coefficients = cv2.dct(gray)[:_FREQUENCIES, :_FREQUENCIES].ravel()[_ORDER]
+    coefficients[0] = 0
+    return coefficients
 
 
 def usual_frequencies(sample: np.ndarray) -> np.ndarray:
@@ -163,7 +163,7 @@ def _pairs_of_band(hashes: np.ndarray, band: np.ndarray, count: int) -> Iterator
     for distance in itertools.count(1):
         left = left[left + distance < len(band)]
         left = left[band[left] == band[left + distance]]
-        if not len(left) or distance > _MOST_NEIGHBOURS:
+        if not len(left) or distance > _MOST_NEIGHBORS:
             return
         one, other = order[left], order[left + distance]
         new = (np.minimum(one, other) < count) & (one % count != other % count)  # a pair of mirrors repeats a pair

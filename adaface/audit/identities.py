@@ -36,7 +36,7 @@ _NORMAL = 1.4826  # standard deviation of a normal distribution, in median absol
 _FEWEST_FOR_SPLIT = 4
 _FEWEST_OF_CLUSTER = 2
 _ROUNDS = 10
-_NEIGHBOURS = 4
+_NEIGHBORS = 4
 _SHOWN = 6
 
 
@@ -231,7 +231,7 @@ def _merged(data: AuditedData, faces: Embeddings, levels: Levels) -> Iterator[Fi
     if len(there) < 2:
         return
     centers = unit(faces.center_sums[there])
-    places, cosines = most_similar(centers, centers, min(_NEIGHBOURS, len(there)))
+    places, cosines = most_similar(centers, centers, min(_NEIGHBORS, len(there)))
     for place, row in enumerate(places.tolist()):
         for neighbor, value in zip(row, cosines[place].tolist(), strict=True):
             label, target = int(there[place]), int(there[neighbor])

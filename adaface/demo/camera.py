@@ -12,7 +12,7 @@ import numpy as np
 
 from adaface.augmentation.camera import compress
 
-_MIDDLE_GREY = 118.0
+_MIDDLE_GRAY = 118.0
 _SEPIA = np.array([0.80, 0.97, 1.10], np.float32)  # BGR
 _LENS_BLUR_PX = 0.5  # polygons have harder edges than any photograph
 
@@ -78,7 +78,7 @@ def photograph(image: np.ndarray, camera: Camera, rng: np.random.Generator) -> n
     if camera.faded > 0:
         sepia = cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY)[..., None] * _SEPIA
         picture += camera.faded * (sepia - picture)
-    picture = _MIDDLE_GREY + camera.contrast * (picture - _MIDDLE_GREY)
+    picture = _MIDDLE_GRAY + camera.contrast * (picture - _MIDDLE_GRAY)
     small_side = int(side * camera.low_res_share)
     if small_side < side:
         small = cv2.resize(picture, (small_side, small_side), interpolation=cv2.INTER_AREA)

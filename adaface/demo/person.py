@@ -33,7 +33,7 @@ _PALETTES = {  # BGR anchors; a person's color lies between two neighbors
     "iris": [(36, 52, 84), (44, 84, 128), (60, 128, 116), (96, 150, 70), (190, 142, 62), (186, 176, 152)],
     "lips": [(96, 104, 196), (120, 120, 214), (84, 76, 170), (110, 84, 208), (70, 62, 128)],
 }
-_GREY = np.array([206.0, 206.0, 206.0])
+_GRAY = np.array([206.0, 206.0, 206.0])
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ class Painter:
         self._offset = np.zeros(2)
         self._align()
         gray = 0.65 * np.clip(scene.age * 1.2 - 0.2, 0, 1)
-        self.hair = person.hair + gray * (_GREY - person.hair)
+        self.hair = person.hair + gray * (_GRAY - person.hair)
         self.brow = self.hair * person.brow_shade
 
     def _align(self) -> None:

@@ -74,7 +74,7 @@ def test_the_search_finds_what_comparing_all_with_all_finds(large, monkeypatch):
 def test_the_search_ends_where_all_hashes_are_the_same(monkeypatch):
     hashes = np.repeat(random_hashes(1, 0), 50, axis=0)
     assert len(near_pairs(hashes)) == 50 * 49 / 2
-    monkeypatch.setattr(module, "_MOST_NEIGHBOURS", 4)
+    monkeypatch.setattr(module, "_MOST_NEIGHBORS", 4)
     found = near_pairs(hashes)
     assert set(found.ravel().tolist()) == set(range(50))
     assert len(found) <= 50 * 4 * 2
