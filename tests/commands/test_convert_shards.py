@@ -85,7 +85,7 @@ def test_bad_records_are_named_with_their_file(tmp_path: Path, capsys: pytest.Ca
             writer.write(key, reader.pack(reader.ImageHeader(1.0 + (key == 4), key), payload))
     assert "train_1.rec, key 3 (label 1): the record holds no JPEG" in error_of(capsys, "--rec_path", folder)
     assert run("--rec_path", folder, "--skip_bad_images") == 1
-    assert "skipped, no usable image: keys 1-3 (all of them" in capsys.readouterr().out
+    assert "skipped, no usable image: keys 1-3 (all are" in capsys.readouterr().out
     assert json.loads((folder / "imgs" / ".convert.json").read_text())["skipped"] == ["1-3"]
     assert len(FolderSource(folder / "imgs")) == 7
 
