@@ -156,7 +156,8 @@ def test_a_new_margin_is_known_to_the_command_line():
         [sys.executable, "-c", program], input=code, cwd=ROOT, env=dict(os.environ), capture_output=True, text=True
     )
     assert done.stdout.startswith("li_arcface\n"), done.stderr
-    assert "\n  li_arcface: Additive margin, linear in the angle: s (1 - 2 (theta + m) / pi)." in done.stdout
+    line = "Additive margin, linear in the angle: s (1 - 2 (theta + m) / pi)."
+    assert f"\n  li_arcface (--m)\n      {line}" in done.stdout
 
 
 def test_the_hooks_named_are_there():
