@@ -7,6 +7,8 @@ from adaface import __version__
 from adaface.commands import COMMANDS
 from adaface.system.command_line import FAILED, nearest, run_to_status
 
+_OPTIONS = ("-h", "--help", "--version")
+
 
 def overview() -> str:
     """Return the help of the command line, with one line per command."""
@@ -25,6 +27,13 @@ def _show(option: str) -> int:
     return 0
 
 
+def _unknown(word: str) -> str:
+    if not word.startswith("-"):
+        return f"unknown command {word!r}; {nearest(word, COMMANDS)}"
+    order = "options of a command come after its name: adaface COMMAND [options]"
+    return f"unknown option {word!r}; {nearest(word, _OPTIONS[1:], always=order)}"
+
+
 def main(words: list[str] | None = None) -> int:
     """Run one command.
 
@@ -35,11 +44,10 @@ def main(words: list[str] | None = None) -> int:
         Exit status of the command: 0 success, 2 error (one line on stderr), 130 interrupted; others are in its help.
     """
     name, *rest = (sys.argv[1:] if words is None else words) or ["--help"]
-    if name in ("-h", "--help", "--version"):
+    if name in _OPTIONS:
         return run_to_status("adaface", lambda: _show(name), stopped="nothing was done")
     if name not in COMMANDS:
-        kind = "option" if name.startswith("-") else "command"
-        print(f"adaface: error: unknown {kind} {name!r}; {nearest(name, list(COMMANDS))}", file=sys.stderr)
+        print(f"adaface: error: {_unknown(name)}", file=sys.stderr)
         return FAILED
     command = COMMANDS[name]
     status: int = importlib.import_module(command.module).main([name, *rest] if command.named else rest)

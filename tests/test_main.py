@@ -12,7 +12,7 @@ import pytest
 
 import adaface
 from adaface.__main__ import main
-from adaface.commands import COMMANDS
+from adaface.commands import COMMANDS, inference
 from adaface.system.command_line import (
     DONE_WITH_PROBLEMS,
     FAILED,
@@ -43,13 +43,41 @@ def test_the_version_is_that_of_the_package(capsys):
 
 @pytest.mark.parametrize(
     ("word", "message"),
-    [("trian", "unknown command 'trian'; did you mean train?"), ("--verbose", "unknown option '--verbose'; did you")],
+    [
+        ("trian", "unknown command 'trian'; did you mean train?"),
+        ("-x", "unknown option '-x'; options of a command come after its name: adaface COMMAND [options]"),
+        (
+            "--verison",
+            "unknown option '--verison'; did you mean --version? options of a command come after its name: adaface "
+            "COMMAND [options]",
+        ),
+    ],
 )
-def test_an_unknown_word_gets_one_line_with_the_nearest_command(capsys, word, message):
-    assert main([word]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith(f"adaface: error: {message.removesuffix('; did you')}")
-    assert error.count("\n") == 1
+def test_an_unknown_word_gets_one_line_with_the_nearest_one(capsys, word, message):
+    assert main([word, "train"]) == 2
+    assert capsys.readouterr().err == f"adaface: error: {message}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["evaluate", "fodler", "--root", "x"], "invalid choice: 'fodler'; did you mean folder?"),
+        (
+            ["evaluate", "xyz", "--root", "x"],
+            "invalid choice: 'xyz'; known are: pairs, ijbb, ijbc, tinyface, folder, paper",
+        ),
+        (["align", "a", "b", "--faces", "centrl"], "invalid choice: 'centrl'; did you mean central?"),
+        (["align", "a", "b", "--format", "jgp"], "invalid choice: 'jgp'; did you mean jpg?"),
+    ],
+)
+def test_a_misspelt_choice_gets_the_nearest_one(capsys, words, hint):
+    assert main(words) == 2
+    assert hint in capsys.readouterr().err
+
+
+def test_inference_py_names_the_nearest_command(capsys):
+    assert inference.main(["serv"]) == 2
+    assert "invalid choice: 'serv'; did you mean serve?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -70,7 +70,7 @@ def check_packages(what: str, packages: Mapping[str, str]) -> None:
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser without abbreviations that suggests the nearest option for a misspelled one.
+    """An argument parser without abbreviations that suggests the nearest name for a misspelled option or choice.
 
     Args:
         options: as of ``argparse.ArgumentParser``.
@@ -82,6 +82,12 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise ValueError instead of exiting, so that all errors are reported in the same way."""
         raise ValueError(f"{message} ({self.prog} --help lists the options)")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Suggest the nearest choice, where argparse lists all of them."""
+        if action.choices is not None and value not in action.choices:
+            hint = nearest(str(value), map(str, action.choices))
+            raise argparse.ArgumentError(action, f"invalid choice: {value!r}; {hint}")
 
     def print_help(self, file: Any = None) -> None:
         """Print the help; argparse ignores it if the output cannot be written."""
