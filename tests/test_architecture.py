@@ -49,6 +49,7 @@ DISTRIBUTIONS = {
     "yaml": "PyYAML",
 }
 VERSION = "adaface.__version__"  # the only name of adaface/__init__.py that a folder may import
+MOST_PARAMETERS = 8
 VAGUE = {"utils", "util", "common", "misc", "helpers", "helper"}
 # "/" is apart so that this file does not contain what it looks for
 DEVELOPER_PATHS = re.compile(rb"(?<![\w.}$)-])/" + rb"(?:work|root|Users)/")
@@ -175,6 +176,15 @@ def test_the_library_logs_and_does_not_print(module):
         if isinstance(node, ast.Attribute) and ast.unparse(node) in ("sys.stdout.write", "sys.stderr.write"):
             lines.append(node.lineno)
     assert not lines, f"lines {lines} of {name_of(module)}: log instead, adaface/system/screen.py shows it"
+
+
+@pytest.mark.parametrize("module", MODULES, ids=name_of)
+def test_no_list_of_parameters_is_longer_than_eight(module):
+    for node in ast.walk(parse(module)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            every = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            names = [one.arg for one in every if one.arg not in ("self", "cls")]
+            assert len(names) <= MOST_PARAMETERS, f"{name_of(module)}.{node.name}: group some of {', '.join(names)}"
 
 
 def test_names_say_what_a_module_is_about():

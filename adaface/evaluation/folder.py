@@ -68,30 +68,41 @@ class Identification:
         return self.predicted == self.labels
 
 
+@dataclass(frozen=True)
+class FolderSplit:
+    """Split of a private folder into gallery and probes.
+
+    Attributes:
+        gallery_images: number of gallery images of each identity.
+        unknown_share: share of the identities, in [0, 1), without a gallery.
+        seed: random seed of the degradation and of the choice of unknown identities.
+        limit: approximate number of images, for a quick test; None for all.
+    """
+
+    gallery_images: int = 1
+    unknown_share: float = 0.0
+    seed: int = 0
+    limit: int | None = None
+
+
 def run(
     embed: EmbedImages,
     root: Path,
+    split: FolderSplit = FolderSplit(),
     *,
-    gallery_images: int = 1,
-    unknown_share: float = 0.0,
     degrade: str | None = None,
     degraded_part: str = "all",
     strength: float = 1.0,
-    seed: int = 0,
-    limit: int | None = None,
 ) -> Outcome:
     """Measure identification on a private folder.
 
     Args:
         embed: the model.
         root: folder of images.
-        gallery_images: number of gallery images of each identity.
-        unknown_share: share of the identities, in [0, 1), without a gallery, for open-set numbers.
+        split: of the folder, into gallery and probes.
         degrade: None, or ``blur``.
         degraded_part: degrade ``all`` images (the specification's comparison) or ``probe`` images only.
         strength: strength of the degradation, in [0, 1].
-        seed: random seed of the degradation and of the choice of unknown identities.
-        limit: approximate number of images, for a quick test.
 
     Raises:
         FileNotFoundError: there is no such folder, or it has another layout.
@@ -102,14 +113,21 @@ def run(
             f"got the degradation {degrade!r} of {degraded_part!r}, expected None or one of {', '.join(DEGRADATIONS)}, "
             f"and one of {', '.join(DEGRADED_PARTS)}"
         )
-    folder = open_identity_folder(root, limit)
-    probes = gallery = embed(folder.images if degrade is None else DegradedImages(folder.images, seed, strength))
+    folder = open_identity_folder(root, split.limit)
+    probes = gallery = embed(folder.images if degrade is None else DegradedImages(folder.images, split.seed, strength))
     if degrade is not None and degraded_part == "probe":
         gallery = embed(folder.images)
-    result = identify(folder, gallery, probes, gallery_images=gallery_images, unknown_share=unknown_share, seed=seed)
+    result = identify(
+        folder,
+        gallery,
+        probes,
+        gallery_images=split.gallery_images,
+        unknown_share=split.unknown_share,
+        seed=split.seed,
+    )
     if degrade is None:
         return outcome_of(result, folder.images.name)
-    note = degradation_note(degraded_part, strength=strength, seed=seed)
+    note = degradation_note(degraded_part, strength=strength, seed=split.seed)
     return outcome_of(result, f"{folder.images.name} blurred", (note,))
 
 

@@ -2,9 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -14,6 +12,7 @@ from adaface.data.image_list import ChosenImages
 from adaface.evaluation import folder, ijb, tinyface, verification
 from adaface.evaluation.degradation import DegradedImages
 from adaface.evaluation.findings import Findings
+from adaface.evaluation.folder import FolderSplit as FolderSplit
 from adaface.evaluation.identity_folder import open_identity_folder
 from adaface.evaluation.model_comparison import compare_models, model_names
 from adaface.evaluation.pair_comparison import FAR, compare_on_pairs
@@ -34,23 +33,6 @@ _REJECT_FMR = 1e-2
 _STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 _MOST_DEGRADED = 400  # images per set, for the correlation of norm and degradation
 _IJB_FAR = "TAR at FAR 1e-4"
-
-
-@dataclass(frozen=True)
-class FolderSplit:
-    """Split of a private folder into gallery and probes.
-
-    Attributes:
-        gallery_images: number of gallery images of each identity.
-        unknown_share: share of the identities, in [0, 1), without a gallery.
-        seed: random seed of the degradation and of the choice of unknown identities.
-        limit: approximate number of images, for a quick test; None for all.
-    """
-
-    gallery_images: int = 1
-    unknown_share: float = 0.0
-    seed: int = 0
-    limit: int | None = None
 
 
 def run_pairs(
@@ -117,8 +99,7 @@ def run_folder(
         degraded_part: as in ``folder.run``.
         strength: strength of the degradation, in [0, 1].
     """
-    degradation: dict[str, Any] = {"degrade": degrade, "degraded_part": degraded_part, "strength": strength}
-    outcome = folder.run(embed, root, **degradation, **vars(split))
+    outcome = folder.run(embed, root, split, degrade=degrade, degraded_part=degraded_part, strength=strength)
     return Findings(outcomes=[outcome], degraded=_samples(root, split, strength) if degrade else None)
 
 

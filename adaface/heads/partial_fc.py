@@ -68,7 +68,9 @@ class PartialFC(Head):
     """The class weights of one of W processes; ``build_sharded_head`` combines it with a margin.
 
     With several processes, initialize the process group before building the head. A module wrapped in
-    DistributedDataParallel must exclude ``kernel`` (``_ddp_params_and_buffers_to_ignore``).
+    DistributedDataParallel must exclude ``kernel`` (``_ddp_params_and_buffers_to_ignore``). The weights are drawn from
+    the state of PyTorch's CPU generator: the same state gives the same weights for every W, equal to the dense head's
+    up to rounding.
 
     Args:
         embedding_size: D.
@@ -77,8 +79,6 @@ class PartialFC(Head):
         options: of the margin (``Head``).
         sample_rate: fraction of a process's classes used in a training step, in (0, 1]; the classes of the batch are
             always among them. 1 uses all, with the same bits as without sampling.
-        random_state: state of the CPU generator that initializes the weights (``torch.get_rng_state``); the current one
-            when None. The same state gives the same weights for every W, equal to the dense head's up to rounding.
 
     Attributes:
         kernel: (K, D) weights of this process's classes, one row per class and sub-center. In the state dict it is
@@ -97,13 +97,12 @@ class PartialFC(Head):
         s: float,
         *,
         sample_rate: float = 1.0,
-        random_state: Tensor | None = None,
         **options: float,
     ) -> None:
         super().__init__(embedding_size, 0, s, **options)  # no dense kernel is allocated
         self.class_num, self.sample_rate, self.sampling_seed = class_num, sample_rate, 0
         self.first_class, self.end_class = shard_range(class_num, rank(), world_size())
-        generator = torch.Generator("cpu").set_state(torch.get_rng_state() if random_state is None else random_state)
+        generator = torch.Generator("cpu").set_state(torch.get_rng_state())
         weights = _initial_rows(embedding_size, self.columns, *self._own_columns, generator)
         self.kernel = nn.Parameter(weights)  # (K, D)
 
@@ -248,7 +247,6 @@ def build_sharded_head(
     s: float = 64.0,
     *,
     sample_rate: float = 1.0,
-    random_state: Tensor | None = None,
     **more: float,
 ) -> PartialFC:
     """Build this process's part of a head.
@@ -262,7 +260,6 @@ def build_sharded_head(
         h: concentration of AdaFace.
         s: scale of the logits, above 0.
         sample_rate: fraction of the classes used in a training step, in (0, 1].
-        random_state: state of the CPU generator that initializes the weights; the current one when None.
         more: other options of the margin, by name.
 
     Raises:
@@ -274,7 +271,7 @@ def build_sharded_head(
     options = chosen_options(margin, m=m, t_alpha=t_alpha, h=h, more=more)
     # PartialFC overrides the weights and the loss, the margin adds its hooks and buffers
     sharded = type(f"Sharded{margin.__name__}", (PartialFC, margin), {})
-    return sharded(embedding_size, class_num, s, sample_rate=sample_rate, random_state=random_state, **options)
+    return sharded(embedding_size, class_num, s, sample_rate=sample_rate, **options)
 
 
 def _initial_rows(embedding_size: int, columns: int, first: int, end: int, generator: torch.Generator) -> Tensor:

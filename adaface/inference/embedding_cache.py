@@ -118,11 +118,10 @@ class CachedEmbedding:
             identity = f"{self.embedder.fingerprint}\0{view}\0{images.fingerprint()}"
             key = hashlib.sha256(identity.encode()).hexdigest()[:_KEY_LETTERS]
             name = re.sub(r"[^A-Za-z0-9_-]", "_", images.name)[:_LONGEST_NAME]
-            shape = (len(images), self.embedder.embedding_size + 2)
             table = load_or_fill(
                 folder / f"{name}-{key}.npy",
-                shape,
-                lambda part: self._embed_all(images, view, part, shape),
+                _table_shape(images, self.embedder),
+                lambda part: self._embed_all(images, view, part),
                 mapped=self._folder is not None,
             )
         readable = table[:, -1] == _DONE
@@ -130,23 +129,23 @@ class CachedEmbedding:
         self.unreadable += int(np.count_nonzero(~readable))
         return Embedded(table[:, :-2], table[:, -2:-1], readable)
 
-    def _embed_all(self, images: ImageList, view: str, part: Path, shape: tuple[int, int]) -> None:
-        table = open_table(part, shape)
+    def _embed_all(self, images: ImageList, view: str, part: Path) -> None:
+        table = open_table(part, _table_shape(images, self.embedder))
         left = np.flatnonzero(table[:, -1] == _TO_DO)
-        with tqdm(total=shape[0], initial=shape[0] - len(left), desc=images.name, unit="img", disable=None) as bar:
+        with tqdm(
+            total=len(images), initial=len(images) - len(left), desc=images.name, unit="img", disable=None
+        ) as bar:
             if self._processes == 1:
                 for done in _embed_some(self.embedder, images, view, table, left, self._batch_size, usable_cores()):
                     bar.update(done)
             else:
-                self._embed_in_processes(images, view, part, shape, left, bar)
+                self._embed_in_processes(images, view, part, left, bar)
         table.flush()
 
-    def _embed_in_processes(
-        self, images: ImageList, view: str, part: Path, shape: tuple[int, int], left: np.ndarray, bar: tqdm
-    ) -> None:
+    def _embed_in_processes(self, images: ImageList, view: str, part: Path, left: np.ndarray, bar: tqdm) -> None:
         done = torch.zeros(self._processes, dtype=torch.int64).share_memory_()
         parts = np.array_split(left, self._processes)
-        arguments = (self._model, images, view, str(part), shape, parts, self._batch_size, done)
+        arguments = (self._model, images, view, str(part), parts, self._batch_size, done)
         context = torch.multiprocessing.spawn(_process, arguments, nprocs=self._processes, join=False)
         while True:
             try:
@@ -157,7 +156,7 @@ class CachedEmbedding:
                 raise RuntimeError(
                     f"a process that embeds images died ({error}); run the same command to continue"
                 ) from error
-            bar.update(shape[0] - len(left) + int(done.sum()) - bar.n)
+            bar.update(len(images) - len(left) + int(done.sum()) - bar.n)
             if ended:
                 return
 
@@ -186,13 +185,17 @@ def _cache_folder(folder: Path | None) -> Iterator[Path]:
         yield folder
 
 
+def _table_shape(images: ImageList, embedder: Embedder) -> tuple[int, int]:
+    """Return (N, D + 2): of each image the embedding, its norm, and its state."""
+    return len(images), embedder.embedding_size + 2
+
+
 def _process(
     rank: int,
     model: ModelFile,
     images: ImageList,
     view: str,
     part: str,
-    shape: tuple[int, int],
     parts: list[np.ndarray],
     batch_size: int,
     done: Tensor,
@@ -200,9 +203,10 @@ def _process(
     """Embed one part of the images, in a process of its own."""
     parent = os.getppid()
     divide_threads(len(parts))
-    table = open_table(Path(part), shape)
+    embedder = model.load(rank)
+    table = open_table(Path(part), _table_shape(images, embedder))
     threads = max(1, usable_cores() // len(parts))
-    for count in _embed_some(model.load(rank), images, view, table, parts[rank], batch_size, threads):
+    for count in _embed_some(embedder, images, view, table, parts[rank], batch_size, threads):
         done[rank] += count
         if os.getppid() != parent:  # the parent has died
             return

@@ -123,9 +123,9 @@ class FaceRecognitionModule(pl.LightningModule):
         """Build a sharded head once the process group is there; DistributedDataParallel leaves its weights alone."""
         if not self.sharded or not self.class_num or self.sharded_head:
             return
-        self.head = build_sharded_head(
-            **self._head_arguments, sample_rate=self.head_options.sample_rate, random_state=self._head_random_state
-        )
+        with torch.random.fork_rng(devices=[]):
+            torch.set_rng_state(self._head_random_state)
+            self.head = build_sharded_head(**self._head_arguments, sample_rate=self.head_options.sample_rate)
         self.head.keep_exponentials = self._keep_exponentials
         leave_out_of_ddp(self, [KERNEL])
 

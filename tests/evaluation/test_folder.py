@@ -9,7 +9,7 @@ from sklearn.metrics import f1_score
 from adaface.data.conversion_journal import JOURNAL
 from adaface.data.image_list import ImageList
 from adaface.evaluation.degradation import DegradedImages
-from adaface.evaluation.folder import identify, run
+from adaface.evaluation.folder import FolderSplit, identify, run
 from adaface.evaluation.identity_folder import open_identity_folder
 from adaface.metrics.outcome import Embedded
 
@@ -68,7 +68,7 @@ def test_the_gallery_is_the_mean_of_the_first_images(tmp_path):
     people = {"ann": (0, 60, 44), "bob": (80, 80, 60)}
     root = write_people(tmp_path, people)
     assert run(Angles(), root).numbers["rank-1"] == pytest.approx(50)  # 60 and 44 are nearer to 80 than to 0
-    outcome = run(Angles(), root, gallery_images=2)  # 30 and 80: 44 is ann, 60 is bob
+    outcome = run(Angles(), root, FolderSplit(gallery_images=2))  # 30 and 80: 44 is ann, 60 is bob
     assert outcome.numbers["rank-1"] == 100
 
 
@@ -119,7 +119,7 @@ def test_separate_trees_with_people_who_are_not_in_the_gallery(tmp_path):
 
 def test_a_share_of_the_people_is_left_out_of_the_gallery(tmp_path):
     root = write_people(tmp_path, {f"p{n}": (20 * n, 20 * n + 1, 20 * n + 2) for n in range(10)})
-    outcome = run(Angles(), root, unknown_share=0.4, seed=1)
+    outcome = run(Angles(), root, FolderSplit(unknown_share=0.4, seed=1))
     assert outcome.numbers["rank-1"] == 100
     assert outcome.numbers["TPIR at FPIR 0.1"] == 100
     assert "6 identities in the gallery, 12 probes of them, 12 probes of others" in outcome.notes
@@ -136,7 +136,7 @@ def test_a_share_of_the_people_is_left_out_of_the_gallery(tmp_path):
 def test_degraded_images_are_all_or_the_probes(tmp_path):
     root = write_people(tmp_path / "people", PEOPLE)
     embed = Angles()
-    outcome = run(embed, root, degrade="blur", seed=4, strength=0.5)
+    outcome = run(embed, root, FolderSplit(seed=4), degrade="blur", strength=0.5)
     assert [type(images) for images in embed.asked] == [DegradedImages]
     assert (embed.asked[0].seed, embed.asked[0].strength) == (4, 0.5)
     assert outcome.data == "people blurred"
@@ -158,10 +158,10 @@ def test_a_limit_keeps_whole_identities(tmp_path):
     for limit, images, people in ((4, 6, 2), (6, 6, 2), (7, 8, 3), (100, 8, 3)):
         folder = open_identity_folder(root, limit)
         assert (len(folder.images), len(np.unique(folder.labels))) == (images, people)
-    assert run(Angles(), root, limit=4).numbers["rank-1"] == pytest.approx(75)
+    assert run(Angles(), root, FolderSplit(limit=4)).numbers["rank-1"] == pytest.approx(75)
     write_people(tmp_path / "trees" / "gallery", PEOPLE)
     write_people(tmp_path / "trees" / "probe", PEOPLE)
-    assert run(Angles(), tmp_path / "trees", limit=7).numbers["rank-1"] > 0
+    assert run(Angles(), tmp_path / "trees", FolderSplit(limit=7)).numbers["rank-1"] > 0
 
 
 def test_other_files_are_left_out_and_counted(tmp_path):
@@ -210,14 +210,18 @@ def test_images_that_are_not_aligned_are_refused_before_anything_is_embedded(tmp
     [
         (
             PEOPLE,
-            {"gallery_images": 3},
+            {"split": FolderSplit(gallery_images=3)},
             "no identity of people has more than 3 images, so that none is left as a probe",
         ),
-        (PEOPLE, {"gallery_images": 0}, "got 0 gallery images and an unknown share of 0"),
-        (PEOPLE, {"unknown_share": 1.0}, "got 1 gallery images and an unknown share of 1"),
-        (PEOPLE, {"unknown_share": 0.9}, "gallery of people has 0 identities, identification needs at least 2"),
+        (PEOPLE, {"split": FolderSplit(gallery_images=0)}, "got 0 gallery images and an unknown share of 0"),
+        (PEOPLE, {"split": FolderSplit(unknown_share=1.0)}, "got 1 gallery images and an unknown share of 1"),
+        (
+            PEOPLE,
+            {"split": FolderSplit(unknown_share=0.9)},
+            "gallery of people has 0 identities, identification needs at least 2",
+        ),
         ({"ann": (0, 10)}, {}, "gallery of people has 1 identities, identification needs at least 2"),
-        (PEOPLE, {"limit": 0}, "the limit must be at least 1 image, got 0"),
+        (PEOPLE, {"split": FolderSplit(limit=0)}, "the limit must be at least 1 image, got 0"),
         (PEOPLE, {"degrade": "noise"}, "got the degradation 'noise' of 'all', expected None or one of blur"),
         (PEOPLE, {"degrade": "blur", "degraded_part": "gallery"}, "and one of all, probe"),
         (PEOPLE, {"degrade": "blur", "strength": 2.0}, "strength of a degradation"),
@@ -257,4 +261,4 @@ def test_trees_do_not_take_options_of_the_other_layout(tmp_path):
     for part in ("gallery", "probe"):
         write_people(tmp_path / part, PEOPLE)
     with pytest.raises(ValueError, match="which define the roles: do not set the number of gallery images"):
-        run(Angles(), tmp_path, gallery_images=2)
+        run(Angles(), tmp_path, FolderSplit(gallery_images=2))
