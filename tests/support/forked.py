@@ -122,7 +122,8 @@ def _be_program(name: str, arguments: list[str], output: Path, errors: Path, var
         opened = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.dup2(opened, stream)
         os.close(opened)
-    sys.stdout, sys.stderr = (os.fdopen(stream, "w", closefd=False) for stream in (1, 2))
+    sys.stdout = os.fdopen(1, "w", closefd=False)
+    sys.stderr = os.fdopen(2, "w", buffering=1, errors="backslashreplace", closefd=False)
     sys.argv = [name, *arguments]
     if Path(name).suffix == ".py":
         runpy.run_path(name, run_name="__main__")
