@@ -313,15 +313,15 @@ def _errors_kept_in(folder: Path, launch: Launch) -> Iterator[None]:
 
 
 def _report(error: Exception) -> int:
-    """Print an error on one line, and below it where its details are; return the exit status."""
-    told, lines = error, str(error).strip().splitlines()
+    """Report an error in one line, followed by its notes; return the exit status."""
+    reported, lines = error, str(error).strip().splitlines()
     if "in DataLoader worker process" in str(error):  # a traceback of another process: its last line is the message
-        told = RuntimeError(lines[-1].partition(": ")[2])
+        reported = RuntimeError(lines[-1].partition(": ")[2])
     if isinstance(error, torch.OutOfMemoryError):
-        told = RuntimeError(f"out of GPU memory: give a smaller --batch_size, or --use_16bit ({lines[0]})")
+        reported = RuntimeError(f"out of GPU memory: give a smaller --batch_size, or --use_16bit ({lines[0]})")
     if "DefaultCPUAllocator" in str(error):
-        told = RuntimeError(f"out of memory: --plan shows the memory of a step and how to reduce it ({lines[0]})")
-    return report_error(program_name("train"), told, notes=getattr(error, "__notes__", ()))
+        reported = RuntimeError(f"out of memory: --plan shows the memory of a step and how to reduce it ({lines[0]})")
+    return report_error(program_name("train"), reported, notes=getattr(error, "__notes__", ()))
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ _SCRIPTS = {"train": "main.py", "convert": "convert.py"}  # at the root of the r
 
 
 def invocation(command: str) -> str:
-    """Return how a user types a command, in the way in which this program was started.
+    """Return a command as the user would type it, depending on how this program was started.
 
     Args:
         command: such as ``train``; empty for the program itself.
@@ -58,10 +58,10 @@ def program_name(command: str) -> str:
 
 
 def check_packages(what: str, packages: Mapping[str, str]) -> None:
-    """Raise RuntimeError with the command that installs what is missing, where optional packages are not installed.
+    """Raise RuntimeError if optional packages are not installed; the message contains the command that installs them.
 
     Args:
-        what: needs them, such as "the page".
+        what: what needs the packages, such as "the page".
         packages: names to install, by names to import.
     """
     missing = [package for name, package in packages.items() if importlib.util.find_spec(name) is None]
@@ -166,7 +166,7 @@ def run_to_status(program: str, job: Callable[[], int], *, stopped: str) -> int:
 
 @contextlib.contextmanager
 def output_written() -> Iterator[None]:
-    """Flush stdout after a block, also after ``--help``: output that cannot be written is an error like any other."""
+    """Flush stdout after a block, and after ``--help``: output that cannot be written is an error like any other."""
     try:
         yield
     except SystemExit:
@@ -189,13 +189,13 @@ def report_error(program: str, error: Exception, *, notes: Iterable[str] = ()) -
         notes: lines below it.
 
     Returns:
-        2, or 141, without a line, if the reader of the output has exited.
+        2; or 141 without logging anything if the reader of the output has exited.
     """
     if isinstance(error, BrokenPipeError) and _nobody_reads():
         return NOBODY_READS
     try:
         _flush_output()
-    except OSError:  # the error itself, most likely; else Python fails once more at exit
+    except OSError:  # most likely the same error; without this, Python would report it again at exit
         _discard_output()
     logger.error("\n".join([f"{program}: error: {one_line(error)}", *notes]))
     return FAILED
@@ -215,7 +215,7 @@ def _nobody_reads() -> bool:
 
 
 def _discard_output() -> None:
-    """Send the rest of the output nowhere: Python flushes its buffer at exit."""
+    """Redirect the rest of the output to the null device, because Python flushes its buffer at exit."""
     with Path(os.devnull).open("w") as nowhere:
         os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
@@ -246,7 +246,7 @@ def printable(text: str) -> str:
 
 @contextlib.contextmanager
 def terminated_as_interrupted() -> Iterator[None]:
-    """Treat SIGTERM as Ctrl-C during a block; in another thread than the main one, change nothing."""
+    """Treat SIGTERM as Ctrl-C during a block; does nothing outside of the main thread."""
     if not in_main_thread():
         yield
         return
