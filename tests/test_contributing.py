@@ -228,5 +228,5 @@ def test_an_option_takes_two_edits(tmp_path):
     assert answers == [
         "at its reader: [True, True]",
         "refused: --nesterov requires --optimizer sgd, got --optimizer adamw",
-        "resumed: True --nesterov was False in the run that is resumed, now True",
+        "resumed: True --nesterov was False in the resumed run and is now True",
     ]

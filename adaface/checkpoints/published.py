@@ -86,5 +86,5 @@ def published_by_name(name: str) -> PublishedModel:
     stem = name.lower().removesuffix(".ckpt")
     if stem in by_stem:
         return by_stem[stem]
-    hint = nearest(stem, by_stem, always=f"the published models are {', '.join(by_stem)}")
+    hint = nearest(stem, by_stem, always=f"choose from: {', '.join(by_stem)}")
     raise ValueError(f"there is no published model {name!r}; {hint}")

@@ -75,7 +75,7 @@ def write_head(folder: Path, head: PartialFC, optimizer: torch.optim.Optimizer) 
     columns = {name: _global(value, head.class_num) for name, value in classes.items()}
     writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
     try:
-        with _alone_is_meant():
+        with _single_process_not_warned():
             dcp.save(columns, storage_writer=writer, no_dist=world_size() == 1)
     except dcp.api.CheckpointException as error:
         reasons = "; ".join(f"process {number}: {failure[0]}" for number, failure in error.failures.items())
@@ -113,7 +113,7 @@ def fill_in_head(checkpoint: dict[str, Any], head: PartialFC | None) -> None:
     # a process without classes reads nothing, but must still take part
     to_load = {name: value if head is None else _global(value, C) for name, value in columns.items()}
     try:
-        with _alone_is_meant():
+        with _single_process_not_warned():
             dcp.load(to_load, storage_reader=dcp.HuggingFaceStorageReader(str(folder)), no_dist=world_size() == 1)
     except (Exception, dcp.api.CheckpointException) as error:  # the latter is not a subclass of Exception
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
@@ -195,7 +195,7 @@ def _global(columns: Tensor, number: int) -> Tensor:
 
 
 @contextmanager
-def _alone_is_meant() -> Iterator[None]:
+def _single_process_not_warned() -> Iterator[None]:
     """Suppress PyTorch's warning that a single process saves or loads alone."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")

@@ -1,1 +1,1 @@
-"""How the processes of a run are started, meet, watch each other and end."""
+"""Processes of a run: launch, rendezvous, collectives, lost processes."""

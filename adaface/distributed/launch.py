@@ -22,7 +22,7 @@ from adaface.system.lightning_setup import environments
 
 logger = logging.getLogger(__name__)
 
-ITSELF, TORCHRUN, SRUN, ENVIRONMENT = "main.py itself", "torchrun", "srun", "the environment (RANK, WORLD_SIZE)"
+ITSELF, TORCHRUN, SRUN, ENVIRONMENT = "this program", "torchrun", "srun", "the environment (RANK, WORLD_SIZE)"
 _PARENT = "ADAFACE_PARENT"
 _PARENT_SEC = 5.0  # longer than ProcessWatch takes, whose message has more details
 _INTERACTIVE = ("bash", "interactive")  # names of SLURM jobs that are an interactive shell
@@ -33,11 +33,11 @@ class Launch:
     """How the processes of a run were started, and the ranks of this one.
 
     Attributes:
-        launcher: what started them.
+        launcher: name of the launcher.
         rank: rank of this process.
         local_rank: its rank on this machine.
         node_rank: rank of this machine.
-        world_size: number of processes; 0 if ``main.py`` starts them itself.
+        world_size: number of processes; 0 if this program starts them itself.
         local_world_size: number of processes on this machine; 0 if unknown.
         restarts: how often torchrun may restart them.
     """
@@ -171,9 +171,9 @@ def _end_with(parent: int, launch: Launch) -> None:
     try:
         logger.error(
             f"{program_name('train')}: error: {who} on {platform.node()} (pid {parent}), which started process "
-            f"{launch.rank}, died: it is ended too"
+            f"{launch.rank}, died, so this process ends too"
         )
-    finally:  # even if nobody reads what is printed
+    finally:  # even if printing fails
         os._exit(2)
 
 

@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 
 from adaface.distributed.launch import SRUN, Launch
+from adaface.system.command_line import invocation
 from adaface.system.lightning_internals import run_exit_functions, unregister_end_of_process_group
 from adaface.system.lightning_setup import environments
 
@@ -28,7 +29,7 @@ _LOOK_EVERY_SEC = 0.1
 _FIRST_PORT, _PORTS = 15000, 10000
 _REPORT_SEC = 30.0
 _SHOWN_DIFFERENCES = 3
-_FAILED = 1  # as Python's own, after a traceback
+_FAILED = 1  # as Python's after a traceback
 
 
 class NotTogetherError(RuntimeError):
@@ -36,7 +37,7 @@ class NotTogetherError(RuntimeError):
 
 
 class ReportedElsewhereError(RuntimeError):
-    """An error that has been printed already, or is printed by process 0."""
+    """An error that was already printed, or that process 0 prints."""
 
 
 def join(launch: Launch, accelerator: str, timeout_sec: float) -> None:
@@ -73,8 +74,9 @@ def join(launch: Launch, accelerator: str, timeout_sec: float) -> None:
         place = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
         raise NotTogetherError(
             f"process {launch.rank} on {platform.node()} could not connect to the other processes of "
-            f"{launch.world_size} at {place} ({str(error).splitlines()[0]}). Check that all of them are started (by "
-            "srun python main.py ..., or torchrun on every machine), and that the machines can reach this address"
+            f"{launch.world_size} at {place} ({str(error).splitlines()[0]}). Check that all of them are started (with "
+            f"srun {invocation('train')} ..., or torchrun on every machine), and that the machines can reach "
+            "this address"
         ) from error
     if why_not:
         _stay_for_the_others(store, launch)
@@ -300,6 +302,6 @@ def _exit_now(status: int) -> NoReturn:
     unregister_end_of_process_group()
     run_exit_functions()
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or none
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # closed or missing
             stream.flush()
     os._exit(status)

@@ -46,7 +46,7 @@ class InterruptedTrainingError(Exception):
     """Training stopped on request in all processes after saving ``checkpoint``."""
 
     def __init__(self, checkpoint: Path) -> None:
-        super().__init__(f"stopped on request; everything up to here is in {checkpoint}")
+        super().__init__(f"stopped on request; the training so far is saved in {checkpoint}")
         self.checkpoint = checkpoint
 
 
@@ -86,7 +86,7 @@ class ProcessWatch(pl.Callback):
             self._meet()
 
     def on_exception(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", exception: BaseException) -> None:
-        """Say goodbye if the user interrupts: Lightning then kills the processes that it has started."""
+        """Tell the others if the user interrupts: Lightning then kills the processes that it has started."""
         if isinstance(exception, KeyboardInterrupt) and not self._losses:
             self._leave(_BYE)
 
@@ -240,8 +240,8 @@ class ProcessWatch(pl.Callback):
             return
         try:
             if prints:
-                logger.error(f"{program_name('train')}: error: {text}: the run is ended; {self._advice()}")
-        finally:  # even if nobody reads what is printed
+                logger.error(f"{program_name('train')}: error: {text}: the run ends; {self._advice()}")
+        finally:  # even if printing fails
             self._loss_reported.set()
             time.sleep(_GRACE_SEC)
             os._exit(_ENDED)

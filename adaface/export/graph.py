@@ -55,7 +55,7 @@ def to_onnx(model: Backbone) -> onnx.ModelProto:
         raise RuntimeError("torch.onnx.export returned no graph: install the pinned version of PyTorch")
     graph = program.model_proto
     graph.ir_version = _FILE_FORMAT
-    _forget_where_it_was_made(graph)
+    _remove_debug_information(graph)
     onnx.checker.check_model(graph)
     return graph
 
@@ -71,7 +71,7 @@ def set_metadata(graph: onnx.ModelProto, metadata: Mapping[str, Any]) -> None:
     graph.metadata_props.add(key=ONNX_METADATA, value=json.dumps(metadata, ensure_ascii=False))
 
 
-def _forget_where_it_was_made(graph: onnx.ModelProto) -> None:
+def _remove_debug_information(graph: onnx.ModelProto) -> None:
     """Remove the exporter's notes, which give source lines and file paths for each node."""
     del graph.metadata_props[:]
     del graph.graph.metadata_props[:]

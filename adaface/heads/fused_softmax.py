@@ -1,16 +1,16 @@
-"""Softmax over all classes without materializing the logits: what a margin loss needs of them, in one pass.
+"""Softmax over all classes without materializing the logits: all that a margin loss needs, in one pass.
 
 A margin changes the target's logit only. The cross-entropy of a row therefore splits into its target cosine, to which
 the margin is applied, and the log of the summed exponentials of all other classes, which most margins do not change:
 
     loss = log(exp(target) + sum over j != y of exp(s cos_j)) - target = softplus(negatives - target)
 
-``target_and_negatives`` computes both for blocks of classes that fit a processor's cache, so that everything between
-two matrix products happens in the cache. One (B, C) buffer of exponentials is kept for the backward pass, or nothing
-where memory is short: they are then recomputed, bit for bit. A margin that changes the logits of other classes passes a
+``target_and_negatives`` computes both for blocks of classes that fit into a processor's cache, so everything between
+the two matrix products happens in the cache. It keeps one (B, C) buffer of exponentials for the backward pass, or, if
+memory is short, recomputes them there with the same bits. A margin that changes the logits of other classes passes a
 function of their cosines, ``reweight``; with several centers per class it receives the largest of their cosines.
 
-Source: the online softmax of Milakov and Gimelshein (arXiv 1805.02867), and the gradient of the column normalization
+Source: the online softmax of Milakov and Gimelshein (arXiv 1805.02867), with the gradient of the column normalization
 written out; values and gradients equal those of the plain formulas.
 """
 
@@ -219,7 +219,7 @@ class _Block:
     def _take_exponentials(self, z: Tensor, limit: float) -> None:
         """Compute the exponentials of z (B, c), in its own memory where no cosine is clamped."""
         lowest, highest = torch.aminmax(z, dim=1)  # (B,) each
-        # without looking, assume that some cosine is beyond the limit: the same values, a little slower
+        # without reading the values, assume that some cosine is beyond the limit: same result, slightly slower
         self._signed = not _looking_is_cheap(z) or bool((lowest.min() < -limit) | (highest.max() > limit))
         clamped = z.abs() > limit if self._signed else None  # (B, c)
         if clamped is not None:

@@ -62,7 +62,7 @@ class AdaFace(Head):
 
     eps: ClassVar[float] = 1e-3
     options: ClassVar[Mapping[str, float]] = {"m": 0.4, "h": 0.333, "t_alpha": 0.01}
-    # t is unused; official checkpoints hold it
+    # t is unused; official checkpoints contain it
     statistics: ClassVar[Mapping[str, float]] = {"t": 0.0, "batch_mean": 20.0, "batch_std": 100.0}
     m: float
     h: float
@@ -248,7 +248,7 @@ def head_class(head_type: str, class_num: int) -> type[Head]:
         ValueError: unknown type (the message lists the names) or no classes.
     """
     if head_type not in HEADS:
-        hint = nearest(head_type, HEADS, always=f"known are: {', '.join(HEADS)}")
+        hint = nearest(head_type, HEADS, always=f"choose from: {', '.join(HEADS)}")
         raise ValueError(f"unknown head {head_type!r}; {hint}")
     if class_num < 1:
         raise ValueError(f"a head needs at least one class, got class_num {class_num}")

@@ -249,7 +249,7 @@ def build_sharded_head(
     sample_rate: float = 1.0,
     **more: float,
 ) -> PartialFC:
-    """Build this process's part of a head.
+    """Build this process's shard of a head.
 
     Args:
         head_type: a key of ``HEADS``.

@@ -326,8 +326,8 @@ def _reserve(part: Path) -> None:
         if error.errno in _NO_SPACE:
             part.unlink()
             raise OSError(
-                f"no space for {size / 1e6:.1f} MB of embeddings in {part.parent}: free some, or give another --cache "
-                f"({os.strerror(error.errno)})"
+                f"no space for {size / 1e6:.1f} MB of embeddings in {part.parent}: free some space, or give "
+                f"another --cache ({os.strerror(error.errno)})"
             ) from error
     finally:
         os.close(file)

@@ -86,16 +86,16 @@ def read_embeddings(path: Path, model: str | None = None) -> NamedEmbeddings:
             faces, version = _faces_of(file), int(file["version"])
     except (KeyError, ValueError, TypeError, OSError, EOFError, AttributeError, zipfile.BadZipFile) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{path} holds no embeddings of `adaface embed` ({reason})") from error
+        raise ValueError(f"{path} is not a file of `adaface embed` ({reason})") from error
     if version != _VERSION:
         raise ValueError(f"{path} has format version {version}, expected {_VERSION}: embed the images again")
     if model is not None and faces.model != model:
         raise ValueError(
-            f"{path} is of another model ({faces.arch}, fingerprint {faces.model}; this one's is {model}): "
+            f"{path} was written with another model ({faces.arch}, fingerprint {faces.model}; this model has {model}): "
             "embeddings of different models cannot be compared. Use the same model, or embed the images again"
         )
     if not len(faces):
-        raise ValueError(f"{path} holds no embeddings: the gallery is empty")
+        raise ValueError(f"{path} contains no embeddings")
     lengths = np.linalg.norm(faces.embeddings, axis=1)
     if not (np.abs(lengths - 1) < _UNIT_TOLERANCE).all() or not np.isfinite(faces.norms).all():
         raise ValueError(f"{path} is damaged: not all of its embeddings are unit vectors")

@@ -26,7 +26,7 @@ Returns:
     and their norms (B, 1), which measure image quality.
 
 Raises:
-    RuntimeError: the weights cannot be downloaded; the message says which file to put where.
+    RuntimeError: the weights cannot be downloaded; the message says how to get them by hand.
     ValueError: the file is not this model.
 """
 
@@ -35,7 +35,7 @@ def entry_point(name: str) -> Callable[..., Backbone]:
     """Return the function that builds a published model.
 
     Args:
-        name: of the model's file without its ending, such as ``adaface_ir50_webface4m``.
+        name: file name of the model without extension, such as ``adaface_ir50_webface4m``.
 
     Raises:
         ValueError: there is no such published model.

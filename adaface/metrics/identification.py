@@ -146,7 +146,7 @@ def open_set_rates(
     if outside:
         raise ValueError(f"false positive identification rates are fractions in [0, 1], got {outside}")
     if mate_scores.shape != mate_ranks.shape:
-        raise ValueError(f"got {len(mate_scores)} scores and {len(mate_ranks)} ranks of mates, expected as many")
+        raise ValueError(f"got {len(mate_scores)} scores and {len(mate_ranks)} ranks of mates, expected equal numbers")
     if not len(mate_scores) or not len(best_nonmate_scores):
         raise ValueError(
             f"got {len(mate_scores)} mated and {len(best_nonmate_scores)} non-mated probes: open-set rates need both"

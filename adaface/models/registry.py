@@ -51,7 +51,7 @@ def check_architecture(name: str) -> None:
     if name.startswith(TIMM_PREFIX):
         check_timm_name(name)
     elif name not in ARCHITECTURES:
-        known = f"known are: {', '.join(ARCHITECTURES)}; and {TIMM_PREFIX}<name> for a network of timm"
+        known = f"choose from: {', '.join(ARCHITECTURES)}; and {TIMM_PREFIX}<name> for a network of timm"
         raise ValueError(f"unknown architecture {name!r}; {nearest(name, ARCHITECTURES, always=known)}")
 
 

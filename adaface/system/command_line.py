@@ -134,7 +134,7 @@ def nearest(name: str, known: Iterable[str], *, count: int = 1, always: str = ""
     hint = f"did you mean {' or '.join(close)}?" if close else ""
     if always:
         return f"{hint} {always}".lstrip()
-    return hint or f"known are: {', '.join(by_lower.values())}"
+    return hint or f"choose from: {', '.join(by_lower.values())}"
 
 
 @log_to_screen()

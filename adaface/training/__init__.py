@@ -1,1 +1,1 @@
-"""The training module, its trainer and its callbacks."""
+"""Training module, trainer and callbacks."""

@@ -1,6 +1,6 @@
-"""Build a training run from its options: data, module, trainer, and the facts that all processes must agree on.
+"""Build a training run from its options: data, module, trainer, and the values that all processes must agree on.
 
-Only this module and ``commands/train.py``, which runs what is built here, see the whole configuration.
+Only this module and ``commands/train.py``, which runs the training, use the whole configuration.
 """
 
 from dataclasses import replace
@@ -43,13 +43,13 @@ def build(config: Config, devices: DevicePlan) -> tuple[FaceDataModule, FaceReco
 
     Raises:
         FileNotFoundError: no data, or no checkpoint to start from.
-        ValueError: options, data or checkpoint that do not go together.
-        RuntimeError: something that the machine lacks.
+        ValueError: options, data and checkpoint do not match.
+        RuntimeError: the machine lacks something that the options need.
     """
     if config.devices.sync_batchnorm and devices.accelerator != "gpu":
         raise ValueError(
             f"--sync_batchnorm needs GPUs, this run is on {devices.accelerator}, where PyTorch has no synchronized "
-            "batch norm: leave it out"
+            "batch norm: omit the option"
         )
     divide_threads(devices.devices)
     check_architecture(config.run.arch)
@@ -71,7 +71,7 @@ def build(config: Config, devices: DevicePlan) -> tuple[FaceDataModule, FaceReco
 def facts_of(
     config: Config, devices: DevicePlan, data: FaceDataModule, module: FaceRecognitionModule
 ) -> dict[str, Any]:
-    """Return the facts that must be equal in all processes, by name; check the checkpoint to resume.
+    """Return the values that must be equal in all processes, by name; check the checkpoint to resume.
 
     Args:
         config: resolved.
@@ -86,8 +86,8 @@ def facts_of(
     facts["the model to fine-tune"] = module.metadata["pretrained"]
     facts["the device"] = f"{devices.accelerator}, {devices.precision}"
     facts["the fingerprint of the training data"] = data.fingerprint()
-    # auto goes by each machine's memory
-    facts["the head's sharding (--head_sharding on or off says it for all)"] = module.sharded
+    # auto depends on each machine's memory
+    facts["the head's sharding (set --head_sharding to on or off)"] = module.sharded
     if config.run.resume_from_checkpoint:
         facts["the position of the checkpoint"] = _check_checkpoint(config, data, module)
     return facts
@@ -101,28 +101,28 @@ def _check_checkpoint(config: Config, data: FaceDataModule, module: FaceRecognit
     saved = checkpoint["adaface"]
     if saved.get("pretrained", "") != module.metadata["pretrained"]:
         raise ValueError(
-            f"--finetune {config.run.finetune} is not the model that the run of {path} began "
-            "from: give that one, or start a new run"
+            f"--finetune {config.run.finetune} is not the model that the run of {path} started "
+            "from: give that model, or start a new run"
         )
     if saved.get("data_fingerprint") not in (None, data.fingerprint()):
         if HELD_OUT in data.pair_sets:
             raise ValueError(
-                f"the people held out are not those of the run of {path}, which may have "
-                "been trained on these: resume with the same data, --seed and --held_out_share, or start a new run"
+                f"the people held out are not those of the run of {path}, so the model may have been trained on them: "
+                "resume with the same data, --seed and --held_out_share, or start a new run"
             )
         rank_zero_info(
-            "note: the training data differs from that at the start of the run: the order of the samples changes"
+            "note: the training data has changed since the start of the run, so the order of the samples changes"
         )
     position = saved["position"]
     if position["epoch"] >= config.optimizer.epochs:
-        rank_zero_info(f"note: the run of {path} has done its {config.optimizer.epochs} epochs: only tested")
+        rank_zero_info(f"note: the run of {path} has completed its {config.optimizer.epochs} epochs: test only")
     return position
 
 
 def plan_lines(
     config: Config, devices: DevicePlan, launch: Launch, data: FaceDataModule, module: FaceRecognitionModule
 ) -> list[str]:
-    """Return what the training would take, as lines.
+    """Return the plan of the training, as lines.
 
     Args:
         config: resolved.
@@ -143,8 +143,8 @@ def open_data(config: Config, devices: DevicePlan) -> FaceDataModule:
         devices: to train on.
 
     Raises:
-        FileNotFoundError: data are not there.
-        ValueError: what is there is damaged, or does not fit the options.
+        FileNotFoundError: data are missing.
+        ValueError: data are damaged, or do not fit the options.
     """
     data = FaceDataModule(
         config.data,
@@ -163,7 +163,7 @@ def open_data(config: Config, devices: DevicePlan) -> FaceDataModule:
     if patience and not data.pair_sets:
         raise ValueError(
             f"--early_stopping_patience {patience} needs the accuracy on validation sets, but "
-            f"there are none in {folder}: set their folder, or leave it out"
+            f"there are none in {folder}: set --val_data_path, or omit the option"
         )
     return data
 
@@ -177,7 +177,7 @@ def choose_head_sharding(config: Config, devices: DevicePlan, data: FaceDataModu
         data: opened.
 
     Returns:
-        The decision, and a note where nobody asked for it.
+        The decision, and a note if it was made automatically.
     """
     if config.run.evaluate:
         return False, []
@@ -199,7 +199,7 @@ def choose_head_sharding(config: Config, devices: DevicePlan, data: FaceDataModu
 
 
 def build_module(config: Config, data: FaceDataModule, sharded: bool) -> FaceRecognitionModule:
-    """Build backbone and head; load the backbone's start weights where asked for.
+    """Build backbone and head; load the initial weights of the backbone if given.
 
     Args:
         config: resolved.
@@ -207,7 +207,7 @@ def build_module(config: Config, data: FaceDataModule, sharded: bool) -> FaceRec
         sharded: whether the head's classes are sharded over the processes.
 
     Raises:
-        ValueError: start weights of another network.
+        ValueError: the initial weights are of another network.
     """
     lr = scaled_learning_rate(config.optimizer, images_per_update(config))
     module = FaceRecognitionModule(
@@ -234,7 +234,7 @@ def build_module(config: Config, data: FaceDataModule, sharded: bool) -> FaceRec
 
 
 def images_per_update(config: Config) -> int:
-    """Return the images, of all machines, whose gradients make one step of the optimizer.
+    """Return the number of images, over all machines, per optimizer step.
 
     Args:
         config: resolved.
@@ -259,11 +259,11 @@ def build_run_trainer(
         launch: who started the processes.
         data: opened.
         keeper: writes the checkpoints.
-        watch: notices when a process is lost.
+        watch: detects lost processes.
         sharded: whether the head's classes are sharded over the processes.
 
     Raises:
-        RuntimeError: Weights & Biases is asked for and not installed.
+        RuntimeError: Weights & Biases is requested but not installed.
     """
     fine_tuned = config.run.finetune and not config.run.resume_from_checkpoint
     return build_trainer(

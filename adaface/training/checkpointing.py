@@ -1,4 +1,4 @@
-"""The checkpoints of a run: when they are written, their names, and how to resume from them."""
+"""The checkpoints of a run: when they are written, under which names, and how to resume from them."""
 
 import os
 import shutil
@@ -15,34 +15,34 @@ from adaface.system.lightning_setup import pl
 
 
 def validation_is_due(trainer: "pl.Trainer", batch_idx: int) -> bool:
-    """Whether a validation follows this batch.
+    """Return whether a validation follows this batch.
 
     Args:
-        trainer: in training.
-        batch_idx: of the batch in its epoch.
+        trainer: the trainer, during training.
+        batch_idx: index of the batch in its epoch.
     """
     return bool(trainer.val_check_batch) and (batch_idx + 1) % trainer.val_check_batch == 0
 
 
 def resume_hint(checkpoint: Path) -> str:
-    """Return the command that resumes from a checkpoint, or a hint if there is none yet."""
+    """Return the command that resumes from a checkpoint, or a note if there is no checkpoint yet."""
     if checkpoint.exists():
         return f"resume with: {invocation('train')} --resume_from_checkpoint {checkpoint}"
-    return "no checkpoint was saved yet: start again"
+    return "no checkpoint was saved yet: start the run again"
 
 
 class CheckpointKeeper(pl.Callback):
-    """Write ``best.ckpt`` (highest ``val_acc``) and ``last.ckpt``, and with ``save_all`` one for each validation.
+    """Write ``best.ckpt`` (highest ``val_acc``) and ``last.ckpt``, and with ``save_all`` one file per validation.
 
     Differs from Lightning's ModelCheckpoint: nothing is saved between the last batch of an epoch and its end, so
     that a checkpoint is either inside an epoch or between two, and each resumes exactly.
 
-    Of a sharded head each of them is a link to a folder (``checkpoints/folders.py``).
+    With a sharded head, each of them is a link to a folder (``checkpoints/folders.py``).
 
     Args:
         folder: run folder.
         save_all: keep every checkpoint.
-        every_steps: steps of the optimizer after which ``last.ckpt`` is written inside an epoch too; 0: never.
+        every_steps: also write ``last.ckpt`` every this many optimizer steps inside an epoch; 0: never.
     """
 
     def __init__(self, folder: Path, *, save_all: bool = False, every_steps: int = 0) -> None:
@@ -63,15 +63,15 @@ class CheckpointKeeper(pl.Callback):
         return self.folder / "best.ckpt"
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state to resume: the best accuracy so far."""
+        """Return the state of this callback: the best accuracy so far."""
         return {"best_val_acc": self.best_val_acc}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the best accuracy so far, unless its checkpoint is not in this folder."""
+        """Restore the best accuracy so far, if its checkpoint is in this folder."""
         self.best_val_acc = state_dict["best_val_acc"] if self.best.exists() else None
 
     def on_fit_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        """Check early, not at the first checkpoint, that all machines share the run folder."""
+        """Check that all machines share the run folder, before the first checkpoint."""
         if trainer.world_size > 1 and trainer.lightning_module.sharded_head and not trainer.fast_dev_run:
             part = self._new_part(trainer)
             if trainer.is_global_zero:
@@ -80,7 +80,7 @@ class CheckpointKeeper(pl.Callback):
     def on_train_batch_end(
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save every ``every_steps`` steps, unless a validation is due here, which saves too."""
+        """Save every ``every_steps`` steps, unless a validation is due, which also saves."""
         every = self.every_steps * trainer.accumulate_grad_batches
         if not every or (batch_idx + 1) % every or trainer.fast_dev_run:
             return
@@ -102,9 +102,9 @@ class CheckpointKeeper(pl.Callback):
             self.save(trainer)
 
     def save(self, trainer: "pl.Trainer") -> None:
-        """Write ``last.ckpt``, and ``best.ckpt`` where the newest accuracy is the best.
+        """Write ``last.ckpt``, and ``best.ckpt`` if the latest accuracy is the best.
 
-        Called on all ranks; the best is written first, so that a kill in between repeats the validation.
+        Called on all ranks; ``best.ckpt`` is written first, so that a run killed in between repeats the validation.
         """
         accuracy, self._newest = self._newest, None
         improved = accuracy is not None and (self.best_val_acc is None or accuracy > self.best_val_acc)
@@ -124,16 +124,16 @@ class CheckpointKeeper(pl.Callback):
         trainer.strategy.barrier("checkpoint")
 
     def _write_file(self, trainer: "pl.Trainer", names: list[str]) -> None:
-        """Let rank 0 write one file, under several names."""
+        """Write one file under several names, on rank 0."""
         written = self.folder / names[0]
         trainer.save_checkpoint(written)
         if trainer.is_global_zero:
             for name in names[1:]:
                 _link(written, self.folder / name)
-            folders.delete_unlinked(self.folder)  # of a run whose head was sharded until now
+            folders.delete_unlinked(self.folder)  # from a run whose head was sharded before the resume
 
     def _write_folder(self, trainer: "pl.Trainer", names: list[str]) -> None:
-        """Let each process write its part of the head, and rank 0 the rest."""
+        """Write this process's shard of the head, and on rank 0 the rest."""
         part = self._new_part(trainer)
         trainer.save_checkpoint(part / REST)
         write_head(part, trainer.lightning_module.sharded_head, trainer.optimizers[0])
@@ -142,23 +142,23 @@ class CheckpointKeeper(pl.Callback):
             folders.publish(self.folder, part, trainer.global_step, names)
 
     def _new_part(self, trainer: "pl.Trainer") -> Path:
-        """Return a new folder to write a checkpoint to, the same in all processes.
+        """Return a new checkpoint folder, the same in all processes.
 
         Raises:
-            RuntimeError: not all see it; in all processes.
+            RuntimeError: raised in all processes if one of them does not see it.
         """
         made = folders.begin(self.folder).name if trainer.is_global_zero else ""
         part = self.folder / folders.FOLDER / trainer.strategy.broadcast(made)
         if trainer.strategy.reduce_boolean_decision(not part.is_dir(), all=False):
             raise RuntimeError(
-                f"not all machines see the folder {self.folder}, in which each process keeps its part of a sharded "
+                f"not all machines see the folder {self.folder}, to which each process writes its shard of the "
                 "head: give a --run_folder, or an --output_dir, that all of them share"
             )
         return part
 
 
 def _link(source: Path, target: Path) -> None:
-    """Make ``target`` the same file as ``source``: both are only ever replaced, never changed."""
+    """Make ``target`` a hard link to ``source``; both files are only replaced, never modified."""
     try:
         with atomic_path(target) as part:
             os.link(source, part)
@@ -168,12 +168,12 @@ def _link(source: Path, target: Path) -> None:
 
 
 class AtomicCheckpointIO(pl.plugins.io.TorchCheckpointIO):
-    """Lightning's checkpoint files, renamed into place when whole, read with ``weights_only`` alone."""
+    """Lightning's checkpoint files, written atomically, read with ``weights_only`` only."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write ``checkpoint`` by ``checkpoints.files.save_checkpoint``."""
+        """Write ``checkpoint`` with ``checkpoints.files.save_checkpoint``."""
         save_checkpoint(checkpoint, Path(path))
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: Any = None) -> dict[str, Any]:
-        """Read a checkpoint by ``checkpoints.files.load_checkpoint``, whatever the caller asks for."""
+        """Read a checkpoint with ``checkpoints.files.load_checkpoint``, whatever the other arguments."""
         return load_checkpoint(path)

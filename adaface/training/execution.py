@@ -1,7 +1,7 @@
 """Execution of a training step: memory layout, compilation, and what the backward pass stores.
 
-None of it changes what is computed: gradient checkpointing and the head's memory change no bit, the layout and the
-compiler the rounding. What is on by default is what was measured to win (``bench/training_step.py``).
+These options do not change the result: gradient checkpointing and the head's memory give the same bits, layout and
+compiler differ in rounding only. The defaults are the fastest ones measured (``bench/training_step.py``).
 """
 
 import importlib.util
@@ -16,25 +16,25 @@ from adaface.system.devices import available_memory
 from adaface.training.module import FaceRecognitionModule
 
 _COMPILERS = ("g++", "clang++", "c++")
-_MOST_OF_FREE_MEMORY = 0.25  # for the head's (B, C) numbers; activations, gradients and momentum want the rest
+_MOST_OF_FREE_MEMORY = 0.25  # for the head's (B, C) numbers; activations, gradients and momentum need the rest
 
 
 def configure_backbone(
     module: FaceRecognitionModule, options: DeviceOptions, *, accelerator: str, processes: int, batch_size: int
 ) -> list[str]:
-    """Set how a module computes its training steps.
+    """Configure how a module computes its training steps.
 
     Args:
         module: changed in place; its state dict keeps its keys.
-        options: ``channels_last`` auto is on for GPUs, whose tensor cores want it, for CPUs, whose narrow convolutions
-            take up to 40 % less time in it, and for the compiler; off for Apple GPUs. ``head_memory`` auto keeps the
-            (B, C) numbers where they take at most a quarter of the free memory.
+        options: ``channels_last`` auto is on for GPUs, because of their tensor cores, for CPUs, where narrow
+            convolutions take up to 40 % less time, and for the compiler; it is off for Apple GPUs. ``head_memory`` auto
+            keeps the (B, C) numbers if they take at most a quarter of the free memory.
         accelerator: ``cpu``, ``gpu`` or ``mps``.
         processes: training processes on this machine.
         batch_size: images per step of one process, B.
 
     Returns:
-        What the user should know, one line each.
+        Notes for the user, one line each.
 
     Raises:
         RuntimeError: there is no compiler for ``--compile``.
@@ -48,16 +48,16 @@ def configure_backbone(
     if options.compile:
         _check_compiler(accelerator)
         module.model.compile(dynamic=False)
-        notes.append("--compile: the first step takes a minute, or several for the deep networks")
+        notes.append("--compile: the first step takes a minute, or several for deep networks")
     if module.class_num:
-        # of a sharded head it is the batch of all processes with a part of the classes: as many numbers
+        # a sharded head has the batch of all processes with a part of the classes: the same number
         size_bytes = batch_size * module.class_num * module.head_options.sample_rate * kept_bytes(module.sub_centers)
         fits = size_bytes <= _MOST_OF_FREE_MEMORY * available_memory(accelerator, processes)
         module.keep_exponentials = options.head_memory == "fast" or (options.head_memory == "auto" and fits)
         if options.head_memory == "auto" and not fits:
             notes.append(
-                f"the head's {batch_size} x {module.class_num:,} numbers ({size_bytes / 1e9:.1f} GB) are computed "
-                "twice instead of kept (--head_memory fast keeps them)"
+                f"the head's {batch_size} x {module.class_num:,} numbers ({size_bytes / 1e9:.1f} GB) are recomputed "
+                "in the backward pass instead of kept (--head_memory fast keeps them)"
             )
     return notes
 
@@ -65,12 +65,12 @@ def configure_backbone(
 def _check_compiler(accelerator: str) -> None:
     """Raise RuntimeError if ``torch.compile`` would fail at the first step."""
     if accelerator == "mps":
-        raise RuntimeError("--compile is for CPUs and CUDA GPUs: leave it out on an Apple GPU")
+        raise RuntimeError("--compile is for CPUs and CUDA GPUs: omit it on an Apple GPU")
     compiler = os.environ.get("CXX") or next((name for name in _COMPILERS if shutil.which(name)), None)
     if compiler is None or shutil.which(compiler) is None:
         raise RuntimeError(
-            f"--compile needs a C++ compiler, found none of {', '.join(_COMPILERS)} (nor the one that CXX names): "
-            "install one (on Debian: apt install g++), or leave --compile out"
+            f"--compile needs a C++ compiler, found none of {', '.join(_COMPILERS)} (or named by CXX): "
+            "install one (on Debian: apt install g++), or omit --compile"
         )
     if accelerator == "gpu" and importlib.util.find_spec("triton") is None:
-        raise RuntimeError("--compile on a GPU needs the package triton: pip install triton, or leave --compile out")
+        raise RuntimeError("--compile on a GPU needs the package triton: pip install triton, or omit --compile")

@@ -1,12 +1,12 @@
 """Fine-tuning: the pretrained model of a run, and the initialization of its head.
 
-Each class of the head begins as the mean of its images' pretrained embeddings.
+The weights of each class are initialized with the mean of its images' pretrained embeddings.
 
-A head of random weights would first have to learn the classes, with gradients that harm the backbone; with the means,
-it knows them from the first step. The embeddings are those of the images as they are, without mirror or
-augmentation, each of length 1; the mean is scaled to length 1 again. Each process embeds the images of a range of
-classes, in a sharded head of its own ones. The norms of these embeddings are where AdaFace's running statistics begin:
-from the official 20 and 100 a short training would not get to those of the faces, and its margin would be CosFace's.
+With random weights, the head would first have to learn the classes, with gradients that harm the backbone. The
+embeddings are unit vectors of the images without mirroring or augmentation, and the mean is scaled to length 1. Each
+process embeds the images of a range of classes; with a sharded head, of its own classes. The norms of these embeddings
+initialize AdaFace's running statistics: from the official 20 and 100, a short training would not reach those of the
+faces, and its margin would be CosFace's.
 
 Source: "weight imprinting", Qi, Brown and Lowe, "Low-Shot Learning with Imprinted Weights" (CVPR 2018, section 3.2).
 """
@@ -38,37 +38,37 @@ from adaface.system.lightning_setup import pl
 
 logger = logging.getLogger(__name__)
 
-_NO_DIRECTION = 1e-6  # length of a mean of unit vectors that point nowhere
+_NO_DIRECTION = 1e-6  # a mean of unit vectors below this length has no direction
 
 
 def find_pretrained(word: str) -> Path:
-    """Return the checkpoint that an option names.
+    """Return the checkpoint that an option refers to.
 
     Args:
-        word: a file (or the folder of a sharded head's checkpoint), else the name of a published model, downloaded
-            where it is absent.
+        word: a file (or the folder of a sharded head's checkpoint), or the name of a published model, which is
+            downloaded if necessary.
 
     Raises:
-        ValueError: neither.
-        RuntimeError: a published model that cannot be downloaded.
+        ValueError: neither a file nor the name of a published model.
+        RuntimeError: the model cannot be downloaded.
     """
     return Path(word) if Path(word).exists() else find_model(word)
 
 
 def with_pretrained(run: RunOptions, *, arch_given: bool) -> RunOptions:
-    """Find the model to start from, and take its architecture where none was given.
+    """Find the model to start from, and use its architecture if none was given.
 
     Args:
-        run: not resumed.
-        arch_given: the architecture was given.
+        run: options of a run that is not resumed.
+        arch_given: whether the architecture was given.
 
     Returns:
-        The options to run with.
+        The options of the run.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no checkpoint, or one of no architecture that is known.
-        RuntimeError: a published model that cannot be downloaded.
+        ValueError: not a checkpoint, or of an unknown architecture.
+        RuntimeError: the model cannot be downloaded.
     """
     name = "finetune" if run.finetune else "start_from_model_statedict"
     word = run.finetune or run.start_from_model_statedict
@@ -76,32 +76,32 @@ def with_pretrained(run: RunOptions, *, arch_given: bool) -> RunOptions:
         return run
     path = find_pretrained(word)
     if path.suffix == ".onnx":
-        raise ValueError(f"--{name} {path} is an ONNX export: give the checkpoint (.ckpt) that it was made of")
+        raise ValueError(f"--{name} {path} is an ONNX export: give the checkpoint (.ckpt) that was exported")
     run = with_whole_path(run)
     return run if arch_given else replace(run, arch=find_architecture(load_checkpoint(path), path))
 
 
 def with_whole_path(run: RunOptions) -> RunOptions:
-    """Name a file to fine-tune by its whole path: it is needed again at the end, maybe after a resume elsewhere.
+    """Make the path of a file to fine-tune absolute: it is needed again at the end, maybe after a resume elsewhere.
 
     Args:
-        run: with or without such a file.
+        run: options with or without such a file.
     """
     file = Path(run.finetune)
     return replace(run, finetune=str(file.absolute())) if run.finetune and file.exists() else run
 
 
 def fingerprint_to_finetune(word: str, arch: str) -> str:
-    """Return what identifies the weights of the model to fine-tune.
+    """Return a digest of the weights of the model to fine-tune.
 
     Args:
-        word: as of ``find_pretrained``.
+        word: as in ``find_pretrained``.
         arch: its architecture.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: of another architecture, or it wants other images than a training gives.
-        RuntimeError: a published model that cannot be downloaded.
+        ValueError: the architecture differs, or the model expects another input format than training uses.
+        RuntimeError: the model cannot be downloaded.
     """
     path = find_pretrained(word)
     _, description = read_model(path, arch)
@@ -115,12 +115,12 @@ def fingerprint_to_finetune(word: str, arch: str) -> str:
 
 @dataclass(frozen=True)
 class ClassMeans:
-    """Mean embeddings of some classes, and moments of the embeddings' norms.
+    """Mean embeddings of some classes, and moments of the norms.
 
     Attributes:
         directions: (K, D) float32 unit vectors on the CPU; zeros for a class without images, or whose images have no
             common direction.
-        norm_moments: (3,) float64, number, sum and sum of squares of the embeddings' norms.
+        norm_moments: (3,) float64: number, sum and sum of squares of the norms.
     """
 
     directions: Tensor
@@ -134,13 +134,13 @@ def class_means(
     end: int,
     size: int,
 ) -> ClassMeans:
-    """Embed the images of a range of classes and take the mean direction of each.
+    """Embed the images of a range of classes and compute the mean direction of each class.
 
     Args:
         batches: images (B, 112, 112, 3) uint8 BGR and labels (B,) in [first, end); B may be 0.
-        embed: takes the images, returns unit embeddings (B, D) and their norms (B, 1).
+        embed: maps images to unit embeddings (B, D) and their norms (B, 1).
         first: the first class.
-        end: one after the last, K = end - first.
+        end: end of the range, K = end - first.
         size: D.
     """
     sums, moments = torch.zeros(end - first, size), torch.zeros(3, dtype=torch.float64)
@@ -158,14 +158,14 @@ class HeadFromClassMeans(pl.Callback):
     """Initialize the head's weights with class means at the start of training.
 
     Args:
-        data: the training data, opened.
+        data: the opened training data.
     """
 
     def __init__(self, data: FaceDataModule) -> None:
         self.data = data
 
     def on_fit_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        """Embed the training images and set the weights, in all processes at once."""
+        """Embed the training images and set the weights, in all processes."""
         head = pl_module.head
         first, end = shard_range(head.class_num, rank(), world_size())
         model = prepare_for_inference(pl_module.model)
@@ -177,15 +177,17 @@ class HeadFromClassMeans(pl.Callback):
             head.kernel.shape[1] if isinstance(head, PartialFC) else head.kernel.shape[0],
         )
         missing = set_classes(head, means.directions.to(pl_module.device))
-        moments = means.norm_moments  # stays on the CPU where it can: an Apple GPU has no float64
+        moments = means.norm_moments  # stays on the CPU, because Apple GPUs have no float64
         begin_statistics(head, moments if world_size() == 1 else moments.to(pl_module.device))
         if trainer.is_global_zero:
-            logger.info(f"the head's {head.class_num:,} classes begin as the means of their images' embeddings")
+            logger.info(
+                f"the head's {head.class_num:,} classes are initialized with the means of their images' embeddings"
+            )
             if missing:
-                logger.info(f"note: {missing:,} of them have no usable image: their weights begin at random")
+                logger.info(f"note: {missing:,} of them have no usable image and keep random weights")
 
     def _batches(self, first: int, end: int, *, shown: bool) -> Iterable[tuple[Tensor, Tensor]]:
-        """Yield the images of a range of classes, and their labels."""
+        """Yield images and labels of a range of classes."""
         labels = self.data.dataset.source.labels
         samples = np.flatnonzero((labels >= first) & (labels < end))
         with tqdm(total=len(samples), desc="class means", unit="img", disable=None if shown else True) as bar:
@@ -195,18 +197,18 @@ class HeadFromClassMeans(pl.Callback):
 
 
 def set_classes(head: Head, means: Tensor) -> int:
-    """Set the weights of classes; to be called in all processes at once.
+    """Set the weights of classes; call it in all processes.
 
     Args:
-        head: changed in place; all centers of a class are set alike.
-        means: (K, D) unit vectors of this process's range of classes (``heads.partial_fc.shard_range``); classes whose
-            row is zeros are left as they are.
+        head: changed in place; all centers of a class get the same weights.
+        means: (K, D) unit vectors of this process's range of classes (``heads.partial_fc.shard_range``); classes with a
+            row of zeros are not changed.
 
     Returns:
-        How many classes of all processes were left.
+        The number of classes, over all processes, that were not changed.
     """
     if isinstance(head, PartialFC):
-        rows, shown = head.kernel.data, means  # (K, D), a row a center
+        rows, shown = head.kernel.data, means  # (K, D), one row per center
     else:
         shown = gather_rows(means)  # (C, D)
         rows = head.kernel.data.t()
@@ -218,11 +220,11 @@ def set_classes(head: Head, means: Tensor) -> int:
 
 
 def begin_statistics(head: Head, norm_moments: Tensor) -> None:
-    """Let AdaFace's running statistics begin at those of all norms; to be called in all processes at once.
+    """Initialize AdaFace's running statistics with those of all norms; call it in all processes.
 
     Args:
-        head: changed in place; of another margin it is left alone.
-        norm_moments: (3,) of this process (``ClassMeans``).
+        head: changed in place; heads with another margin are not changed.
+        norm_moments: (3,) moments of this process (``ClassMeans``).
     """
     count, total, squares = gather_rows(norm_moments.unsqueeze(0)).sum(dim=0).tolist()
     if isinstance(head, AdaFace) and count > 1:

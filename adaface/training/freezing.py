@@ -1,12 +1,12 @@
 """Train a part of a pretrained backbone: frozen stages, frozen batch norms, lower learning rates towards the input.
 
-Frozen parameters get no gradient and no update, and frozen batch norms use their stored statistics without updating
-them: frozen modules do not change at all.
+Frozen parameters have no gradient and are not updated; frozen batch norms use their stored statistics and do not update
+them. Frozen modules therefore do not change at all.
 
-Sources: fewer layers that learn, and a learning rate that falls by a factor from stage to stage towards the input, are
-Howard and Ruder, "Universal Language Model Fine-tuning" (ACL 2018, arXiv 1801.06146, "discriminative fine-tuning"), as
-in the recipes of BEiT (arXiv 2106.08254): the factor counts from the output layer, which, as the head, has the whole
-learning rate.
+Source: fewer trained layers, and a learning rate that decreases by a factor per stage towards the input, as in Howard
+and Ruder, "Universal Language Model Fine-tuning" (ACL 2018, arXiv 1801.06146, "discriminative fine-tuning"), and the
+recipes of BEiT (arXiv 2106.08254): the factor counts from the output layer, which has the full learning rate, like the
+head.
 """
 
 from collections.abc import Iterator
@@ -21,13 +21,13 @@ def check_stages(network: Backbone) -> None:
     """Raise ValueError if a network has no stages.
 
     Args:
-        network: network to check.
+        network: the network.
     """
     try:
         _ = network.stages
     except NotImplementedError as error:
         raise ValueError(
-            f"{type(network).__name__} does not define stages: leave --freeze_stages and --layer_lr_decay out, or use "
+            f"{type(network).__name__} does not define stages: omit --freeze_stages and --layer_lr_decay, or use "
             "another --arch"
         ) from error
 
@@ -56,12 +56,12 @@ def freeze(network: Backbone, stages: int, *, batch_norm: bool) -> None:
 
 
 def frozen_modules(network: Backbone, stages: int, *, batch_norm: bool) -> Iterator[nn.Module]:
-    """Yield the modules that ``freeze`` freezes, and that have to stay in evaluation mode.
+    """Yield the modules that ``freeze`` freezes, and that must stay in evaluation mode.
 
     Args:
-        network: as it is now: batch norms may have been exchanged for synchronised ones.
-        stages: as of ``freeze``.
-        batch_norm: as of ``freeze``.
+        network: the network as it is now; its batch norms may have been replaced by synchronized ones.
+        stages: as in ``freeze``.
+        batch_norm: as in ``freeze``.
     """
     if stages:
         for stage in network.stages[: 1 + stages]:
@@ -71,14 +71,14 @@ def frozen_modules(network: Backbone, stages: int, *, batch_norm: bool) -> Itera
 
 
 def learning_rate_scales(network: Backbone, decay: float) -> dict[nn.Parameter, float]:
-    """Return the factor of each parameter's learning rate: 1 in the output layer, ``decay`` times that a stage before.
+    """Return the learning rate factor of each parameter: 1 in the output layer, times ``decay`` per stage before it.
 
     Args:
-        network: with stages, unless ``decay`` is 1.
+        network: a network with stages, unless ``decay`` is 1.
         decay: in (0, 1].
 
     Raises:
-        ValueError: a network that is not made of stages.
+        ValueError: the network does not define stages.
     """
     if decay == 1:
         return dict.fromkeys(network.parameters(), 1.0)

@@ -23,23 +23,23 @@ from adaface.system.lightning_setup import pl
 
 logger = logging.getLogger(__name__)
 
-_FOLD_EVERY_STEPS = 64  # the noted tensors become six numbers
-_WINDOWS = 4  # of the stalled loss, before it is first judged
+_FOLD_EVERY_STEPS = 64  # reduce the stored tensors to six numbers
+_WINDOWS = 4  # windows of losses before the first decision
 _CLEAR_FALL = 3.0  # standard errors
-_HIGH_NORM = 1e4  # where no margin grows any more
-_CLEARLY_LEARNED = 0.05  # share of log(C) below the loss of an uninformed head
+_HIGH_NORM = 1e4  # above it, no margin grows any more
+_CLEARLY_LEARNED = 0.05  # as a share of log(C), below the loss of an uninformed head
 
 
 class Distribution(NamedTuple):
-    """What is kept of many values; those that are not finite are counted apart.
+    """Summary of many values; non-finite values are only counted.
 
     Attributes:
-        number: of the finite values.
-        mean: of the finite values, as all below.
+        number: number of finite values.
+        mean: mean of the finite values, as are all below.
         squares: sum of the squared deviations from the mean.
-        lowest: infinity where there is none.
-        highest: minus infinity where there is none.
-        not_finite: how many are infinite or not a number.
+        lowest: minimum; infinity if there is none.
+        highest: maximum; minus infinity if there is none.
+        not_finite: number of values that are infinite or NaN.
     """
 
     number: float
@@ -51,15 +51,15 @@ class Distribution(NamedTuple):
 
     @property
     def std(self) -> float:
-        """Standard deviation (of a whole population); NaN where there is no value."""
+        """Standard deviation (of a whole population); NaN if there is no value."""
         return math.sqrt(self.squares / self.number) if self.number else math.nan
 
     @classmethod
     def merged(cls, parts: Sequence[Sequence[float]]) -> "Distribution":
-        """Return the distribution of all values behind several distributions.
+        """Merge several distributions into one of all their values.
 
         Args:
-            parts: at least one, each with the numbers of a ``Distribution``.
+            parts: the numbers of at least one ``Distribution``.
 
         Source: Chan, Golub, LeVeque, Updating formulae and a pairwise algorithm for computing sample variances (1979).
         """
@@ -93,11 +93,11 @@ def summarize(values: Tensor) -> Tensor:
 class HealthMonitor(pl.Callback):
     """Log after each epoch: gradient norm, target cosine, feature norms and the margin's statistics.
 
-    Metrics: ``gradient_norm`` and ``gradient_norm_max`` (mean and maximum over the steps of the optimizer, before any
-    clipping; steps that the 16-bit loss scaler skips because a gradient is not finite are left out, and counted on the
-    screen), ``target_cosine`` (mean, before the margin), ``feature_norm`` with ``_std``, ``_min`` and ``_max``, and
-    ``adaface_mean`` and ``adaface_std``, or ``curricularface_t``, the running statistics at the end of the epoch. All
-    are over all images of all processes; after a resume inside an epoch over those that were left.
+    Metrics: ``gradient_norm`` and ``gradient_norm_max`` (mean and maximum over the optimizer steps, before clipping;
+    steps that the 16-bit loss scaler skips because of non-finite gradients are excluded, and counted on the screen),
+    ``target_cosine`` (mean, before the margin), ``feature_norm`` with ``_std``, ``_min`` and ``_max``, and the running
+    statistics at the end of the epoch, ``adaface_mean`` and ``adaface_std`` or ``curricularface_t``. All cover all
+    images of all processes; after a resume inside an epoch, those of the rest of the epoch.
     """
 
     _names = ("gradient_norm", "target_cosine", "feature_norm")
@@ -116,9 +116,9 @@ class HealthMonitor(pl.Callback):
     def on_before_optimizer_step(
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", optimizer: torch.optim.Optimizer
     ) -> None:
-        """Note the norm of all gradients: one pass over them, 0.5 % of a small network's step on a CPU."""
+        """Record the norm of all gradients: one pass over them, 0.5 % of a small network's step on a CPU."""
         norm = gradient_norm(pl_module.parameters(), pl_module.shards)
-        # a fused optimizer takes the scale off itself, inside its step
+        # a fused optimizer unscales the gradients itself, inside its step
         if trainer.scaler is not None and unscales_in_its_step(optimizer):
             norm = norm / trainer.scaler.scale(torch.ones_like(norm))
         self._noted["gradient_norm"].append(norm.reshape(1))
@@ -126,7 +126,7 @@ class HealthMonitor(pl.Callback):
     def on_train_batch_end(
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Note what the batch showed."""
+        """Record the numbers of the batch."""
         self._noted["target_cosine"].append(pl_module.head.last_target_cosine)
         self._noted["feature_norm"].append(pl_module.last_norms.squeeze(1))
         if len(self._noted["feature_norm"]) >= _FOLD_EVERY_STEPS:
@@ -142,11 +142,11 @@ class HealthMonitor(pl.Callback):
         """Log the epoch's numbers, for plots and as one line."""
         self._fold()
         if not all(self._folded.values()):
-            return  # resumed at the epoch's end: nothing was left of it
+            return  # resumed at the end of the epoch, without batches
         own = [Distribution.merged(torch.stack(parts).tolist()) for parts in self._folded.values()]
         distributions = dict(zip(self._names, _over_all_processes(own, pl_module.device), strict=True))
         values = _metrics(distributions, pl_module.head)
-        # at once, not through the module: a stop between two epochs would lose them
+        # logged at once, not through the module: a stop between two epochs would lose them
         for metrics in trainer.loggers:
             metrics.log_metrics({**values, "epoch": trainer.current_epoch}, step=trainer.global_step - 1)
         if trainer.is_global_zero:
@@ -156,7 +156,7 @@ class HealthMonitor(pl.Callback):
 
 
 def _over_all_processes(own: list[Distribution], device: torch.device) -> list[Distribution]:
-    """Return each distribution over the values of all processes; to be called by all of them."""
+    """Return each distribution over the values of all processes; call it in all of them."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return own
     numbers = torch.tensor(own, dtype=torch.float64, device=device)  # (Q, 6)
@@ -185,7 +185,7 @@ def _metrics(distributions: dict[str, Distribution], head: Head) -> dict[str, fl
 
 
 def _line(values: dict[str, float], not_finite: int, *, skipped: bool) -> str:
-    """Return the epoch's numbers as a user reads them; only a loss scaler skips gradients that are not finite."""
+    """Format the epoch's numbers; only a loss scaler skips steps with non-finite gradients."""
     line = (
         f"gradient norm {values['gradient_norm']:.3g} (highest {values['gradient_norm_max']:.3g}), "
         f"target cosine {values['target_cosine']:.3f}, feature norm {values['feature_norm']:.1f} with deviation "
@@ -202,15 +202,15 @@ def _line(values: dict[str, float], not_finite: int, *, skipped: bool) -> str:
 def uninformed_loss(head: Head) -> float:
     """Return the loss of an uninformed head: all cosines equal (0, if it depends on that), average norms.
 
-    Of C classes and for the cosine margin m it is log(C - 1 + exp(-s m)) + s m, some log(C) + s m. A margin that
-    rewards high norms (MagFace) has its reward too: that much anybody can learn.
+    For C classes and the cosine margin m it is log(C - 1 + exp(-s m)) + s m, about log(C) + s m. With a margin that
+    rewards high norms (MagFace), the reward is included, because it can be reached without learning faces.
 
     Args:
-        head: with at least two classes.
+        head: a head with at least two classes.
     """
     device = head.kernel.device
     norm = (head.batch_mean if isinstance(head, AdaFace) else torch.full((1,), _HIGH_NORM, device=device)).unsqueeze(1)
-    classes = max(2.0, head.class_num * getattr(head, "sample_rate", 1.0))  # of a step
+    classes = max(2.0, head.class_num * getattr(head, "sample_rate", 1.0))  # in a step
     target = head.s * float(head.margin(torch.zeros(1, device=device), norm))
     penalty = head.penalty(norm)
     softmax = float(F.softplus(torch.tensor(math.log(classes - 1) - target, dtype=torch.float64)))
@@ -220,16 +220,15 @@ def uninformed_loss(head: Head) -> float:
 class StalledLossWarning(pl.Callback):
     """Warn once when the loss shows no learning, with the usual causes.
 
-    After ``after_steps`` batches, and then after each quarter of them: the mean loss of the newest quarter is learning
-    when it is clearly below what a head reaches that knows nothing (``uninformed_loss``); from then on nothing is
-    watched. Otherwise, unless it is clearly below all quarters before, by the spread of the losses, the warning is
-    printed. An untrained network starts some units above that loss and comes down to it whatever the labels are: a
-    fall from the first quarter alone proves nothing.
-
-    Rank 0 watches its own losses. Checkpoints hold what it has seen.
+    The loss is checked after ``after_steps`` batches, and then after each further quarter of these. Learning means that
+    the mean loss of the latest quarter is clearly below that of an uninformed head (``uninformed_loss``); checking then
+    ends. Otherwise, the warning is printed unless the latest quarter is clearly below all earlier ones, given the
+    spread of the losses. A decrease from the first quarter proves nothing: an untrained network starts some units above
+    the uninformed loss and falls to it with any labels. Rank 0 checks its own losses. The state is stored in
+    checkpoints.
 
     Args:
-        after_steps: batches, at least four.
+        after_steps: number of batches, at least four.
     """
 
     def __init__(self, after_steps: int) -> None:
@@ -241,7 +240,7 @@ class StalledLossWarning(pl.Callback):
         self._lowest: list[float] | None = None  # the Distribution of the window with the lowest mean
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what was seen, as plain values."""
+        """Return the state, as plain values."""
         losses = torch.stack(self._losses).tolist() if self._losses else []
         return {"decided": self.decided, "steps": self._steps, "lowest": self._lowest, "losses": losses}
 
@@ -252,13 +251,13 @@ class StalledLossWarning(pl.Callback):
         self._losses = [torch.tensor(loss) for loss in state_dict["losses"]]
 
     def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        """Bring the losses of a checkpoint to where the next ones are."""
+        """Move the losses of a checkpoint to the device."""
         self._losses = [loss.to(pl_module.device) for loss in self._losses]
 
     def on_train_batch_end(
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Note the loss; judge at the end of a window."""
+        """Record the loss; check at the end of a window."""
         if self.decided or not trainer.is_global_zero or pl_module.head.class_num < 2:
             return
         self._losses.append(outputs["loss"].detach().float() * trainer.accumulate_grad_batches)  # Lightning divided it
@@ -282,13 +281,13 @@ class StalledLossWarning(pl.Callback):
             return
         error = math.hypot(*(part.std / math.sqrt(max(part.number, 1)) for part in (lowest, newest)))
         if lowest.mean - newest.mean > _CLEAR_FALL * error:
-            return  # not there yet, but on its way
+            return  # not below it yet, but decreasing
         self.decided = True
         logger.warning(
-            f"warning: after {self._steps:,} batches the loss shows no learning: its mean is {newest.mean:.2f} over "
-            f"the newest {self._window:,}, was {lowest.mean:.2f} at its lowest before, and that of an uninformed head "
-            f"is {uninformed:.2f}. Usual causes: a learning rate too low or too high for the batch size ({setting}; "
-            "--lr, --lr_base_batch_size, --warmup_epochs), labels that do not belong to their images, too few of the "
-            "images or classes sampled, a margin too hard to start from (--m; --h 0 takes AdaFace's relief for poor "
-            "images away). --stalled_after_steps 0 turns this off"
+            f"warning: after {self._steps:,} batches the loss shows no learning: its mean over the latest "
+            f"{self._window:,} is {newest.mean:.2f}, the lowest before was {lowest.mean:.2f}, and an uninformed head "
+            f"has {uninformed:.2f}. Usual causes: a learning rate too low or too high for the batch size ({setting}; "
+            "--lr, --lr_base_batch_size, --warmup_epochs), labels that do not belong to their images, too few "
+            "images or classes sampled, a margin too hard to start with (--m; --h 0 disables AdaFace's adaptation "
+            "to image quality). --stalled_after_steps 0 disables this warning"
         )

@@ -1,9 +1,9 @@
 """Estimate the memory of a training step on one device before training, and suggest options that reduce it.
 
-Counted are the weights with their gradients and the optimizer's numbers, what the backbone keeps for its backward pass
-(every tensor that PyTorch saves in forward passes of a few images, scaled to the batch), what the head keeps of its
-images x classes matrix, and the images. Not counted are the program itself (0.5 GB) and what libraries work with: on a
-CPU, peaks of steps of ir_18, ir_50, ir_101, ir_152 and ir_mini lay 15 to 30 % above what is counted here.
+The estimate counts the weights with their gradients and optimizer states, what the backbone keeps for its backward pass
+(every tensor that PyTorch saves in forward passes of a few images, scaled to the batch size), what the head keeps of
+its images x classes matrix, and the images. It does not count the program itself (0.5 GB) and the working memory of
+libraries: on a CPU, measured peaks of ir_18, ir_50, ir_101, ir_152 and ir_mini are 15 to 30 % above the estimate.
 """
 
 from collections.abc import Iterator
@@ -21,9 +21,9 @@ from adaface.training.module import FaceRecognitionModule
 
 _COUNTED_IMAGES = (2, 4)  # batch norm cannot train on one
 _FLOAT32_BYTES = 4
-# beside what is kept, a backward pass holds gradients in and out of the largest layer
+# a backward pass also holds the gradients of the input and output of the largest layer
 _LARGEST_AT_ONCE = 2
-_WORTH_IT = 0.99  # an option that leaves more than this is not named
+_WORTH_IT = 0.99  # options that reduce the memory by less are not suggested
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,10 @@ class Activations:
     """Bytes that the backbone keeps from the forward to the backward pass.
 
     Attributes:
-        kept: for each image.
-        kept_checkpointing: for each image, with gradient checkpointing: the blocks' inputs and the inside of one.
-        largest: of one tensor, for each image.
-        fixed: whatever the batch, such as the weights in 16 bits.
+        kept: per image.
+        kept_checkpointing: per image, with gradient checkpointing: the inputs of all blocks and the inside of one.
+        largest: of the largest tensor, per image.
+        fixed: independent of the batch size, such as 16-bit copies of the weights.
     """
 
     kept: float
@@ -45,24 +45,25 @@ class Activations:
 
 @dataclass(frozen=True)
 class StepMemory:
-    """What a training step of one process depends on, and the bytes it takes.
+    """Properties of a training step of one process, and its memory in bytes.
 
     Attributes:
-        backbone_parameters: numbers in the backbone.
+        backbone_parameters: number of weights in the backbone.
         embedding_size: D.
-        class_num: classes C of the whole head; 0 without one.
+        class_num: classes C of the whole head; 0 without a head.
         sub_centers: columns of each class.
-        sharded: each process has ceil(C / W) of them, and the samples of all processes; else all, and its own samples.
-        sample_rate: share of its classes that a step uses, below 1 of a sharded head only.
-        accumulated: batches whose gradients are summed before a step of the optimizer; each draws its own classes.
-        optimizer_numbers: numbers that the optimizer keeps for each weight.
-        bytes_per_number: of the weights.
-        processes: W; several hold a second copy of the gradients that they exchange.
+        sharded: each process has ceil(C / W) classes and the samples of all processes; otherwise all classes and its
+            own samples.
+        sample_rate: fraction of its classes used in a step; below 1 only with a sharded head.
+        accumulated: batches whose gradients are accumulated per optimizer step; each samples its own classes.
+        optimizer_numbers: numbers that the optimizer keeps per weight.
+        bytes_per_number: bytes per weight.
+        processes: W; several processes hold a second copy of the gradients that they exchange.
         activations: of the backbone.
-        gradient_checkpointing: whether they are computed again.
+        gradient_checkpointing: whether activations are recomputed.
         keep_exponentials: whether the head keeps its samples x classes numbers.
         batch_size: images B of one process.
-        averaged: an average of the backbone's weights is kept.
+        averaged: whether an average of the backbone's weights is kept.
     """
 
     backbone_parameters: int
@@ -83,7 +84,7 @@ class StepMemory:
 
     @property
     def head_parameters(self) -> int:
-        """Numbers in this process's part of the head."""
+        """Number of weights in this process's shard of the head."""
         classes = -(-self.class_num // self.processes) if self.sharded else self.class_num
         return self.embedding_size * classes * self.sub_centers
 
@@ -92,7 +93,9 @@ class StepMemory:
         """Weights, gradients (twice where they are exchanged) and the optimizer's numbers."""
         kept = 1 + self.optimizer_numbers
         head: float = self.head_parameters * (kept + 1)
-        if self.sample_rate < 1:  # the gradient of the step's classes, and for a moment copies of all that is theirs
+        if (
+            self.sample_rate < 1
+        ):  # the gradient of the sampled classes, and temporary copies of their weights and states
             touched = 1 - (1 - self.sample_rate) ** self.accumulated
             head = self.head_parameters * (kept + touched * (kept + 1))
         numbers: float = self.backbone_parameters * (kept + 1 + self.averaged) + head
@@ -102,21 +105,21 @@ class StepMemory:
 
     @property
     def activations_bytes(self) -> float:
-        """What the backbone holds at most."""
+        """Peak memory of the backbone."""
         a = self.activations
         kept = a.kept_checkpointing if self.gradient_checkpointing else a.kept
         return a.fixed + self.batch_size * (kept + _LARGEST_AT_ONCE * a.largest)
 
     @property
     def head_bytes(self) -> float:
-        """The samples x classes numbers that the head keeps."""
+        """Memory of the samples x classes numbers that the head keeps."""
         samples = self.batch_size * (self.processes if self.sharded else 1)
         classes = self.head_parameters // self.embedding_size // self.sub_centers * self.sample_rate
         return samples * classes * kept_bytes(self.sub_centers) if self.keep_exponentials else 0.0
 
     @property
     def total_bytes(self) -> float:
-        """All of it, with the images."""
+        """Total memory, including the images."""
         images = self.batch_size * 3 * IMAGE_SIZE**2
         return self.weights_bytes + self.activations_bytes + self.head_bytes + images
 
@@ -124,14 +127,14 @@ class StepMemory:
 def step_memory(
     module: FaceRecognitionModule, *, processes: int, batch_size: int, accumulated: int, precision: str
 ) -> StepMemory:
-    """Compute what a step takes.
+    """Compute the memory of a step.
 
     Args:
-        module: prepared for its steps (``training.execution.configure_backbone``), on the CPU; its statistics move.
-        processes: training processes in all, W.
+        module: configured by ``training.execution.configure_backbone``, on the CPU; its statistics change.
+        processes: total number of training processes, W.
         batch_size: images of one process.
-        accumulated: batches whose gradients are summed before a step of the optimizer.
-        precision: Lightning's name of the arithmetic.
+        accumulated: batches whose gradients are accumulated per optimizer step.
+        precision: Lightning's name of the precision.
     """
     return StepMemory(
         backbone_parameters=sum(p.numel() for p in module.model.parameters()),
@@ -153,18 +156,18 @@ def step_memory(
 
 
 def _numbers_per_weight(optimizer: torch.optim.Optimizer) -> int:
-    """Return how many numbers an optimizer keeps for each weight."""
+    """Return the number of values that an optimizer keeps per weight."""
     if isinstance(optimizer, torch.optim.SGD):
         return int(optimizer.defaults["momentum"] != 0)
-    return 2  # Adam and its kin: two moments
+    return 2  # Adam and its variants: two moments
 
 
 def count_activations(model: Backbone, precision: str) -> Activations:
     """Count the bytes that PyTorch keeps of a forward pass in training.
 
     Args:
-        model: on the CPU; its batch-norm statistics move.
-        precision: Lightning's name of the arithmetic.
+        model: on the CPU; its batch-norm statistics change.
+        precision: Lightning's name of the precision.
     """
     few, more = (_saved_bytes(model, images, precision) for images in _COUNTED_IMAGES)
     per_image = [(b.size - a.size) / (_COUNTED_IMAGES[1] - _COUNTED_IMAGES[0]) for a, b in zip(few, more, strict=True)]
@@ -232,7 +235,7 @@ def _saved_bytes(model: Backbone, images: int, precision: str) -> list[_Kept]:
         torch.autocast("cpu", torch.bfloat16, enabled="mixed" in precision),
         torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor),
     ):
-        kept_alive = model(normalized)  # until all is counted, so that no address is used twice
+        kept_alive = model(normalized)  # until all tensors are counted, so that no address is reused
     del kept_alive
     for hook in hooks:
         hook.remove()
@@ -241,7 +244,7 @@ def _saved_bytes(model: Backbone, images: int, precision: str) -> list[_Kept]:
 
 @contextmanager
 def _plain(model: Backbone) -> Iterator[None]:
-    """Train eagerly and keep everything, for a while."""
+    """Disable compilation and gradient checkpointing inside the block."""
     training, checkpointing, compiled = model.training, model.gradient_checkpointing, model._compiled_call_impl
     model.train()
     model.gradient_checkpointing, model._compiled_call_impl = False, None
@@ -256,10 +259,10 @@ def what_takes_less(memory: StepMemory, available_bytes: float, *, batch_size: i
     """Return options that reduce the memory of the step, with the resulting amount.
 
     Args:
-        memory: of the step as it is.
-        available_bytes: what it should fit in.
-        batch_size: images of all devices of a node.
-        devices: of a node.
+        memory: of the step with the current options.
+        available_bytes: available memory.
+        batch_size: images over all devices of a node.
+        devices: devices per node.
     """
     tried: list[tuple[str, dict[str, Any]]] = []
     if not memory.gradient_checkpointing:
@@ -272,7 +275,7 @@ def what_takes_less(memory: StepMemory, available_bytes: float, *, batch_size: i
         smaller: dict[str, Any] = {"batch_size": memory.batch_size // parts, "accumulated": memory.accumulated * parts}
         part = replace(memory, **smaller)
         if batch_size % (parts * devices) == 0 and part.total_bytes <= available_bytes:
-            words = f"--batch_size {batch_size // parts} --accumulate_grad_batches {parts} (times what it was)"
+            words = f"--batch_size {batch_size // parts} --accumulate_grad_batches {parts} (times the current value)"
             tried.append((words, smaller))
             break
     if len(tried) > 1:

@@ -1,15 +1,15 @@
 """The training module: a backbone and a margin head, trained together, evaluated on verification pairs.
 
-One step of training is ``loss = head.loss(model(images), labels)``; one step of evaluation embeds images and
-their mirrors, and serves validation and test alike. The checkpoint's ``state_dict`` has exactly the official
-keys, ``model.*`` and ``head.*``.
+A training step is ``loss = head.loss(model(images), labels)``. An evaluation step embeds images and their mirror
+images, for validation and test. The checkpoint's ``state_dict`` has exactly the official keys, ``model.*`` and
+``head.*``.
 
 Sources: AdaFace (Kim, Jain, Liu, CVPR 2022); the official repository for schedule, weight decay and evaluation.
-Differs from the official code: weight decay is the option's value; several processes evaluate every pair exactly
-once, in order; dropout depends on (seed, epoch, batch, rank) alone, so that a resumed run continues with the same
-numbers; a margin's running statistics are those of the batch over all processes, once for each batch (with
-``batch_statistics="process"`` those of each process's own, of which rank 0's are kept, as officially). The head's
-classes may be sharded over the processes (``heads/partial_fc.py``).
+Differs from the official code: weight decay has the value of the option; several processes evaluate every pair exactly
+once, in order; dropout depends only on (seed, epoch, batch, rank), so that a resumed run continues with the same
+numbers; a margin's running statistics are computed from the batch of all processes, once per batch (with
+``batch_statistics="process"`` from each process's own batch, of which rank 0's are kept, as in the official code). The
+classes of the head may be sharded over the processes (``heads/partial_fc.py``).
 """
 
 from collections.abc import Callable
@@ -49,7 +49,7 @@ class FaceRecognitionModule(pl.LightningModule):
     Args:
         arch: backbone name (``models.registry.build_model``).
         class_num: number of identities C; 0 builds no head, for evaluation alone.
-        head: margin, its options, and how its statistics and classes are used.
+        head: margin, its options, statistics and sharding.
         optimizer: optimizer, schedule, clipping, averaging and freezing; ``lr`` is the peak, after linear scaling.
         sharded: shard the classes over the processes; the head is then built when a trainer starts.
         seed: seed of dropout and of the sampled classes.
@@ -58,14 +58,14 @@ class FaceRecognitionModule(pl.LightningModule):
 
     Attributes:
         sub_centers: columns of the head for each class.
-        channels_last: memory layout of the backbone's weights, and so of its input
+        channels_last: memory layout of the backbone's weights and input
             (``training.execution.configure_backbone``).
         head_options: of the head.
         optimizer_options: of the optimizer.
-        schedule: the learning rate of each step.
-        average: of the weights, while it trains; it is what is validated, and ``model.*`` of the checkpoints.
-        last_norms: (B, 1) feature norms of the newest training batch, without gradient.
-        results: of the last evaluation, one for each set.
+        schedule: learning rate of each step.
+        average: moving average of the weights during training; it is validated, and is ``model.*`` of the checkpoints.
+        last_norms: (B, 1) feature norms of the latest training batch, without gradient.
+        results: results of the last evaluation, one per set.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class FaceRecognitionModule(pl.LightningModule):
         self.average: WeightAverage | None = None
         self._resumed_average: tuple[dict[str, Tensor], int] | None = None
         self._keep_exponentials = True
-        self._head_random_state = torch.get_rng_state()  # a sharded head is drawn from it later, to the same weights
+        self._head_random_state = torch.get_rng_state()  # a sharded head is initialized from it later
         if class_num and not sharded:
             self.head = build_head(**self._head_arguments)
         self.schedule = Schedule(optimizer)
@@ -102,7 +102,7 @@ class FaceRecognitionModule(pl.LightningModule):
         self.metadata = dict(metadata or {})
         self.results: list[SetResult] = []
         self._embedded: list[tuple[Tensor, Tensor, Tensor]] = []
-        self._inference_model: tuple[nn.Module, ...] = ()  # in a tuple, so that it is no part of the state dict
+        self._inference_model: tuple[nn.Module, ...] = ()  # in a tuple, to keep it out of the state dict
         self.last_norms: Tensor | None = None
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -120,7 +120,7 @@ class FaceRecognitionModule(pl.LightningModule):
     # the head
 
     def configure_model(self) -> None:
-        """Build a sharded head once the process group is there; DistributedDataParallel leaves its weights alone."""
+        """Build a sharded head once the process group exists; DistributedDataParallel ignores its weights."""
         if not self.sharded or not self.class_num or self.sharded_head:
             return
         with torch.random.fork_rng(devices=[]):
@@ -137,23 +137,23 @@ class FaceRecognitionModule(pl.LightningModule):
 
     @property
     def shards(self) -> list[nn.Parameter]:
-        """The parameters of which each process has another part."""
+        """The parameters that are sharded over the processes."""
         return [self.sharded_head.kernel] if self.sharded_head else []
 
     @property
     def keep_exponentials(self) -> bool:
-        """Whether the head keeps (B, C) numbers for its backward pass (``head.Head``), built or still to be."""
+        """Whether the head keeps (B, C) numbers for its backward pass (``head.Head``), also before it is built."""
         return self._keep_exponentials
 
     @keep_exponentials.setter
     def keep_exponentials(self, keep: bool) -> None:
-        """Set it, for the head that is there or comes."""
+        """Set it for the head, also before it is built."""
         self._keep_exponentials = keep
         if hasattr(self, "head"):
             self.head.keep_exponentials = keep
 
     def checkpoint_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return the shapes of a checkpoint's state dict: with all classes, wherever they are."""
+        """Return the shapes of a checkpoint's state dict: with the classes of all processes."""
         shapes = {key: tuple(value.shape) for key, value in self.state_dict().items() if not key.startswith("head.")}
         if self.class_num:
             with torch.device("meta"):
@@ -164,7 +164,7 @@ class FaceRecognitionModule(pl.LightningModule):
     # training
 
     def train(self, mode: bool = True) -> "FaceRecognitionModule":
-        """Set the mode; what is frozen stays in evaluation mode, so that its batch norms do not move."""
+        """Set the mode; frozen modules stay in evaluation mode, so that their batch norms do not change."""
         super().train(mode)
         options = self.optimizer_options
         for module in frozen_modules(self.model, options.freeze_stages, batch_norm=options.freeze_batch_norm):
@@ -172,7 +172,7 @@ class FaceRecognitionModule(pl.LightningModule):
         return self
 
     def on_fit_start(self) -> None:
-        """Let the optimizer step on the sampled classes alone, what is frozen stay as it is, the average begin."""
+        """Restrict the optimizer to the sampled classes, freeze modules, and start the average."""
         self.train()
         if self.sharded_head:
             step_on_touched_rows(self.trainer.optimizers[0], self.shards)
@@ -184,7 +184,7 @@ class FaceRecognitionModule(pl.LightningModule):
             self._resumed_average = None
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Set learning rate and seeds of the position, so that a resume has nothing to restore."""
+        """Set learning rate and seeds from the position, so that there is no state to restore."""
         window = self.trainer.accumulate_grad_batches
         updates = -(-int(self.trainer.num_training_batches) // window)
         update = self.current_epoch * updates + batch_idx // window
@@ -204,13 +204,13 @@ class FaceRecognitionModule(pl.LightningModule):
         loss = self.head.loss(embeddings, norms, labels, self._gather_for_statistics(len(labels), labels.device))
         self.last_norms = norms.detach()
         self.log("train_loss", loss, batch_size=len(labels))
-        # filled in on the device: a number copied to a GPU makes the GPU's host wait
+        # filled on the device, because copying a number to a GPU would synchronize
         lr = torch.full((), self.optimizers().param_groups[0]["lr"], device=loss.device)
         self.log("lr", lr, batch_size=len(labels))
         return loss
 
     def _gather_for_statistics(self, batch_size: int, device: torch.device) -> Callable[[Tensor], Tensor] | None:
-        """Return what gathers the margin's statistics from all processes; None for what the head sees by itself."""
+        """Return the function that gathers the inputs of the margin's statistics; None if they are local."""
         if self.sharded or self.head_options.batch_statistics == "process":
             return None
         check_batch_sizes(batch_size, device)
@@ -219,17 +219,17 @@ class FaceRecognitionModule(pl.LightningModule):
     def configure_gradient_clipping(
         self, optimizer: torch.optim.Optimizer, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
     ) -> None:
-        """Clip by ``gradient_clip_val`` of this module, over all processes; the trainer's own is not looked at."""
+        """Clip by ``gradient_clip_val`` of this module, over all processes; the trainer's own value is ignored."""
         limit = self.optimizer_options.gradient_clip_val
         if not limit:
             return
         scaler = self.trainer.scaler
         if scaler is not None and unscales_in_its_step(optimizer):
-            scaler.unscale_(optimizer)  # fused optimizers leave that to their step, which takes note that it is done
+            scaler.unscale_(optimizer)  # fused optimizers do this in their step, which detects that it is done
         clip_gradient(self.parameters(), self.shards, limit)
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
-        """Step, and take the weights into their average."""
+        """Step, and update the average of the weights."""
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         if self.average:
             self.average.update(self.model)
@@ -242,22 +242,22 @@ class FaceRecognitionModule(pl.LightningModule):
         return {"optimizer": optimizer}
 
     def on_train_start(self) -> None:
-        """Make the state of the optimizer that a resume has loaded fit this run."""
+        """Adapt the loaded state of the optimizer to this run."""
         settle_loaded_state(self.optimizers(), self._group_options)
         start_momentum_at_zero(self.optimizers())
 
     def on_train_epoch_start(self) -> None:
-        """Let Lightning know this epoch's length: one resumed with other batches differs from those after it."""
+        """Tell Lightning the length of this epoch: if it is resumed with other batches, it differs from others."""
         set_epoch_length(self.trainer, len(self.trainer.train_dataloader))
 
     # evaluation, the same for validation and test
 
     def on_validation_epoch_start(self) -> None:
-        """Begin a validation, of the average where there is one."""
+        """Begin a validation, of the average if there is one."""
         self._begin_evaluation(self.average.model if self.average else self.model)
 
     def _begin_evaluation(self, model: nn.Module) -> None:
-        """Give every rank rank 0's batch-norm and margin statistics, and fold the former into a copy for speed."""
+        """Broadcast rank 0's batch-norm and margin statistics, and fold the batch norms into a copy for speed."""
         self._embedded = []
         if dist.is_initialized() and dist.get_world_size() > 1:
             for buffer in (*self.buffers(), *(model.buffers() if model is not self.model else ())):
@@ -265,9 +265,9 @@ class FaceRecognitionModule(pl.LightningModule):
         self._inference_model = (prepare_for_inference(model),)
 
     def validation_step(self, batch: EvaluationBatch, batch_idx: int) -> None:
-        """Embed images (B, 112, 112, 3) uint8 BGR and keep them with their set and place, each (B,)."""
+        """Embed images (B, 112, 112, 3) uint8 BGR and store the results with their set and index, each (B,)."""
         images, set_index, image_index = batch
-        # two passes: one of twice the size is no faster, and takes twice the memory
+        # two passes: a single one of twice the size is not faster, and takes twice the memory
         embeddings, norms = self._embed(images)
         mirrored, mirrored_norms = self._embed(images.flip(2))
         fused, _ = fuse_flip(*map(_in_double, (embeddings, norms, mirrored, mirrored_norms)))
@@ -287,14 +287,14 @@ class FaceRecognitionModule(pl.LightningModule):
         )
         self._embedded = []
         if self.trainer.sanity_checking:
-            return  # a few batches, to see that it works
+            return  # Lightning's sanity check, of a few batches
         self.results = []
         for number, (name, pair_set) in enumerate(self.trainer.datamodule.pair_sets.items()):
             chosen = sets == number
             complete, kept = _pairs_in_order(embeddings[chosen], places[chosen], np.arange(len(pair_set.issame)))
             if len(kept):
                 identities = None if pair_set.identities is None else pair_set.identities[kept]
-                # intervals only where somebody reads them: not in every validation
+                # confidence intervals in the test only, not in every validation
                 self.results.append(
                     evaluate_set(
                         name,
@@ -305,8 +305,8 @@ class FaceRecognitionModule(pl.LightningModule):
                     )
                 )
         if self.trainer.testing:
-            return  # a table of its own, not a point of the validation curves
-        # a single pair cannot be cut into folds: it has no accuracy
+            return  # a separate table, not a point of the validation curves
+        # a single pair cannot be split into folds, so it has no accuracy
         accuracies = {result.name: result.accuracy for result in self.results if np.isfinite(result.accuracy)}
         for name, accuracy in accuracies.items():
             self.log(f"{name}_acc", accuracy)
@@ -314,7 +314,7 @@ class FaceRecognitionModule(pl.LightningModule):
             self.log("val_acc", float(np.mean(list(accuracies.values()))))
 
     def on_test_epoch_start(self) -> None:
-        """Begin a test, of the weights that were loaded for it."""
+        """Begin a test of the loaded weights."""
         self._begin_evaluation(self.model)
 
     def test_step(self, batch: EvaluationBatch, batch_idx: int) -> None:
@@ -322,7 +322,7 @@ class FaceRecognitionModule(pl.LightningModule):
         self.validation_step(batch, batch_idx)
 
     def on_test_epoch_end(self) -> None:
-        """End a test as a validation."""
+        """End a test like a validation."""
         self.on_validation_epoch_end()
 
     # checkpoints
@@ -333,7 +333,7 @@ class FaceRecognitionModule(pl.LightningModule):
         place = {"epoch": epoch, "batch": batch}
         if self.trainer.datamodule is not None:
             place["samples"] = self.trainer.datamodule.samples_seen(epoch, batch)
-        # names of millions of classes are made when they are asked for
+        # names of millions of classes are created on access
         names = list(self.metadata.get("class_names", ()))
         checkpoint["adaface"] = {**self.metadata, "class_names": names, "position": place}
         if self.average:
@@ -342,7 +342,7 @@ class FaceRecognitionModule(pl.LightningModule):
             strip_head(checkpoint, self.sharded_head, self.trainer.optimizers[0])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Set the position of the data module, and load this process's part of the head."""
+        """Set the position of the data module, and load this process's shard of the head."""
         if "adaface" not in checkpoint:
             return
         if self.trainer.datamodule is not None:
@@ -352,20 +352,20 @@ class FaceRecognitionModule(pl.LightningModule):
 
 
 def _in_double(numbers: Tensor) -> Tensor:
-    """Return numbers in double precision, where the device has it: Apple's GPUs have not."""
+    """Convert to double precision if the device supports it, which Apple's GPUs do not."""
     return numbers if numbers.device.type == "mps" else numbers.double()
 
 
 def _pairs_in_order(embeddings: np.ndarray, places: np.ndarray, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Put embeddings in file order, each image once, and keep the pairs of which both images are there.
+    """Put embeddings in file order, each image once, and keep the pairs with both images.
 
     Args:
-        embeddings: (N, D), as gathered; images may occur twice (the sampler's padding).
+        embeddings: (N, D), as gathered; images may occur twice (because of the sampler's padding).
         places: (N,) index of each row's image in its set.
-        pairs: (P,) what is known of each pair of the whole set.
+        pairs: (P,) labels of the pairs of the whole set.
 
     Returns:
-        Embeddings (2Q, D) and what is known (Q,) of the Q complete pairs; Q = P unless the run saw a part only.
+        Embeddings (2Q, D) and labels (Q,) of the Q complete pairs; Q = P unless the run evaluated only a part.
     """
     unique, first = np.unique(places, return_index=True)
     position = np.full(2 * len(pairs), -1)

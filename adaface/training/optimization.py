@@ -1,9 +1,8 @@
 """The optimizers, and the learning rate of each step.
 
-The learning rate is a pure function of the position in the training, so that no checkpoint has to hold a schedule's
-state: a run resumed at any step continues bit for bit, and options that are given at a resume count from
-its first step on. Steps are optimizer steps: with accumulated gradients one for each window, the last and shorter
-window of an epoch included.
+The learning rate is a function of the position in the training only, so checkpoints store no scheduler state: a run
+resumed at any step continues bit for bit, and options given at a resume apply from its first step on. Steps are
+optimizer steps: with accumulated gradients one per window, including the last, shorter window of an epoch.
 
 Sources: multistep and SGD as in the official AdaFace code, bit for bit; cosine: Loshchilov and Hutter (ICLR 2017, arXiv
 1608.03983), without restarts; poly with power 2: InsightFace's recipes for many identities; warm-up and the linear
@@ -24,7 +23,7 @@ from torch.optim import Optimizer
 from adaface.config.options import OptimizerOptions
 
 _NORMS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
-LR_SCALE = "lr_scale"  # in a parameter group: its learning rate is the schedule's times this
+LR_SCALE = "lr_scale"  # key of a parameter group: factor of the schedule's learning rate
 _FUSED_DEVICES = ("cpu", "cuda")
 
 
@@ -32,17 +31,17 @@ _FUSED_DEVICES = ("cpu", "cuda")
 class Schedule:
     """The learning rate of each optimizer step t = 0, 1, ..., T - 1.
 
-    With n steps an epoch, T = epochs * n steps in all and W = warmup_epochs * n of warm-up (rounded, at least one):
+    With n steps per epoch, T = epochs * n total steps and W = warmup_epochs * n warm-up steps (rounded, at least one):
 
     * multistep: lr * gamma ** k, where k of the milestones are at or below the epoch t // n;
     * cosine: lr * (1 + cos(pi p)) / 2 with p = max(0, t - W) / (T - W);
     * poly: lr * (1 - p) ** power with the same p.
 
-    Cosine and poly would reach 0 at step T, one after the last. During the warm-up each is multiplied by (t + 1) / W,
-    so that the first step has lr / W and step W - 1 the whole lr.
+    Cosine and poly would reach 0 at step T, one step after the last. During the warm-up each is multiplied by (t + 1) /
+    W, so that the first step has lr / W and step W - 1 the full lr.
 
     Args:
-        options: of learning rate and schedule; ``lr`` is the peak, after linear scaling.
+        options: options of learning rate and schedule; ``lr`` is the peak, after linear scaling.
     """
 
     options: OptimizerOptions
@@ -53,14 +52,14 @@ class Schedule:
         Args:
             step: t, counted from the beginning of the first epoch.
             steps_per_epoch: n, optimizer steps in each epoch.
-            epochs: of the whole training.
+            epochs: number of epochs of the whole training.
         """
         options = self.options
         warmup = max(1, round(options.warmup_epochs * steps_per_epoch)) if options.warmup_epochs else 0
         if options.lr_schedule == "multistep":
             rate = options.lr
             for _ in range(bisect_right(options.lr_milestones, step // steps_per_epoch)):
-                rate *= options.lr_gamma  # one by one: rounded as PyTorch's scheduler rounds
+                rate *= options.lr_gamma  # one factor at a time, to round as PyTorch's scheduler does
         else:
             progress = min(1.0, max(0, step - warmup) / max(1, epochs * steps_per_epoch - warmup))
             cosine = options.lr_schedule == "cosine"
@@ -73,8 +72,8 @@ def scaled_learning_rate(options: OptimizerOptions, images_per_update: int) -> f
     """Return the learning rate by the linear scaling rule: lr * images_per_update / lr_base_batch_size.
 
     Args:
-        options: of which ``lr`` suits ``lr_base_batch_size``; 0 there leaves it as it is.
-        images_per_update: images of all machines in the gradient of one optimizer step.
+        options: ``lr`` is the learning rate for ``lr_base_batch_size``; with 0 there, it is not scaled.
+        images_per_update: images of all machines per optimizer step.
     """
     base = options.lr_base_batch_size
     return options.lr * images_per_update / base if base else options.lr
@@ -83,15 +82,15 @@ def scaled_learning_rate(options: OptimizerOptions, images_per_update: int) -> f
 def build_optimizer(
     module: nn.Module, options: OptimizerOptions, scales: Mapping[nn.Parameter, float] | None = None
 ) -> Optimizer:
-    """Build the optimizer of a module's parameters that take part, with weight decay on all but batch norm.
+    """Build the optimizer of a module's trainable parameters, with weight decay on all but batch norms.
 
     Args:
-        module: backbone with or without a head; frozen parameters are left out.
+        module: backbone with or without a head; frozen parameters are skipped.
         options: AdamW has PyTorch's betas (0.9, 0.999) and decoupled weight decay; ``lr`` is that of the first step.
-        scales: factor of the learning rate of some parameters; 1 for the others.
+        scales: learning rate factors of some parameters; 1 for the others.
 
     Returns:
-        The optimizer. Each of its groups has its factor under ``LR_SCALE``; the first one's is the largest.
+        The optimizer. Each of its groups has its factor under ``LR_SCALE``; that of the first group is the largest.
     """
     lr = options.lr
     of_scale: dict[float, list[dict[str, Any]]] = {}
@@ -103,7 +102,7 @@ def build_optimizer(
             group = {"params": part, "weight_decay": decay, "lr": lr * scale, LR_SCALE: scale}
             of_scale.setdefault(scale, []).append(group)
     groups = [group for scale in sorted(of_scale, reverse=True) for group in of_scale[scale]]
-    # one pass over the weights; with 16 bits the only form that does not wait for the loss scaler
+    # one pass over the weights; with 16 bits the only implementation that does not wait for the loss scaler
     fused = groups[0]["params"][0].device.type in _FUSED_DEVICES
     if options.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=lr, fused=fused)
@@ -111,10 +110,10 @@ def build_optimizer(
 
 
 def split_for_weight_decay(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Split the parameters that take part into those with weight decay and those of batch norms, without.
+    """Split the trainable parameters into those with weight decay and those without (batch norms).
 
-    PReLU slopes, the linear layer's bias and the head's kernel decay too, as in the official code. The other norms that
-    networks of timm have are spared as batch norms are.
+    PReLU slopes, the bias of the linear layer and the head's kernel have weight decay too, as in the official code.
+    Other norm layers, as in networks of timm, are treated like batch norms.
 
     Args:
         module: backbone with or without a head.
@@ -134,10 +133,10 @@ def group_options(optimizer: Optimizer) -> list[dict[str, Any]]:
 
 
 def settle_loaded_state(optimizer: Optimizer, options: list[dict[str, Any]]) -> None:
-    """Make a loaded state fit this run: its own options, and states in the memory layout of their weights.
+    """Adapt a loaded state to this run: its options, and the memory layout of the weights.
 
-    Loading brings the options of the run that saved (weight decay, momentum, whether fused), which hide those given at
-    the resume, and the saved layout, while the fused optimizers rely on that of the weights.
+    Loading a state replaces the options of this run by those of the run that saved it (weight decay, momentum, fused),
+    and uses the saved memory layout, while fused optimizers need that of the weights.
 
     Args:
         optimizer: changed in place.

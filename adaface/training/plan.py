@@ -1,7 +1,7 @@
-"""Plan of a training before it starts: memory, steps and time (``python main.py ... --plan``).
+"""Plan of a training before it starts: memory, steps and time (``adaface train ... --plan``).
 
-Memory is computed first (``training/memory_plan.py``); where it fits, a few real steps are taken, with the run's own
-devices, loader and arithmetic, and a few batches are embedded and loaded. Nothing is written.
+Memory is computed first (``training/memory_plan.py``). If it fits, a few real steps are measured, with the devices,
+loader and precision of the run, and a few batches are embedded and loaded. Nothing is written.
 """
 
 from collections.abc import Iterator
@@ -19,21 +19,21 @@ from adaface.training.progress import MUCH_WAITING, duration, input_bottleneck
 from adaface.training.step_timing import Measured, StepClock, build_trainer, measure
 from adaface.training.trainer import batches_of_epoch, build_strategy, validation_interval
 
-_TIGHT = 0.75  # of the memory: measured peaks lie 15 to 30 % above what is counted
+_TIGHT = 0.75  # share of the memory: measured peaks are 15 to 30 % above the estimate
 
 
 @dataclass(frozen=True)
 class Workload:
-    """How much a training does.
+    """Amount of work of a training.
 
     Attributes:
-        epochs: of the run.
+        epochs: number of epochs.
         steps_per_epoch: batches of one process.
         evaluations: of all verification sets, the final test included.
-        evaluation_batches: of one process, in one evaluation.
-        batch_size: images of one step, of all processes.
+        evaluation_batches: batches of one process in one evaluation.
+        batch_size: images of one step, over all processes.
         world_size: number of processes.
-        accumulate_grad_batches: batches whose gradients make one step of the optimizer.
+        accumulate_grad_batches: batches whose gradients are accumulated per optimizer step.
     """
 
     epochs: int
@@ -46,7 +46,7 @@ class Workload:
 
 
 def count_work(data: FaceDataModule, devices: DevicePlan, run: RunOptions, optimizer: OptimizerOptions) -> Workload:
-    """Return how much a training does.
+    """Return the amount of work of a training.
 
     Args:
         data: opened.
@@ -75,14 +75,14 @@ def count_work(data: FaceDataModule, devices: DevicePlan, run: RunOptions, optim
 def lines(
     module: FaceRecognitionModule, data: FaceDataModule, devices: DevicePlan, launch: Launch, workload: Workload
 ) -> Iterator[str]:
-    """Yield the plan line by line; where it fits in memory, after a few steps; every process of the run calls this.
+    """Yield the plan line by line, after a few steps if it fits in memory; every process of the run calls this.
 
     Args:
-        module: what is trained.
+        module: the module to train.
         data: opened.
         devices: of this machine.
         launch: who started the processes.
-        workload: how much is to do.
+        workload: amount of work.
     """
     available = available_memory(devices.accelerator, devices.devices)
     memory = step_memory(
@@ -93,10 +93,10 @@ def lines(
         precision=devices.precision,
     )
     measured = None
-    # all processes measure, or none
+    # either all processes measure, or none
     if decided_by_rank_0("FITS", lambda: str(memory.total_bytes <= available), launch) == "True":
         if devices.options.num_nodes > 1 and not launch.external:
-            yield "no step is measured: start all processes of the machines, by torchrun or srun, for that"
+            yield "no step is measured: to measure, start all processes of all machines with torchrun or srun"
         else:
             yield "measuring a few steps ..."
             clock = StepClock()
@@ -120,11 +120,11 @@ def describe(
     """Return the plan as text.
 
     Args:
-        module: what is trained.
+        module: the module to train.
         memory: of one step of one process.
-        available_bytes: what a process may take on its device; infinite where nobody knows.
-        workload: how much is to do.
-        measured: what a few steps have shown; None where none were taken.
+        available_bytes: memory available to a process on its device; infinite if unknown.
+        workload: amount of work.
+        measured: measurements of a few steps; None if there are none.
     """
     lines = [
         f"parameters: {memory.backbone_parameters / 1e6:,.1f} M in the backbone, "
@@ -133,7 +133,7 @@ def describe(
         _row("weights, gradients, optimizer", memory.weights_bytes),
         _row("activations of the backbone", memory.activations_bytes),
         _row("images x classes of the head", memory.head_bytes),
-        _row("in all", memory.total_bytes, f", {_gb(available_bytes)} available"),
+        _row("total", memory.total_bytes, f", {_gb(available_bytes)} available"),
     ]
     if measured is not None and measured.peak_bytes:
         lines.append(_row("measured peak, libraries included", measured.peak_bytes))
@@ -150,11 +150,11 @@ def _times(workload: Workload, measured: Measured) -> list[str]:
     evaluation_sec = workload.evaluation_batches * measured.embed_sec
     total = steps * measured.batch_sec + workload.evaluations * evaluation_sec
     lines = [
-        f"time: {measured.step_sec:.3g} s a step ({_rate(workload.batch_size / measured.step_sec)}), "
-        f"{duration(workload.steps_per_epoch * measured.batch_sec)} an epoch, "
-        + (f"{duration(evaluation_sec)} an evaluation, " if workload.evaluations else "")
-        + f"{duration(total)} in all",
-        f"input: {_rate(workload.batch_size / measured.load_sec)} if nothing else is running",
+        f"time: {measured.step_sec:.3g} s per step ({_rate(workload.batch_size / measured.step_sec)}), "
+        f"{duration(workload.steps_per_epoch * measured.batch_sec)} per epoch, "
+        + (f"{duration(evaluation_sec)} per evaluation, " if workload.evaluations else "")
+        + f"{duration(total)} in total",
+        f"data loading: {_rate(workload.batch_size / measured.load_sec)} without training",
     ]
     waiting = 1 - measured.step_sec / measured.batch_sec
     return [*lines, *([f"warning: {input_bottleneck(waiting)}"] if waiting > MUCH_WAITING else [])]
@@ -165,13 +165,13 @@ def _rate(per_sec: float) -> str:
 
 
 def does_not_fit(memory: StepMemory, available_bytes: float, *, batch_size: int, devices: int) -> list[str]:
-    """Return a warning, and what would take less memory; empty where the step fits with room to spare.
+    """Return a warning and options that need less memory; empty if the step fits with a margin.
 
     Args:
         memory: of one step of one process.
-        available_bytes: what a process may take on its device.
-        batch_size: images of all devices of a node.
-        devices: of a node.
+        available_bytes: memory available to a process on its device.
+        batch_size: images over all devices of a node.
+        devices: devices per node.
     """
     if memory.total_bytes <= _TIGHT * available_bytes:
         return []

@@ -13,19 +13,19 @@ from adaface.system.lightning_setup import pl
 
 logger = logging.getLogger(__name__)
 
-MUCH_WAITING = 0.2  # share of the time that steps wait for data, from which on it is worth a word
+MUCH_WAITING = 0.2  # a warning is printed if steps wait for data for more than this share of the time
 _JUDGED_AFTER_STEPS = 50
 
 
 class ProgressLine(pl.callbacks.ProgressBar):
-    """One line: epoch, loss, learning rate, images/s, waiting for data, peak memory and time to the end.
+    """One line: epoch, loss, learning rate, images/s, waiting for data, peak memory and remaining time.
 
-    One line more for each validation; and one, once, where the input is the bottleneck. On a terminal the line is
+    Each validation adds a line, and so does, once, a data loading bottleneck. On a terminal the line is
     redrawn in place; in a log file a plain line appears every ``log_every_sec`` seconds.
 
     Args:
         batch_size: images per step over all processes.
-        log_every_sec: seconds between two lines where the output is no terminal.
+        log_every_sec: seconds between two lines if the output is not a terminal.
     """
 
     def __init__(self, batch_size: int, *, log_every_sec: float = 30.0) -> None:
@@ -41,7 +41,7 @@ class ProgressLine(pl.callbacks.ProgressBar):
         self._validation: tqdm[Any] | None = None
 
     def disable(self) -> None:
-        """Lightning disables the bar on ranks other than 0."""
+        """Hide the bar; Lightning calls this on ranks other than 0."""
         self._hidden = True
 
     def enable(self) -> None:
@@ -49,7 +49,7 @@ class ProgressLine(pl.callbacks.ProgressBar):
         self._hidden = False
 
     def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        """Begin to measure time over the whole training, validations included."""
+        """Start measuring the time of the whole training, including validations."""
         self._started = time.monotonic()
         self._first_step: int | None = None
         self._waited = self._worked = 0.0
@@ -76,7 +76,7 @@ class ProgressLine(pl.callbacks.ProgressBar):
     def on_train_batch_start(
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", batch: Any, batch_idx: int
     ) -> None:
-        """Note where this start begins; open the line of an epoch resumed in its middle, which is not announced."""
+        """Record the first position; open the line of an epoch resumed inside it, which Lightning does not announce."""
         if self._first_step is None:
             self._first_step = trainer.current_epoch * int(trainer.num_training_batches) + batch_idx
         if not self._hidden and self._bar is None:
@@ -85,7 +85,7 @@ class ProgressLine(pl.callbacks.ProgressBar):
     def on_train_batch_end(
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Redraw, at most every ``every_sec``: reading the loss makes a GPU wait."""
+        """Redraw at most every ``every_sec``, because reading the loss synchronizes a GPU."""
         if self._hidden or self._bar is None:
             return
         self._steps_since += 1
@@ -111,12 +111,12 @@ class ProgressLine(pl.callbacks.ProgressBar):
         self._begin_interval(trainer)
 
     def _begin_interval(self, trainer: "pl.Trainer") -> None:
-        """Begin to count what the next line shows."""
+        """Reset the counters of the next line."""
         self._shown, self._steps_since = time.monotonic(), 0
         self._waited_before = _waited_sec(trainer)
 
     def _judge_input(self, waited_sec: float, now: float) -> None:
-        """Say once, after enough steps, that the input is the bottleneck where it is."""
+        """Warn once, after enough steps, if data loading is the bottleneck."""
         self._waited += waited_sec
         self._worked += now - self._shown
         self._judged_steps += self._steps_since
@@ -141,7 +141,7 @@ class ProgressLine(pl.callbacks.ProgressBar):
         self._open_evaluation("validation", sum(trainer.num_val_batches))
 
     def on_validation_batch_end(self, *args: Any, **kwargs: Any) -> None:
-        """Move on by one batch."""
+        """Advance by one batch."""
         self._step_evaluation()
 
     def on_validation_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
@@ -164,7 +164,7 @@ class ProgressLine(pl.callbacks.ProgressBar):
         self._open_evaluation("test", sum(trainer.num_test_batches))
 
     def on_test_batch_end(self, *args: Any, **kwargs: Any) -> None:
-        """Move on by one batch."""
+        """Advance by one batch."""
         self._step_evaluation()
 
     def on_test_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
@@ -172,7 +172,7 @@ class ProgressLine(pl.callbacks.ProgressBar):
         self._close_evaluation()
 
     def on_exception(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", exception: BaseException) -> None:
-        """Leave the terminal clean for the message."""
+        """Close the line before the error message."""
         self._close_evaluation()
         if self._bar is not None:
             self._bar.close()
@@ -194,7 +194,7 @@ class ProgressLine(pl.callbacks.ProgressBar):
 
 
 def _log(level: int, line: str) -> None:
-    """Log a line; an open bar is cleared for it, then redrawn."""
+    """Log a line; clear an open bar before and redraw it after."""
     with tqdm.external_write_mode():
         logger.log(level, line)
 
@@ -205,13 +205,13 @@ def _waited_sec(trainer: "pl.Trainer") -> float:
 
 
 def input_bottleneck(waiting: float) -> str:
-    """Return a warning that steps wait for data, with advice.
+    """Return the warning that steps wait for data, with advice.
 
     Args:
-        waiting: share of the time that they wait, in [0, 1].
+        waiting: waiting share of the time, in [0, 1].
     """
     return (
-        f"the input is the bottleneck: {waiting:.0%} of the time is spent waiting for data. Use more --num_workers "
+        f"data loading is the bottleneck: {waiting:.0%} of the time is spent waiting for data. Use more --num_workers "
         "if there are free cores, a faster disk (or --use_mxrecord on a slow one), or lower augmentation probabilities"
     )
 
@@ -220,7 +220,7 @@ def duration(seconds: float) -> str:
     """Return a time as h:mm:ss, or m:ss below an hour.
 
     Args:
-        seconds: from 0 on.
+        seconds: duration, from 0.
     """
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

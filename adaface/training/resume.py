@@ -1,4 +1,4 @@
-"""The options of a resumed run: those of its checkpoint, overridden by the command line."""
+"""The options of a resumed run: read from its checkpoint, overridden by the command line."""
 
 from collections.abc import Collection
 from dataclasses import replace
@@ -14,21 +14,21 @@ from adaface.config.parsing import convert_value, finetune_defaults
 from adaface.config.rules import check_combinations, check_head_options, check_optimizer
 from adaface.training.finetuning import with_pretrained, with_whole_path
 
-# an option of such a group overrides the others when a run resumes on other hardware
+# if one option of a group is given at a resume, the others do not come from the checkpoint
 _DECIDED_TOGETHER = ({"gpus", "accelerator", "devices"}, {"use_16bit", "precision"})
 _SHOWN_NAMES = 3
 
 
 def check_paths(run: RunOptions, train_data_index: str) -> None:
-    """Refuse checkpoints, models and lists that do not exist, before anything else is read.
+    """Raise an error if checkpoints, models or lists do not exist, before anything else is read.
 
     Args:
-        run: of the command line.
+        run: options of the command line.
         train_data_index: file of the images to use; empty for all.
 
     Raises:
         FileNotFoundError: there is no such file, and no published model of this name.
-        ValueError: the checkpoint to resume is in another folder than the run's.
+        ValueError: the checkpoint to resume is not in the run folder.
     """
     if run.resume_from_checkpoint and run.run_folder:
         _check_same_folder(run)
@@ -44,12 +44,12 @@ def _check_same_folder(run: RunOptions) -> None:
     if folder.resolve() != Path(run.run_folder).resolve():
         raise ValueError(
             f"--resume_from_checkpoint resumes the run in its own folder, {folder}, which is not --run_folder "
-            f"{run.run_folder}: leave one of them out"
+            f"{run.run_folder}: omit one of them"
         )
 
 
 def _check_model(option: str, word: str) -> None:
-    """Refuse a word that is neither a file nor the name of a published model."""
+    """Raise FileNotFoundError unless a word is a file or the name of a published model."""
     if not word or word.startswith("hf:") or Path(word).exists():
         return
     if "/" in word or "\\" in word:
@@ -64,20 +64,20 @@ def with_run_folder(config: Config) -> Config:
     """Resume from the newest checkpoint of ``--run_folder``, if there is one.
 
     Args:
-        config: of this command line.
+        config: configuration of this command line.
 
     Returns:
-        The same, with the checkpoint to resume; the weights that such a run once started from no longer count.
+        The configuration with the checkpoint to resume, and without the initial weights of the run.
 
     Raises:
-        ValueError: the folder is a file, or holds something else than a run.
+        ValueError: the folder is a file, or contains other files than a run.
     """
     if not config.run.run_folder or config.run.resume_from_checkpoint:
         return config
     folder = Path(config.run.run_folder)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--run_folder {folder} is a file: give the folder of a run, or a new one")
-    # hidden names are files that a killed run was writing
+    # hidden files are unfinished files of killed runs
     others = [entry.name for entry in folder.iterdir() if entry.name[0] != "."] if folder.is_dir() else []
     if others and CONFIG not in others:
         raise ValueError(
@@ -94,7 +94,7 @@ def check_still_new(folder: Path) -> None:
     """Raise RuntimeError if another process has written a checkpoint to the run folder since this run started.
 
     Args:
-        folder: of the run, locked.
+        folder: locked run folder.
     """
     newest = folder / LAST_CHECKPOINT
     if newest.exists():
@@ -104,17 +104,17 @@ def check_still_new(folder: Path) -> None:
 
 
 def with_checkpoint_options(config: Config) -> tuple[Config, list[str]]:
-    """Take the options that were not given from the checkpoint to resume, the architecture from that to start from.
+    """Complete the options from the checkpoint to resume, and the architecture from the checkpoint to start from.
 
     Args:
-        config: of this command line.
+        config: configuration of this command line.
 
     Returns:
-        The options to run with, and notes for the user on what differs from the run that is resumed.
+        The resulting configuration, and notes on the differences to the run that is resumed.
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
-        ValueError: a damaged checkpoint, one that no run of this program wrote, or one of another model.
+        ValueError: the checkpoint is damaged, not of this program, or of another model.
     """
     path = config.run.resume_from_checkpoint
     if path:
@@ -133,41 +133,41 @@ def with_checkpoint_options(config: Config) -> tuple[Config, list[str]]:
 
 
 def _finetune_notes(config: Config) -> list[str]:
-    """Say which defaults a fine-tuning has that other runs do not have."""
+    """Return a note on the defaults that differ for fine-tuning."""
     given = {name: config[name] for name in config.given}
     shown = " ".join(f"--{name} {value}" for name, value in finetune_defaults(given).items())
-    return [f"--finetune has defaults of its own: {shown}"] if shown else []
+    return [f"--finetune changes these defaults: {shown}"] if shown else []
 
 
 def _check_model_to_finetune(run: RunOptions, saved: str, *, given: bool) -> None:
-    """Refuse a run without the model that it fine-tunes, which is needed again for the comparison at its end."""
+    """Raise an error if the model to fine-tune is missing: it is needed for the comparison at the end."""
     if given and not saved:
         raise ValueError(
-            f"--finetune {run.finetune}, but {run.resume_from_checkpoint} is no run of a fine-tuning: leave "
-            "--finetune out, or give another --run_folder for a new run"
+            f"--finetune {run.finetune}, but {run.resume_from_checkpoint} is not a fine-tuning run: omit "
+            "--finetune, or give another --run_folder for a new run"
         )
     if not given and Path(saved).is_absolute() and not Path(saved).exists():
         raise FileNotFoundError(
-            f"{saved}, which the run of {run.resume_from_checkpoint} fine-tunes and is compared with at its end, is "
-            "no longer there: put it back, or give --finetune with its new place"
+            f"{saved}, which the run of {run.resume_from_checkpoint} fine-tunes and is compared with at its end, no "
+            "longer exists: put it back, or give its new path with --finetune"
         )
 
 
 def _resumed(config: Config, saved: dict[str, Any], given: list[str]) -> tuple[Config, list[str]]:
-    """Return the options of the run to resume; those of this command line win."""
-    saved = {**Config().as_dict(), **saved}  # an older run may lack the newest options
+    """Return the options of the run to resume; those given now override them."""
+    saved = {**Config().as_dict(), **saved}  # older checkpoints lack newer options
     before = {name: convert_value(name, saved[name]) for name in OPTIONS}
     for name, about in ABOUT.items():
         if about.at_resume == "fixed" and name in config.given and before[name] != config[name]:
             raise ValueError(
-                f"--{name} {config[name]}, but {config.run.resume_from_checkpoint} is a run of {saved[name]}: "
-                f"leave --{name} out, or start a new run with --start_from_model_statedict"
+                f"--{name} {config[name]}, but {config.run.resume_from_checkpoint} was trained with {saved[name]}: "
+                f"omit --{name}, or start a new run with --start_from_model_statedict"
             )
     _check_model_to_finetune(config.run, before["finetune"], given="finetune" in config.given)
     config = replace(config, run=with_whole_path(config.run))
     changed = [name for name in OPTIONS if name in config.given and before[name] != config[name]]
     notes = [
-        f"--{name} was {before[name]} in the run that is resumed, now {config[name]}"
+        f"--{name} was {before[name]} in the resumed run and is now {config[name]}"
         for name in changed
         if ABOUT[name].changes_training
     ]
@@ -180,14 +180,14 @@ def _resumed(config: Config, saved: dict[str, Any], given: list[str]) -> tuple[C
     if "epochs" in changed and resumed.optimizer.lr_schedule != "multistep":
         epochs, kind = resumed.optimizer.epochs, resumed.optimizer.lr_schedule
         notes.append(
-            f"--epochs was {before['epochs']} in the run that is resumed, now {epochs}: from here on the "
+            f"--epochs was {before['epochs']} in the resumed run and is now {epochs}: from here on, the "
             f"learning rate is that of a {kind} schedule over {epochs} epochs"
         )
     return resumed, notes
 
 
 def _replaced_with(given: Collection[str], changed: Collection[str]) -> set[str]:
-    """Return the options that do not come from the checkpoint, because of others that are given now."""
+    """Return the options that do not come from the checkpoint because of related ones given now."""
     replaced = {name for name, about in ABOUT.items() if about.at_resume == "own"}
     for together in _DECIDED_TOGETHER:
         if together & set(given):

@@ -1,4 +1,4 @@
-"""Time a few training steps for the plan of a run, with its own devices, loader and arithmetic."""
+"""Time a few training steps for the plan of a run, with its devices, loader and precision."""
 
 import statistics
 import time
@@ -23,14 +23,14 @@ _LOADING_SEC = 2.0
 
 @dataclass(frozen=True)
 class Measured:
-    """What a few steps have shown, on this process.
+    """Measurements of a few steps on this process.
 
     Attributes:
-        step_sec: one training step, without the time that it waited for data.
-        load_sec: one batch from the loader, while nothing is trained.
-        loads_in_turn: there are no data workers: each step waits for its batch.
-        embed_sec: one batch of an evaluation, both flips; 0 without verification sets.
-        peak_bytes: most memory that was in use.
+        step_sec: one training step, without waiting for data.
+        load_sec: one batch from the loader, without training.
+        loads_in_turn: whether there are no data workers, so that each step waits for its batch.
+        embed_sec: one evaluation batch, both flips; 0 without verification sets.
+        peak_bytes: peak memory.
     """
 
     step_sec: float
@@ -41,16 +41,16 @@ class Measured:
 
     @property
     def batch_sec(self) -> float:
-        """One step with its wait for data."""
+        """One step including waiting for data."""
         return self.step_sec + self.load_sec if self.loads_in_turn else max(self.step_sec, self.load_sec)
 
 
 class StepClock(pl.Callback):
-    """Time steps, the device's work included, and end the training after a few of them.
+    """Time steps, including the device's work, and end the training after a few of them.
 
     Attributes:
-        step_sec: of each training step after the first ones.
-        embed_sec: of each batch of an evaluation after the first one.
+        step_sec: duration of each training step after the first ones.
+        embed_sec: duration of each evaluation batch after the first one.
     """
 
     def __init__(self) -> None:
@@ -59,7 +59,7 @@ class StepClock(pl.Callback):
         self._began = self._first = 0.0
 
     def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        """Begin the time that all steps may take."""
+        """Start the time limit of all steps."""
         self._first = time.monotonic()
 
     def on_train_batch_start(self, trainer: "pl.Trainer", *args: Any, **kwargs: Any) -> None:
@@ -69,7 +69,7 @@ class StepClock(pl.Callback):
     def on_train_batch_end(
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Stop the clock; stop the training where all processes have seen enough."""
+        """Stop the clock; stop the training when all processes have measured enough."""
         ended = _now(trainer)
         self.step_sec.append(ended - self._began)
         enough = batch_idx + 1 >= _WARM_UP_STEPS + 1 and ended - self._first > _MOST_SEC
@@ -87,20 +87,20 @@ class StepClock(pl.Callback):
 
 
 def _now(trainer: "pl.Trainer") -> float:
-    """Return the time after all work of the device is done."""
+    """Return the time after the device has finished its work."""
     if trainer.strategy.root_device.type == "cuda":
         torch.cuda.synchronize()
     return time.monotonic()
 
 
 def measure(trainer: "pl.Trainer", module: FaceRecognitionModule, data: FaceDataModule, clock: StepClock) -> Measured:
-    """Take a few steps, embed and load a few batches; every process of the run calls this.
+    """Time a few steps, and embed and load a few batches; every process of the run calls this.
 
     Args:
-        trainer: with ``clock`` among its callbacks, which validates a few batches and logs nothing.
+        trainer: has ``clock`` among its callbacks, validates a few batches and logs nothing.
         module: trained for a few steps.
         data: opened.
-        clock: of this trainer.
+        clock: callback of this trainer.
     """
     trainer.fit(module, data)
     if data.pair_sets:
@@ -117,10 +117,10 @@ def measure(trainer: "pl.Trainer", module: FaceRecognitionModule, data: FaceData
 
 
 def _loading_sec(loader: DataLoader[Any]) -> float:
-    """Return the seconds for one batch of a loader that nobody else keeps waiting."""
+    """Return the seconds per batch of a loader while nothing is trained."""
     ahead = 1 + loader.num_workers * (loader.prefetch_factor or 0)
     batches = _endless(loader)
-    # those that were loaded at the start; of a short epoch all, with the start of its workers
+    # skip the batches loaded at the start; for a short epoch, measure all, including the start of the workers
     for _ in range(min(ahead, len(loader))):
         next(batches)
     started, loaded = time.monotonic(), 0
@@ -141,11 +141,11 @@ def build_trainer(
     """Build the trainer for ``measure``.
 
     Args:
-        devices: of the run.
-        strategy: of Lightning, how the processes work together.
-        environment: of Lightning, which process this is.
+        devices: devices of the run.
+        strategy: Lightning's strategy.
+        environment: Lightning's cluster environment.
         clock: times the steps.
-        accumulate_grad_batches: batches whose gradients make one step of the optimizer.
+        accumulate_grad_batches: batches whose gradients are accumulated per optimizer step.
     """
     return pl.Trainer(
         accelerator=devices.accelerator,

@@ -1,6 +1,6 @@
-"""Callbacks that end a training early: on a signal, on a loss that is not finite, or without better accuracy.
+"""Callbacks that end a training early: on a signal, on a non-finite loss, or if accuracy no longer improves.
 
-Each class is one Lightning callback; none of them changes the numbers of a run.
+None of these Lightning callbacks changes the results of a run.
 """
 
 import logging
@@ -30,14 +30,14 @@ class NonFiniteLossError(RuntimeError):
 
 
 class StopOnSignal(pl.Callback):
-    """On Ctrl-C or SIGTERM finish the step, save ``last.ckpt``, and leave by ``InterruptedTrainingError``.
+    """On Ctrl-C or SIGTERM, finish the step, save ``last.ckpt``, and raise ``InterruptedTrainingError``.
 
-    All processes stop at the same step, whichever of them got the signal. A second Ctrl-C stops at once. During a
-    validation the validation is finished first, and inside a window of accumulated gradients the window: the sum of
-    the gradients is in no checkpoint.
+    All processes stop at the same step, whichever of them got the signal. A second Ctrl-C stops at once. A running
+    validation is finished first, and so is a window of accumulated gradients, because checkpoints do not contain the
+    accumulated gradients.
 
     Args:
-        keeper: writes the checkpoint.
+        keeper: writes the checkpoints.
     """
 
     def __init__(self, keeper: CheckpointKeeper) -> None:
@@ -46,14 +46,14 @@ class StopOnSignal(pl.Callback):
         self._previous: dict[int, Any] = {}
 
     def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        """Take over the signals from Lightning, whose own handler ends the process group inside a collective."""
+        """Replace Lightning's signal handlers, which end the process group inside a collective."""
         self._children = list(getattr(trainer.strategy.launcher, "procs", []))
         do_not_broadcast_sigterm(trainer)
         for number in _SIGNALS if in_main_thread() else ():
             self._previous[number] = signal.signal(number, self._handle)
 
     def teardown(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
-        """Give the signals back."""
+        """Restore the signal handlers."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous.clear()
@@ -62,7 +62,7 @@ class StopOnSignal(pl.Callback):
         if self.requested:
             if number == signal.SIGINT:
                 raise KeyboardInterrupt
-            return  # a batch system sends SIGTERM to every process, and rank 0 has passed its own on
+            return  # a batch system sends SIGTERM to every process, and rank 0 has forwarded its own
         self.requested = True
         if number == signal.SIGTERM:  # a terminal sends Ctrl-C to every process, `kill` to one
             for child in self._children:
@@ -71,7 +71,7 @@ class StopOnSignal(pl.Callback):
     def on_train_batch_end(
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Stop between two steps of an epoch, unless a validation is due here."""
+        """Stop between two steps of an epoch, unless a validation is due."""
         whole_window = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         due = validation_is_due(trainer, batch_idx)
         if not whole_window or due or not in_the_middle_of_an_epoch(trainer):
@@ -81,19 +81,19 @@ class StopOnSignal(pl.Callback):
             raise InterruptedTrainingError(self.keeper.last)
 
     def on_validation_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        """Stop after a validation inside an epoch; the keeper has saved already."""
+        """Stop after a validation inside an epoch; the keeper has already saved."""
         if trainer.state.fn != "fit" or trainer.sanity_checking or not in_the_middle_of_an_epoch(trainer):
             return
         if self._all_agree(trainer, None):
             raise InterruptedTrainingError(self.keeper.last)
 
     def on_train_epoch_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        """Stop between two epochs; the keeper has saved already."""
+        """Stop between two epochs; the keeper has already saved."""
         if trainer.current_epoch + 1 < trainer.max_epochs and self._all_agree(trainer, None):
             raise InterruptedTrainingError(self.keeper.last)
 
     def _all_agree(self, trainer: "pl.Trainer", batch_idx: int | None) -> bool:
-        """Whether any process was asked to stop; asked rarely on GPUs, where the answer costs a synchronisation."""
+        """Return whether any process was asked to stop; checked rarely on GPUs, because it synchronizes."""
         if trainer.world_size == 1:
             return self.requested
         on_gpu = trainer.strategy.root_device.type == "cuda"
@@ -103,10 +103,10 @@ class StopOnSignal(pl.Callback):
 
 
 class NonFiniteLossGuard(pl.Callback):
-    """Stop when the loss is infinite or not a number, naming the first such step.
+    """Stop when the loss is infinite or not a number, and name the first such step.
 
-    The first bad step is kept on the device and looked at now and then, so that a GPU never waits for it; it is
-    always looked at before anything is saved.
+    The first bad step is stored on the device and read from time to time, so that a GPU never waits for it; it is
+    always read before anything is saved.
 
     Args:
         folder: run folder, for the message.
@@ -119,7 +119,7 @@ class NonFiniteLossGuard(pl.Callback):
     def on_train_batch_end(
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Note a bad loss; look at the note now and then."""
+        """Record a bad loss; read the record from time to time."""
         loss = outputs["loss"].detach()
         if self._first_bad is None:
             self._first_bad = torch.full((), -1, dtype=torch.long, device=loss.device)
@@ -130,17 +130,17 @@ class NonFiniteLossGuard(pl.Callback):
             self._check()
 
     def on_validation_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        """Look before a checkpoint can be written."""
+        """Check before a checkpoint can be written."""
         self._check()
 
     def on_save_checkpoint(
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", checkpoint: dict[str, Any]
     ) -> None:
-        """Refuse to write weights that are not finite over good ones: a finite loss can be followed by a bad update."""
+        """Raise an error before non-finite weights replace good ones: a bad update can follow a finite loss."""
         self._check()
         weights = checkpoint["state_dict"].items()
         bad = next((k for k, v in weights if v.is_floating_point() and not torch.isfinite(v).all()), None)
-        # of a sharded head one process may have the bad part: all have to leave, or the others wait for it
+        # with a sharded head, one process may have the bad shard: all must stop, or the others wait for it
         if trainer.strategy.reduce_boolean_decision(bad is not None, all=False):
             step, where = trainer.fit_loop.total_batch_idx, f"{bad} is the first" if bad else "in another process"
             raise self._error(f"the weights are not finite after step {step} ({where})")
@@ -158,13 +158,13 @@ class NonFiniteLossGuard(pl.Callback):
 
 
 class EarlyStopping(pl.Callback):
-    """Stop after so many epochs in a row whose validations brought no better mean accuracy.
+    """Stop after a number of consecutive epochs without a better mean accuracy.
 
-    Differs from Lightning's callback of this name: it decides between two epochs alone, where a checkpoint resumes
-    exactly; the patience is that of the command line, not of the checkpoint; a run that has ended by it ends at once
-    when the same command is given again.
+    Differs from Lightning's callback of this name: it stops only between two epochs, where a checkpoint resumes
+    exactly; the patience is that of the command line, not of the checkpoint; a run that it has ended ends at once when
+    the same command is given again.
 
-    To be called before what writes the checkpoints, so that its count is in them.
+    It must be called before the callback that writes the checkpoints, so that they contain its count.
 
     Args:
         patience: epochs, 1 or more.
@@ -177,26 +177,26 @@ class EarlyStopping(pl.Callback):
         self._newest: float | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run has to know."""
+        """Return the state of this callback."""
         return {"best": self.best, "waited": self.waited, "newest": self._newest}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the count."""
         self.best, self.waited = state_dict["best"], state_dict["waited"]
-        self._newest = state_dict.get("newest")  # of an epoch that was stopped inside; older checkpoints have none
+        self._newest = state_dict.get("newest")  # of an interrupted epoch; missing in older checkpoints
 
     def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Stop at once if the resumed run had ended."""
         self._decide(trainer)
 
     def on_validation_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        """Note the best accuracy of the epoch."""
+        """Record the best accuracy of the epoch."""
         accuracy = trainer.callback_metrics.get("val_acc")
         if accuracy is not None and trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._newest = max(float(accuracy), self._newest or 0.0)
 
     def on_train_epoch_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        """Count; all processes have the same accuracies, and come to the same end."""
+        """Count; all processes have the same accuracies, so they make the same decision."""
         newest, self._newest = self._newest, None
         if newest is None:
             return

@@ -21,10 +21,10 @@ _SHORT_RUN_EPOCHS = 4
 
 
 def batches_of_epoch(steps_per_epoch: int, run: RunOptions) -> int:
-    """Return the batches of one epoch of one process: all, or the few of a trial run.
+    """Return the batches of one epoch of one process: all, or fewer in a trial run.
 
     Args:
-        steps_per_epoch: batches that the data have.
+        steps_per_epoch: batches of one epoch of the data.
         run: may limit them.
     """
     if run.fast_dev_run:
@@ -33,12 +33,13 @@ def batches_of_epoch(steps_per_epoch: int, run: RunOptions) -> int:
 
 
 def validation_interval(steps_per_epoch: int, run: RunOptions, optimizer: OptimizerOptions) -> int | float:
-    """Return how often to validate: each epoch (1.0), or after each tenth of one in a short run.
+    """Return how often to validate: every epoch (1.0), or every tenth of an epoch in a short run.
 
-    In batches, and in whole windows of accumulated gradients: what is summed up inside one is in no checkpoint.
+    The interval in batches is a multiple of the accumulation window, because checkpoints do not contain accumulated
+    gradients.
 
     Args:
-        steps_per_epoch: batches of one process that the data have.
+        steps_per_epoch: batches of one process in one epoch of the data.
         run: may limit them.
         optimizer: how long the training is.
     """
@@ -50,11 +51,11 @@ def validation_interval(steps_per_epoch: int, run: RunOptions, optimizer: Optimi
 
 
 def build_strategy(devices: DevicePlan) -> Any:
-    """Return Lightning's strategy, the way in which processes work together.
+    """Return Lightning's strategy for these devices.
 
     Args:
-        devices: of the run; their ``collective_timeout_sec`` is that of processes that Lightning starts, while
-            ``distributed.startup.join`` sets that of others.
+        devices: devices of the run; their ``collective_timeout_sec`` applies to processes that Lightning starts, while
+            ``distributed.startup.join`` sets the timeout of others.
     """
     if devices.world_size == 1:
         return "auto"
@@ -78,22 +79,22 @@ def build_trainer(
     """Build the trainer of a run.
 
     Args:
-        devices: of this machine, the precision, and how processes work together.
+        devices: devices of this machine, precision and strategy.
         launch: who started the processes.
-        keeper: writes the checkpoints; its folder is that of the run.
-        run: how it starts and ends.
-        optimizer: how long it is, and in which steps.
-        steps_per_epoch: batches of one process that the data have; 0 where nothing is trained.
-        sharded: the head's classes are shared out over the processes.
-        more_callbacks: called after the others.
+        keeper: writes the checkpoints; its folder is the run folder.
+        run: options of the run.
+        optimizer: options of the optimizer.
+        steps_per_epoch: batches of one process in one epoch of the data; 0 without training.
+        sharded: whether the head's classes are sharded over the processes.
+        more_callbacks: callbacks to call after the others.
 
     Raises:
-        RuntimeError: Weights & Biases is asked for and not installed.
+        RuntimeError: Weights & Biases is requested but not installed.
     """
     folder = keeper.folder
     plugins: list[Any] = [AtomicCheckpointIO(), lightning_environment(launch)]
     scaled = sharded and devices.world_size > 1 and devices.precision == "16-mixed"
-    if scaled:  # every process sees a part of the gradient: all have to skip the same steps
+    if scaled:  # every process has a part of the gradient, but all must skip the same steps
         plugins.append(pl.plugins.precision.MixedPrecision("16-mixed", "cuda", scaler=AgreedGradScaler("cuda")))
     return pl.Trainer(
         accelerator=devices.accelerator,
@@ -138,6 +139,6 @@ def _loggers(folder: Path, *, use_wandb: bool) -> list[Any]:
         try:
             wandb = pl.loggers.WandbLogger(save_dir=folder, name=folder.name, project="adaface_face_recognition")
         except ModuleNotFoundError as error:
-            raise RuntimeError("--use_wandb needs the package: pip install wandb") from error
+            raise RuntimeError("--use_wandb needs a package: pip install wandb") from error
         loggers.append(wandb)
     return loggers

@@ -1,11 +1,11 @@
-"""A moving average of the backbone's weights: smoother than the weights of any one step, and it is what is evaluated.
+"""A moving average of the backbone's weights, smoother than the weights of a single step; it is what is evaluated.
 
-After each step of the optimizer ``average += (1 - decay) * (weights - average)``, batch-norm statistics included. In
-the first steps the decay is less, (1 + n) / (10 + n) after n of them, so that the random weights of the beginning are
-soon forgotten. Nothing flows back: the training itself has the same bits with and without an average.
+After each optimizer step ``average += (1 - decay) * (weights - average)``, including batch-norm statistics. In the
+first steps the decay is lower, (1 + n) / (10 + n) after n steps, so that the random initial weights are soon forgotten.
+The average does not affect training, which has the same bits without it.
 
-In a checkpoint ``model.*`` is the average, since that is the model whose accuracy is known, and what everything that
-reads a checkpoint should get; the weights to resume from are stored with it, under ``adaface``.
+In a checkpoint ``model.*`` is the average, because its accuracy was measured and because every program that reads the
+checkpoint should get it. The weights to resume from are stored with it, under ``adaface``.
 
 Sources: Polyak and Juditsky, "Acceleration of stochastic approximation by averaging" (1992); the smaller decay of the
 first steps is TensorFlow's ``ExponentialMovingAverage(num_updates=...)``.
@@ -22,15 +22,15 @@ _PREFIX = "model."
 
 
 class WeightAverage:
-    """The average of a network's weights, as a network.
+    """A network whose weights are the moving average of another network's.
 
     Args:
-        model: begins as a copy of it, on its device.
-        decay: share of the average that a step leaves, in (0, 1).
+        model: the network to average; the average starts as a copy, on its device.
+        decay: weight of the previous average in a step, in (0, 1).
 
     Attributes:
-        model: the average; trained by nobody.
-        updates: steps that have been averaged.
+        model: the average, without gradients.
+        updates: number of averaged steps.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -40,7 +40,7 @@ class WeightAverage:
         self.model: nn.Module = self._averaged.module
 
     def update(self, model: nn.Module) -> None:
-        """Average the weights of a step in.
+        """Update the average with the weights after a step.
 
         Args:
             model: of the same architecture, on the same device.
@@ -49,15 +49,15 @@ class WeightAverage:
         self.updates += 1
 
     def _lerp(self, averages: PARAM_LIST, weights: PARAM_LIST, _: Tensor | int) -> None:
-        """Update tensors of one dtype in place; ``updates`` counts, which needs no copy from the device."""
+        """Update tensors of one dtype in place; uses ``updates``, because reading the tensor would synchronize."""
         if averages[0].is_floating_point():
             torch._foreach_lerp_(averages, weights, 1 - min(self.decay, (1 + self.updates) / (10 + self.updates)))
-        else:  # batch norm's count of batches
+        else:  # batch norm's number of batches
             torch._foreach_copy_(averages, weights)
 
 
 def put_into(checkpoint: dict[str, Any], average: WeightAverage) -> None:
-    """Make the average the model of a checkpoint, and store the weights to resume from with it.
+    """Store the average as the model of a checkpoint, and the weights to resume from next to it.
 
     Args:
         checkpoint: of Lightning, with an ``adaface`` part; changed in place.
@@ -67,21 +67,21 @@ def put_into(checkpoint: dict[str, Any], average: WeightAverage) -> None:
     checkpoint["adaface"][_TRAINED] = {key: value for key, value in state.items() if key.startswith(_PREFIX)}
     checkpoint["adaface"][_UPDATES] = average.updates
     averaged = {f"{_PREFIX}{key}": value for key, value in average.model.state_dict().items()}
-    # in the order of the state dict, which is the official one; not in place, for it is the caller's
+    # in the official order of the state dict; not in place, because the dictionary belongs to the caller
     checkpoint["state_dict"] = {key: averaged.get(key, value) for key, value in state.items()}
 
 
 def take_from(checkpoint: dict[str, Any]) -> tuple[dict[str, Tensor], int] | None:
-    """Make the weights to resume from the model of a checkpoint again.
+    """Restore the weights to resume from as the model of a checkpoint.
 
     Args:
-        checkpoint: that was read; changed in place.
+        checkpoint: a loaded checkpoint; changed in place.
 
     Returns:
-        The average, with keys of the backbone, and its number of steps; None where the checkpoint has none.
+        The average, with keys of the backbone, and its number of steps; None if the checkpoint has none.
 
     Raises:
-        ValueError: the weights beside the average do not fit it.
+        ValueError: the weights to resume from do not match the average.
     """
     trained, updates = (checkpoint["adaface"].pop(name, None) for name in (_TRAINED, _UPDATES))
     if trained is None:
@@ -97,7 +97,7 @@ def take_from(checkpoint: dict[str, Any]) -> tuple[dict[str, Tensor], int] | Non
     )
     if not fits:
         raise ValueError(
-            f"the checkpoint's averaged weights do not fit its `{_TRAINED}`: it is damaged, take another one, or start "
+            f"the checkpoint's averaged weights do not fit its `{_TRAINED}`: it is damaged; use another one, or start "
             "a new run with --start_from_model_statedict"
         )
     checkpoint["state_dict"] = {**state, **trained}

@@ -204,7 +204,7 @@ def test_embeddings_of_another_model_are_refused(run, people, tmp_path):
     torch.save(changed, other)
     run("embed", "people", "--out", "faces.npz", model=["--checkpoint", str(other)])
     error = run("search", "faces.npz", "people/person 0/0.png", expected=2)
-    assert "faces.npz is of another model (ir_mini, fingerprint ir_mini-" in error
+    assert "faces.npz was written with another model (ir_mini, fingerprint ir_mini-" in error
 
 
 @pytest.mark.parametrize(
@@ -234,7 +234,7 @@ def test_embeddings_of_another_model_are_refused(run, people, tmp_path):
         (["search", "empty", "large.png"], "no images in empty"),
         (["search", "large.png", "large.png"], "large.png is not a gallery"),
         (["search", "none", "large.png"], "there is no none"),
-        (["search", "text.npz", "large.png"], "text.npz holds no embeddings"),
+        (["search", "text.npz", "large.png"], "text.npz is not a file of `adaface embed`"),
         (["search", "people", "corrupt.png"], "corrupt.png is not a readable image"),
         (["search", "people", "people", "--top", "0"], "--top must be at least 1"),
         (["search", "people", "people", "--tpo", "1"], "did you mean --top"),

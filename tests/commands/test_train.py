@@ -243,12 +243,12 @@ def test_started_again_in_its_folder_a_killed_run_goes_on_by_itself(
     before = (folder / "last.ckpt").read_bytes()
     (folder / "results.csv").unlink()
     assert main.main(again) == 0
-    assert f"note: the run of {folder / 'last.ckpt'} has done its 6 epochs: only tested" in capsys.readouterr().out
+    assert f"note: the run of {folder / 'last.ckpt'} has completed its 6 epochs: test only" in capsys.readouterr().out
     assert (folder / "last.ckpt").read_bytes() == before
     assert (folder / "results.csv").is_file()
     # what the command line says wins, with a note
     assert main.main([*again, "--epochs", "7", "--lr", "0.02"]) == 0
-    assert "note: --lr was 0.01 in the run that is resumed, now 0.02" in capsys.readouterr().out
+    assert "note: --lr was 0.01 in the resumed run and is now 0.02" in capsys.readouterr().out
     assert torch.load(folder / "last.ckpt", weights_only=True)["adaface"]["position"]["epoch"] == 7
 
 
@@ -318,7 +318,7 @@ def test_a_learning_rate_given_at_a_resume_counts(whole_run, tmp_path, capsys):
         main.main(["--resume_from_checkpoint", str(tmp_path / "last.ckpt"), *ONE_SET, "--lr", "0", "--epochs", "4"])
         == 0
     )
-    assert "note: --lr was 0.01 in the run that is resumed, now 0.0" in capsys.readouterr().out
+    assert "note: --lr was 0.01 in the resumed run and is now 0.0" in capsys.readouterr().out
     assert torch.equal(weights(tmp_path / "last.ckpt")["head.kernel"], weights(third)["head.kernel"])
 
 
@@ -333,7 +333,7 @@ def test_a_resume_with_other_training_data_says_so(whole_run, tmp_path, capsys):
     said = []
     for path in (tmp_path / "last.ckpt", tmp_path / "same" / "last.ckpt"):
         assert main.main(["--resume_from_checkpoint", str(path), *ONE_SET, "--epochs", "3"]) == 0
-        said.append("the training data differs from that at the start of the run" in capsys.readouterr().out)
+        said.append("the training data has changed since the start of the run" in capsys.readouterr().out)
     assert said == [True, False]
 
 
@@ -362,8 +362,8 @@ def test_weights_that_are_not_finite_never_replace_good_ones(faces, tmp_path, ca
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--head", "arcface"], "is a run of adaface"),
-        (["--arch", "ir_18"], f"is a run of {ARCH}"),
+        (["--head", "arcface"], "was trained with adaface"),
+        (["--arch", "ir_18"], f"was trained with {ARCH}"),
         (["--custom_num_class", "9"], "has a head of 6 classes, the training data has 9"),
     ],
 )
@@ -514,7 +514,7 @@ def test_an_average_of_the_weights_is_kept_and_resumed_and_changes_no_training(w
     # without the average the weights themselves go on
     capsys.readouterr()
     assert main.main(["--resume_from_checkpoint", str(resumed / "last.ckpt"), "--ema_decay", "0", "--epochs", "7"]) == 0
-    assert "--ema_decay was 0.8 in the run that is resumed, now 0.0" in capsys.readouterr().out
+    assert "--ema_decay was 0.8 in the resumed run and is now 0.0" in capsys.readouterr().out
     assert "trained_weights" not in load_checkpoint(resumed / "last.ckpt")["adaface"]
 
 

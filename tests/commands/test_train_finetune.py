@@ -103,7 +103,7 @@ def test_it_begins_and_ends_with_what_the_models_reach(whole):
         "training data: 18 images of 6 identities",
         "no such folder; looked for .bin files and converted sets): identities of the training data are held out",
         "the pretrained model, before fine-tuning:",
-        "the head's 6 classes begin as the means of their images' embeddings",
+        "the head's 6 classes are initialized with the means of their images' embeddings",
         "epoch 1: loss",
         "before and after fine-tuning, percent",
         "held_out: ",
@@ -112,7 +112,7 @@ def test_it_begins_and_ends_with_what_the_models_reach(whole):
     ]
     places = [printed.index(text) for text in told]
     assert places == sorted(places)
-    assert "--finetune has defaults of its own: --lr 0.01 --lr_schedule cosine --m 0.4 --h 0.333" in printed
+    assert "--finetune changes these defaults: --lr 0.01 --lr_schedule cosine --m 0.4 --h 0.333" in printed
     rows = list(csv.DictReader((folder / "comparison.csv").read_text().splitlines()))
     assert {(row["model"], row["condition"]) for row in rows} == {
         (model, condition)
@@ -164,7 +164,7 @@ def test_a_resumed_fine_tuning_is_the_uninterrupted_one(whole, tmp_path, capsys,
     monkeypatch.chdir(tmp_path)
     assert main.main(["--resume_from_checkpoint", "last.ckpt"]) == 0
     printed = capsys.readouterr().out
-    assert "begin as the means" not in printed
+    assert "are initialized with the means" not in printed
     assert "before fine-tuning" not in printed
     assert_equal_weights(tmp_path / "last.ckpt", whole_folder / "last.ckpt")
     assert_equal_weights(tmp_path / "best.ckpt", whole_folder / "best.ckpt")
@@ -226,7 +226,7 @@ def expected_head(private: Path, model: Path) -> np.ndarray:
 def test_the_head_begins_at_the_class_means(private, model, tmp_path, capsys):
     """At learning rate 0 it is still there at the end; a class more than the data has begins at random."""
     folder = run(private, model, tmp_path, "--lr", "0", "--custom_num_class", "7", "--head_sharding", "on")
-    assert "note: 1 of them have no usable image: their weights begin at random" in capsys.readouterr().out
+    assert "note: 1 of them have no usable image and keep random weights" in capsys.readouterr().out
     single = tmp_path / "single.ckpt"
     assert convert.main(["--checkpoint", str(folder / "last.ckpt"), "--output", str(single)]) == 0
     kernel = weights(single)["head.kernel"].numpy()
@@ -242,7 +242,7 @@ def test_two_processes_begin_at_the_same_class_means(private, tmp_path, sharding
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("the head's 6 classes begin as the means") == 1
+    assert done.stdout.count("the head's 6 classes are initialized with the means") == 1
     assert done.stdout.count("before and after fine-tuning, percent") == 1
     (folder,) = (tmp_path / "runs").glob("*")
     single = folder / "last.ckpt"
@@ -316,7 +316,7 @@ def test_published_names_are_taken_like_files(private, model, tmp_path, monkeypa
         (["--train_data_path", "single"], "10 identities, of which 0 have two images or more: holding some out"),
         (["--train_data_path", "nobody"], "no training data in"),
         (["--val_sets", "lwf", "--val_data_path", "faces"], "there is no set lwf in"),
-        (["--resume_from_checkpoint", "{other}"], "is no run of a fine-tuning: leave --finetune out"),
+        (["--resume_from_checkpoint", "{other}"], "is not a fine-tuning run: omit --finetune"),
     ],
 )
 def test_what_cannot_work_is_refused_in_a_line(private, model, tmp_path, capsys, more, message):

@@ -71,7 +71,7 @@ def test_print_config_round_trips(tmp_path):
     [
         ("--lr_milestone 3", "did you mean --lr_milestones"),  # an abbreviation is an unknown option
         ("--bach_size 3", "did you mean --batch_size"),
-        ("--qqqqq 3", "known are: .*--data_root"),
+        ("--qqqqq 3", "choose from: .*--data_root"),
         ("stray", "unexpected argument 'stray'"),
         ("--lr", "expected one argument"),
         ("--lr fast", "--lr takes a number, got 'fast'"),
@@ -239,7 +239,7 @@ def test_every_option_is_of_one_group_and_of_one_kind():
 def test_nearest_names_the_closest_or_all():
     assert nearest("ir_51", ["ir_50", "vit"]) == "did you mean ir_50?"
     assert nearest("VIT_", ["ir_50", "ViT"]) == "did you mean ViT?"
-    assert nearest("zzz", ["ir_50", "vit"]) == "known are: ir_50, vit"
+    assert nearest("zzz", ["ir_50", "vit"]) == "choose from: ir_50, vit"
     assert nearest("ir_5x", ["vit", "ir_50", "ir_5"], count=2) == "did you mean ir_5 or ir_50?"
     assert nearest("ir_51", ["ir_50", "vit"], always="see --help") == "did you mean ir_50? see --help"
     assert nearest("zzz", ["ir_50", "vit"], always="see --help") == "see --help"

@@ -17,8 +17,8 @@ SRUN = {
 @pytest.mark.parametrize(
     ("variables", "expected"),
     [
-        ({}, Launch("main.py itself")),
-        ({"LOCAL_RANK": "2", "NODE_RANK": "0", "WORLD_SIZE": "4"}, Launch("main.py itself", rank=2, local_rank=2)),
+        ({}, Launch("this program")),
+        ({"LOCAL_RANK": "2", "NODE_RANK": "0", "WORLD_SIZE": "4"}, Launch("this program", rank=2, local_rank=2)),
         (TORCHRUN, Launch("torchrun", 3, 1, 1, 4, 2, restarts=5)),
         ({**SRUN, **TORCHRUN}, Launch("torchrun", 3, 1, 1, 4, 2, restarts=5)),  # started inside of an srun
         (
@@ -27,9 +27,9 @@ SRUN = {
         ),
         (SRUN, Launch("srun", 5, 1, 2, 6, 2)),
         ({**SRUN, "SLURM_TASKS_PER_NODE": "1(x2),4"}, Launch("srun", 5, 1, 2, 6, 4)),
-        ({**SRUN, "SLURM_JOB_NAME": "bash"}, Launch("main.py itself")),  # a shell in a job of six tasks
-        ({**SRUN, "SLURM_PROCID": "0", "SLURM_NTASKS": "1"}, Launch("main.py itself")),  # a batch job's own script
-        ({**SRUN, "SLURM_STEP_NUM_TASKS": "1"}, Launch("main.py itself")),
+        ({**SRUN, "SLURM_JOB_NAME": "bash"}, Launch("this program")),  # a shell in a job of six tasks
+        ({**SRUN, "SLURM_PROCID": "0", "SLURM_NTASKS": "1"}, Launch("this program")),  # a batch job's own script
+        ({**SRUN, "SLURM_STEP_NUM_TASKS": "1"}, Launch("this program")),
         ({**SRUN, "SLURM_JOB_NAME": "interactive", "SLURM_STEP_NUM_TASKS": "6"}, Launch("srun", 5, 1, 2, 6, 2)),
     ],
 )
@@ -40,7 +40,7 @@ def test_who_started_the_processes(variables, expected):
 @pytest.mark.parametrize(
     ("launch", "devices", "num_nodes", "message"),
     [
-        (Launch("main.py itself"), 2, 2, "--num_nodes 2, but this process was started alone: .* torchrun or srun"),
+        (Launch("this program"), 2, 2, "--num_nodes 2, but this process was started alone: .* torchrun or srun"),
         (Launch("torchrun", world_size=4, local_world_size=2), 4, 1, r"torchrun started 4 processes, 2 of them on"),
         (Launch("torchrun", world_size=4, local_world_size=2), 1, 1, r"give --num_nodes 2 --devices 2"),
         (Launch("srun", world_size=8, local_world_size=4), 8, 1, r"give --num_nodes 2 --devices 4 \(or --gpus 4\)"),
@@ -56,7 +56,7 @@ def test_other_processes_than_the_options_ask_for_are_refused(launch, devices, n
 @pytest.mark.parametrize(
     ("launch", "devices", "num_nodes"),
     [
-        (Launch("main.py itself"), 8, 1),
+        (Launch("this program"), 8, 1),
         (Launch("torchrun", world_size=4, local_world_size=2), 2, 2),
         (Launch("srun", world_size=4), 4, 1),
     ],

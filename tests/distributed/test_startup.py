@@ -103,7 +103,7 @@ def test_an_srun_meets_at_its_first_host_at_a_port_of_its_own(monkeypatch):
 
 
 def test_processes_that_main_py_starts_inherit_its_decision(monkeypatch):
-    first, second = Launch("main.py itself"), Launch("main.py itself", rank=1, local_rank=1)
+    first, second = Launch("this program"), Launch("this program", rank=1, local_rank=1)
     monkeypatch.setenv("ADAFACE_DECISION_RUN_FOLDER", "stale")
     assert decided_by_rank_0("RUN_FOLDER", lambda: "a", first) == "a"
     assert os.environ["ADAFACE_DECISION_RUN_FOLDER"] == "a"

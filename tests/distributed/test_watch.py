@@ -35,7 +35,7 @@ def watched(tmp_path_factory):
 
 
 def lost(rank: int, how: str) -> str:
-    return rf"main\.py: error: process {rank} on {HOST} \(pid \d+\) {how}: the run is ended; go on so\n"
+    return rf"main\.py: error: process {rank} on {HOST} \(pid \d+\) {how}: the run ends; go on so\n"
 
 
 def test_a_killed_process_ends_those_that_wait_for_it(watched):
@@ -107,7 +107,7 @@ def test_a_run_that_loses_a_process_ends_and_says_how_to_go_on(data_root, tmp_pa
     launched.ended(process, file, 60)
     launched.gone([first, second], 60)
     how = r"died by signal 9" if victim == 1 else "died"
-    expected = rf"main\.py: error: process {victim} on {HOST} \(pid \d+\) {how}: the run is ended; run the same command"
+    expected = rf"main\.py: error: process {victim} on {HOST} \(pid \d+\) {how}: the run ends; run the same command"
     assert len(re.findall(expected, file.read_text())) == 1, file.read_text()
     assert "Traceback" not in file.read_text()
 

@@ -274,9 +274,9 @@ def test_labels_out_of_range_are_refused(wrong: int) -> None:
 
 
 def test_unknown_head_names_the_nearest_and_all() -> None:
-    with pytest.raises(ValueError, match=r"'arcfase'; did you mean arcface\? known are: adaface, arcface, cosface"):
+    with pytest.raises(ValueError, match=r"'arcfase'; did you mean arcface\? choose from: adaface, arcface, cosface"):
         build_head("arcfase", D, C, 0.5, 0.01, 0.333, 64.0)
-    with pytest.raises(ValueError, match="unknown head 'zzz'; known are: adaface"):
+    with pytest.raises(ValueError, match="unknown head 'zzz'; choose from: adaface"):
         build_head("zzz", D, C, 0.5, 0.01, 0.333, 64.0)
 
 

@@ -305,7 +305,9 @@ def test_a_full_disk_is_told_before_the_work(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "posix_fallocate", refuse)
-    with pytest.raises(OSError, match=r"no space for .* MB of embeddings in .*: free some, or give another --cache"):
+    with pytest.raises(
+        OSError, match=r"no space for .* MB of embeddings in .*: free some space, or give another --cache"
+    ):
         load_or_fill(tmp_path / "a.npy", SHAPE, fill, mapped=True)
     assert not list(tmp_path.iterdir())
 

@@ -15,10 +15,11 @@ def test_the_registry_holds_the_official_names_and_the_small_ones(golden: Path) 
 
 def test_unknown_name_gives_the_nearest_and_all() -> None:
     with pytest.raises(
-        ValueError, match=r"unknown architecture 'ir50'; did you mean ir_50\? known are: ir_18, .*ir_mini.* timm:<name>"
+        ValueError,
+        match=r"unknown architecture 'ir50'; did you mean ir_50\? choose from: ir_18, .*ir_mini.* timm:<name>",
     ):
         build_model("ir50")
-    with pytest.raises(ValueError, match=r"'vit'; known are: ir_18"):
+    with pytest.raises(ValueError, match=r"'vit'; choose from: ir_18"):
         build_model("vit")
 
 

@@ -1,4 +1,4 @@
-"""Heads that begin as the means of their classes."""
+"""Heads that are initialized with the means of their classes."""
 
 import numpy as np
 import pytest

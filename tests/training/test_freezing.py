@@ -30,7 +30,7 @@ def one_step(module: FaceRecognitionModule, batch: tuple[torch.Tensor, torch.Ten
 def test_a_network_without_stages_is_refused():
     network = Backbone()
     for use in (lambda: freeze(network, 1, batch_norm=False), lambda: learning_rate_scales(network, 0.5)):
-        with pytest.raises(ValueError, match="Backbone does not define stages: leave --freeze_stages and"):
+        with pytest.raises(ValueError, match="Backbone does not define stages: omit --freeze_stages and"):
             use()
     freeze(network, 0, batch_norm=True)
     assert learning_rate_scales(network, 1.0) == {}

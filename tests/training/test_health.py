@@ -215,7 +215,7 @@ def test_a_loss_that_stands_still_is_warned_of_once(capsys):
     message = capsys.readouterr().out
     assert message.count("warning: ") == 1
     assert "warning: after 20 batches the loss shows no learning" in message
-    assert f"an uninformed head is {START:.2f}" in message
+    assert f"an uninformed head has {START:.2f}" in message
     assert "(0.1 for 32 images per update; --lr," in message
     for cause in ("learning rate", "labels", "sampled", "--h 0"):
         assert cause in message

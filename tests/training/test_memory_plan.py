@@ -125,7 +125,7 @@ def test_what_takes_less_is_told_with_its_size():
     found = what_takes_less(memory, 2.7e7, batch_size=16, devices=2)
     assert found[0] == "--gradient_checkpointing: 0.03 GB"
     assert found[1] == "--head_memory small: 0.03 GB, still too much"
-    assert found[2] == "--batch_size 8 --accumulate_grad_batches 2 (times what it was): 0.02 GB"
+    assert found[2] == "--batch_size 8 --accumulate_grad_batches 2 (times the current value): 0.02 GB"
     assert found[3] == "all of these: 0.02 GB"
     several = what_takes_less(replace(memory, processes=2), 2.7e7, batch_size=16, devices=2)
     assert several[2] == "--head_sharding on: 0.03 GB, still too much"

@@ -39,9 +39,9 @@ def words(tmp_path_factory) -> list[str]:
 def test_times_by_hand():
     text = plan.describe(MODULE, MEMORY, 1e9, WORKLOAD, MEASURED)
     # 100 steps of 0.5 s; 10 batches of 0.2 s; 300 steps and 4 evaluations
-    assert "time: 0.5 s a step (32 images/s), 0:50 an epoch, 0:02 an evaluation, 2:38 in all" in text
+    assert "time: 0.5 s per step (32 images/s), 0:50 per epoch, 0:02 per evaluation, 2:38 in total" in text
     assert "steps: 100 per epoch, 300 in 3 epochs, 16 images each; 4 evaluations" in text
-    assert "input: 160 images/s" in text
+    assert "data loading: 160 images/s" in text
     assert "2.50 GB" in text
     assert "1.00 GB available" in text
     assert "warning" not in text
@@ -56,7 +56,7 @@ def test_without_workers_each_step_waits_for_its_batch():
 def test_an_input_that_is_slower_than_the_steps_is_told():
     text = plan.describe(MODULE, MEMORY, 1e9, WORKLOAD, replace(MEASURED, load_sec=1.0))
     assert "1:40 an epoch" in text
-    assert "warning: the input is the bottleneck: 50% of the time" in text
+    assert "warning: data loading is the bottleneck: 50% of the time" in text
     assert "--num_workers" in text
 
 

@@ -25,12 +25,12 @@ def test_a_run_goes_on_with_other_hardware():
     resumed, notes = resume._resumed(same, saved, given)
     assert (resumed["gpus"], resumed["use_16bit"], resumed["epochs"]) == (2, True, 30)
     assert {"gpus", "epochs"} <= resumed.given
-    assert notes == ["--seed was 42 in the run that is resumed, now 7"]
+    assert notes == ["--seed was 42 in the resumed run and is now 7"]
 
 
 def test_another_optimizer_is_refused():
     resumed, _ = parse(["--optimizer", "adamw", "--lr", "1e-3"])
-    with pytest.raises(ValueError, match="--optimizer adamw, but  is a run of sgd: leave --optimizer out"):
+    with pytest.raises(ValueError, match="--optimizer adamw, but  was trained with sgd: omit --optimizer"):
         resume._resumed(resumed, Config().as_dict(), [])
 
 
@@ -40,7 +40,7 @@ def test_another_length_of_a_schedule_is_said():
     resumed, notes = resume._resumed(config, saved, ["lr_schedule", "lr_power"])
     assert (resumed["lr_schedule"], resumed["lr_power"]) == ("poly", 3.0)
     assert notes == [
-        "--epochs was 24 in the run that is resumed, now 30: from here on the learning rate is that of a poly schedule "
+        "--epochs was 24 in the resumed run and is now 30: from here on, the learning rate is that of a poly schedule "
         "over 30 epochs"
     ]
     assert resume._resumed(config, Config().as_dict(), [])[1] == [], "milestones stay where they are"
@@ -51,10 +51,10 @@ def test_another_schedule_lets_go_of_the_first_ones_options():
     given = ["lr_milestones", "lr_gamma"]
     resumed, notes = resume._resumed(parse(["--lr_schedule", "cosine"])[0], saved, given)
     assert not {"lr_milestones", "lr_gamma"} & resumed.given
-    assert notes == ["--lr_schedule was multistep in the run that is resumed, now cosine"]
+    assert notes == ["--lr_schedule was multistep in the resumed run and is now cosine"]
     same, notes = resume._resumed(parse(["--lr_schedule", "multistep", "--lr_gamma", "0.3"])[0], saved, given)
     assert (same["lr_milestones"], same["lr_gamma"]) == ((12, 20, 24), 0.3)
-    assert notes == ["--lr_gamma was 0.2 in the run that is resumed, now 0.3"]
+    assert notes == ["--lr_gamma was 0.2 in the resumed run and is now 0.3"]
 
 
 def test_options_of_the_checkpoint_and_the_command_line_are_checked_together(tmp_path):
@@ -80,7 +80,7 @@ def test_a_run_that_lacks_the_newest_options_has_their_defaults():
         del saved[name]
     resumed, notes = resume._resumed(parse(["--warmup_epochs", "1"])[0], saved, [])
     assert (resumed["optimizer"], resumed["lr_schedule"]) == ("sgd", "multistep")
-    assert notes == ["--warmup_epochs was 0.0 in the run that is resumed, now 1.0"]
+    assert notes == ["--warmup_epochs was 0.0 in the resumed run and is now 1.0"]
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_a_run_that_lacks_the_newest_options_has_their_defaults():
 def test_another_loss_is_said_too(name, value):
     _, notes = resume._resumed(parse([f"--{name}", value])[0], Config().as_dict(), [])
     was = Config()[name]
-    assert notes == [f"--{name} was {was} in the run that is resumed, now {float(value)}"]
+    assert notes == [f"--{name} was {was} in the resumed run and is now {float(value)}"]
 
 
 def test_a_checkpoint_that_no_run_wrote_cannot_be_resumed(tmp_path):

@@ -95,5 +95,5 @@ def test_weights_that_do_not_fit_their_average_are_refused(damage):
     checkpoint = checkpoint_of(model)
     put_into(checkpoint, WeightAverage(model, 0.5))
     damage(checkpoint["adaface"])
-    with pytest.raises(ValueError, match=r"do not fit its `trained_weights`: it is damaged, take another one"):
+    with pytest.raises(ValueError, match=r"do not fit its `trained_weights`: it is damaged; use another one"):
         take_from(checkpoint)
