@@ -49,7 +49,7 @@ def test_times_by_hand():
 
 def test_without_workers_each_step_waits_for_its_batch():
     text = plan.describe(MODULE, MEMORY, 1e9, WORKLOAD, replace(MEASURED, loads_in_turn=True))
-    assert "1:00 an epoch" in text
+    assert "1:00 per epoch" in text
     assert "warning" not in text  # a sixth of the time
 
 
