@@ -55,7 +55,7 @@ def test_without_workers_each_step_waits_for_its_batch():
 
 def test_an_input_that_is_slower_than_the_steps_is_told():
     text = plan.describe(MODULE, MEMORY, 1e9, WORKLOAD, replace(MEASURED, load_sec=1.0))
-    assert "1:40 an epoch" in text
+    assert "1:40 per epoch" in text
     assert "warning: data loading is the bottleneck: 50% of the time" in text
     assert "--num_workers" in text
 
@@ -105,7 +105,7 @@ def test_a_plan_measures_and_writes_nothing(words, capsys):
     out = capsys.readouterr().out
     assert "30 images of 6 identities" in out
     assert "steps: 4 per epoch, 96 in 24 epochs, 8 images each; 25 evaluations" in out
-    assert " s a step (" in out
+    assert " s per step (" in out
     assert "an evaluation" in out
     assert not Path(words[7]).parent.joinpath("runs").exists()
 
@@ -121,7 +121,7 @@ def test_where_it_does_not_fit_nothing_is_measured(words, capsys, monkeypatch):
     out = capsys.readouterr().out
     assert "does not fit, so no step was measured" in out
     assert "--gradient_checkpointing" in out
-    assert "s a step" not in out
+    assert "s per step" not in out
 
 
 def test_several_processes_plan_together(words):
@@ -133,7 +133,7 @@ def test_several_processes_plan_together(words):
         cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("s a step") == 1
+    assert done.stdout.count("s per step") == 1
     assert "per process (4 images)" in done.stdout
 
 
