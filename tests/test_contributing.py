@@ -162,7 +162,7 @@ def test_a_new_margin_is_known_to_the_command_line():
 
 def test_the_hooks_named_are_there():
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    part = text.partition("| of `Head` |")[2].partition("\n\n")[0]
+    part = text.partition("| member of `Head` |")[2].partition("\n\n")[0]
     rows = [row.split("|")[1] for row in part.splitlines()[2:]]
     named = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
     assert len(named) == 10

@@ -106,7 +106,7 @@ def test_a_plan_measures_and_writes_nothing(words, capsys):
     assert "30 images of 6 identities" in out
     assert "steps: 4 per epoch, 96 in 24 epochs, 8 images each; 25 evaluations" in out
     assert " s per step (" in out
-    assert "an evaluation" in out
+    assert "per evaluation" in out
     assert not Path(words[7]).parent.joinpath("runs").exists()
 
 
