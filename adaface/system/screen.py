@@ -2,7 +2,8 @@
 
 Library modules log to ``logging.getLogger(__name__)`` and do not print. Without a command, a program that uses the
 library sees warnings and errors on stderr, as from any logger without a handler, and its own logging configuration
-applies.
+applies. During a command, handlers that the program gave to the root logger get the records too, except those that
+write to the screen.
 """
 
 import contextlib
@@ -40,6 +41,24 @@ class _Screen(logging.Handler):
         stream.flush()
 
 
+class _OtherHandlers(logging.Handler):
+    """Passes records on to the handlers of the root logger, except those that would show a line on the screen again.
+
+    A program that has configured logging, such as a notebook with a log file, gets what a command logs.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Pass a record on."""
+        for handler in logging.getLogger().handlers:
+            if record.levelno >= handler.level and not _is_on_screen(handler):
+                handler.handle(record)
+
+
+def _is_on_screen(handler: logging.Handler) -> bool:
+    stream = getattr(handler, "stream", None) or getattr(getattr(handler, "console", None), "file", None)  # Rich's
+    return stream is not None and any(stream is one for one in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__))
+
+
 @contextlib.contextmanager
 def log_to_screen(errors_from: int = logging.WARNING) -> Iterator[None]:
     """Show what the library logs from level INFO on, during a block; inside another such block, in place of that one.
@@ -50,17 +69,21 @@ def log_to_screen(errors_from: int = logging.WARNING) -> Iterator[None]:
     logger = logging.getLogger(_LIBRARY)
     level, propagate = logger.level, logger.propagate
     outer = [handler for handler in logger.handlers if isinstance(handler, _Screen)]
-    screen = _Screen(errors_from)
+    added: list[logging.Handler] = [_Screen(errors_from)]
+    if propagate:  # else the program does not want it, or an outer block does it
+        added.append(_OtherHandlers(logger.getEffectiveLevel()))
     for handler in outer:
         logger.removeHandler(handler)
-    logger.addHandler(screen)
-    logger.setLevel(logging.INFO)
-    logger.propagate = False  # a handler of the root logger would show each line again
+    for new in added:
+        logger.addHandler(new)
+    logger.setLevel(min(logging.INFO, logger.getEffectiveLevel()))
+    logger.propagate = False
     try:
         yield
     finally:
         logger.propagate = propagate
         logger.setLevel(level)
-        logger.removeHandler(screen)
+        for new in added:
+            logger.removeHandler(new)
         for handler in outer:
             logger.addHandler(handler)

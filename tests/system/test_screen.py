@@ -56,6 +56,49 @@ def test_after_a_block_everything_is_as_before(capsys, caplog):
     assert capsys.readouterr() == ("shown\n", "")
 
 
+@pytest.fixture
+def root_logger(monkeypatch):
+    """The root logger, without pytest's handlers, as a program configures it."""
+    logger = logging.getLogger()
+    monkeypatch.setattr(logger, "handlers", [])
+    monkeypatch.setattr(logger, "level", logging.INFO)
+    logger.manager._clear_cache()
+    yield logger
+    logger.manager._clear_cache()
+
+
+def test_handlers_of_the_program_get_each_record_once_and_the_screen_shows_a_line_once(root_logger, tmp_path, capsys):
+    for handler in (logging.FileHandler(tmp_path / "log"), logging.StreamHandler(sys.stdout), logging.StreamHandler()):
+        root_logger.addHandler(handler)
+    root_logger.handlers.append(quiet := logging.FileHandler(tmp_path / "errors"))
+    quiet.setLevel(logging.ERROR)
+    with log_to_screen():
+        LIBRARY.debug("not asked for")
+        LIBRARY.info("first")
+        with log_to_screen(errors_from=logging.ERROR):
+            LIBRARY.error("second")
+        LIBRARY.warning("third")
+    assert (tmp_path / "log").read_text() == "first\nsecond\nthird\n"
+    assert (tmp_path / "errors").read_text() == "second\n"
+    assert capsys.readouterr() == ("first\n", "second\nthird\n")
+    for handler in root_logger.handlers:
+        handler.close()
+
+
+def test_the_level_that_a_program_set_applies_to_its_handlers(root_logger, tmp_path, capsys):
+    root_logger.addHandler(file := logging.FileHandler(tmp_path / "log"))
+    root_logger.setLevel(logging.WARNING)
+    with log_to_screen():
+        log_all()
+    assert (tmp_path / "log").read_text() == lines("warning", "error")
+    root_logger.setLevel(logging.DEBUG)
+    with log_to_screen():
+        log_all()
+    assert (tmp_path / "log").read_text() == lines("warning", "error", "debug", "info", "warning", "error")
+    assert capsys.readouterr() == (lines("info") * 2, lines("warning", "error") * 2)
+    file.close()
+
+
 def test_other_libraries_are_not_shown(capsys):
     with log_to_screen():
         logging.getLogger("adaface_of_somebody_else").info("not ours")
