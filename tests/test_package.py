@@ -57,7 +57,7 @@ def test_the_wheel_works_from_another_folder(wheel, tmp_path):
     for words, printed in (
         (["-c", program], f"{tmp_path / 'site' / 'adaface' / '__init__.py'} "),
         (["-m", "adaface", "--version"], f"adaface {adaface.__version__}"),
-        (["-m", "adaface.demo.dataset", "--output", "faces", "--identities", "2"], "demo data in faces"),
+        (["-m", "adaface.demo.dataset", "--output", "faces", "--identities", "2"], "demo data: faces"),
         (["-m", "adaface", "convert", "--rec_path", "faces"], "next: python"),
     ):
         done = subprocess.run([sys.executable, *words], cwd=tmp_path, env=environment, capture_output=True, text=True)
