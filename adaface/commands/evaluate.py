@@ -18,8 +18,6 @@ from pathlib import Path
 from adaface.checkpoints.run_folder import choose_run_folder
 from adaface.commands import model_options
 from adaface.commands.model_options import model_path
-from adaface.config.device_plan import plan_devices
-from adaface.config.options import DeviceOptions
 from adaface.evaluation import protocols
 from adaface.evaluation.degradation import DEGRADATIONS
 from adaface.evaluation.findings import Evaluated, Findings, text_of, write_findings
@@ -56,12 +54,7 @@ def add_model_options(parser: Parser) -> None:
         "--compare", nargs="+", default=[], metavar="FILE",
         help="pairs, folder: compare these models; folder compares them on clear and on blurred images",
     )  # fmt: skip
-    group.add_argument(
-        "--accelerator",
-        choices=("auto", "cpu", "gpu"),
-        default="auto",
-        help="device; auto uses a GPU if available (default: auto)",
-    )
+    model_options.add_accelerator_option(group)
     group.add_argument(
         "--devices", type=int, default=1, metavar="N", help="number of processes, one per GPU (default: 1)"
     )
@@ -283,10 +276,8 @@ def _check_output(folder: Path) -> None:
 
 
 def _open_model(options: argparse.Namespace, path: str) -> CachedEmbedding:
-    devices = plan_devices(DeviceOptions(accelerator=options.accelerator, devices=options.devices, precision="32"))
-    accelerator = "gpu" if devices.accelerator == "gpu" else "cpu"
     return CachedEmbedding(
-        ModelFile(path, options.arch, accelerator),
+        ModelFile(path, options.arch, model_options.chosen_accelerator(options.accelerator, options.devices)),
         folder=Path(options.cache) if options.cache else None,
         processes=options.devices,
         batch_size=options.batch_size,

@@ -19,9 +19,13 @@ import numpy as np
 
 from adaface.alignment.detector import MTCNN
 from adaface.alignment.photograph import Photographs
-from adaface.commands.model_options import add_model_options, check_model_options, model_path
-from adaface.config.device_plan import plan_devices
-from adaface.config.options import DeviceOptions
+from adaface.commands.model_options import (
+    add_accelerator_option,
+    add_model_options,
+    check_model_options,
+    chosen_accelerator,
+    model_path,
+)
 from adaface.data.image_list import ImageFiles, ImageList
 from adaface.inference.comparison import (
     MOST_DRAWN,
@@ -120,12 +124,7 @@ def build_parsers() -> tuple[Parser, dict[str, Parser]]:
     for command in (compare, embed, search, page):
         group = command.add_argument_group("model")
         add_model_options(group)
-        group.add_argument(
-            "--accelerator",
-            choices=("auto", "cpu", "gpu"),
-            default="auto",
-            help="device; auto uses a GPU if available (default: auto)",
-        )
+        add_accelerator_option(group)
     return parser, {"compare": compare, "embed": embed, "search": search, "serve": page}
 
 
@@ -222,8 +221,7 @@ def main(words: list[str] | None = None) -> int:
 
 def _open_model(options: argparse.Namespace) -> CachedEmbedding:
     path = model_path(options)
-    devices = plan_devices(DeviceOptions(accelerator=options.accelerator, devices=1, precision="32"))
-    accelerator = "gpu" if devices.accelerator == "gpu" else "cpu"
+    accelerator = chosen_accelerator(options.accelerator)
     cache = getattr(options, "cache", "")
     model = CachedEmbedding(
         ModelFile(str(path), options.arch, accelerator),

@@ -1,9 +1,11 @@
-"""Options that select a model: name, file, and architecture."""
+"""Options that select a model and its device, shared by several commands."""
 
 import argparse
 from pathlib import Path
 
 from adaface.checkpoints.download import FOLDER_VARIABLE, find_model, locate
+from adaface.config.device_plan import plan_devices
+from adaface.config.options import DeviceOptions
 
 
 def add_model_options(group: argparse._ArgumentGroup) -> None:
@@ -26,6 +28,34 @@ def add_model_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--arch", default=None, help="architecture (ir_50, timm:<name>, ...), required if the file does not store it"
     )
+
+
+def add_accelerator_option(group: argparse._ArgumentGroup) -> None:
+    """Add the option on the device that runs the model.
+
+    Args:
+        group: group of a parser.
+    """
+    group.add_argument(
+        "--accelerator",
+        choices=("auto", "cpu", "gpu"),
+        default="auto",
+        help="device; auto uses a GPU if available (default: auto)",
+    )
+
+
+def chosen_accelerator(accelerator: str, devices: int = 1) -> str:
+    """Return ``cpu`` or ``gpu``, after a check that there are as many devices.
+
+    Args:
+        accelerator: ``--accelerator``.
+        devices: number of processes, one per GPU.
+
+    Raises:
+        ValueError: the devices are not available.
+    """
+    plan = plan_devices(DeviceOptions(accelerator=accelerator, devices=devices, precision="32"))
+    return "gpu" if plan.accelerator == "gpu" else "cpu"
 
 
 def check_model_options(options: argparse.Namespace) -> None:
