@@ -216,7 +216,7 @@ def test_what_fails_in_process_0_before_the_training_keeps_nobody_waiting(data_r
     words = launched.words(data_root, "--run_folder", tmp_path / "run", "--devices", 2)
     statuses, outputs = srun(tmp_path, [words, words], [[0, 1]], start_anew)
     assert statuses == [2, 2], outputs
-    assert re.search(r"main\.py: error: .*Is a directory.*config\.yaml", outputs[0])
+    assert re.search(r"main\.py: error: .*config\.yaml: Is a directory", outputs[0])
     assert outputs[1] == ""
 
 
