@@ -77,6 +77,7 @@ class ProcessWatch(pl.Callback):
         self._losses: list[tuple[_Peer, str]] = []
         self._leaving = False
         self._loss_reported = threading.Event()
+        self._connected = threading.Semaphore(0)  # rank 0 releases it once for each process that is welcome
 
     def setup(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
         """Check that the processes agree, connect to rank 0 and start watching, once."""
@@ -139,6 +140,7 @@ class ProcessWatch(pl.Callback):
         os.register_at_fork(after_in_child=self._forget)
         if self._rank == 0:
             _start(self._accept, server, token)
+            self._wait_for_all()
             return
         try:
             connection = socket.create_connection((address, port), timeout=_CONNECT_SEC)
@@ -152,6 +154,16 @@ class ProcessWatch(pl.Callback):
         self._sockets.append(connection)
         _start(self._watch, connection, connection.makefile("r"), peers[0])
 
+    def _wait_for_all(self) -> None:
+        """Wait until all other processes are connected: one that is not would get no message when this one ends."""
+        until = time.monotonic() + _CONNECT_SEC
+        for number in range(len(self._peers) - 1):
+            if not self._connected.acquire(timeout=max(0.0, until - time.monotonic())):
+                raise RuntimeError(
+                    f"{number} of {len(self._peers) - 1} processes have connected to process 0 on {platform.node()} in "
+                    f"{_CONNECT_SEC:g} s: open all TCP ports between the machines of a run"
+                )
+
     def _accept(self, server: socket.socket, token: str) -> None:
         while True:
             connection, _ = server.accept()
@@ -164,8 +176,10 @@ class ProcessWatch(pl.Callback):
         with contextlib.suppress(OSError, ValueError):
             received, rank = lines.readline(len(token) + 20).split()
             if secrets.compare_digest(received.encode(), token.encode()):
+                peer = self._peers[int(rank)]
                 self._sockets.append(connection)
-                self._watch(connection, lines, self._peers[int(rank)])
+                self._connected.release()
+                self._watch(connection, lines, peer)
                 return
         lines.close()
         connection.close()

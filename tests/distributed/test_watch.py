@@ -85,6 +85,7 @@ def test_an_answer_that_does_not_come_in_time_is_explained(watched):
 
 def test_processes_that_end_as_they_should_are_not_missed(watched):
     assert watched["done"] == ([0, 0, 0], ["", "", ""])
+    assert watched["welcomed late"] == ([0, 0, 0], ["", "", ""])
     statuses, outputs = watched["interrupted"]
     assert statuses == [1, 1, 1]
     assert not any("main.py: error" in output for output in outputs)
