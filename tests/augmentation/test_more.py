@@ -121,5 +121,5 @@ def test_each_has_an_option_that_is_off() -> None:
     for name in NAMES:
         config, _ = parse([f"--{name}_augmentation_prob", "0.25"])
         assert config.augmentation.more_augmentations == {**dict.fromkeys(NAMES, 0.0), name: 0.25}
-        with pytest.raises(ValueError, match=rf"--{name}_augmentation_prob must be in \[0, 1\], got 1.5"):
+        with pytest.raises(ValueError, match=rf"--{name}_augmentation_prob must be between 0 and 1, got 1.5"):
             parse([f"--{name}_augmentation_prob", "1.5"])

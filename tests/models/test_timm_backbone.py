@@ -13,6 +13,7 @@ from adaface.inference.embedder import IMAGE, Embedder, load_pretrained_model
 from adaface.models.registry import build_model, check_architecture
 from adaface.models.timm_backbone import TimmBackbone
 from tests.commands.test_train import faces, run, words  # noqa: F401 (a fixture)
+from tests.support.small_networks import TRAINED
 
 ARCH = "timm:test_resnet@64"
 
@@ -123,10 +124,10 @@ def test_a_checkpoint_tells_its_architecture(trained):
 
 def test_it_is_evaluated_and_trained_further(trained, faces, tmp_path, capsys):  # noqa: F811
     start = ["--start_from_model_statedict", str(trained / "last.ckpt")]
-    without_arch = [word for word in words(faces, tmp_path) if word not in ("--arch", "ir_mini")]
+    without_arch = [word for word in words(faces, tmp_path) if word not in ("--arch", TRAINED)]
     assert main.main([*without_arch, *start, "--evaluate"]) == 0
     assert f"model: {ARCH}" in capsys.readouterr().out
-    assert main.main([*words(faces, tmp_path), *start]) == 2
+    assert main.main([*without_arch, "--arch", "ir_mini", *start]) == 2
     assert f"holds weights of {ARCH}, the run uses --arch ir_mini: give --arch {ARCH}" in capsys.readouterr().err
 
 

@@ -117,7 +117,7 @@ def test_machines_of_which_one_shards_the_head_by_its_memory_do_not_agree():
         for sharded in (False, True)
     ]
     (different,) = [name for name in facts[0] if facts[0][name] != facts[1][name]]
-    assert "--head_sharding on or off" in different
+    assert "set --head_sharding to on or off" in different
 
 
 @pytest.mark.parametrize("name", ["adaface", "curricularface", "subcenter_arcface"])
