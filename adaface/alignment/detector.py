@@ -20,6 +20,7 @@ import numpy as np
 
 from adaface.alignment.boxes import corrected, cut_out, keep_best, squared
 from adaface.alignment.networks import Network, open_network, weights_folder
+from adaface.data.images import as_bgr
 
 WHICH_FACES = ("largest", "central", "all")
 SMALLEST_FACE_PX = 20
@@ -107,13 +108,12 @@ class MTCNN:
         """Return the faces of an image, highest score first.
 
         Args:
-            image: (H, W, 3) uint8 BGR.
+            image: (H, W, 3) uint8 BGR; a Pillow image is converted.
 
         Raises:
             ValueError: the image has another shape or type.
         """
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-            raise ValueError(f"got an image of shape {image.shape} and {image.dtype}, expected (H, W, 3) of uint8")
+        image = as_bgr(image, "the image")
         swapped = np.ascontiguousarray(image[..., ::-1].swapaxes(0, 1))  # RGB, x before y, as the weights expect
         boxes = self._proposals(swapped)
         boxes, scores, offsets, _ = self._classified(self._refine, swapped, boxes, 24, _FACE_PROB[1])

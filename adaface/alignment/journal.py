@@ -1,12 +1,16 @@
 """``alignment.csv``: one line per aligned face or photograph without a face; an interrupted run resumes from it.
 
+A photograph is done if its file has the size and time of before, or else the content of before.
+
 The lines of a photograph are appended when its crops are complete. At the end they are sorted in the order of the
 photographs, so that a resumed alignment writes the same file as an uninterrupted one.
 """
 
 import csv
+import hashlib
 import io
 import json
+import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,16 +18,19 @@ from pathlib import Path
 from typing import Any
 
 from adaface.alignment.detector import Face
-from adaface.system.files import write_atomically
+from adaface.system.csv_text import SafeWriter, original
+from adaface.system.files import FileState, write_atomically
 
 TABLE, SETTINGS = "alignment.csv", "alignment.json"
-ALIGNED, NO_FACE, NO_TRANSFORM, UNREADABLE, NOT_LISTED = (
-    "aligned", "no face", "no transform", "unreadable", "no landmarks"
+ALIGNED, NO_FACE, NO_TRANSFORM, UNREADABLE, NOT_LISTED, SKIPPED = (
+    "aligned", "no face", "no transform", "unreadable", "no landmarks", "skipped"
 )  # fmt: skip
 _POINTS = ("left_eye", "right_eye", "nose", "left_mouth", "right_mouth")
 _EDGES = ("left", "top", "right", "bottom")
 _NUMBERS = ("score", *_EDGES, *(f"{point}_{axis}" for point in _POINTS for axis in "xy"))
-COLUMNS = ("file", "status", "faces_found", "faces_listed", "crop", *_NUMBERS, "reason")
+_STATE = ("bytes", "modified_ns", "sha256")
+_FIRST_COLUMNS = ("file", "status", "faces_found", "faces_listed", "crop", *_NUMBERS, "reason")  # of version 0.2
+COLUMNS = (*_FIRST_COLUMNS, *_STATE)
 _ENCODING: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape"}
 
 
@@ -44,12 +51,30 @@ class Line:
     reason: str = ""
 
 
+def read_with_state(path: Path) -> tuple[bytes, FileState]:
+    """Read a file.
+
+    Returns:
+        Its content, and its state.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        status = os.fstat(file.fileno())
+        content = file.read()
+    return content, FileState(len(content), status.st_mtime_ns, hashlib.sha256(content).hexdigest())
+
+
 class Journal:
     """The table of an output folder, and the photographs that are done.
 
     Args:
         folder: existing output folder.
         settings: options that the crops depend on; texts and numbers.
+
+    Attributes:
+        crops_deleted: number of crops whose photographs are gone; after ``finish``.
 
     Raises:
         ValueError: the folder was started with other settings, or contains a table of another program.
@@ -58,7 +83,9 @@ class Journal:
     def __init__(self, folder: Path, settings: Mapping[str, str | int]) -> None:
         self._folder, self._path = folder, folder / TABLE
         _check_settings(folder, settings)
+        self._before: dict[str, list[dict[str, str]]] = {}  # rows of photographs to do again
         self._rows = self._read()
+        self.crops_deleted = 0
         self._write(self._rows)  # without a line that was cut off
         self._file = self._path.open("a", newline="", **_ENCODING)
 
@@ -69,30 +96,68 @@ class Journal:
         """Close the file."""
         self._file.close()
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._rows
+    def is_done(self, name: str, path: Path) -> bool:
+        """Return whether a photograph is done, and is the same file or the same content as then.
 
-    def add(self, name: str, faces_found: int, lines: Sequence[Line]) -> None:
+        Args:
+            name: path of the photograph, relative to the input folder.
+            path: its file.
+        """
+        rows = self._rows.get(name)
+        if rows is None:
+            return False
+        if not rows[0]["bytes"].isdecimal() or not rows[0]["modified_ns"].lstrip("-").isdecimal():
+            return False
+        before = FileState(int(rows[0]["bytes"]), int(rows[0]["modified_ns"]), rows[0]["sha256"])
+        if not before.still_of(path):
+            return False
+        for row in rows:  # the same content may have another time: the next run need not read it
+            row["modified_ns"] = str(path.stat().st_mtime_ns)
+        return True
+
+    def add(self, name: str, faces_found: int, lines: Sequence[Line], state: FileState | None) -> None:
         """Append the lines of a photograph whose crops are complete.
 
         Args:
             name: path of the photograph, relative to the input folder.
             faces_found: number of faces in it.
             lines: at least one line.
+            state: of the photograph; None if it could not be read.
         """
-        self._rows[name] = [_row(name, faces_found, len(lines), line) for line in lines]
+        self._delete_crops(self._before.pop(name, self._rows.get(name, [])), keep={line.crop for line in lines})
+        self._rows[name] = [_row(name, faces_found, len(lines), line, state) for line in lines]
         self._file.write(_text(self._rows[name]))
         self._file.flush()
 
-    def finish(self, names: Iterable[str]) -> dict[str, list[dict[str, str]]]:
+    def finish(
+        self, names: Iterable[str], skipped: Mapping[str, Line] | None = None
+    ) -> dict[str, list[dict[str, str]]]:
         """Rewrite the table in the order of the photographs, and return its rows by photograph.
 
+        Photographs that are gone are dropped from the table, and their crops are deleted.
+
         Args:
-            names: names of all photographs; rows of other photographs are dropped.
+            names: names of all photographs.
+            skipped: lines of those that were not read, by name.
         """
-        rows = {name: self._rows[name] for name in names}
+        skipped = skipped or {}
+        self._rows |= {name: [_row(name, 0, 1, line, None)] for name, line in skipped.items()}
+        rows = {name: self._rows[name] for name in [*names, *skipped]}
+        used = {row["crop"] for some in rows.values() for row in some}
+        gone = [row for name, some in {**self._before, **self._rows}.items() if name not in rows for row in some]
+        self.crops_deleted = self._delete_crops(gone, keep=used)
         self._write(rows)
         return rows
+
+    def _delete_crops(self, rows: Iterable[Mapping[str, str]], keep: set[str]) -> int:
+        """Delete crops that this table has listed; return their number."""
+        deleted = 0
+        for crop in {row["crop"] for row in rows} - keep - {""}:
+            path = self._folder / crop
+            if path.is_file() and path.resolve().is_relative_to(self._folder.resolve()):  # a table can be edited
+                path.unlink()
+                deleted += 1
+        return deleted
 
     def _read(self) -> dict[str, list[dict[str, str]]]:
         """Return the rows of photographs that are done; unreadable ones are tried again."""
@@ -101,18 +166,22 @@ class Journal:
         with self._path.open(newline="", **_ENCODING) as file:
             text = file.read()
         lines = list(csv.reader(io.StringIO(text[: text.rfind("\n") + 1])))
-        if lines and tuple(lines[0]) != COLUMNS:
+        columns = tuple(lines[0]) if lines else COLUMNS
+        if columns not in (COLUMNS, _FIRST_COLUMNS):
             raise ValueError(
                 f"{self._path} was not written by this program (other columns): choose another output folder"
             )
         rows = defaultdict(list)
         for fields in lines[1:]:
-            if len(fields) == len(COLUMNS):
-                rows[fields[0]].append(dict(zip(COLUMNS, fields, strict=True)))
-        return {name: some for name, some in rows.items() if self._is_done(some)}
+            if len(fields) == len(columns):
+                row = dict(zip(columns, map(original, fields), strict=True))
+                rows[row["file"]].append(dict.fromkeys(_STATE, "") | row)
+        done = {name: some for name, some in rows.items() if self._is_complete(some)}
+        self._before = {name: some for name, some in rows.items() if name not in done}
+        return done
 
-    def _is_done(self, rows: list[dict[str, str]]) -> bool:
-        if str(len(rows)) != rows[0]["faces_listed"] or rows[0]["status"] == UNREADABLE:
+    def _is_complete(self, rows: list[dict[str, str]]) -> bool:
+        if str(len(rows)) != rows[0]["faces_listed"] or rows[0]["status"] in (UNREADABLE, SKIPPED):
             return False
         return all((self._folder / row["crop"]).is_file() for row in rows if row["crop"])
 
@@ -122,9 +191,11 @@ class Journal:
         write_atomically(self._path, text.encode(**_ENCODING))
 
 
-def _row(name: str, faces_found: int, faces_listed: int, line: Line) -> dict[str, str]:
+def _row(name: str, faces_found: int, faces_listed: int, line: Line, state: FileState | None) -> dict[str, str]:
     row = {"file": name, "status": line.status, "crop": line.crop, "reason": " ".join(line.reason.split())}
     row |= {"faces_found": str(faces_found), "faces_listed": str(faces_listed)}
+    values = ("", "", "") if state is None else (str(state.size), str(state.modified_ns), state.sha256)
+    row |= dict(zip(_STATE, values, strict=True))
     if line.face is None:
         return row | dict.fromkeys(_NUMBERS, "")
     values = (*line.face.box, *line.face.landmarks.ravel().tolist())
@@ -134,7 +205,7 @@ def _row(name: str, faces_found: int, faces_listed: int, line: Line) -> dict[str
 
 def _text(rows: Iterable[Mapping[str, str]]) -> str:
     buffer = io.StringIO()
-    csv.DictWriter(buffer, COLUMNS, lineterminator="\n").writerows(rows)
+    SafeWriter(buffer).writerows([row[name] for name in COLUMNS] for row in rows)
     return buffer.getvalue()
 
 

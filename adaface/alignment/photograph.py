@@ -3,45 +3,31 @@
 Gray images get three equal channels, CMYK is converted, 16 bits are divided by 256, transparent areas are black, only
 the first image of a file is read, and the orientation in EXIF is applied.
 
-The scans of a JPEG are counted before decoding: each costs a pass over all pixels, however few bytes it has. A
-progressive photograph has about ten; a file of a few kilobytes can repeat one scan thousands of times, and would keep a
-decoder busy for hours.
-
 ``Photographs`` is a list of aligned faces: each photograph is read and its largest face detected and warped on demand.
 
-Sources: Pillow decodes. The number of pixels is read from the header first, and only formats that Pillow decodes itself
-are tried: no file starts another program. Scans: ITU-T T.81, annex B: a marker is FF and a code; in the data of a scan,
-FF is followed by 00 or a restart marker.
+Source: Pillow decodes. The number of pixels and the scans of a JPEG are read from the header first.
 """
 
 import contextlib
 import functools
 import io
-import re
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from adaface.alignment.detector import MTCNN, choose_faces
 from adaface.alignment.warp import warp_face
+from adaface.data.image_header import PHOTOGRAPH_PIXELS, PILLOW_ERRORS, check_header, open_with_pillow
 from adaface.data.image_list import ImageFiles
 
-MOST_PIXELS = 178_000_000  # about Pillow's default limit; 534 MB when decoded
-_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "PPM", "GIF", "JPEG2000")
 _DEEP = ("I;16", "I;16B", "I;16L", "I;16N", "I")
-_BROKEN = (OSError, SyntaxError, ValueError, TypeError, struct.error, EOFError, KeyError, IndexError, MemoryError)
-MOST_SCANS = 100
-_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")  # except those without a length
-_SCAN, _END = 0xDA, 0xD9
 _HOW = "the largest face that MTCNN finds, version 1"  # increase the number when crops change
 
 
-def read_photograph(path: Path, *, most_pixels: int = MOST_PIXELS) -> np.ndarray:
+def read_photograph(path: Path, *, most_pixels: int = PHOTOGRAPH_PIXELS) -> np.ndarray:
     """Return a photograph, (H, W, 3) uint8 BGR.
 
     Args:
@@ -54,13 +40,13 @@ def read_photograph(path: Path, *, most_pixels: int = MOST_PIXELS) -> np.ndarray
     if path.is_dir():
         raise ValueError(f"{path} is a folder, expected an image file")
     try:
-        with path.open("rb") as file:
-            return _decoded(file, str(path), most_pixels)
+        encoded = path.read_bytes()
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
+    return decode_photograph(encoded, str(path), most_pixels=most_pixels)
 
 
-def decode_photograph(encoded: bytes, name: str, *, most_pixels: int = MOST_PIXELS) -> np.ndarray:
+def decode_photograph(encoded: bytes, name: str, *, most_pixels: int = PHOTOGRAPH_PIXELS) -> np.ndarray:
     """Return a photograph, (H, W, 3) uint8 BGR.
 
     Args:
@@ -71,44 +57,18 @@ def decode_photograph(encoded: bytes, name: str, *, most_pixels: int = MOST_PIXE
     Raises:
         ValueError: not an image, damaged, or too large; the message contains ``name``.
     """
-    return _decoded(io.BytesIO(encoded), name, most_pixels)
-
-
-def _decoded(file: BinaryIO, name: str, most_pixels: int) -> np.ndarray:
+    check_header(encoded, name, most_pixels)
     try:
-        image = Image.open(file, formats=_FORMATS)
-    except Image.DecompressionBombError as error:
-        raise ValueError(f"{name} is too large: {error}") from error
-    except _BROKEN as error:
-        raise ValueError(f"{name} is not an image in a supported format ({', '.join(_FORMATS)})") from error
-    if image.width * image.height > most_pixels:
-        raise ValueError(
-            f"{name} is {image.width}x{image.height} px, more than the maximum of {most_pixels:,} pixels: "
-            "make it smaller first"
-        )
-    if image.format in ("JPEG", "MPO"):
-        _check_scans(file, name)
-    try:
+        image = open_with_pillow(io.BytesIO(encoded))
         image.load()
         return np.ascontiguousarray(_as_rgb(_upright(image))[..., ::-1])
-    except _BROKEN as error:
+    except PILLOW_ERRORS as error:
         raise ValueError(f"{name} is damaged: {error}") from error
-
-
-def _check_scans(file: BinaryIO, name: str) -> None:
-    place = file.tell()
-    file.seek(0)
-    scans = count_scans(file.read())
-    file.seek(place)
-    if scans > MOST_SCANS:
-        raise ValueError(
-            f"{name} has more than {MOST_SCANS} scans, each as slow to decode as a whole image: save it again"
-        )
 
 
 def _upright(image: Image.Image) -> Image.Image:
     """Return the image rotated as its EXIF orientation says, or unchanged if that cannot be read."""
-    with contextlib.suppress(*_BROKEN):
+    with contextlib.suppress(*PILLOW_ERRORS):
         ImageOps.exif_transpose(image, in_place=True)  # otherwise it copies upright images
     return image
 
@@ -124,22 +84,6 @@ def _as_rgb(image: Image.Image) -> np.ndarray:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
-
-
-def count_scans(jpeg: bytes) -> int:
-    """Count the scans of a JPEG, up to one more than ``MOST_SCANS``.
-
-    Args:
-        jpeg: content of the file; data after its end, such as a video, is ignored.
-    """
-    position, scans = 0, 0
-    while scans <= MOST_SCANS and (marker := _MARKER.search(jpeg, position)):
-        code, length = jpeg[marker.end() - 1], jpeg[marker.end() : marker.end() + 2]
-        if code == _END:
-            break
-        scans += code == _SCAN
-        position = marker.end() + max(2, int.from_bytes(length, "big"))
-    return scans
 
 
 @dataclass(frozen=True)

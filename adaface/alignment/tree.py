@@ -1,6 +1,5 @@
 """Align all photographs below a folder, in threads; an interrupted alignment resumes."""
 
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,13 +11,23 @@ import numpy as np
 from tqdm import tqdm
 
 from adaface.alignment.detector import Face, choose_faces
-from adaface.alignment.journal import ALIGNED, NO_FACE, NO_TRANSFORM, NOT_LISTED, UNREADABLE, Journal, Line
-from adaface.alignment.photograph import read_photograph
-from adaface.alignment.warp import warp_face
-from adaface.system.files import write_atomically
+from adaface.alignment.journal import (
+    ALIGNED,
+    NO_FACE,
+    NO_TRANSFORM,
+    NOT_LISTED,
+    SKIPPED,
+    UNREADABLE,
+    Journal,
+    Line,
+    read_with_state,
+)  # fmt: skip
+from adaface.alignment.photograph import decode_photograph
+from adaface.alignment.warp import warp_face, warp_listed_face
+from adaface.data.image_files import Skipped
+from adaface.system.files import FileState, write_atomically
 from adaface.system.threads import in_order
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".ppm", ".pgm", ".gif", ".jp2")
 _ENCODING = {
     ".png": [cv2.IMWRITE_PNG_COMPRESSION, 3],
     ".jpg": [
@@ -38,8 +47,10 @@ class AlignmentJob:
         source: folder of the photographs.
         output: folder of the crops.
         names: paths of the photographs, relative to ``source``.
+        skipped: files that are not read; photographs among them are listed in the table.
         find_faces: returns the faces of a photograph; called from several threads.
         which_faces: one of ``detector.WHICH_FACES``.
+        listed: the landmarks come from a file, and are checked.
         suffix: file name suffix of the crops, one of ``CROP_SUFFIXES``.
         threads: number of photographs processed at a time.
     """
@@ -47,8 +58,10 @@ class AlignmentJob:
     source: Path
     output: Path
     names: Sequence[str]
+    skipped: Sequence[Skipped]
     find_faces: FindFaces
     which_faces: str
+    listed: bool
     suffix: str
     threads: int
 
@@ -63,6 +76,8 @@ class Outcome:
         crops: number of aligned faces.
         without: name and reason of each photograph without an aligned face.
         by_status: number of photographs without an aligned face, by status.
+        misplaced: number of faces whose landmarks do not fit the photograph.
+        crops_deleted: number of faces of earlier runs whose photographs are gone.
     """
 
     photographs: int
@@ -70,22 +85,8 @@ class Outcome:
     crops: int
     without: list[tuple[str, str]]
     by_status: Counter[str]
-
-
-def find_photographs(source: Path, output: Path) -> list[str]:
-    """Return the names of the image files below a folder, sorted, with / between folders.
-
-    Args:
-        source: folder to search; files and folders whose name begins with a dot are skipped.
-        output: folder to skip.
-    """
-    photographs = []
-    for folder, folders, files in os.walk(source):
-        here = Path(folder)
-        folders[:] = [name for name in folders if name[0] != "." and (here / name).resolve() != output.resolve()]
-        images = (here / name for name in files if name[0] != "." and name.lower().endswith(SUFFIXES))
-        photographs += [image.relative_to(source).as_posix() for image in images]
-    return sorted(photographs)
+    misplaced: int
+    crops_deleted: int
 
 
 def crop_stems(names: Sequence[str]) -> dict[str, str]:
@@ -118,15 +119,16 @@ def align_tree(job: AlignmentJob, journal: Journal) -> Outcome:
         OSError: a crop cannot be written.
     """
     stems = crop_stems(job.names)
-    waiting = [name for name in job.names if name not in journal]
+    waiting = [name for name in job.names if not journal.is_done(name, job.source / name)]
     work = partial(_align, job, stems)
     done_before = len(job.names) - len(waiting)
     with tqdm(total=len(job.names), initial=done_before, unit=" photographs", disable=None) as bar:
         results = in_order(work, waiting, threads=job.threads, ahead=4 * job.threads)
-        for name, (faces_found, lines) in zip(waiting, results, strict=True):
-            journal.add(name, faces_found, lines)
+        for name, (faces_found, lines, state) in zip(waiting, results, strict=True):
+            journal.add(name, faces_found, lines, state)
             bar.update()
-    rows = journal.finish(job.names)
+    lost = {entry.name: Line(SKIPPED, reason=entry.reason) for entry in job.skipped if entry.photograph}
+    rows = journal.finish(job.names, lost)
     without = {name: some for name, some in rows.items() if all(row["status"] != ALIGNED for row in some)}
     return Outcome(
         photographs=len(rows),
@@ -134,30 +136,36 @@ def align_tree(job: AlignmentJob, journal: Journal) -> Outcome:
         crops=sum(row["status"] == ALIGNED for some in rows.values() for row in some),
         without=[(name, some[0]["reason"] or some[0]["status"]) for name, some in without.items()],
         by_status=Counter(some[0]["status"] for some in without.values()),
+        misplaced=sum(row["status"] == NO_TRANSFORM for some in rows.values() for row in some),
+        crops_deleted=journal.crops_deleted,
     )
 
 
-def _align(job: AlignmentJob, stems: dict[str, str], name: str) -> tuple[int, list[Line]]:
-    """Write the crops of one photograph; return the number of its faces and the lines for the journal."""
+def _align(job: AlignmentJob, stems: dict[str, str], name: str) -> tuple[int, list[Line], FileState | None]:
+    """Write the crops of one photograph; return the number of its faces, lines for the journal, and its state."""
+    path, state = job.source / name, None
     try:
-        image = read_photograph(job.source / name)
+        content, state = read_with_state(path)
+        image = decode_photograph(content, str(path))
+    except OSError as error:
+        return 0, [Line(UNREADABLE, reason=f"{path} cannot be read: {error.strerror or error}")], None
     except ValueError as error:
-        return 0, [Line(UNREADABLE, reason=str(error))]
+        return 0, [Line(UNREADABLE, reason=str(error))], state
     faces = job.find_faces(name, image)
     if faces is None:
-        return 0, [Line(NOT_LISTED, reason="the landmark file does not name it")]
+        return 0, [Line(NOT_LISTED, reason="the landmark file does not name it")], state
     if not faces:
-        return 0, [Line(NO_FACE)]
+        return 0, [Line(NO_FACE)], state
     chosen = choose_faces(faces, job.which_faces, image.shape)
     numbered = job.which_faces == "all"
     crops = [f"{stems[name]}{f'_{number}' if numbered else ''}{job.suffix}" for number in range(len(chosen))]
-    return len(faces), list(_write_crops(job, image, zip(chosen, crops, strict=True)))
+    return len(faces), list(_write_crops(job, image, zip(chosen, crops, strict=True))), state
 
 
 def _write_crops(job: AlignmentJob, image: np.ndarray, faces: Iterator[tuple[Face, str]]) -> Iterator[Line]:
     for face, crop in faces:
         try:
-            aligned = warp_face(image, face.landmarks)
+            aligned = (warp_listed_face if job.listed else warp_face)(image, face.landmarks)
         except ValueError as error:
             yield Line(NO_TRANSFORM, face=face, reason=str(error))
             continue

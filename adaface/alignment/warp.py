@@ -8,7 +8,13 @@ import cv2
 import numpy as np
 from skimage.transform import SimilarityTransform
 
+from adaface.data.images import as_bgr
+
 SIDE_PX = 112
+_OUTSIDE_SHARE = 0.5  # of the distance between landmarks: faces at an edge are cut off
+_MOST_RESIDUAL_PX = 18.0
+_MOST_BLACK = 0.6
+_GRID = 16
 # left eye, right eye, tip of the nose, left and right corner of the mouth, as the viewer sees them: x, y in px
 ARCFACE_TEMPLATE = np.array(
     [(38.2946, 51.6963), (73.5318, 51.5014), (56.0252, 71.7366), (41.5493, 92.3655), (70.7299, 92.2041)], np.float32
@@ -44,12 +50,59 @@ def warp_face(image: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
     """Return the aligned face, (112, 112, 3) uint8.
 
     Args:
-        image: (H, W, 3) uint8, in any color order.
+        image: (H, W, 3) uint8, in any color order, which is kept; a Pillow image is converted to BGR.
         landmarks: (5, 2) x and y in px of the image, in the order of ``ARCFACE_TEMPLATE``.
 
     Raises:
         ValueError: the landmarks do not determine a transform.
     """
     return cv2.warpAffine(
-        image, similarity_to_template(landmarks), (SIDE_PX, SIDE_PX), flags=cv2.INTER_LINEAR, borderValue=0
+        as_bgr(image, "the image"),
+        similarity_to_template(landmarks),
+        (SIDE_PX, SIDE_PX),
+        flags=cv2.INTER_LINEAR,
+        borderValue=0,
     )
+
+
+def warp_listed_face(image: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
+    """Return the aligned face at landmarks of a file, after checking that they belong to this image.
+
+    Landmarks of another image, of another size of it, or in another order give black or turned faces without any
+    error. Three measurements tell: points outside of the image, the residual of the fit (below 17 px for faces up to a
+    full profile, above 19 px where left and right, or x and y, are exchanged), and the share of the face outside.
+
+    Args:
+        image: as of ``warp_face``.
+        landmarks: (5, 2) x and y in px of the image, in the order of ``ARCFACE_TEMPLATE``.
+
+    Raises:
+        ValueError: the landmarks do not belong to this image, or do not determine a transform.
+    """
+    matrix = similarity_to_template(landmarks)
+    height, width = image.shape[:2]
+    margin = _OUTSIDE_SHARE * float(np.ptp(landmarks, axis=0).max())
+    low, high = landmarks.min(axis=0), landmarks.max(axis=0)
+    if (low < -margin).any() or high[0] > width + margin or high[1] > height + margin:
+        point = landmarks[np.argmax(np.abs(landmarks / (width, height) - 0.5).max(axis=1))]
+        raise ValueError(
+            f"the landmark ({point[0]:.0f}, {point[1]:.0f}) lies outside of the image, {width}x{height} px"
+        )
+    residual = np.sqrt(np.mean(np.sum((landmarks @ matrix[:, :2].T + matrix[:, 2] - ARCFACE_TEMPLATE) ** 2, axis=1)))
+    if residual > _MOST_RESIDUAL_PX:
+        raise ValueError(
+            f"the landmarks do not fit a face (residual {residual:.0f} px of 112): left and right, or x and y, are "
+            "exchanged, or the points are in another order"
+        )
+    black = _share_outside(matrix, width, height)
+    if black > _MOST_BLACK:
+        raise ValueError(f"{100 * black:.0f} % of the aligned face lie outside of the image, {width}x{height} px")
+    return warp_face(image, landmarks)
+
+
+def _share_outside(matrix: np.ndarray, width: int, height: int) -> float:
+    """Return the share of the aligned face whose source lies outside of an image, on a grid of 16x16 points."""
+    middles = (np.arange(_GRID) + 0.5) * SIDE_PX / _GRID
+    places = np.stack(np.meshgrid(middles, middles), axis=-1).reshape(-1, 2)  # (256, 2), x and y in the aligned face
+    x, y = np.linalg.solve(matrix[:, :2], (places - matrix[:, 2]).T)
+    return float(np.mean((x < 0) | (y < 0) | (x >= width) | (y >= height)))

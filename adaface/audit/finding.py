@@ -29,6 +29,9 @@ KINDS = {
         ERROR, "Images of the wrong size", "Faces must be aligned to 112x112 px. Dropped; align them instead."
     ),
     "grey image": Kind(ERROR, "Gray images", "One channel instead of three; training fails on them. Dropped."),
+    "skipped image": Kind(
+        WARNING, "Images that are not read", "Their format, name or place keeps them out of training: see each one."
+    ),
     "empty identity": Kind(ERROR, "Identities without images", "Training fails on empty folders. Left out."),
     "label gap": Kind(
         ERROR, "Labels without images", "Training fails on the file; the index renumbers the classes."

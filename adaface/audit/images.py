@@ -9,14 +9,15 @@ from pathlib import Path
 
 import numpy as np
 
+from adaface.data.image_files import find_image_files, report_skipped
 from adaface.data.image_list import PairSetImages, fingerprint_of_files
 from adaface.data.images import decode_image
 from adaface.data.pair_pickle import EncodedImage
 from adaface.data.pair_sets import PairSet, find_pair_sets, open_pair_set
 from adaface.data.sources.base import Flaw, TrainingSource
 from adaface.data.sources.combined import CombinedSource
-from adaface.data.sources.finder import open_training_source
-from adaface.data.sources.folder import IMAGE_EXTENSIONS, FolderSource, listing
+from adaface.data.sources.finder import folder_sources, open_training_source
+from adaface.data.sources.folder import FolderSource, listing
 from adaface.data.sources.records import FlawedRecordSource
 
 _LONGEST_NAME = 60
@@ -101,9 +102,7 @@ def _files(source: TrainingSource) -> Iterator[str | Path]:
 
 def image_folders(source: TrainingSource) -> list[Path]:
     """Return the image folders of a source, each with one subfolder per identity."""
-    if isinstance(source, CombinedSource):
-        return [folder for part in source.parts() for folder in image_folders(part)]
-    return [source.root] if isinstance(source, FolderSource) else []
+    return [folder.root for folder in folder_sources(source)]
 
 
 def open_audited_data(path: str, *, swapped: bool = False) -> AuditedData:
@@ -211,12 +210,9 @@ def _pair_images(pair_set: PairSet, path: Path) -> TestImages:
 
 
 def _folder_images(folder: Path) -> TestImages:
-    names = sorted(
-        Path(root, name)
-        for root, _, files in os.walk(folder, followlinks=True)
-        for name in files
-        if name.lower().endswith(IMAGE_EXTENSIONS) and not name.startswith(".")
-    )
+    found = find_image_files(folder)
+    report_skipped(found)
+    names = [folder / name for name in sorted(found.names)]
     if not names:
         raise FileNotFoundError(
             f"--test_sets: {folder} contains neither verification sets nor images; found: {listing(folder)}"

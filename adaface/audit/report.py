@@ -5,7 +5,6 @@ Only the first findings of each kind are shown, up to a few megabytes in total.
 """
 
 import base64
-import csv
 import io
 import itertools
 import json
@@ -20,6 +19,7 @@ from jinja2 import Environment, FileSystemLoader
 from adaface.audit.finding import KINDS, LEVELS, Finding
 from adaface.audit.images import AuditedData, TestImages
 from adaface.audit.scan import displayed
+from adaface.system.csv_text import SafeWriter
 from adaface.system.files import atomic_file, write_atomically
 
 CSV, HTML, JSON = "audit.csv", "audit.html", "audit.json"
@@ -66,7 +66,7 @@ def write_csv(path: Path, data: AuditedData, findings: Sequence[Finding], tests:
         file.write(f"{','.join(COLUMNS)}\n".encode())
         while some := list(itertools.islice(rows, _LINES_AT_ONCE)):
             text = io.StringIO()
-            csv.writer(text, lineterminator="\n").writerows(some)
+            SafeWriter(text).writerows(some)
             file.write(text.getvalue().encode("utf-8", "surrogateescape"))
 
 

@@ -9,23 +9,21 @@ training cannot use, and identities with a single image.
 
 import contextlib
 import hashlib
-import io
 import os
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
 import cv2
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from adaface.audit.colors import color_spread, warmth
 from adaface.audit.finding import Finding
 from adaface.audit.hashing import frequencies, picture_hash, usual_frequencies
 from adaface.audit.images import AuditedData
-from adaface.data.images import IMAGE_SHAPE, image_suffix
+from adaface.data.image_header import check_header
+from adaface.data.images import IMAGE_SHAPE, decode_pixels, image_suffix
 from adaface.data.pair_pickle import EncodedImage
 from adaface.system.files import atomic_path
 from adaface.system.threads import in_order
@@ -46,11 +44,9 @@ ROW = np.dtype(
 )
 _AT_ONCE = 128
 _SAMPLED = 4096
+_MOST_PIXELS = 1 << 26
 _SEEN_AS_CUT_ROWS = 8
 _FILLER = 128  # gray value with which libjpeg fills the missing part of a truncated image
-_MOST_PIXELS = 1 << 26
-_LEAST_BYTES_OF_LARGE = 1 << 15  # size of the smallest JPEG with so many pixels; a single-color WebP has hundreds
-_JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 _LEAST_CONTRAST = 4.0  # of 255; the flattest of 4,527 LFW faces has 13
 
 
@@ -188,21 +184,6 @@ def _look(images: Images, index: int, usual: np.ndarray, swapped: bool) -> np.nd
     return row
 
 
-def _is_too_large(data: bytes) -> bool:
-    """Return whether a file's header announces too many pixels: a small file can decode to gigabytes."""
-    if len(data) < _LEAST_BYTES_OF_LARGE and data.startswith(_JPEG):
-        return False
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's own warning about the number of pixels
-        try:
-            with Image.open(io.BytesIO(data)) as image:
-                return image.width * image.height > _MOST_PIXELS
-        except Image.DecompressionBombError:
-            return True
-        except (OSError, ValueError, SyntaxError):
-            return False
-
-
 def _decoded(images: Images, index: int) -> tuple[np.ndarray | None, str]:
     """Return the pixels of an image of any size, BGR or gray, and ""; or None and the reason."""
     try:
@@ -212,18 +193,15 @@ def _decoded(images: Images, index: int) -> tuple[np.ndarray | None, str]:
     if isinstance(encoded, np.ndarray) and encoded.ndim == 3:
         return np.ascontiguousarray(encoded[:, :, ::-1]), ""
     data = encoded if isinstance(encoded, bytes) else encoded.tobytes()
-    if _is_too_large(data):
-        return None, f"not decoded: more than {_MOST_PIXELS / 1e6:.0f} million pixels"
     try:
-        if not data or data.startswith((_JPEG, _PNG)):
+        header = check_header(data, "it", _MOST_PIXELS)
+        if header.format in ("JPEG", "PNG"):
             image_suffix(data, "it")
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_ANYCOLOR)
     except ValueError as error:
         return None, str(error)
-    except cv2.error:
-        image = None
+    image = decode_pixels(data, header.format, cv2.IMREAD_ANYCOLOR)
     if image is None:
-        return None, f"not an image in a known format ({len(data):,} bytes that start with {data[:4].hex(' ')})"
+        return None, f"a damaged {header.format} image ({len(data):,} bytes)"
     if len(image) > _SEEN_AS_CUT_ROWS and (image[-_SEEN_AS_CUT_ROWS:] == _FILLER).all():
         return None, "its lower part is missing"
     return np.asarray(image, np.uint8), ""

@@ -21,7 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adaface.checkpoints.archive import check_archive
 from adaface.system.files import atomic_file
+from adaface.system.pickle_walk import UnsafePickleError
 
 # classes that old Lightning checkpoints name in their pickle; both are dictionaries
 _OLD_LIGHTNING_CLASSES = (
@@ -56,6 +58,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no checkpoint {path}")
     try:
+        check_archive(Path(path))
         old: list[Any] = [(dict, name) for name in _OLD_LIGHTNING_CLASSES]
         with torch.serialization.safe_globals(old), warnings.catch_warnings(action="ignore"):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
@@ -67,6 +70,8 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
             f"{path} is refused: it holds more than tensors and plain values ({reason}). Nothing in it was executed; "
             "export its state_dict with the program that wrote it"
         ) from None
+    except UnsafePickleError as error:
+        raise ValueError(f"{path} is refused: {error}. Nothing in it was executed") from None
     except Exception as error:  # a damaged pickle fails in many ways
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{path} is damaged or not a checkpoint ({reason})") from error

@@ -21,13 +21,13 @@ from adaface.alignment.journal import TABLE, Journal
 from adaface.alignment.landmark_file import read_landmarks
 from adaface.alignment.tree import (
     CROP_SUFFIXES,
-    SUFFIXES,
     AlignmentJob,
     FindFaces,
     Outcome,
     align_tree,
-    find_photographs,
 )
+from adaface.data.image_files import find_image_files, report_skipped
+from adaface.data.image_header import readable_formats
 from adaface.system.command_line import (
     DONE_WITH_PROBLEMS,
     FAILED,
@@ -42,6 +42,7 @@ from adaface.system.locks import RunLock
 from adaface.system.quiet import quiet_decoders
 from adaface.system.threads import usable_cores
 
+MOST_MISPLACED = 0.001
 _SHOWN = 5
 
 
@@ -85,6 +86,14 @@ def build_parser() -> Parser:
         help=f"side of the smallest face to detect, in px; 40 takes less than half the time of 20 (default: "
         f"{SMALLEST_FACE_PX})",
     )
+    parser.add_argument(
+        "--most_misplaced",
+        metavar="FRACTION",
+        type=float,
+        default=MOST_MISPLACED,
+        help="maximum fraction of faces, between 0 and 1, whose landmarks in the file do not fit the photograph "
+        f"(default: {MOST_MISPLACED})",
+    )
     parser.add_argument("--threads", metavar="N", type=int, help="number of threads (default: one per core)")
     return parser
 
@@ -104,6 +113,8 @@ def parse(words: list[str]) -> argparse.Namespace:
         options.threads = usable_cores()
     if options.threads < 1:
         parser.error(f"--threads must be at least 1, got {options.threads}")
+    if not 0 <= options.most_misplaced <= 1:
+        parser.error(f"--most_misplaced must be between 0 and 1, got {options.most_misplaced}")
     if options.landmarks and options.smallest_face_px != SMALLEST_FACE_PX:
         parser.error("--smallest_face_px has no effect with --landmarks")
     return options
@@ -145,11 +156,23 @@ def _run(options: argparse.Namespace) -> int:
     if output.resolve() == source.resolve():
         raise ValueError(f"{source} is given for both photographs and faces: choose another folder for the faces")
     settings = {"source": str(source.resolve()), "faces": options.faces, "format": options.format}
-    names = find_photographs(source, output)
+    found = find_image_files(source, omit=output)
+    report_skipped(found, "photographs")
+    names = sorted(found.names)
     if not names:
-        raise FileNotFoundError(f"no photographs in {source}; expected files of {', '.join(SUFFIXES)}")
+        raise FileNotFoundError(f"no photographs in {source}; readable are {', '.join(readable_formats())}")
     find_faces = _detector(options, settings, set(names))
-    job = AlignmentJob(source, output, names, find_faces, options.faces, f".{options.format}", options.threads)
+    job = AlignmentJob(
+        source,
+        output,
+        names,
+        found.skipped,
+        find_faces,
+        options.faces,
+        listed=options.landmarks is not None,
+        suffix=f".{options.format}",
+        threads=options.threads,
+    )
     output.mkdir(parents=True, exist_ok=True)
     with RunLock() as lock:
         try:
@@ -160,6 +183,14 @@ def _run(options: argparse.Namespace) -> int:
         with Journal(output, settings) as journal:
             outcome = align_tree(job, journal)
     _tell(outcome, time.monotonic() - began, output)
+    faces = outcome.crops + outcome.misplaced
+    if options.landmarks and outcome.misplaced > options.most_misplaced * faces:
+        raise ValueError(
+            f"the landmarks of {outcome.misplaced:,} of {faces:,} faces do not fit their photographs "
+            f"({100 * outcome.misplaced / faces:.1f} %, {100 * options.most_misplaced:g} % are allowed, see "
+            f"--most_misplaced): is {options.landmarks} the file of these photographs, at this size? {output / TABLE} "
+            "gives the reason of each"
+        )
     return DONE_WITH_PROBLEMS if outcome.without else 0
 
 
@@ -185,6 +216,8 @@ def _tell(outcome: Outcome, seconds: float, output: Path) -> None:
     before = f", {outcome.done_before:,} of them before" if outcome.done_before else ""
     rate = f"; {new / max(seconds, 1e-9):,.1f} photographs/s" if new else ""
     print(f"{outcome.photographs:,} photographs{before}: {outcome.crops:,} faces in {output}{rate}")
+    if outcome.crops_deleted:
+        print(f"deleted {outcome.crops_deleted:,} faces of earlier runs whose photographs are gone")
     if not outcome.without:
         return
     kinds = ", ".join(f"{count:,} {status}" for status, count in outcome.by_status.most_common())

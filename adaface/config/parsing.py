@@ -7,17 +7,17 @@ both, with the nearest match (in the official code, a misspelled option reads as
 
 import argparse
 import dataclasses
+import os
 import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from adaface.config.options import ABOUT, GROUPS, OPTIONS, Config
 from adaface.config.rules import check_combinations, check_head_options, check_optimizer
 from adaface.heads.margins import HEADS
 from adaface.system.command_line import Parser, invocation, nearest
+from adaface.system.yaml_file import read_yaml
 
 Action = Literal["run", "plan", "print_config"]
 
@@ -153,10 +153,7 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"--config: there is no recipe {path}")
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not a YAML file: {error}") from error
+    values = read_yaml(path)
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -165,9 +162,14 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
         if key not in OPTIONS:
             raise ValueError(f"{path}: unknown option {key!r}; {nearest(str(key), list(OPTIONS))}")
     try:
-        return {key: convert_value(key, value) for key, value in values.items()}
+        return {key: convert_value(key, _expanded(value)) for key, value in values.items()}
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def _expanded(value: Any) -> Any:
+    """Return a text with the home folder in place of ``~/``, as a shell does on the command line."""
+    return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~/") else value  # noqa: PTH111
 
 
 def finetune_defaults(values: Mapping[str, Any]) -> dict[str, Any]:

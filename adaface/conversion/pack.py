@@ -15,12 +15,13 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from adaface.data.image_files import report_skipped
 from adaface.data.images import decode_image, encode_image, image_suffix
 from adaface.data.pair_pickle import write_bin
+from adaface.data.sources.folder import FolderSource
 from adaface.records import reader as recordio
 from adaface.system.files import atomic_file
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 # The header record stores the counts as float32, which is exact up to this number.
 _LARGEST_COUNT = 2**24
 _TRUE, _FALSE = ("1", "true", "yes"), ("0", "false", "no")
@@ -112,22 +113,11 @@ def _class_files(source: Path) -> list[list[Path]]:
     """List the image files of every class, in `ImageFolder` order."""
     if not source.is_dir():
         raise FileNotFoundError(f"{source} is not a folder; expected a folder with one subfolder per identity")
-    folders = sorted(entry.name for entry in source.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    if not folders:
-        raise FileNotFoundError(f"{source} contains no class folders; expected {source}/<identity>/<image>")
-    classes = []
-    for name in folders:
-        walk = sorted(os.walk(source / name, followlinks=True))
-        files = [Path(root) / file for root, _, names in walk for file in sorted(names) if _is_image_name(file)]
-        if not files:
-            raise ValueError(f"{source / name} contains no images ({', '.join(IMAGE_SUFFIXES)}); remove the folder")
-        classes.append(files)
-    return classes
-
-
-def _is_image_name(name: str) -> bool:
-    """Return whether `ImageFolder` would read the file."""
-    return name.lower().endswith(IMAGE_SUFFIXES)
+    folder = FolderSource(source)
+    report_skipped(folder.listing, count=len(folder))
+    paths = [Path(folder.path(index)) for index in range(len(folder))]
+    ends = np.cumsum(np.bincount(folder.labels)).tolist()
+    return [paths[first:past] for first, past in pairwise([0, *ends])]
 
 
 def _usable(classes: list[list[Path]]) -> tuple[list[list[Path]], list[str]]:

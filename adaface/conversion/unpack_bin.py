@@ -4,7 +4,6 @@ Source: the `.bin` files of InsightFace. Differences from the official converter
 memory-mapped file, and finished work is detected and not repeated.
 """
 
-import hashlib
 import json
 import logging
 import time
@@ -19,13 +18,12 @@ from tqdm import tqdm
 
 from adaface.data.images import decode_image
 from adaface.data.pair_pickle import EncodedImage, read_bin
-from adaface.data.pair_sets import write_bcolz, write_memfile
+from adaface.data.pair_sets import origin_file, origin_of, was_made_from, write_bcolz, write_memfile
 from adaface.system.files import atomic_file
 from adaface.system.threads import in_order, usable_cores
 
 logger = logging.getLogger(__name__)
 
-_SIDECAR = ".convert.json"
 _IMAGES_AT_ONCE = 64
 
 
@@ -44,7 +42,7 @@ def convert_set(path: Path, form: str = "memfile", swap: bool = False, overwrite
     """
     started = time.monotonic()
     name, folder = path.stem, path.parent
-    sidecar = folder / f".{name}{_SIDECAR}"
+    sidecar = origin_file(folder, name)
     if not overwrite:
         reason = _why_done(path, sidecar, form, swap)
         if reason:
@@ -56,7 +54,7 @@ def convert_set(path: Path, form: str = "memfile", swap: bool = False, overwrite
     write(folder, name, _decoded(images, path, swap), issame)
     if form == "bcolz":  # an older memory-mapped set would hide the new one
         (folder / f"{name}_images.npy").unlink(missing_ok=True)
-    _save_sidecar(sidecar, {**_fingerprint(path, with_hash=True), "form": form, "swap_color_channel": swap})
+    _save_sidecar(sidecar, {**origin_of(path), "form": form, "swap_color_channel": swap})
     same = int(issame.sum())
     seconds = time.monotonic() - started
     logger.info(
@@ -84,22 +82,9 @@ def _why_done(path: Path, sidecar: Path, form: str, swap: bool) -> str | None:
         return None
     if known.get("form") != form or known.get("swap_color_channel") != swap:
         return None
-    quick = _fingerprint(path, with_hash=False)
-    same = all(known.get(part) == value for part, value in quick.items())
-    # copying a file changes its modification time, but not its content
-    if not same and known.get("sha256") != _fingerprint(path, with_hash=True)["sha256"]:
+    if not was_made_from(known, path):
         return None
     return f"already converted ({target.name}); nothing to do"
-
-
-def _fingerprint(path: Path, with_hash: bool) -> dict[str, Any]:
-    """Return size, modification time and, if requested, hash of a file."""
-    stat = path.stat()
-    known: dict[str, Any] = {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
-    if with_hash:
-        with path.open("rb") as file:
-            known["sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
-    return known
 
 
 def _decoded(images: list[EncodedImage], path: Path, swap: bool) -> Iterator[np.ndarray]:

@@ -13,7 +13,6 @@ import logging
 import os
 import shutil
 import time
-import zlib
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -21,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from adaface.data.conversion_journal import JOURNAL, Journal
+from adaface.data.conversion_journal import JOURNAL, Journal, checksum, plan_conversion
 from adaface.data.images import image_suffix, swap_red_blue
 from adaface.records.shards import RecordShards
 from adaface.system.threads import in_order, usable_cores
@@ -34,7 +33,6 @@ _COPYING_THREADS = 2
 _MOST_AHEAD = 64  # chunks of images
 _UNSURE = _JOURNAL_EVERY + (_MOST_AHEAD + 1) * _IMAGES_AT_ONCE  # files that may be on disk, but not in the journal
 _LISTED_KEYS = 10
-_MOST_CLASSES = 2**31  # labels must be below: a larger one is a sign of damage, and training does not support it
 
 
 def convert_images(
@@ -68,10 +66,10 @@ def convert_images(
         logger.info(f"{folder}: already converted ({_counts(journal)}); nothing to do")
         return len(journal.skipped)
     records = RecordShards(recs)
-    positions, labels = _plan(records)
+    positions, labels = plan_conversion(records)
     if overwrite:  # only after the new .rec was checked
         _delete_images(folder)
-    crc, identities = _checksum(records, positions, labels), len(np.unique(labels))
+    crc, identities = checksum(records, positions, labels), len(np.unique(labels))
     fresh = Journal(size_bytes, mtime_ns, swap, crc, len(positions), identities)
     journal, unsure = _resume(journal, fresh, folder)
     already = journal.done
@@ -80,44 +78,6 @@ def convert_images(
     _write_images(records, positions, labels, journal, folder, unsure, skip_bad)
     _report_images(journal, already, records, labels, folder, time.monotonic() - started)
     return len(journal.skipped)
-
-
-def _plan(records: RecordShards) -> tuple[np.ndarray, np.ndarray]:
-    """List the image records in file order, and check their labels.
-
-    Returns:
-        Positions and labels of the N images, int64 (N,) each.
-    """
-    positions, labels, in_order_of_keys = [], [], []
-    for file, start, (first, past) in records.shards():
-        stored = file.labels[first:past]
-        bad = np.flatnonzero(~((stored >= 0) & (stored < _MOST_CLASSES) & (stored == np.floor(stored))))
-        if len(bad):
-            raise ValueError(
-                f"{file.rec_path}, key {file.keys[first + bad[0]]}: label {stored[bad[0]]}, expected a class number "
-                f"0, 1, 2, ... ({len(bad)} such records)"
-            )
-        in_order_of_keys.append(stored.astype(np.int64))
-        # file order, not key order, so that a shuffled .rec is read sequentially
-        order = np.argsort(file.offsets[first:past], kind="stable")
-        positions.append(order + (start + first))
-        labels.append(in_order_of_keys[-1][order])
-    if not any(map(len, positions)):
-        raise ValueError(f"{records.location} contains no images")
-    records.refuse_separate_sets(in_order_of_keys)
-    return np.concatenate(positions), np.concatenate(labels)
-
-
-def _checksum(records: RecordShards, positions: np.ndarray, labels: np.ndarray) -> int:
-    """Return a checksum over the keys, offsets and labels of the images of all files."""
-    crc = 0
-    for column in ("keys", "offsets"):
-        done = 0
-        for file, start, (first, past) in records.shards():
-            chosen = positions[done : done + past - first] - start
-            crc = zlib.crc32(getattr(file, column)[chosen].astype(np.int64).data, crc)
-            done += past - first
-    return zlib.crc32(labels.data, crc)
 
 
 def _resume(journal: Journal | None, fresh: Journal, folder: Path) -> tuple[Journal, int]:

@@ -4,12 +4,18 @@ Training refuses a folder whose conversion is not complete.
 """
 
 import json
+import zlib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import numpy as np
+
+from adaface.records.shards import RecordShards, find_records
+from adaface.system.command_line import invocation
 from adaface.system.files import write_atomically
 
 JOURNAL = ".convert.json"
+_MOST_CLASSES = 2**31  # labels must be below: a larger one is a sign of damage, and training does not support it
 
 
 @dataclass
@@ -52,10 +58,14 @@ class Journal:
             ValueError: the journal is damaged.
         """
         try:
-            return cls(**json.loads((folder / JOURNAL).read_text(encoding="utf-8")))
-        except FileNotFoundError:
+            journal = cls(**json.loads((folder / JOURNAL).read_text(encoding="utf-8")))
+            numbers = (journal.rec_bytes, journal.rec_mtime_ns, journal.index_crc, journal.images, journal.done)
+            if not all(type(number) is int for number in numbers) or not isinstance(journal.skipped, list):
+                raise ValueError("its values are not whole numbers")
+            return journal
+        except (FileNotFoundError, NotADirectoryError):
             return None
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise ValueError(f"{folder / JOURNAL} is damaged ({error}); use --overwrite to convert again") from None
 
     def save(self, folder: Path) -> None:
@@ -66,3 +76,77 @@ class Journal:
         """
         # Not synced to disk, like the images: there is no guarantee after a power failure.
         write_atomically(folder / JOURNAL, json.dumps(asdict(self)), to_disk=False)
+
+
+def plan_conversion(records: RecordShards) -> tuple[np.ndarray, np.ndarray]:
+    """List the image records in file order, and check their labels.
+
+    Returns:
+        Positions and labels of the N images, int64 (N,) each.
+    """
+    positions, labels, in_order_of_keys = [], [], []
+    for file, start, (first, past) in records.shards():
+        stored = file.labels[first:past]
+        bad = np.flatnonzero(~((stored >= 0) & (stored < _MOST_CLASSES) & (stored == np.floor(stored))))
+        if len(bad):
+            raise ValueError(
+                f"{file.rec_path}, key {file.keys[first + bad[0]]}: label {stored[bad[0]]}, expected a class number "
+                f"0, 1, 2, ... ({len(bad)} such records)"
+            )
+        in_order_of_keys.append(stored.astype(np.int64))
+        # file order, not key order, so that a shuffled .rec is read sequentially
+        order = np.argsort(file.offsets[first:past], kind="stable")
+        positions.append(order + (start + first))
+        labels.append(in_order_of_keys[-1][order])
+    if not any(map(len, positions)):
+        raise ValueError(f"{records.location} contains no images")
+    records.refuse_separate_sets(in_order_of_keys)
+    return np.concatenate(positions), np.concatenate(labels)
+
+
+def checksum(records: RecordShards, positions: np.ndarray, labels: np.ndarray) -> int:
+    """Return a checksum over the keys, offsets and labels of the images of all files."""
+    crc = 0
+    for column in ("keys", "offsets"):
+        done = 0
+        for file, start, (first, past) in records.shards():
+            chosen = positions[done : done + past - first] - start
+            crc = zlib.crc32(getattr(file, column)[chosen].astype(np.int64).data, crc)
+            done += past - first
+    return zlib.crc32(labels.data, crc)
+
+
+def check_conversion(folder: Path) -> None:
+    """Check that an image folder, if it was converted, is complete and made from the `.rec` beside it.
+
+    Args:
+        folder: image folder.
+
+    Raises:
+        ValueError: it is not complete, the `.rec` has changed since, or the journal is damaged.
+    """
+    journal = Journal.load(folder)
+    if journal is None:
+        return
+    again = f"{invocation('convert')} --rec_path {folder.parent} --make_image_files"
+    if not journal.complete:
+        raise ValueError(
+            f"the conversion to {folder} is not complete ({journal.done} of {journal.images} images). Continue it "
+            f"with: {again}"
+        )
+    recs = find_records(folder.parent)
+    if recs and not _is_made_from(journal, recs):
+        raise ValueError(
+            f"{folder} was converted from another {recs[0].name} than the one in {folder.parent} now. Convert again "
+            f"with: {again} --overwrite; or train on the .rec itself with --use_mxrecord"
+        )
+
+
+def _is_made_from(journal: Journal, recs: list[Path]) -> bool:
+    stats = [rec.stat() for rec in recs]
+    if sum(stat.st_size for stat in stats) != journal.rec_bytes:
+        return False
+    if sum(stat.st_mtime_ns for stat in stats) == journal.rec_mtime_ns:
+        return True
+    records = RecordShards(recs)  # a copy has another time; its keys, offsets and labels are the same
+    return checksum(records, *plan_conversion(records)) == journal.index_crc

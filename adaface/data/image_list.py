@@ -10,7 +10,8 @@ from typing import Protocol
 import cv2
 import numpy as np
 
-from adaface.data.images import IMAGE_SHAPE
+from adaface.data.image_header import check_header
+from adaface.data.images import IMAGE_SHAPE, decode_pixels
 from adaface.data.pair_sets import PairSet
 
 
@@ -166,13 +167,11 @@ def read_color_image(path: Path) -> np.ndarray:
         ValueError: the file is missing or not an image.
     """
     try:
-        encoded = np.fromfile(path, np.uint8)
+        encoded = path.read_bytes()
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
-    try:
-        image = cv2.imdecode(encoded, cv2.IMREAD_COLOR)
-    except cv2.error:
-        image = None
+    header = check_header(encoded, str(path))
+    image = decode_pixels(encoded, header.format, cv2.IMREAD_COLOR)
     if image is None:
         raise ValueError(f"{path} is not a readable image ({len(encoded)} bytes)")
     return image

@@ -1,12 +1,15 @@
 """Aligned face images: format detection, decoding, encoding; sequences that read an image on demand."""
 
+import io
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import overload
+from typing import Any, overload
 
 import cv2
 import numpy as np
+from PIL import Image
 
+from adaface.data.image_header import PILLOW_ERRORS, open_with_pillow, read_header
 from adaface.data.pair_pickle import EncodedImage
 
 IMAGE_SHAPE = (112, 112, 3)
@@ -33,26 +36,65 @@ def decode_image(encoded: EncodedImage, what: str) -> np.ndarray:
     if isinstance(encoded, np.ndarray):
         if encoded.ndim != 1:
             return _pixels_to_bgr(encoded, what)
-        data = encoded
-    else:
-        data = np.frombuffer(encoded, np.uint8)
-    try:
-        # ANYCOLOR keeps one channel for a grayscale image, so that it is detected without decoding again.
-        image = cv2.imdecode(data, cv2.IMREAD_ANYCOLOR)
-    except cv2.error:
-        image = None
+        encoded = encoded.tobytes()
+    header = read_header(encoded, what)
+    if (header.height, header.width) != IMAGE_SHAPE[:2]:  # before it is decoded: it may announce any size
+        raise ValueError(_wrong_size(header.height, header.width, what))
+    # ANYCOLOR keeps one channel for a grayscale image, so that it is detected without decoding again.
+    image = decode_pixels(encoded, header.format, cv2.IMREAD_ANYCOLOR)
     if image is None:
-        raise ValueError(f"{what}: not a readable image ({len(data)} bytes); the data is damaged")
+        raise ValueError(f"{what} is not a readable image ({len(encoded)} bytes); the data is damaged")
     if image.shape != IMAGE_SHAPE:
         raise ValueError(_wrong_shape(image, what))
     return image
+
+
+def as_bgr(image: Any, what: str) -> np.ndarray:
+    """Return an image as BGR: an array as it is, a Pillow image converted from the mode that it states.
+
+    Args:
+        image: uint8 array (H, W, 3), BGR by contract, or a Pillow image.
+        what: name of the image for the error message.
+
+    Raises:
+        ValueError: neither; what other objects turn into as an array may be of any color order.
+    """
+    if isinstance(image, Image.Image):
+        return np.ascontiguousarray(np.asarray(image.convert("RGB"))[..., ::-1])
+    if not isinstance(image, np.ndarray):
+        raise ValueError(f"{what} is a {type(image).__name__}, expected a uint8 array in BGR order, or a Pillow image")
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(f"{what} is {image.dtype} of shape {image.shape}, expected uint8 of (H, W, 3) in BGR order")
+    return image
+
+
+def decode_pixels(encoded: bytes, format_name: str, flags: int) -> np.ndarray | None:
+    """Decode an image whose header was checked, by OpenCV; by Pillow what OpenCV does not read.
+
+    Args:
+        encoded: the whole image.
+        format_name: its format, from its header.
+        flags: of OpenCV, such as ``cv2.IMREAD_COLOR``.
+
+    Returns:
+        (H, W, 3) uint8 BGR, or (H, W) where the flags allow gray; None if it is damaged.
+    """
+    try:
+        if format_name == "HEIC":
+            return np.ascontiguousarray(np.asarray(open_with_pillow(io.BytesIO(encoded)).convert("RGB"))[..., ::-1])
+        return cv2.imdecode(np.frombuffer(encoded, np.uint8), flags)
+    except (cv2.error, *PILLOW_ERRORS):
+        return None
 
 
 def _wrong_shape(image: np.ndarray, what: str) -> str:
     """Describe why an image is not (112, 112, 3)."""
     if image.ndim == 2 or image.shape[2] != 3:
         return f"{what}: a grayscale image, not color; expected 112x112 color faces (remove it or convert it)"
-    height, width = image.shape[:2]
+    return _wrong_size(image.shape[0], image.shape[1], what)
+
+
+def _wrong_size(height: int, width: int, what: str) -> str:
     return f"{what}: {width}x{height} px, expected 112x112: align or resize the faces first"
 
 

@@ -28,10 +28,11 @@ from adaface.data.datasets import (
     start_worker,
 )
 from adaface.data.held_out import hold_out, open_sets
+from adaface.data.image_files import summary
 from adaface.data.pair_sets import PairSet
 from adaface.data.sampler import EpochBatchSampler, ShardedBatchSampler
 from adaface.data.sources.base import TrainingSource, fingerprint_of
-from adaface.data.sources.finder import open_training_source, split_paths
+from adaface.data.sources.finder import folder_sources, open_training_source, split_paths
 from adaface.data.sources.selection import SUBSET_LIST, read_subset_list, select_indexed, select_subset
 from adaface.system.lightning_setup import pl
 from adaface.system.threads import usable_cores
@@ -283,6 +284,9 @@ class FaceDataModule(pl.LightningDataModule):
             use_mxrecord=options.use_mxrecord,
             flawed=bool(options.train_data_index),
         )
+        for folder in folder_sources(source):
+            if lines := summary(folder.listing, f"images in {folder.root}", len(folder)):
+                self.notes.append("\n".join(lines))
         if options.train_data_index:
             return select_indexed(source, options.train_data_index)
         if options.train_data_subset:

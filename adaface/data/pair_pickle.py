@@ -1,54 +1,76 @@
 """InsightFace's `.bin` files, which are pickles: written, and read without executing code from them.
 
 A pickle can name functions and have them called: an ordinary unpickler executes what the file says. Here, every name
-that a verification set may need (`_codecs.encode`, `bytes`, `bytearray`, and numpy's `_reconstruct`, `scalar`,
-`ndarray`, `dtype`) maps to a stand-in defined below, and every other name raises an error. Even numpy's own functions
-are not called: the file describes arrays, and they are built here after the description was checked.
+that a verification set may need (`_codecs.encode`, `bytes`, `bytearray`, and numpy's `_reconstruct`, `_frombuffer`,
+`scalar`, `ndarray`, `dtype`) maps to a stand-in below, and every other name raises an error. Even numpy's own functions
+are not called: the file describes arrays, and they are built here after the description was checked. Before anything
+is built, `system/pickle_walk.py` looks at every opcode; calls cannot produce more bytes than the file has.
 
-Source: the pickle protocols 0 to 4 as Python 2 and 3 write them; numpy's pickles of uint8 and bool arrays.
+Source: the pickle protocols 0 to 5 as Python 2 and 3 write them; numpy's pickles of arrays and scalars.
 """
 
+import math
 import os
 import pickle
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from adaface.system.files import atomic_file
+from adaface.system.pickle_walk import PAIR_SET_OPCODES, DamagedPickleError, UnsafePickleError, walk_pickle
 
 EncodedImage = bytes | np.ndarray
 _NOT_A_SET = "is not a verification .bin (a pickle of (images, issame) as InsightFace writes it)"
 
 
 class _Refused(pickle.UnpicklingError):
-    """The pickle contains something that a verification set never contains."""
+    """The pickle asks for something that a verification set never contains."""
+
+
+class _Budget:
+    """Bytes that calls in the pickle may still produce: in a real file, no more than twice its own."""
+
+    def __init__(self, size: int) -> None:
+        self._left = size
+
+    def spend(self, size: int) -> None:
+        self._left -= size
+        if self._left < 0:
+            raise _Refused("the pickle builds more bytes than the file has")
 
 
 class _Builder:
-    """Stand-in for a global of a pickle: callable, and immutable for the pickle."""
+    """Stands in for a global: callable, and nothing about it can be changed by the pickle."""
 
-    __slots__ = ()
+    __slots__ = ("budget",)
+
+    def __init__(self, budget: _Budget) -> None:
+        self.budget = budget
 
     def __setstate__(self, state: object) -> None:
         raise _Refused("the pickle tries to change a function")
 
 
+_LATIN = ("latin1", b"latin1", "latin-1", b"latin-1")
+
+
 class _Encode(_Builder):
-    """Stand-in for `_codecs.encode`: protocol 2 stores bytes as latin-1 text."""
+    """Stands in for `_codecs.encode`: protocol 2 stores bytes as text in latin-1."""
 
     __slots__ = ()
 
     def __call__(self, text: object, codec: object = None) -> bytes:
         """Encode latin-1 text."""
-        if not isinstance(text, str) or codec not in ("latin1", b"latin1", "latin-1", b"latin-1"):
-            raise _Refused(f"the pickle calls _codecs.encode with {codec!r}, expected latin1 text")
+        if not isinstance(text, str) or not isinstance(codec, (str, bytes)) or codec not in _LATIN:
+            raise _Refused("the pickle calls _codecs.encode for something other than latin1 text")
+        self.budget.spend(len(text))
         return text.encode("latin-1")
 
 
 class _Bytes(_Builder):
-    """Stand-in for `bytes` and `bytearray`, which given a large number would fill the memory."""
+    """Stands in for `bytes` and `bytearray`, which from a number would fill the memory."""
 
     __slots__ = ()
 
@@ -58,81 +80,109 @@ class _Bytes(_Builder):
             case ():
                 return b""
             case (bytes() | bytearray() as data,):
+                self.budget.spend(len(data))
                 return bytes(data)
-            case (str() as text, "latin-1" | "latin1" | b"latin-1" | b"latin1"):
+            case (str() as text, str() | bytes() as codec) if codec in _LATIN:
+                self.budget.spend(len(text))
                 return text.encode("latin-1")
         raise _Refused("the pickle builds bytes from something other than bytes or latin-1 text")
 
 
-_DTYPES = {"u1": np.uint8, "uint8": np.uint8, "b1": np.bool_, "bool": np.bool_}
+# labels are stored as any kind of number, images as uint8
+_DTYPES = {"u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f2", "f4", "f8", "b1", "O8"}
+_DTYPE_NAMES = {"uint8": "u1", "int64": "i8", "bool": "b1"}
+_OBJECTS = "O8"
 
 
-class _Dtype(_Builder):
-    """Stand-in for a numpy dtype, uint8 or bool."""
+class _Dtype:
+    """Stands in for one numpy dtype: a number, a boolean, or `object` for a list."""
 
-    __slots__ = ("dtype",)
+    __slots__ = ("name", "order")
 
     def __init__(self, name: object) -> None:
         text = name.decode("latin-1") if isinstance(name, bytes) else name
-        if not isinstance(text, str) or text.lstrip("|") not in _DTYPES:
-            raise _Refused(f"the pickle holds an array of type {text!r}, expected uint8 or bool")
-        self.dtype = np.dtype(_DTYPES[text.lstrip("|")])
+        if not isinstance(text, str) or len(text) > 8:
+            raise _Refused("the pickle contains an array of an unknown type, expected numbers")
+        text = _DTYPE_NAMES.get(text, text)
+        self.order, self.name = (text[0], text[1:]) if text[:1] in ("<", ">", "|") else ("|", text)
+        if self.name not in _DTYPES:
+            raise _Refused(f"the pickle contains an array of type {self.name!r}, expected numbers")
 
     def __setstate__(self, state: object) -> None:
-        # numpy's state of a dtype: version, byte order, fields. Single bytes have no byte order.
+        # numpy's state of a dtype: version, byte order, nothing special
         if not isinstance(state, tuple) or len(state) < 5 or any(part is not None for part in state[2:5]):
-            raise _Refused("the pickle holds a structured array, expected uint8 or bool")
+            raise _Refused("the pickle contains a structured array, expected numbers")
+        order = state[1].decode("latin-1") if isinstance(state[1], bytes) else state[1]
+        if not isinstance(order, str) or order not in ("<", ">", "|", "="):
+            raise _Refused("the pickle contains a type of an unknown byte order")
+        self.order = order
+
+    def numpy(self) -> np.dtype[Any]:
+        """Return the type, which is not `object`."""
+        if self.name == _OBJECTS:
+            raise _Refused("the pickle contains an array of objects where numbers are expected")
+        return np.dtype(f"{self.order}{self.name}")
 
 
 class _DtypeBuilder(_Builder):
-    """Stand-in for the class `numpy.dtype`."""
+    """Stands in for the class `numpy.dtype`."""
 
     __slots__ = ()
 
     def __call__(self, name: object, *flags: object) -> _Dtype:
-        """Return the stand-in of a dtype; the flags (align, copy) have no effect on single bytes."""
+        """Make the stand-in of a dtype; the flags (align, copy) have no meaning here."""
         return _Dtype(name)
 
 
 class _ArrayClass(_Builder):
-    """Stand-in for the class `numpy.ndarray`: an argument of `_reconstruct`, never called in numpy's pickles."""
+    """Stands in for the class `numpy.ndarray`: a mark for `_reconstruct`, never called by a file numpy wrote."""
 
     __slots__ = ()
 
     def __call__(self, *arguments: object) -> None:
-        """Raise an error: the array would expose uninitialized memory."""
+        """Refuse: an array made this way would hold memory that nobody wrote."""
         raise _Refused("the pickle calls numpy.ndarray")
 
 
-class _Array(_Builder):
-    """Stand-in for an array while the pickle is read; `value` is the checked array."""
+def _checked_shape(shape: object) -> tuple[int, ...]:
+    if not isinstance(shape, tuple) or not all(type(side) is int and side > 0 for side in shape):
+        raise _Refused("the pickle contains an array whose shape is not a tuple of positive numbers")
+    return shape
+
+
+def _array_of(data: bytes | bytearray, dtype: _Dtype, shape: tuple[int, ...], order: str) -> np.ndarray:
+    """Build an array whose description was checked; it shares the memory of its bytes."""
+    numbers = dtype.numpy()
+    if math.prod(shape) * numbers.itemsize != len(data):
+        raise _Refused(f"the pickle stores an array in {len(data)} bytes that do not fit its shape")
+    flat = np.frombuffer(data, np.uint8 if numbers == np.bool_ else numbers)
+    return flat.reshape(shape, order="F" if order == "F" else "C")  # (*shape); booleans as 0 and 1, or another byte
+
+
+class _Array:
+    """Stands in for an array while the pickle is read.
+
+    Attributes:
+        value: the checked array; a list of its items if it is one of objects; None before its state is read.
+    """
 
     __slots__ = ("value",)
 
-    def __init__(self) -> None:
-        self.value: np.ndarray | None = None
+    def __init__(self, value: np.ndarray | None = None) -> None:
+        self.value: np.ndarray | list[object] | None = value
 
     def __setstate__(self, state: object) -> None:
         match state:
-            case (int(), tuple() as shape, _Dtype() as dtype, bool() | int() as fortran, bytes() as data):
-                pass
-            case (int(), _, _Dtype(), _, _):
-                raise _Refused("the pickle holds an array that is not stored as bytes")
+            case (int(), tuple() as shape, _Dtype() as dtype, bool() | int() as fortran, bytes() | bytearray() as data):
+                self.value = _array_of(data, dtype, _checked_shape(shape), "F" if fortran else "C")
+            case (int(), (int() as count,), _Dtype(name="O8"), _, list() as items) if count == len(items):
+                self.value = list(items)
             case _:
-                raise _Refused("the pickle holds an array in an unknown form")
-        if not all(type(side) is int and side >= 0 for side in shape):
-            raise _Refused(f"the pickle holds an array of shape {shape!r}")
-        flat = np.frombuffer(data, np.uint8)
-        if dtype.dtype == np.bool_:
-            flat = flat != 0
-        try:
-            self.value = flat.reshape(shape, order="F" if fortran else "C")
-        except ValueError:
-            raise _Refused(f"an array of shape {shape!r} is stored in {len(data)} bytes") from None
+                raise _Refused("the pickle contains an array in an unknown form")
 
 
 class _Reconstruct(_Builder):
-    """Stand-in for numpy's `_reconstruct`: returns an empty array that the pickle then fills."""
+    """Stands in for numpy's `_reconstruct`: an empty array that the pickle then fills."""
 
     __slots__ = ()
 
@@ -143,45 +193,70 @@ class _Reconstruct(_Builder):
         return _Array()
 
 
-class _Scalar(_Builder):
-    """Stand-in for numpy's `scalar`: one bool or uint8."""
+class _FromBuffer(_Builder):
+    """Stands in for numpy's `_frombuffer`, which protocol 5 calls for an array in one piece."""
 
     __slots__ = ()
 
-    def __call__(self, dtype: object, data: object = b"") -> bool | int:
+    def __call__(self, data: object, dtype: object, shape: object, order: object = "C", axes: object = None) -> _Array:
+        """Build an array."""
+        known = isinstance(data, (bytes, bytearray)) and isinstance(dtype, _Dtype) and isinstance(order, (str, bytes))
+        if not known or axes is not None:
+            raise _Refused("the pickle contains an array in an unknown form")
+        assert isinstance(data, (bytes, bytearray)) and isinstance(dtype, _Dtype)
+        return _Array(_array_of(data, dtype, _checked_shape(shape), "F" if order in ("F", b"F") else "C"))
+
+
+class _Scalar(_Builder):
+    """Stands in for numpy's `scalar`: one number or boolean."""
+
+    __slots__ = ()
+
+    def __call__(self, dtype: object, data: object = b"") -> bool | int | float:
         """Read one value."""
-        if not isinstance(dtype, _Dtype) or not isinstance(data, bytes) or len(data) != 1:
-            raise _Refused("the pickle holds a number other than a uint8 or a bool")
-        return data[0] != 0 if dtype.dtype == np.bool_ else data[0]
+        if not isinstance(dtype, _Dtype) or not isinstance(data, bytes):
+            raise _Refused("the pickle contains a number in an unknown form")
+        value = _array_of(data, dtype, (1,), "C").tolist()[0]
+        return bool(value) if dtype.name == "b1" else value
 
 
-_ALLOWED: dict[tuple[str, str], _Builder] = {
-    ("_codecs", "encode"): _Encode(),
-    **{(module, name): _Bytes() for module in ("builtins", "__builtin__") for name in ("bytes", "bytearray")},
-    **{
-        (module, name): builder
-        for module in ("numpy", "numpy.core.multiarray", "numpy._core.multiarray")
-        for name, builder in (
-            ("_reconstruct", _Reconstruct()),
-            ("scalar", _Scalar()),
-            ("ndarray", _ArrayClass()),
-            ("dtype", _DtypeBuilder()),
-        )
-    },
-}
+def _stand_ins(budget: _Budget) -> dict[tuple[str, str], _Builder]:
+    """Return the stand-ins by module and name of the global."""
+    multiarray = {
+        "_reconstruct": _Reconstruct(budget),
+        "scalar": _Scalar(budget),
+        "ndarray": _ArrayClass(budget),
+        "dtype": _DtypeBuilder(budget),
+    }
+    modules = ("numpy", "numpy.core.multiarray", "numpy._core.multiarray")
+    return {
+        ("_codecs", "encode"): _Encode(budget),
+        **{(m, name): _Bytes(budget) for m in ("builtins", "__builtin__") for name in ("bytes", "bytearray")},
+        **{(m, name): builder for m in modules for name, builder in multiarray.items()},
+        **{(m, "_frombuffer"): _FromBuffer(budget) for m in ("numpy.core.numeric", "numpy._core.numeric")},
+    }
 
 
 class _PairsUnpickler(pickle.Unpickler):
-    """An unpickler that maps every global to a stand-in above, so that no name in the file reaches real code."""
+    """An unpickler whose every global is one of the stand-ins above: no name in the file reaches real code.
+
+    Args:
+        file: the pickle, at its start.
+        size: of it in bytes.
+    """
+
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        super().__init__(file, encoding="bytes")
+        self._globals = _stand_ins(_Budget(2 * size))
 
     def find_class(self, module: str, name: str) -> Any:
         """Return the stand-in of an allowed global."""
         try:
-            return _ALLOWED[module, name]
+            return self._globals[module, name]
         except KeyError:
             raise _Refused(
-                f"the pickle asks for {module}.{name}, which no verification set needs. Nothing was executed. "
-                f"Do not trust this file"
+                f"the pickle asks for {module[:80]}.{name[:80]}, which a verification set never needs; nothing was "
+                "run. Do not trust this file"
             ) from None
 
 
@@ -204,9 +279,14 @@ def read_bin(path: str | os.PathLike[str]) -> tuple[list[EncodedImage], np.ndarr
         raise FileNotFoundError(f"{path} does not exist; expected a verification set (.bin)")
     try:
         with path.open("rb") as file:
-            loaded = _PairsUnpickler(file, encoding="bytes").load()
-    except _Refused as error:
+            size = os.fstat(file.fileno()).st_size
+            walk_pickle(file, size, PAIR_SET_OPCODES)
+            file.seek(0)
+            loaded = _PairsUnpickler(file, size).load()
+    except (_Refused, UnsafePickleError) as error:
         raise ValueError(f"{path} was refused: {error}") from None
+    except DamagedPickleError as error:
+        raise ValueError(f"{path} {_NOT_A_SET}, or is truncated: {error}") from None
     except OSError:
         raise
     except Exception as error:  # a damaged pickle can raise anything; only stand-ins ran
@@ -227,8 +307,9 @@ def _describe(value: object) -> str:
 
 def _plain_images(stored: object, path: Path) -> list[EncodedImage]:
     """Turn the first half of the pickle into bytes and uint8 arrays."""
-    if isinstance(stored, _Array) and stored.value is not None and stored.value.ndim == 4:
-        stored = list(stored.value)
+    if isinstance(stored, _Array):
+        value = stored.value
+        stored = list(value) if isinstance(value, list) or (value is not None and value.ndim == 4) else stored
     if not isinstance(stored, (list, tuple)):
         raise ValueError(f"{path} {_NOT_A_SET}: its images are {_describe(stored)}, expected a list")
     images: list[EncodedImage] = []
@@ -236,6 +317,8 @@ def _plain_images(stored: object, path: Path) -> list[EncodedImage]:
         plain = image.value if isinstance(image, _Array) else image
         if isinstance(plain, bytearray):
             plain = bytes(plain)
+        if isinstance(plain, np.ndarray) and plain.ndim == 2 and 1 in plain.shape:
+            plain = plain.reshape(-1)  # encoded bytes as OpenCV returned them, (N, 1)
         if isinstance(plain, bytes) or (
             isinstance(plain, np.ndarray) and plain.dtype == np.uint8 and plain.ndim in (1, 3)
         ):
@@ -253,7 +336,7 @@ def _plain_booleans(stored: object, path: Path) -> np.ndarray:
     if not isinstance(values, (list, tuple)):
         raise ValueError(f"{path} {_NOT_A_SET}: issame is {_describe(stored)}, expected a list of booleans")
     for index, value in enumerate(values):
-        if type(value) not in (bool, int) or value not in (0, 1):
+        if type(value) not in (bool, int, float) or value not in (0, 1):
             raise ValueError(f"{path}: issame[{index}] is {_describe(value)}, expected True or False")
     return np.array(values, dtype=bool)
 

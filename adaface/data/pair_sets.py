@@ -27,7 +27,7 @@ import numpy as np
 from adaface.data.images import IMAGE_SHAPE, LazyImages, decode_image
 from adaface.data.pair_pickle import EncodedImage, check_counts, read_bin
 from adaface.system.command_line import invocation
-from adaface.system.files import atomic_file, atomic_path
+from adaface.system.files import FileState, atomic_file, atomic_path, state_of
 
 PAPER_SETS = ("agedb_30", "cfp_fp", "lfw", "cplfw", "calfw")
 _IMAGES_SUFFIX = "_images.npy"
@@ -166,6 +166,51 @@ def find_pair_sets(folder: str | os.PathLike[str]) -> dict[str, Path]:
     return {name: paths[name] for name in sorted(paths, key=lambda name: (order.get(name, len(order)), name))}
 
 
+def origin_file(folder: Path, name: str) -> Path:
+    """Return the file that records from which `.bin` a set was converted."""
+    return folder / f".{name}.convert.json"
+
+
+def origin_of(path: Path) -> dict[str, Any]:
+    """Return what identifies the `.bin` of a converted set, as plain values."""
+    state = state_of(path)
+    return {"bytes": state.size, "mtime_ns": state.modified_ns, "sha256": state.sha256}
+
+
+def was_made_from(origin: object, path: Path) -> bool:
+    """Return whether a converted set was made from a `.bin`.
+
+    Args:
+        origin: read from ``origin_file``.
+        path: the `.bin`.
+
+    Raises:
+        OSError: the `.bin` cannot be read.
+    """
+    if not isinstance(origin, dict):
+        return False
+    size, modified_ns, sha256 = (origin.get(name) for name in ("bytes", "mtime_ns", "sha256"))
+    if not isinstance(size, int) or not isinstance(modified_ns, int) or not isinstance(sha256, str):
+        return False
+    return FileState(size, modified_ns, sha256).still_of(path)
+
+
+def _check_origin(folder: Path, name: str) -> None:
+    """Raise ValueError if the `.bin` beside a converted set is another one than that it was converted from."""
+    source, record = folder / f"{name}.bin", origin_file(folder, name)
+    if not source.is_file() or not record.is_file():  # one of them alone is what there is
+        return
+    try:
+        origin = json.loads(record.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        origin = None
+    if not was_made_from(origin, source):
+        raise ValueError(
+            f"the converted set {folder / name} was not made from the {source.name} beside it, which has changed: "
+            f"{invocation('convert')} --rec_path {folder} --make_validation_memfiles --overwrite converts it again"
+        )
+
+
 def open_pair_set(folder: str | os.PathLike[str], name: str) -> PairSet:
     """Open a verification set in any format.
 
@@ -191,6 +236,7 @@ def open_pair_set(folder: str | os.PathLike[str], name: str) -> PairSet:
         # Read once: the list of images, the large part, is kept.
         images._store, issame = read_bin(path)
         return PairSet(name, images, issame)
+    _check_origin(Path(folder), name)
     images = _MemfileImages(path) if path.name.endswith(_IMAGES_SUFFIX) else _BcolzImages(path)
     issame = _load_npy(Path(folder) / (name + _LIST_SUFFIX))
     if issame.ndim != 1 or not np.isin(issame, (0, 1)).all():

@@ -1,6 +1,5 @@
 """Results of an evaluation command: printed, and written as tables, curves and a report to a folder."""
 
-import csv
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -22,6 +21,7 @@ from adaface.reporting.hardest_pairs import hardest_pairs
 from adaface.reporting.quality import RejectCurve
 from adaface.reporting.report import ReportContent, write_report
 from adaface.reporting.tables import ReportTable
+from adaface.system.csv_text import SafeWriter
 from adaface.system.files import write_atomically
 
 REPORT = "report.html"
@@ -159,7 +159,7 @@ def _as_json(content: Mapping[str, Any]) -> str:
 
 def _as_csv(outcomes: Sequence[Outcome]) -> str:
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    writer = SafeWriter(text)
     writer.writerow(["protocol", "data", "number", "value", "low", "high"])
     for outcome in outcomes:
         for name, value in outcome.numbers.items():

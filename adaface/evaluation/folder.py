@@ -27,7 +27,7 @@ from adaface.evaluation.identity_folder import IdentityFolder, assign_roles, ope
 from adaface.evaluation.template_pooling import pool_templates
 from adaface.inference.search import most_similar, search
 from adaface.metrics.identification import macro_f1, open_set_rates, rank_rates
-from adaface.metrics.intervals import rate_interval, tar_intervals
+from adaface.metrics.intervals import including, rate_interval, tar_intervals
 from adaface.metrics.outcome import Embedded, EmbedImages, Outcome, unreadable_note
 
 PROTOCOL = "folder"
@@ -173,7 +173,7 @@ def identify(
     result = search(embeddings, features, labels, known)
     mated = result.mate_ranks > 0
     places, _ = most_similar(embeddings[mated], features, 1)
-    ignored = (f"skipped, because hidden or not an image: {folder.ignored:,} files",) if folder.ignored else ()
+    ignored = (f"{folder.skipped:,} files are skipped",) if folder.skipped else ()
     return Identification(
         labels=labels[mated],
         predicted=known[places[:, 0]],
@@ -228,7 +228,9 @@ def _open_set(result: Identification) -> dict[float, tuple[float, tuple[float, f
         measurable,
         np.stack([people, people], axis=1),
     )
-    return {fpir: (rates[fpir].tpir if fpir in intervals else math.nan, intervals.get(fpir)) for fpir in FPIRS}
+    measured = {fpir: rates[fpir].tpir for fpir in intervals}
+    ends = {fpir: including(interval, measured[fpir]) for fpir, interval in intervals.items()}
+    return {fpir: (measured.get(fpir, math.nan), ends.get(fpir)) for fpir in FPIRS}
 
 
 def _mean_by_identity(embeddings: np.ndarray, labels: np.ndarray, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

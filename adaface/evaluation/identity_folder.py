@@ -7,13 +7,12 @@ Two layouts are supported:
     <root>/probe/<identity>/<image>      the probes; those of identities without a gallery are non-mated
 """
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from adaface.data.conversion_journal import JOURNAL
+from adaface.data.image_files import FolderListing, report_skipped
 from adaface.data.image_list import ImageFiles, read_color_image
 from adaface.data.images import IMAGE_SHAPE
 from adaface.data.sources.folder import FolderSource, listing
@@ -32,14 +31,14 @@ class IdentityFolder:
         identities: names of the identities.
         labels: (N,) indices into ``identities``, ascending.
         in_gallery: (N,) booleans; None in the layout without gallery and probe folders.
-        ignored: number of files that are hidden or not images.
+        skipped: number of files that are not read.
     """
 
     images: ImageFiles
     identities: tuple[str, ...]
     labels: np.ndarray
     in_gallery: np.ndarray | None
-    ignored: int
+    skipped: int
 
 
 @dataclass(frozen=True)
@@ -84,9 +83,10 @@ def open_identity_folder(root: Path, limit: int | None = None) -> IdentityFolder
     paths = [Path(sources[part].path(index)) for part, index in zip(part_of[order], within[order], strict=True)]
     images = ImageFiles(root.resolve().name, paths)
     _refuse_unaligned(images)
-    ignored = sum(map(_files, parts)) - sum(map(len, sources))
+    skipped = [entry for source in sources for entry in source.listing.skipped]
+    report_skipped(FolderListing([], skipped, sum(source.listing.litter for source in sources)), count=len(labels))
     in_gallery = None if len(parts) == 1 else part_of[order] == 0
-    return IdentityFolder(images, identities, labels[order], in_gallery, ignored)
+    return IdentityFolder(images, identities, labels[order], in_gallery, len(skipped))
 
 
 def assign_roles(
@@ -138,19 +138,6 @@ def _parts(root: Path) -> list[Path]:
             f"{root}, which contains {listing(root)}"
         )
     return parts or [root]
-
-
-def _files(part: Path) -> int:
-    """Count all files in the places where images are expected."""
-    count = 0
-    with os.scandir(part) as entries:
-        for entry in entries:
-            if entry.is_dir() and not entry.name.startswith("."):
-                with os.scandir(entry) as inside:
-                    count += sum(file.is_file() for file in inside)
-            else:
-                count += entry.is_file() and entry.name != JOURNAL
-    return count
 
 
 def _refuse_unaligned(images: ImageFiles) -> None:

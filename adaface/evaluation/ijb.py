@@ -17,7 +17,7 @@ from typing import overload
 
 import numpy as np
 
-from adaface.alignment.warp import warp_face
+from adaface.alignment.warp import warp_listed_face
 from adaface.data.image_list import ImageFiles, ImageList
 from adaface.evaluation.ijb_metadata import (
     TITLES,
@@ -182,7 +182,7 @@ class _Warp:
     landmarks: np.ndarray
 
     def __call__(self, image: np.ndarray, index: int) -> np.ndarray:
-        return warp_face(image, self.landmarks[index])
+        return warp_listed_face(image, self.landmarks[index].astype(np.float64))
 
 
 def _embed(embed: EmbedImages, images: ImageList, pooling: str) -> tuple[FeaturesOf, np.ndarray]:

@@ -28,6 +28,7 @@ from adaface.metrics.comparison import Comparison, compare_decisions
 from adaface.metrics.identification import compare_macro_f1, macro_f1
 from adaface.metrics.outcome import EmbedImages, Outcome
 from adaface.reporting.style import BLACK, BLUE, DPI, GREEN, ORANGE, PURPLE, SKY, VERMILION, dress, save_figure
+from adaface.system.csv_text import safe
 from adaface.system.files import write_atomically
 from adaface.system.text_table import aligned
 
@@ -162,7 +163,7 @@ def comparison_csv(comparison: ModelComparison) -> str:
     writer = csv.DictWriter(text, names, lineterminator="\n")
     writer.writeheader()
     for (model, condition), outcome in comparison.outcomes.items():
-        row: dict[str, str | float] = {"model": model, "condition": condition}
+        row: dict[str, str | float] = {"model": safe(model), "condition": condition}
         for name, value in outcome.numbers.items():
             ends = outcome.intervals.get(name, ("", ""))
             for end, number in zip(("", "_low", "_high"), (value, *ends), strict=True):

@@ -18,6 +18,7 @@ import numpy as np
 from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 
+from adaface.data.image_files import find_image_files, report_skipped
 from adaface.data.image_list import ImageFiles
 from adaface.inference.search import search
 from adaface.metrics.identification import rank_rates
@@ -27,7 +28,6 @@ from adaface.metrics.outcome import Embedded, EmbedImages, Outcome
 RANKS = (1, 5, 20)
 _ALIGNED = "aligned_pad_0.1_pad_high"
 _PARTS = ("Gallery_Match", "Probe", "Gallery_Distractor")
-_ENDINGS = (".jpg", ".jpeg", ".png")
 _DISTRACTOR = -1  # label of distractors
 _BLOCK_BYTES = 256_000_000
 
@@ -49,9 +49,11 @@ def run(embed: EmbedImages, root: Path, limit: int = 0) -> Outcome:
     """
     lists, folders = _lists_and_folders(root)
     match, probes = (_file_names(path, key) for path, key in zip(lists, ("gallery_set", "probe_set"), strict=True))
-    distractors = sorted(path for path in folders[2].rglob("*") if path.suffix.lower() in _ENDINGS)
+    found = find_image_files(folders[2])
+    report_skipped(found, "distractors")
+    distractors = sorted(folders[2] / name for name in found.names)
     if not distractors:
-        raise ValueError(f"{folders[2]} contains no images ({', '.join(_ENDINGS)}): the gallery needs distractors")
+        raise ValueError(f"{folders[2]} contains no images: the gallery needs distractors")
     limited = 0 < limit < max(len(probes), len(distractors))
     if limited:
         probes, distractors = probes[:: -(-len(probes) // limit)], distractors[:: -(-len(distractors) // limit)]

@@ -13,18 +13,20 @@ Differs from it: the architecture is read from the file, and no code in the file
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from adaface.checkpoints.download import find_model
 from adaface.checkpoints.files import THRESHOLD, load_checkpoint
 from adaface.checkpoints.weights import backbone_state, find_architecture, load_backbone
+from adaface.data.images import as_bgr
 from adaface.export.network import load_network
 from adaface.metrics.verification import fuse_flip
 from adaface.models.backbone import EMBEDDING_SIZE, IMAGE_SIZE, Backbone
@@ -77,7 +79,7 @@ def to_input(image: Any) -> Tensor:
     """Convert one aligned face to the input of a network that expects BGR, as all published ones do.
 
     Args:
-        image: a PIL image, or an array (112, 112, 3) uint8, in **RGB** order.
+        image: a Pillow image of any mode, or an array (112, 112, 3) uint8 in **RGB** order.
 
     Returns:
         (1, 3, 112, 112) float32 BGR in [-1, 1].
@@ -85,9 +87,9 @@ def to_input(image: Any) -> Tensor:
     Raises:
         ValueError: the image has another shape or type.
     """
-    pixels = np.asarray(image)
-    _check_images(pixels[None], "the image")
-    return normalize_images(torch.from_numpy(np.ascontiguousarray(pixels[None, ..., ::-1])), channels_last=False)
+    bgr = as_bgr(image, "the image") if isinstance(image, Image.Image) else as_bgr(image, "the image")[..., ::-1]
+    _check_images(bgr[None], "the image")
+    return normalize_images(torch.from_numpy(np.ascontiguousarray(bgr[None])), channels_last=False)
 
 
 def prepare_for_inference(model: nn.Module) -> nn.Module:
@@ -138,11 +140,13 @@ class Embedder:
         path = Path(path)
         return _load_onnx(path, arch) if path.suffix == ".onnx" else _load_checkpoint(path, arch, device)
 
-    def embed(self, images: np.ndarray, batch_size: int = 64, *, view: str = FUSED) -> tuple[np.ndarray, np.ndarray]:
+    def embed(
+        self, images: np.ndarray | Sequence[Any], batch_size: int = 64, *, view: str = FUSED
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Embed aligned faces.
 
         Args:
-            images: (N, 112, 112, 3) uint8 BGR.
+            images: (N, 112, 112, 3) uint8 BGR; or a list of N such arrays or Pillow images, which are converted.
             batch_size: batch size.
             view: one of ``VIEWS``: image and mirror image ``fused``, the ``image`` alone, or its ``mirror`` alone.
 
@@ -152,7 +156,8 @@ class Embedder:
         Raises:
             ValueError: the images have another shape or type, or the embeddings are not finite.
         """
-        images = np.asarray(images)
+        if not isinstance(images, np.ndarray):
+            images = _stacked(images)
         _check_images(images, "the images")
         if self._format.color == "RGB":
             images = images[..., ::-1]
@@ -293,6 +298,16 @@ def _load_onnx(path: Path, arch: str | None) -> Embedder:
         fingerprint=f"onnx-{digest}",
         threshold=metadata.get("threshold"),
     )
+
+
+def _stacked(images: Sequence[Any]) -> np.ndarray:
+    """Return a list of images as (N, 112, 112, 3) uint8 BGR."""
+    if not isinstance(images, (list, tuple)):
+        raise ValueError(f"the images are a {type(images).__name__}, expected an array or a list of images")
+    arrays = [as_bgr(image, f"image {index}") for index, image in enumerate(images)]
+    for index, array in enumerate(arrays):
+        _check_images(array[None], f"image {index}")
+    return np.stack(arrays) if arrays else np.empty((0, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
 
 
 def _check_images(images: np.ndarray, what: str) -> None:

@@ -6,7 +6,6 @@ The file is an `.npz` of plain arrays without pickles: `names` (N,) text, `embed
 The search itself is ``inference.search.most_similar``.
 """
 
-import csv
 import io
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -17,6 +16,7 @@ import numpy as np
 
 from adaface.inference.comparison import NO_THRESHOLD, Threshold, short_name, threshold_text
 from adaface.system.command_line import printable
+from adaface.system.csv_text import SafeWriter
 from adaface.system.files import atomic_file
 
 _VERSION = 1
@@ -160,7 +160,7 @@ def found_text(found: FoundFaces) -> str:
 def found_csv(found: FoundFaces) -> str:
     """Format search results as CSV, a row for each gallery face; ``same`` is empty without a threshold."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    writer = SafeWriter(text)
     writer.writerow(_COLUMNS)
     for probe, name in enumerate(found.probes.names):
         quality = f"{found.probes.norms[probe]:.4f}"

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
+from adaface.data.image_files import find_image_files, report_skipped
 from adaface.data.image_list import ImageFiles, ImageList, PairSetImages
 from adaface.data.pair_sets import PairSet, open_pair_set
-from adaface.data.sources.folder import IMAGE_EXTENSIONS, listing
+from adaface.data.sources.folder import listing
 from adaface.demo.dataset import DemoSize, draw_picture, training_pictures
 
 _DRAWN_PEOPLE = 8
@@ -67,7 +68,7 @@ def drawn_faces(count: int) -> np.ndarray:
 
 
 def find_images(folder: Path) -> list[Path]:
-    """Return the image files of a folder, at any depth, sorted, without hidden files and folders.
+    """Return the image files of a folder, at any depth, sorted, and report the files that are skipped.
 
     Args:
         folder: folder to search.
@@ -80,11 +81,11 @@ def find_images(folder: Path) -> list[Path]:
         if folder.exists():
             raise ValueError(f"{folder} is a file, expected a folder of images")
         raise FileNotFoundError(f"there is no folder {folder}")
-    files = [file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_EXTENSIONS and file.is_file()]
-    visible = sorted(file for file in files if not any(part[0] == "." for part in file.relative_to(folder).parts))
-    if not visible:
+    found = find_image_files(folder)
+    report_skipped(found)
+    if not found.names:
         raise FileNotFoundError(f"no images in {folder}; it contains {listing(folder)}")
-    return visible
+    return sorted(folder / name for name in found.names)
 
 
 def _open(path: Path) -> ImageList:

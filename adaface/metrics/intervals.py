@@ -25,7 +25,7 @@ from scipy.special import betaincinv, ndtr
 from scipy.stats import binom, norm
 
 from adaface.metrics.dependence import Identities, PairScores, placements
-from adaface.metrics.verification import auc, best_accuracy, eer, fold_decisions
+from adaface.metrics.verification import auc, best_accuracy, eer, fold_decisions, tar_at_far
 
 Interval = tuple[float, float]
 
@@ -59,6 +59,19 @@ def exact(rate: float, size: float) -> Interval:
     low = betaincinv(hits, misses + 1, _TAILS[0]) if hits > _NEARLY_0 else 0.0
     high = betaincinv(hits + 1, misses, _TAILS[1]) if misses > _NEARLY_0 else 1.0
     return float(low), float(high)
+
+
+def including(interval: Interval, rate: float) -> Interval:
+    """Return an interval that contains the measured rate.
+
+    Equal scores are all accepted or all rejected by a threshold, but the intervals treat scores as a continuous
+    distribution: the rate of many equal scores may lie outside.
+
+    Args:
+        interval: lower and upper end.
+        rate: the measured rate.
+    """
+    return min(interval[0], rate), max(interval[1], rate)
 
 
 def rate_interval(hits: np.ndarray, identities: np.ndarray | None = None) -> Interval:
@@ -107,7 +120,7 @@ def accuracy_interval(
     middle = (rate + best_accuracy(embeddings, issame)) / 2
     known = _identities(identities, len(correct))
     low, high = wilson(middle, len(correct)) if known is None else exact(middle, _size(known, correct - rate))
-    return min(low, rate), max(high, rate)
+    return including((low, high), rate)
 
 
 def tar_intervals(
@@ -127,8 +140,8 @@ def tar_intervals(
         seed: random seed of the draws.
 
     Returns:
-        Lower and upper end for each rate. With fewer than about four impostor pairs expected above the threshold,
-        the lower end depends on the exponential tail.
+        Lower and upper end for each rate; the measured rate is inside. With fewer than about four impostor pairs
+        expected above the threshold, the lower end depends on the exponential tail.
 
     Raises:
         ValueError: a rate outside (0, 1), or scores that ``metrics.verification.roc`` rejects.
@@ -138,12 +151,12 @@ def tar_intervals(
     if outside:
         raise ValueError(f"false accept rates are fractions between 0 and 1, got {outside}")
     genuine, impostor = np.sort(sides.genuine), np.sort(sides.impostor)[::-1]
-    intervals = {}
+    intervals, measured = {}, tar_at_far(similarity, issame, fars)
     for far in fars:
         threshold = impostor[min(max(round(far * len(impostor)) - 1, 0), len(impostor) - 1)]
         effects = sides.effects(threshold)
         draws = rate_draws(genuine, impostor, far, len(impostor), effects, np.random.default_rng(seed))
-        intervals[far] = _ends(draws)
+        intervals[far] = including(_ends(draws), measured[far])
     return intervals
 
 

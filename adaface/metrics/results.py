@@ -18,6 +18,7 @@ import numpy as np
 
 from adaface.metrics.intervals import Interval, accuracy_interval, auc_interval, eer_interval, tar_intervals
 from adaface.metrics.verification import auc, eer, evaluate, fold_decisions, pair_similarities, tar_at_far
+from adaface.system.csv_text import safe
 from adaface.system.files import write_atomically
 from adaface.system.text_table import aligned
 
@@ -244,7 +245,7 @@ def _as_csv(rows: Sequence[dict[str, Any]]) -> str:
             for name, interval in row["intervals"].items()
             for end, value in zip(_ENDS, interval, strict=True)
         }
-        writer.writerow({**row, **tars, **ends, "notes": "; ".join(row["notes"])})
+        writer.writerow({**row, **tars, **ends, "set": safe(row["set"]), "notes": "; ".join(row["notes"])})
     return text.getvalue()
 
 

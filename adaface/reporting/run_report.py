@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from adaface.checkpoints.run_folder import CONFIG, MANIFEST
 from adaface.data.image_list import PairSetImages
@@ -16,6 +15,7 @@ from adaface.metrics.results import SetResult
 from adaface.reporting.hardest_pairs import hardest_pairs
 from adaface.reporting.report import ReportContent, write_report
 from adaface.reporting.training import read_metrics
+from adaface.system.yaml_file import read_yaml
 
 REPORT = "report.html"
 _PAIRS_OF_A_SET = 8  # of each kind
@@ -33,7 +33,7 @@ def write_run_report(folder: Path, results: Sequence[SetResult], pair_sets: Mapp
         OSError: it cannot be written.
     """
     manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    options = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+    options = read_yaml(folder / CONFIG)
     manifest.pop("config")
     earlier = [start.get("started") for start in manifest.pop("earlier_starts")]
     metrics = read_metrics(folder / "metrics")

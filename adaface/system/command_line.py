@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import contextvars
 import difflib
 import errno
 import importlib.util
@@ -29,6 +30,7 @@ INTERRUPTED = 130
 NOBODY_READS = 141  # as of a program ended by SIGPIPE
 EXPECTED_ERRORS = (ValueError, FileNotFoundError, RuntimeError, OSError)  # reported in one line, without a traceback
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+_left_out: contextvars.ContextVar[list[bool] | None] = contextvars.ContextVar("left_out", default=None)
 
 
 _SCRIPTS = {"train": "main.py", "convert": "convert.py"}  # at the root of the repository, the official names
@@ -149,14 +151,15 @@ def run_to_status(program: str, job: Callable[[], int], *, stopped: str) -> int:
         stopped: message if the user stopped it.
 
     Returns:
-        The job's exit status, 2 after an error, 130 if stopped, or 141 if the reader of its output has exited.
+        The job's exit status (1 in place of 0 after ``mark_incomplete``), 2 after an error, 130 if stopped, or 141 if
+        the reader of its output has exited.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # file names need not be text
     try:
         with terminated_as_interrupted(), output_written():
-            return job()
+            return _completed(job)
     except KeyboardInterrupt:
         logger.warning(f"\n{program}: stopped; {stopped}")
         return INTERRUPTED
@@ -199,6 +202,22 @@ def report_error(program: str, error: Exception, *, notes: Iterable[str] = ()) -
         _discard_output()
     logger.error("\n".join([f"{program}: error: {one_line(error)}", *notes]))
     return FAILED
+
+
+def mark_incomplete() -> None:
+    """Let the running command end with status 1: it left a part of its input out, and has said which."""
+    marks = _left_out.get()
+    if marks is not None:
+        marks.append(True)
+
+
+def _completed(job: Callable[[], int]) -> int:
+    marks: list[bool] = []
+    token = _left_out.set(marks)
+    try:
+        return job() or (DONE_WITH_PROBLEMS if marks else 0)
+    finally:
+        _left_out.reset(token)
 
 
 def _nobody_reads() -> bool:

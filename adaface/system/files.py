@@ -1,12 +1,14 @@
 """Atomic files and folders: written under a temporary name in the same folder, then renamed."""
 
 import errno
+import hashlib
 import os
 import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,6 +21,46 @@ def part_path(path: str | os.PathLike[str]) -> Path:
     """
     final = Path(path)
     return final.with_name(f".{final.name}.part")
+
+
+@dataclass(frozen=True)
+class FileState:
+    """State of a file from which something was derived.
+
+    Attributes:
+        size: in bytes.
+        modified_ns: time of its last modification.
+        sha256: of its content, 64 hexadecimal digits.
+    """
+
+    size: int
+    modified_ns: int
+    sha256: str
+
+    def still_of(self, path: Path) -> bool:
+        """Return whether a file is unchanged: it has this size and time or, as copies have another time, this content.
+
+        Args:
+            path: an existing file.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        status = path.stat()
+        if (status.st_size, status.st_mtime_ns) == (self.size, self.modified_ns):
+            return True
+        return status.st_size == self.size and state_of(path).sha256 == self.sha256
+
+
+def state_of(path: Path) -> FileState:
+    """Return the state of a file.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        status = os.fstat(file.fileno())
+        return FileState(status.st_size, status.st_mtime_ns, hashlib.file_digest(file, "sha256").hexdigest())
 
 
 @contextmanager

@@ -158,7 +158,7 @@ def test_choice_among_faces():
 
 @pytest.mark.parametrize("image", [np.zeros((9, 9), np.uint8), np.zeros((9, 9, 4), np.uint8), np.zeros((9, 9, 3))])
 def test_images_that_are_refused(mtcnn, image):
-    with pytest.raises(ValueError, match=r"expected \(H, W, 3\) of uint8"):
+    with pytest.raises(ValueError, match=r"expected uint8 of \(H, W, 3\)"):
         mtcnn.detect(image)
 
 

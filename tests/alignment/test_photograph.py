@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from adaface.alignment.photograph import MOST_SCANS, count_scans, decode_photograph, read_photograph
+from adaface.alignment.photograph import decode_photograph, read_photograph
+from adaface.data.image_header import MOST_SCANS, count_scans
 from tests.support.photographs import astronaut
 
 ORIENTATION = 0x0112
@@ -115,16 +116,16 @@ def huge_png():
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", "is not an image in a supported format"),
-        (b"hello", "is not an image in a supported format"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is not an image in a supported format"),
+        (b"", "is not a readable image"),
+        (b"hello", "is not a readable image"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is not a readable image"),
         (encoded(red(), "PNG")[:90], "is damaged"),
         (encoded(red(), "JPEG")[:700], "is damaged"),
         (
             encoded(Image.fromarray(np.ones((4, 4), np.float32)), "TIFF"),
             "is damaged: its pixels are floating-point numbers",
         ),
-        (huge_png(), "is too large"),
+        (huge_png(), "announces .* too few for a photograph"),
     ],
     ids=["empty", "text", "program", "PNG cut off", "JPEG cut off", "fractions", "huge"],
 )

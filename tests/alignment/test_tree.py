@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from adaface.alignment.tree import crop_stems, find_photographs
+from adaface.alignment.tree import crop_stems
 from adaface.alignment.warp import warp_face
 from adaface.commands import align as align_command
 from adaface.data.image_list import read_color_image
@@ -56,7 +56,7 @@ def test_a_tree_of_photographs(tmp_path, capsys):
         ("ben/wall.png", "no face", "0", ""),
     ]
     assert abs(float(rows[0]["nose_x"]) - ASTRONAUT_LANDMARKS[2, 0]) < 3
-    assert "is not an image in a supported format" in rows[2]["reason"]
+    assert "not a readable image (8 bytes that start with 6e 6f 20 69)" in rows[2]["reason"]
     printed = capsys.readouterr().out
     assert "4 photographs: 2 faces in" in printed
     assert "no face from 2 photographs (1 unreadable, 1 no face)" in printed
@@ -122,7 +122,9 @@ def test_a_landmark_file_instead_of_the_detector(tmp_path, monkeypatch, capsys):
         write(source / name, astronaut())
     points = " ".join(map(str, ASTRONAUT_LANDMARKS.ravel()))
     landmarks.write_text(f"a/1.png {points} 0.5\na/3.png {'7 ' * 10} 0.5\n")
-    assert align(source, output, "--landmarks", landmarks) == 1
+    assert align(source, output, "--landmarks", landmarks) == 2
+    assert "the landmarks of 1 of 2 faces do not fit their photographs (50.0 %, 0.1 % are" in capsys.readouterr().err
+    assert align(source, output, "--landmarks", landmarks, "--most_misplaced", 0.5) == 1
     assert np.array_equal(read_color_image(output / "a" / "1.png"), warp_face(astronaut(), ASTRONAUT_LANDMARKS))
     assert [(row["status"], row["score"]) for row in table(output)] == [
         ("aligned", "0.5000"), ("no landmarks", ""), ("no transform", "0.5000"),
@@ -175,15 +177,60 @@ def test_done_photographs_are_not_read_again_and_new_ones_are(tmp_path, capsys):
     write(source / "a.png", head())
     assert align(source, output) == 0
     write(source / "b.png", head())
-    (source / "a.png").write_bytes(b"no longer an image")
+    os.utime(source / "a.png", ns=(0, 0))  # another time, but the same content
+    (output / "a.png").write_bytes(b"a face of before")
     assert align(source, output) == 0
     assert "2 photographs, 1 of them before: 2 faces" in capsys.readouterr().out
+    assert (output / "a.png").read_bytes() == b"a face of before"
+    assert [row["modified_ns"] == "0" for row in table(output)] == [True, False]
+
+
+def test_a_photograph_replaced_under_its_name_is_aligned_again(tmp_path, capsys):
+    source, output = tmp_path / "in", tmp_path / "out"
+    write(source / "a.png", head())
+    write(source / "b.png", np.full((90, 90, 3), 128, np.uint8))
+    write(source / "c.png", two_heads())
+    assert align(source, output, "--faces", "all") == 1
+    assert sorted(path.name for path in output.glob("*.png")) == ["a_0.png", "c_0.png", "c_1.png"]
+    before = (output / "a_0.png").read_bytes()
+    status = (source / "b.png").stat()
+    write(source / "a.png", cv2.flip(head(), 1))
+    write(source / "b.png", head())
+    os.utime(source / "b.png", ns=(status.st_atime_ns, status.st_mtime_ns))  # as of a copy that keeps times
+    write(source / "c.png", head())
+    assert align(source, output, "--faces", "all") == 0
+    assert "3 photographs: 3 faces" in capsys.readouterr().out
+    assert sorted(path.name for path in output.glob("*.png")) == ["a_0.png", "b_0.png", "c_0.png"]
+    assert (output / "a_0.png").read_bytes() != before
+
+
+def test_the_face_of_a_deleted_photograph_is_deleted(tmp_path, capsys):
+    source, output = tmp_path / "in", tmp_path / "out"
+    write(source / "a.png", head())
+    write(source / "b.png", head())
+    assert align(source, output) == 0
+    (output / "mine.png").write_bytes(b"not of this program")
+    (source / "a.png").unlink()
+    capsys.readouterr()
+    assert align(source, output) == 0
+    assert "deleted 1 faces of earlier runs whose photographs are gone" in capsys.readouterr().out
+    assert sorted(path.name for path in output.glob("*.png")) == ["b.png", "mine.png"]
+
+
+def test_a_table_of_version_0_2_is_done_again(tmp_path, capsys):
+    source, output = tmp_path / "in", tmp_path / "out"
+    write(source / "a.png", head())
+    assert align(source, output) == 0
+    lines = [line.rsplit(",", 3)[0] for line in (output / "alignment.csv").read_text().splitlines()]
+    (output / "alignment.csv").write_text("\n".join(lines) + "\n")
+    capsys.readouterr()
+    assert align(source, output) == 0
+    assert "1 photographs: 1 faces" in capsys.readouterr().out
+    assert table(output)[0]["sha256"]
 
 
 def test_the_output_may_lie_in_the_folder_of_the_photographs(tmp_path):
     write(tmp_path / "a.png", head())
-    write(tmp_path / ".hidden" / "b.png", head())
-    assert find_photographs(tmp_path, tmp_path / "faces") == ["a.png"]
     for _ in range(2):
         assert align(tmp_path, tmp_path / "faces") == 0
     assert [row["file"] for row in table(tmp_path / "faces")] == ["a.png"]
@@ -213,7 +260,7 @@ def test_two_alignments_into_one_folder(tmp_path, monkeypatch, capsys):
         (["absent", "out"], "absent is not there, expected a folder of photographs"),
         (["file.jpg", "out"], "file.jpg is a file, expected a folder of photographs"),
         (["in", "file.jpg"], "file.jpg is a file, expected a folder for the faces"),
-        (["empty", "out"], "no photographs in empty; expected files of .jpg"),
+        (["empty", "out"], "no photographs in empty; readable are JPEG, PNG"),
         (["in", "in"], "in is given for both photographs and faces"),
         (["in", "out", "--threads", "0"], "--threads must be at least 1, got 0"),
         (["in", "out", "--smallest_face_px", "3"], "smallest face of 3 px"),

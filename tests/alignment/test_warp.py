@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from adaface.alignment.warp import ARCFACE_TEMPLATE, similarity_to_template, warp_face
+from adaface.alignment.warp import ARCFACE_TEMPLATE, similarity_to_template, warp_face, warp_listed_face
 
 GOLDEN_ALIGN = Path(__file__).resolve().parents[3] / "shared" / "golden" / "align.npz"
 
@@ -58,3 +58,52 @@ def test_a_red_image_stays_red():
 def test_landmarks_that_are_refused(landmarks, message):
     with pytest.raises(ValueError, match=message):
         warp_face(np.zeros((112, 112, 3), dtype=np.uint8), landmarks)
+
+
+def on(image_side: int, scale: float = 2.0, shift: float = 60.0) -> tuple[np.ndarray, np.ndarray]:
+    """A square image, and a face on it."""
+    return np.full((image_side, image_side, 3), 200, np.uint8), ARCFACE_TEMPLATE * scale + shift
+
+
+def turned(landmarks: np.ndarray, degrees: float) -> np.ndarray:
+    angle, middle = np.radians(degrees), landmarks.mean(axis=0)
+    rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    return (landmarks - middle) @ rotation.T + middle
+
+
+@pytest.mark.parametrize("degrees", [0, 30, 90, 180, -120])
+def test_listed_faces_in_any_rotation_are_aligned(degrees):
+    image, landmarks = on(400)
+    landmarks = turned(landmarks, degrees)
+    np.testing.assert_array_equal(warp_listed_face(image, landmarks), warp_face(image, landmarks))
+
+
+def test_a_listed_profile_and_a_face_that_is_cut_off_are_aligned():
+    image, landmarks = on(400)
+    profile = landmarks.copy()
+    profile[:, 0] = (
+        landmarks[2, 0] + 0.25 * (landmarks[:, 0] - landmarks[2, 0]) - [0, 0, -18, 0, 0]
+    )  # the nose in front
+    assert warp_listed_face(image, profile).shape == (112, 112, 3)
+    at_the_edge = landmarks - [landmarks[:, 0].min() + 20, 0]
+    assert (warp_listed_face(image, at_the_edge) == 0).any()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda points: points[[1, 0, 2, 4, 3]], "left and right, or x and y, are exchanged"),
+        (lambda points: points[[1, 0, 2, 3, 4]], "left and right, or x and y, are exchanged"),
+        (lambda points: points[:, ::-1], "left and right, or x and y, are exchanged"),
+        (lambda points: [400, 0] + points * [-1, 1], "left and right, or x and y, are exchanged"),
+        (lambda points: points[[2, 0, 1, 3, 4]], "the points are in another order"),
+        (lambda points: points * 2, r"lies outside of the image, 400x400 px"),
+        (lambda points: points - 300, r"lies outside of the image, 400x400 px"),
+        (lambda points: points + np.array([229, 190]), r"\d+ % of the aligned face lie outside of the image"),
+    ],
+    ids=["sides", "eyes", "x and y", "mirrored", "order", "twice the size", "left of it", "in a corner"],
+)
+def test_listed_landmarks_that_are_not_of_this_image(change, message):
+    image, landmarks = on(400)
+    with pytest.raises(ValueError, match=message):
+        warp_listed_face(image, np.asarray(change(landmarks), float))

@@ -298,7 +298,7 @@ def test_damaged_files_are_told_once(people, checkpoint, capfd, recwarn, monkeyp
     assert main(["compare", "cut.png", "cut.png", *model]) == 2
     error = capfd.readouterr().err
     assert (error.count("\n"), "cut.png is not a readable image" in error) == (1, True)
-    Image.new("1", (9_500, 9_500)).save("large.png")  # of which Pillow warns
+    Image.new("L", (9_500, 9_500)).save("large.png")  # of which Pillow warns
     monkeypatch.setattr(MTCNN, "detect", lambda self, image: [])
     assert main(["compare", "large.png", "large.png", "--align", *model]) == 2
     assert capfd.readouterr().err == "adaface compare: error: no face was found in large.png\n"

@@ -158,7 +158,7 @@ def test_contradicting_checkpoints_are_refused(tmp_path):
         ("lr_milestone: 1\n", "did you mean lr_milestones"),
         ("use_16bit: maybe\n", "takes true or false"),
         ("- lr\n", "must contain `option: value` lines"),
-        ("lr: [\n", "is not a YAML file"),
+        ("lr: [\n", "is not a valid YAML file"),
         ("prefix: [a]\n", "takes a string"),
         ("given: [lr]\n", "unknown option 'given'"),
     ],

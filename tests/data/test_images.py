@@ -27,9 +27,9 @@ def test_red_stays_red() -> None:
 @pytest.mark.parametrize(
     ("encoded", "message"),
     [
-        (b"", r"key 7: not a readable image \(0 bytes\)"),
-        (b"no image at all", "key 7: not a readable image"),
-        (encode(FACE, ".jpg")[:300], "key 7: not a readable image"),
+        (b"", r"key 7 is not a readable image \(0 bytes\)"),
+        (b"no image at all", "key 7 is not a readable image"),
+        (encode(FACE, ".jpg")[:300], "key 7 is not a readable image"),
         (encode(FACE[:, :, 0], ".jpg"), "key 7: a grayscale image"),
         (encode(FACE[:, :, 0], ".png"), "key 7: a grayscale image"),
         (encode(FACE[:, :96]), "key 7: 96x112 px, expected 112x112: align"),

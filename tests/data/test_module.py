@@ -1,7 +1,6 @@
 """Training and validation data: order, labels, batches and errors, from folders and from `.rec` files."""
 
 import itertools
-import json
 import os
 import signal
 import subprocess
@@ -21,6 +20,7 @@ from torch.utils.data import DataLoader
 from adaface.augmentation.paper import Augmenter
 from adaface.commands.train import draw_sample_grid
 from adaface.config.options import DataOptions
+from adaface.data.conversion_journal import Journal
 from adaface.data.datasets import TrainingDataset, ValidationDataset, WaitingLoader, as_it_is
 from adaface.data.module import FaceDataModule
 from adaface.data.pair_sets import PairSet, write_memfile
@@ -136,10 +136,10 @@ def test_empty_class_folders_are_named(small: Path) -> None:
 
 def test_unfinished_conversion_is_refused(small: Path) -> None:
     journal = small / "imgs" / ".convert.json"
-    journal.write_text(json.dumps({"done": 7, "images": 12}))
+    Journal(0, 0, False, images=12, done=7).save(small / "imgs")
     with pytest.raises(ValueError, match=r"not complete \(7 of 12 images\).*convert.py --rec_path"):
         FolderSource(small / "imgs")
-    journal.write_text(json.dumps({"done": 12, "images": 12}))
+    Journal(0, 0, False, images=12, done=12).save(small / "imgs")
     assert len(FolderSource(small / "imgs")) == 12
     journal.write_text("{")
     with pytest.raises(ValueError, match="damaged"):
@@ -605,7 +605,11 @@ def test_bad_images_are_named(small: Path) -> None:
     (small / "imgs" / "b" / "2.jpg").write_bytes(cv2.imencode(".jpg", face(1)[..., 0])[1].tobytes())
     (small / "imgs" / "b" / "3.jpg").write_bytes(jpeg(face(1)[:96]))
     dataset = module(small).dataset
-    for sample, reason in [(5, r"1.jpg: not a readable image"), (6, r"2.jpg: a grayscale image"), (7, "3.jpg: 112x96")]:
+    for sample, reason in [
+        (5, r"1.jpg is not a readable image"),
+        (6, r"2.jpg: a grayscale image"),
+        (7, "3.jpg: 112x96"),
+    ]:
         with pytest.raises(ValueError, match=rf"imgs/b/{reason}"):
             dataset[0, sample]
 
@@ -613,7 +617,7 @@ def test_bad_images_are_named(small: Path) -> None:
 def test_bad_records_are_named_by_key_and_class(tmp_path: Path) -> None:
     rec = write_rec(tmp_path, {5: 0.0, 7: 1.0, 8: 1.0}, {7: b"broken"})
     dataset = TrainingDataset(RecordSource(rec), Augmenter(0, 0, 0), seed=0)
-    with pytest.raises(ValueError, match=r"train.rec, key 7, class 1: not a readable image"):
+    with pytest.raises(ValueError, match=r"train.rec, key 7, class 1 is not a readable image"):
         dataset[0, 1]
 
 

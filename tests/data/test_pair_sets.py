@@ -47,7 +47,7 @@ def check_images(pair_set: pair_sets.PairSet) -> None:
 # --- .bin -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("protocol", range(5))
+@pytest.mark.parametrize("protocol", range(6))
 def test_bin_of_every_protocol(tmp_path: Path, protocol: int) -> None:
     images, issame = read_bin(dump(tmp_path / "a.bin", (ENCODED, ISSAME), protocol))
     assert images == ENCODED
@@ -72,7 +72,7 @@ def test_bin_of_python_2(tmp_path: Path) -> None:
     assert issame.tolist() == ISSAME
 
 
-@pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4])
+@pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4, 5])
 @pytest.mark.parametrize("module", ["numpy._core.multiarray", "numpy.core.multiarray"])
 def test_bin_with_arrays(tmp_path: Path, protocol: int, module: str) -> None:
     """Old files hold encoded bytes as arrays, or RGB pixels, and numpy booleans."""
@@ -137,7 +137,73 @@ def test_misused_globals_are_refused(tmp_path: Path, stream: bytes) -> None:
 )
 def test_other_arrays_are_refused(tmp_path: Path, array: np.ndarray) -> None:
     path = dump(tmp_path / "a.bin", ([array, array], [True]))
-    with pytest.raises(ValueError, match=r"holds an array of type|structured"):
+    with pytest.raises(
+        ValueError, match=r"contains an array of (type|an unknown type)|structured|image 0 is one array"
+    ):
+        read_bin(path)
+
+
+ENCODED_ARRAYS = [np.frombuffer(data, np.uint8) for data in ENCODED]
+REAL_LIFE = {
+    "encoded arrays, numpy labels": (ENCODED_ARRAYS, np.array(ISSAME)),
+    "columns, as OpenCV returned them": ([array[:, None] for array in ENCODED_ARRAYS], ISSAME),
+    "rows": ([array[None] for array in ENCODED_ARRAYS], ISSAME),
+    "int64 labels": (ENCODED, np.array(ISSAME, np.int64)),
+    "int32 labels, big-endian": (ENCODED, np.array(ISSAME, ">i4")),
+    "float labels": (ENCODED, np.array(ISSAME, np.float32)),
+    "Python floats": (ENCODED, [float(same) for same in ISSAME]),
+    "int64 scalars": (ENCODED, [np.int64(same) for same in ISSAME]),
+    "bool scalars": (ENCODED, [np.bool_(same) for same in ISSAME]),
+    "array of bytes objects": (np.array(ENCODED, dtype=object), np.array(ISSAME, dtype=object)),
+    "bytearrays": ([bytearray(data) for data in ENCODED], ISSAME),
+    "a list of two": [ENCODED, ISSAME],
+    "tuples": (tuple(ENCODED), tuple(ISSAME)),
+}
+
+
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize("name", REAL_LIFE)
+def test_files_that_people_have(tmp_path: Path, name: str, protocol: int) -> None:
+    dump(tmp_path / "a.bin", REAL_LIFE[name], protocol)
+    check_images(pair_sets.open_pair_set(tmp_path, "a"))
+
+
+def nested(levels: int) -> bytes:
+    return b"\x80\x02" + b")" + b"\x85" * levels + b"."
+
+
+HOSTILE = {
+    "a million nested tuples": nested(1_000_000),
+    "nested lists": b"\x80\x02" + b"](" * 500 + b"]" + b"e" * 500 + b".",
+    "nested by the memo": b"\x80\x04]\x94" + b"".join(b"]\x94ah" + bytes([n]) for n in range(1, 200)) + b".",
+    "two to the power of 200 parts": b"\x80\x04)" + b"\x94h\x00\x86"[:1] + b"".join(
+        b"h" + bytes([n]) + b"h" + bytes([n]) + b"\x86\x94" for n in range(200)
+    ) + b".",
+    "nine bytes of two gigabytes": b"\x80\x02B" + (2**31 - 1).to_bytes(4, "little") + b"a.",
+    "a text of four gigabytes": b"\x80\x02X" + (2**32 - 1).to_bytes(4, "little") + b"a.",
+    "bytes of 2**60": b"\x80\x04\x8e" + (2**60).to_bytes(8, "little") + b"a.",
+    "a memo of two gigabytes": b"\x80\x02)r" + (2**28).to_bytes(4, "little") + b"0.",
+    "a dictionary with a tuple as key": b"\x80\x02}))s.",
+    "a set of tuples": b"\x80\x04\x8f()\x90.",
+    "a text copied again and again": b"\x80\x02c_codecs\nencode\nq\x000X" + (10**5).to_bytes(4, "little") + b"a" * 10**5
+    + b"q\x010X\x06\x00\x00\x00latin1q\x020](" + b"h\x00h\x01h\x02\x86R" * 1000 + b"e.",
+    "a list that grows in a tuple": b"\x80\x04]\x94\x85h\x00Na.",
+    "an array with a zero side": pickle.dumps(([np.zeros((2**20, 0), np.uint8)] * 2, [True]), 4),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_small_hostile_pickles_are_refused_at_once(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "evil.bin"
+    path.write_bytes(HOSTILE[name])
+    with pytest.raises(ValueError, match=r"evil\.bin (was refused|is not a verification \.bin)") as caught:
+        read_bin(path)
+    assert len(str(caught.value)) < 400
+
+
+def test_many_numbers_as_keys_are_refused(tmp_path: Path) -> None:
+    path = dump(tmp_path / "evil.bin", dict.fromkeys(range(20_001)))
+    with pytest.raises(ValueError, match="more than 20,000 numbers as keys"):
         read_bin(path)
 
 
@@ -145,7 +211,7 @@ def test_array_whose_shape_lies_is_refused(tmp_path: Path) -> None:
     content = pickle.dumps(([np.zeros((2, 3), np.uint8)] * 2, [True]), 2)
     path = tmp_path / "a.bin"
     path.write_bytes(content.replace(b"K\x02K\x03\x86", b"K\x02K\x63\x86"))
-    with pytest.raises(ValueError, match=r"shape \(2, 99\) is stored in 6 bytes"):
+    with pytest.raises(ValueError, match="stores an array in 6 bytes that do not fit its shape"):
         read_bin(path)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score
 
-from adaface.data.conversion_journal import JOURNAL
+from adaface.data.conversion_journal import Journal
 from adaface.data.image_list import ImageList
 from adaface.evaluation.degradation import DegradedImages
 from adaface.evaluation.folder import FolderSplit, identify, run
@@ -169,11 +169,11 @@ def test_other_files_are_left_out_and_counted(tmp_path):
     plain = run(Angles(), root)
     for name in ("ann/.hidden.png", "ann/notes.txt", "bob/Thumbs.db", "list.csv"):
         (root / name).write_text("no image")
-    (root / JOURNAL).write_text('{"done": 8, "images": 8}')
+    Journal(0, 0, False, images=8, done=8).save(root)
     (root / ".cache").mkdir()
     outcome = run(Angles(), root)
     assert outcome.numbers["f1_score"] == plain.numbers["f1_score"]
-    assert "skipped, because hidden or not an image: 4 files" in outcome.notes
+    assert "4 files are skipped" in outcome.notes
 
 
 def test_unreadable_images_do_not_count(tmp_path):

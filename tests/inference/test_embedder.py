@@ -4,6 +4,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from adaface.inference.embedder import FUSED, IMAGE, MIRROR, Embedder, load_pretrained_model, to_input
 from adaface.models import registry
@@ -66,6 +67,40 @@ def test_batches_do_not_matter(checkpoint):
 )  # fmt: skip
 def test_other_images_are_refused(checkpoint, images):
     with pytest.raises(ValueError, match=r"expected uint8 of \(112, 112, 3\): align the faces first"):
+        Embedder.load(checkpoint).embed(images)
+
+
+def test_a_pillow_image_is_converted_from_the_mode_it_states(checkpoint):
+    embedder, images = Embedder.load(checkpoint), faces(3)
+    expected, norms = embedder.embed(images)
+    pictures = [Image.fromarray(image[..., ::-1]) for image in images]
+    for given in (pictures, tuple(pictures), list(images), [images[0], *pictures[1:]]):
+        embeddings, lengths = embedder.embed(given)
+        np.testing.assert_array_equal(embeddings, expected)
+        np.testing.assert_array_equal(lengths, norms)
+    np.testing.assert_array_equal(embedder.embed([p.convert("RGBA") for p in pictures])[0], expected)
+    gray = embedder.embed([pictures[0].convert("L")])[0]
+    np.testing.assert_array_equal(
+        gray, embedder.embed(np.repeat(np.asarray(pictures[0].convert("L"))[None, ..., None], 3, axis=3))[0]
+    )
+    assert torch.equal(to_input(pictures[0]), to_input(images[0][..., ::-1]))
+    assert torch.equal(to_input(pictures[0].convert("RGBA")), to_input(pictures[0]))
+    assert embedder.embed([])[0].shape == (0, 512)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (torch.zeros(1, 112, 112, 3, dtype=torch.uint8), "the images are a Tensor, expected an array or a list"),
+        ([torch.zeros(112, 112, 3, dtype=torch.uint8)], "image 0 is a Tensor, expected a uint8 array in BGR order"),
+        ([faces(1)[0].tolist()], "image 0 is a list, expected a uint8 array in BGR order, or a Pillow image"),
+        ([faces(1)[0], faces(1)[0][:50]], "image 1: uint8 of shape"),
+        ([Image.new("RGB", (50, 60))], "image 0: uint8 of shape"),
+        ("a.jpg", "the images are a str, expected an array or a list of images"),
+    ],
+)
+def test_what_states_no_color_order_is_refused(checkpoint, images, message):
+    with pytest.raises(ValueError, match=message):
         Embedder.load(checkpoint).embed(images)
 
 

@@ -112,7 +112,11 @@ def test_unreadable_images_are_counted_named_and_left_out(model, files, tmp_path
         ValueError, match=r"3 of 21 images of some cannot be read \(14.3 %, 0.1 % are allowed"
     ) as caught:
         embed(model, tmp_path / "cache", processes=processes)(files)
-    for text in ("2.png is not a readable image (8 bytes)", "5.png cannot be read: No such file", "7.png is 60x50 px"):
+    for text in (
+        "2.png is not a readable image (8 bytes that start with 6e 6f 20 69)",
+        "5.png cannot be read: No such file",
+        "7.png is 60x50 px",
+    ):
         assert text in str(caught.value)
     got = embed(model, tmp_path / "cache", most_unreadable=0.2)(files)
     assert np.flatnonzero(~got.readable).tolist() == [2, 5, 7]

@@ -85,6 +85,17 @@ def open_training_source(
     return CombinedSource(list(zip(_names([data_set.home for data_set in data_sets]), sources, strict=True)))
 
 
+def folder_sources(source: TrainingSource) -> list[FolderSource]:
+    """Return the image folders of which a source consists; none of `.rec` files.
+
+    Args:
+        source: from ``open_training_source``.
+    """
+    if isinstance(source, CombinedSource):
+        return [folder for part in source.parts() for folder in folder_sources(part)]
+    return [source] if isinstance(source, FolderSource) else []
+
+
 @contextlib.contextmanager
 def _naming(number: int, words: list[str]) -> Iterator[None]:
     """Add to an error which of several data sets it concerns."""

@@ -1,26 +1,23 @@
 """Training images in a folder of class folders: listed, sorted and labeled.
 
 Source: torchvision's `ImageFolder`.
-Differences: hidden files are skipped; class folders have no subfolders; a listing of N files takes the length of their
-names and eight bytes each.
+Differences: `data/image_files.py` decides what an image is; a listing of N files costs their names and ten bytes each.
 """
 
-import json
 import os
 from pathlib import Path
 
 import numpy as np
 
-from adaface.data.conversion_journal import JOURNAL
+from adaface.data.conversion_journal import check_conversion
+from adaface.data.image_files import FolderListing, find_image_files, list_classes
 from adaface.data.sources.base import Flaw
-from adaface.system.command_line import invocation
 
-IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 _SHOWN = 6
 
 
 class FolderSource:
-    """Images of `<root>/<class>/<file>`.
+    """Images of `<root>/<class>/<file>`, or deeper in a class.
 
     Args:
         root: folder of the class folders.
@@ -28,6 +25,7 @@ class FolderSource:
 
     Attributes:
         flaws: what was skipped.
+        listing: names relative to ``root`` of the files that are not read, and why; its image names are empty.
 
     Raises:
         FileNotFoundError: no such folder, no class folders in it, a class without images, or no images at all.
@@ -39,22 +37,28 @@ class FolderSource:
         self.location = str(root)
         if not self.root.is_dir():
             raise FileNotFoundError(f"{self.root} is not a folder; expected <class>/<image> in it")
-        _refuse_unfinished(self.root)
-        with os.scandir(self.root) as entries:
-            self.class_names = sorted(e.name for e in entries if not e.name.startswith(".") and e.is_dir())
+        check_conversion(self.root)
+        self.class_names, outside = list_classes(self.root)
         if not self.class_names:
             raise FileNotFoundError(f"no class folders in {self.root}; it holds {listing(self.root)}")
         # File names in one buffer: a list of millions of strings would take ten times the memory, in every worker.
         names, lengths, counts = [], [], []
+        skipped, litter = outside.skipped, outside.litter
         for class_name in self.class_names:
-            files = _image_files(self.root / class_name)
+            found = find_image_files(self.root / class_name)
+            files = [os.fsencode(name) for name in found.names]
             counts.append(len(files))
             names.append(b"".join(files))
-            lengths.append(np.fromiter(map(len, files), np.uint8, len(files)))
+            lengths.append(np.fromiter(map(len, files), np.uint16, len(files)))
+            skipped += [entry._replace(name=f"{class_name}/{entry.name}") for entry in found.skipped]
+            litter += found.litter
+        self.listing = FolderListing([], skipped, litter)
         empty = [name for name, count in zip(self.class_names, counts, strict=True) if not count]
         if len(empty) == len(counts) or not flawed:
             _refuse_empty_classes(self.root, empty, len(counts))
         self.flaws = [Flaw("empty identity", name, f"no images in {self.root / name}") for name in empty]
+        lost = [entry for entry in skipped if entry.photograph]
+        self.flaws += [Flaw("skipped image", _class_of(e.name), f"{self.root / e.name}: {e.reason}") for e in lost]
         self.class_names = [name for name, count in zip(self.class_names, counts, strict=True) if count]
         counts = [count for count in counts if count]
         self._names = b"".join(names)
@@ -84,32 +88,8 @@ class FolderSource:
         return self.path(index)
 
 
-def _refuse_unfinished(root: Path) -> None:
-    """Raise ValueError if a conversion to this folder is not complete."""
-    path = root / JOURNAL
-    try:
-        journal = json.loads(path.read_text(encoding="utf-8"))
-        done, total = int(journal["done"]), int(journal["images"])
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error}); convert again with --overwrite") from None
-    if done != total:
-        raise ValueError(
-            f"the conversion to {root} is not complete ({done} of {total} images). Continue it with: "
-            f"{invocation('convert')} --rec_path {root.parent} --make_image_files"
-        )
-
-
-def _image_files(folder: Path) -> list[bytes]:
-    """Return the sorted names of the image files of a class."""
-    with os.scandir(folder) as entries:
-        names = [
-            entry.name
-            for entry in entries
-            if entry.name.lower().endswith(IMAGE_EXTENSIONS) and not entry.name.startswith(".") and entry.is_file()
-        ]
-    return [os.fsencode(name) for name in sorted(names)]
+def _class_of(name: str) -> str:
+    return name.partition("/")[0] if "/" in name else ""
 
 
 def _refuse_empty_classes(root: Path, empty: list[str], count: int) -> None:
@@ -117,7 +97,7 @@ def _refuse_empty_classes(root: Path, empty: list[str], count: int) -> None:
         names = ", ".join(empty[:_SHOWN]) + (", ..." if len(empty) > _SHOWN else "")
         raise FileNotFoundError(
             f"{len(empty)} of {count} class folders in {root} hold no images: {names}. Expected "
-            f"<class>/<image> with one of {' '.join(IMAGE_EXTENSIONS)}; remove empty folders, or give the right folder"
+            "<class>/<image>; remove empty folders, or give the right folder"
         )
 
 

@@ -34,6 +34,7 @@ import numpy as np
 
 from adaface.data.sources.base import TrainingSource, fingerprint_of
 from adaface.system.command_line import nearest
+from adaface.system.csv_text import SafeWriter, original
 from adaface.system.files import atomic_file
 
 SUBSET_LIST = "ms1mv2_train_subset_index.txt"
@@ -210,7 +211,7 @@ def _rows(source: TrainingSource, index: TrainingIndex) -> Iterator[tuple[object
 def _csv_text(rows: Iterator[tuple[object, ...]]) -> str:
     """Return the next rows as text; empty when there are none left."""
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(itertools.islice(rows, _LINES_AT_ONCE))
+    SafeWriter(text).writerows(itertools.islice(rows, _LINES_AT_ONCE))
     return text.getvalue()
 
 
@@ -259,7 +260,7 @@ def _read(path: Path, source: TrainingSource) -> np.ndarray:
                 raise ValueError(f"there is no column {', '.join(missing)}; it has {', '.join(columns) or 'none'}")
             at = [columns.index(name) for name in COLUMNS[:4]]
             for row in filter(any, rows):
-                sample, used, whose, as_whom = (row[column] if column < len(row) else "" for column in at)
+                sample, used, whose, as_whom = (original(row[column]) if column < len(row) else "" for column in at)
                 number = _take(classes, seen, place, sample, used, as_whom)
                 if whose != (name := names[labels[number]]):
                     raise ValueError(

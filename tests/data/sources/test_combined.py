@@ -136,7 +136,7 @@ def test_batches_hold_all_samples_whatever_the_workers(root: Path, monkeypatch: 
 
 def test_bad_images_are_named_with_their_set(root: Path) -> None:
     (root / "a" / "imgs" / "y" / "102.jpg").write_bytes(b"broken")
-    with pytest.raises(ValueError, match=r"data set a: .*a/imgs/y/102.jpg: not a readable image"):
+    with pytest.raises(ValueError, match=r"data set a: .*a/imgs/y/102.jpg is not a readable image"):
         module(root).dataset[0, 2]
     data = module(root, skip_bad_images=True)
     assert int(data.dataset[0, 2][1]) == 2  # of the next readable one

@@ -1,0 +1,87 @@
+"""Check the file of a checkpoint before torch reads it.
+
+``torch.load(weights_only=True)`` calls no foreign code, but it does not notice damaged weights, unpacks a compressed
+tensor of gigabytes, and its unpickler can be crashed. Here the checksums of the zip are compared, compressed members
+are refused, and the opcodes of the pickle are walked.
+
+Format: what ``torch.save`` writes, a zip of uncompressed members with one ``data.pkl``; and that of before torch 1.6,
+five pickles followed by the weights, which has no checksums.
+"""
+
+import functools
+import struct
+import zipfile
+import zlib
+from pathlib import Path
+from typing import BinaryIO
+
+from adaface.system.pickle_walk import CHECKPOINT_OPCODES, walk_pickle
+
+_PICKLE = "data.pkl"
+_ZIP = b"PK\x03\x04"
+_PICKLES_OF_OLD_FORMAT = 5  # magic number, version, system, object, keys of the storages
+_CHUNK_BYTES = 1 << 20
+
+
+def check_archive(path: Path) -> None:
+    """Check a checkpoint file; once in a process, as long as its size and time stay the same.
+
+    Args:
+        path: an existing file.
+
+    Raises:
+        OSError: it cannot be read.
+        UnsafePickleError: its pickle is not built as that of a checkpoint.
+        ValueError: damaged, or members that are compressed or larger than the file.
+    """
+    status = path.stat()
+    _check(str(path.resolve()), status.st_size, status.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=64)
+def _check(path: str, size: int, modified_ns: int) -> None:
+    with Path(path).open("rb") as file:
+        if file.read(len(_ZIP)) != _ZIP:
+            file.seek(0)
+            for _ in range(_PICKLES_OF_OLD_FORMAT):
+                walk_pickle(file, size - file.tell(), CHECKPOINT_OPCODES)
+            return
+        try:
+            with zipfile.ZipFile(file) as archive:
+                members = archive.infolist()
+            _check_members(file, members, size)
+        except (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError, UnicodeError) as error:
+            raise ValueError(f"the zip is damaged: {error}") from error
+
+
+def _check_members(file: BinaryIO, members: list[zipfile.ZipInfo], size: int) -> None:
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+        raise ValueError("it has compressed members, which torch never writes")
+    if sum(member.file_size for member in members) > size:
+        raise ValueError("its members announce more bytes than the file has")
+    pickles = [member for member in members if member.filename.rpartition("/")[2] == _PICKLE]
+    if len(pickles) != 1:
+        raise ValueError(f"it has {len(pickles)} members {_PICKLE}, expected 1")
+    damaged = [member.filename for member in members if _checksum(file, member) != member.CRC]
+    if damaged and len(damaged) < len(members):  # all: torch.serialization.set_crc32_options(False) wrote it
+        raise ValueError(f"the checksum of {damaged[0]} is wrong ({len(damaged)} of {len(members)} members)")
+    _go_to_content(file, pickles[0])
+    walk_pickle(file, pickles[0].file_size, CHECKPOINT_OPCODES)
+
+
+def _checksum(file: BinaryIO, member: zipfile.ZipInfo) -> int:
+    _go_to_content(file, member)
+    left, checksum = member.file_size, 0
+    while chunk := file.read(min(left, _CHUNK_BYTES)):
+        checksum = zlib.crc32(chunk, checksum)
+        left -= len(chunk)
+    return checksum
+
+
+def _go_to_content(file: BinaryIO, member: zipfile.ZipInfo) -> None:
+    """Move to the first byte of a member, behind its name and extra field (APPNOTE, 4.3.7)."""
+    file.seek(member.header_offset + 26)
+    lengths = file.read(4)
+    if len(lengths) < 4:
+        raise EOFError("a member begins behind the end of the file")
+    file.seek(member.header_offset + 30 + sum(struct.unpack("<HH", lengths)))

@@ -1,0 +1,216 @@
+"""Find the image files of a folder: the one walk that training, audit, alignment, search and the protocols share.
+
+Each file is an image, is skipped with a reason, or is litter (files that operating systems and this program leave).
+Files with one of the usual extensions are images without a look at their content, since a listing of millions of files
+must not open them. Of any other file, the first bytes decide. Links to files and folders are followed.
+
+Source: torchvision's `ImageFolder`, whose order this is.
+Differs from it: files with other extensions are looked at, hidden images are reported, and a link to a folder above is
+an error.
+"""
+
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from adaface.data.image_header import SIGNATURE_BYTES, image_format, why_unreadable
+from adaface.system.command_line import mark_incomplete, printable
+
+logger = logging.getLogger(__name__)
+
+USUAL_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
+_RAW_EXTENSIONS = (  # their content begins like a TIFF file, in which decoders find a small preview
+    ".dng", ".nef", ".nrw", ".cr2", ".arw", ".sr2", ".srf", ".pef", ".srw", ".rw2", ".orf", ".3fr", ".iiq", ".erf",
+    ".kdc", ".dcr", ".mos",
+)  # fmt: skip
+_LITTER_FILES = frozenset((".ds_store", "thumbs.db", "desktop.ini", ".directory", ".gitkeep", ".gitignore"))
+_LITTER_FOLDERS = frozenset(("@eadir", "__macosx", ".ipynb_checkpoints", ".git"))
+_OWN_FILES = frozenset((".convert.json", ".lock", "alignment.csv", "alignment.json"))  # as written by this program
+_SHOWN = 10
+
+
+class Skipped(NamedTuple):
+    """A file or folder that is not read.
+
+    Attributes:
+        name: path relative to the searched folder, with / between folders.
+        reason: why.
+        photograph: it is an image, so that something is missing without it.
+    """
+
+    name: str
+    reason: str
+    photograph: bool
+
+
+@dataclass(frozen=True)
+class FolderListing:
+    """What a folder contains.
+
+    Attributes:
+        names: image files, relative to the folder, with / between folders: a folder's files sorted by name, folders
+            sorted by path.
+        skipped: files that are not read, in the same order.
+        litter: number of files without interest, such as ``.DS_Store``.
+    """
+
+    names: list[str]
+    skipped: list[Skipped]
+    litter: int
+
+    @property
+    def photographs_skipped(self) -> int:
+        """Number of images that are not read."""
+        return sum(entry.photograph for entry in self.skipped)
+
+
+def find_image_files(root: str | os.PathLike[str], *, omit: Path | None = None) -> FolderListing:
+    """List the image files of a folder, at any depth.
+
+    Args:
+        root: the folder.
+        omit: a folder below it that is not searched, such as the output.
+
+    Raises:
+        OSError: a folder cannot be read.
+        ValueError: a link leads to a folder above itself.
+    """
+    names: list[str] = []
+    skipped: list[Skipped] = []
+    litter = 0
+    for prefix, entries in sorted(_walk(os.fspath(root), omit), key=lambda part: part[0][:-1]):
+        for entry in entries:
+            if is_litter(entry.name):
+                litter += 1
+            elif problem := _problem(entry):
+                skipped.append(Skipped(prefix + entry.name, *problem))
+            else:
+                names.append(prefix + entry.name)
+    return FolderListing(names, skipped, litter)
+
+
+def list_classes(root: str | os.PathLike[str]) -> tuple[list[str], FolderListing]:
+    """List the class folders of an image folder.
+
+    Args:
+        root: the folder.
+
+    Returns:
+        Sorted names of the class folders; and the files beside them, of which images are skipped, being in no class.
+
+    Raises:
+        OSError: the folder cannot be read.
+    """
+    classes, skipped, litter = [], [], 0
+    with os.scandir(root) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            if is_litter(entry.name) or entry.name.lower() in _LITTER_FOLDERS:
+                litter += 1
+            elif entry.is_dir() and not entry.name.startswith("."):
+                classes.append(entry.name)
+            else:
+                reason, photograph = _problem(entry) or ("not in a folder of a class", True)
+                skipped.append(Skipped(entry.name, reason, photograph))
+    return classes, FolderListing([], skipped, litter)
+
+
+def is_litter(name: str) -> bool:
+    """Return whether a file is one that nobody misses, by its name.
+
+    They are ``.DS_Store``, ``Thumbs.db``, ``desktop.ini``, ``.directory``, ``._*``, ``.gitkeep``, ``.gitignore``, and
+    the journals, locks and temporary files of this program. Folders: ``@eaDir``, ``__MACOSX``,
+    ``.ipynb_checkpoints``, ``.git``.
+    """
+    own = name in _OWN_FILES or (name.startswith(".") and name.endswith(".part"))
+    return own or name.startswith("._") or name.lower() in _LITTER_FILES
+
+
+def summary(found: FolderListing, what: str = "images", count: int | None = None) -> list[str]:
+    """Describe a listing: a line with sums that add up, and a line for each of the first skipped files.
+
+    Args:
+        found: the listing.
+        what: name of the images.
+        count: number of images, if the listing does not hold their names.
+
+    Returns:
+        Lines; none if nothing was skipped.
+    """
+    if not found.skipped:
+        return []
+    count = len(found.names) if count is None else count
+    total = count + len(found.skipped) + found.litter
+    litter = f", {found.litter:,} system files" if found.litter else ""
+    lines = [f"{total:,} files: {count:,} {what}, {len(found.skipped):,} skipped{litter}"]
+    first = sorted(found.skipped, key=lambda entry: not entry.photograph)[:_SHOWN]  # what is missed comes first
+    lines += [f"  skipped {printable(entry.name)}: {entry.reason}" for entry in first]
+    rest = len(found.skipped) - _SHOWN
+    return [*lines, f"  ... and {rest:,} more"] if rest > 0 else lines
+
+
+def report_skipped(found: FolderListing, what: str = "images", count: int | None = None) -> None:
+    """Log what was skipped, and let the command end with status 1 if photographs are among it.
+
+    Args:
+        found: the listing.
+        what: name of the images.
+        count: number of images, if the listing does not hold their names.
+    """
+    for line in summary(found, what, count):
+        logger.info(line)
+    if found.photographs_skipped:
+        mark_incomplete()
+
+
+def _walk(root: str, omit: Path | None) -> Iterator[tuple[str, list[os.DirEntry[str]]]]:
+    """Yield (prefix of the names, sorted entries that are not searched further) of each folder, in sorted order."""
+    omitted = omit.resolve() if omit is not None else None
+    waiting: list[tuple[str, str, tuple[tuple[int, int], ...]]] = [("", root, (_identity(root),))]
+    while waiting:
+        prefix, folder, above = waiting.pop()
+        files, folders = [], []
+        with os.scandir(folder) as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                if not entry.is_dir():
+                    files.append(entry)
+                elif entry.name.lower() in _LITTER_FOLDERS or (omitted and Path(entry.path).resolve() == omitted):
+                    continue
+                elif entry.name.startswith("."):
+                    files.append(entry)
+                else:
+                    folders.append((f"{prefix}{entry.name}/", entry.path, (*above, _identity(entry.path))))
+        for _, path, (*parents, own) in folders:
+            if own in parents:
+                raise ValueError(f"{path}: a link leads back to a folder above it; remove the link")
+        yield prefix, files
+        waiting += reversed(folders)
+
+
+def _identity(folder: str) -> tuple[int, int]:
+    status = os.stat(folder)  # noqa: PTH116 - once for each of a million folders
+    return status.st_dev, status.st_ino
+
+
+def _problem(entry: os.DirEntry[str]) -> tuple[str, bool] | None:
+    """Return why an entry is not an image to read, and whether something is missing without it; None for an image."""
+    hidden = entry.name.startswith(".")
+    if entry.is_dir():
+        return ("a hidden folder", False)
+    lower = entry.name.lower()
+    if lower.endswith(USUAL_EXTENSIONS) and entry.is_file():
+        return ("a hidden file", True) if hidden else None
+    if not entry.is_file():
+        return ("a link to nothing", True) if entry.is_symlink() else ("not a regular file", False)
+    try:
+        with open(entry.path, "rb") as file:  # noqa: PTH123 - as above
+            found = image_format(file.read(SIGNATURE_BYTES))
+    except OSError as error:
+        return (f"cannot be read: {error.strerror or error}", True)
+    if lower.endswith(_RAW_EXTENSIONS):
+        found = "camera raw"
+    if reason := why_unreadable(found):
+        return (reason, bool(found))
+    return ("a hidden file", True) if hidden else None

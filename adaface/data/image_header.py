@@ -1,0 +1,246 @@
+"""Format, size and scans of an encoded image, read from its first bytes before anything is decoded.
+
+An image announces its size in a few bytes, and can announce any size: 100 kB of PNG decode to gigabytes. Every decoder
+of the project checks the header first.
+
+Sources: ITU-T T.81, annex B (JPEG: a marker is FF and a code; in the data of a scan, FF is followed by 00 or a restart
+marker), the PNG specification (IHDR), ISO/IEC 14496-12 (the file type box of AVIF and HEIC). Pillow reads the headers
+of the other formats.
+"""
+
+import functools
+import importlib
+import importlib.util
+import io
+import re
+import struct
+from typing import BinaryIO, NamedTuple
+
+from PIL import Image
+
+PHOTOGRAPH_PIXELS = 178_000_000  # 534 MB when decoded
+_PIXELS_PER_BYTE = 2000  # a PNG of one color has up to 1032 with 8 bits per pixel, and 8256 with one bit
+_FEW_PIXELS = 16_000_000  # a plain area of so many is decoded however small its file is
+SIGNATURE_BYTES = 64  # what `image_format` needs of a file
+_SIGNATURES = (
+    (b"\xff\xd8\xff", "JPEG"),
+    (b"\x89PNG\r\n\x1a\n", "PNG"),
+    (b"GIF87a", "GIF"),
+    (b"GIF89a", "GIF"),
+    (b"II*\x00", "TIFF"),
+    (b"MM\x00*", "TIFF"),
+    (b"II+\x00", "TIFF"),
+    (b"MM\x00+", "TIFF"),
+    (b"\x00\x00\x00\x0cjP  \r\n\x87\n", "JPEG 2000"),
+    (b"\xff\x4f\xff\x51", "JPEG 2000"),
+    (b"\x00\x00\x00\x0cJXL \r\n\x87\n", "JPEG XL"),
+    (b"\xff\x0a", "JPEG XL"),
+    (b"8BPS", "Photoshop"),
+    (b"FUJIFILMCCD-RAW", "camera raw"),
+    (b"IIRO", "camera raw"),
+    (b"IIRS", "camera raw"),
+    (b"IIU\x00", "camera raw"),
+)
+_BITMAP_HEADER_SIZES = (12, 40, 52, 56, 64, 108, 124)  # of Windows and OS/2; "BM" alone starts many texts
+_PORTABLE = re.compile(rb"P[1-6]\s")
+_AVIF_BRANDS = (b"avif", b"avis")
+_HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
+_READABLE = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "PPM", "GIF", "JPEG 2000", "AVIF")
+_PILLOW_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "PPM", "GIF", "JPEG2000", "AVIF")
+
+MOST_SCANS = 100  # each is as slow to decode as a whole image; a progressive photograph has about ten
+_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")  # except those without a length
+_SIZE_MARKERS = frozenset((*range(0xC0, 0xD0),)) - {0xC4, 0xC8, 0xCC}  # SOF0 to SOF15
+_SCAN, _END = 0xDA, 0xD9
+PILLOW_ERRORS = (
+    OSError, SyntaxError, ValueError, TypeError, struct.error, EOFError, KeyError, IndexError, MemoryError,
+    OverflowError, ZeroDivisionError, AttributeError, AssertionError, RuntimeError,
+)  # fmt: skip
+
+
+class ImageHeader(NamedTuple):
+    """What an encoded image announces.
+
+    Attributes:
+        format: such as ``JPEG``.
+        width: in px, before a rotation by EXIF.
+        height: in px.
+    """
+
+    format: str
+    width: int
+    height: int
+
+
+def image_format(start: bytes) -> str:
+    """Recognize an image by its signature.
+
+    Args:
+        start: the first ``SIGNATURE_BYTES`` of the file, or all of it.
+
+    Returns:
+        Such as ``JPEG``, readable or not (see ``readable_formats``); empty if it is no image.
+    """
+    for signature, name in _SIGNATURES:
+        if start.startswith(signature):
+            return name
+    if start[:4] == b"RIFF" and start[8:12] == b"WEBP":
+        return "WEBP"
+    if start[:2] == b"BM" and int.from_bytes(start[14:18], "little") in _BITMAP_HEADER_SIZES:
+        return "BMP"
+    if _PORTABLE.match(start):
+        return "PPM"
+    return _container_format(start) if start[4:8] == b"ftyp" else ""
+
+
+def _container_format(start: bytes) -> str:
+    """Return the image format of an ISO media file, from its brands; empty for a video."""
+    length = min(int.from_bytes(start[:4], "big"), len(start))
+    brands = [start[8:12], *(start[place : place + 4] for place in range(16, length - 3, 4))]
+    if any(brand in _AVIF_BRANDS for brand in brands):
+        return "AVIF"
+    if any(brand in _HEIC_BRANDS for brand in brands):
+        return "HEIC"
+    return "camera raw" if brands[0] == b"crx " else ""
+
+
+@functools.cache
+def readable_formats() -> tuple[str, ...]:
+    """Return the formats that can be decoded; HEIC is one of them if the package ``pillow-heif`` is installed."""
+    return (*_READABLE, "HEIC") if importlib.util.find_spec("pillow_heif") else _READABLE
+
+
+def why_unreadable(format_name: str) -> str:
+    """Return why images of a format are not read, and what to do; empty for a readable format.
+
+    Args:
+        format_name: from ``image_format``.
+    """
+    if format_name in readable_formats():
+        return ""
+    if not format_name:
+        return "not an image"
+    what = f"a {format_name} {'file' if format_name == 'camera raw' else 'image'}"
+    if format_name == "HEIC":
+        return f"{what}: pip install pillow-heif to read it, or convert it to JPEG"
+    return f"{what}: convert it to JPEG or PNG"
+
+
+def read_header(data: bytes, what: str) -> ImageHeader:
+    """Read the header of an encoded image.
+
+    Args:
+        data: the whole image.
+        what: name of the image, for messages.
+
+    Raises:
+        ValueError: not an image, of a format that is not read, or without a valid header.
+    """
+    name = image_format(data[:SIGNATURE_BYTES])
+    if not name:
+        raise ValueError(f"{what} is not a readable image ({len(data)} bytes{_first_bytes(data)})")
+    if reason := why_unreadable(name):
+        raise ValueError(f"{what}: {reason}")
+    size = _png_size(data) if name == "PNG" else _jpeg_size(data) if name == "JPEG" else _size_by_pillow(data)
+    if size is None:
+        raise ValueError(f"{what} is not a readable image ({len(data)} bytes); the data is damaged")
+    return ImageHeader(name, *size)
+
+
+def check_header(data: bytes, what: str, most_pixels: int = PHOTOGRAPH_PIXELS) -> ImageHeader:
+    """Read the header of an image that is going to be decoded, and reject what would take too much memory or time.
+
+    Args:
+        data: the whole image.
+        what: name of the image, for messages.
+        most_pixels: maximum width times height; 16 million for a file with more than 2000 pixels per byte.
+
+    Raises:
+        ValueError: not an image, of a format that is not read, too large, or a JPEG with too many scans.
+    """
+    header = read_header(data, what)
+    pixels = header.width * header.height
+    if _FEW_PIXELS < pixels > _PIXELS_PER_BYTE * len(data):
+        raise ValueError(
+            f"{what} announces {header.width}x{header.height} px in {len(data):,} bytes, too few for a photograph: it "
+            "is not decoded"
+        )
+    if pixels > most_pixels:
+        raise ValueError(
+            f"{what} is {header.width}x{header.height} px, more than the maximum of {most_pixels:,} pixels: make it "
+            "smaller first"
+        )
+    if header.format == "JPEG" and count_scans(data) > MOST_SCANS:
+        raise ValueError(
+            f"{what} has more than {MOST_SCANS} scans, each as slow to decode as a whole image: save it again"
+        )
+    return header
+
+
+def _first_bytes(data: bytes) -> str:
+    return f" that start with {data[:4].hex(' ')}" if data else ""
+
+
+def _png_size(data: bytes) -> tuple[int, int] | None:
+    if data[12:16] != b"IHDR" or len(data) < 24:
+        return None
+    return int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
+
+
+def _jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """Return width and height from the frame header, the first SOF segment."""
+    position = 2
+    while marker := _MARKER.search(data, position):
+        start = marker.end()
+        code, length = data[start - 1], int.from_bytes(data[start : start + 2], "big")
+        if code in _SIZE_MARKERS:  # length (2), precision (1), height (2), width (2)
+            size = data[start + 3 : start + 7]
+            return (int.from_bytes(size[2:], "big"), int.from_bytes(size[:2], "big")) if len(size) == 4 else None
+        if code in (_SCAN, _END):
+            return None
+        position = start + max(2, length)
+    return None
+
+
+def open_with_pillow(file: BinaryIO) -> Image.Image:
+    """Open an image with Pillow, without decoding it. No format is tried that starts another program.
+
+    Args:
+        file: an image file at its start.
+
+    Raises:
+        ValueError: it has no valid header; the message is Pillow's.
+    """
+    formats = list(_PILLOW_FORMATS)
+    if "HEIC" in readable_formats():
+        importlib.import_module("pillow_heif").register_heif_opener()
+        formats.append("HEIF")
+    try:
+        return Image.open(file, formats=formats)
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"it is too large: {error}") from error
+    except PILLOW_ERRORS as error:
+        raise ValueError(f"it has no valid header ({error})") from error
+
+
+def _size_by_pillow(data: bytes) -> tuple[int, int] | None:
+    try:
+        return open_with_pillow(io.BytesIO(data)).size
+    except ValueError:
+        return None
+
+
+def count_scans(jpeg: bytes) -> int:
+    """Count the scans of a JPEG, up to one more than ``MOST_SCANS``.
+
+    Args:
+        jpeg: content of the file; data after its end, such as a video, is ignored.
+    """
+    position, scans = 0, 0
+    while scans <= MOST_SCANS and (marker := _MARKER.search(jpeg, position)):
+        code, length = jpeg[marker.end() - 1], jpeg[marker.end() : marker.end() + 2]
+        if code == _END:
+            break
+        scans += code == _SCAN
+        position = marker.end() + max(2, int.from_bytes(length, "big"))
+    return scans

@@ -1,0 +1,229 @@
+"""Walk the opcodes of a pickle without building anything, and refuse what could crash or exhaust an unpickler.
+
+Even an unpickler that calls no foreign code can be misused: a tuple nested a million times overflows the stack when it
+is hashed, nine bytes announce a string of two gigabytes, a memo index makes a table of that size. A pickle that
+passed the walk is built of the given opcodes, its strings are inside the file, its memo is no larger than its number of
+opcodes, its containers are nested a few levels deep, and only plain values are hashed.
+
+Source: ``pickletools`` of the standard library lists opcodes and their arguments.
+"""
+
+import pickletools
+from typing import Any, BinaryIO, cast
+
+_DEEPEST = 100  # a checkpoint has about ten levels
+_PUSHED = {  # values without parts
+    "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT", "NONE", "NEWTRUE", "NEWFALSE",
+    "STRING", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8", "UNICODE",
+    "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "GLOBAL",
+}  # fmt: skip
+_EMPTY = {"EMPTY_LIST", "EMPTY_TUPLE", "EMPTY_DICT", "EMPTY_SET"}
+_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+_PUTS, _GETS = {"PUT", "BINPUT", "LONG_BINPUT"}, {"GET", "BINGET", "LONG_BINGET"}
+_TEXTS = {"UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "STRING", "BINSTRING", "SHORT_BINSTRING"}
+_PLAIN = frozenset(_PUSHED | _EMPTY | set(_TUPLES) | _PUTS | _GETS) | {
+    "PROTO", "FRAME", "STOP", "MARK", "MEMOIZE", "LIST", "APPEND", "APPENDS", "TUPLE", "DICT", "SETITEM", "SETITEMS",
+    "ADDITEMS", "STACK_GLOBAL", "REDUCE", "BUILD", "POP_MARK",
+}  # fmt: skip
+PAIR_SET_OPCODES = _PLAIN
+CHECKPOINT_OPCODES = _PLAIN | {"NEWOBJ", "BINPERSID"}
+_MOST_NUMBERS_AS_KEYS = 20_000  # their hashes are no secret: many could be chosen to collide
+_NO_EFFECT = {"PROTO", "FRAME", "STOP"}
+
+
+class UnsafePickleError(ValueError):
+    """The pickle is not built as a file of its kind."""
+
+
+class DamagedPickleError(ValueError):
+    """The pickle is damaged or truncated, or the file is no pickle."""
+
+
+def walk_pickle(file: BinaryIO, size: int, opcodes: frozenset[str]) -> None:
+    """Walk one pickle, and leave the file behind it.
+
+    Args:
+        file: at the start of the pickle.
+        size: bytes from there to the end of the file.
+        opcodes: names of those that may occur.
+
+    Raises:
+        UnsafePickleError: another opcode, or built as no such file is.
+        DamagedPickleError: damaged, truncated, or no pickle.
+    """
+    walk = _Walk()
+    try:
+        for opcode, argument, _ in pickletools.genops(cast(BinaryIO, _Bounded(file, size))):
+            if opcode.name not in opcodes:
+                raise UnsafePickleError(f"it uses the opcode {opcode.name}, which such a file does not need")
+            walk.step(opcode.name, argument)
+    except (UnsafePickleError, DamagedPickleError):
+        raise
+    except (ValueError, IndexError, KeyError, OverflowError) as error:
+        raise DamagedPickleError(str(error)[:80] or type(error).__name__) from None
+
+
+class _Bounded:
+    """A file that is never asked for more bytes than it has.
+
+    Args:
+        file: the file.
+        size: bytes that it has.
+    """
+
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        self._file, self._left = file, size
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def read(self, count: int) -> bytes:
+        if not 0 <= count <= self._left:
+            raise DamagedPickleError("it announces more bytes than the file has")
+        self._left -= count
+        return self._file.read(count)
+
+    def readline(self) -> bytes:
+        line = self._file.readline(self._left)
+        self._left -= len(line)
+        return line
+
+
+class _Value:
+    """What the walk knows of an object.
+
+    Attributes:
+        depth: levels of containers in it; 0 for a plain value.
+        is_text: it is a text.
+        used: it is a part of another object, and must not grow any more.
+    """
+
+    __slots__ = ("depth", "is_text", "used")
+
+    def __init__(self, depth: int, is_text: bool = False) -> None:
+        self.depth, self.is_text, self.used = depth, is_text, False
+
+
+_MARK = _Value(0)
+
+
+class _Walk:
+    """The unpickler's stack and memo, of ``_Value``."""
+
+    def __init__(self) -> None:
+        self._stack: list[_Value] = []
+        self._memo: dict[int, _Value] = {}
+        self._steps = self._numbers_as_keys = 0
+
+    def step(self, name: str, argument: Any) -> None:
+        """Do what an opcode does to the stack."""
+        self._steps += 1
+        if name in _PUSHED:
+            self._stack.append(_Value(0, name in _TEXTS))
+        elif name in _EMPTY:
+            self._stack.append(_Value(1))
+        elif name in _GETS:
+            self._stack.append(self._memo[int(argument)])
+        elif name in _PUTS or name == "MEMOIZE":
+            self._put(len(self._memo) if name == "MEMOIZE" else int(argument))
+        elif name == "MARK":
+            self._stack.append(_MARK)
+        elif name in _TUPLES:
+            self._combine([self._pop() for _ in range(_TUPLES[name])])
+        elif name not in _NO_EFFECT:
+            getattr(self, f"_{name.lower()}")()
+
+    def _put(self, index: int) -> None:
+        if not 0 <= index <= self._steps:
+            raise UnsafePickleError(f"it has the memo index {index} after {self._steps} opcodes")
+        self._memo[index] = self._stack[-1]
+
+    def _pop(self) -> _Value:
+        value = self._stack.pop()
+        if value is _MARK:
+            raise DamagedPickleError("a mark in place of a value")
+        return value
+
+    def _pop_to_mark(self) -> list[_Value]:
+        start = len(self._stack) - 1
+        while self._stack[start] is not _MARK:  # an IndexError where there is none
+            start -= 1
+            if start < 0:
+                raise DamagedPickleError("no mark")
+        parts = self._stack[start + 1 :]
+        del self._stack[start:]
+        return parts
+
+    def _combine(self, parts: list[_Value], container: _Value | None = None) -> None:
+        """Push a new container of parts, or a given one that gets more parts."""
+        if container is not None and container.used:
+            raise UnsafePickleError("it changes an object that is a part of another one")
+        container = container or _Value(1)
+        for part in parts:
+            part.used = part.depth > 0
+            container.depth = max(container.depth, 1 + part.depth)
+        if container.depth > _DEEPEST:
+            raise UnsafePickleError(f"its objects are nested more than {_DEEPEST} levels deep")
+        self._stack.append(container)
+
+    def _list(self) -> None:
+        self._combine(self._pop_to_mark())
+
+    _tuple = _list
+
+    def _append(self) -> None:
+        part = self._pop()
+        self._combine([part], self._pop())
+
+    _build = _append
+
+    def _appends(self) -> None:
+        parts = self._pop_to_mark()
+        self._combine(parts, self._pop())
+
+    def _dict(self) -> None:
+        parts = self._pop_to_mark()
+        self._check_keys(parts[::2])
+        self._combine(parts)
+
+    def _setitems(self) -> None:
+        parts = self._pop_to_mark()
+        self._check_keys(parts[::2])
+        self._combine(parts, self._pop())
+
+    def _setitem(self) -> None:
+        value, key = self._pop(), self._pop()
+        self._check_keys([key])
+        self._combine([value], self._pop())
+
+    def _additems(self) -> None:
+        parts = self._pop_to_mark()
+        self._check_keys(parts)
+        self._combine(parts, self._pop())
+
+    def _check_keys(self, keys: list[_Value]) -> None:
+        if any(key.depth for key in keys):
+            raise UnsafePickleError("it has a key that is neither a text nor a number")
+        self._numbers_as_keys += sum(not key.is_text for key in keys)
+        if self._numbers_as_keys > _MOST_NUMBERS_AS_KEYS:
+            raise UnsafePickleError(f"it has more than {_MOST_NUMBERS_AS_KEYS:,} numbers as keys")
+
+    def _reduce(self) -> None:
+        arguments = self._pop()
+        self._pop()  # the function
+        self._combine([arguments] if arguments.depth > 1 else [])
+
+    _newobj = _reduce
+
+    def _binpersid(self) -> None:
+        if self._pop().depth > 1:
+            raise UnsafePickleError("it has a nested persistent id")
+        self._stack.append(_Value(1))
+
+    def _stack_global(self) -> None:
+        if self._pop().depth or self._pop().depth:
+            raise UnsafePickleError("it names a global by something else than texts")
+        self._stack.append(_Value(0))
+
+    def _pop_mark(self) -> None:
+        self._pop_to_mark()

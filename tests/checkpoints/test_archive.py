@@ -1,0 +1,141 @@
+"""What is checked before torch reads a checkpoint: checksums, sizes, and the opcodes of the pickle."""
+
+import io
+import pickle
+import time
+import zipfile
+
+import pytest
+import torch
+
+from adaface.checkpoints.archive import check_archive
+from adaface.checkpoints.files import load_checkpoint
+from tests.support.checkpoint_files import SMALL, official, write
+
+
+def checkpoint(tmp_path):
+    return write(tmp_path / "a.ckpt", {"state_dict": official(SMALL), "hyper_parameters": {"lr": 0.1}})
+
+
+def with_pickle(path, content, compression=zipfile.ZIP_STORED):
+    """Write a copy of a checkpoint with another pickle."""
+    copy = path.with_name("evil.ckpt")
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(copy, "w", compression) as new:
+        for member in old.infolist():
+            new.writestr(member.filename, content if member.filename.endswith("data.pkl") else old.read(member))
+    return copy
+
+
+def test_zeros_inside_of_the_weights_are_noticed(tmp_path):
+    path = checkpoint(tmp_path)
+    check_archive(path)
+    content = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        largest = max(archive.infolist(), key=lambda member: member.file_size)
+    middle = largest.header_offset + 200 + largest.file_size // 2
+    content[middle : middle + 64] = bytes(64)
+    path.write_bytes(content)
+    with pytest.raises(
+        ValueError, match=r"a\.ckpt is damaged or not a checkpoint \(the checksum of .*data/\d+ is wrong"
+    ):
+        load_checkpoint(path)
+
+
+def test_every_damaged_byte_of_the_weights_and_of_the_pickle_is_noticed(tmp_path):
+    path = checkpoint(tmp_path)
+    content, weights = path.read_bytes(), load_checkpoint(path)["state_dict"]
+    with zipfile.ZipFile(path) as archive:
+        members = [member for member in archive.infolist() if member.file_size]
+    damaged = tmp_path / "damaged.ckpt"
+    for member in members:
+        start = content.index(b"PK\x01\x02")  # the members lie in front of the central directory
+        place = min(member.header_offset + 64 + len(member.filename) + member.file_size // 2, start - 1)
+        changed = bytearray(content)
+        changed[place] ^= 0x55
+        damaged.write_bytes(changed)
+        try:
+            check_archive(damaged)
+        except ValueError:
+            continue
+        # only padding in front of the content may change unnoticed
+        read = load_checkpoint(damaged)["state_dict"]
+        assert all(torch.equal(value, weights[key]) for key, value in read.items())
+
+
+def test_files_without_checksums_are_read(tmp_path):
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        path = checkpoint(tmp_path)
+    finally:
+        torch.serialization.set_crc32_options(before)
+    assert load_checkpoint(path)["hyper_parameters"] == {"lr": 0.1}
+
+
+def test_files_of_before_torch_1_6_are_read(tmp_path):
+    path = tmp_path / "old.ckpt"
+    torch.save({"state_dict": official(SMALL)}, path, _use_new_zipfile_serialization=False)
+    assert set(load_checkpoint(path)["state_dict"]) == set(official(SMALL))
+
+
+def test_compressed_members_are_refused(tmp_path):
+    path = checkpoint(tmp_path)
+    with zipfile.ZipFile(path) as archive:
+        content = archive.read(next(name for name in archive.namelist() if name.endswith("data.pkl")))
+    with pytest.raises(ValueError, match="it has compressed members, which torch never writes"):
+        load_checkpoint(with_pickle(path, content, zipfile.ZIP_DEFLATED))
+
+
+NESTED = b"\x80\x02)" + b"\x85" * 200_000
+HOSTILE = {
+    "nested tuples": (NESTED + b".", "nested more than 100 levels"),
+    "nested tuples as a key": (b"\x80\x02}" + NESTED[2:] + b"Ns.", "nested more than 100 levels"),
+    "a tuple as a key": (b"\x80\x02}))s.", "neither a text nor a number"),
+    "a nested persistent id": (b"\x80\x02)\x85\x85Q.", "nested persistent id"),
+    "an extension": (b"\x80\x02\x82\x01.", "the opcode EXT1"),
+    "an instance": (b"\x80\x02(cos\nsystem\no.", "the opcode OBJ"),
+    "a huge text": (b"\x80\x02X\xff\xff\xff\xffa.", "announces more bytes"),
+    "a huge memo": (b"\x80\x02)r\xff\xff\xff\x0f.", "memo index"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_pickles_that_would_crash_an_unpickler(tmp_path, name):
+    content, message = HOSTILE[name]
+    path = with_pickle(checkpoint(tmp_path), content)
+    began = time.monotonic()
+    with pytest.raises(ValueError, match=rf"evil\.ckpt is (refused: |damaged or not a checkpoint).*{message}"):
+        load_checkpoint(path)
+    assert time.monotonic() - began < 30  # a hang is what is tested, not the speed
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_pickles_of_every_protocol_are_walked(tmp_path, protocol):
+    state = {
+        "state_dict": official(SMALL),
+        "numbers": [1, -5, 2**40, 1.5, None, True],
+        "nested": {"a": {"b": [(1, 2), {3, 4}]}},
+    }
+    path = tmp_path / "a.ckpt"
+    torch.save(state, path, pickle_protocol=protocol)
+    check_archive(path)
+
+
+def test_members_larger_than_the_file(tmp_path):
+    path = checkpoint(tmp_path)
+    buffer = io.BytesIO(path.read_bytes())
+    with zipfile.ZipFile(buffer, "a") as archive:
+        for member in archive.infolist():
+            member.file_size = member.compress_size = 10**9
+        archive.writestr("x", b"")
+    path.write_bytes(buffer.getvalue())
+    with pytest.raises(ValueError, match="announce more bytes than the file has"):
+        load_checkpoint(path)
+
+
+def test_a_changed_file_is_checked_again(tmp_path):
+    path = checkpoint(tmp_path)
+    load_checkpoint(path)
+    path.write_bytes(pickle.dumps([1]))
+    with pytest.raises(ValueError, match="damaged or not a checkpoint"):
+        load_checkpoint(path)

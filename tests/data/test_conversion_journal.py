@@ -1,0 +1,118 @@
+"""Derived data are compared with what they were made from."""
+
+import json
+import os
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+
+from adaface.commands import convert
+from adaface.conversion.unpack_bin import convert_set
+from adaface.data import pair_sets
+from adaface.data.conversion_journal import JOURNAL, Journal
+from adaface.data.pair_pickle import write_bin
+from adaface.data.sources.finder import open_training_source
+from adaface.records import reader
+
+JPEGS = [
+    cv2.imencode(".jpg", np.full((112, 112, 3), 20 * number, np.uint8))[1].tobytes() for number in range(1, 8)
+]  # of different sizes
+
+
+def write_rec(folder, images, name="train.rec"):
+    folder.mkdir(parents=True, exist_ok=True)
+    with reader.RecordWriter(folder / name) as writer:
+        for key, image in enumerate(images, 1):
+            writer.write(key, reader.pack(reader.ImageHeader(float(key % 2), key), image))
+
+
+def open_faces(folder):
+    return open_training_source(str(folder), ".")
+
+
+@pytest.fixture
+def faces(tmp_path):
+    write_rec(tmp_path / "faces", JPEGS[:4])
+    assert convert.main(["--rec_path", str(tmp_path / "faces"), "--make_image_files"]) == 0
+    return tmp_path / "faces"
+
+
+def test_images_of_another_rec_are_refused(faces):
+    assert len(open_faces(faces)) == 4
+    write_rec(faces, JPEGS[:5])
+    with pytest.raises(ValueError, match=r"imgs was converted from another train\.rec .*--overwrite; or train on the"):
+        open_faces(faces)
+    assert len(open_training_source(str(faces), "imgs", use_mxrecord=True)) == 5
+    assert convert.main(["--rec_path", str(faces), "--make_image_files", "--overwrite"]) == 0
+    assert len(open_faces(faces)) == 5
+
+
+def test_a_rec_of_the_same_size_with_other_labels_is_refused(faces):
+    size = (faces / "train.rec").stat().st_size
+    with reader.RecordWriter(faces / "train.rec") as writer:
+        for key, image in enumerate(JPEGS[:4], 1):
+            writer.write(key, reader.pack(reader.ImageHeader(float(key % 3), key), image))
+    assert (faces / "train.rec").stat().st_size == size
+    os.utime(faces / "train.rec", ns=(0, 0))
+    with pytest.raises(ValueError, match="was converted from another"):
+        open_faces(faces)
+
+
+def test_a_copy_has_another_time_but_the_same_images(faces, tmp_path):
+    shutil.copytree(faces, tmp_path / "copy", copy_function=shutil.copyfile)
+    assert (tmp_path / "copy" / "train.rec").stat().st_mtime_ns != (faces / "train.rec").stat().st_mtime_ns
+    assert len(open_faces(tmp_path / "copy")) == 4
+
+
+def test_images_without_their_rec_are_trained_on(faces):
+    (faces / "train.rec").unlink()
+    assert len(open_faces(faces)) == 4
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["{", "[1]", '"x"', '{"done": 1}', '{"done": NaN}', "[" * 100_000, "1e999"],
+    ids=["cut", "list", "text", "parts", "NaN", "nested", "infinite"],
+)
+def test_a_damaged_journal_is_named(faces, content):
+    (faces / "imgs" / JOURNAL).write_text(content)
+    with pytest.raises(ValueError, match=r"\.convert\.json is damaged"):
+        open_faces(faces)
+
+
+@pytest.mark.parametrize("value", [float("inf"), "4", None, [4], 4.0])
+def test_a_journal_with_other_values_is_named(faces, value):
+    journal = json.loads((faces / "imgs" / JOURNAL).read_text())
+    (faces / "imgs" / JOURNAL).write_text(json.dumps({**journal, "done": value}))
+    with pytest.raises(ValueError, match=r"\.convert\.json is damaged"):
+        Journal.load(faces / "imgs")
+
+
+@pytest.mark.parametrize("form", ["memfile", "bcolz"])
+def test_a_set_converted_from_another_bin_is_refused(tmp_path, form):
+    write_bin(tmp_path / "mine.bin", JPEGS[:4], [True, False])
+    convert_set(tmp_path / "mine.bin", form)
+    first = np.array(pair_sets.open_pair_set(tmp_path, "mine").images[0])
+    shutil.copyfile(tmp_path / "mine.bin", tmp_path / "same.bin")
+    (tmp_path / "same.bin").replace(tmp_path / "mine.bin")  # another time, the same content
+    pair_sets.open_pair_set(tmp_path, "mine")
+    write_bin(tmp_path / "mine.bin", JPEGS[3:7], [True, False])
+    with pytest.raises(ValueError, match=r"was not made from the mine\.bin beside it, which has changed"):
+        pair_sets.open_pair_set(tmp_path, "mine")
+    convert_set(tmp_path / "mine.bin", form, overwrite=True)
+    assert not np.array_equal(pair_sets.open_pair_set(tmp_path, "mine").images[0], first)
+    (tmp_path / "mine.bin").unlink()
+    assert len(pair_sets.open_pair_set(tmp_path, "mine").issame) == 2
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"bytes": "x"}', "[" * 100_000])
+def test_a_damaged_record_of_the_origin(tmp_path, content):
+    write_bin(tmp_path / "mine.bin", JPEGS[:4], [True, False])
+    convert_set(tmp_path / "mine.bin")
+    (tmp_path / ".mine.convert.json").write_text(content)
+    with pytest.raises(ValueError, match=r"was not made from the mine\.bin beside it"):
+        pair_sets.open_pair_set(tmp_path, "mine")
+    convert_set(tmp_path / "mine.bin", overwrite=True)
+    pair_sets.open_pair_set(tmp_path, "mine")

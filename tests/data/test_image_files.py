@@ -1,0 +1,161 @@
+import os
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from adaface.commands import align as align_command
+from adaface.data.image_files import find_image_files, is_litter, list_classes, summary
+from adaface.data.sources.folder import FolderSource
+from adaface.inference.sample_images import find_images
+
+IMAGE = np.full((112, 112, 3), 90, np.uint8)
+JPEG = cv2.imencode(".jpg", IMAGE)[1].tobytes()
+HEIC = b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00mif1heic" + bytes(40)
+
+
+def write(root, *names, content=JPEG):
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+
+def skipped(found):
+    return {entry.name: (entry.reason, entry.photograph) for entry in found.skipped}
+
+
+@pytest.mark.parametrize(
+    "name", ["a.jfif", "a.jpe", "a.jpg_large", "a.JPG", "a", "a.mpo", "a.avif", "a.gif", "a.jp2", "a.dat", "a.txt"]
+)
+def test_content_decides_what_an_image_is(tmp_path, name):
+    write(tmp_path, name)
+    found = find_image_files(tmp_path)
+    assert (found.names, found.skipped, found.litter) == ([name], [], 0)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".bmp", ".ppm", ".tiff", ".webp", ".avif", ".gif", ".jp2"])
+def test_each_format_is_found_under_a_name_without_extension(tmp_path, suffix):
+    write(tmp_path, "person/1", content=cv2.imencode(suffix, IMAGE)[1].tobytes())
+    assert find_image_files(tmp_path).names == ["person/1"]
+    source = FolderSource(tmp_path)
+    assert (len(source), source.path(0)) == (1, str(tmp_path / "person" / "1"))
+
+
+def test_every_file_is_an_image_skipped_or_litter(tmp_path):
+    write(tmp_path, "1.jpg", "sub/2.png", "sub/deeper/3", ".hidden.jpg", ".thumbs/4.jpg")
+    write(tmp_path, "notes.txt", "alignment.csv", ".DS_Store", "sub/Thumbs.db", "sub/._2.png", content=b"text")
+    write(tmp_path, "@eaDir/1.jpg", "__MACOSX/1.jpg", "sub/.ipynb_checkpoints/2.png")
+    write(tmp_path, "phone.heic", content=HEIC)
+    write(tmp_path, "camera.NEF", content=b"II*\x00" + bytes(60))
+    write(tmp_path, "new.jxl", content=b"\xff\x0a" + bytes(60))
+    write(tmp_path, "empty", content=b"")
+    (tmp_path / "lost.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    os.mkfifo(tmp_path / "pipe")
+    found = find_image_files(tmp_path)
+    assert found.names == ["1.jpg", "sub/2.png", "sub/deeper/3"]
+    assert found.litter == 4
+    assert skipped(found) == {
+        ".hidden.jpg": ("a hidden file", True),
+        ".thumbs": ("a hidden folder", False),
+        "notes.txt": ("not an image", False),
+        "empty": ("not an image", False),
+        "phone.heic": ("a HEIC image: pip install pillow-heif to read it, or convert it to JPEG", True),
+        "camera.NEF": ("a camera raw file: convert it to JPEG or PNG", True),
+        "new.jxl": ("a JPEG XL image: convert it to JPEG or PNG", True),
+        "lost.jpg": ("a link to nothing", True),
+        "pipe": ("not a regular file", False),
+    }
+    assert found.photographs_skipped == 5
+    lines = summary(found, "photographs")
+    assert lines[0] == "16 files: 3 photographs, 9 skipped, 4 system files"
+    assert len(lines) == 10
+    assert all("skipped" in line for line in lines)
+
+
+def test_a_long_list_of_skipped_files_names_photographs_first(tmp_path):
+    write(tmp_path, *(f"{number:02}.txt" for number in range(14)), content=b"text")
+    write(tmp_path, "z.heic", content=HEIC)
+    lines = summary(find_image_files(tmp_path))
+    assert lines[0] == "15 files: 0 images, 15 skipped"
+    assert lines[1].startswith("  skipped z.heic: a HEIC image")
+    assert lines[-1] == "  ... and 5 more"
+    assert len(lines) == 12
+
+
+def test_links_are_followed_and_loops_refused(tmp_path):
+    write(tmp_path / "elsewhere", "ann/1.jpg", "ann/deep/2.jpg")
+    faces = tmp_path / "faces"
+    write(faces, "ben/1.jpg", "cat/1.jpg")
+    (faces / "ann").symlink_to(tmp_path / "elsewhere" / "ann")
+    (faces / "ben" / "2.jpg").symlink_to(faces / "cat" / "1.jpg")
+    expected = ["ann/1.jpg", "ann/deep/2.jpg", "ben/1.jpg", "ben/2.jpg", "cat/1.jpg"]
+    assert find_image_files(faces).names == expected
+    source = FolderSource(faces)
+    assert [os.path.relpath(source.path(index), faces) for index in range(len(source))] == expected
+    assert [path.relative_to(faces).as_posix() for path in find_images(faces)] == expected
+    (faces / "cat" / "again").symlink_to(faces)
+    for walk in (find_image_files, FolderSource, find_images):
+        with pytest.raises(ValueError, match=r"again.*: a link leads back to a folder above it; remove the link"):
+            walk(faces)
+
+
+def test_the_order_is_that_of_torchvision(tmp_path):
+    names = ["p/a/c/1.jpg", "p/a-b/1.jpg", "p/a/1.jpg", "p/b.jpg", "p/B.jpg", "p/a.jpg"]
+    write(tmp_path, *names)
+    expected = [
+        os.path.relpath(f"{root}/{name}", tmp_path)
+        for root, _, files in sorted(os.walk(tmp_path, followlinks=True))
+        for name in sorted(files)
+    ]
+    assert find_image_files(tmp_path).names == expected
+    source = FolderSource(tmp_path)
+    assert [os.path.relpath(source.path(index), tmp_path) for index in range(len(source))] == expected
+
+
+def test_images_beside_the_class_folders_are_skipped_and_named(tmp_path):
+    write(tmp_path, "ann/1.jpg", "stray.jpg", ".hidden/1.jpg")
+    write(tmp_path, ".DS_Store", "list.csv", content=b"text")
+    classes, outside = list_classes(tmp_path)
+    assert classes == ["ann"]
+    assert outside.litter == 1
+    assert skipped(outside) == {
+        "stray.jpg": ("not in a folder of a class", True),
+        ".hidden": ("a hidden folder", False),
+        "list.csv": ("not an image", False),
+    }
+
+
+def test_names_longer_than_255_bytes(tmp_path):
+    names = [f"p/{'d' * 200}/{'e' * 200}/{number}.jpg" for number in range(3)]
+    write(tmp_path, *names)
+    source = FolderSource(tmp_path)
+    assert [os.path.relpath(source.path(index), tmp_path) for index in range(3)] == names
+
+
+def test_alignment_says_what_it_skipped_and_ends_with_status_1(tmp_path, capsys):
+    photographs = tmp_path / "in"
+    write(photographs, "ann/1.txt.jpg", content=cv2.imencode(".png", IMAGE)[1].tobytes())
+    write(photographs, "ben/1.heic", content=HEIC)
+    assert align_command.main([str(photographs), str(tmp_path / "out")]) == 1
+    printed = capsys.readouterr().out
+    assert "2 files: 1 photographs, 1 skipped" in printed
+    assert "skipped ben/1.heic: a HEIC image" in printed
+    assert "ben/1.heic,skipped,0,1," in (tmp_path / "out" / "alignment.csv").read_text()
+
+
+@pytest.mark.parametrize("name", [".DS_Store", "Thumbs.db", "._a.jpg", ".lock", ".a.png.part", "desktop.ini"])
+def test_litter(name):
+    assert is_litter(name)
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "_a.jpg", "Thumbs.db.jpg", "part", "lock"])
+def test_other_files_are_no_litter(name):
+    assert not is_litter(name)
+
+
+def test_pictures_in_a_multi_picture_file_of_a_phone(tmp_path):
+    first, second = Image.new("RGB", (64, 48), "red"), Image.new("RGB", (64, 48), "blue")
+    first.save(tmp_path / "a.mpo", format="MPO", save_all=True, append_images=[second])
+    assert find_image_files(tmp_path).names == ["a.mpo"]
