@@ -124,7 +124,7 @@ def is_litter(name: str) -> bool:
     the journals, locks and temporary files of this program. Folders: ``@eaDir``, ``__MACOSX``,
     ``.ipynb_checkpoints``, ``.git``.
     """
-    own = name in _OWN_FILES or (name.startswith(".") and name.endswith(".part"))
+    own = name in _OWN_FILES or (name.startswith(".") and name.endswith((".part", ".part.lock")))
     return own or name.startswith("._") or name.lower() in _LITTER_FILES
 
 

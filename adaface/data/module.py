@@ -33,7 +33,7 @@ from adaface.data.pair_sets import PairSet
 from adaface.data.sampler import EpochBatchSampler, ShardedBatchSampler
 from adaface.data.sources.base import TrainingSource, fingerprint_of
 from adaface.data.sources.finder import folder_sources, open_training_source, split_paths
-from adaface.data.sources.selection import SUBSET_LIST, read_subset_list, select_indexed, select_subset
+from adaface.data.sources.selection import SUBSET_LIST, SelectedSource, read_subset_list, select_indexed, select_subset
 from adaface.system.lightning_setup import pl
 from adaface.system.threads import usable_cores
 
@@ -149,6 +149,19 @@ class FaceDataModule(pl.LightningDataModule):
         Empty in evaluation.
         """
         return [] if self._dataset is None else self._dataset.source.class_names
+
+    def order_classes_as(self, names: Sequence[str]) -> None:
+        """Number the classes in the order of a list.
+
+        Args:
+            names: all ``class_names``, in another order.
+        """
+        source = self.dataset.source
+        place = {name: number for number, name in enumerate(names)}
+        number_of = np.array([place[name] for name in source.class_names], np.int32)
+        every = np.arange(len(source), dtype=np.uint32 if len(source) < 2**32 else np.int64)
+        self.dataset.source = SelectedSource(source, every, number_of[source.labels], list(names), source.location)
+        self._fingerprint = None
 
     @property
     def num_classes(self) -> int:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from adaface.system.locks import holder_of, lock_open_file
+
 
 def part_path(path: str | os.PathLike[str]) -> Path:
     """Return the temporary path of a file or folder while it is written, `.<name>.part` in the same folder.
@@ -80,13 +82,51 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         OSError: it cannot be written.
     """
     part = part_path(path)
-    _delete(part)  # left by a killed process
+    with _only_writer(part.with_name(f"{part.name}.lock"), Path(path)):
+        _delete(part)  # left by a killed process
+        try:
+            yield part
+            part.replace(path)
+        except BaseException:
+            _delete(part)
+            raise
+
+
+@contextmanager
+def _only_writer(lock: Path, final: Path) -> Iterator[None]:
+    """Hold a lock file during a block, and delete it at the end; raise FileExistsError if another process has it."""
+    file = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    held = lock_open_file(file)
     try:
-        yield part
-        part.replace(path)
-    except BaseException:
-        _delete(part)
-        raise
+        if not held:
+            raise _is_written(file, final)
+        if not _is(lock, os.fstat(file)):  # deleted by its last holder in this moment
+            raise FileExistsError(errno.EEXIST, "another process writes it at the same time", str(final))
+        yield
+    finally:
+        if held and _is(lock, os.fstat(file)):
+            lock.unlink()  # while it is held: nobody else can have locked this file
+        os.close(file)
+
+
+def _delete_left_over(path: Path, final: Path) -> None:
+    """Delete the temporary file of a killed process; raise FileExistsError if its writer is alive."""
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:  # absent, or a link: nobody is writing to it
+        file = -1
+    try:
+        # another name of a file in use is no part of ours
+        if file >= 0 and os.fstat(file).st_nlink == 1 and not lock_open_file(file):
+            raise _is_written(file, final)
+        path.unlink(missing_ok=True)
+    finally:
+        if file >= 0:
+            os.close(file)
+
+
+def _is_written(file: int, final: Path) -> FileExistsError:
+    return FileExistsError(errno.EEXIST, f"{holder_of(file)} is writing it: wait for it, or stop it", str(final))
 
 
 def _delete(path: Path) -> None:
@@ -118,14 +158,16 @@ def atomic_file(
     part = part_path(final if not several_writers else f"{final}.{os.getpid()}.{secrets.token_hex(4)}")
     own = None
     try:
-        part.unlink(missing_ok=True)  # not opened: it may be a hard or symbolic link to a file that is in use
+        # not opened for writing: it may be a hard or symbolic link to a file that is in use
+        _delete_left_over(part, final)
         with part.open("xb") as file:
             own = os.fstat(file.fileno())
+            lock_open_file(file.fileno())
             yield file
             file.flush()
             if to_disk:
                 os.fsync(file.fileno())
-            if not _is(part, own):  # another process replaced it; its incomplete file must not get the name
+            if not _is(part, own):  # two began in the same moment; the other's incomplete file must not get the name
                 raise FileExistsError(errno.EEXIST, "another process writes it at the same time", str(final))
             part.replace(final)
     except BaseException as error:

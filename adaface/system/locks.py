@@ -152,6 +152,36 @@ def try_lock(path: Path) -> int | None:
     return try_lock(path)
 
 
+def lock_open_file(file: int) -> bool:
+    """Lock an open file until it is closed, also by the children of this process; return False if another has it.
+
+    Args:
+        file: descriptor of the file. If its file system has no locks, nothing is locked.
+    """
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in _HELD
+    return True
+
+
+def holder_of(file: int) -> str:
+    """Return which process holds the lock of an open file, such as ``process 1234``, as far as this system tells.
+
+    Args:
+        file: descriptor of the file.
+    """
+    inode = os.fstat(file).st_ino
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        for line in Path("/proc/locks").read_text(encoding="ascii").splitlines():
+            words = line.split()  # number: FLOCK ADVISORY WRITE pid major:minor:inode start end
+            if words[1] == "FLOCK" and int(words[5].rpartition(":")[2]) == inode:
+                return f"process {words[4]}"
+    return "another process"
+
+
 def release(file: int) -> None:
     """Release a lock.
 

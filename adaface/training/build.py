@@ -30,6 +30,8 @@ from adaface.training.module import FaceRecognitionModule
 from adaface.training.optimization import scaled_learning_rate
 from adaface.training.trainer import build_trainer
 
+_SHOWN_NAMES = 3
+
 
 def build(config: Config, devices: DevicePlan) -> tuple[FaceDataModule, FaceRecognitionModule, bool]:
     """Open the data and build the module.
@@ -104,6 +106,7 @@ def _check_checkpoint(config: Config, data: FaceDataModule, module: FaceRecognit
             f"--finetune {config.run.finetune} is not the model that the run of {path} started "
             "from: give that model, or start a new run"
         )
+    _match_classes(saved.get("class_names", []), data, module, path)
     if saved.get("data_fingerprint") not in (None, data.fingerprint()):
         if HELD_OUT in data.pair_sets:
             raise ValueError(
@@ -117,6 +120,38 @@ def _check_checkpoint(config: Config, data: FaceDataModule, module: FaceRecognit
     if position["epoch"] >= config.optimizer.epochs:
         rank_zero_info(f"note: the run of {path} has completed its {config.optimizer.epochs} epochs: test only")
     return position
+
+
+def _match_classes(saved: list[str], data: FaceDataModule, module: FaceRecognitionModule, path: str) -> None:
+    """Number the classes of the data as in the checkpoint to resume, whose head has one row for each.
+
+    Args:
+        saved: names of the classes in the checkpoint, in the order of the head's rows; empty in an old one.
+        data: opened.
+        module: built for it.
+        path: the checkpoint, for messages.
+
+    Raises:
+        ValueError: the data have other classes.
+    """
+    names = data.class_names
+    if not saved or not names or names == saved:
+        return
+    gone, new = sorted(set(saved) - set(names)), sorted(set(names) - set(saved))
+    if gone or new:
+        raise ValueError(
+            f"the identities are not those of the run of {path}, whose head has one row for each: "
+            f"{_some('gone', gone)}, {_some('new', new)}. Restore the data, or start a new run with "
+            "--start_from_model_statedict"
+        )
+    data.order_classes_as(saved)
+    module.metadata["class_names"] = saved
+    rank_zero_info("note: the identities come in another order than in the resumed run: they keep their classes")
+
+
+def _some(what: str, names: list[str]) -> str:
+    shown = ", ".join(names[:_SHOWN_NAMES]) + (", ..." if len(names) > _SHOWN_NAMES else "")
+    return f"{len(names)} {what}" + (f" ({shown})" if names else "")
 
 
 def plan_lines(

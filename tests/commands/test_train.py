@@ -338,6 +338,27 @@ def test_a_resume_with_other_training_data_says_so(whole_run, tmp_path, capsys):
 
 
 @pytest.mark.usefixtures("undrawn")
+def test_a_resume_keeps_the_class_of_each_identity(faces, tmp_path, capsys):
+    other = write_chunks(tmp_path / "other", [[0] * 4 + [1], [1] * 3])
+    data = ["--train_data_path", f"faces/imgs,{other}"]
+    folder = run(faces, tmp_path / "runs", *ONE_SET, *data, "--epochs", "1", "--lr", "0.01")
+    names = torch.load(folder / "last.ckpt", weights_only=True)["adaface"]["class_names"]
+    capsys.readouterr()
+    resume = ["--resume_from_checkpoint", str(folder / "last.ckpt"), *ONE_SET, "--epochs", "2"]
+    assert main.main([*resume, "--train_data_path", f"{other},faces/imgs"]) == 0
+    assert "the identities come in another order than in the resumed run: they keep" in capsys.readouterr().out
+    assert torch.load(folder / "last.ckpt", weights_only=True)["adaface"]["class_names"] == names
+
+
+def test_a_resume_with_a_renamed_identity_is_refused(whole_run, faces, tmp_path, capsys):
+    shutil.copytree(faces / "imgs", tmp_path / "imgs")
+    (tmp_path / "imgs" / "0").rename(tmp_path / "imgs" / "zzz")
+    words = ["--resume_from_checkpoint", str(whole_run / "last.ckpt"), "--train_data_path", str(tmp_path / "imgs")]
+    assert main.main([*words, "--epochs", "9"]) == 2
+    assert "1 gone (0), 1 new (zzz). Restore the data, or start a new run" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_a_run_that_learns_nothing_says_so_once(faces, tmp_path, capsys):
     run(faces, tmp_path, *ONE_SET, "--epochs", "5", "--batch_size", "4", "--lr", "1e-9", "--stalled_after_steps", "20")
     assert capsys.readouterr().out.count("warning: after 20 batches the loss shows no learning") == 1

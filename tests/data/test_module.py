@@ -597,6 +597,17 @@ def test_swap_color_channel_swaps_red_and_blue(tmp_path: Path) -> None:
     assert means[0] > 190 and means[2] < 10
 
 
+def test_classes_can_be_numbered_in_another_order(small: Path) -> None:
+    data = module(small)
+    names, labels = list(data.class_names), data.dataset.source.labels.tolist()
+    data.order_classes_as(names[::-1])
+    assert data.class_names == names[::-1]
+    source = data.dataset.source
+    assert source.labels.tolist() == [len(names) - 1 - label for label in labels]
+    assert [source.class_names[label] for label in source.labels] == [names[label] for label in labels]
+    assert [source.describe(index) for index in range(3)] == [str(small / "imgs" / "a" / f"{n}.jpg") for n in range(3)]
+
+
 # --- bad images -----------------------------------------------------------------------------------------------
 
 

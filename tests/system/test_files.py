@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -36,19 +37,40 @@ def test_two_that_write_the_same_file_do_not_mix(tmp_path, first_fails):
     path = tmp_path / "x.csv"
     first, second = atomic_file(path), atomic_file(path)
     first.__enter__().write(b"first")
-    file = second.__enter__()
-    file.write(b"sec")
-    file.flush()
+    with pytest.raises(FileExistsError, match=rf"process {os.getpid()} is writing it: wait for it, or stop it"):
+        second.__enter__()
     if first_fails:
         assert not first.__exit__(KeyError, KeyError(), None)
-    else:
-        with pytest.raises(FileExistsError, match="another process writes it at the same time"):
-            first.__exit__(None, None, None)
+        assert list(tmp_path.iterdir()) == []
+        return
+    first.__exit__(None, None, None)
+    assert path.read_bytes() == b"first"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_two_that_write_the_same_folder_do_not_mix(tmp_path):
+    path = tmp_path / "x"
+    first, second = atomic_path(path), atomic_path(path)
+    part = first.__enter__()
+    part.mkdir()
+    with pytest.raises(FileExistsError, match=rf"process {os.getpid()} is writing it: wait for it, or stop it"):
+        second.__enter__()
+    assert part.is_dir()
+    first.__exit__(None, None, None)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_where_there_are_no_locks_a_mixed_file_still_gets_no_name(tmp_path, monkeypatch):
+    monkeypatch.setattr("adaface.system.files.lock_open_file", lambda file: True)
+    path = tmp_path / "x.csv"
+    first, second = atomic_file(path), atomic_file(path)
+    first.__enter__().write(b"first")
+    second.__enter__().write(b"second")
+    with pytest.raises(FileExistsError, match="another process writes it at the same time"):
+        first.__exit__(None, None, None)
     assert not path.exists()
-    file.write(b"ond")
     second.__exit__(None, None, None)
     assert path.read_bytes() == b"second"
-    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_several_may_write_the_same_file_where_that_is_allowed(tmp_path):
