@@ -28,11 +28,13 @@ class AskedModel:
         name: name of a published model; empty to use ``file``.
         file: checkpoint or ONNX file.
         arch: architecture, if the file does not store it.
+        color: ``rgb`` or ``bgr``, the color order of the network in weights of another program.
     """
 
     name: str
     file: str
     arch: str | None = None
+    color: str | None = None
 
     def __call__(self, folder: Path) -> tuple[EmbedImages, str]:
         """Load the model, on all GPUs if there are any.
@@ -55,7 +57,7 @@ class AskedModel:
 
         path = find_model(self.name) if self.name else Path(self.file)
         gpus = torch.cuda.device_count()
-        model = ModelFile(str(path), self.arch, "gpu" if gpus else "cpu")
+        model = ModelFile(str(path), self.arch, "gpu" if gpus else "cpu", self.color)
         embed = CachedEmbedding(
             model,
             folder=folder / "embeddings",

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from adaface.checkpoints.archive import check_archive
@@ -33,6 +34,9 @@ _OLD_LIGHTNING_CLASSES = (
 _REFUSED_GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
 SHARDED_HEAD = "sharded_head"  # key under ``adaface``: contents of the head's files
 REST = "rest.ckpt"  # in a checkpoint folder of a sharded head: everything except the head's matrices
+FOUND_IN = "found_in"  # key next to the state dict of other programs' files
+_PARTS = ("model", "backbone", "model_state_dict", "net", "network", "module", "weights")
+_FEWEST_WEIGHTS = 10  # of a network
 THRESHOLD = "adaface_threshold"  # key next to the state dict: from this cosine on, two faces are the same person
 
 
@@ -40,10 +44,12 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint to the CPU without executing anything in it.
 
     Args:
-        path: a ``.ckpt`` file of this project or the official code; or the folder of a sharded head's checkpoint.
+        path: a ``.ckpt`` file of this project or the official code, other files with weights by name (bare, under
+            ``model``, ``backbone`` or the like, or ``.safetensors``); or the folder of a sharded head's checkpoint.
 
     Returns:
-        The checkpoint's dictionary. For a folder, it lacks the head's matrices and has the path as ``folder``.
+        The checkpoint's dictionary; of other files, ``state_dict`` and ``found_in``, the name of the part. For a
+        folder, it lacks the head's matrices and has the path as ``folder``.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -57,6 +63,8 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         return {**load_checkpoint(Path(path, REST)), "folder": str(path)}
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no checkpoint {path}")
+    if Path(path).suffix == ".safetensors":
+        return {"state_dict": _read_safetensors(Path(path)), FOUND_IN: "safetensors"}
     try:
         check_archive(Path(path))
         old: list[Any] = [(dict, name) for name in _OLD_LIGHTNING_CLASSES]
@@ -75,6 +83,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     except Exception as error:  # a damaged pickle fails in many ways
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{path} is damaged or not a checkpoint ({reason})") from error
+    checkpoint = _with_state_dict(checkpoint)
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
         raise ValueError(f"{path} is not a training checkpoint: it has no `state_dict`")
     if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in checkpoint["state_dict"].items()):
@@ -84,6 +93,31 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path}: {len(odd)} weights are not dense real tensors, the first is {odd[0]}")
     checkpoint.pop("folder", None)  # a file must not choose where the head's files are read from
     return checkpoint
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except Exception as error:  # a damaged header fails in many ways
+        raise ValueError(
+            f"{path} is damaged or not a safetensors file ({' '.join(str(error).split())[:200]})"
+        ) from error
+
+
+def _with_state_dict(loaded: Any) -> Any:
+    """Return the weights of other programs' files as ``state_dict``; anything else unchanged."""
+    if not isinstance(loaded, dict) or isinstance(loaded.get("state_dict"), dict):
+        return loaded
+    for name in _PARTS:
+        if _is_weights(loaded.get(name)):
+            return {"state_dict": dict(loaded[name]), FOUND_IN: name}
+    return {"state_dict": dict(loaded), FOUND_IN: "the file itself"} if _is_weights(loaded) else loaded
+
+
+def _is_weights(part: Any) -> bool:
+    if not isinstance(part, dict) or len(part) < _FEWEST_WEIGHTS:
+        return False
+    return all(isinstance(key, str) and isinstance(value, Tensor) for key, value in part.items())
 
 
 def _is_plain(weight: Tensor) -> bool:

@@ -9,28 +9,91 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adaface.checkpoints.files import SHARDED_HEAD, load_checkpoint
+from adaface.checkpoints.files import FOUND_IN, SHARDED_HEAD, load_checkpoint
 from adaface.models import registry
 
 _BACKBONE_PREFIX = "model."
+COLORS = ("rgb", "bgr")
+# names that other programs and PyTorch's wrappers put in front of a network's keys
+_WRAPPERS = {"", "model", "module", "net", "network", "backbone", "_orig_mod", "encoder"}
 _SHOWN_KEYS = 5
 
 
-def backbone_state(checkpoint: dict[str, Any], path: str | Path) -> dict[str, Tensor]:
-    """Return the backbone's weights of a checkpoint, keys without ``model.``.
+def backbone_state(checkpoint: dict[str, Any], path: str | Path, color: str | None = None) -> dict[str, Tensor]:
+    """Return the backbone's weights of a checkpoint, keys without prefix, of a network that takes BGR.
+
+    Weights that are not stored as ``model.*`` of a ``state_dict`` come from another program, whose color order is not
+    known. The weights of an RGB network become those of a BGR network with the same embeddings: the input channels of
+    its first convolution are reversed.
 
     Args:
         checkpoint: what ``load_checkpoint`` returned.
         path: its file, for the message.
+        color: ``rgb`` or ``bgr``, the color order of another program's network.
 
     Raises:
-        ValueError: the checkpoint has no ``model.*`` entries.
+        ValueError: no weights of a backbone, or another program's weights without a color order.
     """
-    state = checkpoint["state_dict"]
-    weights = {k.removeprefix(_BACKBONE_PREFIX): v for k, v in state.items() if k.startswith(_BACKBONE_PREFIX)}
-    if not weights:
-        raise ValueError(f"{path} has no `model.*` weights; its keys begin with {list(state)[:_SHOWN_KEYS]}")
+    weights, prefix = _without_prefix(checkpoint, path)
+    if FOUND_IN not in checkpoint and prefix.startswith(_BACKBONE_PREFIX):
+        if color == "rgb":
+            raise ValueError(
+                f"{path} is a checkpoint of this project or of the official code, which takes BGR: omit --color"
+            )
+        return weights
+    where = f"weights under `{prefix}`" if prefix else "weights without a prefix"
+    if color not in COLORS:
+        raise ValueError(
+            f"{path} has {where} and does not store the color order that its network takes: give --color rgb or "
+            "--color bgr (networks of CVLface take RGB)"
+        )
+    if color == "rgb":
+        first = next((key for key, value in weights.items() if value.ndim == 4 and value.shape[1] == 3), None)
+        if first is None:
+            raise ValueError(f"{path} has no convolution of three input channels, so its color order cannot be changed")
+        weights[first] = weights[first].flip(1)  # (out, 3, height, width)
     return weights
+
+
+def describe_foreign(checkpoint: dict[str, Any], path: str | Path) -> str:
+    """Return which weights of another program's file are taken; empty for a checkpoint of this project.
+
+    Args:
+        checkpoint: what ``load_checkpoint`` returned.
+        path: its file.
+    """
+    weights, prefix = _without_prefix(checkpoint, path)
+    if FOUND_IN not in checkpoint and prefix.startswith(_BACKBONE_PREFIX):
+        return ""
+    ignored = len(checkpoint["state_dict"]) - len(weights)
+    rest = f"; {ignored} other entries are ignored" if ignored else ""
+    return f"{path}: {len(weights)} weights under {f'`{prefix}`' if prefix else 'no prefix'} are taken{rest}"
+
+
+def _without_prefix(checkpoint: dict[str, Any], path: str | Path) -> tuple[dict[str, Tensor], str]:
+    """Return the backbone's weights without the prefix of their keys, and the prefix."""
+    state = checkpoint["state_dict"]
+    for prefix in _prefixes(state):
+        weights = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        if weights:
+            return weights, prefix
+    raise ValueError(f"{path} has no `model.*` weights; its keys begin with {list(state)[:_SHOWN_KEYS]}")
+
+
+def _prefixes(state: Mapping[str, Tensor]) -> list[str]:
+    """Return the prefixes under which a known network may be, such as ``model.module.``; ``model.`` is the last one."""
+    found = {
+        key[: -len(first)]
+        for first in _first_keys()
+        for key in state
+        if key.endswith(first) and set(key[: -len(first)].split(".")) <= _WRAPPERS
+    }
+    return [*sorted(found, key=len), _BACKBONE_PREFIX]
+
+
+@functools.cache
+def _first_keys() -> frozenset[str]:
+    return frozenset(next(iter(expected_shapes(name))) for name in registry.ARCHITECTURES)
 
 
 def stored_architecture(checkpoint: Mapping[str, Any]) -> str | None:
@@ -55,7 +118,7 @@ def find_architecture(checkpoint: dict[str, Any], path: str | Path) -> str:
     Raises:
         ValueError: no backbone weights, or weights of an unknown architecture.
     """
-    weights = backbone_state(checkpoint, path)
+    weights, _ = _without_prefix(checkpoint, path)
     architecture = stored_architecture(checkpoint) or identify_architecture(weights)
     if architecture is None:
         nearest, misfit = nearest_architecture(weights)
@@ -122,19 +185,20 @@ def nearest_architecture(weights: dict[str, Tensor]) -> tuple[str, str]:
     return nearest, key_misfit(weights, expected_shapes(nearest))
 
 
-def load_backbone(model: nn.Module, path: str | Path, arch: str) -> None:
+def load_backbone(model: nn.Module, path: str | Path, arch: str, color: str | None = None) -> None:
     """Load the backbone weights of a checkpoint into ``model``.
 
     Args:
         model: a network of ``registry.build_model(arch)``; changed in place.
         path: checkpoint of this project or of the official code.
         arch: its architecture's name, for the message.
+        color: as in ``backbone_state``.
 
     Raises:
         ValueError: the checkpoint has another architecture (which the message names), or other keys.
     """
     checkpoint = load_checkpoint(path)
-    weights = backbone_state(checkpoint, path)
+    weights = backbone_state(checkpoint, path, color)
     misfit = key_misfit(weights, {key: tuple(value.shape) for key, value in model.state_dict().items()})
     if misfit:
         stored = stored_architecture(checkpoint) or identify_architecture(weights)

@@ -102,7 +102,7 @@ def main(words: list[str] | None = None) -> int:
                     threads=options.threads,
                     overwrite=options.overwrite,
                 ),
-                AskedModel(options.model, options.checkpoint, options.arch)
+                AskedModel(options.model, options.checkpoint, options.arch, options.color)
                 if options.model or options.checkpoint
                 else None,
             )

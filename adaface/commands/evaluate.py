@@ -277,7 +277,12 @@ def _check_output(folder: Path) -> None:
 
 def _open_model(options: argparse.Namespace, path: str) -> CachedEmbedding:
     return CachedEmbedding(
-        ModelFile(path, options.arch, model_options.chosen_accelerator(options.accelerator, options.devices)),
+        ModelFile(
+            path,
+            options.arch,
+            model_options.chosen_accelerator(options.accelerator, options.devices),
+            options.color,
+        ),
         folder=Path(options.cache) if options.cache else None,
         processes=options.devices,
         batch_size=options.batch_size,

@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from adaface.alignment.warp import ARCFACE_TEMPLATE
 from adaface.checkpoints.run_folder import describe_environment
+from adaface.checkpoints.weights import COLORS
 from adaface.data.pair_sets import PairSet
 from adaface.export.graph import OPSET, set_metadata, to_onnx
 from adaface.export.int8 import FEWEST_IMAGES, LEAST_MEAN_COSINE, MOST_IMAGES, check_enough, quantize
@@ -56,6 +57,11 @@ def build_parser() -> Parser:
         metavar="PATH",
         required=True,
         help="checkpoint of this project or the official code; a file, or the folder of a sharded checkpoint",
+    )
+    parser.add_argument(
+        "--color",
+        choices=COLORS,
+        help="color order that the network takes, for weights of another program, which do not store it",
     )
     parser.add_argument("--output", metavar="FILE", required=True, help="ONNX file to write")
     parser.add_argument(
@@ -166,7 +172,7 @@ def export(options: argparse.Namespace) -> None:
         OSError: a file cannot be written; an existing file is then unchanged.
     """
     check_packages("the export", {"onnxscript": "onnxscript"})
-    model, description = read_model(options.checkpoint, options.arch)
+    model, description = read_model(options.checkpoint, options.arch, options.color)
     in_order = _to_network_order(description)
     chosen = options.verify_images
     faces = in_order(read_sample(chosen, _VERIFIED) if chosen else drawn_faces(_VERIFIED))

@@ -19,6 +19,8 @@ import numpy as np
 
 from adaface.alignment.detector import MTCNN
 from adaface.alignment.photograph import Photographs
+from adaface.checkpoints.files import load_checkpoint
+from adaface.checkpoints.weights import describe_foreign
 from adaface.commands.model_options import (
     add_accelerator_option,
     add_model_options,
@@ -224,12 +226,14 @@ def _open_model(options: argparse.Namespace) -> CachedEmbedding:
     accelerator = chosen_accelerator(options.accelerator)
     cache = getattr(options, "cache", "")
     model = CachedEmbedding(
-        ModelFile(str(path), options.arch, accelerator),
+        ModelFile(str(path), options.arch, accelerator, options.color),
         folder=Path(cache) if cache else None,
         batch_size=getattr(options, "batch_size", BATCH_SIZE),
         most_unreadable=getattr(options, "most_unreadable", 0),
     )
     print(f"model: {path} ({model.embedder.arch})")
+    if foreign := describe_foreign(load_checkpoint(path), path) if path.suffix != ".onnx" else "":
+        print(f"note: {foreign}; {options.color} images")
     return model
 
 

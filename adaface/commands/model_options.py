@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from adaface.checkpoints.download import FOLDER_VARIABLE, find_model, locate
+from adaface.checkpoints.weights import COLORS
 from adaface.config.device_plan import plan_devices
 from adaface.config.options import DeviceOptions
 
@@ -23,7 +24,15 @@ def add_model_options(group: argparse._ArgumentGroup) -> None:
         "--checkpoint",
         default="",
         metavar="FILE",
-        help="checkpoint (.ckpt) of this project or the official code, or exported model (.onnx)",
+        help="checkpoint (.ckpt) of this project or the official code, weights of another program (needs --color), or "
+        "exported model (.onnx)",
+    )
+    group.add_argument(
+        "--color",
+        choices=COLORS,
+        default=None,
+        help="color order that the network takes, for weights of another program (.pth, .pt, .safetensors), which do "
+        "not store it",
     )
     group.add_argument(
         "--arch", default=None, help="architecture (ir_50, timm:<name>, ...), required if the file does not store it"

@@ -200,11 +200,11 @@ def _compare_with_pretrained(
     """Compare the best checkpoint of the run with the pretrained model, on clear and blurred images."""
     before, after = (
         CachedEmbedding(
-            ModelFile(str(path), config.run.arch, "gpu" if devices.accelerator == "gpu" else "cpu"),
+            ModelFile(str(path), config.run.arch, "gpu" if devices.accelerator == "gpu" else "cpu", color),
             folder=None,
             batch_size=data.batch_size_per_process,
         )
-        for path in (find_pretrained(config.run.finetune), _best_of(keeper))
+        for path, color in ((find_pretrained(config.run.finetune), config.run.color), (_best_of(keeper), None))
     )
     comparison = compare_before_after(before, after, data.pair_sets, keeper.folder, seed=config.run.seed)
     words = verdict(comparison)

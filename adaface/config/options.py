@@ -103,6 +103,12 @@ class RunOptions(Group):
         "initialize the backbone from this checkpoint (.ckpt) or published model",
         at_resume="own",
     )
+    color: str = _neutral(
+        "",
+        "color order that the network of --finetune or --start_from_model_statedict takes, for weights of another "
+        "program, which do not store it",
+        choices=("", "rgb", "bgr"),
+    )
     finetune: str = _neutral(
         "",
         "fine-tune this checkpoint (.ckpt) or published model, and evaluate it before and after training, on "

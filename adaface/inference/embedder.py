@@ -37,15 +37,16 @@ from adaface.models.registry import build_model
 FUSED, IMAGE, MIRROR = VIEWS = ("fused", "image", "mirror")
 
 
-def load_pretrained_model(architecture: str | None, path: str | Path) -> Backbone:
+def load_pretrained_model(architecture: str | None, path: str | Path, color: str | None = None) -> Backbone:
     """Build a backbone and load the weights of a checkpoint into it.
 
     Args:
         architecture: such as ``ir_50``; None reads it from the file or infers it from the weights.
-        path: a checkpoint, from this project or from the official code.
+        path: a checkpoint, from this project or from the official code, or weights of another program.
+        color: ``rgb`` or ``bgr``, the color order of another program's network.
 
     Returns:
-        The network in evaluation mode, on the CPU.
+        The network in evaluation mode, on the CPU; it takes BGR.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -53,17 +54,18 @@ def load_pretrained_model(architecture: str | None, path: str | Path) -> Backbon
     """
     architecture = architecture or find_architecture(load_checkpoint(path), path)
     model = build_model(architecture)
-    load_backbone(model, path, architecture)
+    load_backbone(model, path, architecture, color)
     return model.eval()
 
 
-def load_model(model: str | Path, arch: str | None = None) -> Backbone:
+def load_model(model: str | Path, arch: str | None = None, color: str | None = None) -> Backbone:
     """Load a trained backbone, from a file or by the name of a published model.
 
     Args:
         model: a checkpoint, from this project or from the official code, or the name of a published model, which is
             downloaded if necessary.
         arch: architecture, such as ``ir_50``; None reads it from the file.
+        color: ``rgb`` or ``bgr``, the color order of another program's network.
 
     Returns:
         The network in evaluation mode, on the CPU. It takes (B, 3, 112, 112) float32 BGR images, normalized to [-1, 1].
@@ -72,7 +74,7 @@ def load_model(model: str | Path, arch: str | None = None) -> Backbone:
         ValueError: neither a checkpoint nor the name of a published model, or of another architecture.
         RuntimeError: the model cannot be downloaded.
     """
-    return load_pretrained_model(arch, model if Path(model).exists() else find_model(str(model)))
+    return load_pretrained_model(arch, model if Path(model).exists() else find_model(str(model)), color)
 
 
 def to_input(image: Any) -> Tensor:
@@ -123,7 +125,9 @@ class Embedder:
         self._network, self._format = network, input_format
 
     @classmethod
-    def load(cls, path: str | Path, arch: str | None = None, device: str = "cpu") -> "Embedder":
+    def load(
+        cls, path: str | Path, arch: str | None = None, device: str = "cpu", color: str | None = None
+    ) -> "Embedder":
         """Load a model.
 
         Args:
@@ -131,6 +135,8 @@ class Embedder:
                 written by ``adaface export``.
             arch: architecture, if the file does not store it.
             device: such as ``cpu`` or ``cuda:0``.
+            color: ``rgb`` or ``bgr``, the color order of the network in weights of another program. Images are passed
+                as BGR in any case.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -138,7 +144,7 @@ class Embedder:
             RuntimeError: an ONNX file, but the package onnxruntime is missing.
         """
         path = Path(path)
-        return _load_onnx(path, arch) if path.suffix == ".onnx" else _load_checkpoint(path, arch, device)
+        return _load_onnx(path, arch) if path.suffix == ".onnx" else _load_checkpoint(path, arch, device, color)
 
     def embed(
         self, images: np.ndarray | Sequence[Any], batch_size: int = 64, *, view: str = FUSED
@@ -231,12 +237,13 @@ class Description:
     threshold: Mapping[str, Any] | None
 
 
-def read_model(path: str | Path, arch: str | None = None) -> tuple[Backbone, Description]:
+def read_model(path: str | Path, arch: str | None = None, color: str | None = None) -> tuple[Backbone, Description]:
     """Read a model from a checkpoint.
 
     Args:
         path: a checkpoint, from this project or from the official code, file or folder.
         arch: architecture; None reads it from the file or infers it from the weights.
+        color: ``rgb`` or ``bgr``, the color order of another program's network.
 
     Returns:
         The network in evaluation mode, on the CPU, and the properties stored in the checkpoint.
@@ -248,16 +255,16 @@ def read_model(path: str | Path, arch: str | None = None) -> tuple[Backbone, Des
     checkpoint = load_checkpoint(path)
     arch = arch or find_architecture(checkpoint, path)
     metadata = _metadata(checkpoint)
-    return load_pretrained_model(arch, path), Description(
+    return load_pretrained_model(arch, path, color), Description(
         arch=arch,
         input_format=InputFormat.of(metadata.get("input", {}), path),
-        fingerprint=f"{arch}-{_digest(backbone_state(checkpoint, path))}",
+        fingerprint=f"{arch}-{_digest(backbone_state(checkpoint, path, color))}",
         threshold=checkpoint.get(THRESHOLD),
     )
 
 
-def _load_checkpoint(path: Path, arch: str | None, device: str) -> Embedder:
-    model, description = read_model(path, arch)
+def _load_checkpoint(path: Path, arch: str | None, device: str, color: str | None) -> Embedder:
+    model, description = read_model(path, arch, color)
     return Embedder(
         _TorchNetwork(model, device, description.input_format),
         name=str(path),

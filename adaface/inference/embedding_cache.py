@@ -50,11 +50,13 @@ class ModelFile:
         path: checkpoint or ONNX file.
         arch: architecture, if the file does not store it.
         accelerator: ``cpu`` or ``gpu``.
+        color: ``rgb`` or ``bgr``, the color order of the network in weights of another program.
     """
 
     path: str
     arch: str | None = None
     accelerator: str = "cpu"
+    color: str | None = None
 
     def load(self, rank: int = 0) -> Embedder:
         """Load the model onto this process's device.
@@ -66,7 +68,7 @@ class ModelFile:
             ValueError: the file is not a model.
         """
         device = f"cuda:{rank % max(torch.cuda.device_count(), 1)}" if self.accelerator == "gpu" else "cpu"
-        return Embedder.load(self.path, self.arch, device)
+        return Embedder.load(self.path, self.arch, device, self.color)
 
 
 class CachedEmbedding:

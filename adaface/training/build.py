@@ -9,7 +9,7 @@ from typing import Any
 
 from adaface.checkpoints.files import load_checkpoint
 from adaface.checkpoints.run_folder import describe_environment
-from adaface.checkpoints.weights import check_fits, load_backbone
+from adaface.checkpoints.weights import check_fits, describe_foreign, load_backbone
 from adaface.config.device_plan import DevicePlan
 from adaface.config.options import HOST_SPECIFIC_OPTIONS, Config
 from adaface.data.held_out import HELD_OUT
@@ -257,14 +257,21 @@ def build_module(config: Config, data: FaceDataModule, sharded: bool) -> FaceRec
             "given": sorted(config.given),
             "class_names": [] if config.run.evaluate else data.class_names,
             "data_fingerprint": data.fingerprint(),
-            "pretrained": fingerprint_to_finetune(config.run.finetune, config.run.arch) if config.run.finetune else "",
+            "pretrained": (
+                fingerprint_to_finetune(config.run.finetune, config.run.arch, config.run.color)
+                if config.run.finetune
+                else ""
+            ),
             "input": {"color": "BGR", "size": [112, 112], "mean": 127.5, "std": 127.5},
             **describe_environment(),
         },
     )
     word = config.run.finetune or config.run.start_from_model_statedict
     if word and not config.run.resume_from_checkpoint:
-        load_backbone(module.model, find_pretrained(word), config.run.arch)
+        path = find_pretrained(word)
+        load_backbone(module.model, path, config.run.arch, config.run.color)
+        if foreign := describe_foreign(load_checkpoint(path), path):
+            rank_zero_info(f"note: {foreign}")
     return module
 
 

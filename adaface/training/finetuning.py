@@ -91,12 +91,13 @@ def with_whole_path(run: RunOptions) -> RunOptions:
     return replace(run, finetune=str(file.absolute())) if run.finetune and file.exists() else run
 
 
-def fingerprint_to_finetune(word: str, arch: str) -> str:
+def fingerprint_to_finetune(word: str, arch: str, color: str = "") -> str:
     """Return a digest of the weights of the model to fine-tune.
 
     Args:
         word: as in ``find_pretrained``.
         arch: its architecture.
+        color: color order of its network, if another program wrote the file.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -104,7 +105,7 @@ def fingerprint_to_finetune(word: str, arch: str) -> str:
         RuntimeError: the model cannot be downloaded.
     """
     path = find_pretrained(word)
-    _, description = read_model(path, arch)
+    _, description = read_model(path, arch, color)
     if description.input_format != InputFormat():
         raise ValueError(
             f"{path} expects {description.input_format.color} images with mean {description.input_format.mean:g} and "

@@ -1,0 +1,129 @@
+"""Weights of other programs: the same network under another prefix, of a color order that has to be given."""
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from adaface.checkpoints.files import load_checkpoint
+from adaface.checkpoints.weights import describe_foreign, find_architecture
+from adaface.commands import inference
+from adaface.inference.embedder import Embedder, load_pretrained_model
+from adaface.models.registry import build_model
+
+ARCH = "ir_mini"
+
+
+@pytest.fixture(scope="module")
+def network():
+    torch.manual_seed(0)
+    return {key: value.clone() for key, value in build_model(ARCH).state_dict().items()}
+
+
+@pytest.fixture(scope="module")
+def images():
+    return np.random.default_rng(0).integers(0, 256, (2, 112, 112, 3), np.uint8)
+
+
+def under(prefix, weights):
+    return {prefix + key: value for key, value in weights.items()}
+
+
+FOREIGN = {
+    "bare": lambda w: w,
+    "module": lambda w: under("module.", w),
+    "net, as of CVLface": lambda w: under("net.", w),
+    "model": lambda w: {"model": w},
+    "backbone": lambda w: {"backbone": w, "epoch": 3},
+    "model_state_dict": lambda w: {"model_state_dict": under("module.", w)},
+    "state_dict without prefix": lambda w: {"state_dict": w},
+    "state_dict of module": lambda w: {"state_dict": under("module.", w)},
+    "state_dict of backbone": lambda w: {"state_dict": under("backbone.", w)},
+    "compiled": lambda w: under("_orig_mod.", w),
+    "module, with a head": lambda w: {**under("module.", w), "fc.kernel": torch.zeros(512, 5)},
+}
+OURS = {
+    "official": lambda w: {"state_dict": under("model.", w)},
+    "parallel": lambda w: {"state_dict": under("model.module.", w)},
+    "compiled": lambda w: {"state_dict": under("model._orig_mod.", w)},
+    "both": lambda w: {"state_dict": under("model._orig_mod.module.", w)},
+}
+
+
+def saved(tmp_path, content):
+    torch.save(content, tmp_path / "weights.pth")
+    return tmp_path / "weights.pth"
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_the_same_network_under_another_prefix(tmp_path, network, images, name):
+    path = saved(tmp_path, FOREIGN[name](network))
+    assert find_architecture(load_checkpoint(path), path) == ARCH
+    with pytest.raises(ValueError, match=r"does not store the color order .*give --color rgb or --color bgr"):
+        Embedder.load(path)
+    expected, _ = Embedder.load(saved_official(tmp_path, network)).embed(images)
+    np.testing.assert_allclose(Embedder.load(path, color="bgr").embed(images)[0], expected, atol=1e-6)
+    assert "weights under" in describe_foreign(load_checkpoint(path), path)
+
+
+def saved_official(tmp_path, network):
+    torch.save({"state_dict": under("model.", network)}, tmp_path / "official.ckpt")
+    return tmp_path / "official.ckpt"
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_wrappers_of_the_official_network(tmp_path, network, images, name):
+    path = saved(tmp_path, OURS[name](network))
+    expected, _ = Embedder.load(saved_official(tmp_path, network)).embed(images)
+    np.testing.assert_allclose(Embedder.load(path).embed(images)[0], expected, atol=1e-6)
+    assert describe_foreign(load_checkpoint(path), path) == ""
+    with pytest.raises(ValueError, match="takes BGR: omit --color"):
+        Embedder.load(path, color="rgb")
+
+
+def test_an_rgb_network_becomes_a_bgr_network(tmp_path, network, images):
+    path = saved(tmp_path, under("net.", network))
+    rgb = Embedder.load(path, color="rgb").embed(images)[0]
+    bgr = Embedder.load(path, color="bgr").embed(images[..., ::-1])[0]
+    np.testing.assert_allclose(rgb, bgr, atol=1e-5)
+    assert not np.allclose(rgb, Embedder.load(path, color="bgr").embed(images)[0], atol=1e-3)
+    with torch.inference_mode():
+        x = torch.randn(2, 3, 112, 112)
+        first = load_pretrained_model(None, path, "rgb")(x)[0]
+        second = load_pretrained_model(None, path, "bgr")(x.flip(1))[0]
+    torch.testing.assert_close(first, second, atol=1e-5, rtol=0)
+
+
+def test_safetensors(tmp_path, network, images):
+    save_file({key: value.contiguous() for key, value in under("net.", network).items()}, tmp_path / "w.safetensors")
+    path = tmp_path / "w.safetensors"
+    expected, _ = Embedder.load(saved_official(tmp_path, network)).embed(images)
+    np.testing.assert_allclose(Embedder.load(path, color="bgr").embed(images)[0], expected, atol=1e-6)
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(ValueError, match=r"w\.safetensors is damaged or not a safetensors file"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {f"body.{number}.conv.weight": torch.zeros(3) for number in range(20)},  # another architecture
+        {"model": {f"body.{number}.weight": torch.zeros(3) for number in range(20)}},
+    ],
+)
+def test_other_networks_are_refused(tmp_path, content):
+    path = saved(tmp_path, content)
+    with pytest.raises(ValueError, match=r"weights\.pth has no `model\.\*` weights; its keys begin with"):
+        Embedder.load(path, color="bgr")
+
+
+def test_the_commands_take_a_color_and_say_what_was_taken(tmp_path, network, capsys):
+    path = saved(tmp_path, under("net.", network))
+    faces = [str(tmp_path / f"{name}.png") for name in "ab"]
+    for number, file in enumerate(faces):
+        cv2.imwrite(file, np.full((112, 112, 3), 90 + 60 * number, np.uint8))
+    assert inference.main(["compare", *faces, "--checkpoint", str(path)]) == 2
+    assert "give --color rgb or --color bgr (networks of CVLface take RGB)" in capsys.readouterr().err
+    assert inference.main(["compare", *faces, "--checkpoint", str(path), "--color", "rgb"]) == 0
+    assert f"note: {path}: {len(network)} weights under `net.` are taken; rgb images" in capsys.readouterr().out
