@@ -186,7 +186,7 @@ def test_a_published_model_by_its_name(run, people, tmp_path, monkeypatch):
     write_official(tmp_path / "models" / "adaface_ir18_casia.ckpt")
     opened = []
 
-    def load(path, arch=None, device="cpu"):  # the network itself is too slow for this test
+    def load(path, arch=None, device="cpu", color=None):  # the network itself is too slow for this test
         opened.append(Path(path))
         raise ValueError("seen")
 
