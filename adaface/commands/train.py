@@ -55,6 +55,7 @@ from adaface.system.command_line import (
     EXPECTED_ERRORS,
     FAILED,
     INTERRUPTED,
+    invocation,
     output_written,
     program_name,
     report_error,
@@ -71,6 +72,8 @@ from adaface.training.module import FaceRecognitionModule
 from adaface.training.optimization import scaled_learning_rate
 from adaface.training.resume import check_paths, check_still_new, with_checkpoint_options, with_run_folder
 from adaface.training.trainer import batches_of_epoch
+
+logger = logging.getLogger(__name__)
 
 _SAMPLES_IN_GRID = 64
 _GAP_PX = 2
@@ -92,7 +95,10 @@ def _status(arguments: list[str] | None) -> int:
     """Run the command line; report errors and interruptions, and return the exit status."""
     try:
         with output_written():
-            config, action = parse(sys.argv[1:] if arguments is None else arguments)
+            arguments = sys.argv[1:] if arguments is None else arguments
+            if not arguments and not Path(Config().data.train_data_path).exists():
+                return _explain()
+            config, action = parse(arguments)
             check_paths(config.run, config.data.train_data_index)
             if action == "print_config":
                 print(config.as_yaml(), end="")
@@ -115,6 +121,19 @@ def _status(arguments: list[str] | None) -> int:
         status = _report(error)
         report_absence(find_launch(), error)
         return status
+
+
+def _explain() -> int:
+    """Log what a training needs, for a command without any option and without the default data."""
+    train, convert = invocation("train"), invocation("convert")
+    logger.error(
+        f"{program_name('train')}: error: a training needs data: aligned faces in <data_root>/<train_data_path>/"
+        "<identity>/<image>, or a train.rec there\n"
+        f"  the demo, in a clone:  make demo, or {train} --config recipes/demo_cpu.yaml --data_root demo\n"
+        f"  the paper's MS1MV2:    {convert} --rec_path <DATASET_ROOT>/faces_emore, then {train} --config "
+        "recipes/ms1mv2_ir101.yaml --data_root <DATASET_ROOT>"
+    )
+    return FAILED
 
 
 def _run(config: Config, notes: list[str], lock: RunLock, *, plan_only: bool = False) -> int:

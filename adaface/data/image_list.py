@@ -67,7 +67,10 @@ class ImageFiles:
             image = self.prepare(image, index)
         if image.shape != IMAGE_SHAPE:
             height, width = image.shape[:2]
-            raise ValueError(f"{path} is {width}x{height} px, expected an aligned face of 112x112")
+            raise ValueError(
+                f"{path} is {width}x{height} px, expected an aligned face of 112x112: align it with adaface align, or "
+                "with --align of compare, embed and search"
+            )
         return image
 
     def fingerprint(self) -> str:

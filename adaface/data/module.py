@@ -321,6 +321,8 @@ class FaceDataModule(pl.LightningDataModule):
                 f"--custom_num_class {given}, but the training data has {classes} identities; "
                 f"give {classes} or more, or omit the option"
             )
+        if classes == 1:
+            self.notes.append("the training data has one identity: there is nothing to tell apart")
 
     def _batches(self, rank: int, world_size: int) -> EpochBatchSampler:
         return EpochBatchSampler(

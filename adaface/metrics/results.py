@@ -147,7 +147,8 @@ def _evaluate_set(
 
     tars, area, equal_error = dict.fromkeys(FARS, math.nan), math.nan, math.nan
     if genuine in (0, pairs):
-        notes.append(f"no {'impostor' if genuine else 'genuine'} pairs: no error rates")
+        absent, there = ("impostor", "genuine") if genuine else ("genuine", "impostor")
+        notes.append(f"no {absent} pairs: no error rates, and the accuracy tells only how {there} pairs are decided")
     else:
         reachable = [far for far in FARS if far * (pairs - genuine) >= 1 - _ROUNDING]
         tars |= {far: 100 * tar for far, tar in tar_at_far(similarity, issame, reachable).items()}

@@ -165,7 +165,8 @@ def _describe(data: mmap.mmap, keys: np.ndarray, offsets: np.ndarray, rec_path: 
         The index in the order of the file, so that the disk is read sequentially.
 
     Raises:
-        _StaleIndexError: no complete record starts at an offset, or the file does not end with the last record.
+        _StaleIndexError: no complete record starts at an offset, a record has no line, or the file does not end with
+            the last record.
         ValueError: a record overlaps the next one.
     """
     if not np.all(offsets[1:] > offsets[:-1]):
@@ -176,7 +177,7 @@ def _describe(data: mmap.mmap, keys: np.ndarray, offsets: np.ndarray, rec_path: 
         first = int(np.argmax(outside))
         raise _StaleIndexError(f"offset {offsets[first]:,} of key {keys[first]} (the .rec has {len(data):,} bytes)")
     labels = np.empty(len(keys), np.float32)
-    end = 0
+    end, gap = 0, None
     for start in range(0, len(keys), _RECORDS_AT_ONCE):
         chunk = slice(start, start + _RECORDS_AT_ONCE)
         starts = offsets[chunk]
@@ -193,10 +194,31 @@ def _describe(data: mmap.mmap, keys: np.ndarray, offsets: np.ndarray, rec_path: 
                 f"{rec_path}: damaged: the record before offset {starts[first]:,} (key {keys[start + first]}) ends at "
                 f"{reached[first]:,}, expected at most {starts[first]:,}. Copy the file again, or pack it again"
             )
+        if gap is None and (starts > reached).any():
+            gap = int(reached[np.argmax(starts > reached)])
         end = int(ends[-1])
     if end != len(data):
         raise _StaleIndexError(f"its last record ends at {end:,}, the .rec has {len(data):,} bytes")
+    if gap is not None:
+        _check_gap(data, keys, offsets, rec_path, gap)
     return Index(keys, offsets, labels)
+
+
+def _check_gap(data: mmap.mmap, keys: np.ndarray, offsets: np.ndarray, rec_path: Path, gap: int) -> None:
+    """Handle an `.idx` without a line for the record at ``gap``: images would be missing without a word.
+
+    Raises:
+        _StaleIndexError: the header record announces more records.
+    """
+    if keys.min() == 0:
+        totals = announced(join(data, int(offsets[np.argmin(keys)]))[0])
+        if totals is not None and len(keys) < totals[1]:
+            raise _StaleIndexError(f"it has {len(keys):,} lines, the header record announces {totals[1]:,.0f} records")
+    warnings.warn(
+        f"the .idx of {rec_path} has no line for some records, the first at offset {gap:,}: they are left out. Delete "
+        "the .idx to read them too",
+        stacklevel=5,
+    )
 
 
 def _keys_by_id(data: mmap.mmap, offsets: np.ndarray) -> np.ndarray | None:

@@ -358,6 +358,17 @@ def test_a_resume_with_a_renamed_identity_is_refused(whole_run, faces, tmp_path,
     assert "1 gone (0), 1 new (zzz). Restore the data, or start a new run" in capsys.readouterr().err
 
 
+def test_without_words_and_data_it_says_what_a_training_needs(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main.main([]) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 3
+    assert told[0].startswith("main.py: error: a training needs data: aligned faces in")
+    assert "recipes/demo_cpu.yaml --data_root demo" in told[1]
+    assert "recipes/ms1mv2_ir101.yaml --data_root <DATASET_ROOT>" in told[2]
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.usefixtures("undrawn")
 def test_a_run_that_learns_nothing_says_so_once(faces, tmp_path, capsys):
     run(faces, tmp_path, *ONE_SET, "--epochs", "5", "--batch_size", "4", "--lr", "1e-9", "--stalled_after_steps", "20")

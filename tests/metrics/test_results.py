@@ -61,14 +61,16 @@ def test_a_single_pair_has_no_accuracy():
     assert "lfw: 1 pair is too few" in results_table([result])
 
 
-@pytest.mark.parametrize(("kind", "missing"), [(True, "impostor"), (False, "genuine")])
-def test_pairs_of_one_kind_have_an_accuracy_but_no_error_rates(kind, missing):
+@pytest.mark.parametrize(("kind", "missing", "there"), [(True, "impostor", "genuine"), (False, "genuine", "impostor")])
+def test_pairs_of_one_kind_have_an_accuracy_but_no_error_rates(kind, missing, there):
     result = result_of(30, np.full(30, kind))
     assert not math.isnan(result.accuracy)
     assert math.isnan(result.auc)
     assert math.isnan(result.eer)
     assert all(math.isnan(tar) for tar in result.tar_at_far.values())
-    assert result.notes == (f"no {missing} pairs: no error rates",)
+    assert result.notes == (
+        f"no {missing} pairs: no error rates, and the accuracy tells only how {there} pairs are decided",
+    )
 
 
 def test_errors_name_the_set():
