@@ -15,11 +15,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from scipy.io import loadmat
-from scipy.io.matlab import MatReadError
 
 from adaface.data.image_files import find_image_files, report_skipped
 from adaface.data.image_list import ImageFiles
+from adaface.evaluation.matlab_file import read_texts
 from adaface.inference.search import search
 from adaface.metrics.identification import rank_rates
 from adaface.metrics.intervals import rate_interval
@@ -48,7 +47,7 @@ def run(embed: EmbedImages, root: Path, limit: int = 0) -> Outcome:
         ValueError: lists cannot be read or do not match, or a probe has no mate in the gallery.
     """
     lists, folders = _lists_and_folders(root)
-    match, probes = (_file_names(path, key) for path, key in zip(lists, ("gallery_set", "probe_set"), strict=True))
+    match, probes = (read_texts(path, key) for path, key in zip(lists, ("gallery_set", "probe_set"), strict=True))
     found = find_image_files(folders[2])
     report_skipped(found, "distractors")
     distractors = sorted(folders[2] / name for name in found.names)
@@ -115,23 +114,6 @@ def _lists_and_folders(root: Path) -> tuple[list[Path], list[Path]]:
     if missing:
         raise FileNotFoundError(f"TinyFace is incomplete in {root}, missing: {', '.join(missing)}")
     return lists, folders
-
-
-def _file_names(path: Path, key: str) -> list[str]:
-    """Return the file names in one of the two MATLAB files: a cell array of texts."""
-    try:
-        content = loadmat(path, variable_names=[key])
-    except (ValueError, TypeError, NotImplementedError, OSError, MatReadError) as error:
-        raise ValueError(f"{path} is not a MATLAB file of version 4 to 7.2: {error}") from error
-    if key not in content:
-        raise ValueError(f"{path} has no `{key}`: expected the lists of TinyFace's Testing_Set")
-    names = [cell.item() if isinstance(cell, np.ndarray) and cell.size == 1 else cell for cell in content[key].ravel()]
-    odd = [name for name in names if not isinstance(name, str)]
-    if odd or not names:
-        raise ValueError(
-            f"`{key}` in {path} must be a list of file names, got {odd[0]!r}" if odd else f"`{key}` is empty"
-        )
-    return [name.strip() for name in names]
 
 
 def _mate_ranks(embedded: Embedded, match_labels: np.ndarray, probe_labels: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ import pytest
 from scipy.io import savemat
 
 from adaface.evaluation import tinyface
+from adaface.evaluation.matlab_file import read_texts
 from adaface.metrics.outcome import Embedded
 from tests.support import oracles_identification as oracle
 
@@ -118,7 +119,7 @@ def test_what_is_missing_is_named_all_at_once(make):
         (["1_a.jpg"], ["1_p.jpg", "3_p.jpg"], ["x.jpg"], "1 probes have no image of their identity .*: 3_p.jpg"),
         (["1_a.jpg", "nobody.jpg"], ["1_p.jpg"], ["x.jpg"], "1 file names have no identity before a `_`, .*nobody"),
         (["1_a.jpg"], ["1_p.jpg"], [], "Gallery_Distractor contains no images"),
-        ([1.5], ["1_p.jpg"], ["x.jpg"], "`gallery_set` in .* must be a list of file names, got 1.5"),
+        ([1.5], ["1_p.jpg"], ["x.jpg"], "`gallery_set` in .* must be a list of file names, got a float"),
     ],
 )
 def test_lists_that_do_not_fit(make, gallery, probes, distractors, message):
@@ -134,6 +135,32 @@ def test_files_that_are_not_of_matlab(make, content):
     (root / "tinyface" / "Testing_Set" / "probe_img_ID_pairs.mat").write_bytes(content)
     with pytest.raises(ValueError, match=r"probe_img_ID_pairs\.mat is not a MATLAB file"):
         tinyface.run(embedder(BY_HAND | PROBES), root)
+
+
+def test_a_file_that_crashes_its_reader(make, monkeypatch):
+    root = make(["1_a.jpg"], ["1_p.jpg"], ["x.jpg"])
+    monkeypatch.setattr("adaface.evaluation.matlab_file._READER", "import os; os.abort()")
+    with pytest.raises(
+        ValueError, match=r"\.mat is not a MATLAB file of version 4 to 7.2: it is damaged: its reader end"
+    ):
+        tinyface.run(embedder(BY_HAND | PROBES), root)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_damaged_bytes_of_a_matlab_file(make, seed):
+    root = make(["1_a.jpg"], ["1_p.jpg"], ["x.jpg"])
+    path = root / "tinyface" / "Testing_Set" / "probe_img_ID_pairs.mat"
+    whole, rng = path.read_bytes(), np.random.default_rng(seed)
+    content = bytearray(whole)
+    for place in rng.integers(128, len(content), 4):
+        content[place] = rng.integers(256)
+    path.write_bytes(content)
+    try:
+        names = read_texts(path, "probe_set")
+    except ValueError as error:
+        assert str(path) in str(error)
+    else:
+        assert all(isinstance(name, str) for name in names)
 
 
 def test_a_matlab_file_of_something_else(make):
