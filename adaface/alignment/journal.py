@@ -165,7 +165,10 @@ class Journal:
             return {}
         with self._path.open(newline="", **_ENCODING) as file:
             text = file.read()
-        lines = list(csv.reader(io.StringIO(text[: text.rfind("\n") + 1])))
+        try:
+            lines = list(csv.reader(io.StringIO(text[: text.rfind("\n") + 1])))
+        except csv.Error as error:
+            raise ValueError(f"{self._path} is damaged ({error}): choose another output folder") from error
         columns = tuple(lines[0]) if lines else COLUMNS
         if columns not in (COLUMNS, _FIRST_COLUMNS):
             raise ValueError(
@@ -217,7 +220,9 @@ def _check_settings(folder: Path, settings: Mapping[str, str | int]) -> None:
         return
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        if not isinstance(before, dict):
+            raise ValueError("it is not a JSON object")
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: delete it, or choose another output folder") from error
     other = [f"{key} {before.get(key)} (now {value})" for key, value in settings.items() if before.get(key) != value]
     if other:

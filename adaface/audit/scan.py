@@ -26,6 +26,7 @@ from adaface.data.image_header import check_header
 from adaface.data.images import IMAGE_SHAPE, decode_pixels, image_suffix
 from adaface.data.pair_pickle import EncodedImage
 from adaface.system.files import atomic_path
+from adaface.system.numpy_file import read_array
 from adaface.system.threads import in_order
 
 TO_DO, GOOD, UNREADABLE, WRONG_SIZE, GRAY = range(5)
@@ -130,8 +131,8 @@ def open_table(path: Path, count: int) -> np.ndarray:
     Raises:
         OSError: the file cannot be written.
     """
-    with contextlib.suppress(ValueError, EOFError, FileNotFoundError):  # no file, or one with an incomplete header
-        table = np.lib.format.open_memmap(path, mode="r+")
+    with contextlib.suppress(ValueError, FileNotFoundError):  # no file, or one with an incomplete header
+        table = read_array(path, writable=True)
         if table.shape == (count,) and table.dtype == ROW:
             return table
     with atomic_path(path) as part:

@@ -177,7 +177,7 @@ def _earlier_starts(manifest: Path) -> list[dict[str, Any]]:
     """Return the manifests of the run's earlier starts, oldest first; empty if the file is missing or damaged."""
     try:
         previous = json.loads(manifest.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return []
     return [*previous.pop("earlier_starts", []), previous] if isinstance(previous, dict) else []
 

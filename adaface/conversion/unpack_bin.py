@@ -78,7 +78,7 @@ def _why_done(path: Path, sidecar: Path, form: str, swap: bool) -> str | None:
         known: dict[str, Any] = json.loads(sidecar.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return f"{target.name} was written by another program and is kept; use --overwrite to replace it"
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if known.get("form") != form or known.get("swap_color_channel") != swap:
         return None

@@ -28,6 +28,7 @@ from adaface.data.images import IMAGE_SHAPE, LazyImages, decode_image
 from adaface.data.pair_pickle import EncodedImage, check_counts, read_bin
 from adaface.system.command_line import invocation
 from adaface.system.files import FileState, atomic_file, atomic_path, state_of
+from adaface.system.numpy_file import read_array
 
 PAPER_SETS = ("agedb_30", "cfp_fp", "lfw", "cplfw", "calfw")
 _IMAGES_SUFFIX = "_images.npy"
@@ -254,9 +255,9 @@ def _check_name(name: str) -> None:
 def _load_npy(path: Path, memory_map: bool = False) -> np.ndarray:
     """Load a `.npy` without pickles, and name the file in the error if it is damaged."""
     try:
-        return np.load(path, mmap_mode="r" if memory_map else None, allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise ValueError(f"{path}: damaged or not a .npy file ({error}); convert the set again") from None
+        return read_array(path, memory_map=memory_map)
+    except ValueError as error:
+        raise ValueError(f"{error}; convert the set again") from None
 
 
 def _bcolz() -> Any:
@@ -274,7 +275,7 @@ def _check_bcolz(path: Path) -> None:
     try:
         shape = json.loads((path / "meta" / "sizes").read_text())["shape"]
         dtype = json.loads((path / "meta" / "storage").read_text())["dtype"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path}: damaged bcolz folder ({error}); convert the set again") from None
     if dtype != "float32" or not isinstance(shape, list) or len(shape) != 4 or shape[1:] != [3, 112, 112]:
         raise ValueError(f"{path}: bcolz array {shape} of {dtype}, expected float32 [2P, 3, 112, 112]")

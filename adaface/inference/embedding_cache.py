@@ -30,6 +30,7 @@ from adaface.inference.embedder import FUSED, Embedder
 from adaface.metrics.outcome import Embedded
 from adaface.system.devices import divide_threads
 from adaface.system.locks import locked_when_free
+from adaface.system.numpy_file import read_array
 from adaface.system.threads import in_order, usable_cores
 
 CACHE = "experiments/embeddings"  # default cache folder of the commands
@@ -284,8 +285,8 @@ def open_table(part: Path, shape: tuple[int, int]) -> np.memmap:
     Raises:
         OSError: there is no disk space for it.
     """
-    with contextlib.suppress(ValueError, EOFError, OSError):  # absent, or its header is incomplete
-        table = np.lib.format.open_memmap(part, mode="r+")
+    with contextlib.suppress(ValueError, OSError):  # absent, or its header is incomplete
+        table = read_array(part, writable=True)
         if table.shape == shape and table.dtype == np.float32:
             return table
     table = np.lib.format.open_memmap(part, mode="w+", dtype=np.float32, shape=shape)
@@ -307,9 +308,9 @@ def _fill(file: Path, shape: tuple[int, int], fill: Callable[[Path], None]) -> N
 
 def _load(file: Path, shape: tuple[int, int], mapped: bool) -> np.ndarray:
     try:
-        table = np.load(file, mmap_mode="r" if mapped else None)
+        table = read_array(file, memory_map=mapped)
         content = f"shape {table.shape} of {table.dtype}"
-    except (ValueError, EOFError):  # NumPy's message recommends to allow pickles
+    except ValueError:  # NumPy's message recommends to allow pickles
         table, content = None, "incomplete"
     if table is None or table.shape != shape or table.dtype != np.float32:
         raise ValueError(f"{file} is damaged ({content}, expected shape {shape} of float32): delete it")

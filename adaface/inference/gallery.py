@@ -7,7 +7,6 @@ The search itself is ``inference.search.most_similar``.
 """
 
 import io
-import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from adaface.inference.comparison import NO_THRESHOLD, Threshold, short_name, th
 from adaface.system.command_line import printable
 from adaface.system.csv_text import SafeWriter
 from adaface.system.files import atomic_file
+from adaface.system.numpy_file import DAMAGED, describe, read_arrays
 
 _VERSION = 1
 _UNIT_TOLERANCE = 1e-3
@@ -82,11 +82,10 @@ def read_embeddings(path: Path, model: str | None = None) -> NamedEmbeddings:
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
     try:
-        with np.load(path, allow_pickle=False) as file:
-            faces, version = _faces_of(file), int(file["version"])
-    except (KeyError, ValueError, TypeError, OSError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{path} is not a file of `adaface embed` ({reason})") from error
+        arrays = read_arrays(path)
+        faces, version = _faces_of(arrays), int(arrays["version"])
+    except (*DAMAGED, OSError) as error:
+        raise ValueError(f"{path} is not a file of `adaface embed` ({describe(error)})") from error
     if version != _VERSION:
         raise ValueError(f"{path} has format version {version}, expected {_VERSION}: embed the images again")
     if model is not None and faces.model != model:
@@ -102,7 +101,7 @@ def read_embeddings(path: Path, model: str | None = None) -> NamedEmbeddings:
     return faces
 
 
-def _faces_of(file: "np.lib.npyio.NpzFile") -> NamedEmbeddings:
+def _faces_of(file: dict[str, np.ndarray]) -> NamedEmbeddings:
     """Return the content of a file, or raise ValueError if its arrays do not match."""
     names, embeddings, norms = (file[name] for name in ("names", "embeddings", "norms"))
     kinds = (names.dtype.kind, embeddings.dtype, norms.dtype)

@@ -1,0 +1,62 @@
+"""Read `.npy` and `.npz` files; whatever is wrong with one is a ValueError.
+
+A damaged header is Python source to NumPy, and a damaged archive can ask for any compression, so that reading fails
+with one of a dozen exceptions.
+"""
+
+import tokenize
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+DAMAGED = (
+    ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError, SyntaxError, RecursionError, MemoryError,
+    OverflowError, ZeroDivisionError, NotImplementedError, tokenize.TokenError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+
+
+def read_array(path: Path, *, memory_map: bool = False, writable: bool = False) -> np.ndarray:
+    """Read a `.npy`.
+
+    Args:
+        path: the file.
+        memory_map: map the file instead of reading it.
+        writable: map it for writing.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is damaged, or contains objects.
+    """
+    mode = "r+" if writable else "r"
+    try:
+        return np.load(path, mmap_mode=mode if memory_map or writable else None, allow_pickle=False)
+    except DAMAGED as error:
+        raise ValueError(f"{path} is damaged or not a .npy file ({describe(error)})") from error
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Read a `.npz` as ``numpy.savez`` writes it, without compression.
+
+    Args:
+        path: the file.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is damaged, compressed, or contains objects.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            sizes = [member.file_size for member in archive.infolist()]
+        if sum(sizes) > path.stat().st_size:
+            raise ValueError("its arrays are compressed, or announce more bytes than the file has")
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except DAMAGED as error:
+        raise ValueError(f"{path} is damaged or not a .npz file ({describe(error)})") from error
+
+
+def describe(error: BaseException) -> str:
+    """Return the message of an error in one line."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
