@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -286,7 +287,7 @@ def open_table(part: Path, shape: tuple[int, int]) -> np.memmap:
         OSError: there is no disk space for it.
     """
     with contextlib.suppress(ValueError, OSError):  # absent, or its header is incomplete
-        table = read_array(part, writable=True)
+        table = cast(np.memmap, read_array(part, writable=True))
         if table.shape == shape and table.dtype == np.float32:
             return table
     table = np.lib.format.open_memmap(part, mode="w+", dtype=np.float32, shape=shape)

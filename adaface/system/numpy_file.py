@@ -8,6 +8,7 @@ import tokenize
 import zipfile
 import zlib
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -29,9 +30,9 @@ def read_array(path: Path, *, memory_map: bool = False, writable: bool = False) 
         OSError: it cannot be read.
         ValueError: it is damaged, or contains objects.
     """
-    mode = "r+" if writable else "r"
+    mode: Literal["r", "r+"] | None = "r+" if writable else "r" if memory_map else None
     try:
-        return np.load(path, mmap_mode=mode if memory_map or writable else None, allow_pickle=False)
+        return np.load(path, mmap_mode=mode, allow_pickle=False)
     except DAMAGED as error:
         raise ValueError(f"{path} is damaged or not a .npy file ({describe(error)})") from error
 
@@ -48,11 +49,15 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            sizes = [member.file_size for member in archive.infolist()]
-        if sum(sizes) > path.stat().st_size:
-            raise ValueError("its arrays are compressed, or announce more bytes than the file has")
+            if sum(member.file_size for member in archive.infolist()) > path.stat().st_size:
+                raise ValueError("its arrays are compressed, or announce more bytes than the file has")
+            if damaged := archive.testzip():  # NumPy stops reading before the checksum is compared
+                raise ValueError(f"the checksum of {damaged} is wrong")
         with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
+            arrays = {name: file[name] for name in file.files}
+        if not all(isinstance(array, np.ndarray) for array in arrays.values()):  # NumPy returns other members as bytes
+            raise ValueError("not all of its members are arrays")
+        return arrays
     except DAMAGED as error:
         raise ValueError(f"{path} is damaged or not a .npz file ({describe(error)})") from error
 

@@ -106,13 +106,14 @@ def _check_checkpoint(config: Config, data: FaceDataModule, module: FaceRecognit
             f"--finetune {config.run.finetune} is not the model that the run of {path} started "
             "from: give that model, or start a new run"
         )
+    changed = saved.get("data_fingerprint") not in (None, data.fingerprint())
+    if changed and HELD_OUT in data.pair_sets:
+        raise ValueError(
+            f"the people held out are not those of the run of {path}, so the model may have been trained on them: "
+            "resume with the same data, --seed and --held_out_share, or start a new run"
+        )
     _match_classes(saved.get("class_names", []), data, module, path)
-    if saved.get("data_fingerprint") not in (None, data.fingerprint()):
-        if HELD_OUT in data.pair_sets:
-            raise ValueError(
-                f"the people held out are not those of the run of {path}, so the model may have been trained on them: "
-                "resume with the same data, --seed and --held_out_share, or start a new run"
-            )
+    if changed:
         rank_zero_info(
             "note: the training data has changed since the start of the run, so the order of the samples changes"
         )

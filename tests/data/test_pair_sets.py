@@ -315,7 +315,7 @@ def test_damaged_memfile_is_named(tmp_path: Path) -> None:
     images = tmp_path / "lfw_images.npy"
     whole = images.read_bytes()
     images.write_bytes(whole[:-1])
-    with pytest.raises(ValueError, match=r"lfw_images\.npy: damaged"):
+    with pytest.raises(ValueError, match=r"lfw_images\.npy is damaged"):
         pair_sets.open_pair_set(tmp_path, "lfw")
     np.save(images, np.zeros((6, 112, 112), np.uint8))
     with pytest.raises(ValueError, match=r"expected uint8 \(2P, 112, 112, 3\)"):
@@ -325,7 +325,7 @@ def test_damaged_memfile_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="6 images for 1 pairs"):
         pair_sets.open_pair_set(tmp_path, "lfw")
     np.save(tmp_path / "lfw_list.npy", np.array([object()]), allow_pickle=True)
-    with pytest.raises(ValueError, match=r"lfw_list\.npy: damaged"):
+    with pytest.raises(ValueError, match=r"lfw_list\.npy is damaged"):
         pair_sets.open_pair_set(tmp_path, "lfw")
 
 

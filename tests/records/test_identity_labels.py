@@ -1,5 +1,6 @@
 """Opening a large `.rec` by its identity records, and when every header is read after all."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -121,9 +122,9 @@ def test_idx_that_is_not_as_usual(large: Path, change: str, passes: list[int]) -
     lines = idx.read_text().splitlines(keepends=True)
     if change in ("shuffled", "of a part"):
         idx.write_text("".join(lines[::-1] if change == "shuffled" else lines[:5] + lines[6:]))
-        file = fresh(large)
-        kept = np.arange(len(whole)) != (5 if change == "of a part" else -1)
-        assert np.array_equal(file.offsets, whole.offsets[kept]) and np.array_equal(file.labels, whole.labels[kept])
+        with pytest.warns(UserWarning, match="lines, the header rec") if change == "of a part" else nullcontext():
+            file = fresh(large)
+        assert np.array_equal(file.offsets, whole.offsets) and np.array_equal(file.labels, whole.labels)
         assert file.read(4) == whole.read(4)
     else:
         moved = whole.offsets.copy()
@@ -134,7 +135,7 @@ def test_idx_that_is_not_as_usual(large: Path, change: str, passes: list[int]) -
         with pytest.warns(UserWarning, match=r"train\.idx does not fit .*made by a scan"):
             file = fresh(large)
         assert np.array_equal(file.offsets, whole.offsets) and np.array_equal(file.labels, whole.labels)
-    assert len(passes) == 1 + (change not in ("shuffled", "of a part"))
+    assert len(passes) == 1 + (change != "shuffled")
 
 
 SAMPLED = int(np.linspace(0, IMAGES, identity_labels._SAMPLED)[128])
