@@ -71,6 +71,17 @@ def test_images_without_their_rec_are_trained_on(faces):
     assert len(open_faces(faces)) == 4
 
 
+def test_images_of_shards_of_which_some_are_gone_are_trained_on(tmp_path):
+    folder = tmp_path / "faces"
+    for number in range(2):
+        write_rec(folder, JPEGS[:4], f"train_{number}.rec")
+    (folder / "property").write_text("2,112,112")
+    assert convert.main(["--rec_path", str(folder), "--make_image_files"]) == 0
+    count = len(open_faces(folder))
+    (folder / "train_0.rec").unlink()
+    assert len(open_faces(folder)) == count
+
+
 @pytest.mark.parametrize(
     "content",
     ["{", "[1]", '"x"', '{"done": 1}', '{"done": NaN}', "[" * 100_000, "1e999"],
