@@ -96,9 +96,9 @@ def _status(arguments: list[str] | None) -> int:
     try:
         with output_written():
             arguments = sys.argv[1:] if arguments is None else arguments
-            if not arguments and not Path(Config().data.train_data_path).exists():
-                return _explain()
             config, action = parse(arguments)
+            if not arguments and not Path(config.data.train_data_path).exists():
+                return _explain()
             check_paths(config.run, config.data.train_data_index)
             if action == "print_config":
                 print(config.as_yaml(), end="")
