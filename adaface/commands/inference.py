@@ -49,7 +49,6 @@ from adaface.inference.gallery import (
 from adaface.inference.sample_images import find_images
 from adaface.inference.search import most_similar
 from adaface.system.command_line import (
-    DONE_WITH_PROBLEMS,
     Parser,
     check_packages,
     invocation,
@@ -206,16 +205,15 @@ def main(words: list[str] | None = None) -> int:
         words: command-line arguments after `adaface`; None: those of the process.
 
     Returns:
-        Exit status: 0 success, 1 unreadable images skipped, 2 error (one line on stderr), 130 interrupted.
+        Exit status: 0 success, 1 images skipped, 2 error (one line on stderr), 130 interrupted.
     """
     words = sys.argv[1:] if words is None else words
 
     def job() -> int:
         options = parse(words)
         with quiet_decoders():
-            model = _open_model(options)
-            _COMMANDS[options.command](options, model)
-        return DONE_WITH_PROBLEMS if model.unreadable else 0
+            _COMMANDS[options.command](options, _open_model(options))
+        return 0
 
     stopped = "embeddings of folders are kept; run the same command to continue"
     return run_to_status(program_name(next(iter(words), "")), job, stopped=stopped)

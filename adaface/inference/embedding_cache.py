@@ -29,6 +29,7 @@ from tqdm import tqdm
 from adaface.data.image_list import ImageList
 from adaface.inference.embedder import FUSED, Embedder
 from adaface.metrics.outcome import Embedded
+from adaface.system.command_line import mark_incomplete
 from adaface.system.devices import divide_threads
 from adaface.system.locks import locked_when_free
 from adaface.system.numpy_file import read_array
@@ -85,7 +86,6 @@ class CachedEmbedding:
 
     Attributes:
         embedder: the model, in this process.
-        unreadable: number of images left out so far, since they could not be read.
     """
 
     def __init__(
@@ -98,7 +98,6 @@ class CachedEmbedding:
         most_unreadable: float = MOST_UNREADABLE,
     ) -> None:
         self.embedder = model.load()
-        self.unreadable = 0
         self._model, self._folder, self._processes = model, folder, processes
         self._batch_size, self._most_unreadable = batch_size, most_unreadable
 
@@ -130,7 +129,8 @@ class CachedEmbedding:
             )
         readable = table[:, -1] == _DONE
         self._check_unreadable(images, readable)
-        self.unreadable += int(np.count_nonzero(~readable))
+        if not readable.all():
+            mark_incomplete()
         return Embedded(table[:, :-2], table[:, -2:-1], readable)
 
     def _embed_all(self, images: ImageList, view: str, part: Path) -> None:

@@ -122,6 +122,18 @@ def test_embed(run, people, checkpoint):
     np.testing.assert_allclose(read.norms, norms[:, 0], rtol=1e-4)
 
 
+def test_skipped_photographs_are_told_by_line_and_status(run, people):
+    Path("people/person 0/phone.heic").write_bytes(b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00mif1heic")
+    Path("people/.DS_Store").touch()
+    out = run("embed", "people", "--out", "faces.npz", expected=1)
+    assert "8 files: 6 images, 1 skipped, 1 system files" in out
+    assert "skipped person 0/phone.heic: a HEIC image" in out
+    assert run("search", "people", "people/person 1/0.png", expected=1).count("phone.heic") == 1
+    Path("people/person 0/phone.heic").unlink()
+    Path("people/notes.txt").write_text("no photograph")
+    assert "skipped notes.txt: not an image" in run("embed", "people", "--out", "faces.npz")
+
+
 def test_a_stopped_embedding_goes_on(run, people, monkeypatch):
     read, taken = ImageFiles.read, []
 
