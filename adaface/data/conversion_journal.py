@@ -141,7 +141,7 @@ def check_conversion(folder: Path) -> None:
     if recs and not _is_made_from(journal, recs):
         raise ValueError(
             f"{folder} was converted from another {recs[0].name} than the one in {folder.parent} now. Convert again "
-            f"with: {again} --overwrite; or train on the .rec itself with --use_mxrecord"
+            f"with: {again} --overwrite; or move one of them away; training reads the .rec itself with --use_mxrecord"
         )
 
 

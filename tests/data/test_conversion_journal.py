@@ -42,7 +42,9 @@ def faces(tmp_path):
 def test_images_of_another_rec_are_refused(faces):
     assert len(open_faces(faces)) == 4
     write_rec(faces, JPEGS[:5])
-    with pytest.raises(ValueError, match=r"imgs was converted from another train\.rec .*--overwrite; or train on the"):
+    with pytest.raises(
+        ValueError, match=r"imgs was converted from another train\.rec .*--overwrite; or move one of them"
+    ):
         open_faces(faces)
     assert len(open_training_source(str(faces), "imgs", use_mxrecord=True)) == 5
     assert convert.main(["--rec_path", str(faces), "--make_image_files", "--overwrite"]) == 0
