@@ -42,7 +42,7 @@ demo: $(VENV)/.run-time  ## draw synthetic faces, convert, train a small network
 test: $(VENV)/.dev  ## run the tests (two processes, no GPU, no network)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TWO_PROCESSES) -m "not slow and not mxnet"
 
-test-quick: $(VENV)/.dev  ## run the tests that neither train nor start processes
+test-quick: $(VENV)/.dev  ## run what takes a minute and a half: no training, no processes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TWO_PROCESSES) -m "not slow and not mxnet and not long"
 
 test-slow: $(VENV)/.dev  ## run the tests that take minutes each

@@ -11,8 +11,8 @@ from adaface.system.screen import log_to_screen
 
 TESTS = Path(__file__).parent
 GOLDEN = TESTS / "golden"
-# What trains, or starts processes that import the project: not part of `make test-quick`. The longest come first, so
-# that the two processes of `make test` end together.
+# What trains, builds networks of full size, or starts processes: not part of `make test-quick`. The longest come
+# first, so that the two processes of `make test` end together.
 LONG = (
     "commands/test_train.py",
     "distributed/test_startup.py",
@@ -40,6 +40,9 @@ LONG = (
     "test_contributing.py",
     "test_docs.py",
     "demo/test_dataset.py",
+    "models/test_iresnet.py",
+    "system/test_command_line.py",
+    "audit/test_run.py",
 )
 LFW112 = Path(__file__).resolve().parents[2] / "shared" / "data" / "lfw112"
 
