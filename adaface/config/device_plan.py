@@ -29,12 +29,13 @@ class DevicePlan:
         return self.devices * self.options.num_nodes
 
 
-def plan_devices(options: DeviceOptions, *, gpus_given: bool = False) -> DevicePlan:
+def plan_devices(options: DeviceOptions, *, launched: int = 0) -> DevicePlan:
     """Choose devices and precision.
 
     Args:
-        options: requested devices and precision.
-        gpus_given: whether the user set ``gpus``; the default of 1 falls back to the CPU, an explicit value does not.
+        options: requested devices and precision; without ``gpus`` and ``devices``, all GPUs are used, or the CPU if
+            there are none.
+        launched: processes that a launcher has started on this machine; 0 if there is none.
 
     Raises:
         RuntimeError: this machine does not have the requested devices.
@@ -42,10 +43,12 @@ def plan_devices(options: DeviceOptions, *, gpus_given: bool = False) -> DeviceP
     notes: list[str] = []
     accelerator, devices, available = options.accelerator, options.devices, torch.cuda.device_count()
     if accelerator == "auto":
-        accelerator, note = _choose_accelerator(options.gpus, devices, available, gpus_given)
+        accelerator, note = _choose_accelerator(options.gpus, devices, available)
         notes += note
     if accelerator == "gpu":
-        devices = devices or max(options.gpus, 1)
+        if not devices and options.gpus < 0 and available > 1:
+            notes.append(f"training on {launched or 'all'} of {available} GPUs (--gpus N for another number)")
+        devices = devices or (options.gpus if options.gpus > 0 else launched or available or 1)
         if devices > available:
             raise RuntimeError(
                 f"{devices} GPU(s) requested, but PyTorch finds {available} on this machine. "
@@ -65,8 +68,8 @@ def plan_devices(options: DeviceOptions, *, gpus_given: bool = False) -> DeviceP
     return DevicePlan(accelerator, devices, precision, options, tuple(notes + note))
 
 
-def _choose_accelerator(gpus: int, devices: int, available: int, gpus_given: bool) -> tuple[str, list[str]]:
-    if gpus_given:
+def _choose_accelerator(gpus: int, devices: int, available: int) -> tuple[str, list[str]]:
+    if gpus >= 0:
         return ("gpu" if gpus else "cpu"), []
     if available:
         return "gpu", []

@@ -15,7 +15,7 @@ def check_combinations(config: Config) -> None:
     Raises:
         ValueError: contradictory options; the message names them and a remedy.
     """
-    _check_devices(config.devices, gpus_given="gpus" in config.given)
+    _check_devices(config.devices)
     _check_head_sharding(config)
     _check_start(config.run)
     if config.data.train_data_index and config.data.train_data_subset:
@@ -34,14 +34,14 @@ def check_combinations(config: Config) -> None:
         )
 
 
-def _check_devices(options: DeviceOptions, *, gpus_given: bool) -> None:
+def _check_devices(options: DeviceOptions) -> None:
     if options.use_16bit and options.precision not in ("auto", "16-mixed", "bf16-mixed"):
         raise ValueError(f"--use_16bit contradicts --precision {options.precision}: give only one of them")
-    if options.accelerator == "cpu" and gpus_given and options.gpus > 0:
+    if options.accelerator == "cpu" and options.gpus > 0:
         raise ValueError(f"--accelerator cpu contradicts --gpus {options.gpus}: give --devices for CPU processes")
-    if options.accelerator in ("gpu", "mps") and gpus_given and options.gpus == 0:
+    if options.accelerator in ("gpu", "mps") and options.gpus == 0:
         raise ValueError(f"--accelerator {options.accelerator} contradicts --gpus 0")
-    if gpus_given and options.gpus > 0 and options.devices not in (0, options.gpus):
+    if options.gpus > 0 and options.devices not in (0, options.gpus):
         raise ValueError(f"--gpus {options.gpus} contradicts --devices {options.devices}: give only one of them")
     if options.compile and options.gradient_checkpointing:
         raise ValueError(

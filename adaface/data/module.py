@@ -369,6 +369,6 @@ def _divided(batch_size: int, devices: int) -> int:
         nearest = [size for size in (batch_size - rest, batch_size - rest + devices) if size]
         raise ValueError(
             f"--batch_size {batch_size} is the total over all devices and is not divisible by {devices}: "
-            f"use {' or '.join(map(str, nearest))}"
+            f"use {' or '.join(map(str, nearest))}, or another number of devices (--gpus)"
         )
     return batch_size // devices

@@ -5,6 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from adaface.checkpoints.files import check_resumable, load_checkpoint
 from adaface.checkpoints.folders import run_folder_of
 from adaface.checkpoints.published import published_by_name
@@ -156,6 +158,9 @@ def _check_model_to_finetune(run: RunOptions, saved: str, *, given: bool) -> Non
 def _resumed(config: Config, saved: dict[str, Any], given: list[str]) -> tuple[Config, list[str]]:
     """Return the options of the run to resume; those given now override them."""
     saved = {**Config().as_dict(), **saved}  # older checkpoints lack newer options
+    if saved["gpus"] == 1 and "gpus" not in given:
+        # the default was 1 before it became -1, and one GPU or, without any, the CPU was used
+        saved["gpus"] = 1 if torch.cuda.device_count() else -1
     before = {name: convert_value(name, saved[name]) for name in OPTIONS}
     for name, about in ABOUT.items():
         if about.at_resume == "fixed" and name in config.given and before[name] != config[name]:

@@ -5,11 +5,11 @@ from adaface.config.device_plan import plan_devices
 from adaface.config.options import DeviceOptions
 
 
-def plan(accelerator="auto", gpus=1, processes=0, *, given=False, use_16bit=False, precision="auto"):
+def plan(accelerator="auto", gpus=-1, processes=0, *, launched=0, use_16bit=False, precision="auto"):
     options = DeviceOptions(
         gpus=gpus, accelerator=accelerator, devices=processes, use_16bit=use_16bit, precision=precision
     )
-    return plan_devices(options, gpus_given=given)
+    return plan_devices(options, launched=launched)
 
 
 @pytest.fixture
@@ -25,22 +25,39 @@ def two_gpus(monkeypatch):
 
 def test_gpus_that_do_not_exist_are_refused(no_gpu):
     with pytest.raises(RuntimeError, match=r"2 GPU\(s\) requested, but PyTorch finds 0.*--accelerator cpu --devices N"):
-        plan(gpus=2, given=True)
+        plan(gpus=2)
     with pytest.raises(RuntimeError, match=r"1 GPU\(s\) requested"):
         plan("gpu", gpus=1)
 
 
 def test_more_gpus_than_there_are(two_gpus):
-    assert plan(gpus=2, given=True).devices == 2
+    assert plan(gpus=2).devices == 2
     with pytest.raises(RuntimeError, match=r"3 GPU\(s\) requested, but PyTorch finds 2"):
-        plan(gpus=3, given=True)
+        plan(gpus=3)
+
+
+def test_the_default_is_all_gpus(two_gpus):
+    for chosen in (plan(), plan("gpu")):
+        assert (chosen.accelerator, chosen.devices) == ("gpu", 2)
+        assert chosen.notes == ("training on all of 2 GPUs (--gpus N for another number)",)
+    one = plan(gpus=1)
+    assert (one.accelerator, one.devices, one.notes) == ("gpu", 1, ())
+    assert plan("cpu").accelerator == "cpu"
+
+
+def test_the_default_is_as_many_gpus_as_a_launcher_has_started_processes(two_gpus):
+    chosen = plan(launched=1)
+    assert (chosen.devices, chosen.notes) == (1, ("training on 1 of 2 GPUs (--gpus N for another number)",))
+    assert plan(gpus=2, launched=1).devices == 2, "check_launch refuses it"
+    with pytest.raises(RuntimeError, match=r"3 GPU\(s\) requested, but PyTorch finds 2"):
+        plan(launched=3)
 
 
 def test_the_default_falls_back_to_the_cpu_and_says_so(no_gpu):
     chosen = plan()
     assert (chosen.accelerator, chosen.devices) == ("cpu", 1)
-    assert "no GPU found" in chosen.notes[0]
-    asked = plan(gpus=0, given=True)
+    assert chosen.notes == ("no GPU found: training on the CPU (--gpus 0 disables this note)",)
+    asked = plan(gpus=0)
     assert (asked.accelerator, asked.notes) == ("cpu", ())
 
 

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # names and defaults of the official options (weight_decay: the value that is really used there)
 OFFICIAL = {
     "data_root": "", "train_data_path": "faces_emore/imgs", "val_data_path": "faces_emore", "use_mxrecord": False,
-    "train_data_subset": False, "swap_color_channel": False, "prefix": "default", "gpus": 1,
+    "train_data_subset": False, "swap_color_channel": False, "prefix": "default",
     "distributed_backend": "ddp", "use_16bit": False, "epochs": 24, "seed": 42, "batch_size": 256, "lr": 0.1,
     "lr_milestones": (8, 12, 14), "lr_gamma": 0.1, "num_workers": 16, "fast_dev_run": False, "evaluate": False,
     "resume_from_checkpoint": "", "start_from_model_statedict": "", "use_wandb": False, "custom_num_class": -1,
@@ -29,6 +29,7 @@ OFFICIAL = {
 def test_official_options_keep_their_names_and_defaults():
     defaults = Config()
     assert {name: defaults[name] for name in OFFICIAL} == OFFICIAL
+    assert defaults["gpus"] == -1, "official: 1, and no training without a GPU"
 
 
 def test_the_papers_command_parses():

@@ -28,6 +28,16 @@ def test_a_run_goes_on_with_other_hardware():
     assert notes == ["--seed was 42 in the resumed run and is now 7"]
 
 
+@pytest.mark.parametrize(("there", "expected"), [(0, -1), (1, 1), (4, 1)])
+def test_an_older_run_without_gpus_stays_on_one_gpu_or_the_cpu(there, expected, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
+    saved = {**Config().as_dict(), "gpus": 1}
+    resumed, notes = resume._resumed(parse([])[0], saved, ["arch"])
+    assert (resumed["gpus"], notes) == (expected, [])
+    assert resume._resumed(parse([])[0], saved, ["gpus"])[0]["gpus"] == 1, "it was given, so it is strict"
+    assert resume._resumed(parse(["--gpus", "2"])[0], saved, [])[0]["gpus"] == 2
+
+
 def test_another_optimizer_is_refused():
     resumed, _ = parse(["--optimizer", "adamw", "--lr", "1e-3"])
     with pytest.raises(ValueError, match="--optimizer adamw, but  was trained with sgd: omit --optimizer"):
