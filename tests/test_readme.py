@@ -39,7 +39,7 @@ PARSERS: Mapping[str, Callable[[list[str]], Any]] = {
     "audit": audit.parse,
     "evaluate": evaluate.parse,
     "align": align.parse,
-    **{name: partial(_parse_inference, name) for name in ("compare", "embed", "search", "serve")},
+    **{name: partial(_parse_inference, name) for name in ("compare", "embed", "search", "group", "serve")},
     "export": export.parse,
     "models": _parse_models,
 }

@@ -28,6 +28,7 @@ COMMANDS = {
     "compare": Command("adaface.commands.inference", "print the similarities of face images", named=True),
     "embed": Command("adaface.commands.inference", "compute the embeddings of a folder of images", named=True),
     "search": Command("adaface.commands.inference", "find the most similar faces in a gallery", named=True),
+    "group": Command("adaface.commands.inference", "group the faces of a folder by person", named=True),
     "serve": Command("adaface.commands.inference", "serve a web page that compares two photographs", named=True),
     "export": Command("adaface.commands.export", "export a checkpoint to ONNX, in FP32 or INT8"),
     "models": Command("adaface.commands.list_models", "list the backbones with their parameters and operations"),

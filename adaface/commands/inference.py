@@ -3,6 +3,7 @@ r"""Use a trained or published model on faces.
     adaface compare a.jpg b.jpg --model adaface_ir101_webface12m --save picture.png
     adaface embed <faces> --out faces.npz --checkpoint experiments/default_11-24_0/best.ckpt
     adaface search faces.npz c.jpg --top 5 --csv found.csv --model adaface_ir101_webface12m
+    adaface group <PHOTOGRAPHS> --align --csv people.csv --save people.png --model adaface_ir101_webface12m
     adaface serve --model adaface_ir101_webface12m
 
 Images must be faces aligned to 112x112 px, or photographs with --align; the page of ``serve`` takes photographs.
@@ -11,8 +12,8 @@ be compared between images, not between models. ``adaface COMMAND --help`` shows
 """
 
 import argparse
+import shutil
 import sys
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,9 +29,10 @@ from adaface.commands.model_options import (
     chosen_accelerator,
     model_path,
 )
-from adaface.data.image_list import ImageFiles, ImageList
+from adaface.data.image_list import ImageFiles
 from adaface.inference.comparison import (
     MOST_DRAWN,
+    NO_THRESHOLD,
     choose_threshold,
     compare_faces,
     comparison_text,
@@ -38,34 +40,31 @@ from adaface.inference.comparison import (
     threshold_text,
 )
 from adaface.inference.embedding_cache import CACHE, MOST_UNREADABLE, CachedEmbedding, ModelFile
-from adaface.inference.gallery import (
-    FoundFaces,
-    NamedEmbeddings,
-    found_csv,
-    found_text,
-    read_embeddings,
-    write_embeddings,
+from adaface.inference.face_folders import (
+    EMBEDDINGS_SUFFIX,
+    OpenFaces,
+    faces_of_files,
+    faces_of_folder,
+    joined,
+    named_faces,
+    read_faces,
 )
-from adaface.inference.sample_images import find_images
+from adaface.inference.gallery import FoundFaces, found_csv, found_text, write_embeddings
+from adaface.inference.grouping import NO_GROUP, draw_groups, group_faces, groups_csv, groups_text
 from adaface.inference.search import most_similar
 from adaface.system.command_line import (
     Parser,
     check_packages,
     invocation,
-    printable,
     program_name,
     run_to_status,
 )
-from adaface.system.files import check_writable, write_atomically
+from adaface.system.files import atomic_path, check_writable, write_atomically
 from adaface.system.quiet import quiet_decoders
 
-# opens image files as aligned faces: called with a name for the list and its files
-OpenFaces = Callable[[str, Sequence[Path]], ImageList]
 HOST, PORT, MOST_PORT = "127.0.0.1", 8000, 65535
 BATCH_SIZE = 64
-_SHOWN_UNREADABLE = 5
 _SERVING = {"starlette": "starlette", "uvicorn": "uvicorn", "python_multipart": "python-multipart"}  # module: package
-_EMBEDDINGS = ".npz"
 _IMAGES_TEXT = "Images must be faces aligned to 112x112 px, or photographs with --align."
 
 
@@ -100,6 +99,22 @@ def build_parsers() -> tuple[Parser, dict[str, Parser]]:
         "--top", type=int, default=5, metavar="K", help="number of gallery faces to print per probe (default: 5)"
     )
     search.add_argument("--csv", metavar="CSV", help="save the results to this file")
+    group = commands.add_parser(
+        "group", help="group the faces of a folder by person",
+        description="Group the faces of a folder by person: two groups are the same person if the mean similarity "
+        f"between their faces is at least the threshold. {_IMAGES_TEXT} Of a photograph, the largest face is used.",
+    )  # fmt: skip
+    group.add_argument("folder", metavar="FOLDER", help="folder of images, at any depth")
+    group.add_argument(
+        "--csv", default="people.csv", metavar="CSV", help="table of faces and groups (default: people.csv)"
+    )
+    group.add_argument(
+        "--save", default="people.png", metavar="PNG",
+        help="contact sheet: the faces of each group, the most typical first (default: people.png)",
+    )  # fmt: skip
+    group.add_argument(
+        "--folders", metavar="DIR", help="also copy the images into this new folder, with one subfolder per person"
+    )
     page = commands.add_parser(
         "serve", help="web page that compares two photographs",
         description="Serve a web page that detects the faces in two photographs and compares them. Stop the server "
@@ -112,21 +127,21 @@ def build_parsers() -> tuple[Parser, dict[str, Parser]]:
         "--host", default=HOST,
         help=f"name or address to listen on (default: {HOST}, this machine only; 0.0.0.0: all network interfaces)",
     )  # fmt: skip
-    for command in (compare, search, page):
+    for command in (compare, search, group, page):
         command.add_argument(
             "--threshold", type=float, default=None, metavar="COSINE",
             help="lowest cosine similarity of the same person, -1 to 1 (default: the threshold stored in the model, if "
             "any)",
         )  # fmt: skip
-    for command in (embed, search):
+    for command in (embed, search, group):
         _add_list_options(command)
-    for command in (compare, embed, search):
+    for command in (compare, embed, search, group):
         _add_image_options(command)
-    for command in (compare, embed, search, page):
-        group = command.add_argument_group("model")
-        add_model_options(group)
-        add_accelerator_option(group)
-    return parser, {"compare": compare, "embed": embed, "search": search, "serve": page}
+    for command in (compare, embed, search, group, page):
+        options = command.add_argument_group("model")
+        add_model_options(options)
+        add_accelerator_option(options)
+    return parser, {"compare": compare, "embed": embed, "search": search, "group": group, "serve": page}
 
 
 def _add_list_options(command: Parser) -> None:
@@ -183,9 +198,9 @@ def _check_values(command: Parser, options: argparse.Namespace) -> None:
         command.error(f"--port must be between 0 and {MOST_PORT}, got {options.port}")
     if options.command == "serve":
         check_packages("the page", _SERVING)
-    if options.command in ("embed", "search") and not 0 <= options.most_unreadable <= 1:
+    if options.command in ("embed", "search", "group") and not 0 <= options.most_unreadable <= 1:
         command.error(f"--most_unreadable must be between 0 and 1, got {options.most_unreadable}")
-    for name, ending in {"save": ".png", "out": _EMBEDDINGS, "csv": ".csv"}.items():
+    for name, ending in {"save": ".png", "out": EMBEDDINGS_SUFFIX, "csv": ".csv"}.items():
         if getattr(options, name, None) is None:
             continue
         file = Path(getattr(options, name))
@@ -196,6 +211,23 @@ def _check_values(command: Parser, options: argparse.Namespace) -> None:
         if not file.parent.is_dir():
             command.error(f"--{name} {file}: there is no folder {file.parent}")
         check_writable(file.parent, f"--{name} {file}: the folder {file.parent}")
+    if options.command == "group":
+        _check_group(command, options)
+
+
+def _check_group(command: Parser, options: argparse.Namespace) -> None:
+    for name in ("save", "folders"):
+        path = getattr(options, name)
+        if path and Path(options.folder).resolve() in Path(path).resolve().parents:
+            command.error(
+                f"--{name} {path} lies in {options.folder}, so that the next run would take it for one of the images: "
+                f"give another --{name}"
+            )
+    folder = Path(options.folders or "")
+    if options.folders and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        command.error(f"--folders {folder} exists, expected a new folder")
+    if options.folders and not folder.absolute().parent.is_dir():
+        command.error(f"--folders {folder}: there is no folder {folder.parent}")
 
 
 def main(words: list[str] | None = None) -> int:
@@ -241,7 +273,7 @@ def _opener(options: argparse.Namespace) -> OpenFaces:
 
 def _compare(options: argparse.Namespace, model: CachedEmbedding) -> None:
     threshold = choose_threshold(options.threshold, model.embedder.threshold)
-    faces = _read(options.images, _opener(options))
+    faces = read_faces(options.images, _opener(options))
     comparison = compare_faces(model.embedder, faces, options.images, threshold)
     print(comparison_text(comparison))
     if options.save:
@@ -250,7 +282,7 @@ def _compare(options: argparse.Namespace, model: CachedEmbedding) -> None:
 
 
 def _embed(options: argparse.Namespace, model: CachedEmbedding) -> None:
-    faces = _of_folder(Path(options.folder), model, _opener(options))
+    faces = faces_of_folder(Path(options.folder), model, _opener(options))
     write_embeddings(Path(options.out), faces)
     print(f"{len(faces):,} faces of {options.folder} saved to {options.out}")
 
@@ -258,16 +290,10 @@ def _embed(options: argparse.Namespace, model: CachedEmbedding) -> None:
 def _search(options: argparse.Namespace, model: CachedEmbedding) -> None:
     threshold = choose_threshold(options.threshold, model.embedder.threshold)
     open_faces = _opener(options)
-    gallery = _named(Path(options.gallery), model, open_faces)
-    files = [path for path in options.probes if not Path(path).is_dir() and Path(path).suffix != _EMBEDDINGS]
-    parts = [_named(Path(path), model, open_faces) for path in options.probes if path not in files]
-    parts += [_of_files(files, model, open_faces)] if files else []
-    probes = _with_model(
-        model,
-        [name for part in parts for name in part.names],
-        np.concatenate([part.embeddings for part in parts]),
-        np.concatenate([part.norms for part in parts]),
-    )
+    gallery = named_faces(Path(options.gallery), model, open_faces)
+    files = [path for path in options.probes if not Path(path).is_dir() and Path(path).suffix != EMBEDDINGS_SUFFIX]
+    parts = [named_faces(Path(path), model, open_faces) for path in options.probes if path not in files]
+    probes = joined([*parts, *([faces_of_files(files, model, open_faces)] if files else [])])
     top = min(options.top, len(gallery))
     places, similarity = most_similar(probes.embeddings, gallery.embeddings, top)
     print(f"{len(probes):,} probes in a gallery of {len(gallery):,} faces, the {top} most similar of each:")
@@ -276,6 +302,29 @@ def _search(options: argparse.Namespace, model: CachedEmbedding) -> None:
     if options.csv:
         write_atomically(options.csv, found_csv(found))
         print(f"table saved to {options.csv}")
+
+
+def _group(options: argparse.Namespace, model: CachedEmbedding) -> None:
+    threshold = choose_threshold(options.threshold, model.embedder.threshold)
+    if threshold is None:
+        raise ValueError(NO_THRESHOLD)
+    folder, open_faces = Path(options.folder), _opener(options)
+    faces = faces_of_folder(folder, model, open_faces)
+    groups = group_faces(faces, threshold.cosine)
+    print(groups_text(groups))
+    print(f"same person if the mean cosine is at least {threshold_text(threshold)}")
+    write_atomically(options.csv, groups_csv(groups))
+    print(f"table saved to {options.csv}")
+    files = [folder / name for name in faces.names]
+    drawn = draw_groups(groups, open_faces(folder.resolve().name, files), Path(options.save))
+    print(f"contact sheet with {drawn:,} of {len(faces):,} faces saved to {options.save}")
+    if options.folders:
+        with atomic_path(options.folders) as part:
+            for index in np.flatnonzero(groups.person != NO_GROUP):
+                copy = part / f"person_{groups.person[index]:04d}" / faces.names[int(index)]
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(files[index], copy)
+        print(f"images of {groups.people:,} people copied to {options.folders}")
 
 
 def _serve(options: argparse.Namespace, model: CachedEmbedding) -> None:
@@ -291,55 +340,7 @@ def _serve(options: argparse.Namespace, model: CachedEmbedding) -> None:
     serve(server, listening)
 
 
-_COMMANDS = {"compare": _compare, "embed": _embed, "search": _search, "serve": _serve}
-
-
-def _named(path: Path, model: CachedEmbedding, open_faces: OpenFaces) -> NamedEmbeddings:
-    """Return the faces of a folder, or of an .npz."""
-    if path.is_dir():
-        return _of_folder(path, model, open_faces)
-    if path.suffix == _EMBEDDINGS:
-        return read_embeddings(path, model.embedder.fingerprint)
-    if path.exists():
-        raise ValueError(f"{path} is not a gallery: expected a folder of images, or an .npz of `embed`")
-    raise FileNotFoundError(f"there is no {path}")
-
-
-def _of_folder(folder: Path, model: CachedEmbedding, open_faces: OpenFaces) -> NamedEmbeddings:
-    """Embed the images of a folder; unreadable ones, up to the allowed fraction, are skipped and reported."""
-    files = find_images(folder)
-    names = [file.relative_to(folder).as_posix() for file in files]
-    embedded = model(open_faces(folder.resolve().name, files))
-    good = np.flatnonzero(embedded.readable)
-    bad = [names[index] for index in np.flatnonzero(~embedded.readable)]
-    if bad:
-        shown = ", ".join(map(printable, bad[:_SHOWN_UNREADABLE])) + (", ..." if len(bad) > _SHOWN_UNREADABLE else "")
-        print(f"skipped {len(bad):,} of {len(files):,} images, unreadable: {shown}")
-    if not len(good):
-        raise ValueError(f"{folder} contains no usable image, so there are no embeddings")
-    return _with_model(model, [names[i] for i in good], embedded.embeddings[good], embedded.norms[good, 0])
-
-
-def _of_files(paths: Sequence[str], model: CachedEmbedding, open_faces: OpenFaces) -> NamedEmbeddings:
-    embeddings, norms = model.embedder.embed(_read(paths, open_faces))
-    return _with_model(model, paths, embeddings, norms[:, 0])
-
-
-def _with_model(
-    model: CachedEmbedding, names: Sequence[str], embeddings: np.ndarray, norms: np.ndarray
-) -> NamedEmbeddings:
-    return NamedEmbeddings(names, embeddings, norms, model.embedder.fingerprint, model.embedder.arch)
-
-
-def _read(paths: Sequence[str], open_faces: OpenFaces) -> np.ndarray:
-    """Read image files, (N, 112, 112, 3) uint8 BGR, or raise ValueError or FileNotFoundError."""
-    for path in map(Path, paths):
-        if path.is_dir():
-            raise ValueError(f"{path} is a folder, expected an image file (`embed` and `search` take folders)")
-        if not path.exists():
-            raise FileNotFoundError(f"there is no image {path}")
-    images = open_faces("images", [Path(path) for path in paths])
-    return np.stack([images.read(index) for index in range(len(paths))])
+_COMMANDS = {"compare": _compare, "embed": _embed, "search": _search, "group": _group, "serve": _serve}
 
 
 if __name__ == "__main__":

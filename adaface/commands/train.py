@@ -30,7 +30,6 @@ from adaface.config.device_plan import DevicePlan, plan_devices
 from adaface.config.options import Config
 from adaface.config.parsing import parse
 from adaface.data.datasets import TrainingDataset
-from adaface.data.images import IMAGE_SHAPE
 from adaface.data.module import FaceDataModule
 from adaface.data.sampler import RandomStreams
 from adaface.distributed.launch import Launch, check_launch, end_with_parent, find_launch, rank_zero_info
@@ -48,6 +47,7 @@ from adaface.evaluation.before_after import compare_before_after, verdict, write
 from adaface.evaluation.model_comparison import comparison_text, write_comparison
 from adaface.inference.embedding_cache import CachedEmbedding, ModelFile
 from adaface.metrics.results import results_table, write_results
+from adaface.reporting.contact_sheet import tiled
 from adaface.reporting.curves import plot_roc, plot_similarity_histograms
 from adaface.reporting.run_report import write_run_report
 from adaface.reporting.training import plot_health, plot_loss
@@ -76,7 +76,6 @@ from adaface.training.trainer import batches_of_epoch
 logger = logging.getLogger(__name__)
 
 _SAMPLES_IN_GRID = 64
-_GAP_PX = 2
 
 
 @log_to_screen(errors_from=logging.ERROR)  # stdout is the log of a run, including warnings
@@ -274,13 +273,7 @@ def draw_sample_grid(dataset: TrainingDataset, seed: int, n: int = 64) -> np.nda
         (rows * 114, columns * 114, 3) uint8 BGR, to be written by ``cv2.imwrite``.
     """
     order = RandomStreams(seed).shuffled(len(dataset), 0)[:n].tolist()
-    columns = math.ceil(math.sqrt(len(order)))
-    cell = IMAGE_SHAPE[0] + _GAP_PX
-    grid = np.full((math.ceil(len(order) / columns) * cell, columns * cell, 3), 255, np.uint8)
-    for place, sample in enumerate(order):
-        top, left = cell * (place // columns), cell * (place % columns)
-        grid[top : top + IMAGE_SHAPE[0], left : left + IMAGE_SHAPE[1]] = dataset[0, sample][0].numpy()
-    return grid
+    return tiled([dataset[0, sample][0].numpy() for sample in order], math.ceil(math.sqrt(len(order))))
 
 
 def _run_folder(config: Config, lock: RunLock) -> Path:

@@ -69,7 +69,7 @@ class ImageFiles:
             height, width = image.shape[:2]
             raise ValueError(
                 f"{path} is {width}x{height} px, expected an aligned face of 112x112: align it with adaface align, or "
-                "with --align of compare, embed and search"
+                "with --align of compare, embed, search and group"
             )
         return image
 

@@ -125,7 +125,7 @@ def search(
     mate_ranks = np.zeros(len(probes), dtype=np.int64)
     best_nonmate_scores = np.full(len(probes), -np.inf, dtype=np.float32)
     largest = _Largest(nonmate_count)
-    for rows, block in _score_blocks(probes, gallery, block_bytes):
+    for rows, block in score_blocks(probes, gallery, block_bytes):
         for row, line in zip(range(rows.start, rows.stop), block, strict=True):
             mates = by_subject[firsts[row] : ends[row]]  # ascending indices
             if len(mates):
@@ -169,8 +169,19 @@ class _Largest:
         return scores[-self._count :].copy()
 
 
-def _score_blocks(probes: np.ndarray, gallery: np.ndarray, block_bytes: int) -> Iterator[tuple[slice, np.ndarray]]:
-    """Yield slices of probes, and their scores against the whole gallery; callers may modify the scores."""
+def score_blocks(
+    probes: np.ndarray, gallery: np.ndarray, block_bytes: int = _BLOCK_BYTES
+) -> Iterator[tuple[slice, np.ndarray]]:
+    """Yield slices of probes, and their scores against the whole gallery; callers may modify the scores.
+
+    Args:
+        probes: (P, D) unit vectors.
+        gallery: (G, D) unit vectors.
+        block_bytes: limit on temporary memory.
+
+    Raises:
+        ValueError: a limit that is too small for one probe.
+    """
     row_bytes = _COPIES * len(gallery) * np.dtype(np.float32).itemsize
     if block_bytes < row_bytes:
         raise ValueError(

@@ -177,6 +177,43 @@ def test_probes_of_every_kind(run, people):
     assert "9 probes in a gallery of 6 faces, the 6 most similar of each" in out
 
 
+def test_group(run, people, monkeypatch):
+    cv2.imwrite("people/lonely.png", np.full((112, 112, 3), 30, np.uint8))
+    out = run("group", "people", "--threshold", "0.99", "--folders", "by person")
+    assert re.search(r"^person 1: 2 faces, mean similarity [01]\.\d{4}: person \d/\d\.png, person ", out, re.MULTILINE)
+    assert "in no group: 1 face: lonely.png\n7 faces: 6 of 3 people, 1 in no group" in out
+    assert "same person if the mean cosine is at least 0.9900 (set by --threshold)" in out
+    with Path("people.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    groups = {}
+    for row in rows:
+        groups.setdefault(row["person"], set()).add(row["face"])
+    pairs = [{f"person {number}/0.png", f"person {number}/1.png"} for number in range(3)]
+    assert set(groups) == {"", "1", "2", "3"} and groups.pop("") == {"lonely.png"}
+    assert sorted(groups.values(), key=min) == pairs
+    assert cv2.imread("people.png").shape == (4 * 90, 20 * 66, 3)
+    copied = {path.relative_to("by person").as_posix(): path for path in Path("by person").rglob("*.png")}
+    assert set(copied) == {f"person_000{row['person']}/{row['face']}" for row in rows if row["person"]}
+    for name, path in copied.items():
+        assert path.read_bytes() == Path("people", *Path(name).parts[1:]).read_bytes()
+    # the second time, no image is embedded again, and the new folder is not overwritten
+    monkeypatch.setattr(Embedder, "embed", lambda *_, **__: pytest.fail("embedded again"))
+    assert "7 faces: 6 of 3 people" in run("group", "people", "--threshold", "0.99")
+    assert "--folders by person exists" in run("group", "people", "--folders", "by person", expected=2)
+
+
+def test_group_needs_a_threshold_and_names_what_it_skips(run, people, tmp_path):
+    without = write_checkpoint(tmp_path / "without.ckpt")
+    error = run("group", "people", model=["--checkpoint", str(without)], expected=2)
+    assert "no decision: the model has no threshold. Set --threshold, or calibrate one" in error
+    assert not Path("people.csv").exists()
+    (people / "person 0" / "1.png").write_bytes(b"broken")
+    out = run("group", "people", "--most_unreadable", "0.5", expected=1)
+    assert "skipped 1 of 6 images, unreadable: person 0/1.png" in out
+    assert re.search(r"^5 faces: \d of \d (people|person), \d in no group$", out, re.MULTILINE)
+    assert "at least 0.5000 (stored in the model: FAR 0.001 on lfw, agedb_30)" in out
+
+
 def test_photographs_are_aligned_where_asked_for(run, people):
     cv2.imwrite("photo.png", astronaut())
     cv2.imwrite("aligned.png", warp_face(astronaut(), MTCNN().detect(astronaut())[0].landmarks))
@@ -186,6 +223,9 @@ def test_photographs_are_aligned_where_asked_for(run, people):
     Path("photos").mkdir()
     shutil.copy("photo.png", "photos")
     run("embed", "photos", "--out", "photos.npz", "--align")
+    shutil.copy("photo.png", "photos/again.png")
+    assert "2 faces: 2 of 1 person, 0 in no group" in run("group", "photos", "--align")
+    Path("photos/again.png").unlink()
     Path("crops").mkdir()
     shutil.copy("aligned.png", "crops")
     run("embed", "crops", "--out", "crops.npz")
@@ -250,6 +290,13 @@ def test_embeddings_of_another_model_are_refused(run, people, tmp_path):
         (["search", "people", "corrupt.png"], "corrupt.png is not a readable image"),
         (["search", "people", "people", "--top", "0"], "--top must be at least 1"),
         (["search", "people", "people", "--tpo", "1"], "did you mean --top"),
+        (["group", "empty"], "no images in empty"),
+        (["group", "people", "--save", "people/x.png"], "--save people/x.png lies in people, so that the next run"),
+        (["group", "people", "--folders", "people/x"], "give another --folders"),
+        (["group", "people", "--folders", "large.png"], "--folders large.png exists, expected a new folder"),
+        (["group", "people", "--folders", "none/x"], "--folders none/x: there is no folder none"),
+        (["group", "people", "--csv", "x.txt"], "a file name that ends in .csv"),
+        (["group", "people", "--most_unreadable", "2"], "--most_unreadable must be between 0 and 1"),
         (["find", "people"], "invalid choice: 'find'"),
         (["serve", "--port", "65536"], "--port must be between 0 and 65535, got 65536"),
         (["serve", "--port", "x"], "invalid int value: 'x'"),
@@ -264,7 +311,9 @@ def test_mistakes_are_told_in_a_line(run, people, words, message):
     for corrupt in ("corrupt.png", "bad/x.png", "text.npz"):
         Path(corrupt).write_bytes(b"no image")
     cv2.imwrite("large.png", np.zeros((200, 224, 3), np.uint8))
-    error = run(*words, "--cache", "", expected=2) if words[0] in ("embed", "search") else run(*words, expected=2)
+    error = (
+        run(*words, "--cache", "", expected=2) if words[0] in ("embed", "search", "group") else run(*words, expected=2)
+    )
     assert error.startswith(f"adaface {words[0]}: error: ") or "img/s" in error
     assert message in error
     assert not Path("x.npz").exists()
