@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from safetensors import safe_open
 from torch import Tensor, nn
 from torch.distributed.checkpoint._hf_utils import CUSTOM_METADATA_KEY, SAVED_OFFSETS_KEY
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 
 from adaface.checkpoints.files import SHARDED_HEAD, load_checkpoint, save_checkpoint
@@ -189,7 +190,10 @@ def _global(columns: Tensor, number: int) -> Tensor:
     """Return this process's columns (D, K) as a part of (D, C), for torch.distributed.checkpoint."""
     if world_size() == 1:
         return columns
-    mesh = init_device_mesh(columns.device.type, (world_size(),))
+    # not init_device_mesh: on a machine with CUDA, that creates a process group each time for a group of gloo
+    group = dist.group.WORLD
+    assert group is not None
+    mesh = DeviceMesh.from_group(group, columns.device.type)
     shape = torch.Size((len(columns), number))
     return DTensor.from_local(columns, mesh, [Shard(1)], run_check=False, shape=shape, stride=(number, 1))
 

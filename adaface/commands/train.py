@@ -146,7 +146,7 @@ def _run(config: Config, notes: list[str], lock: RunLock, *, plan_only: bool = F
     end_with_parent(launch)
     join(launch, devices.accelerator, config.devices.collective_timeout_sec)
     with failures_reported():
-        data, module, sharded = build(config, devices)
+        data, module = build(config, devices)
         facts = facts_of(config, devices, data, module)
     check_agreement(facts)
     batches = 0 if config.run.evaluate else batches_of_epoch(data.steps_per_epoch, config.run)
@@ -166,7 +166,7 @@ def _run(config: Config, notes: list[str], lock: RunLock, *, plan_only: bool = F
     )
     watch = ProcessWatch(facts, lambda: _after_a_loss(config, keeper), config.devices.collective_timeout_sec)
     with failures_reported():
-        trainer = build_run_trainer(config, devices, launch, data, keeper, watch, sharded)
+        trainer = build_run_trainer(config, devices, launch, data, keeper, watch, module)
         if trainer.is_global_zero:
             _describe(config, devices, data, module, folder)
     check_agreement({})  # otherwise the others would wait for a process that cannot write to the run folder

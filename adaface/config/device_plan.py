@@ -10,13 +10,23 @@ from adaface.system.threads import usable_cores
 
 @dataclass(frozen=True)
 class DevicePlan:
-    """Arguments of Lightning's Trainer, and notes for the user."""
+    """Arguments of Lightning's Trainer, and notes for the user.
+
+    Attributes:
+        accelerator: ``cpu``, ``gpu`` or ``mps``.
+        devices: processes of this machine.
+        precision: of Lightning's Trainer.
+        options: that it was made from.
+        notes: for the user, one line each.
+        visible: devices that this process sees; 0 if they are all those of its machine.
+    """
 
     accelerator: str
     devices: int
     precision: str
     options: DeviceOptions = DeviceOptions()
     notes: tuple[str, ...] = ()
+    visible: int = 0
 
     @property
     def device_name(self) -> str:
@@ -41,6 +51,7 @@ def plan_devices(options: DeviceOptions, *, launched: int = 0) -> DevicePlan:
         RuntimeError: this machine does not have the requested devices.
     """
     notes: list[str] = []
+    visible = 0
     accelerator, devices, available = options.accelerator, options.devices, torch.cuda.device_count()
     if accelerator == "auto":
         accelerator, note = _choose_accelerator(options.gpus, devices, available)
@@ -49,7 +60,10 @@ def plan_devices(options: DeviceOptions, *, launched: int = 0) -> DevicePlan:
         if not devices and options.gpus < 0 and available > 1:
             notes.append(f"training on {launched or 'all'} of {available} GPUs (--gpus N for another number)")
         devices = devices or (options.gpus if options.gpus > 0 else launched or available or 1)
-        if devices > available:
+        if available == 1 < launched == devices:
+            visible = 1
+            notes.append(f"each of the {devices} processes of this machine sees a GPU of its own")
+        elif devices > available:
             raise RuntimeError(
                 f"{devices} GPU(s) requested, but PyTorch finds {available} on this machine. "
                 "Give --gpus N with the number of available GPUs, or --accelerator cpu --devices N to train on the CPU"
@@ -65,7 +79,7 @@ def plan_devices(options: DeviceOptions, *, launched: int = 0) -> DevicePlan:
         if devices > usable_cores():
             notes.append(f"{devices} CPU processes share {usable_cores()} cores: expect no speedup")
     precision, note = _choose_precision(accelerator, options.use_16bit, options.precision)
-    return DevicePlan(accelerator, devices, precision, options, tuple(notes + note))
+    return DevicePlan(accelerator, devices, precision, options, tuple(notes + note), visible)
 
 
 def _choose_accelerator(gpus: int, devices: int, available: int) -> tuple[str, list[str]]:

@@ -177,11 +177,22 @@ class DeviceOptions(Group):
     )
     head_sharding: str = _neutral(
         "auto",
-        "shard the classes of the head over all processes; auto: on if the head would need more than a quarter of the "
-        "memory",
+        "shard the classes of the head over all processes; auto: on for more than 100,000 classes, or if the head would"
+        " need more than a quarter of the memory",
         choices=("auto", "on", "off"),
     )
     sync_batchnorm: bool = _neutral(False, "compute batch norm statistics over the batches of all GPUs")
+    gradient_compression: str = option(
+        "off",
+        "exchange the gradients of several processes in 16 bits: half of the traffic, at a loss of precision",
+        choices=("off", "fp16", "bf16"),
+    )
+    matmul_precision: str = option(
+        "highest",
+        "precision of float32 matrix products and convolutions: high uses TF32 on GPUs that have it, medium bfloat16 "
+        "in matrix products; without effect on 16-bit precision",
+        choices=("highest", "high", "medium"),
+    )
 
 
 @dataclass(frozen=True)

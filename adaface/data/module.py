@@ -60,10 +60,13 @@ class FaceDataModule(pl.LightningDataModule):
         pair_sets: name -> verification set, only existing ones, the paper's first.
         missing_sets: sets of the paper that are missing.
         notes: information for the user, one line each.
+        equal_batches: whether an epoch ends with its last full batch; set it before the data are opened.
         start_epoch: epoch at which an interrupted run resumes.
         start_batch: batches of that epoch that are already done.
         start_sample: samples of that epoch that are already done, by all processes.
     """
+
+    equal_batches = False
 
     def __init__(
         self,
@@ -325,7 +328,7 @@ class FaceDataModule(pl.LightningDataModule):
             self.notes.append("the training data has one identity: there is nothing to tell apart")
 
     def _batches(self, rank: int, world_size: int) -> EpochBatchSampler:
-        return EpochBatchSampler(
+        batches = EpochBatchSampler(
             len(self.dataset),
             self.batch_size_per_process,
             seed=self.seed,
@@ -335,6 +338,8 @@ class FaceDataModule(pl.LightningDataModule):
             start_batch=self.start_batch,
             start_sample=self.start_sample,
         )
+        batches.equal = self.equal_batches
+        return batches
 
     def _place(self) -> tuple[int, int]:
         """Return rank and number of processes."""

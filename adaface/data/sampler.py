@@ -91,9 +91,14 @@ class EpochBatchSampler(Sampler[list[tuple[int, int]]]):
         start_sample: samples of ``start_epoch`` that all processes together have seen, which are skipped; None: those
             of ``start_batch`` batches of the current size.
 
+    Attributes:
+        equal: whether to leave out the last batch if it is smaller, and is not the only one.
+
     Raises:
         ValueError: there are fewer than two samples for each process.
     """
+
+    equal = False
 
     def __init__(
         self,
@@ -135,7 +140,8 @@ class EpochBatchSampler(Sampler[list[tuple[int, int]]]):
     def __len__(self) -> int:
         first_batch, first_sample = self._done()
         full, rest = divmod(self._share(first_sample), self.batch_size)
-        return first_batch + full + (rest > 1)
+        leaves_out = self.equal and self._share(0) >= self.batch_size
+        return first_batch + full + (rest > 1 and not leaves_out)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         epoch = self.epoch

@@ -28,6 +28,7 @@ _CAME, _READ, _ANSWER = "roll_call/came", "roll_call/read", "roll_call/answer"
 _LOOK_EVERY_SEC = 0.1
 _FIRST_PORT, _PORTS = 15000, 10000
 _REPORT_SEC = 30.0
+_REPORTER_SEC = 15.0  # as long as Lightning waits for the report (``lightning_internals``)
 _SHOWN_DIFFERENCES = 3
 _FAILED = 1  # as Python's after a traceback
 
@@ -41,7 +42,9 @@ class ReportedElsewhereError(RuntimeError):
 
 
 def join(launch: Launch, accelerator: str, timeout_sec: float) -> None:
-    """Create the process group for processes started by a launcher; Lightning then uses it.
+    """Choose the GPU of this process, and create the process group if a launcher started it; Lightning then uses both.
+
+    Before the choice, every question to CUDA would create a context on the first GPU, half a GB for each process.
 
     Args:
         launch: how the processes were started.
@@ -52,12 +55,12 @@ def join(launch: Launch, accelerator: str, timeout_sec: float) -> None:
         NotTogetherError: they could not connect; in process 0 also: one of them cannot start.
         ReportedElsewhereError: one of them cannot start; in the other processes.
     """
-    if not launch.external or dist.is_initialized():
-        return
     on_gpu = accelerator == "gpu"
     if on_gpu:
-        torch.cuda.set_device(launch.local_rank)
-    timeout = timedelta(seconds=timeout_sec)
+        torch.cuda.set_device(gpu := launch.local_rank % torch.cuda.device_count())
+    if not launch.external or dist.is_initialized():
+        return
+    timeout = collective_timeout(launch, accelerator, timeout_sec)
     try:
         store = _meet(launch, timeout)
         why_not = _answer_roll_call(store, launch.world_size)
@@ -68,7 +71,7 @@ def join(launch: Launch, accelerator: str, timeout_sec: float) -> None:
                 rank=launch.rank,
                 world_size=launch.world_size,
                 timeout=timeout,
-                device_id=torch.device("cuda", launch.local_rank) if on_gpu else None,
+                device_id=torch.device("cuda", gpu) if on_gpu else None,
             )
     except (RuntimeError, ValueError) as error:
         place = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
@@ -81,6 +84,21 @@ def join(launch: Launch, accelerator: str, timeout_sec: float) -> None:
     if why_not:
         _stay_for_the_others(store, launch)
         raise ReportedElsewhereError(why_not) if launch.rank else NotTogetherError(why_not)
+
+
+def collective_timeout(launch: Launch, accelerator: str, timeout_sec: float) -> timedelta:
+    """Return how long the collectives of a process wait for the others.
+
+    NCCL ends a process that has waited too long, without a message. Process 0 waits a little longer, so that it is
+    there to report it.
+
+    Args:
+        launch: how the processes were started.
+        accelerator: ``gpu``, for NCCL, or another.
+        timeout_sec: of the options.
+    """
+    reports = accelerator == "gpu" and launch.rank == 0
+    return timedelta(seconds=timeout_sec + (_REPORTER_SEC if reports else 0.0))
 
 
 def report_absence(launch: Launch, error: Exception) -> None:

@@ -239,6 +239,11 @@ class ProcessWatch(pl.Callback):
         code = self._children[peer.rank - 1].poll() if 0 < peer.rank <= len(self._children) else None
         if how == _FAILED:
             how = "stopped by an error, which it has printed"
+        elif dist.get_backend() == "nccl" and how == "died" and (code is None or code == -signal.SIGABRT):
+            how = (
+                "died, as NCCL ends a process for which another one has no answer for "
+                f"{self._timeout_sec:g} s (--collective_timeout_sec), or as any other fault does"
+            )
         elif code:
             how = f"died by signal {-code}" if code < 0 else f"died by exit status {code}"
         return f"process {peer.rank} on {peer.host} (pid {peer.pid}) {how}"

@@ -25,6 +25,7 @@ from torch.autograd.function import once_differentiable
 # numbers per block: on a CPU what fits its cache, on other devices enough work for each kernel launch
 _BLOCK_NUMBERS_CPU = 1 << 21
 _BLOCK_NUMBERS_OTHER = 1 << 26
+_16_BITS = (torch.float16, torch.bfloat16)
 _SMALLEST_LENGTH = 1e-12  # eps of F.normalize
 MOST_CENTERS = 255  # per class: the index of the nearest one is kept in 8 bits
 
@@ -69,7 +70,8 @@ class SoftmaxOptions:
     Attributes:
         scale: s, above 0.
         eps: cosines are clamped to [-1 + eps, 1 - eps] before scaling; the target's is not clamped.
-        product_dtype: dtype of the operands of the matrix products; 16 bits under autocast.
+        product_dtype: dtype of the operands of the matrix products; 16 bits under autocast. The products are float32
+            then, and the targets' cosines exact.
         keep_exponentials: keep (B, C) numbers for the backward pass; False recomputes them there.
         centers: columns of each class, at most ``MOST_CENTERS``; the cosine of a class is the largest of its centers'.
         reweight: maps clamped cosines (B, c) to c of the classes to their replacements, elementwise; gradient flows to
@@ -128,6 +130,8 @@ class _TargetAndNegatives(torch.autograd.Function):
             maxima.append(block.maximum)  # (B,)
             sums.append(block.sum())  # (B,)
             ctx.kept.append(block if options.keep_exponentials else None)
+        if options.product_dtype in _16_BITS:  # a trained network's gradient is mostly 1 - its targets' probabilities
+            target = target_cosines(embeddings, kernel, labels, options.centers) * options.scale  # (B,)
         classes = kernel.shape[1] // options.centers
         # not an error: on a GPU, looking at the labels would make the step wait
         target = torch.where((labels >= 0) & (labels < classes), target / options.scale, torch.nan)  # (B,)
@@ -158,12 +162,12 @@ class _TargetAndNegatives(torch.autograd.Function):
             ctx.kept[number] = None  # its buffer is overwritten now; a second backward pass recomputes it
             grad_logits = block.gradient(weights[:, number], grad_target / options.scale)  # (B, c * centers)
             grad_logits = grad_logits.to(options.product_dtype)
-            grad_embeddings += grad_logits @ product_unit.T  # (B, D)
+            grad_embeddings += _product(grad_logits, product_unit.T)  # (B, D)
             if grad_kernel is not None:
                 # in the kernel's memory layout: a sharded head keeps one row per class and passes the transpose
                 by_rows = kernel.stride(0) == 1
-                grad_unit = (grad_logits.T @ scaled).T if by_rows else scaled.T @ grad_logits  # (D, c * centers)
-                grad_unit = grad_unit.to(unit.dtype)
+                grad_unit = _product(grad_logits.T, scaled).T if by_rows else _product(scaled.T, grad_logits)
+                grad_unit = grad_unit.to(unit.dtype)  # (D, c * centers)
                 # of kernel / length: the part of the gradient across the column, divided by the length
                 along = (unit * grad_unit).sum(0)  # (c * centers,)
                 torch.div(grad_unit.addcmul_(unit, along, value=-1), lengths[columns], out=grad_kernel[:, columns])
@@ -177,6 +181,23 @@ def _blocks(embeddings: Tensor, kernel: Tensor, centers: int) -> Iterator[tuple[
     width = max(1, numbers // max(embeddings.shape) // centers) * centers
     for start in range(0, kernel.shape[1], width):
         yield slice(start, min(start + width, kernel.shape[1])), start // centers
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """Return a @ b, of 16-bit numbers in float32: 64 times a cosine in bfloat16 would be off by up to 0.125.
+
+    Args:
+        a: (M, K).
+        b: (K, N), of the same dtype.
+
+    Returns:
+        (M, N), float32 or float64.
+    """
+    if a.dtype not in _16_BITS:
+        return a @ b
+    if a.device.type in ("cuda", "meta"):  # its tensor cores add up in float32, and can return that
+        return torch.mm(a, b, out_dtype=torch.float32)
+    return a.float() @ b.float()
 
 
 def _looking_is_cheap(tensor: Tensor) -> bool:
@@ -199,8 +220,7 @@ class _Block:
     """
 
     def __init__(self, scaled: Tensor, unit: Tensor, local: Tensor, options: SoftmaxOptions) -> None:
-        z = scaled @ unit  # (B, c * centers)
-        z = z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
+        z = _product(scaled, unit)  # (B, c * centers)
         self._nearest: Tensor | None = None
         self._sum: Tensor | None = None
         if options.centers > 1:

@@ -28,6 +28,8 @@ from adaface.heads.fused_softmax import target_cosines
 from adaface.heads.margins import chosen_options, head_class
 
 _BYTES_PER_TRAINED_WEIGHT = 12  # float32 weight, gradient and momentum
+# above it, exchanging the gradients of the whole head takes longer than the exchanges of a sharded one
+_MOST_DENSE_COLUMNS = 100_000
 _LARGEST_DENSE_SHARE = 0.25  # of a device's memory; backbone, activations and logits need the rest
 _DRAWN_AT_ONCE = 1 << 24  # random numbers in one buffer, 64 MiB
 
@@ -36,8 +38,9 @@ def choose_sharding(option: str, *, columns: int, embedding_size: int, processes
     """Decide whether to shard the classes over the processes.
 
     Args:
-        option: ``on``, ``off``, or ``auto``: shard if there are several processes and the dense head's weight, gradient
-            and momentum (12 bytes for each of D x C numbers) would take more than a quarter of a device's memory.
+        option: ``on``, ``off``, or ``auto``: shard if there are several processes, and more than 100,000 columns or a
+            dense head whose weight, gradient and momentum (12 bytes for each of D x C numbers) would take more than a
+            quarter of a device's memory.
         columns: C, times the sub-centers.
         embedding_size: D.
         processes: W, over all machines.
@@ -46,7 +49,8 @@ def choose_sharding(option: str, *, columns: int, embedding_size: int, processes
     """
     if option != "auto":
         return option == "on"
-    return processes > 1 and _BYTES_PER_TRAINED_WEIGHT * embedding_size * columns > _LARGEST_DENSE_SHARE * memory_bytes
+    dense_bytes = _BYTES_PER_TRAINED_WEIGHT * embedding_size * columns
+    return processes > 1 and (columns > _MOST_DENSE_COLUMNS or dense_bytes > _LARGEST_DENSE_SHARE * memory_bytes)
 
 
 def shard_range(class_num: int, number: int, processes: int) -> tuple[int, int]:
@@ -198,6 +202,7 @@ class PartialFC(Head):
         if self.sub_centers > 1:
             centers = torch.arange(self.sub_centers, device=sampled.device)
             sampled = (sampled.unsqueeze(1) * self.sub_centers + centers).flatten()  # (M,)
+        self.kernel.sampled_rows = sampled  # type: ignore[attr-defined]  # for sharded_optimizer.coalesce_gradient
         # a sparse gradient: the optimizer then updates the sampled rows only
         return F.embedding(sampled, self.kernel, sparse=True), torch.where(owned, rows, -1)
 

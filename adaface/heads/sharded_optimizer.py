@@ -55,14 +55,17 @@ def coalesce_gradient(parameter: nn.Parameter) -> None:
     """Coalesce a sparse gradient in place; a dense one is not changed.
 
     Args:
-        parameter: with a gradient.
+        parameter: with a gradient. Its attribute ``sampled_rows``, if it has one, is the sorted and unique indices that
+            the latest forward pass took.
     """
     grad = parameter.grad
     if grad is None or not grad.is_sparse or grad.is_coalesced():
         return
-    rows = grad._indices()[0]
-    # rows of one batch are sorted and unique, which autograd does not record: no need to sort and copy them
-    in_order = bool((rows[1:] > rows[:-1]).all())
+    # the rows of one batch are sorted and unique, which autograd does not record: no need to sort and copy them
+    rows, sampled = grad._indices()[0], getattr(parameter, "sampled_rows", None)
+    of_one_batch = sampled is not None and rows.data_ptr() == sampled.data_ptr()  # several have a tensor of their own
+    # reading values makes the step wait for a GPU
+    in_order = of_one_batch or bool((rows[1:] > rows[:-1]).all())
     parameter.grad = grad._coalesced_(True) if in_order else grad.coalesce()
 
 

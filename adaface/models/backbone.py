@@ -123,7 +123,9 @@ class _StatisticsKept:
     def __enter__(self) -> None:
         self._states = [(norm.momentum, norm.num_batches_tracked) for norm in self._norms]
         for norm in self._norms:
-            norm.momentum, norm.num_batches_tracked = 0.0, None
+            norm.momentum = 0.0
+            if norm.num_batches_tracked is not None:
+                norm.num_batches_tracked = norm.num_batches_tracked.clone()  # None is no choice for SyncBatchNorm
 
     def __exit__(self, *_: object) -> None:
         for norm, (momentum, count) in zip(self._norms, self._states, strict=True):

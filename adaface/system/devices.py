@@ -30,6 +30,19 @@ def divide_threads(processes: int) -> None:
         torch.set_num_threads(max(1, usable_cores() // processes))
 
 
+def set_matmul_precision(precision: str) -> None:
+    """Set the precision of float32 matrix products and of convolutions on GPUs; 16-bit precision is not affected.
+
+    Differs from PyTorch: its convolutions use TF32 whatever ``torch.set_float32_matmul_precision`` says.
+
+    Args:
+        precision: ``highest`` is float32; ``high`` is TF32; ``medium`` is bfloat16 in matrix products, TF32 in
+            convolutions.
+    """
+    torch.set_float32_matmul_precision(precision)
+    torch.backends.cudnn.allow_tf32 = precision != "highest"
+
+
 def available_memory(accelerator: str, processes: int) -> float:
     """Return the free memory of one training process on its device in bytes; infinite if unknown.
 

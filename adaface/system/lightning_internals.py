@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from lightning_fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from lightning_fabric.utilities import distributed
 from torch import nn
@@ -19,6 +20,32 @@ from torch.optim import Optimizer
 from adaface.system.lightning_setup import pl
 
 _OBSERVER_GRACE_SEC = 15.0  # longer than ``distributed/watch.py`` takes to report a lost process and to end this one
+
+
+class DataParallelStrategy(pl.strategies.DDPStrategy):
+    """Lightning's DistributedDataParallel strategy, on the current stream and the visible GPUs.
+
+    Differs from Lightning's: the module is wrapped on the current stream. Lightning wraps it on a side stream, and
+    PyTorch 2.10 and later then warns in every run that the streams of AccumulateGrad nodes do not match. And where each
+    process of a machine sees only its own GPU (SLURM's ``--gpus-per-task``), it uses that one.
+    """
+
+    @property
+    def root_device(self) -> torch.device:
+        """The device of this process."""
+        devices = self.parallel_devices
+        return devices[self.local_rank % len(devices)]
+
+    def configure_ddp(self) -> None:
+        """Wrap the module, and register the hook that compresses gradients; it works on every device."""
+        model = DistributedDataParallel(
+            self.model,  # type: ignore[has-type]
+            device_ids=self.determine_ddp_device_ids(),
+            **self._ddp_kwargs,
+        )
+        if self._ddp_comm_hook is not None:
+            model.register_comm_hook(None, self._ddp_comm_hook)
+        self.model = model
 
 
 class _PatientObserver(_ChildProcessObserver):
@@ -93,13 +120,14 @@ def unscales_in_its_step(optimizer: Optimizer | Any) -> bool:
 
 
 def leave_out_of_ddp(module: nn.Module, names: Sequence[str]) -> None:
-    """Exclude sharded parameters from the synchronization of DistributedDataParallel.
+    """Exclude parameters from the synchronization of DistributedDataParallel, besides those that already are.
 
     Args:
         module: the module, before it is wrapped.
         names: names of the parameters.
     """
-    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, list(names))
+    excluded = getattr(module, "_ddp_params_and_buffers_to_ignore", [])
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, [*excluded, *names])
 
 
 def unregister_end_of_process_group() -> None:

@@ -20,20 +20,21 @@ from adaface.evaluation.before_after import comparable_sets
 from adaface.heads.partial_fc import choose_sharding
 from adaface.models.backbone import EMBEDDING_SIZE
 from adaface.models.registry import check_architecture
-from adaface.system.devices import device_memory, divide_threads
+from adaface.models.timm_backbone import TIMM_PREFIX
+from adaface.system.devices import device_memory, divide_threads, set_matmul_precision
 from adaface.system.lightning_setup import pl
 from adaface.training import plan
 from adaface.training.checkpointing import CheckpointKeeper
-from adaface.training.execution import configure_backbone
+from adaface.training.execution import configure_backbone, leave_out_unused
 from adaface.training.finetuning import HeadFromClassMeans, find_pretrained, fingerprint_to_finetune
 from adaface.training.module import FaceRecognitionModule
 from adaface.training.optimization import scaled_learning_rate
-from adaface.training.trainer import build_trainer
+from adaface.training.trainer import build_trainer, device_arguments
 
 _SHOWN_NAMES = 3
 
 
-def build(config: Config, devices: DevicePlan) -> tuple[FaceDataModule, FaceRecognitionModule, bool]:
+def build(config: Config, devices: DevicePlan) -> tuple[FaceDataModule, FaceRecognitionModule]:
     """Open the data and build the module.
 
     Args:
@@ -41,7 +42,7 @@ def build(config: Config, devices: DevicePlan) -> tuple[FaceDataModule, FaceReco
         devices: to train on.
 
     Returns:
-        Data, module, and whether the head is sharded.
+        Data and module.
 
     Raises:
         FileNotFoundError: no data, or no checkpoint to start from.
@@ -53,7 +54,13 @@ def build(config: Config, devices: DevicePlan) -> tuple[FaceDataModule, FaceReco
             f"--sync_batchnorm needs GPUs, this run is on {devices.accelerator}, where PyTorch has no synchronized "
             "batch norm: omit the option"
         )
+    if config.devices.gradient_compression == "bf16" and devices.accelerator != "gpu":
+        raise ValueError(
+            f"--gradient_compression bf16 needs GPUs and NCCL, this run is on {devices.accelerator}: give fp16, or "
+            "omit the option"
+        )
     divide_threads(devices.devices)
+    set_matmul_precision(config.devices.matmul_precision)
     check_architecture(config.run.arch)
     pl.seed_everything(config.run.seed, verbose=False)
     data = open_data(config, devices)
@@ -67,7 +74,9 @@ def build(config: Config, devices: DevicePlan) -> tuple[FaceDataModule, FaceReco
         batch_size=data.batch_size_per_process,
     ):
         rank_zero_info(f"note: {note}")
-    return data, module, sharded
+    if module.class_num and devices.world_size > 1 and config.run.arch.startswith(TIMM_PREFIX):
+        leave_out_unused(module)
+    return data, module
 
 
 def facts_of(
@@ -168,7 +177,8 @@ def plan_lines(
         module: built for it.
     """
     workload = plan.count_work(data, devices, config.run, config.optimizer)
-    return list(plan.lines(module, data, devices, launch, workload))
+    arguments = device_arguments(devices, launch, module, deterministic=config.run.deterministic)
+    return list(plan.lines(module, data, devices, launch, workload, arguments))
 
 
 def open_data(config: Config, devices: DevicePlan) -> FaceDataModule:
@@ -192,6 +202,7 @@ def open_data(config: Config, devices: DevicePlan) -> FaceDataModule:
         evaluate_only=config.run.evaluate,
         needs_validation=bool(config.run.finetune),
     )
+    data.equal_batches = config.devices.compile  # the backbone would be compiled again for a smaller batch
     data.open()
     if config.run.finetune:
         comparable_sets(data.pair_sets)
@@ -230,7 +241,10 @@ def choose_head_sharding(config: Config, devices: DevicePlan, data: FaceDataModu
         memory_bytes=device_memory(devices.accelerator, devices.devices),
     )
     automatic = sharded and option == "auto"
-    note = f"the head's {data.num_classes:,} classes are sharded over the processes (--head_sharding off disables it)"
+    note = (
+        f"the head's {data.num_classes:,} classes are sharded over the processes: more than 100,000, or more than a "
+        "quarter of the memory (--head_sharding off disables it)"
+    )
     return sharded, [note] if automatic else []
 
 
@@ -292,7 +306,7 @@ def build_run_trainer(
     data: FaceDataModule,
     keeper: CheckpointKeeper,
     watch: ProcessWatch,
-    sharded: bool,
+    module: FaceRecognitionModule,
 ) -> "pl.Trainer":
     """Build the trainer of a run.
 
@@ -303,19 +317,17 @@ def build_run_trainer(
         data: opened.
         keeper: writes the checkpoints.
         watch: detects lost processes.
-        sharded: whether the head's classes are sharded over the processes.
+        module: to train.
 
     Raises:
         RuntimeError: Weights & Biases is requested but not installed.
     """
     fine_tuned = config.run.finetune and not config.run.resume_from_checkpoint
     return build_trainer(
-        devices,
-        launch,
+        device_arguments(devices, launch, module, deterministic=config.run.deterministic),
         keeper,
         config.run,
         config.optimizer,
         steps_per_epoch=0 if config.run.evaluate else data.steps_per_epoch,
-        sharded=sharded,
         more_callbacks=[watch, *([HeadFromClassMeans(data)] if fine_tuned else [])],
     )

@@ -11,11 +11,15 @@ import shutil
 import torch
 
 from adaface.config.options import DeviceOptions
+from adaface.distributed.launch import rank_zero_info
 from adaface.heads.fused_softmax import kept_bytes
+from adaface.models.backbone import IMAGE_SIZE
 from adaface.system.devices import available_memory
+from adaface.system.lightning_internals import leave_out_of_ddp
 from adaface.training.module import FaceRecognitionModule
 
 _COMPILERS = ("g++", "clang++", "c++")
+_SHOWN = 5  # names
 _MOST_OF_FREE_MEMORY = 0.25  # for the head's (B, C) numbers; activations, gradients and momentum need the rest
 
 
@@ -48,7 +52,10 @@ def configure_backbone(
     if options.compile:
         _check_compiler(accelerator)
         module.model.compile(dynamic=False)
-        notes.append("--compile: the first step takes a minute, or several for deep networks")
+        notes.append(
+            "--compile: the first step takes a minute, or several for deep networks; an epoch ends with its last full "
+            "batch, because the backbone would be compiled again for a smaller one"
+        )
     if module.class_num:
         # a sharded head has the batch of all processes with a part of the classes: the same number
         size_bytes = batch_size * module.class_num * module.head_options.sample_rate * kept_bytes(module.sub_centers)
@@ -60,6 +67,32 @@ def configure_backbone(
                 "in the backward pass instead of kept (--head_memory fast keeps them)"
             )
     return notes
+
+
+def leave_out_unused(module: FaceRecognitionModule) -> None:
+    """Exclude parameters that the backbone never uses from DistributedDataParallel, and tell the user.
+
+    Some networks of timm have such parameters. DistributedDataParallel waits for their gradients, and fails at the
+    second step.
+
+    Args:
+        module: on the CPU, before it is wrapped.
+    """
+    model = module.model
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    modes = {part: part.training for part in model.modules()}
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        embeddings, norms = model.eval()(torch.rand(2, 3, IMAGE_SIZE, IMAGE_SIZE) * 2 - 1)
+        gradients = torch.autograd.grad(embeddings.sum() + norms.sum(), list(trained.values()), allow_unused=True)
+    for part, training in modes.items():
+        part.training = training
+    unused = [name for name, gradient in zip(trained, gradients, strict=True) if gradient is None]
+    if unused:
+        leave_out_of_ddp(module, [f"model.{name}" for name in unused])
+        shown = ", ".join(unused[:_SHOWN]) + (", ..." if len(unused) > _SHOWN else "")
+        rank_zero_info(
+            f"note: {len(unused)} parameter(s) of {module.arch} are never used, and stay as they are: {shown}"
+        )
 
 
 def _check_compiler(accelerator: str) -> None:

@@ -58,7 +58,7 @@ class StepMemory:
         accumulated: batches whose gradients are accumulated per optimizer step; each samples its own classes.
         optimizer_numbers: numbers that the optimizer keeps per weight.
         bytes_per_number: bytes per weight.
-        processes: W; several processes hold a second copy of the gradients that they exchange.
+        processes: W.
         activations: of the backbone.
         gradient_checkpointing: whether activations are recomputed.
         keep_exponentials: whether the head keeps its samples x classes numbers.
@@ -90,7 +90,7 @@ class StepMemory:
 
     @property
     def weights_bytes(self) -> float:
-        """Weights, gradients (twice where they are exchanged) and the optimizer's numbers."""
+        """Weights, gradients (in the buffers that several processes exchange) and the optimizer's numbers."""
         kept = 1 + self.optimizer_numbers
         head: float = self.head_parameters * (kept + 1)
         if (
@@ -99,8 +99,6 @@ class StepMemory:
             touched = 1 - (1 - self.sample_rate) ** self.accumulated
             head = self.head_parameters * (kept + touched * (kept + 1))
         numbers: float = self.backbone_parameters * (kept + 1 + self.averaged) + head
-        if self.processes > 1:
-            numbers += self.backbone_parameters + (0 if self.sharded else self.head_parameters)
         return numbers * self.bytes_per_number
 
     @property

@@ -6,18 +6,19 @@ loader and precision of the run, and a few batches are embedded and loaded. Noth
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from adaface.config.device_plan import DevicePlan
 from adaface.config.options import OptimizerOptions, RunOptions
 from adaface.data.module import FaceDataModule
-from adaface.distributed.launch import Launch, lightning_environment
+from adaface.distributed.launch import Launch
 from adaface.distributed.startup import decided_by_rank_0
 from adaface.system.devices import available_memory
 from adaface.training.memory_plan import StepMemory, step_memory, what_takes_less
 from adaface.training.module import FaceRecognitionModule
 from adaface.training.progress import MUCH_WAITING, duration, input_bottleneck
 from adaface.training.step_timing import Measured, StepClock, build_trainer, measure
-from adaface.training.trainer import batches_of_epoch, build_strategy, validation_interval
+from adaface.training.trainer import batches_of_epoch, validation_interval
 
 _TIGHT = 0.75  # share of the memory: measured peaks are 15 to 30 % above the estimate
 
@@ -73,7 +74,12 @@ def count_work(data: FaceDataModule, devices: DevicePlan, run: RunOptions, optim
 
 
 def lines(
-    module: FaceRecognitionModule, data: FaceDataModule, devices: DevicePlan, launch: Launch, workload: Workload
+    module: FaceRecognitionModule,
+    data: FaceDataModule,
+    devices: DevicePlan,
+    launch: Launch,
+    workload: Workload,
+    arguments: dict[str, Any],
 ) -> Iterator[str]:
     """Yield the plan line by line, after a few steps if it fits in memory; every process of the run calls this.
 
@@ -83,6 +89,7 @@ def lines(
         devices: of this machine.
         launch: who started the processes.
         workload: amount of work.
+        arguments: of ``training.trainer.device_arguments``.
     """
     available = available_memory(devices.accelerator, devices.devices)
     memory = step_memory(
@@ -100,9 +107,7 @@ def lines(
         else:
             yield "measuring a few steps ..."
             clock = StepClock()
-            trainer = build_trainer(
-                devices, build_strategy(devices), lightning_environment(launch), clock, workload.accumulate_grad_batches
-            )
+            trainer = build_trainer(arguments, clock, workload.accumulate_grad_batches)
             measured = measure(trainer, module, data, clock)
     yield data.summary()
     yield describe(module, memory, available, workload, measured)

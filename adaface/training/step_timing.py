@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from adaface.config.device_plan import DevicePlan
 from adaface.data.module import FaceDataModule
 from adaface.system.devices import peak_memory
 from adaface.system.lightning_setup import pl
@@ -135,34 +134,24 @@ def _endless(loader: DataLoader[Any]) -> Iterator[Any]:
         yield from loader
 
 
-def build_trainer(
-    devices: DevicePlan, strategy: Any, environment: Any, clock: StepClock, accumulate_grad_batches: int
-) -> "pl.Trainer":
+def build_trainer(arguments: dict[str, Any], clock: StepClock, accumulate_grad_batches: int) -> "pl.Trainer":
     """Build the trainer for ``measure``.
 
     Args:
-        devices: devices of the run.
-        strategy: Lightning's strategy.
-        environment: Lightning's cluster environment.
+        arguments: of ``training.trainer.device_arguments``.
         clock: times the steps.
         accumulate_grad_batches: batches whose gradients are accumulated per optimizer step.
     """
     return pl.Trainer(
-        accelerator=devices.accelerator,
-        devices=devices.devices,
-        num_nodes=devices.options.num_nodes,
-        strategy=strategy,
-        precision=devices.precision,
+        **arguments,
         max_epochs=-1,
         accumulate_grad_batches=accumulate_grad_batches,
         limit_val_batches=_EVALUATED_BATCHES,
         check_val_every_n_epoch=None,
         val_check_interval=_MOST_STEPS * 10,
         num_sanity_val_steps=0,
-        use_distributed_sampler=False,
         logger=False,
         callbacks=[clock],
-        plugins=[environment],
         enable_checkpointing=False,
         enable_model_summary=False,
         enable_progress_bar=False,

@@ -1,20 +1,24 @@
 """Lightning's trainer of a run: callbacks, strategy, loggers and validation interval."""
 
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
+
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook, fp16_compress_hook
 
 from adaface.config.device_plan import DevicePlan
 from adaface.config.options import OptimizerOptions, RunOptions
 from adaface.distributed.launch import Launch, lightning_environment
+from adaface.distributed.startup import collective_timeout
 from adaface.heads.sharded_optimizer import AgreedGradScaler
-from adaface.system.lightning_internals import let_the_watch_report_first
+from adaface.system.lightning_internals import DataParallelStrategy, let_the_watch_report_first
 from adaface.system.lightning_setup import pl
 from adaface.training.checkpointing import AtomicCheckpointIO, CheckpointKeeper
 from adaface.training.health import HealthMonitor, StalledLossWarning
+from adaface.training.module import FaceRecognitionModule
 from adaface.training.progress import ProgressLine
 from adaface.training.stopping import EarlyStopping, NonFiniteLossGuard, StopOnSignal
 
+_COMPRESSION = {"off": None, "fp16": fp16_compress_hook, "bf16": bf16_compress_hook}
 _TEST_RUN_BATCHES = 50
 _LOG_EVERY_STEPS = 10
 _SHORT_RUN_EPOCHS = 4
@@ -50,70 +54,88 @@ def validation_interval(steps_per_epoch: int, run: RunOptions, optimizer: Optimi
     return every if every <= batches else 1.0
 
 
-def build_strategy(devices: DevicePlan) -> Any:
-    """Return Lightning's strategy for these devices.
+def device_arguments(
+    devices: DevicePlan, launch: Launch, module: FaceRecognitionModule, *, deterministic: bool
+) -> dict[str, Any]:
+    """Return the arguments of Lightning's Trainer that say where and how a step is computed.
 
     Args:
-        devices: devices of the run; their ``collective_timeout_sec`` applies to processes that Lightning starts, while
-            ``distributed.startup.join`` sets the timeout of others.
+        devices: devices of this machine, precision and strategy.
+        launch: who started the processes.
+        module: to train.
+        deterministic: use deterministic algorithms only.
+    """
+    plugins: list[Any] = [lightning_environment(launch)]
+    scaled = module.sharded and devices.world_size > 1 and devices.precision == "16-mixed"
+    if scaled:  # every process has a part of the gradient, but all must skip the same steps
+        plugins.append(pl.plugins.precision.MixedPrecision("16-mixed", "cuda", scaler=AgreedGradScaler("cuda")))
+    return {
+        "accelerator": devices.accelerator,
+        "devices": devices.visible or devices.devices,
+        "num_nodes": devices.options.num_nodes,
+        "strategy": _strategy(devices, launch, same_buffers=module.head_options.batch_statistics == "process"),
+        "precision": None if scaled else devices.precision,
+        "sync_batchnorm": devices.options.sync_batchnorm,
+        "deterministic": deterministic,
+        "benchmark": not deterministic,  # cuDNN measures its algorithms: all batches but the last have one size
+        "use_distributed_sampler": False,
+        "plugins": plugins,
+    }
+
+
+def _strategy(devices: DevicePlan, launch: Launch, *, same_buffers: bool) -> Any:
+    """Return Lightning's strategy for these devices.
+
+    Batch norm's running statistics do not affect a training step, and those of rank 0 are evaluated and saved: they are
+    broadcast in each step only with ``same_buffers``. ``distributed.startup.join`` sets the timeout of processes that
+    Lightning does not start.
     """
     if devices.world_size == 1:
         return "auto"
     let_the_watch_report_first()
-    strategies = {"ddp": pl.strategies.DDPStrategy}
-    timeout = timedelta(seconds=devices.options.collective_timeout_sec)
-    return strategies[devices.options.distributed_backend](timeout=timeout)
+    return {"ddp": DataParallelStrategy}[devices.options.distributed_backend](
+        timeout=collective_timeout(launch, devices.accelerator, devices.options.collective_timeout_sec),
+        forward_sync_buffers=same_buffers,
+        gradient_as_bucket_view=True,  # a second copy of the gradients less
+        ddp_comm_hook=_COMPRESSION[devices.options.gradient_compression],
+    )
 
 
 def build_trainer(
-    devices: DevicePlan,
-    launch: Launch,
+    arguments: dict[str, Any],
     keeper: CheckpointKeeper,
     run: RunOptions,
     optimizer: OptimizerOptions,
     *,
     steps_per_epoch: int,
-    sharded: bool,
     more_callbacks: list["pl.Callback"],
 ) -> "pl.Trainer":
     """Build the trainer of a run.
 
     Args:
-        devices: devices of this machine, precision and strategy.
-        launch: who started the processes.
+        arguments: of ``device_arguments``.
         keeper: writes the checkpoints; its folder is the run folder.
         run: options of the run.
         optimizer: options of the optimizer.
         steps_per_epoch: batches of one process in one epoch of the data; 0 without training.
-        sharded: whether the head's classes are sharded over the processes.
         more_callbacks: callbacks to call after the others.
 
     Raises:
         RuntimeError: Weights & Biases is requested but not installed.
     """
     folder = keeper.folder
-    plugins: list[Any] = [AtomicCheckpointIO(), lightning_environment(launch)]
-    scaled = sharded and devices.world_size > 1 and devices.precision == "16-mixed"
-    if scaled:  # every process has a part of the gradient, but all must skip the same steps
-        plugins.append(pl.plugins.precision.MixedPrecision("16-mixed", "cuda", scaler=AgreedGradScaler("cuda")))
     return pl.Trainer(
-        accelerator=devices.accelerator,
-        devices=devices.devices,
-        num_nodes=devices.options.num_nodes,
-        strategy=build_strategy(devices),
-        precision=None if scaled else devices.precision,
+        **{**arguments, "plugins": [*arguments["plugins"], AtomicCheckpointIO()]},
         max_epochs=optimizer.epochs,
         accumulate_grad_batches=optimizer.accumulate_grad_batches,
         val_check_interval=validation_interval(steps_per_epoch, run, optimizer),
         limit_train_batches=_TEST_RUN_BATCHES if run.test_run else 1.0,
         fast_dev_run=run.fast_dev_run,
         num_sanity_val_steps=0 if run.resume_from_checkpoint else 2,
-        deterministic=run.deterministic,
-        use_distributed_sampler=False,
         logger=_loggers(folder, use_wandb=run.use_wandb),
         log_every_n_steps=min(_LOG_EVERY_STEPS, max(1, steps_per_epoch // optimizer.accumulate_grad_batches)),
         callbacks=[
-            ProgressLine(optimizer.batch_size * devices.options.num_nodes),
+            ProgressLine(optimizer.batch_size * arguments["num_nodes"]),
             NonFiniteLossGuard(folder),
             HealthMonitor(),
             *([StalledLossWarning(run.stalled_after_steps)] if run.stalled_after_steps else []),
@@ -122,8 +144,6 @@ def build_trainer(
             StopOnSignal(keeper),
             *more_callbacks,
         ],
-        plugins=plugins,
-        sync_batchnorm=devices.options.sync_batchnorm,
         enable_checkpointing=False,
         enable_model_summary=False,
         default_root_dir=folder,

@@ -662,6 +662,7 @@ def test_a_checkpoint_of_another_architecture_is_named(faces, tmp_path, capsys):
         (["--custom_num_class", "2"], "6"),
         (["--prefix", "../x"], "--prefix"),
         (["--sync_batchnorm"], "--sync_batchnorm needs GPUs, this run is on cpu"),
+        (["--gradient_compression", "bf16"], "--gradient_compression bf16 needs GPUs and NCCL, this run is on cpu"),
     ],
 )
 def test_wrong_calls_end_in_one_clear_line(faces, tmp_path, capsys, more, message):

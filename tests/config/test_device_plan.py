@@ -53,6 +53,17 @@ def test_the_default_is_as_many_gpus_as_a_launcher_has_started_processes(two_gpu
         plan(launched=3)
 
 
+@pytest.mark.parametrize("gpus", [-1, 4])
+def test_each_process_of_a_launcher_may_see_a_gpu_of_its_own(gpus, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    chosen = plan(gpus=gpus, launched=4)
+    assert (chosen.accelerator, chosen.devices, chosen.visible) == ("gpu", 4, 1)
+    assert chosen.notes == ("each of the 4 processes of this machine sees a GPU of its own",)
+    assert plan(launched=1).visible == 0
+    with pytest.raises(RuntimeError, match=r"4 GPU\(s\) requested, but PyTorch finds 1"):
+        plan(gpus=4, launched=2)
+
+
 def test_the_default_falls_back_to_the_cpu_and_says_so(no_gpu):
     chosen = plan()
     assert (chosen.accelerator, chosen.devices) == ("cpu", 1)

@@ -353,6 +353,16 @@ def test_batches_of_one_image_are_refused() -> None:
         EpochBatchSampler(10, 1, seed=0)
 
 
+@pytest.mark.parametrize(
+    ("count", "start_batch", "sizes"), [(10, 0, [4, 4]), (10, 1, [4]), (3, 0, [3]), (8, 0, [4, 4])]
+)
+def test_an_epoch_of_equal_batches_ends_with_the_last_full_one(count, start_batch, sizes):
+    sampler = EpochBatchSampler(count, 4, seed=0, start_batch=start_batch)
+    sampler.equal = True
+    assert [len(batch) for batch in sampler] == sizes
+    assert len(sampler) == start_batch + len(sizes)
+
+
 def test_epochs_and_seeds_differ_and_repeat() -> None:
     first, again, other, seed = (
         [s for _, s in itertools.chain(*batches_of(count=40, batch_size=8, epoch=e, seed=s))]

@@ -11,9 +11,16 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-from adaface.distributed import startup
-from adaface.distributed.launch import Launch
-from adaface.distributed.startup import ReportedElsewhereError, check_agreement, decided_by_rank_0, failures_reported
+from adaface.distributed import startup, watch
+from adaface.distributed.launch import ITSELF, TORCHRUN, Launch
+from adaface.distributed.startup import (
+    ReportedElsewhereError,
+    check_agreement,
+    collective_timeout,
+    decided_by_rank_0,
+    failures_reported,
+    join,
+)
 from tests.support import launched
 from tests.support.forked import Program
 
@@ -273,3 +280,20 @@ def test_a_group_of_one_is_gone_after_a_failure_too(tmp_path):
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     assert startup.run_and_leave(lambda: 2) == 2
     assert not dist.is_initialized()
+
+
+@pytest.mark.parametrize(("local_rank", "visible", "chosen"), [(0, 2, 0), (1, 2, 1), (3, 1, 0)])
+def test_a_process_chooses_its_gpu_before_it_asks_for_its_memory(local_rank, visible, chosen, monkeypatch):
+    calls = []
+    monkeypatch.setattr(startup.torch.cuda, "device_count", lambda: visible)
+    monkeypatch.setattr(startup.torch.cuda, "set_device", calls.append)
+    join(Launch(ITSELF, rank=local_rank, local_rank=local_rank), "gpu", 600.0)
+    join(Launch(ITSELF, rank=local_rank, local_rank=local_rank), "cpu", 600.0)
+    assert calls == [chosen]
+
+
+def test_process_0_waits_longer_than_those_that_nccl_ends():
+    others, first = (collective_timeout(Launch(TORCHRUN, rank=rank), "gpu", 60.0) for rank in (1, 0))
+    assert others.total_seconds() == 60.0
+    assert first.total_seconds() > 60.0 + watch._TOGETHER_SEC + watch._GRACE_SEC
+    assert collective_timeout(Launch(TORCHRUN), "cpu", 60.0).total_seconds() == 60.0

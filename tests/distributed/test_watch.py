@@ -7,9 +7,11 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from adaface.distributed import watch
 from tests.support import launched
 from tests.support.watch_worker import SCENARIOS
 
@@ -131,3 +133,23 @@ def test_a_process_that_hangs_is_waited_for_as_long_as_is_asked_for(data_root, t
         started[1].send_signal(signal.SIGCONT)
     assert launched.ended(started[1], files[1], 60) == 2
     assert "another process did not answer for 10 s (--collective_timeout_sec)" in files[0].read_text()
+
+
+@pytest.mark.parametrize(
+    ("backend", "status", "expected"),
+    [
+        ("nccl", -signal.SIGABRT, "another one has no answer for 60 s (--collective_timeout_sec)"),
+        ("nccl", None, "another one has no answer for 60 s (--collective_timeout_sec)"),
+        ("nccl", -signal.SIGKILL, "died by signal 9"),
+        ("gloo", -signal.SIGABRT, "died by signal 6"),
+        ("gloo", None, "(pid 7) died"),
+    ],
+)
+def test_the_end_that_nccl_makes_is_explained(backend, status, expected, monkeypatch):
+    monkeypatch.setattr(watch.dist, "get_backend", lambda: backend)
+    watching = watch.ProcessWatch({}, lambda: "", 60.0)
+    if status is not None:
+        watching._children = [SimpleNamespace(poll=lambda: status)]
+    text = watching._describe(watch._Peer(1, "node", 7), "died")
+    assert text.startswith("process 1 on node (pid 7) died")
+    assert expected in text

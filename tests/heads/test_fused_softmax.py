@@ -1,6 +1,7 @@
 """The loss path against the logits that it does not make: same loss, same gradients, whatever the blocks."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from adaface.heads import fused_softmax
 from adaface.heads.base import Head
 from adaface.heads.fused_softmax import SoftmaxOptions, target_and_negatives
 from adaface.heads.margins import HEADS, build_head
+from adaface.heads.partial_fc import build_sharded_head
 
 B, D, C = 10, 8, 23
 BLOCKS = {"one block": 1 << 21, "blocks of 4": 4 * C, "blocks of 1": C}
@@ -165,6 +167,32 @@ def test_only_the_matrix_products_are_in_16_bits_under_autocast(dtype: torch.dty
     torch.testing.assert_close(loss, plain, rtol=0, atol=2 * steps)
     for now, was in zip(computed[1:], expected[1:], strict=True):
         assert (now - was).norm() < 10 * torch.finfo(dtype).eps * was.norm()
+
+
+@pytest.mark.parametrize("alike", [0.0, 0.7, 1.0])  # of the classes: the loss is 4e-5, 3 and 10
+@pytest.mark.parametrize("build", [build_head, build_sharded_head])
+def test_the_gradient_of_a_trained_network_is_as_exact_in_bfloat16(build: Any, alike: float) -> None:
+    torch.manual_seed(0)
+    samples, size, classes = 64, 512, 3001
+    kernel = F.normalize(torch.randn(size, classes) + alike * torch.randn(size, 1), dim=0)
+    labels = torch.randint(0, classes, (samples,))
+    across = F.normalize(torch.randn(samples, size))
+    faces = F.normalize(0.75 * kernel[:, labels].T + (1 - 0.75**2) ** 0.5 * across)  # cosines near 0.75
+    norms = 15 + 10 * torch.rand(samples, 1)
+
+    def step(dtype: torch.dtype, *, autocast: bool) -> tuple[torch.Tensor, ...]:
+        head = build("adaface", size, classes, m=0.4, h=0.333, t_alpha=0.01)
+        head.load_state_dict({**head.state_dict(), "kernel": kernel})
+        head.to(dtype)
+        embeddings = faces.to(dtype).requires_grad_()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            loss = head.loss(embeddings, norms.to(dtype), labels)
+        return tuple(value.detach().double() for value in (loss, *torch.autograd.grad(loss, (embeddings, head.kernel))))
+
+    exact, short = step(torch.float64, autocast=False), step(torch.float32, autocast=True)
+    off = [float((now - was).norm() / was.norm()) for now, was in zip(short, exact, strict=True)]
+    assert off[0] < 2e-3
+    assert max(off[1:]) < 6e-3
 
 
 @pytest.mark.parametrize("name", HEADS)

@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from adaface.heads.partial_fc import build_sharded_head, choose_sharding, shard_range
+from adaface.heads.sharded_optimizer import coalesce_gradient
 from tests.support import sharded_worker as worker
 from tests.support.forked import run_processes
 from tests.support.sharded_worker import FEW, MARGINS, MICRO_BATCHES, ODD, SAMPLED, B, Model, micro_batches
@@ -259,9 +261,11 @@ def test_ranges_are_those_of_chunk(classes, W):
     assert [list(range(*shard_range(classes, rank, W))) for rank in range(W)] == chunks
 
 
-def test_sharding_is_chosen_where_the_dense_head_would_not_fit():
-    sizes = {"columns": 1_000_000, "embedding_size": 512, "processes": 2}
-    needed = 4 * 12 * 512 * 1_000_000
+def test_sharding_is_chosen_where_the_dense_head_would_not_fit_or_would_be_slow():
+    sizes = {"columns": 100_000, "embedding_size": 512, "processes": 2}
+    needed = 4 * 12 * 512 * 100_000
+    assert choose_sharding("auto", **{**sizes, "columns": 100_001}, memory_bytes=100 * needed)
+    assert not choose_sharding("auto", **{**sizes, "columns": 100_001, "processes": 1}, memory_bytes=100 * needed)
     assert choose_sharding("auto", **sizes, memory_bytes=needed - 1)
     assert not choose_sharding("auto", **sizes, memory_bytes=needed)
     assert not choose_sharding("auto", **{**sizes, "processes": 1}, memory_bytes=1)
@@ -278,3 +282,31 @@ def test_summed_gradients_have_the_classes_of_all_batches_once():
         model(*batch).backward()
     rows = model.head.kernel.grad._indices()[0]
     assert len(rows) == len(torch.cat(chosen).unique()), "what --plan counts on"
+
+
+def test_the_gradient_of_one_batch_is_known_to_be_in_order():
+    """Looking at its rows would make each step wait for a GPU."""
+    model = Model("cosface", 40, sharded=True, sample_rate=0.25)
+    first, second = micro_batches(40, 1)[:2]
+    reads = []
+
+    class Reads(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            reads.extend(["read"] if "local_scalar" in str(function) else [])
+            return function(*args, **(kwargs or {}))
+
+    model(*first).backward()
+    expected = model.head.kernel.grad.to_dense()
+    with Reads():
+        coalesce_gradient(model.head.kernel)
+    assert not reads
+    gradient = model.head.kernel.grad
+    assert gradient.is_coalesced()
+    assert torch.equal(gradient.to_dense(), expected)
+    model.head.kernel.grad = None
+    for batch in (first, second):
+        model.head.sampling_seed += 1
+        model(*batch).backward()
+    with Reads():
+        coalesce_gradient(model.head.kernel)
+    assert reads, "the rows of two batches may be in any order"

@@ -116,6 +116,13 @@ def test_gradient_checkpointing_gives_the_same_bits_from_less_memory(name: str) 
     assert {norm.momentum for norm in norms} == {0.1}
 
 
+def test_gradient_checkpointing_works_with_synchronized_batch_norm() -> None:
+    plain, checkpointed = (nn.SyncBatchNorm.convert_sync_batchnorm(fresh("ir_mini")).train() for _ in range(2))
+    checkpointed.gradient_checkpointing = True
+    expected, got = training_step(plain)[0], training_step(checkpointed)[0]
+    assert all(torch.equal(value, got[key]) for key, value in expected.items())
+
+
 def test_random_numbers_inside_of_a_block_are_drawn_once() -> None:
     plain, checkpointed = (fresh("timm:test_vit@64").train() for _ in range(2))
     for model in (plain, checkpointed):

@@ -1,7 +1,7 @@
 """A few steps of the training module under Lightning's trainer, for test_sharded_training.py.
 
-Batch norm is frozen and there is no dropout, so that one
-process with batches of twice the size computes the same.
+Batch norm is frozen (unless ``norms="learn"``) and there is no dropout, so that one process with batches of twice the
+size computes the same.
 """
 
 import os
@@ -11,9 +11,12 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from adaface.config.device_plan import DevicePlan
 from adaface.config.options import Config
+from adaface.distributed.launch import find_launch
 from adaface.system.lightning_setup import pl
 from adaface.training.checkpointing import CheckpointKeeper
+from adaface.training.trainer import device_arguments
 from train_val import FaceRecognitionModule
 
 CLASSES, BATCH, STEPS = 7, 2, 6  # BATCH samples of each of two processes
@@ -56,17 +59,30 @@ class Losses(pl.Callback):
         self.values.append(float(outputs["loss"]))
 
 
-def train(processes: int, folder: Path, *, accumulate: int, sharded: bool = False, **options) -> dict:
-    """Train; return losses and the parts of the checkpoint, on rank 0."""
+def train(
+    processes: int,
+    folder: Path,
+    *,
+    accumulate: int,
+    sharded: bool = False,
+    norms: str = "frozen",
+    sync_buffers: bool | None = None,
+    visible: int = 0,
+    **options,
+) -> dict:
+    """Train with the strategy of a run; return losses and the parts of the checkpoint, on rank 0."""
     config = Config().with_values({**OPTIONS, **options})
     torch.manual_seed(4)
-    module = frozen(FaceRecognitionModule("ir_mini", CLASSES, config.head, config.optimizer, sharded=sharded))
+    module = FaceRecognitionModule("ir_mini", CLASSES, config.head, config.optimizer, sharded=sharded)
+    module = frozen(module) if norms == "frozen" else module
+    devices = DevicePlan("cpu", processes, "64-true", config.devices, visible=visible)
+    arguments = device_arguments(devices, find_launch(), module, deterministic=False)
+    if sync_buffers is not None:
+        arguments["strategy"]._ddp_kwargs["forward_sync_buffers"] = sync_buffers
     losses = Losses()
     trainer = pl.Trainer(
-        accelerator="cpu", devices=processes, strategy="ddp" if processes > 1 else "auto", max_epochs=1,
-        accumulate_grad_batches=accumulate, callbacks=[losses], logger=False, enable_checkpointing=False,
-        precision="64-true", enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
-        default_root_dir=folder,
+        **arguments, max_epochs=1, accumulate_grad_batches=accumulate, callbacks=[losses], logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder,
     )  # fmt: skip
     trainer.fit(module, DataLoader(Faces(trainer.global_rank, processes), batch_size=None))
     CheckpointKeeper(folder).save(trainer)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from adaface.system import devices
-from adaface.system.devices import TORCH_PAIR, divide_threads, import_torchvision
+from adaface.system.devices import TORCH_PAIR, divide_threads, import_torchvision, set_matmul_precision
 
 
 def test_threads_are_divided(monkeypatch):
@@ -59,3 +59,15 @@ def test_the_pair_to_install_is_that_of_the_requirements():
     root = Path(__file__).resolve().parents[2]
     pins = [line for file in root.glob("requirements*.txt") for line in file.read_text(encoding="utf-8").split()]
     assert all(pin in pins for pin in TORCH_PAIR.split())
+
+
+@pytest.mark.parametrize(("precision", "tf32"), [("highest", False), ("high", True), ("medium", True)])
+def test_convolutions_have_the_precision_of_matrix_products(precision, tf32, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", not tf32)
+    was = torch.get_float32_matmul_precision()
+    set_matmul_precision(precision)
+    try:
+        assert torch.get_float32_matmul_precision() == precision
+        assert torch.backends.cudnn.allow_tf32 is tf32
+    finally:
+        torch.set_float32_matmul_precision(was)

@@ -6,6 +6,8 @@ import subprocess
 import sys
 import time
 
+import torch
+
 from adaface.distributed import watch
 from adaface.system import lightning_internals
 from adaface.system.lightning_setup import pl
@@ -41,3 +43,42 @@ def test_lightning_starts_the_patient_one(monkeypatch):
     lightning_internals.let_the_watch_report_first()
     launcher._launch_process_observer([])
     assert [type(observer) for observer in started] == [lightning_internals._PatientObserver]
+
+
+def test_the_module_is_wrapped_on_the_current_stream_with_what_is_asked_for(monkeypatch):
+    made = []
+
+    class Wrapped:
+        def __init__(self, module, **options):
+            made.append((module, options))
+
+        def register_comm_hook(self, state, hook):
+            made.append((state, hook))
+
+    def no_stream(*_):
+        raise AssertionError("a stream of its own")
+
+    monkeypatch.setattr(lightning_internals, "DistributedDataParallel", Wrapped)
+    monkeypatch.setattr(lightning_internals.torch.cuda, "Stream", no_stream)
+    strategy = lightning_internals.DataParallelStrategy(
+        parallel_devices=[torch.device("cuda", 0), torch.device("cuda", 1)],
+        broadcast_buffers=False,
+        ddp_comm_hook=print,
+    )
+    monkeypatch.setattr(type(strategy), "local_rank", 1)
+    strategy.model = "module"
+    strategy.configure_ddp()
+    assert made == [("module", {"device_ids": [1], "broadcast_buffers": False}), (None, print)]
+
+
+def test_a_process_that_sees_one_gpu_uses_it_whatever_its_rank(monkeypatch):
+    strategy = lightning_internals.DataParallelStrategy(parallel_devices=[torch.device("cuda", 0)])
+    monkeypatch.setattr(type(strategy), "local_rank", 3)
+    assert strategy.root_device == torch.device("cuda", 0)
+
+
+def test_what_is_left_out_of_the_synchronization_adds_up():
+    module = torch.nn.Linear(1, 1)
+    lightning_internals.leave_out_of_ddp(module, ["weight"])
+    lightning_internals.leave_out_of_ddp(module, ["bias"])
+    assert module._ddp_params_and_buffers_to_ignore == ["weight", "bias"]

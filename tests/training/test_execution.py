@@ -9,7 +9,7 @@ from adaface.config.options import DeviceOptions, HeadOptions
 from adaface.heads import fused_softmax
 from adaface.system import devices
 from adaface.training import execution
-from adaface.training.execution import configure_backbone
+from adaface.training.execution import configure_backbone, leave_out_unused
 from train_val import FaceRecognitionModule
 
 B, C = 4, 7
@@ -180,3 +180,21 @@ def test_a_compiled_backbone_trains_as_an_eager_one():
     others, module = _trained(compile=True)
     np.testing.assert_allclose(others, losses, rtol=1e-4)
     assert list(module.state_dict()) == list(plain.state_dict())
+
+
+def test_parameters_that_are_never_used_are_left_out_and_named(caplog):
+    module = FaceRecognitionModule("ir_mini", 5)
+    module.model.spare = torch.nn.Linear(2, 3)
+    module.model.train()
+    frozen = next(module.model.parameters()).requires_grad_(False)
+    before = {key: value.clone() for key, value in module.model.state_dict().items()}
+    state = torch.get_rng_state()
+    with caplog.at_level("INFO"):
+        leave_out_unused(module)
+    assert module._ddp_params_and_buffers_to_ignore == ["model.spare.weight", "model.spare.bias"]
+    assert "2 parameter(s) of ir_mini are never used, and stay as they are: spare.weight, spare.bias" in caplog.text
+    assert all(torch.equal(value, before[key]) for key, value in module.model.state_dict().items())
+    assert all(parameter.grad is None for parameter in module.parameters())
+    assert frozen.requires_grad is False
+    assert module.model.training
+    assert torch.equal(torch.get_rng_state(), state)

@@ -11,8 +11,11 @@ from adaface.checkpoints.sharded import fill_in_head
 from adaface.config.device_plan import DevicePlan
 from adaface.config.options import HeadOptions
 from adaface.config.parsing import parse
+from adaface.distributed.launch import Launch
+from adaface.heads.sharded_optimizer import AgreedGradScaler
 from adaface.training import build
 from adaface.training.stopping import NonFiniteLossError, NonFiniteLossGuard
+from adaface.training.trainer import device_arguments
 from tests.support import launched
 from tests.support import lightning_worker as worker
 from tests.support.forked import run_processes
@@ -35,7 +38,7 @@ def momenta(checkpoint: dict) -> dict[int, torch.Tensor]:
         {"head": "adaface", "sharded": True, "accumulate": 1, "gradient_clip_val": 0.5},
         {"head": "arcface", "sharded": True, "accumulate": 3},
         {"head": "adaface", "sharded": False, "accumulate": 3, "gradient_clip_val": 0.5},
-        {"head": "magface", "sharded": True, "accumulate": 1},
+        {"head": "magface", "sharded": True, "accumulate": 1, "visible": 1},
         {"head": "magface", "sharded": False, "accumulate": 1},
         {"head": "curricularface", "sharded": True, "accumulate": 1},
         {"head": "curricularface", "sharded": False, "accumulate": 1},
@@ -73,6 +76,39 @@ def test_the_statistics_of_each_process_are_an_option(tmp_path):
     worker.train(1, tmp_path / "one", head="adaface", accumulate=1)
     of_all = load_checkpoint(tmp_path / "one" / "last.ckpt")["state_dict"]
     assert abs(state["head.batch_mean"] - of_all["head.batch_mean"]) > 1e-4
+
+
+def test_the_statistics_that_are_saved_need_no_broadcast_in_each_step(tmp_path):
+    states = []
+    for broadcast in (False, True):
+        folder = tmp_path / str(broadcast)
+        folder.mkdir()
+        two_processes(folder, head="adaface", accumulate=1, norms="learn", sync_buffers=broadcast)
+        states.append(load_checkpoint(folder / "last.ckpt")["state_dict"])
+    assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+
+
+def test_gradients_may_be_exchanged_in_16_bits(tmp_path):
+    states = []
+    for compression in ("off", "fp16"):
+        folder = tmp_path / compression
+        folder.mkdir()
+        two_processes(folder, head="adaface", accumulate=1, gradient_compression=compression)
+        states.append(load_checkpoint(folder / "last.ckpt")["state_dict"]["head.kernel"])
+    assert 1e-7 < float((states[1] - states[0]).norm() / states[0].norm()) < 1e-2
+
+
+def test_a_sharded_head_of_several_processes_agrees_on_the_loss_scale():
+    module = SimpleNamespace(sharded=True, head_options=HeadOptions())
+    plan = DevicePlan("gpu", 2, "16-mixed")
+    arguments = device_arguments(plan, Launch("torchrun", world_size=2), module, deterministic=False)
+    (precision,) = [plugin for plugin in arguments["plugins"] if hasattr(plugin, "scaler")]
+    assert isinstance(precision.scaler, AgreedGradScaler)
+    assert arguments["precision"] is None
+    module.sharded = False
+    arguments = device_arguments(plan, Launch("torchrun", world_size=2), module, deterministic=True)
+    assert arguments["precision"] == "16-mixed"
+    assert (arguments["deterministic"], arguments["benchmark"]) == (True, False)
 
 
 def test_bad_weights_of_another_process_stop_this_one_too():
