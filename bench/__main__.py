@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from bench import timing
 from bench.timing import RESULTS
 
 _HERE = Path(__file__).parent
@@ -29,27 +30,17 @@ def table(names: list[str]) -> str:
     Args:
         names: of the scripts.
     """
-    lines = ["| work | baseline | here | ratio (range) | target |", "|---|---|---|---|---|"]
+    newest: dict[tuple[str, str], dict] = {}
     for name in names:
         path = RESULTS / f"{name}.jsonl"
-        if not path.is_file():
-            continue
-        newest: dict[str, dict] = {}
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
             result = json.loads(line)
-            newest[result["row"]] = result
-        for result in newest.values():
-            slow, fast = (_shown(result[side]) for side in ("baseline", "candidate"))
-            low, high = result["ratio_range"]
-            ratio = f"**{result['ratio']:.2f}x** ({low:.2f} to {high:.2f})"
-            lines.append(f"| {result['row']} | {slow} | {fast} | {ratio} | {result['target']:g}x |")
+            newest[name, result["row"]] = result
+    lines = timing.table(newest.values())
     unmeasured = [name for name in names if not (RESULTS / f"{name}.jsonl").is_file()]
-    return "\n".join([*lines, *([f"not measured yet: {', '.join(unmeasured)}"] if unmeasured else [])])
-
-
-def _shown(side: dict) -> str:
-    """Return a side's time, or its memory where that was measured."""
-    return f"{side['peak_mb']:,.0f} MB" if side["median_sec"] is None else f"{side['median_sec']:.3g} s"
+    if unmeasured:
+        lines += ["", f"Not measured yet: {', '.join(unmeasured)}."]
+    return "\n".join(lines)
 
 
 def main() -> int:

@@ -16,7 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -146,18 +146,71 @@ def compare_memory(
     }
 
 
-def report(result: dict[str, Any], script: str, output: Path) -> None:
+def not_compared(row: str, baseline: dict[str, Any], candidate: dict[str, Any], *, target: float) -> dict[str, Any]:
+    """Describe a row of which a side could not be measured.
+
+    Args:
+        row: the work, as in the table.
+        baseline: its ``name``, and ``shown``, the reason; or what ``compare`` says of it.
+        candidate: the same.
+        target: the ratio that the candidate should reach.
+
+    Returns:
+        Everything that the JSON line holds; there is no ratio.
+    """
+    unknown = {"median_sec": None, "peak_mb": None}
+    return {
+        "row": row,
+        "baseline": {**unknown, **baseline},
+        "candidate": {**unknown, **candidate},
+        "ratio": None,
+        "ratio_range": None,
+        "target": target,
+        "details": {},
+        "machine": _machine(),
+    }
+
+
+def table(results: Iterable[dict[str, Any]]) -> list[str]:
+    """Return the lines of a table in Markdown.
+
+    Args:
+        results: what ``compare``, ``compare_memory`` and ``not_compared`` return.
+    """
+    lines = ["| work | baseline | here | ratio (range) | target |", "|---|---|---|---|---|"]
+    for result in results:
+        slow, fast = (_shown(result[side]) for side in ("baseline", "candidate"))
+        ratio = "-"
+        if result["ratio"] is not None:
+            low, high = result["ratio_range"]
+            ratio = f"**{result['ratio']:.2f}x** ({low:.2f} to {high:.2f})"
+        lines.append(f"| {result['row']} | {slow} | {fast} | {ratio} | {result['target']:g}x |")
+    return lines
+
+
+def _shown(side: dict[str, Any]) -> str:
+    """Return what the table says of a side: its own words, its time, or its memory where that was measured."""
+    if "shown" in side:
+        return side["shown"]
+    return f"{side['peak_mb']:,.0f} MB" if side["median_sec"] is None else f"{side['median_sec']:.3g} s"
+
+
+def report(result: dict[str, Any], script: str, output: Path | None) -> None:
     """Append the JSON line to the script's results and print what it says.
 
     Args:
-        result: of ``compare`` or ``compare_memory``; ``details`` may have been added to.
+        result: of ``compare``, ``compare_memory`` or ``not_compared``; ``details`` may have been added to.
         script: the script's ``__file__``.
-        output: folder of the results.
+        output: folder of the results; None: they are only printed.
     """
-    output.mkdir(parents=True, exist_ok=True)
-    with (output / f"{Path(script).stem}.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(result) + "\n")
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
+        with (output / f"{Path(script).stem}.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(result) + "\n")
     for side in (result["baseline"], result["candidate"]):
+        if "shown" in side:
+            print(f"  {side['name']}: {side['shown']}")
+            continue
         if side["median_sec"] is None:
             print(f"  {side['name']}: {side['peak_mb']:,.0f} MB")
             continue
@@ -167,7 +220,8 @@ def report(result: dict[str, Any], script: str, output: Path) -> None:
             f"  {side['name']}: {side['median_sec']:.4g} s ({low:.4g} to {high:.4g}), "
             f"{side['per_sec']:,.0f} {result['unit']}/s{memory}"
         )
-    print(f"{result['row']}: {result['ratio']:.2f}x (target {result['target']:g}x)", flush=True)
+    ratio = "not compared" if result["ratio"] is None else f"{result['ratio']:.2f}x"
+    print(f"{result['row']}: {ratio} (target {result['target']:g}x)", flush=True)
     for name, value in result["details"].items():
         print(f"  {name}: {value}")
 
