@@ -54,6 +54,23 @@ def gather_batch(rows: Tensor) -> Tensor:
     return gathered
 
 
+def gather_labels_and_norms(labels: Tensor, norms: Tensor) -> tuple[Tensor, Tensor]:
+    """Gather labels and norms of all processes, as ``gather_batch`` does, in one exchange.
+
+    Args:
+        labels: (B,) int64.
+        norms: (B, 1) float32 or float64, without gradient.
+
+    Returns:
+        Labels (W * B,) and norms (W * B, 1).
+    """
+    if world_size() == 1:
+        return labels, norms
+    bits = norms.double().view(torch.int64)  # (B, 1), exact
+    gathered = gather_batch(torch.cat([labels.unsqueeze(1), bits], 1))  # (W * B, 2)
+    return gathered[:, 0].contiguous(), gathered[:, 1:].contiguous().view(torch.float64).to(norms.dtype)
+
+
 def gather_rows(rows: Tensor) -> Tensor:
     """Gather the rows of all processes in the order of their ranks; their numbers may differ.
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from adaface.distributed.collectives import check_batch_sizes, gather_batch, rank, world_size
+from adaface.distributed.collectives import check_batch_sizes, gather_batch, gather_labels_and_norms, rank, world_size
 from adaface.heads.base import Head, at_least_float32, dtype_of_products
 from adaface.heads.fused_softmax import target_cosines
 from adaface.heads.margins import chosen_options, head_class
@@ -152,13 +152,16 @@ class PartialFC(Head):
         """
         B = len(labels)
         check_batch_sizes(B, labels.device)
-        labels = gather_batch(labels)  # (N,), N = W B
+        fixed = at_least_float32(norms.detach())
+        labels, all_norms = gather_labels_and_norms(labels, fixed)  # (N,) and (N, 1), N = W B
         self._check_labels(labels)
         product_dtype = dtype_of_products(embeddings)
         with torch.autocast(embeddings.device.type, enabled=False):
             embeddings = at_least_float32(embeddings)
-            norms = self._detach_fixed(norms).to(embeddings.dtype)
-            norms = _GatheredRows.apply(norms) if self.norms_learn else gather_batch(norms)  # (N, 1)
+            if self.norms_learn:
+                norms = _GatheredRows.apply(norms.to(embeddings.dtype))  # (N, 1)
+            else:
+                norms = all_norms.to(embeddings.dtype)  # (N, 1)
             embeddings = _GatheredRows.apply(embeddings)  # (N, D)
             if self.training:
                 self.update_statistics(norms.detach())

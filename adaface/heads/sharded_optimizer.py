@@ -156,19 +156,25 @@ def _square(gradients: list[Tensor]) -> Tensor:
     return torch.stack([torch.dot(piece, piece) for piece in pieces]).double().sum().to(gradients[0].dtype)
 
 
-def clip_gradient(parameters: Iterable[nn.Parameter], shards: Iterable[nn.Parameter], largest: float) -> Tensor:
+def clip_gradient(
+    parameters: Iterable[nn.Parameter],
+    shards: Iterable[nn.Parameter],
+    largest: float,
+    norm: Tensor | None = None,
+) -> Tensor:
     """Clip the gradient norm of the whole model in place, as ``torch.nn.utils.clip_grad_norm_`` does.
 
     Args:
         parameters: all parameters of this process.
         shards: those of them that are sharded over the processes.
         largest: maximum norm, above 0.
+        norm: ``gradient_norm`` of the same gradients, if it has been computed already.
 
     Returns:
         The norm before clipping.
     """
     parameters = list(parameters)
-    norm = gradient_norm(parameters, shards)
+    norm = gradient_norm(parameters, shards) if norm is None else norm
     factor = (largest / (norm + _SMALLEST_NORM)).clamp(max=1.0)
     gradients = [_numbers(parameter.grad) for parameter in parameters if parameter.grad is not None]
     torch._foreach_mul_(gradients, factor)

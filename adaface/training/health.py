@@ -121,6 +121,7 @@ class HealthMonitor(pl.Callback):
         # a fused optimizer unscales the gradients itself, inside its step
         if trainer.scaler is not None and unscales_in_its_step(optimizer):
             norm = norm / trainer.scaler.scale(torch.ones_like(norm))
+        pl_module.gradient_norm = norm  # clipping comes next, and needs it too
         self._noted["gradient_norm"].append(norm.reshape(1))
 
     def on_train_batch_end(

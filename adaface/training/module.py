@@ -64,6 +64,7 @@ class FaceRecognitionModule(pl.LightningModule):
         optimizer_options: of the optimizer.
         schedule: learning rate of each step.
         average: moving average of the weights during training; it is validated, and is ``model.*`` of the checkpoints.
+        gradient_norm: of the step that is being made, if a callback has computed it (``training.health``).
         last_norms: (B, 1) feature norms of the latest training batch, without gradient.
         results: results of the last evaluation, one per set.
     """
@@ -104,6 +105,7 @@ class FaceRecognitionModule(pl.LightningModule):
         self._embedded: list[tuple[Tensor, Tensor, Tensor]] = []
         self._inference_model: tuple[nn.Module, ...] = ()  # in a tuple, to keep it out of the state dict
         self.last_norms: Tensor | None = None
+        self.gradient_norm: Tensor | None = None
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Embed images, without labels.
@@ -226,7 +228,8 @@ class FaceRecognitionModule(pl.LightningModule):
         scaler = self.trainer.scaler
         if scaler is not None and unscales_in_its_step(optimizer):
             scaler.unscale_(optimizer)  # fused optimizers do this in their step, which detects that it is done
-        clip_gradient(self.parameters(), self.shards, limit)
+        clip_gradient(self.parameters(), self.shards, limit, self.gradient_norm)
+        self.gradient_norm = None
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         """Step, and update the average of the weights."""

@@ -3,6 +3,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from adaface.heads import sharded_optimizer
 from adaface.heads.sharded_optimizer import (
     clip_gradient,
     coalesce_gradient,
@@ -218,3 +219,14 @@ def test_a_long_gradient_is_not_added_up_one_by_one():
     long.grad = torch.randn(3_000_001, generator=torch.Generator().manual_seed(0))
     exact = np.linalg.norm(long.grad.double().numpy())
     assert gradient_norm([long]).item() == pytest.approx(exact, rel=1e-6)
+
+
+def test_a_norm_that_is_known_is_not_computed_again(monkeypatch):
+    once, again = parameters(), parameters()
+    norm = clip_gradient(once, [], 0.5)
+    monkeypatch.setattr(sharded_optimizer, "gradient_norm", None)
+    for parameter in again:
+        coalesce_gradient(parameter)
+    assert clip_gradient(again, [], 0.5, norm) is norm
+    for one, other in zip(once[:2], again[:2], strict=True):
+        assert torch.equal(one.grad.to_dense(), other.grad.to_dense())

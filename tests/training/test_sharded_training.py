@@ -98,6 +98,7 @@ def test_gradients_may_be_exchanged_in_16_bits(tmp_path):
     assert 1e-7 < float((states[1] - states[0]).norm() / states[0].norm()) < 1e-2
 
 
+@pytest.mark.filterwarnings("ignore:torch.cuda.amp.GradScaler is enabled")
 def test_a_sharded_head_of_several_processes_agrees_on_the_loss_scale():
     module = SimpleNamespace(sharded=True, head_options=HeadOptions())
     plan = DevicePlan("gpu", 2, "16-mixed")
