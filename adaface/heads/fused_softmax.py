@@ -195,8 +195,8 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
     """
     if a.dtype not in _16_BITS:
         return a @ b
-    if a.device.type in ("cuda", "meta"):  # its tensor cores add up in float32, and can return that
-        return torch.mm(a, b, out_dtype=torch.float32)
+    if a.device.type in ("cuda", "meta") and torch.version.hip is None:
+        return torch.mm(a, b, out_dtype=torch.float32)  # tensor cores add up in float32 in any case
     return a.float() @ b.float()
 
 
