@@ -23,6 +23,7 @@ LONG = (
     "test_bench.py",
     "commands/test_train_finetune.py",
     "heads/test_partial_fc.py",
+    "training/test_whole_step.py",
     "commands/test_export.py",
     "commands/test_evaluate.py",
     "inference/test_embedding_cache.py",
