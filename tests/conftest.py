@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from adaface.data import image_header
 from adaface.system.screen import log_to_screen
 
 TESTS = Path(__file__).parent
@@ -60,6 +61,12 @@ def lfw112() -> Path:
     if not (LFW112 / "train.rec").is_file():
         pytest.skip(f"the real faces are not on this machine (expected in {LFW112})")
     return LFW112
+
+
+@pytest.fixture
+def without_heif(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine without the optional package that decodes HEIC."""
+    monkeypatch.setattr(image_header, "readable_formats", lambda: image_header._READABLE)
 
 
 @pytest.fixture(autouse=True)

@@ -25,6 +25,7 @@ from adaface.config.options import OPTIONS
 from adaface.heads.margins import HEADS
 from adaface.models.registry import build_model
 from docs import draw_architecture, draw_augmentations
+from tests.support.photographs import astronaut, turned
 from tests.test_architecture import FOLDERS
 from tests.training.test_memory_plan import MEMORY
 
@@ -237,13 +238,20 @@ def python_blocks() -> dict[str, str]:
 
 
 @pytest.mark.parametrize("code", python_blocks().values(), ids=python_blocks())
-def test_a_python_block_runs(code, tmp_path, monkeypatch):
+def test_a_python_block_runs(code, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     state = {f"model.{key}": value for key, value in build_model("ir_mini").state_dict().items()}
     torch.save({"state_dict": state}, "best.ckpt")
     for name in ("a.png", "b.png"):
         cv2.imwrite(name, np.random.default_rng(len(name)).integers(0, 256, (112, 112, 3), dtype=np.uint8))
+    photographs = {"dark.jpg": astronaut() // 3, "small.jpg": turned(astronaut(), 0, 0.3)[0], "whole.jpg": astronaut()}
+    Path("photographs").mkdir()
+    for name, photograph in photographs.items():
+        cv2.imwrite(f"photographs/{name}", photograph)
+    cv2.imwrite("c.jpg", astronaut())
     exec(compile(code.replace("<CLONE>", str(ROOT)), "block", "exec"), {})
+    if "photographs" in code:
+        assert re.match(r"whole\.jpg (1\.0|0\.99)", capsys.readouterr().out)
 
 
 def test_pre_commit_runs_the_checks_of_make_lint():

@@ -81,7 +81,10 @@ def decode_pixels(encoded: bytes, format_name: str, flags: int) -> np.ndarray | 
     """
     try:
         if format_name == "HEIC":
-            return np.ascontiguousarray(np.asarray(open_with_pillow(io.BytesIO(encoded)).convert("RGB"))[..., ::-1])
+            image = open_with_pillow(io.BytesIO(encoded))
+            if image.mode == "L" and not flags & cv2.IMREAD_COLOR:
+                return np.asarray(image)
+            return np.ascontiguousarray(np.asarray(image.convert("RGB"))[..., ::-1])
         return cv2.imdecode(np.frombuffer(encoded, np.uint8), flags)
     except (cv2.error, *PILLOW_ERRORS):
         return None

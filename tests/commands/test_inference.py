@@ -122,7 +122,7 @@ def test_embed(run, people, checkpoint):
     np.testing.assert_allclose(read.norms, norms[:, 0], rtol=1e-4)
 
 
-def test_skipped_photographs_are_told_by_line_and_status(run, people):
+def test_skipped_photographs_are_told_by_line_and_status(run, people, without_heif):
     Path("people/person 0/phone.heic").write_bytes(b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00mif1heic")
     Path("people/.DS_Store").touch()
     out = run("embed", "people", "--out", "faces.npz", expected=1)

@@ -1,3 +1,4 @@
+import io
 import os
 
 import cv2
@@ -5,10 +6,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from adaface.alignment.photograph import decode_photograph, read_photograph
 from adaface.commands import align as align_command
 from adaface.data.image_files import find_image_files, is_litter, list_classes, summary
+from adaface.data.image_list import ImageFiles, read_color_image
+from adaface.data.images import decode_image, decode_pixels
 from adaface.data.sources.folder import FolderSource
 from adaface.inference.sample_images import find_images
+from tests.support.photographs import head
 
 IMAGE = np.full((112, 112, 3), 90, np.uint8)
 JPEG = cv2.imencode(".jpg", IMAGE)[1].tobytes()
@@ -43,7 +48,51 @@ def test_each_format_is_found_under_a_name_without_extension(tmp_path, suffix):
     assert (len(source), source.path(0)) == (1, str(tmp_path / "person" / "1"))
 
 
-def test_every_file_is_an_image_skipped_or_litter(tmp_path):
+def heic(image: np.ndarray, orientation: int = 1) -> bytes:
+    """Encode (H, W, 3) BGR, or (H, W) gray; skips where the encoder is not installed."""
+    pillow_heif = pytest.importorskip("pillow_heif", reason="HEIC needs pillow-heif, of requirements-dev.txt")
+    pillow_heif.register_heif_opener()
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    file = io.BytesIO()
+    Image.fromarray(image[..., ::-1] if image.ndim == 3 else image).save(file, "HEIF", quality=95, exif=exif.tobytes())
+    return file.getvalue()
+
+
+def test_heic_is_found_and_decoded_like_other_photographs(tmp_path):
+    face = cv2.resize(cv2.cvtColor(head(), cv2.COLOR_BGR2RGB), (112, 112))  # red hair where there was blue
+    face[:30] = (0, 0, 255)  # BGR
+    write(tmp_path, "ann/1.heic", content=heic(face))
+    assert find_image_files(tmp_path).names == ["ann/1.heic"]
+    path = tmp_path / "ann" / "1.heic"
+    for image in (
+        read_photograph(path),
+        read_color_image(path),
+        decode_image(path.read_bytes(), "it"),
+        ImageFiles("faces", [path]).read(0),
+    ):
+        assert image.shape == (112, 112, 3) and image.dtype == np.uint8
+        assert np.abs(image.astype(int) - face).mean() < 4
+        assert (image[10, 50] > (-1, -1, 200)).all() and (image[10, 50] < (60, 60, 256)).all(), "red stays red"
+
+
+def test_heic_is_upright_and_gray_or_damaged_ones_are_told(tmp_path):
+    wide = np.zeros((100, 160, 3), np.uint8)
+    wide[:, :80] = (0, 200, 0)
+    turned = heic(wide, orientation=6)  # a quarter turn clockwise: the left half becomes the upper one
+    for image in (decode_photograph(turned, "it"), decode_pixels(turned, "HEIC", cv2.IMREAD_COLOR)):
+        assert image.shape == (160, 100, 3)
+        assert image[20, 50, 1] > 150 and image[140, 50, 1] < 50
+    gray = heic(np.full((112, 112), 90, np.uint8))
+    with pytest.raises(ValueError, match="it: a grayscale image, not color"):
+        decode_image(gray, "it")
+    assert np.abs(decode_photograph(gray, "it").astype(int) - 90).max() < 4
+    for damaged in (turned[:-100], turned[: len(turned) // 2], HEIC):
+        with pytest.raises(ValueError, match=r"it is (damaged|not a readable image)"):
+            decode_photograph(damaged, "it")
+
+
+def test_every_file_is_an_image_skipped_or_litter(tmp_path, without_heif):
     write(tmp_path, "1.jpg", "sub/2.png", "sub/deeper/3", ".hidden.jpg", ".thumbs/4.jpg")
     write(tmp_path, "notes.txt", "alignment.csv", ".DS_Store", "sub/Thumbs.db", "sub/._2.png", content=b"text")
     write(tmp_path, "@eaDir/1.jpg", "__MACOSX/1.jpg", "sub/.ipynb_checkpoints/2.png")
@@ -74,7 +123,7 @@ def test_every_file_is_an_image_skipped_or_litter(tmp_path):
     assert all("skipped" in line for line in lines)
 
 
-def test_a_long_list_of_skipped_files_names_photographs_first(tmp_path):
+def test_a_long_list_of_skipped_files_names_photographs_first(tmp_path, without_heif):
     write(tmp_path, *(f"{number:02}.txt" for number in range(14)), content=b"text")
     write(tmp_path, "z.heic", content=HEIC)
     lines = summary(find_image_files(tmp_path))
@@ -134,7 +183,7 @@ def test_names_longer_than_255_bytes(tmp_path):
     assert [os.path.relpath(source.path(index), tmp_path) for index in range(3)] == names
 
 
-def test_alignment_says_what_it_skipped_and_ends_with_status_1(tmp_path, capsys):
+def test_alignment_says_what_it_skipped_and_ends_with_status_1(tmp_path, capsys, without_heif):
     photographs = tmp_path / "in"
     write(photographs, "ann/1.txt.jpg", content=cv2.imencode(".png", IMAGE)[1].tobytes())
     write(photographs, "ben/1.heic", content=HEIC)
