@@ -70,6 +70,7 @@ from adaface.training.checkpointing import CheckpointKeeper, resume_hint
 from adaface.training.finetuning import find_pretrained
 from adaface.training.module import FaceRecognitionModule
 from adaface.training.optimization import scaled_learning_rate
+from adaface.training.plan import check_memory
 from adaface.training.resume import check_paths, check_still_new, with_checkpoint_options, with_run_folder
 from adaface.training.trainer import batches_of_epoch
 
@@ -148,6 +149,8 @@ def _run(config: Config, notes: list[str], lock: RunLock, *, plan_only: bool = F
     with failures_reported():
         data, module = build(config, devices)
         facts = facts_of(config, devices, data, module)
+        if not plan_only and not config.run.evaluate and launch.local_rank == 0:
+            check_memory(module, data, devices, config.optimizer.accumulate_grad_batches)
     check_agreement(facts)
     batches = 0 if config.run.evaluate else batches_of_epoch(data.steps_per_epoch, config.run)
     if 0 < batches < config.optimizer.accumulate_grad_batches:

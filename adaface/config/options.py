@@ -181,6 +181,9 @@ class DeviceOptions(Group):
         " need more than a quarter of the memory",
         choices=("auto", "on", "off"),
     )
+    check_memory: bool = _neutral(
+        True, "do not start a training whose steps need more memory than there is", host_specific=True
+    )
     sync_batchnorm: bool = _neutral(False, "compute batch norm statistics over the batches of all GPUs")
     gradient_compression: str = option(
         "off",

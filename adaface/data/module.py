@@ -133,6 +133,12 @@ class FaceDataModule(pl.LightningDataModule):
             )
             self._check_class_count()
             self._batches(0, self.processes)  # raises an error if there are too few images
+            images, batch_size = len(self._dataset), self.batch_size_per_process * self.processes
+            if batch_size > images:
+                self.notes.append(
+                    f"--batch_size is larger than the data: {batch_size:,} images, but there are {images:,}, so an "
+                    "epoch has one batch"
+                )
 
     @property
     def dataset(self) -> TrainingDataset:
@@ -170,6 +176,12 @@ class FaceDataModule(pl.LightningDataModule):
     def num_classes(self) -> int:
         """Number of classes of the head: that of the data, or ``custom_num_class`` if larger; 0 in evaluation."""
         return max(self.options.custom_num_class, len(self.class_names)) if self.class_names else 0
+
+    @property
+    def largest_batch(self) -> int:
+        """Images of the largest batch of one process: the batch size, or fewer if there are not so many images."""
+        images = self.batch_size_per_process if self._dataset is None else -(-len(self._dataset) // self.processes)
+        return min(self.batch_size_per_process, images)
 
     @property
     def steps_per_epoch(self) -> int:

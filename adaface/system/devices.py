@@ -52,7 +52,16 @@ def available_memory(accelerator: str, processes: int) -> float:
     """
     if accelerator == "gpu":
         return torch.cuda.mem_get_info()[0]
-    return min(_memory_field("MemAvailable"), _container_limit() - _number_in("memory.current", 0.0)) / processes
+    return min(_memory_field("MemAvailable"), _container_limit() - _container_use()) / processes
+
+
+def free_swap(processes: int) -> float:
+    """Return the free swap space of one training process in bytes; 0 if unknown.
+
+    Args:
+        processes: training processes on this machine.
+    """
+    return _memory_field("SwapFree", 0.0) / processes
 
 
 def device_memory(accelerator: str, processes: int) -> float:
@@ -67,18 +76,28 @@ def device_memory(accelerator: str, processes: int) -> float:
     return min(_memory_field("MemTotal"), _container_limit()) / processes
 
 
-def _memory_field(name: str) -> float:
-    """Return a field of /proc/meminfo in bytes; infinite if there is none."""
+def _memory_field(name: str, otherwise: float = math.inf) -> float:
+    """Return a field of /proc/meminfo in bytes; ``otherwise`` if there is none."""
     try:
         fields = dict(line.split(":") for line in _MEMORY_INFO.read_text(encoding="utf-8").splitlines())
         return int(fields[name].split()[0]) * 1024
     except (OSError, KeyError):  # not Linux
-        return math.inf
+        return otherwise
 
 
 def _container_limit() -> float:
     """Return the memory limit of this container in bytes; infinite without a limit."""
     return _number_in("memory.max", math.inf)
+
+
+def _container_use() -> float:
+    """Return the memory that this container uses in bytes, without cached files, which give way."""
+    try:
+        lines = (_CONTROL_GROUP / "memory.stat").read_text(encoding="ascii").splitlines()
+    except OSError:
+        lines = []
+    cached = sum(int(line.split()[1]) for line in lines if line.startswith(("inactive_file ", "active_file ")))
+    return _number_in("memory.current", 0.0) - cached
 
 
 def _number_in(name: str, otherwise: float) -> float:

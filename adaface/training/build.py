@@ -71,7 +71,7 @@ def build(config: Config, devices: DevicePlan) -> tuple[FaceDataModule, FaceReco
         config.devices,
         accelerator=devices.accelerator,
         processes=devices.devices,
-        batch_size=data.batch_size_per_process,
+        batch_size=data.largest_batch,
     ):
         rank_zero_info(f"note: {note}")
     if module.class_num and devices.world_size > 1 and config.run.arch.startswith(TIMM_PREFIX):

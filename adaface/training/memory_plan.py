@@ -4,8 +4,12 @@ The estimate counts the weights with their gradients and optimizer states, what 
 (every tensor that PyTorch saves in forward passes of a few images, scaled to the batch size), what the head keeps of
 its images x classes matrix, and the images. It does not count the program itself (0.5 GB) and the working memory of
 libraries: on a CPU, measured peaks of ir_18, ir_50, ir_101, ir_152 and ir_mini are 15 to 30 % above the estimate.
+
+Before each training the activations are counted without computing anything, in a copy of the backbone on PyTorch's
+meta device (``expected_activations``); ``--plan`` counts them in real passes, which takes seconds.
 """
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -121,14 +125,30 @@ class StepMemory:
         images = self.batch_size * 3 * IMAGE_SIZE**2
         return self.weights_bytes + self.activations_bytes + self.head_bytes + images
 
+    @property
+    def least_bytes(self) -> float:
+        """Memory that every step needs: the total without what need not exist at the same time.
+
+        The backward pass frees activations while it makes the gradients of the backbone.
+        """
+        largest = self.batch_size * _LARGEST_AT_ONCE * self.activations.largest
+        return self.total_bytes - self.backbone_parameters * self.bytes_per_number - largest
+
 
 def step_memory(
-    module: FaceRecognitionModule, *, processes: int, batch_size: int, accumulated: int, precision: str
+    module: FaceRecognitionModule,
+    activations: Activations,
+    *,
+    processes: int,
+    batch_size: int,
+    accumulated: int,
+    precision: str,
 ) -> StepMemory:
     """Compute the memory of a step.
 
     Args:
-        module: configured by ``training.execution.configure_backbone``, on the CPU; its statistics change.
+        module: configured by ``training.execution.configure_backbone``.
+        activations: of its backbone.
         processes: total number of training processes, W.
         batch_size: images of one process.
         accumulated: batches whose gradients are accumulated per optimizer step.
@@ -145,7 +165,7 @@ def step_memory(
         optimizer_numbers=_numbers_per_weight(module.configure_optimizers()["optimizer"]),
         bytes_per_number=8 if precision.startswith("64") else _FLOAT32_BYTES,
         processes=processes,
-        activations=count_activations(module.model, precision),
+        activations=activations,
         gradient_checkpointing=module.model.gradient_checkpointing,
         keep_exponentials=module.class_num > 0 and module.keep_exponentials,
         batch_size=batch_size,
@@ -160,11 +180,31 @@ def _numbers_per_weight(optimizer: torch.optim.Optimizer) -> int:
     return 2  # Adam and its variants: two moments
 
 
+def expected_activations(model: Backbone, precision: str) -> Activations:
+    """Count the activations of a step without computing them; the model and the random numbers do not change.
+
+    With 16 bits, half of the bytes of 32 bits are expected, which is the least.
+
+    Args:
+        model: on any device.
+        precision: Lightning's name of the precision.
+
+    Raises:
+        RuntimeError: the network has operations that need data.
+    """
+    memo: dict[int, Tensor] = {id(b): b.to("meta") for b in model.buffers()}
+    memo |= {id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in model.parameters()}
+    counted = count_activations(copy.deepcopy(model, memo), precision.replace("mixed", "true"))
+    if "mixed" not in precision:
+        return counted
+    return Activations(counted.kept / 2, counted.kept_checkpointing / 2, counted.largest / 2, counted.fixed / 2)
+
+
 def count_activations(model: Backbone, precision: str) -> Activations:
     """Count the bytes that PyTorch keeps of a forward pass in training.
 
     Args:
-        model: on the CPU; its batch-norm statistics change.
+        model: on the CPU or the meta device; its batch-norm statistics change.
         precision: Lightning's name of the precision.
     """
     few, more = (_saved_bytes(model, images, precision) for images in _COUNTED_IMAGES)
@@ -200,28 +240,29 @@ class _Kept:
 
 def _saved_bytes(model: Backbone, images: int, precision: str) -> list[_Kept]:
     """List the tensors that a forward pass saves, in order."""
-    saved: dict[int, tuple[int, int | None]] = {}  # bytes and block, by address
+    saved: dict[torch.UntypedStorage, int | None] = {}  # block; a storage in use has a single object
     inside: int | None = None
-    entered: set[int] = set()  # addresses of the inputs of blocks
-    stay = {p.untyped_storage().data_ptr() for p in (*model.parameters(), *model.buffers())}
+    entered: set[torch.UntypedStorage] = set()  # inputs of blocks
+    stay = {p.untyped_storage() for p in (*model.parameters(), *model.buffers())}
 
     def save(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in stay and storage.nbytes():
-            saved.setdefault(storage.data_ptr(), (storage.nbytes(), inside))
+        if storage not in stay and storage.nbytes():
+            saved.setdefault(storage, inside)
         return tensor
 
     def enter(block: nn.Module, inputs: tuple[Any, ...]) -> None:
         nonlocal inside
         inside = numbers[block]
-        entered.update(x.untyped_storage().data_ptr() for x in inputs if isinstance(x, Tensor))
+        entered.update(x.untyped_storage() for x in inputs if isinstance(x, Tensor))
 
     def leave(*_: Any) -> None:
         nonlocal inside
         inside = None
 
-    pixels = torch.randint(0, 256, (images, IMAGE_SIZE, IMAGE_SIZE, 3), dtype=torch.uint8)
-    normalized = normalize_images(pixels, next(model.parameters()).dtype)
+    weight = next(model.parameters())
+    pixels = torch.randint(0, 256, (images, IMAGE_SIZE, IMAGE_SIZE, 3), dtype=torch.uint8, device=weight.device)
+    normalized = normalize_images(pixels, weight.dtype)
     numbers = {block: number for number, block in enumerate(model.blocks)}
     hooks = [
         hook
@@ -233,11 +274,10 @@ def _saved_bytes(model: Backbone, images: int, precision: str) -> list[_Kept]:
         torch.autocast("cpu", torch.bfloat16, enabled="mixed" in precision),
         torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor),
     ):
-        kept_alive = model(normalized)  # until all tensors are counted, so that no address is reused
-    del kept_alive
+        model(normalized)
     for hook in hooks:
         hook.remove()
-    return [_Kept(size, block, address in entered) for address, (size, block) in saved.items()]
+    return [_Kept(storage.nbytes(), block, storage in entered) for storage, block in saved.items()]
 
 
 @contextmanager
@@ -270,9 +310,10 @@ def what_takes_less(memory: StepMemory, available_bytes: float, *, batch_size: i
     if memory.processes > 1 and not memory.sharded:
         tried.append(("--head_sharding on", {"sharded": True}))
     for parts in range(2, batch_size // devices // 2 + 1):
+        if batch_size % (parts * devices):
+            continue
         smaller: dict[str, Any] = {"batch_size": memory.batch_size // parts, "accumulated": memory.accumulated * parts}
-        part = replace(memory, **smaller)
-        if batch_size % (parts * devices) == 0 and part.total_bytes <= available_bytes:
+        if replace(memory, **smaller).total_bytes <= available_bytes:
             words = f"--batch_size {batch_size // parts} --accumulate_grad_batches {parts} (times the current value)"
             tried.append((words, smaller))
             break

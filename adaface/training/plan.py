@@ -1,7 +1,8 @@
 """Plan of a training before it starts: memory, steps and time (``adaface train ... --plan``).
 
 Memory is computed first (``training/memory_plan.py``). If it fits, a few real steps are measured, with the devices,
-loader and precision of the run, and a few batches are embedded and loaded. Nothing is written.
+loader and precision of the run, and a few batches are embedded and loaded. Nothing is written. ``check_memory`` is the
+part of it that every training begins with.
 """
 
 from collections.abc import Iterator
@@ -11,10 +12,17 @@ from typing import Any
 from adaface.config.device_plan import DevicePlan
 from adaface.config.options import OptimizerOptions, RunOptions
 from adaface.data.module import FaceDataModule
-from adaface.distributed.launch import Launch
+from adaface.distributed.launch import Launch, rank_zero_info
 from adaface.distributed.startup import decided_by_rank_0
-from adaface.system.devices import available_memory
-from adaface.training.memory_plan import StepMemory, step_memory, what_takes_less
+from adaface.system.command_line import one_line
+from adaface.system.devices import available_memory, device_memory, free_swap
+from adaface.training.memory_plan import (
+    StepMemory,
+    count_activations,
+    expected_activations,
+    step_memory,
+    what_takes_less,
+)
 from adaface.training.module import FaceRecognitionModule
 from adaface.training.progress import MUCH_WAITING, duration, input_bottleneck
 from adaface.training.step_timing import Measured, StepClock, build_trainer, measure
@@ -94,8 +102,9 @@ def lines(
     available = available_memory(devices.accelerator, devices.devices)
     memory = step_memory(
         module,
+        count_activations(module.model, devices.precision),
         processes=workload.world_size,
-        batch_size=data.batch_size_per_process,
+        batch_size=data.largest_batch,
         accumulated=workload.accumulate_grad_batches,
         precision=devices.precision,
     )
@@ -111,8 +120,52 @@ def lines(
             measured = measure(trainer, module, data, clock)
     yield data.summary()
     yield describe(module, memory, available, workload, measured)
-    batch_size = workload.batch_size // devices.options.num_nodes
-    yield from does_not_fit(memory, available, batch_size=batch_size, devices=devices.devices)
+    yield from does_not_fit(memory, available, devices=devices.devices, tried="so no step was measured")
+
+
+def check_memory(module: FaceRecognitionModule, data: FaceDataModule, devices: DevicePlan, accumulated: int) -> None:
+    """Warn if the steps of a training may not fit into memory.
+
+    Nothing is computed, and neither the module nor the random numbers change.
+
+    Args:
+        module: the module to train, not yet on its device.
+        data: opened.
+        devices: of this machine; with their option ``check_memory``, a step that cannot fit is an error.
+        accumulated: batches whose gradients are accumulated per optimizer step.
+
+    Raises:
+        ValueError: a step needs more memory than there is.
+    """
+    try:
+        activations = expected_activations(module.model, devices.precision)
+    except Exception as error:  # of a network of the user's own, which may train all the same
+        rank_zero_info(f"note: the memory of a step is unknown ({type(error).__name__}: {one_line(error)})")
+        return
+    memory = step_memory(
+        module,
+        activations,
+        processes=devices.world_size,
+        batch_size=data.largest_batch,
+        accumulated=accumulated,
+        precision=devices.precision,
+    )
+    available = available_memory(devices.accelerator, devices.devices)
+    # where a GPU is too small the step ends in an error, where a machine is, the system kills some program
+    most = device_memory("gpu", 1) if devices.accelerator == "gpu" else available + free_swap(devices.devices)
+    lines = does_not_fit(memory, available, devices=devices.devices, tried="the system may kill it")
+    # a compiler decides itself what to keep
+    if not devices.options.check_memory or devices.options.compile or memory.least_bytes <= most:
+        for line in lines:
+            rank_zero_info(line)
+        return
+    images = f"{memory.batch_size:,} images per process"
+    images += ", which are all there are," if memory.batch_size < data.batch_size_per_process else ""
+    options = "; ".join(line.strip() for line in lines[1:]) or "a smaller --batch_size or --arch"
+    raise ValueError(
+        f"a training step of {images} needs more than {_gb(memory.least_bytes)} of memory, {_gb(most)} are available. "
+        f"Options that need less: {options}. --no-check_memory starts the training all the same"
+    )
 
 
 def describe(
@@ -169,27 +222,28 @@ def _rate(per_sec: float) -> str:
     return f"{per_sec:{'.3g' if per_sec < 10 else ',.0f'}} images/s"
 
 
-def does_not_fit(memory: StepMemory, available_bytes: float, *, batch_size: int, devices: int) -> list[str]:
+def does_not_fit(memory: StepMemory, available_bytes: float, *, devices: int, tried: str) -> list[str]:
     """Return a warning and options that need less memory; empty if the step fits with a margin.
 
     Args:
         memory: of one step of one process.
         available_bytes: memory available to a process on its device.
-        batch_size: images over all devices of a node.
         devices: devices per node.
+        tried: what follows if it does not fit at all.
     """
     if memory.total_bytes <= _TIGHT * available_bytes:
         return []
     fits = memory.total_bytes <= available_bytes
-    head = "may not fit, as libraries need some additional memory" if fits else "does not fit, so no step was measured"
-    options = what_takes_less(memory, _TIGHT * available_bytes, batch_size=batch_size, devices=devices)
+    head = f"warning: a step needs {_gb(memory.total_bytes)} of memory, {_gb(available_bytes)} are available: it "
+    head += "may not fit, as libraries need some additional memory" if fits else f"does not fit, {tried}"
+    options = what_takes_less(memory, _TIGHT * available_bytes, batch_size=memory.batch_size * devices, devices=devices)
     if not options:
         return [
-            f"warning: this {head}, and no option reduces it much. Use more or larger devices "
+            f"{head}, and no option reduces it much. Use more or larger devices "
             "(--head_sharding on shards the head over them), or a smaller --arch"
         ]
     return [
-        f"warning: this {head}. Options that need less memory:",
+        f"{head}. Options that need less memory:",
         *(f"  {option}" for option in options),
     ]
 

@@ -35,6 +35,11 @@ def test_a_container_may_take_less_than_its_host_has(monkeypatch, tmp_path):
     (tmp_path / "memory.current").write_text("500000000\n")
     assert devices.device_memory("cpu", 2) == 1e9
     assert devices.available_memory("cpu", 2) == 7.5e8
+    (tmp_path / "memory.stat").write_text("anon 5\ninactive_file 100000000\nactive_file 200000000\nfile 7\n")
+    assert devices.available_memory("cpu", 2) == 9e8, "cached files give way"
+    assert devices.free_swap(2) == 0
+    info.write_text("SwapFree: 1000 kB\n")
+    assert devices.free_swap(2) == 512_000
 
 
 def test_a_torchvision_of_another_build_is_explained(monkeypatch):

@@ -12,7 +12,14 @@ from adaface.models.input_format import normalize_images
 from adaface.models.registry import build_model
 from adaface.training import memory_plan
 from adaface.training.execution import configure_backbone
-from adaface.training.memory_plan import Activations, StepMemory, count_activations, step_memory, what_takes_less
+from adaface.training.memory_plan import (
+    Activations,
+    StepMemory,
+    count_activations,
+    expected_activations,
+    step_memory,
+    what_takes_less,
+)
 from train_val import FaceRecognitionModule
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -87,6 +94,15 @@ def test_activations_are_what_the_autograd_graph_holds():
     assert counted.kept_checkpointing < counted.kept
 
 
+@pytest.mark.parametrize("arch", ["ir_mini", "mobilefacenet"])
+def test_activations_are_known_without_computing_them(arch):
+    model = build_model(arch)
+    assert expected_activations(model, "32-true") == count_activations(model, "32-true")
+    assert expected_activations(model, "64-true").kept == 2 * count_activations(model, "32-true").kept
+    halves, counted = (count(model, "bf16-mixed") for count in (expected_activations, count_activations))
+    assert 0.8 * counted.kept < halves.kept <= counted.kept, "never more than a step needs"
+
+
 def test_counting_leaves_the_model_as_it_was():
     model = build_model("ir_mini").eval()
     model.gradient_checkpointing = True
@@ -113,7 +129,8 @@ def test_a_step_is_described_by_its_module():
     module = FaceRecognitionModule("ir_mini", 7, optimizer=OptimizerOptions(momentum=0.0))
     options = DeviceOptions(gradient_checkpointing=True, head_memory="small")
     configure_backbone(module, options, accelerator="cpu", processes=1, batch_size=4)
-    memory = step_memory(module, processes=2, batch_size=4, accumulated=3, precision="32-true")
+    activations = count_activations(module.model, "32-true")
+    memory = step_memory(module, activations, processes=2, batch_size=4, accumulated=3, precision="32-true")
     assert (memory.optimizer_numbers, memory.class_num, memory.head_parameters) == (0, 7, 7 * 512)
     assert memory.accumulated == 3
     assert (memory.gradient_checkpointing, memory.keep_exponentials, memory.processes) == (True, False, 2)
@@ -136,14 +153,16 @@ def test_what_takes_less_is_told_with_its_size():
 
 STEP = """
 import threading, time, torch
-from adaface.training.memory_plan import step_memory
+from adaface.training.memory_plan import expected_activations, step_memory
 from train_val import FaceRecognitionModule
 
 def anonymous():  # pages of libraries come and go as the system likes
     return int(open("/proc/self/status").read().partition("RssAnon:")[2].split()[0]) * 1024
 
 module = FaceRecognitionModule("ir_mini", 20_000)
-memory = step_memory(module, processes=1, batch_size=256, accumulated=1, precision="32-true")
+activations = expected_activations(module.model, "32-true")
+memory = step_memory(module, activations, processes=1, batch_size=256, accumulated=1, precision="32-true")
+assert memory.least_bytes < memory.total_bytes
 images = torch.randint(0, 256, (256, 112, 112, 3), dtype=torch.uint8)
 optimizer = module.configure_optimizers()["optimizer"]
 before, peak, done = anonymous(), 0, False

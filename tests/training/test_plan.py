@@ -1,3 +1,4 @@
+import copy
 import math
 import os
 import subprocess
@@ -8,12 +9,15 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from torch.utils.data import DataLoader, Dataset
 
 import main
 from adaface.commands import convert
+from adaface.config.device_plan import plan_devices
+from adaface.config.parsing import parse
 from adaface.demo.dataset import write_demo_data
-from adaface.training import plan, step_timing
+from adaface.training import build, plan, step_timing
 from adaface.training.plan import Workload
 from adaface.training.step_timing import Measured
 from tests.training.test_memory_plan import MEMORY
@@ -70,7 +74,7 @@ def test_an_input_that_is_slower_than_the_steps_is_told():
     ],
 )
 def test_what_does_not_fit_is_told_with_what_would(available, warning):
-    lines = plan.does_not_fit(MEMORY, available, batch_size=8, devices=1)
+    lines = plan.does_not_fit(MEMORY, available, devices=1, tried="so no step was measured")
     if warning is None:
         assert lines == []
     else:
@@ -80,8 +84,11 @@ def test_what_does_not_fit_is_told_with_what_would(available, warning):
 
 def test_a_head_that_no_option_makes_smaller_is_told_as_it_is():
     large = replace(MEMORY, class_num=10_000_000, processes=1, sharded=False)
-    (line,) = plan.does_not_fit(large, 1e9, batch_size=2, devices=1)
-    assert line.startswith("warning: this does not fit, so no step was measured, and no option reduces it much")
+    (line,) = plan.does_not_fit(large, 1e9, devices=1, tried="so no step was measured")
+    assert line.startswith(
+        "warning: a step needs 60.34 GB of memory, 1.00 GB are available: it does not fit, so no step was measured, "
+        "and no option reduces it much"
+    )
     assert "--head_sharding on" in line
 
 
@@ -122,6 +129,46 @@ def test_where_it_does_not_fit_nothing_is_measured(words, capsys, monkeypatch):
     assert "does not fit, so no step was measured" in out
     assert "--gradient_checkpointing" in out
     assert "s per step" not in out
+
+
+def test_a_training_that_cannot_fit_is_not_started(words, capsys, monkeypatch):
+    monkeypatch.setattr(plan, "available_memory", lambda accelerator, processes: 5e7)
+    monkeypatch.setattr(plan, "free_swap", lambda processes: 0.0)
+    training = [word for word in words if word != "--plan"]
+    assert main.main([*training, "--batch_size", "100000"]) == 2
+    error = capsys.readouterr().err
+    assert "a training step of 30 images per process, which are all there are, needs more than 0.16 GB" in error
+    assert "0.05 GB are available. Options that need less: --gradient_checkpointing: " in error
+    assert not Path(words[7]).parent.joinpath("runs").exists()
+    assert main.main([*training, "--batch_size", "100000", "--no-check_memory", "--fast_dev_run"]) == 0
+    out = capsys.readouterr().out
+    assert "it does not fit, the system may kill it" in out
+    assert "--batch_size is larger than the data: 100,000 images, but there are 30, so an epoch has one batch" in out
+
+
+def test_where_the_memory_is_uncertain_a_training_starts_with_a_warning(words, capsys, monkeypatch):
+    training = [word for word in words if word != "--plan"] + ["--batch_size", "30", "--fast_dev_run"]
+    for swap, accelerated, more in ((1e9, "cpu", []), (0.0, "gpu", []), (0.0, "cpu", ["--compile"])):
+        lines: list[str] = []
+        monkeypatch.setattr(plan, "rank_zero_info", lines.append)
+        monkeypatch.setattr(plan, "available_memory", lambda *_: 5e7)
+        monkeypatch.setattr(plan, "device_memory", lambda *_: 1e9)
+        monkeypatch.setattr(plan, "free_swap", lambda _, swap=swap: swap)
+        config = parse([*training, *more])[0]
+        devices = replace(plan_devices(config.devices), accelerator=accelerated)
+        data, module = build.build(config, plan_devices(replace(config.devices, compile=False)))
+        state, random = copy.deepcopy(module.state_dict()), torch.get_rng_state()
+        plan.check_memory(module, data, devices, 1)
+        assert "does not fit" in lines[0]
+        assert torch.equal(torch.get_rng_state(), random), "the training draws the same numbers"
+        assert all(torch.equal(state[name], value) for name, value in module.state_dict().items())
+    monkeypatch.setattr(plan, "available_memory", lambda *_: math.inf)
+    lines.clear()
+    plan.check_memory(module, data, devices, 1)
+    assert lines == []
+    module.model.forward = lambda images: images.sum().item()
+    plan.check_memory(module, data, devices, 1)
+    assert lines[0].startswith("note: the memory of a step is unknown (RuntimeError: ")
 
 
 def test_several_processes_plan_together(words):
