@@ -54,6 +54,10 @@ def test_statistics_and_all_centers_of_a_class_are_read_by_other_numbers_of_proc
         torch.testing.assert_close(value, of_one[key], rtol=1e-3, atol=1e-4, msg=key)
 
 
+def test_checkpoints_leave_no_process_groups_behind(tmp_path):
+    start("groups", 2, ODD, tmp_path, tmp_path / "store")
+
+
 def test_one_process_reads_it_sharded_or_not(of_four):
     classes, folder = of_four
     head, optimizer = trained(classes)

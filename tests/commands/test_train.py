@@ -422,6 +422,40 @@ def test_two_processes_train_and_evaluate_as_one(faces, tmp_path):
 SHARDED = ["--sample_rate", "0.5", "--accumulate_grad_batches", "2", "--gradient_clip_val", "5", "--lr", "0.01"]
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_asks_cuda_nothing_before_its_gpu_is_chosen(faces, tmp_path, monkeypatch, rank):
+    """Each question creates a context, half a GB, on the current GPU, which is the first one until another is set."""
+    calls = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)  # asks the driver, without a context
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: calls.append(("set_device", device)))
+    for name, answer in (
+        ("mem_get_info", (70e9, 80e9)),
+        ("get_device_name", "a GPU"),
+        ("get_device_properties", None),
+        ("current_device", rank),
+        ("max_memory_allocated", 0),
+        ("synchronize", None),
+    ):
+        monkeypatch.setattr(torch.cuda, name, lambda *_, name=name, answer=answer: calls.append((name,)) or answer)
+    monkeypatch.setattr(train, "end_with_parent", lambda launch: None)
+    monkeypatch.setenv("LOCAL_RANK", str(rank))  # as Lightning starts the others
+    monkeypatch.setenv("NODE_RANK", "0")
+
+    class StoppedError(Exception):
+        pass
+
+    def stop(*args, **kwargs):
+        raise StoppedError
+
+    monkeypatch.setattr(train, "build_run_trainer", stop)
+    if rank:
+        monkeypatch.setenv("ADAFACE_DECISION_RUN_FOLDER", str(tmp_path / "run"))
+    with pytest.raises(StoppedError):
+        main.main(words(faces, tmp_path, "--gpus", "2", "--use_16bit"))
+    assert calls[0] == ("set_device", rank)
+    assert ("mem_get_info",) in calls
+
+
 def start_sharded(faces: Path, output: Path, devices: int, *more: str) -> Path:
     """Train a sharded head in several processes; return the run folder."""
     words_ = ["--devices", str(devices), "--accelerator", "cpu", "--epochs", "1", "--batch_size", "4", *SHARDED, *more]

@@ -1,12 +1,15 @@
 """One process that writes or reads the checkpoint of a sharded head, for test_sharded.py."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
 from torch.nn import functional as F
 
+from adaface.checkpoints import sharded
 from adaface.checkpoints.files import REST, load_checkpoint
 from adaface.checkpoints.sharded import fill_in_head, strip_head, write_head
 from adaface.heads.partial_fc import build_sharded_head
@@ -41,8 +44,18 @@ def trained(
     return head, optimizer
 
 
+def as_with_cuda(function: Callable) -> Callable:
+    """A function that finds a CUDA GPU: PyTorch then makes groups of its own for a mesh of gloo."""
+
+    def call(*words: Any) -> Any:
+        with mock.patch("torch.cuda.is_available", return_value=True):
+            return function(*words)
+
+    return call
+
+
 def main(action: str, rank: int, world: int, classes: int, folder: Path, store: Path, head_type: str) -> int:
-    """Join the others, train, and "write" the checkpoint or "read" one and compare."""
+    """Join the others, train, and "write" the checkpoint, "read" one and compare, or count the process "groups"."""
     if world > 1:
         dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
     head, optimizer = trained(classes, head_type=head_type)
@@ -52,6 +65,12 @@ def main(action: str, rank: int, world: int, classes: int, folder: Path, store: 
         if rank == 0:
             torch.save(checkpoint, folder / REST)
         write_head(folder, head, optimizer)
+    elif action == "groups":
+        sharded._global = as_with_cuda(sharded._global)
+        for number in range(3):
+            write_head(folder / str(number), head, optimizer)
+            groups = dist.distributed_c10d._world.pg_map
+            assert len(groups) == 1, f"{len(groups)} process groups after {number + 1} checkpoints"
     else:
         expected = checkpoint_of(head, optimizer)
         read = load_checkpoint(folder)

@@ -117,16 +117,16 @@ def clipped_case(rank: int, W: int) -> dict:
 
 
 def overflow_case(rank: int, W: int, fused: bool) -> dict:
-    """A step in which the last process's shard has an infinite gradient, and a good one."""
+    """A step in which the last process's shard has an infinite gradient, one in which all have, and a good one."""
     model = Model("cosface", ODD, sharded=True)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, fused=fused)
     scaler = AgreedGradScaler("cpu", init_scale=8.0)
     wrapped, weights, scales = DistributedDataParallel(model), [], []
-    for bad in (True, False):
+    for bad in ((W - 1,), range(W), ()):
         optimizer.zero_grad()
         scaler.scale(torch.ones(()))  # makes the scale
         accumulate(wrapped, mine(micro_batches(ODD, W)[:1], rank), scaler.get_scale())
-        if bad and rank == W - 1:
+        if rank in bad:
             model.head.kernel.grad[0, 0] = torch.inf
         before = [parameter.detach().clone() for parameter in model.parameters()]
         scaler.step(optimizer)
