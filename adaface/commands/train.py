@@ -22,7 +22,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from adaface.checkpoints.files import load_checkpoint
+from adaface.checkpoints.files import THRESHOLD, load_checkpoint
 from adaface.checkpoints.folders import run_folder_of
 from adaface.checkpoints.run_folder import choose_run_folder, make_run_folder, write_config, write_manifest
 from adaface.checkpoints.weights import backbone_state
@@ -46,6 +46,7 @@ from adaface.distributed.watch import InterruptedTrainingError, ProcessWatch
 from adaface.evaluation.before_after import compare_before_after, verdict, write_before_after
 from adaface.evaluation.model_comparison import comparison_text, write_comparison
 from adaface.inference.embedding_cache import CachedEmbedding, ModelFile
+from adaface.metrics.calibration import describe_threshold
 from adaface.metrics.results import results_table, write_results
 from adaface.reporting.contact_sheet import tiled
 from adaface.reporting.curves import plot_roc, plot_similarity_histograms
@@ -199,8 +200,9 @@ def _test(
     """Evaluate the best checkpoint of the run, or the given model, on all validation sets."""
     best = _best_of(keeper)
     if not config.run.evaluate and not config.run.fast_dev_run:
-        module.model.load_state_dict(backbone_state(load_checkpoint(best), best))
-        rank_zero_info(f"testing {best}")
+        checkpoint = load_checkpoint(best)
+        module.model.load_state_dict(backbone_state(checkpoint, best))
+        rank_zero_info("\n".join([f"testing {best}", *describe_threshold(checkpoint.get(THRESHOLD))]))
     trainer.test(module, datamodule=data, verbose=False)
 
 

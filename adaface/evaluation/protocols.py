@@ -25,7 +25,7 @@ from adaface.evaluation.published import (
 from adaface.evaluation.template_pooling import POOLINGS
 from adaface.evaluation.verification import VerifiedSet
 from adaface.inference.embedding_cache import CachedEmbedding
-from adaface.metrics.calibration import calibrate
+from adaface.metrics.calibration import describe_threshold, stored_threshold
 from adaface.metrics.outcome import Outcome
 from adaface.metrics.quality import ErrorReject, error_versus_reject, quality_warning, rank_correlation
 
@@ -269,16 +269,9 @@ def _degraded_norms(sets: list[VerifiedSet], embed: CachedEmbedding, seed: int) 
 
 def _threshold(sets: list[VerifiedSet], target_far: float, store_in: str | None) -> list[str]:
     """Calibrate the threshold for the target FAR on the pairs of all sets together; optionally store it."""
-    similarity = np.concatenate([verified.result.similarity for verified in sets])
-    issame = np.concatenate([verified.result.issame for verified in sets])
-    calibration = calibrate(similarity, issame, target_far)
-    names = ", ".join(verified.result.name for verified in sets)
-    low, high = (100 * end for end in calibration.far_interval)
-    lines = [
-        f"threshold for FAR {target_far:g}: cosine {calibration.threshold:.4f}, from {names}",
-        f"  measured FAR {100 * calibration.far:.3f} % [{low:.3f}, {high:.3f}], TAR {100 * calibration.tar:.2f} %",
-    ]
+    stored = stored_threshold([verified.result for verified in sets], target_far)
+    lines = describe_threshold(stored)
     if store_in:
-        store_threshold(store_in, {"cosine": calibration.threshold, "sets": names, **calibration.as_dict()})
+        store_threshold(store_in, stored)
         lines.append(f"stored in {store_in}")
     return lines

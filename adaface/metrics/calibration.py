@@ -5,14 +5,17 @@ was calibrated on.
 """
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from adaface.metrics.intervals import Interval, rate_interval
+from adaface.metrics.results import SetResult
 from adaface.metrics.verification import roc
 
+DEFAULT_FARS = (1e-3, 1e-2)  # the second for sets with too few impostor pairs for the first
 _ROUNDING = 1e-9
 _WRITTEN_OUT = 1e12
 
@@ -92,6 +95,55 @@ def calibrate(
         genuine=int(issame.sum()),
         impostors=len(impostor),
     )
+
+
+def stored_threshold(results: Sequence[SetResult], wanted_far: float) -> dict[str, Any]:
+    """Calibrate on the pairs of all sets together, and return what is stored with a model.
+
+    Args:
+        results: of one model, one for each set.
+        wanted_far: target false accept rate, in (0, 1).
+
+    Returns:
+        Plain values: ``cosine``, ``sets`` and those of ``Calibration.as_dict``.
+
+    Raises:
+        ValueError: as ``calibrate``.
+    """
+    similarity = np.concatenate([result.similarity for result in results])
+    issame = np.concatenate([result.issame for result in results])
+    calibration = calibrate(similarity, issame, wanted_far)
+    names = ", ".join(result.name for result in results)
+    return {"cosine": calibration.threshold, "sets": names, **calibration.as_dict()}
+
+
+def default_threshold(results: Sequence[SetResult]) -> dict[str, Any] | None:
+    """Return the threshold at the lowest of ``DEFAULT_FARS`` that the pairs allow, None if they allow none.
+
+    Args:
+        results: of one model, one for each set; may be empty.
+    """
+    genuine, impostors = sum(result.genuine for result in results), sum(result.impostors for result in results)
+    fars = [far for far in DEFAULT_FARS if genuine and impostors * far >= 1 - _ROUNDING]
+    return stored_threshold(results, fars[0]) if fars else None
+
+
+def describe_threshold(stored: Mapping[str, Any] | None) -> list[str]:
+    """Format a threshold and its measured rates in two lines, or say why there is none.
+
+    Args:
+        stored: what ``stored_threshold`` or ``default_threshold`` returned.
+    """
+    if stored is None:
+        pairs = math.ceil(1 / DEFAULT_FARS[-1])
+        return [
+            f"  no threshold stored: its FAR of {DEFAULT_FARS[-1]:g} needs {pairs} impostor pairs, and genuine ones"
+        ]
+    low, high = (100 * end for end in stored["far_interval"])
+    return [
+        f"threshold for FAR {stored['wanted_far']:g}: cosine {stored['cosine']:.4f}, from {stored['sets']}",
+        f"  measured FAR {100 * stored['far']:.3f} % [{low:.3f}, {high:.3f}], TAR {100 * stored['tar']:.2f} %",
+    ]
 
 
 def _count(minimum: float) -> str:

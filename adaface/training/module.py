@@ -21,6 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from adaface.checkpoints.files import THRESHOLD
 from adaface.checkpoints.sharded import KERNEL, fill_in_head, strip_head
 from adaface.config.options import HeadOptions, OptimizerOptions
 from adaface.distributed.collectives import check_batch_sizes, gather_batch, gather_rows
@@ -28,6 +29,7 @@ from adaface.heads.margins import build_head
 from adaface.heads.partial_fc import PartialFC, build_sharded_head
 from adaface.heads.sharded_optimizer import clip_gradient, start_momentum_at_zero, step_on_touched_rows
 from adaface.inference.embedder import prepare_for_inference
+from adaface.metrics.calibration import default_threshold
 from adaface.metrics.results import SetResult, evaluate_set
 from adaface.metrics.verification import fuse_flip
 from adaface.models.backbone import EMBEDDING_SIZE
@@ -67,6 +69,8 @@ class FaceRecognitionModule(pl.LightningModule):
         gradient_norm: of the step that is being made, if a callback has computed it (``training.health``).
         last_norms: (B, 1) feature norms of the latest training batch, without gradient.
         results: results of the last evaluation, one per set.
+        threshold: decision threshold of the present weights, stored in checkpoints; None until they are validated, or
+            if the validation pairs are too few.
     """
 
     def __init__(
@@ -102,6 +106,7 @@ class FaceRecognitionModule(pl.LightningModule):
         self.seed = seed
         self.metadata = dict(metadata or {})
         self.results: list[SetResult] = []
+        self.threshold: dict[str, Any] | None = None
         self._embedded: list[tuple[Tensor, Tensor, Tensor]] = []
         self._inference_model: tuple[nn.Module, ...] = ()  # in a tuple, to keep it out of the state dict
         self.last_norms: Tensor | None = None
@@ -187,6 +192,7 @@ class FaceRecognitionModule(pl.LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Set learning rate and seeds from the position, so that there is no state to restore."""
+        self.threshold = None  # it belongs to the weights before this step
         window = self.trainer.accumulate_grad_batches
         updates = -(-int(self.trainer.num_training_batches) // window)
         update = self.current_epoch * updates + batch_idx // window
@@ -309,6 +315,7 @@ class FaceRecognitionModule(pl.LightningModule):
                 )
         if self.trainer.testing:
             return  # a separate table, not a point of the validation curves
+        self.threshold = default_threshold(self.results)
         # a single pair cannot be split into folds, so it has no accuracy
         accuracies = {result.name: result.accuracy for result in self.results if np.isfinite(result.accuracy)}
         for name, accuracy in accuracies.items():
@@ -331,7 +338,7 @@ class FaceRecognitionModule(pl.LightningModule):
     # checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store the metadata and the position in the training data."""
+        """Store the metadata, the position in the training data, and the threshold of a validated model."""
         epoch, batch = position(self.trainer)
         place = {"epoch": epoch, "batch": batch}
         if self.trainer.datamodule is not None:
@@ -339,6 +346,8 @@ class FaceRecognitionModule(pl.LightningModule):
         # names of millions of classes are created on access
         names = list(self.metadata.get("class_names", ()))
         checkpoint["adaface"] = {**self.metadata, "class_names": names, "position": place}
+        if self.threshold:
+            checkpoint[THRESHOLD] = self.threshold
         if self.average:
             put_into(checkpoint, self.average)
         if self.sharded_head:

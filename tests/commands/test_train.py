@@ -20,7 +20,7 @@ import torch.distributed as dist
 import main
 from adaface.checkpoints import folders
 from adaface.checkpoints.files import load_checkpoint
-from adaface.commands import convert, train
+from adaface.commands import convert, evaluate, inference, train
 from adaface.config import parsing
 from adaface.config.options import OptimizerOptions
 from adaface.demo.dataset import write_demo_data
@@ -172,6 +172,40 @@ def test_checkpoints_hold_plain_values_and_the_official_keys(whole_run, faces):
     assert ours["class_names"] == [str(label) for label in range(6)]
     assert ours["position"] == {"epoch": 6, "batch": 0, "samples": 0}
     assert ours["input"]["color"] == "BGR"
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_the_best_checkpoint_has_the_threshold_that_evaluate_finds(tmp_path, capsys):
+    """Also after a resume; compare decides by it."""
+    faces = tmp_path / "data" / "faces"
+    write_demo_data(faces, identities=3, images_per_identity=3, pairs=40, seed=3)  # five sets, 100 impostor pairs
+    assert convert.main(["--rec_path", str(faces)]) == 0
+    folder = run(faces, tmp_path / "whole", "--epochs", "2", "--save_all_models")
+    printed = capsys.readouterr().out
+    stored = load_checkpoint(folder / "best.ckpt")["adaface_threshold"]
+    names = "agedb_30, cfp_fp, lfw, cplfw, calfw"
+    assert (stored["wanted_far"], stored["sets"], stored["impostors"]) == (0.01, names, 100)
+    assert f"\nthreshold for FAR 0.01: cosine {stored['cosine']:.4f}, from {names}\n  measured FAR" in printed
+    evaluated = str(shutil.copy(folder / "best.ckpt", tmp_path / "evaluated.ckpt"))
+    stored_by_evaluate = ["--checkpoint", evaluated, "--target_far", "0.01", "--store_threshold"]
+    assert evaluate.main(["pairs", "--root", str(faces), "--output_dir", str(tmp_path), *stored_by_evaluate]) == 0
+    of_evaluate = load_checkpoint(evaluated)["adaface_threshold"]
+    assert of_evaluate.keys() == stored.keys()
+    assert of_evaluate["cosine"] == pytest.approx(stored["cosine"], abs=1e-4)
+    capsys.readouterr()
+    images = [str(path) for path in sorted((faces / "imgs").rglob("*.jpg"))[:2]]
+    assert inference.main(["compare", *images, "--checkpoint", str(folder / "best.ckpt")]) == 0
+    assert f"(stored in the model: FAR 0.01 on {names})\ndecision: " in capsys.readouterr().out
+
+    (first,) = folder.glob("epoch=000-*.ckpt")
+    resumed = tmp_path / "resumed" / first.name
+    resumed.parent.mkdir()
+    for name in (first.name, "best.ckpt"):
+        shutil.copy(first, resumed.parent / name)
+    assert main.main(["--resume_from_checkpoint", str(resumed)]) == 0
+    for name in ("best.ckpt", "last.ckpt"):
+        ours, theirs = (load_checkpoint(path / name).get("adaface_threshold") for path in (folder, resumed.parent))
+        assert ours == theirs
 
 
 def test_two_data_sets_are_trained_together_and_all_classes_are_in_the_checkpoint(faces, tmp_path):

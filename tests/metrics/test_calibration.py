@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from adaface.metrics.calibration import calibrate
+from adaface.metrics.calibration import calibrate, default_threshold, describe_threshold
+from adaface.metrics.results import evaluate_set
 
 
 def test_by_hand():
@@ -55,3 +56,28 @@ def test_the_intervals_hold_the_true_rates_of_the_threshold():
 def test_an_endless_number_of_pairs_is_not_written_out():
     with pytest.raises(ValueError, match=r"use at least 1\.0e\+300 impostor pairs, or"):
         calibrate(np.array([0.1, 0.9]), np.array([False, True]), 1e-300)
+
+
+def of_pairs(impostors: int, genuine: int, name: str):
+    embeddings = np.random.default_rng(impostors).standard_normal((2 * (impostors + genuine), 8))
+    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+    return evaluate_set(name, embeddings, np.arange(impostors + genuine) < genuine)
+
+
+def test_the_stored_threshold_is_for_the_rate_that_the_pairs_allow():
+    assert default_threshold([]) is None
+    assert default_threshold([of_pairs(99, 50, "a")]) is None
+    assert default_threshold([of_pairs(100, 0, "a")]) is None  # no genuine pairs
+    (line,) = describe_threshold(None)
+    assert line.endswith("its FAR of 0.01 needs 100 impostor pairs, and genuine ones")
+    of_two = [of_pairs(500, 50, "a"), of_pairs(499, 50, "b")]
+    assert default_threshold(of_two)["wanted_far"] == 1e-2
+    stored = default_threshold([*of_two, of_pairs(1, 1, "c")])
+    assert (stored["wanted_far"], stored["sets"], stored["impostors"], stored["genuine"]) == (
+        1e-3,
+        "a, b, c",
+        1000,
+        101,
+    )
+    impostor = np.sort(np.concatenate([of.similarity[~of.issame] for of in [*of_two, of_pairs(1, 1, "c")]]))
+    assert impostor[-2] < stored["cosine"] < impostor[-1]  # one of 1,000 is accepted
