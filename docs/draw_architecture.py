@@ -27,6 +27,7 @@ class Box:
         text: what it does.
         folders: of `adaface/`.
         color: of its frame.
+        more_height: beyond that of the other boxes.
     """
 
     x: float
@@ -35,30 +36,30 @@ class Box:
     text: str
     folders: str
     color: str
+    more_height: float = 0.0
 
 
 BOXES = {
     "images": Box(0, 3, "images", ".rec, folders, several", "data/sources, records", GREEN),
     "batches": Box(2.8, 3, "batches", "decode, augment, flip: uint8 BGR", "data, augmentation", GREEN),
     "backbone": Box(5.6, 3, "backbone", "IR-ResNet: embedding (B, 512)", "models", BLUE),
-    "head": Box(8.4, 3, "margin head", "cosines to C classes, margin", "heads", BLUE),
-    "loss": Box(11.2, 3, "loss", "cross-entropy, SGD", "heads, training", BLUE),
-    "training": Box(8.4, 1.5, "training", "steps, validation, checkpoints", "training, distributed", BLUE),
-    "model": Box(5.6, 1.5, "model file", "official keys, no code in it", "checkpoints", VERMILION),
-    "onnx": Box(2.8, 1.5, "ONNX", "FP32 and INT8, compared", "export", VERMILION),
-    "evaluation": Box(11.2, 1.5, "evaluation", "accuracy, TAR, intervals, report", "evaluation, metrics", PURPLE),
-    "protocols": Box(11.2, 0, "validation sets", ".bin pairs, IJB, TinyFace, folders", "data, evaluation", PURPLE),
+    "head": Box(8.4, 3, "margin head", "cosines to C classes, margin, loss", "heads", BLUE),
+    "training": Box(11.2, 3, "training", "SGD, validation, checkpoints", "training, distributed", BLUE),
+    "model": Box(0, 1.5, "model file", "official keys, no code in it", "checkpoints", VERMILION),
+    "onnx": Box(2.8, 1.5, "ONNX (optional)", "FP32 and INT8, compared", "export", VERMILION),
     "photographs": Box(0, 0, "photographs", "any kind, any size", "alignment", GREEN),
     "alignment": Box(2.8, 0, "alignment", "detector, five landmarks, warp", "alignment", GREEN),
-    "embeddings": Box(5.6, 0, "embeddings", "direction: identity; norm: quality", "inference", VERMILION),
+    "embeddings": Box(5.6, 0.75, "embeddings", "direction: identity; norm: quality", "inference", VERMILION, 1.5),
+    "evaluation": Box(8.4, 1.5, "evaluation", "pairs, IJB, TinyFace, folders", "evaluation, metrics", PURPLE),
+    "report": Box(11.2, 1.5, "report", "accuracy, TAR, intervals, curves", "reporting", PURPLE),
     "answers": Box(8.4, 0, "answers", "compare, search, a web page", "inference, serving", VERMILION),
 }
 # from, to, what passes along
 ARROWS = (
-    ("images", "batches", ""), ("batches", "backbone", ""), ("backbone", "head", "norm"), ("head", "loss", ""),
-    ("loss", "training", ""), ("training", "model", ""), ("model", "onnx", ""), ("model", "embeddings", ""),
-    ("protocols", "evaluation", ""), ("evaluation", "training", ""),
-    ("photographs", "alignment", ""), ("alignment", "embeddings", ""), ("embeddings", "answers", ""),
+    ("images", "batches", ""), ("batches", "backbone", ""), ("backbone", "head", "norm"), ("head", "training", ""),
+    ("training", "model", ""), ("model", "onnx", ""), ("onnx", "embeddings", ""),
+    ("photographs", "alignment", ""), ("alignment", "embeddings", ""),
+    ("embeddings", "evaluation", ""), ("evaluation", "report", ""), ("embeddings", "answers", ""),
 )  # fmt: skip
 
 
@@ -81,9 +82,10 @@ def draw(path: Path) -> None:
 
 
 def _draw_box(axes: Axes, box: Box) -> None:
-    corner = box.x - _WIDTH / 2, box.y - _HEIGHT / 2
+    height = _HEIGHT + box.more_height
+    corner = box.x - _WIDTH / 2, box.y - height / 2
     patch = FancyBboxPatch(
-        corner, _WIDTH, _HEIGHT, boxstyle="round,pad=0,rounding_size=0.1", linewidth=1.8,
+        corner, _WIDTH, height, boxstyle="round,pad=0,rounding_size=0.1", linewidth=1.8,
         facecolor="white", edgecolor=box.color,
     )  # fmt: skip
     axes.add_patch(patch)
@@ -93,14 +95,16 @@ def _draw_box(axes: Axes, box: Box) -> None:
 
 
 def _draw_arrow(axes: Axes, start: Box, end: Box, label: str) -> None:
-    along_row = start.y == end.y
-    right = 1 if end.x > start.x else -1
-    if along_row:
-        begin, tip = (start.x + right * _WIDTH / 2, start.y), (end.x - right * _WIDTH / 2, end.y)
-    else:
-        down = 1 if end.y > start.y else -1
-        begin, tip = (start.x, start.y + down * _HEIGHT / 2), (end.x, end.y - down * _HEIGHT / 2)
-    axes.annotate("", tip, begin, arrowprops={"arrowstyle": "-|>", "color": BLACK, "linewidth": 1.2})
+    if end.x > start.x:
+        y = end.y if start.more_height else start.y
+        begin, tip = (start.x + _WIDTH / 2, y), (end.x - _WIDTH / 2, y)
+    else:  # on to the next row, like a line of text
+        between = (start.y + end.y) / 2
+        begin, tip = (end.x, between), (end.x, end.y + _HEIGHT / 2)
+        axes.plot(
+            (start.x, start.x, end.x), (start.y - _HEIGHT / 2, between, between), color=BLACK, linewidth=1.2
+        )  # fmt: skip
+    axes.annotate("", tip, begin, arrowprops={"arrowstyle": "-|>", "color": BLACK, "linewidth": 1.2, "shrinkA": 0})
     if label:
         axes.text((begin[0] + tip[0]) / 2, begin[1] + 0.08, label, ha="center", fontsize=7.5, color=BLACK)
 

@@ -14,11 +14,11 @@ from typing import Any
 
 import cv2
 import numpy as np
-from jinja2 import Environment, FileSystemLoader
 
 from adaface.audit.finding import KINDS, LEVELS, Finding
 from adaface.audit.images import AuditedData, TestImages
 from adaface.audit.scan import displayed
+from adaface.reporting.report import page_template
 from adaface.system.csv_text import SafeWriter
 from adaface.system.files import atomic_file, write_atomically
 
@@ -119,10 +119,7 @@ def write_html(
     Raises:
         OSError: the file cannot be written; an existing file is then unchanged.
     """
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).resolve().parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    page = environment.get_template("audit.html.j2").render(
+    page = page_template(Path(__file__).with_name("audit.html.j2")).render(
         location=_printable(data.source.location),
         facts=[(name, _printable(value)) for name, value in facts],
         notes=[_printable(note) for note in notes],

@@ -76,7 +76,7 @@ def compare_before_after(
         f"blurred: {degradation_note('all', strength=1.0, seed=seed).replace('gallery and probes', 'all images')}",
         f"the {FINETUNED} model is the checkpoint of the best validation, which was chosen on the same (clear) pairs",
     )
-    return replace(comparison, notes=(*notes, *comparison.notes))
+    return replace(comparison, notes=(*notes, *comparison.notes), title="Verification before and after fine-tuning")
 
 
 def verdict(comparison: ModelComparison) -> list[str]:

@@ -24,10 +24,11 @@ from matplotlib.figure import Figure
 from adaface.evaluation.degradation import DegradedImages
 from adaface.evaluation.folder import PROTOCOL, Identification, degradation_note, identify, outcome_of
 from adaface.evaluation.identity_folder import open_identity_folder
+from adaface.inference.comparison import distinct_names
 from adaface.metrics.comparison import Comparison, compare_decisions
 from adaface.metrics.identification import compare_macro_f1, macro_f1
 from adaface.metrics.outcome import EmbedImages, Outcome
-from adaface.reporting.style import BLACK, BLUE, DPI, GREEN, ORANGE, PURPLE, SKY, VERMILION, dress, save_figure
+from adaface.reporting.style import BLACK, BLUE, DPI, GREEN, ORANGE, PURPLE, SKY, VERMILION, dress, plain, save_figure
 from adaface.system.csv_text import safe
 from adaface.system.files import write_atomically
 from adaface.system.text_table import aligned
@@ -57,6 +58,7 @@ class ModelComparison:
         notes: the degradation of the images, and remarks on the data.
         protocol: name of the protocol.
         shown: numbers in the table and the chart.
+        title: of the chart; empty for that of protocol and data.
     """
 
     data: str
@@ -67,6 +69,7 @@ class ModelComparison:
     notes: tuple[str, ...]
     protocol: str = PROTOCOL
     shown: tuple[str, ...] = SHOWN_NUMBERS
+    title: str = ""
 
 
 def compare_models(
@@ -136,7 +139,7 @@ def model_names(paths: Sequence[str | Path]) -> list[str]:
     twice = sorted({str(path) for path in whole if whole.count(path) > 1})
     if twice:
         raise ValueError(f"{', '.join(twice)} is given twice: a comparison needs different models")
-    return [_shortest_end(path, [other for other in whole if other != path]) for path in whole]
+    return distinct_names(whole)
 
 
 def comparison_text(comparison: ModelComparison) -> str:
@@ -190,9 +193,8 @@ def plot_comparison(comparison: ModelComparison, path: str | Path) -> None:
     figure = Figure(figsize=(width, 5.4), dpi=DPI, layout="constrained")
     for axes, number in zip(figure.subplots(1, len(comparison.shown), sharey=True), comparison.shown, strict=True):
         _draw_bars(axes, comparison, number)
-    figure.suptitle(
-        f"{_TITLES[comparison.protocol]} on {comparison.data}, with 95 % intervals", fontsize=14, fontweight="bold"
-    )
+    title = comparison.title or f"{_TITLES[comparison.protocol]} on {comparison.data}"
+    figure.suptitle(plain(f"{title}, with 95 % intervals"), fontsize=14, fontweight="bold")
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 3), fontsize=11, frameon=False)
     save_figure(figure, path)
@@ -211,15 +213,6 @@ def write_comparison(comparison: ModelComparison, folder: Path) -> None:
     write_atomically(folder / "comparison.txt", comparison_text(comparison) + "\n")
     write_atomically(folder / "comparison.csv", comparison_csv(comparison))
     plot_comparison(comparison, folder / "comparison.png")
-
-
-def _shortest_end(path: Path, others: Sequence[Path]) -> str:
-    """Return the shortest end of a path that no other path shares."""
-    lengths = range(1, len(path.parts))
-    ends = (
-        path.parts[-length:] for length in lengths if path.parts[-length:] not in {o.parts[-length:] for o in others}
-    )
-    return "/".join(next(ends, path.parts))
 
 
 def _differences(

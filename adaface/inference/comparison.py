@@ -3,9 +3,11 @@
 ``embed_photograph`` embeds the largest face of a photograph given as bytes, such as an upload.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import cv2
@@ -17,7 +19,7 @@ from adaface.alignment.detector import MTCNN, Face, choose_faces
 from adaface.alignment.photograph import decode_photograph
 from adaface.alignment.warp import warp_face
 from adaface.inference.embedder import Embedder
-from adaface.reporting.style import BLACK, GRAY, GREEN, plain, save_figure
+from adaface.reporting.style import BLACK, DPI, GREEN, luminance, plain, save_figure
 from adaface.system.command_line import printable
 from adaface.system.text_table import aligned
 
@@ -25,7 +27,10 @@ NO_THRESHOLD = (
     "no decision: the model has no threshold. Set --threshold, or calibrate one on pairs like yours: "
     "adaface evaluate pairs --target_far 0.001 --store_threshold"
 )
-_CELL_INCHES = 1.1
+_CELL_INCHES, _NAME_INCHES, _EDGE_INCHES = 1.1, 1.3, 0.12
+_LETTERS_PER_INCH = 14  # of the caption
+_LINE, _MOST_LINES = 20, 7  # letters and lines of a name in the margin
+_LIGHT = 0.21  # luminance above which dark text has more contrast than white text
 _LONGEST_NAME = 40
 MOST_DRAWN = 40  # faces in a plot, which has a cell for each pair
 MOST_PIXELS = 50_000_000  # of a photograph; decoding and detection take 1.3 GB at 49 megapixels
@@ -140,8 +145,9 @@ def decision(same: bool) -> str:
 
 
 def threshold_text(threshold: Threshold) -> str:
-    """Format a threshold and its origin."""
-    return f"{threshold.cosine:.4f} ({threshold.origin})"
+    """Format a threshold and its origin, the cosine with two to four decimals."""
+    cosine = f"{threshold.cosine:.4f}"
+    return f"{cosine[:-2] if cosine.endswith('00') else cosine.removesuffix('0')} ({threshold.origin})"
 
 
 def short_name(name: str) -> str:
@@ -163,27 +169,64 @@ def draw_comparison(comparison: FaceComparison, images: np.ndarray, path: Path) 
     """
     count = len(images)
     side = _CELL_INCHES * (count + 1)
-    figure = Figure(figsize=(side, side + 0.6), layout="constrained")
-    axes = figure.add_subplot()
-    axes.imshow(comparison.similarity, cmap="Blues", vmin=-0.2, vmax=1.4, extent=(0, count, count, 0))
+    width = _NAME_INCHES + side + _EDGE_INCHES
+    caption = wrap(_caption(comparison.threshold), int(width * _LETTERS_PER_INCH))
+    below = 0.15 * (1 + len(caption))
+    height = 0.3 + side + below
+    figure = Figure(figsize=(width, height), dpi=DPI)
+    axes = figure.add_axes((_NAME_INCHES / width, below / height, side / width, side / height))
+    colors = axes.imshow(comparison.similarity, cmap="Blues", vmin=-0.2, vmax=1.4, extent=(0, count, count, 0))
     for place, image in enumerate(images):
         picture = image[..., ::-1]  # BGR -> RGB
         axes.imshow(picture, extent=(place, place + 1, 0, -1))
         axes.imshow(picture, extent=(-1, 0, place + 1, place))
         axes.text(place + 0.5, -1.05, f"quality {comparison.norms[place]:.1f}", ha="center", va="bottom", fontsize=7)
     for row, column in np.ndindex(count, count):
-        axes.text(column + 0.5, row + 0.5, f"{comparison.similarity[row, column]:.3f}", ha="center", va="center")
+        similarity = comparison.similarity[row, column]
+        color = BLACK if luminance(colors.cmap(colors.norm(similarity))) > _LIGHT else "white"
+        axes.text(column + 0.5, row + 0.5, f"{similarity:.3f}", ha="center", va="center", color=color)
         if row != column and comparison.same(row, column):
             axes.add_patch(Rectangle((column + 0.04, row + 0.04), 0.92, 0.92, fill=False, edgecolor=GREEN, linewidth=3))
     axes.set(xlim=(-1, count), ylim=(count, -1), xticks=[])
     axes.set_yticks([place + 0.5 for place in range(count)])
-    axes.set_yticklabels([plain(short_name(Path(name).name)) for name in comparison.names], fontsize=7, color=BLACK)
+    axes.set_yticklabels([_label(name) for name in distinct_names(comparison.names)], fontsize=7, color=BLACK)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    threshold = comparison.threshold
-    caption = "no threshold" if threshold is None else f"framed: cosine at least {threshold_text(threshold)}"
-    figure.supxlabel(plain(caption), fontsize=8, color=GRAY)
+    figure.text(
+        _EDGE_INCHES / width, (below - 0.1) / height, _in_lines(caption), va="top", fontsize=8, color=BLACK
+    )  # fmt: skip
     save_figure(figure, path)
+
+
+def distinct_names(paths: Sequence[str | Path]) -> list[str]:
+    """Return the shortest end of each path that no other path has: the file name, with folders where necessary.
+
+    Args:
+        paths: paths of files; one that occurs twice has the same name twice.
+    """
+    whole = [Path(os.path.abspath(path)).parts for path in paths]  # noqa: PTH100 - resolve() would follow links
+    names = []
+    for parts in whole:
+        others = {other for other in whole if other != parts}
+        lengths = range(1, len(parts))
+        ends = (parts[-length:] for length in lengths if all(other[-length:] != parts[-length:] for other in others))
+        names.append("/".join(next(ends, parts)))
+    return names
+
+
+def _label(name: str) -> str:
+    """Return the name of an image in lines that fit into the margin."""
+    parts = printable(name).split("/")
+    lines = [line for part in (*(f"{folder}/" for folder in parts[:-1]), parts[-1]) for line in wrap(part, _LINE)]
+    return _in_lines(lines if len(lines) <= _MOST_LINES else ["...", *lines[1 - _MOST_LINES :]])
+
+
+def _in_lines(lines: Sequence[str]) -> str:
+    return "\n".join(map(plain, lines))
+
+
+def _caption(threshold: Threshold | None) -> str:
+    return "no threshold" if threshold is None else f"framed: cosine at least {threshold_text(threshold)}"
 
 
 @dataclass(frozen=True)

@@ -111,8 +111,9 @@ def plot_similarity_histograms(sets: Sequence[ScoredPairs], path: str | Path) ->
             axes.remove()
             continue
         draw_similarities(axes, drawn[place], span)
-        if place + columns < len(drawn):  # another plot is below
-            axes.tick_params(labelbottom=False)
+        is_below = place + columns < len(drawn)  # whether there is a plot below
+        axes.tick_params(labelbottom=not is_below)
+        if is_below:
             axes.set_xlabel("")
         if place % columns:
             axes.set_ylabel("")

@@ -205,17 +205,24 @@ def draw_accuracy(axes: Axes, table: pd.DataFrame, among: Sequence[str] = ()) ->
     marker = "o" if len(validation) <= 1 / _SMOOTHED_SHARE else None
     best = int(np.argmax(validation["val_acc"]))
     best_accuracy = validation["val_acc"].iloc[best]
-    axes.plot(epochs, validation["val_acc"], color=BLACK, linewidth=3.2, marker=marker, label="mean")
-    axes.plot(
-        epochs.iloc[best], best_accuracy, marker="*", markersize=17, color=BLACK, markeredgecolor="white",
-        linestyle="none", zorder=5, label=f"best mean: {best_accuracy:.2f} %",
-    )  # fmt: skip
     columns = [str(column) for column in validation if validation[column].notna().any()]
     names = [name.removesuffix("_acc") for name in columns if name.endswith("_acc") and name != "val_acc"]
-    if len(names) > 1:
-        looks = line_looks({*names, *among})
-        for name in sorted(names):
-            axes.plot(epochs, validation[f"{name}_acc"], **looks[name], linewidth=1.5, label=plain(name))
+    several = len(names) > 1
+    best_text = f"best mean: {best_accuracy:.2f} %"
+    if not several:  # one line, one legend entry
+        best_text = plain(f"{names[0] if names else 'accuracy'}, best {best_accuracy:.2f} %")
+    mean_label = "mean" if several else "_nolegend_"
+    axes.plot(epochs, validation["val_acc"], color=BLACK, linewidth=3.2, marker=marker, label=mean_label)
+    axes.plot(
+        epochs.iloc[best], best_accuracy, marker="*", markersize=17, color=BLACK, markeredgecolor="white",
+        linestyle="none", zorder=5, label=best_text,
+    )  # fmt: skip
+    looks = line_looks({*names, *among})
+    for name in sorted(names) if several else ():
+        axes.plot(  # with markers, as a line of one point is invisible
+            epochs, validation[f"{name}_acc"], **looks[name], marker=marker, markersize=3, linewidth=1.5,
+            label=plain(name),
+        )  # fmt: skip
     axes.set_xlim(0, _MARGIN * (_last_step(table) + 1) / epoch_steps)
     _dress_by_epoch(axes, "Validation", "accuracy (%)", whole_epochs=epochs.max() >= _WHOLE_EPOCHS_FROM)
 

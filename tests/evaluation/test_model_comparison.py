@@ -26,6 +26,7 @@ from adaface.evaluation.model_comparison import (
 from adaface.metrics.comparison import Comparison
 from adaface.metrics.outcome import Embedded, Outcome
 from tests.evaluation.test_folder import PEOPLE, Angles, write_people
+from tests.support.drawn_figures import figures_saved_by
 
 
 class LostWhereBlurred(Angles):
@@ -192,6 +193,16 @@ def test_three_files_are_written(comparison, tmp_path):
     assert {path.name for path in folder.iterdir()} == {"comparison.txt", "comparison.csv", "comparison.png"}
     assert (folder / "comparison.txt").read_text() == comparison_text(comparison) + "\n"
     assert (folder / "comparison.csv").read_text() == comparison_csv(comparison)
+
+
+@pytest.mark.parametrize(
+    ("given", "title"),
+    [("", "Identification on my $faces, with 95 % intervals"), ("Before and after", "Before and after, with 95 %")],
+)
+def test_the_title_of_the_chart(comparison, tmp_path, monkeypatch, given, title):
+    drawn = figures_saved_by(model_comparison, monkeypatch)
+    plot_comparison(replace(comparison, data="my $faces", title=given), tmp_path / "chart.png")
+    assert drawn[0].get_suptitle().replace("\\", "").startswith(title)
 
 
 def test_an_interval_beside_its_number_can_be_drawn(tmp_path):

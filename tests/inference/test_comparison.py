@@ -4,9 +4,11 @@ import pytest
 
 from adaface.alignment.detector import MTCNN
 from adaface.alignment.warp import warp_face
-from adaface.inference.comparison import embed_photograph
+from adaface.inference import comparison
+from adaface.inference.comparison import FaceComparison, Threshold, distinct_names, draw_comparison, embed_photograph
 from adaface.inference.embedder import Embedder
 from tests.inference.test_embedder import write_checkpoint
+from tests.support.drawn_figures import assert_is_a_picture, figures_saved_by, texts
 from tests.support.photographs import astronaut, two_heads
 
 
@@ -62,3 +64,36 @@ def test_what_is_no_photograph(embedder, detector):
         embed_photograph(png(astronaut())[:5000], embedder, detector)
     with pytest.raises(ValueError, match="512x512 px, more than the maximum of 262,143 pixels"):
         embed_photograph(png(astronaut()), embedder, detector, most_pixels=512 * 512 - 1)
+
+
+def test_a_plot_shows_folders_the_whole_caption_and_readable_numbers(tmp_path, monkeypatch):
+    drawn = figures_saved_by(comparison, monkeypatch)
+    names = ["people/ann/IMG_0000.png", "people/a person with a long name/IMG_0000.png"]
+    origin = "stored in the model: FAR 0.001 on agedb_30, cfp_fp, lfw, cplfw, calfw"
+    compared = FaceComparison(names, np.array([[1, 0.2], [0.2, 1]]), np.array([20.0, 21.0]), Threshold(0.5, origin))
+    draw_comparison(compared, np.zeros((2, 112, 112, 3), np.uint8), tmp_path / "plot.png")
+    assert_is_a_picture(tmp_path / "plot.png")
+    (figure,) = drawn
+    shown = texts(figure)
+    assert "ann/\nIMG_0000.png" in shown
+    assert "a person with a long\nname/\nIMG_0000.png" in shown
+    assert f"framed: cosine at least 0.50 ({origin})" in " ".join(figure.texts[0].get_text().split())
+    for text in (*figure.texts, *figure.axes[0].texts, *figure.axes[0].get_yticklabels()):
+        box = text.get_window_extent()
+        assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= figure.bbox.width and box.y1 <= figure.bbox.height, text
+    colors = {text.get_text(): text.get_color() for text in figure.axes[0].texts}
+    assert (colors["1.000"], colors["0.200"]) == ("white", "#222222")  # on dark and on light blue
+
+
+def test_names_are_as_long_as_necessary_to_differ():
+    assert distinct_names(["x/a.png", "y/b.png"]) == ["a.png", "b.png"]
+    assert distinct_names(["x/a.png", "./y/a.png", "y/b.png"]) == ["x/a.png", "y/a.png", "b.png"]
+    assert distinct_names(["p/x/a.png", "q/x/a.png"]) == ["p/x/a.png", "q/x/a.png"]
+    assert distinct_names(["x/a.png", "x/a.png"]) == ["a.png", "a.png"]
+
+
+@pytest.mark.parametrize(
+    ("cosine", "text"), [(0.5, "0.50"), (0.25, "0.25"), (0.125, "0.125"), (0.31239, "0.3124"), (-1, "-1.00")]
+)
+def test_a_threshold_has_two_to_four_decimals(cosine, text):
+    assert comparison.threshold_text(Threshold(cosine, "x")) == f"{text} (x)"

@@ -17,7 +17,7 @@ from tests.reporting.test_quality import Curve
 from tests.support.browser import in_browser, needs_chromium
 
 EVIL = "<script>alert('x')</script><img src=http://evil.example/a.png onerror=alert(1)>\"'&"
-VOID = {"meta", "img", "br", "link", "input", "hr"}
+VOID = {"meta", "img", "br", "link", "input", "hr", "wbr"}
 
 
 class Page(HTMLParser):

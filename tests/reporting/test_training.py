@@ -63,6 +63,20 @@ def test_loss_picture(tmp_path, drawn):
     assert "best mean: 85.00 %" in texts(drawn[0])
 
 
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_one_set_has_one_line_and_one_entry_in_the_legend(tmp_path, drawn, epochs):
+    table = pd.DataFrame({"step": 9 + 10 * np.arange(epochs), "epoch": np.arange(epochs), "val_acc": 70.0})
+    assert plot_loss(table.assign(held_out_acc=70.0), tmp_path / "loss.png")
+    (legend,) = drawn[0].legends
+    assert [text.get_text() for text in legend.get_texts()] == ["held_out, best 70.00 %"]
+
+
+def test_a_single_validation_of_several_sets_is_visible(tmp_path, drawn):
+    table = pd.DataFrame({"step": [9], "epoch": [0], "val_acc": [70.0], "lfw_acc": [80.0], "calfw_acc": [60.0]})
+    assert plot_loss(table, tmp_path / "loss.png")
+    assert all(line.get_marker() not in ("", "None") for line in drawn[0].axes[0].lines)
+
+
 def test_a_long_training_is_smoothed(tmp_path, drawn):
     steps = np.arange(2000)
     noise = np.random.default_rng(0).normal(size=2000)

@@ -464,7 +464,7 @@ def test_the_command_serves_until_it_is_stopped(tmp_path, capsys):
     )  # fmt: skip
     try:
         lines = [running.stdout.readline() for _ in range(3)]
-        assert lines[:2] == [f"model: {checkpoint} (ir_mini)\n", "threshold: 0.5000 (stored in the model)\n"]
+        assert lines[:2] == [f"model: {checkpoint} (ir_mini)\n", "threshold: 0.50 (stored in the model)\n"]
         address, port = re.fullmatch(r"the page is at http://(127\.0\.0\.1):(\d+)/ - .*\n", lines[2]).groups()
         # larger than what Starlette keeps in memory by itself
         body = form(*PAIR, ("more", bytes(3_000_000)))
@@ -502,7 +502,7 @@ def test_in_a_browser(server, embedder, tmp_path):
     with Browser(tmp_path / "profile") as browser:
         browser.open(server.url)
         browser.until(lambda: browser.text("#model") == "Model: model.ckpt (ir_mini)")
-        assert browser.text("#status") == "Choose two photographs, or drop them on the fields."
+        assert browser.text("#status") == "Choose two photographs, drop them on the page, or paste them."
         browser.type("#first", str(tmp_path / "a.png"))
         assert browser.text("#status") == "The second photograph is missing."
         browser.click("#compare")
@@ -510,10 +510,11 @@ def test_in_a_browser(server, embedder, tmp_path):
         browser.click("#compare")
         shown = browser.until(lambda: browser.text("#similarity"))
         assert shown == f"{first.embedding @ second.embedding:.4f}"
-        assert browser.text("#decision") == "Decision: same person"
+        assert browser.text("#decision") == "Same person"
         assert browser.text("#threshold").startswith(
-            "Same person if the cosine is at least 0.5000 (stored in the model: FAR"
+            "Same person if the cosine is at least 0.50 (stored in the model: FAR"
         )
+        assert bar_of(browser) == pytest.approx((400 * float(shown), 200), abs=0.03)
         assert f"Quality {first.norm:.2f}" in browser.text("#first-faces")
         assert "One face:" in browser.text("#first-faces")
         assert "2 faces; the largest one is used" in browser.text("#second-faces")
@@ -531,6 +532,8 @@ def test_in_a_browser(server, embedder, tmp_path):
                 "return [document.documentElement.scrollWidth, getComputedStyle(document.body).backgroundColor]"
             )
             assert wide <= width
+            bottom = "return document.getElementById('threshold').getBoundingClientRect().bottom + scrollY"
+            assert browser.script(bottom) < 450  # the whole answer is seen without scrolling
             assert (sum(map(int, re.findall(r"\d+", back)[:3])) < 200) == (scheme == "dark")
 
         browser.type("#first", str(tmp_path / "wall.png"))
@@ -543,6 +546,45 @@ def test_in_a_browser(server, embedder, tmp_path):
         browser.script("model.most_bytes = 2100")
         browser.click("#compare")
         assert "more than the 0 MiB that are allowed" in browser.text("#error")
+
+
+def bar_of(browser: Browser) -> tuple[float, float]:
+    """Length of the bar and place of the threshold, of 400."""
+    return tuple(
+        float(browser.script(f"return document.getElementById('{part}').getAttribute('{name}')"))
+        for part, name in (("bar-value", "width"), ("bar-threshold", "x1"))
+    )
+
+
+@needs_webdriver
+def test_photographs_are_dropped_and_pasted(embedder, tmp_path):
+    """On a field, beside the fields, two at once; the next empty field is filled, then the second one."""
+    files = (
+        "const files = new DataTransfer();"
+        "for (const name of NAMES) files.items.add(new File([new Uint8Array([1])], name, {type: 'image/png'}));"
+    )
+    dropped = (
+        "document.querySelector('PLACE').dispatchEvent(new DragEvent('drop', {bubbles: true, dataTransfer: files}))"
+    )
+    pasted = "document.body.dispatchEvent(new ClipboardEvent('paste', {bubbles: true, clipboardData: files}))"
+    chosen = "return ['first', 'second'].map((name) => document.getElementById(name).files[0]?.name)"
+    with serving(embedder, Threshold(-0.5, "set by --threshold")) as server, Browser(tmp_path / "profile") as browser:
+        browser.open(server.url)
+        browser.until(lambda: browser.text("#model").startswith("Model: "))
+        for event, place, names, expected in (
+            (dropped, "h1", ["a.png"], ["a.png", None]),
+            (pasted, "", ["b.png"], ["a.png", "b.png"]),
+            (pasted, "", ["c.png"], ["a.png", "c.png"]),
+            (dropped, "label[for=first]", ["d.png"], ["d.png", "c.png"]),
+            (dropped, "h1", ["e.png", "f.png"], ["e.png", "f.png"]),
+        ):
+            browser.script(files.replace("NAMES", json.dumps(names)) + event.replace("PLACE", place))
+            assert browser.script(chosen) == expected
+        assert browser.text("#status") == ""
+        browser.click("#compare")
+        assert browser.until(lambda: browser.text("#first-error")).startswith("The file is not a readable image")
+        browser.script("drawBar(-0.25, -0.5)")
+        assert bar_of(browser) == (150, 100)  # on a scale from -1 to 1
 
 
 @needs_webdriver
