@@ -20,6 +20,7 @@ from typing import Any
 from adaface.alignment.detector import Face
 from adaface.system.csv_text import SafeWriter, original
 from adaface.system.files import FileState, write_atomically
+from adaface.system.json_file import read_object
 
 TABLE, SETTINGS = "alignment.csv", "alignment.json"
 ALIGNED, NO_FACE, NO_TRANSFORM, UNREADABLE, NOT_LISTED, SKIPPED = (
@@ -219,10 +220,8 @@ def _check_settings(folder: Path, settings: Mapping[str, str | int]) -> None:
         write_atomically(path, json.dumps(dict(settings), indent=1) + "\n")
         return
     try:
-        before = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(before, dict):
-            raise ValueError("it is not a JSON object")
-    except (ValueError, RecursionError) as error:
+        before = read_object(path)
+    except ValueError as error:
         raise ValueError(f"{path} is damaged: delete it, or choose another output folder") from error
     other = [f"{key} {before.get(key)} (now {value})" for key, value in settings.items() if before.get(key) != value]
     if other:

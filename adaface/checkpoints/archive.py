@@ -21,6 +21,7 @@ _PICKLE = "data.pkl"
 _ZIP = b"PK\x03\x04"
 _PICKLES_OF_OLD_FORMAT = 5  # magic number, version, system, object, keys of the storages
 _CHUNK_BYTES = 1 << 20
+_DOS_FOLDER = 0x10  # in the attributes of a member; torch reads such a member as if it had no bytes
 
 
 def check_archive(path: Path) -> None:
@@ -59,6 +60,8 @@ def _check_members(file: BinaryIO, members: list[zipfile.ZipInfo], size: int) ->
         raise ValueError("it has compressed members, which torch never writes")
     if sum(member.file_size for member in members) > size:
         raise ValueError("its members announce more bytes than the file has")
+    if any(member.is_dir() or member.external_attr & _DOS_FOLDER for member in members):
+        raise ValueError("one of its members is a folder, which torch never writes")
     pickles = [member for member in members if member.filename.rpartition("/")[2] == _PICKLE]
     if len(pickles) != 1:
         raise ValueError(f"it has {len(pickles)} members {_PICKLE}, expected 1")

@@ -24,6 +24,7 @@ import yaml
 from adaface import __version__
 from adaface.system.command_line import invocation
 from adaface.system.files import write_atomically
+from adaface.system.json_file import read_object
 
 MANIFEST = "manifest.json"
 CONFIG = "config.yaml"
@@ -176,10 +177,11 @@ def _check_prefix(prefix: str) -> None:
 def _earlier_starts(manifest: Path) -> list[dict[str, Any]]:
     """Return the manifests of the run's earlier starts, oldest first; empty if the file is missing or damaged."""
     try:
-        previous = json.loads(manifest.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        previous = read_object(manifest)
+    except (OSError, ValueError):
         return []
-    return [*previous.pop("earlier_starts", []), previous] if isinstance(previous, dict) else []
+    earlier = previous.pop("earlier_starts", [])
+    return [*(earlier if isinstance(earlier, list) else []), previous]
 
 
 def _version(distributions: tuple[str, ...]) -> str | None:

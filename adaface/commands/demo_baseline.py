@@ -5,7 +5,6 @@
 The baseline is the cosine similarity of raw pixels with the same 10-fold protocol.
 """
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 from adaface.data.pair_sets import PAPER_SETS, open_pair_set
 from adaface.metrics.verification import evaluate
 from adaface.system.command_line import Parser, run_to_status
+from adaface.system.json_file import read_object
 from adaface.system.text_table import aligned
 
 
@@ -81,13 +81,19 @@ def comparison_table(baseline: dict[str, float], kind: str, run: Path | None) ->
     heads = ["10-fold accuracy, %", f"raw pixels ({kind})"]
     columns = [baseline]
     if run is not None:
-        sets = json.loads((run / "results.json").read_text(encoding="utf-8"))["sets"]
         heads.append("trained network")
-        columns.append({row["set"]: row["accuracy"] for row in sets})
+        columns.append(_accuracies(run / "results.json"))
     names = [name for name in baseline if all(name in column for column in columns)]
     rows = [[name, *(f"{column[name]:.2f}" for column in columns)] for name in names]
     means = ["mean", *(f"{np.mean([column[name] for name in names]):.2f}" for column in columns)]
     return "\n".join(aligned([heads, *rows, None, means]))
+
+
+def _accuracies(results: Path) -> dict[str, float]:
+    try:
+        return {row["set"]: float(row["accuracy"]) for row in read_object(results)["sets"]}
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{results} does not hold the accuracies of a run ({error}): choose another run") from error
 
 
 def main() -> int:

@@ -82,7 +82,7 @@ def convert_value(name: str, value: Any) -> Any:
     converter = _to_ints if isinstance(kind, types.GenericAlias) else _CONVERTERS[kind]
     try:
         return converter(value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         expected = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}.get(
             kind, "whole numbers such as 12,20,24"
         )

@@ -20,6 +20,7 @@ from adaface.data.images import decode_image
 from adaface.data.pair_pickle import EncodedImage, read_bin
 from adaface.data.pair_sets import origin_file, origin_of, was_made_from, write_bcolz, write_memfile
 from adaface.system.files import atomic_file
+from adaface.system.json_file import read_object
 from adaface.system.threads import in_order, usable_cores
 
 logger = logging.getLogger(__name__)
@@ -75,10 +76,10 @@ def _why_done(path: Path, sidecar: Path, form: str, swap: bool) -> str | None:
     if not target.exists() or not (folder / f"{name}_list.npy").is_file():
         return None
     try:
-        known: dict[str, Any] = json.loads(sidecar.read_text(encoding="utf-8"))
+        known = read_object(sidecar)
     except FileNotFoundError:
         return f"{target.name} was written by another program and is kept; use --overwrite to replace it"
-    except (ValueError, RecursionError):
+    except ValueError:
         return None
     if known.get("form") != form or known.get("swap_color_channel") != swap:
         return None

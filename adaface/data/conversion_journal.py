@@ -13,6 +13,7 @@ import numpy as np
 from adaface.records.shards import RecordShards, find_records
 from adaface.system.command_line import invocation
 from adaface.system.files import write_atomically
+from adaface.system.json_file import parse_object
 
 JOURNAL = ".convert.json"
 _MOST_CLASSES = 2**31  # labels must be below: a larger one is a sign of damage, and training does not support it
@@ -58,14 +59,14 @@ class Journal:
             ValueError: the journal is damaged.
         """
         try:
-            journal = cls(**json.loads((folder / JOURNAL).read_text(encoding="utf-8")))
+            journal = cls(**parse_object((folder / JOURNAL).read_bytes()))
             numbers = (journal.rec_bytes, journal.rec_mtime_ns, journal.index_crc, journal.images, journal.done)
             if not all(type(number) is int for number in numbers) or not isinstance(journal.skipped, list):
                 raise ValueError("its values are not whole numbers")
             return journal
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except (ValueError, TypeError, RecursionError) as error:
+        except (ValueError, TypeError) as error:
             raise ValueError(f"{folder / JOURNAL} is damaged ({error}); use --overwrite to convert again") from None
 
     def save(self, folder: Path) -> None:

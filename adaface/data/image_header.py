@@ -14,6 +14,7 @@ import importlib.util
 import io
 import re
 import struct
+import zlib
 from typing import BinaryIO, NamedTuple
 
 from PIL import Image
@@ -52,6 +53,7 @@ MOST_SCANS = 100  # each is as slow to decode as a whole image; a progressive ph
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")  # except those without a length
 _SIZE_MARKERS = frozenset((*range(0xC0, 0xD0),)) - {0xC4, 0xC8, 0xCC}  # SOF0 to SOF15
 _SCAN, _END = 0xDA, 0xD9
+_PNG_CHECKED = (b"IHDR", b"PLTE", b"IDAT", b"tRNS")
 PILLOW_ERRORS = (
     OSError, SyntaxError, ValueError, TypeError, struct.error, EOFError, KeyError, IndexError, MemoryError,
     OverflowError, ZeroDivisionError, AttributeError, AssertionError, RuntimeError,
@@ -142,6 +144,8 @@ def read_header(data: bytes, what: str) -> ImageHeader:
     if reason := why_unreadable(name):
         raise ValueError(f"{what}: {reason}")
     size = _png_size(data) if name == "PNG" else _jpeg_size(data) if name == "JPEG" else _size_by_pillow(data)
+    if name == "PNG" and not _png_is_whole(data):  # OpenCV does not compare the checksums
+        size = None
     if size is None:
         raise ValueError(f"{what} is not a readable image ({len(data)} bytes); the data is damaged")
     return ImageHeader(name, *size)
@@ -185,6 +189,20 @@ def _png_size(data: bytes) -> tuple[int, int] | None:
     if data[12:16] != b"IHDR" or len(data) < 24:
         return None
     return int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
+
+
+def _png_is_whole(data: bytes) -> bool:
+    """Return whether the checksums of the chunks that decide about pixels are right."""
+    position = 8
+    while position + 12 <= len(data):
+        end = position + 8 + int.from_bytes(data[position : position + 4], "big")
+        kind = data[position + 4 : position + 8]
+        if kind in _PNG_CHECKED and zlib.crc32(data[position + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
+            return False
+        if kind == b"IEND":
+            break
+        position = end + 4
+    return True
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int] | None:

@@ -12,7 +12,6 @@ size of the official one, and needs no decompression.
 
 import importlib
 import itertools
-import json
 import os
 import shutil
 from abc import abstractmethod
@@ -28,6 +27,7 @@ from adaface.data.images import IMAGE_SHAPE, LazyImages, decode_image
 from adaface.data.pair_pickle import EncodedImage, check_counts, read_bin
 from adaface.system.command_line import invocation
 from adaface.system.files import FileState, atomic_file, atomic_path, state_of
+from adaface.system.json_file import read_object
 from adaface.system.numpy_file import read_array
 
 PAPER_SETS = ("agedb_30", "cfp_fp", "lfw", "cplfw", "calfw")
@@ -202,8 +202,8 @@ def _check_origin(folder: Path, name: str) -> None:
     if not source.is_file() or not record.is_file():  # one of them alone is what there is
         return
     try:
-        origin = json.loads(record.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
+        origin = read_object(record)
+    except ValueError:
         origin = None
     if not was_made_from(origin, source):
         raise ValueError(
@@ -240,8 +240,10 @@ def open_pair_set(folder: str | os.PathLike[str], name: str) -> PairSet:
     _check_origin(Path(folder), name)
     images = _MemfileImages(path) if path.name.endswith(_IMAGES_SUFFIX) else _BcolzImages(path)
     issame = _load_npy(Path(folder) / (name + _LIST_SUFFIX))
-    if issame.ndim != 1 or not np.isin(issame, (0, 1)).all():
-        raise ValueError(f"{folder}/{name}{_LIST_SUFFIX}: expected P booleans, got shape {issame.shape}")
+    if issame.ndim != 1 or issame.dtype.kind not in "biuf" or not np.isin(issame, (0, 1)).all():
+        raise ValueError(
+            f"{folder}/{name}{_LIST_SUFFIX}: expected P booleans, got {issame.dtype} of shape {issame.shape}"
+        )
     check_counts(len(images), len(issame), path)
     return PairSet(name, images, issame.astype(bool))
 
@@ -273,9 +275,9 @@ def _bcolz() -> Any:
 def _check_bcolz(path: Path) -> None:
     """Check the description of a bcolz folder before bcolz opens it (object arrays there are pickles)."""
     try:
-        shape = json.loads((path / "meta" / "sizes").read_text())["shape"]
-        dtype = json.loads((path / "meta" / "storage").read_text())["dtype"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        shape = read_object(path / "meta" / "sizes")["shape"]
+        dtype = read_object(path / "meta" / "storage")["dtype"]
+    except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"{path}: damaged bcolz folder ({error}); convert the set again") from None
     if dtype != "float32" or not isinstance(shape, list) or len(shape) != 4 or shape[1:] != [3, 112, 112]:
         raise ValueError(f"{path}: bcolz array {shape} of {dtype}, expected float32 [2P, 3, 112, 112]")

@@ -41,6 +41,7 @@ from adaface.demo.person import SIDE_PX, Identity, draw_identity, draw_scene
 from adaface.records.reader import ImageHeader, RecordWriter, pack
 from adaface.system.command_line import Parser, run_to_status
 from adaface.system.files import atomic_path
+from adaface.system.json_file import read_object
 from adaface.system.threads import usable_cores
 
 logger = logging.getLogger("adaface.demo.dataset")  # `__name__` is `__main__` if this module is run
@@ -277,8 +278,8 @@ def write_demo_data(
 def _check_finished(folder: Path, parameters: dict[str, int]) -> None:
     """Raise ValueError if a folder is not the finished data set with these parameters."""
     try:
-        stored = json.loads((folder / _PARAMETERS_FILE).read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
+        stored = read_object(folder / _PARAMETERS_FILE)
+    except (FileNotFoundError, ValueError):
         raise ValueError(
             f"{folder} is not empty and not a finished demo data set (no readable {_PARAMETERS_FILE}): "
             "choose another --output or remove the folder"

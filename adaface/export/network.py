@@ -1,7 +1,6 @@
 """An exported network in ONNX Runtime: open it, check that it was exported by this project, compute embeddings."""
 
 import importlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 
 from adaface.models.backbone import IMAGE_SIZE
 from adaface.models.input_format import InputFormat
+from adaface.system.json_file import parse_object
 
 ONNX_METADATA = "adaface"  # key of this project's metadata in the ONNX file, as JSON
 _ERRORS_ONLY = 3  # ONNX Runtime's level of messages
@@ -22,16 +22,26 @@ class OnnxNetwork:
     Args:
         session: an ``onnxruntime.InferenceSession`` of one input and the outputs embedding and norm.
         input_format: the input that the network expects.
+        path: its file, for messages.
     """
 
-    def __init__(self, session: Any, input_format: InputFormat) -> None:
-        self._session, self._format = session, input_format
+    def __init__(self, session: Any, input_format: InputFormat, path: Path) -> None:
+        self._session, self._format, self._path = session, input_format, path
         self._input = session.get_inputs()[0].name
         self.embedding_size = int(session.get_outputs()[0].shape[1])
 
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Embed (B, 112, 112, 3) uint8 in the network's color order: (B, D) and (B, 1) float32."""
-        embeddings, norms = self._session.run(None, {self._input: self.normalized(images)})
+        """Embed (B, 112, 112, 3) uint8 in the network's color order: (B, D) and (B, 1) float32.
+
+        Raises:
+            ValueError: the graph cannot be computed, or gives other shapes than it announces: the file is damaged.
+        """
+        try:
+            embeddings, norms = self._session.run(None, {self._input: self.normalized(images)})
+        except Exception as error:  # the runtime has many exception types of its own
+            raise ValueError(f"{self._path} cannot be computed ({str(error).splitlines()[0]})") from error
+        if embeddings.shape != (len(images), self.embedding_size) or norms.shape != (len(images), 1):
+            raise ValueError(f"{self._path} is damaged: it gives {embeddings.shape} for {len(images)} images")
         return embeddings, norms
 
     def normalized(self, images: np.ndarray) -> np.ndarray:
@@ -58,7 +68,7 @@ def load_network(path: Path) -> tuple[OnnxNetwork, InputFormat, Mapping[str, Any
     session = _open_session(path)
     metadata = _onnx_metadata(session, path)
     input_format = InputFormat.of(metadata, path)
-    return OnnxNetwork(session, input_format), input_format, metadata
+    return OnnxNetwork(session, input_format, path), input_format, metadata
 
 
 def _open_session(path: Path) -> Any:
@@ -79,13 +89,16 @@ def _open_session(path: Path) -> Any:
 def _onnx_metadata(session: Any, path: Path) -> dict[str, Any]:
     """Return the metadata that ``adaface export`` has stored in a file; raise ValueError if there is none."""
     try:
-        metadata = json.loads(session.get_modelmeta().custom_metadata_map[ONNX_METADATA])
-    except (KeyError, ValueError, RecursionError):
-        metadata = None
-    if not isinstance(metadata, dict):
-        raise ValueError(f"{path} is not an export of `adaface export`: it has no metadata about its input format")
-    inputs = [(tensor.type, tensor.shape) for tensor in session.get_inputs()]
-    outputs = [output.shape for output in session.get_outputs()]
+        metadata = parse_object(session.get_modelmeta().custom_metadata_map[ONNX_METADATA])
+    except (KeyError, ValueError):
+        raise ValueError(
+            f"{path} is not an export of `adaface export`: it has no metadata about its input format"
+        ) from None
+    try:
+        inputs = [(tensor.type, tensor.shape) for tensor in session.get_inputs() if tensor.name]
+        outputs = [output.shape for output in session.get_outputs()]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is damaged: the name of an input or output is no text ({error})") from error
     if not _takes_faces(inputs) or not _gives_embeddings(outputs):
         raise ValueError(
             f"{path} is not an export of `adaface export`: it takes {inputs} and gives {outputs}, expected any "

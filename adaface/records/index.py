@@ -29,6 +29,7 @@ PathLike = str | os.PathLike[str]
 _LARGE = 10_000  # records; for smaller files, every header is read, which is fast and finds any damage
 _RECORDS_AT_ONCE = 1 << 16  # few enough that their pages stay in memory while all fields are gathered
 _SIDECAR = "index"
+_EXACT_FLOAT32 = 1 << 24  # the header record stores counts as float32
 
 
 class Index(NamedTuple):
@@ -103,7 +104,25 @@ def _from_idx(data: mmap.mmap, rec_path: Path, idx_path: Path) -> Index:
     labels = labels_by_identity(data, keys, offsets) if len(keys) >= _LARGE else None
     if labels is not None:
         return Index(_compact(keys), offsets, labels)
-    return _by_key(_describe(data, keys, offsets, rec_path), idx_path)
+    index = _by_key(_describe(data, keys, offsets, rec_path), idx_path)
+    _check_keys(data, index)
+    return index
+
+
+def _check_keys(data: mmap.mmap, index: Index) -> None:
+    """Raise _StaleIndexError if an image's key is not one of those that the header record announces for images.
+
+    Such an image would be left out. Counts beyond float32's whole numbers are not compared.
+    """
+    if not len(index.keys) or index.keys[0] != 0:
+        return
+    totals = _announced(data, int(index.offsets[0]))
+    if totals is None or totals[1] >= _EXACT_FLOAT32:
+        return
+    images = int(np.searchsorted(index.keys, index.keys.dtype.type(totals[0]))) - 1
+    beyond = len(index.keys) - 1 - images
+    if images < totals[0] - 1 and beyond > totals[1] - totals[0]:
+        raise _StaleIndexError(f"{images:,} keys of images, the header record announces {totals[0] - 1:,.0f}")
 
 
 def _scanned_index(data: mmap.mmap, rec_path: Path, idx_path: Path, stale: str | None) -> Index:
@@ -211,7 +230,7 @@ def _check_gap(data: mmap.mmap, keys: np.ndarray, offsets: np.ndarray, rec_path:
         _StaleIndexError: the header record announces more records.
     """
     if keys.min() == 0:
-        totals = announced(join(data, int(offsets[np.argmin(keys)]))[0])
+        totals = _announced(data, int(offsets[np.argmin(keys)]))
         if totals is not None and len(keys) < totals[1]:
             raise _StaleIndexError(f"it has {len(keys):,} lines, the header record announces {totals[1]:,.0f} records")
     warnings.warn(
@@ -242,8 +261,16 @@ def _largest_key(data: mmap.mmap, keys: np.ndarray, offsets: np.ndarray) -> int:
     first = int(np.argmin(keys)) if len(keys) else 0
     if not len(keys) or keys[first] != 0:
         return 2**63 - 1
-    totals = announced(join(data, int(offsets[first]))[0])
+    totals = _announced(data, int(offsets[first]))
     return 2**63 - 1 if totals is None else int(totals[1] + np.spacing(np.float32(totals[1])))
+
+
+def _announced(data: mmap.mmap, offset: int) -> tuple[float, float] | None:
+    """Return what a header record announces; None too if it is damaged, which `RecordFile` reports when it is read."""
+    try:
+        return announced(join(data, offset)[0])
+    except ValueError:
+        return None
 
 
 def build_idx(rec_path: PathLike, idx_path: PathLike | None = None) -> None:

@@ -179,12 +179,25 @@ class RecordFile:
             return None
         bound = int(totals[0])
         if bound < _EXACT_FLOAT32:
+            self._check_bound(bound)
             return bound
         # float32 has rounded the number (42,474,558 is stored as 42,474,560): search the records around it
         slack = int(np.spacing(np.float32(bound)))
         identities = np.flatnonzero(self._without_image(bound - slack, bound + slack + 1))
         low = self._position(bound - slack)
         return int(self.keys[low + identities[0]]) if len(identities) else bound + slack + 1
+
+    def _check_bound(self, bound: int) -> None:
+        """Raise ValueError unless the last announced image is an image, and the next record is none."""
+        is_identity = self._without_image(bound - 1, bound + 1)
+        keys = self.keys[self._position(bound - 1) : self._position(bound + 1)]
+        for key, identity in zip(keys.tolist(), is_identity.tolist(), strict=True):
+            if identity != (key == bound) and key > 0:
+                what = "no image" if identity else "an image"
+                raise ValueError(
+                    f"{self._where(0)}: the header record announces {bound - 1:,} images, but the record of key {key} "
+                    f"holds {what}: the header record is damaged. Copy the file again, or pack it again"
+                )
 
     def _without_image(self, first: int, past: int | None) -> np.ndarray:
         """Return whether the records of some keys are as long as identity records, bool (M,)."""

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from adaface.system.files import atomic_file
+from adaface.system.json_file import parse_object
 
 Columns = dict[str, np.ndarray]
 
@@ -158,7 +159,7 @@ def _mapped(path: Path, stamp: Stamp, checked: bool) -> Columns | None:
             raise ValueError(f"{size} bytes, expected at least {_HEADER_BYTES}")
         data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     try:
-        header = json.loads(data[:_HEADER_BYTES])
+        header = parse_object(data[:_HEADER_BYTES])
         if header["version"] != _VERSION or header["files"] != list(stamp.files):
             return None
         declared = [(str(name), str(kind), int(count)) for name, kind, count in header["columns"]]

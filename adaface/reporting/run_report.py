@@ -1,6 +1,5 @@
 """The report of a training run, from its run folder and its last test."""
 
-import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -15,6 +14,7 @@ from adaface.metrics.results import SetResult
 from adaface.reporting.hardest_pairs import hardest_pairs
 from adaface.reporting.report import ReportContent, write_report
 from adaface.reporting.training import read_metrics
+from adaface.system.json_file import read_object
 from adaface.system.yaml_file import read_yaml
 
 REPORT = "report.html"
@@ -32,7 +32,7 @@ def write_run_report(folder: Path, results: Sequence[SetResult], pair_sets: Mapp
     Raises:
         OSError: it cannot be written.
     """
-    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    manifest = read_object(folder / MANIFEST)
     options = read_yaml(folder / CONFIG)
     manifest.pop("config")
     earlier = [start.get("started") for start in manifest.pop("earlier_starts")]

@@ -14,7 +14,7 @@ import numpy as np
 
 DAMAGED = (
     ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError, SyntaxError, RecursionError, MemoryError,
-    OverflowError, ZeroDivisionError, NotImplementedError, tokenize.TokenError, zipfile.BadZipFile, zlib.error,
+    OverflowError, ZeroDivisionError, RuntimeError, tokenize.TokenError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
 
 
@@ -28,11 +28,16 @@ def read_array(path: Path, *, memory_map: bool = False, writable: bool = False) 
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is damaged, or contains objects.
+        ValueError: it is damaged, contains objects, or is longer than its header announces.
     """
-    mode: Literal["r", "r+"] | None = "r+" if writable else "r" if memory_map else None
+    mode: Literal["r", "r+"] = "r+" if writable else "r"
     try:
-        return np.load(path, mmap_mode=mode, allow_pickle=False)
+        array = np.load(path, mmap_mode=mode, allow_pickle=False)  # mapped: nothing is reserved for what is not there
+        if not isinstance(array, np.memmap):
+            raise ValueError("it is an archive")
+        if extra := path.stat().st_size - array.offset - array.nbytes:
+            raise ValueError(f"it has {extra:,} bytes more than its header announces")
+        return array if memory_map or writable else np.array(array)
     except DAMAGED as error:
         raise ValueError(f"{path} is damaged or not a .npy file ({describe(error)})") from error
 

@@ -56,6 +56,8 @@ def walk_pickle(file: BinaryIO, size: int, opcodes: frozenset[str]) -> None:
         for opcode, argument, _ in pickletools.genops(cast(BinaryIO, _Bounded(file, size))):
             if opcode.name not in opcodes:
                 raise UnsafePickleError(f"it uses the opcode {opcode.name}, which such a file does not need")
+            if opcode.name == "FRAME" and int(argument or 0) > size:  # the unpickler reserves so many bytes
+                raise DamagedPickleError("it announces more bytes than the file has")
             walk.step(opcode.name, argument)
     except (UnsafePickleError, DamagedPickleError):
         raise

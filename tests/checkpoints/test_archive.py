@@ -41,6 +41,21 @@ def test_zeros_inside_of_the_weights_are_noticed(tmp_path):
         load_checkpoint(path)
 
 
+def test_a_member_that_is_marked_as_a_folder_is_refused(tmp_path):
+    """torch would read it as zeros."""
+    path = checkpoint(tmp_path)
+    content = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        place = archive.start_dir
+        count = len(archive.infolist())
+    for _ in range(count // 2):
+        place = content.index(b"PK\x01\x02", place + 1)
+    content[place + 38] |= 0x10  # external attributes, APPNOTE 4.4.15
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.ckpt is damaged .*one of its members is a folder"):
+        load_checkpoint(path)
+
+
 def test_every_damaged_byte_of_the_weights_and_of_the_pickle_is_noticed(tmp_path):
     path = checkpoint(tmp_path)
     content, weights = path.read_bytes(), load_checkpoint(path)["state_dict"]

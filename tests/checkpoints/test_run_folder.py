@@ -116,10 +116,15 @@ def test_manifests_of_earlier_starts_are_kept(tmp_path):
     assert not any("earlier_starts" in earlier for earlier in read["earlier_starts"])
 
 
-@pytest.mark.parametrize("damaged", ["", "{", "[]", '"text"'])
+@pytest.mark.parametrize("damaged", ["", "{", "[]", '"text"', "[" * 100_000])
 def test_a_damaged_manifest_does_not_stop_a_run(tmp_path, damaged):
     (tmp_path / "manifest.json").write_text(damaged)
     assert write_manifest(tmp_path, {}, "abc", 3)["earlier_starts"] == []
+
+
+def test_earlier_starts_that_are_no_list_are_left_out(tmp_path):
+    (tmp_path / "manifest.json").write_text('{"started": "2026", "earlier_starts": 7}')
+    assert write_manifest(tmp_path, {}, "abc", 3)["earlier_starts"] == [{"started": "2026"}]
 
 
 def test_environment_is_plain_values_that_a_checkpoint_can_hold(tmp_path):

@@ -123,6 +123,16 @@ def test_parts_can_be_chosen(faces: Path) -> None:
     assert not (faces / "lfw_list.npy").exists()
 
 
+@pytest.mark.parametrize("damaged", ["[1]", "null", '"text"', "[" * 100_000])
+def test_a_set_with_a_damaged_journal_is_converted_again(faces: Path, damaged: str, capsys) -> None:
+    run("--rec_path", faces, "--make_validation_memfiles")
+    (faces / ".lfw.convert.json").write_text(damaged)
+    capsys.readouterr()
+    assert run("--rec_path", faces, "--make_validation_memfiles") == 0
+    assert "lfw.bin: already converted" not in capsys.readouterr().out
+    assert json.loads((faces / ".lfw.convert.json").read_text())["form"] == "memfile"
+
+
 def test_finished_work_is_left_alone(faces: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run("--rec_path", faces)
     before = times_below(faces)

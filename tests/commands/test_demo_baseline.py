@@ -63,6 +63,13 @@ def test_baseline_and_run_stand_beside_each_other(tmp_path: Path) -> None:
         newest_run(tmp_path, "nothing")
 
 
+@pytest.mark.parametrize("content", ["[1]", "{}", '{"sets": 3}', '{"sets": [{"set": "lfw"}]}', "[" * 100_000])
+def test_results_that_are_none_are_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "results.json").write_text(content)
+    with pytest.raises(ValueError, match=r"results\.json (does not hold the acc|is damaged or not a JSON)"):
+        comparison_table({"lfw": 60.0}, "plain", tmp_path)
+
+
 def test_the_command_line_says_where_the_plots_are(tmp_path: Path, monkeypatch, capsys) -> None:
     write_demo_data(tmp_path / "faces", identities=2, images_per_identity=1, pairs=10, seed=1)
     run = write_run(tmp_path / "runs" / "demo_1", dict.fromkeys(PAPER_SETS, 90.0), 0)

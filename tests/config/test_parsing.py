@@ -162,6 +162,7 @@ def test_contradicting_checkpoints_are_refused(tmp_path):
         ("lr: [\n", "is not a valid YAML file"),
         ("prefix: [a]\n", "takes a string"),
         ("given: [lr]\n", "unknown option 'given'"),
+        (f"lr: 1{'0' * 400}\n", "--lr takes a number"),
     ],
 )
 def test_wrong_recipes_are_refused_naming_the_file(tmp_path, text, message):

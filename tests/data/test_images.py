@@ -42,6 +42,24 @@ def test_bad_images_are_named(encoded: bytes | np.ndarray, message: str) -> None
         decode_image(encoded, "key 7")
 
 
+@pytest.mark.parametrize("chunk", [b"IHDR", b"IDAT"])
+def test_a_png_with_a_wrong_checksum_is_damaged(chunk: bytes) -> None:
+    """OpenCV does not compare the checksums, and would return another image."""
+    whole = encode(FACE)
+    start = whole.index(chunk)
+    size = int.from_bytes(whole[start - 4 : start], "big")
+    damaged = bytearray(whole)
+    damaged[start + 4 + size // 2] ^= 1
+    with pytest.raises(ValueError, match=r"key 7 is not a readable image .* the data is damaged"):
+        decode_image(bytes(damaged), "key 7")
+
+
+def test_a_png_whose_text_has_a_wrong_checksum_is_read() -> None:
+    whole = encode(FACE)
+    text = b"\0\0\0\x05tEXta\0bcdNONE"
+    assert np.array_equal(decode_image(whole[:33] + text + whole[33:] + b"behind the end", "key 7"), FACE)
+
+
 class GreyImages(LazyImages):
     """Three images, each of its own grey level."""
 

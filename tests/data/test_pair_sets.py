@@ -182,6 +182,7 @@ HOSTILE = {
     "nine bytes of two gigabytes": b"\x80\x02B" + (2**31 - 1).to_bytes(4, "little") + b"a.",
     "a text of four gigabytes": b"\x80\x02X" + (2**32 - 1).to_bytes(4, "little") + b"a.",
     "bytes of 2**60": b"\x80\x04\x8e" + (2**60).to_bytes(8, "little") + b"a.",
+    "a frame of a terabyte": b"\x80\x04\x95" + (2**40).to_bytes(8, "little") + b"N.",
     "a memo of two gigabytes": b"\x80\x02)r" + (2**28).to_bytes(4, "little") + b"0.",
     "a dictionary with a tuple as key": b"\x80\x02}))s.",
     "a set of tuples": b"\x80\x04\x8f()\x90.",
@@ -323,6 +324,9 @@ def test_damaged_memfile_is_named(tmp_path: Path) -> None:
     images.write_bytes(whole)
     np.save(tmp_path / "lfw_list.npy", np.array([True]))
     with pytest.raises(ValueError, match="6 images for 1 pairs"):
+        pair_sets.open_pair_set(tmp_path, "lfw")
+    np.save(tmp_path / "lfw_list.npy", np.zeros(3, "f4,f4"))
+    with pytest.raises(ValueError, match=r"expected P booleans, got \[\('f0', '<f4'\), \('f1', '<f4'\)\] of shape"):
         pair_sets.open_pair_set(tmp_path, "lfw")
     np.save(tmp_path / "lfw_list.npy", np.array([object()]), allow_pickle=True)
     with pytest.raises(ValueError, match=r"lfw_list\.npy is damaged"):

@@ -154,6 +154,10 @@ def test_foreign_folders_are_not_touched(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not a finished demo data set"):
         write_demo_data(tmp_path, **TINY)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+    for damaged in ("[" * 100_000, "[1]"):
+        (tmp_path / "demo.json").write_text(damaged)
+        with pytest.raises(ValueError, match="not a finished demo data set"):
+            write_demo_data(tmp_path, **TINY)
 
 
 def test_a_killed_run_leaves_no_folder_and_is_redone(

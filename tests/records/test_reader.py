@@ -265,6 +265,40 @@ def test_senseless_header_record(tmp_path: Path, labels: tuple[float, float]) ->
             method()
 
 
+@pytest.mark.parametrize(("images", "what"), [(2, "key 2 holds an image"), (5, "key 5 holds no image")])
+def test_header_record_that_announces_another_number_of_images(
+    small: Path, tmp_path: Path, images: int, what: str
+) -> None:
+    """Only the images that it announces would be trained on."""
+    damaged = small.read_bytes().replace(struct.pack("<f", 5), struct.pack("<f", images + (images == 5)), 1)
+    small.write_bytes(damaged)
+    with pytest.raises(ValueError, match=rf"key 0, offset 0: the header record announces .*, but the record of {what}"):
+        RecordFile(small).image_range()
+
+
+def test_idx_with_an_image_under_the_key_of_none(small: Path) -> None:
+    """The image would be outside of the keys that the header record announces."""
+    idx = small.with_suffix(".idx")
+    idx.write_bytes(idx.read_bytes().replace(b"\n3\t", b"\n30\t"))
+    with pytest.warns(UserWarning, match="3 keys of images, the header record announces 4"):
+        file = RecordFile(small)
+    assert file.keys.tolist() == list(range(7))
+    assert file.image_range() == (1, 5)
+
+
+def test_damaged_header_record_of_a_file_without_idx_names_the_file(small: Path) -> None:
+    small.write_bytes(small.read_bytes().replace(struct.pack("<f", 5), struct.pack("<f", np.nan), 1))
+    for with_idx in (True, False):
+        if not with_idx:
+            small.with_suffix(".idx").unlink()
+        with (
+            warnings.catch_warnings(),
+            pytest.raises(ValueError, match=r"train\.rec, key 0, offset 0: a header"),
+        ):
+            warnings.simplefilter("ignore")
+            RecordFile(small).image_range()
+
+
 @pytest.mark.parametrize("images", [2**24 - 5, 2**24 - 4, 2**24 - 1, 2**24, 42_474_557, 42_474_555])
 @pytest.mark.parametrize("with_identities", [True, False])
 def test_header_record_of_tens_of_millions(tmp_path: Path, images: int, with_identities: bool) -> None:

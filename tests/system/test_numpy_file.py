@@ -76,3 +76,29 @@ def test_archives_that_are_damaged_or_compressed(tmp_path):
         archive.writestr("x.npy", b"no array")
     with pytest.raises(ValueError, match=r"a\.npz is damaged or not a \.npz file"):
         read_arrays(path)
+
+
+def test_bytes_behind_the_array_are_damage(tmp_path):
+    """Such as an insertion, which would shift all numbers behind it."""
+    (tmp_path / "a.npy").write_bytes(WHOLE[:140] + b"abcd" + WHOLE[140:])
+    for mapped in (False, True):
+        with pytest.raises(ValueError, match=r"a\.npy is damaged .*4 bytes more than its header announces"):
+            read_array(tmp_path / "a.npy", memory_map=mapped)
+
+
+def test_an_archive_is_no_array(tmp_path):
+    np.savez(tmp_path / "a.npz", x=np.arange(3))
+    (tmp_path / "a.npz").rename(tmp_path / "a.npy")
+    with pytest.raises(ValueError, match=r"a\.npy is damaged or not a \.npy file \(it is an archive"):
+        read_array(tmp_path / "a.npy")
+
+
+def test_a_member_that_is_marked_as_encrypted(tmp_path):
+    path = tmp_path / "a.npz"
+    np.savez(path, x=np.arange(3))
+    content = bytearray(path.read_bytes())
+    for start in (content.index(b"PK\x03\x04") + 6, content.index(b"PK\x01\x02") + 8):
+        content[start] |= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.npz is damaged or not a \.npz file .*encrypted"):
+        read_arrays(path)
