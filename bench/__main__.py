@@ -3,6 +3,7 @@
 python -m bench             # all of them, results in bench/results/
 python -m bench head open   # only those whose names contain one of these words
 python -m bench --table     # the table of the newest results, nothing measured
+python -m bench fuzz        # damaged files, see bench/fuzz.py; nothing measured
 """
 
 import argparse
@@ -15,7 +16,7 @@ from bench import timing
 from bench.timing import RESULTS
 
 _HERE = Path(__file__).parent
-_NO_ROWS = ("__main__", "__init__", "timing", "interval_coverage", "finetune_gain")
+_NO_ROWS = ("__main__", "__init__", "timing", "interval_coverage", "finetune_gain", "fuzz")
 
 
 def scripts(words: list[str]) -> list[str]:
@@ -45,6 +46,8 @@ def table(names: list[str]) -> str:
 
 def main() -> int:
     """Run the command line; return the exit status."""
+    if sys.argv[1:2] == ["fuzz"]:
+        return subprocess.run([sys.executable, "-m", "bench.fuzz", *sys.argv[2:]], cwd=_HERE.parent).returncode
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("words", nargs="*", help="only benchmarks whose names contain one of these")
     parser.add_argument("--table", action="store_true", help="print the newest results, measure nothing")

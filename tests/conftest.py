@@ -22,6 +22,7 @@ LONG = (
     "checkpoints/test_sharded.py",
     "distributed/test_watch.py",
     "test_bench.py",
+    "test_fuzz.py",
     "commands/test_train_finetune.py",
     "heads/test_partial_fc.py",
     "training/test_whole_step.py",

@@ -1,0 +1,195 @@
+"""Models, and lists of MATLAB: targets of `bench/fuzz.py`."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import unittest.mock
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto, helper
+from safetensors.torch import save
+from scipy.io import savemat
+
+from adaface.checkpoints.files import check_resumable, load_checkpoint
+from adaface.evaluation.matlab_file import read_texts
+from adaface.export.network import ONNX_METADATA, load_network
+from bench._fuzz_mutations import any_bytes, change_pickle, change_zip_field, inside_zip, set_token
+from bench._fuzz_variants import HangError, Variant, face, in_first, require
+
+# --- files of other programs ----------------------------------------------------------------------------------
+
+
+def mat_variants(folder: Path) -> list[Variant]:
+    """TinyFace's `.mat`: texts come out; the form has no checksum unless it is compressed.
+
+    The reader runs in a process of its own, which may die: that is an error of one line. Here it is forked from a
+    process that has imported SciPy, in place of started.
+    """
+    path, programs = folder / "probe.mat", _ForkedPrograms()
+    names = ["12_a.jpg", "13_b.jpg", "14_c.jpg"]
+    contents = []
+    for compressed in (False, True):
+        buffer = io.BytesIO()
+        cells = np.array([[name] for name in names], dtype=object)
+        savemat(buffer, {"probe_set": cells}, do_compression=compressed)
+        contents.append(buffer.getvalue())
+
+    def read(data: bytes) -> None:
+        path.write_bytes(data)
+        with unittest.mock.patch("subprocess.run", programs.run):
+            got = read_texts(path, "probe_set")
+        require(got and all(isinstance(name, str) for name in got), "no texts")
+
+    return [Variant(content, read) for content in contents]
+
+
+class _ForkedPrograms:
+    """Does what ``subprocess.run`` does with ``python -c``, in a fork of this process that lives until it dies."""
+
+    def __init__(self) -> None:
+        self._pid = 0
+
+    def run(self, command: list[str], **_: object) -> subprocess.CompletedProcess[bytes]:
+        """Run one program; its output and exit status are those of the fork."""
+        if not self._pid:
+            self._start()
+        self._requests.write(json.dumps(command[2:]) + "\n")
+        self._requests.flush()
+        if answer := self._answers.readline():
+            return subprocess.CompletedProcess(command, 0, json.loads(answer).encode())
+        status = os.waitpid(self._pid, 0)[1]
+        self._pid = 0
+        if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGPROF:
+            raise HangError("more than 2 s in the process of the reader")
+        return subprocess.CompletedProcess(command, os.waitstatus_to_exitcode(status), b"")
+
+    def _start(self) -> None:
+        (request, requests), (answer, answers) = os.pipe(), os.pipe()
+        self._pid = os.fork()
+        if self._pid == 0:
+            os.close(requests)
+            self._serve(os.fdopen(request), os.fdopen(answers, "w"))
+        os.close(request)
+        os.close(answers)
+        self._requests, self._answers = os.fdopen(requests, "w"), os.fdopen(answer)
+
+    def _serve(self, requests: TextIO, answers: TextIO) -> None:
+        try:
+            signal.signal(signal.SIGPROF, signal.SIG_DFL)
+            for line in requests:
+                program, *arguments = json.loads(line)
+                signal.setitimer(signal.ITIMER_PROF, 2)
+                sys.argv = ["-c", *arguments]
+                sys.stdout = io.StringIO()
+                exec(program, {})
+                answers.write(json.dumps(sys.stdout.getvalue()) + "\n")
+                answers.flush()
+        finally:
+            os._exit(1)
+
+
+def _weights() -> dict[str, Any]:
+
+    return {f"model.layer{n}.weight": torch.arange(6, dtype=torch.float32).reshape(2, 3) + n for n in range(10)}
+
+
+def _same_weights(got: dict[str, Any]) -> bool:
+
+    right = _weights()
+    return list(got) == list(right) and all(torch.equal(got[key], right[key]) for key in right)
+
+
+def ckpt_variants(folder: Path) -> list[Variant]:
+    """`.ckpt`: the zip has checksums: all weights that come out are as they were.
+
+    Where the checksum was made to fit, and in the format before PyTorch 1.6, only the form can be told.
+    """
+    position = {"epoch": 1, "batch": 2}
+    progress = {"current": {"ready": 1, "completed": 1, "processed": 1, "started": 1}}
+    section = {"config": {"arch": "ir_50"}, "given": ["arch"], "position": position}
+    loops = {"fit_loop": {"epoch_progress": progress, "epoch_loop.batch_progress": progress}}
+    optimizer = {"state": {0: {"momentum_buffer": torch.ones(2)}}, "param_groups": [{"lr": 0.1, "params": [0]}]}
+    whole = {"state_dict": _weights(), "adaface": section, "epoch": 1, "global_step": 2, "loops": loops}
+    whole["optimizer_states"] = [optimizer]
+    contents = []
+    for new in (True, False):
+        buffer = io.BytesIO()
+        torch.save(whole, buffer, _use_new_zipfile_serialization=new)
+        contents.append(buffer.getvalue())
+    number = iter(range(10**9))
+
+    def read(has_checksum: bool) -> Callable[[bytes], None]:
+        def read_one(data: bytes) -> None:
+            path = folder / f"{next(number)}.ckpt"  # a name of its own: what was checked is remembered by name
+            path.write_bytes(data)
+            try:
+                got = load_checkpoint(path)
+                require(all(isinstance(one, torch.Tensor) for one in got["state_dict"].values()), "no tensors")
+                require(not has_checksum or _same_weights(got["state_dict"]), "damaged weights are read")
+                check_resumable(got, path)
+            finally:
+                path.unlink()
+
+        return read_one
+
+    inside = (inside_zip(change_pickle), inside_zip(any_bytes))
+    return [
+        Variant(contents[0], read(has_checksum=True), (change_zip_field,)),
+        Variant(contents[0], read(has_checksum=False), inside * 8),
+        Variant(contents[1], read(has_checksum=False), (change_pickle,)),
+    ]
+
+
+def safetensors_variants(folder: Path) -> list[Variant]:
+    """`.safetensors`: with the header as it was, the numbers are those of the file; there is no checksum."""
+    path = folder / "weights.safetensors"
+    content = save(_weights())
+    start = 8 + int.from_bytes(content[:8], "little")
+
+    def read(data: bytes) -> None:
+        path.write_bytes(data)
+        got = load_checkpoint(path)["state_dict"]
+        require(all(isinstance(one, torch.Tensor) for one in got.values()), "no tensors")
+        if data[:start] == content[:start]:
+            numbers = b"".join(got[key].numpy().tobytes() for key in _weights())
+            require(numbers == data[start:], "numbers that are not in the file")
+
+    return [Variant(content, read, (set_token, in_first(start, set_token), in_first(start, any_bytes)))]
+
+
+def onnx_variants(folder: Path) -> list[Variant]:
+    """`.onnx`: what opens gives finite embeddings of the announced size, or an error; there is no checksum."""
+    path = folder / "model.onnx"
+    weight = helper.make_tensor("weight", TensorProto.FLOAT, [3, 4], np.linspace(-1, 1, 12))
+    nodes = [
+        helper.make_node("GlobalAveragePool", ["images"], ["pooled"]),
+        helper.make_node("Flatten", ["pooled"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "weight"], ["embedding"]),
+        helper.make_node("ReduceL2", ["embedding"], ["norm"], axes=[1], keepdims=1),
+    ]
+    images = helper.make_tensor_value_info("images", TensorProto.FLOAT, ["B", 3, 112, 112])
+    outputs = [
+        helper.make_tensor_value_info(n, TensorProto.FLOAT, ["B", d]) for n, d in (("embedding", 4), ("norm", 1))
+    ]
+    graph = helper.make_graph(nodes, "net", [images], outputs, [weight])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    model.metadata_props.add(key=ONNX_METADATA, value=json.dumps({"color": "BGR", "fingerprint": "0"}))
+    onnx.checker.check_model(model)
+
+    def read(data: bytes) -> None:
+        path.write_bytes(data)
+        network, _, _ = load_network(path)
+        embeddings, norms = network(np.stack([face(9), face(99)]))
+        require(
+            embeddings.shape == (2, network.embedding_size) and norms.shape == (2, 1), "other shapes than announced"
+        )
+
+    return [Variant(model.SerializeToString(), read, (set_token,))]
