@@ -10,17 +10,25 @@ the two matrix products happens in the cache. It keeps one (B, C) buffer of expo
 memory is short, recomputes them there with the same bits. A margin that changes the logits of other classes passes a
 function of their cosines, ``reweight``; with several centers per class it receives the largest of their cosines.
 
+On a CUDA GPU, Triton kernels (``heads/softmax_kernel.py``) read the buffer once in each pass. They are optional.
+
 Source: the online softmax of Milakov and Gimelshein (arXiv 1805.02867), with the gradient of the column normalization
 written out; values and gradients equal those of the plain formulas.
 """
 
+import functools
+import importlib
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+logger = logging.getLogger(__name__)
 
 # numbers per block: on a CPU what fits its cache, on other devices enough work for each kernel launch
 _BLOCK_NUMBERS_CPU = 1 << 21
@@ -38,7 +46,7 @@ def kept_bytes(centers: int) -> int:
     Args:
         centers: columns of each class.
     """
-    return 4 if centers == 1 else 5  # a float32 exponential, and the index of the nearest center in 8 bits
+    return 4 if centers == 1 else 5  # a float32 number, and the index of the nearest center in 8 bits
 
 
 @torch.no_grad()
@@ -160,8 +168,7 @@ class _TargetAndNegatives(torch.autograd.Function):
             product_unit = unit.to(options.product_dtype)
             block = ctx.kept[number] or _Block(scaled, product_unit, labels - first_class, options)
             ctx.kept[number] = None  # its buffer is overwritten now; a second backward pass recomputes it
-            grad_logits = block.gradient(weights[:, number], grad_target / options.scale)  # (B, c * centers)
-            grad_logits = grad_logits.to(options.product_dtype)
+            grad_logits = block.gradient(weights[:, number], grad_target / options.scale, options.product_dtype)
             grad_embeddings += _product(grad_logits, product_unit.T)  # (B, D)
             if grad_kernel is not None:
                 # in the kernel's memory layout: a sharded head keeps one row per class and passes the transpose
@@ -200,13 +207,31 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
     return a.float() @ b.float()
 
 
+def _kernels_for(z: Tensor) -> ModuleType | None:
+    """Return the kernels for scaled cosines; None where PyTorch's operations are used."""
+    return _kernels(z.device) if z.device.type == "cuda" and z.dtype == torch.float32 else None
+
+
+@functools.cache
+def _kernels(device: torch.device) -> ModuleType | None:
+    """Return the module of the Triton kernels; None if there is no Triton, or it does not work on this GPU."""
+    try:
+        kernels = importlib.import_module("adaface.heads.softmax_kernel")
+        kernels.try_out(device)
+    except Exception as error:  # such as no C compiler, or a GPU that Triton does not support
+        reason = str(error).strip().splitlines()
+        logger.info(f"the softmax is computed without Triton: {type(error).__name__} {reason[0] if reason else ''}")
+        return None
+    return kernels
+
+
 def _looking_is_cheap(tensor: Tensor) -> bool:
     """Return whether a value can be read without synchronizing with a device."""
     return tensor.device.type == "cpu"
 
 
 class _Block:
-    """Exponentials of the scaled cosines between all embeddings and a block of c classes.
+    """Exponentials of the scaled cosines between all embeddings and a block of c classes; with kernels, the cosines.
 
     Args:
         scaled: (B, D) embeddings times s.
@@ -229,6 +254,11 @@ class _Block:
         self._inside = ((local >= 0) & (local < z.shape[1])).unsqueeze(1)  # (B, 1)
         self._column = local.clamp(0, z.shape[1] - 1).unsqueeze(1)  # (B, 1)
         self.target = torch.where(self._inside, z.gather(1, self._column), 0.0).squeeze(1)  # (B,)
+        self._kernels = _kernels_for(z) if options.reweight is None else None
+        if self._kernels is not None:
+            self._z, self._local, self._limit = z, local, options.limit
+            self.maximum, self._sum = self._kernels.maxima_and_sums(z, local, options.limit)
+            return
         # keeps the target out of the maximum; its exponential is set to 0 below
         self._set_target(z, 0.0)
         if options.reweight is None:
@@ -270,16 +300,23 @@ class _Block:
             return self._sum
         return (self._exponentials.abs() if self._signed else self._exponentials).sum(1)
 
-    def gradient(self, weights: Tensor, grad_target: Tensor) -> Tensor:
-        """Turn the exponentials into the gradient (B, c * centers) of the scaled cosines, in their own memory.
+    def gradient(self, weights: Tensor, grad_target: Tensor, dtype: torch.dtype) -> Tensor:
+        """Turn the exponentials into the gradient (B, c * centers) of the scaled cosines; they are overwritten.
 
         Args:
             weights: (B,) factor of each row.
             grad_target: (B,) gradient of the target's scaled cosine.
+            dtype: of the result.
         """
-        gradient = self._exponentials.clamp_min_(0) if self._signed else self._exponentials  # (B, c)
-        gradient.mul_(weights.unsqueeze(1))
-        self._set_target(gradient, grad_target.unsqueeze(1))
+        if self._kernels is not None:
+            gradient = self._kernels.gradient(
+                self._z, self._local, self.maximum, weights, grad_target, self._limit, dtype
+            )  # (B, c)
+        else:
+            gradient = self._exponentials.clamp_min_(0) if self._signed else self._exponentials  # (B, c)
+            gradient.mul_(weights.unsqueeze(1))
+            self._set_target(gradient, grad_target.unsqueeze(1))
+            gradient = gradient.to(dtype)
         if self._nearest is None:
             return gradient
         # max passes the gradient to the nearest center only
