@@ -44,13 +44,14 @@ from adaface.distributed.startup import (
 )
 from adaface.distributed.watch import InterruptedTrainingError, ProcessWatch
 from adaface.evaluation.before_after import compare_before_after, verdict, write_before_after
-from adaface.evaluation.model_comparison import comparison_text, write_comparison
+from adaface.evaluation.model_comparison import comparison_table, comparison_text, write_comparison
 from adaface.inference.embedding_cache import CachedEmbedding, ModelFile
 from adaface.metrics.calibration import describe_threshold
 from adaface.metrics.results import results_table, write_results
 from adaface.reporting.contact_sheet import tiled
 from adaface.reporting.curves import plot_roc, plot_similarity_histograms
 from adaface.reporting.run_report import write_run_report
+from adaface.reporting.tables import ReportTable
 from adaface.reporting.training import plot_health, plot_loss
 from adaface.system.command_line import (
     EXPECTED_ERRORS,
@@ -182,9 +183,11 @@ def _run(config: Config, notes: list[str], lock: RunLock, *, plan_only: bool = F
         if data.pair_sets:
             _test(trainer, module, data, keeper, config)
     if trainer.is_global_zero:
-        _finish(module, data, folder, config)
+        _finish(module, folder, config)
+        compared: tuple[ReportTable, list[str]] | tuple[()] = ()
         if config.run.finetune and not config.run.fast_dev_run:
-            _compare_with_pretrained(config, devices, data, keeper)
+            compared = _compare_with_pretrained(config, devices, data, keeper)
+        write_run_report(folder, module.results, data.pair_sets, *compared)
         print(f"results are in {folder}; start with report.html")
     return 0
 
@@ -219,8 +222,12 @@ def _test_pretrained(trainer: "pl.Trainer", module: FaceRecognitionModule, data:
 
 def _compare_with_pretrained(
     config: Config, devices: DevicePlan, data: FaceDataModule, keeper: CheckpointKeeper
-) -> None:
-    """Compare the best checkpoint of the run with the pretrained model, on clear and blurred images."""
+) -> tuple[ReportTable, list[str]]:
+    """Compare the best checkpoint of the run with the pretrained model, on clear and blurred images.
+
+    Returns:
+        The table of the report, and the result in words.
+    """
     before, after = (
         CachedEmbedding(
             ModelFile(str(path), config.run.arch, "gpu" if devices.accelerator == "gpu" else "cpu", color),
@@ -234,10 +241,11 @@ def _compare_with_pretrained(
     print(comparison_text(comparison), "", *words, sep="\n")
     write_comparison(comparison, keeper.folder)
     write_before_after(comparison, words, keeper.folder)
+    return comparison_table(comparison), words
 
 
-def _finish(module: FaceRecognitionModule, data: FaceDataModule, folder: Path, config: Config) -> None:
-    """Print and write the results, draw the plots, write the report."""
+def _finish(module: FaceRecognitionModule, folder: Path, config: Config) -> None:
+    """Print and write the results, draw the plots."""
     if not config.run.evaluate:
         plot_loss(folder / "metrics", folder / "loss.png")
         plot_health(folder / "metrics", folder / "health.png")
@@ -246,7 +254,6 @@ def _finish(module: FaceRecognitionModule, data: FaceDataModule, folder: Path, c
         write_results(folder, module.results)
         plot_roc(module.results, folder / "roc.png")
         plot_similarity_histograms(module.results, folder / "similarity.png")
-    write_run_report(folder, module.results, data.pair_sets)
 
 
 def _describe(

@@ -12,12 +12,17 @@ import numpy as np
 
 from adaface.checkpoints.run_folder import MANIFEST, describe_environment
 from adaface.evaluation.degradation import DegradedImages, draw_samples
-from adaface.evaluation.model_comparison import ModelComparison, comparison_text, write_comparison
+from adaface.evaluation.model_comparison import (
+    ModelComparison,
+    comparison_table,
+    comparison_text,
+    write_comparison,
+)
 from adaface.evaluation.verification import VerifiedSet
 from adaface.metrics.outcome import Outcome, outcome_lines
 from adaface.metrics.results import results_table, write_results
 from adaface.reporting.curves import plot_roc, plot_similarity_histograms
-from adaface.reporting.hardest_pairs import hardest_pairs
+from adaface.reporting.hardest_pairs import HardestPairs, hardest_pairs
 from adaface.reporting.quality import RejectCurve
 from adaface.reporting.report import ReportContent, write_report
 from adaface.reporting.tables import ReportTable
@@ -39,6 +44,7 @@ class Findings:
         tables: tables of the report, besides those of sets and outcomes.
         rejections: error-versus-reject curves by name of the set.
         warnings: important remarks.
+        hardest: pairs to show as images, besides those of the sets.
         comparison: comparison of several models.
         degraded: degraded images; samples are plotted at several strengths.
         failed: whether a check failed.
@@ -50,6 +56,7 @@ class Findings:
     tables: Sequence[ReportTable] = ()
     rejections: Mapping[str, RejectCurve] = field(default_factory=dict)
     warnings: Sequence[str] = ()
+    hardest: Sequence[HardestPairs] = ()
     comparison: ModelComparison | None = None
     degraded: DegradedImages | None = None
     failed: bool = False
@@ -132,20 +139,24 @@ def _report(findings: Findings, evaluated: Evaluated) -> ReportContent:
         evaluated=evaluated.model,
         sets=[verified.result for verified in findings.sets],
         outcomes=outcomes,
+        comparison=comparison_table(findings.comparison) if findings.comparison else None,
         tables=findings.tables,
         rejections=findings.rejections,
         norms={verified.result.name: np.unique(verified.norms) for verified in findings.sets},
         hardest=[
-            hardest_pairs(
-                verified.images,
-                verified.result.similarity,
-                verified.result.issame,
-                _PAIRS_OF_A_SET,
-                places=verified.places,
-                norms=verified.norms,
-                threshold=verified.result.cosine_threshold,
-            )
-            for verified in findings.sets
+            *findings.hardest,
+            *(
+                hardest_pairs(
+                    verified.images,
+                    verified.result.similarity,
+                    verified.result.issame,
+                    _PAIRS_OF_A_SET,
+                    places=verified.places,
+                    norms=verified.norms,
+                    threshold=verified.result.cosine_threshold,
+                )
+                for verified in findings.sets
+            ),
         ],
         options=evaluated.options,
         manifest=evaluated.manifest(),

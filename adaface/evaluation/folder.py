@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
+from adaface.data.image_list import ImageList
 from adaface.evaluation.degradation import DEGRADATIONS, DegradedImages
 from adaface.evaluation.identity_folder import IdentityFolder, assign_roles, open_identity_folder
 from adaface.evaluation.template_pooling import pool_templates
@@ -29,10 +30,12 @@ from adaface.inference.search import most_similar, search
 from adaface.metrics.identification import macro_f1, open_set_rates, rank_rates
 from adaface.metrics.intervals import including, rate_interval, tar_intervals
 from adaface.metrics.outcome import Embedded, EmbedImages, Outcome, unreadable_note
+from adaface.reporting.hardest_pairs import HardestPairs, HardPair, picture
 
 PROTOCOL = "folder"
 RANKS = (1, 5, 10)
 FPIRS = (0.01, 0.1)
+_SHOWN_MATCHES = 16
 DEGRADED_PARTS = ("all", "probe")
 
 
@@ -50,6 +53,10 @@ class Identification:
         norms: (M + U,) feature norms of all probes, in the folder's order.
         gallery_size: number G of identities in the gallery.
         notes: remarks on the data.
+        probes: (M,) indices of the mated probes in the folder.
+        embeddings: (M, D) of the mated probes, unit vectors.
+        scores: (M,) cosine to the most similar gallery feature.
+        in_gallery: (N,) booleans, which images of the folder are in the gallery.
     """
 
     labels: np.ndarray
@@ -61,6 +68,10 @@ class Identification:
     norms: np.ndarray
     gallery_size: int
     notes: tuple[str, ...]
+    probes: np.ndarray
+    embeddings: np.ndarray
+    scores: np.ndarray
+    in_gallery: np.ndarray
 
     @property
     def correct(self) -> np.ndarray:
@@ -94,7 +105,20 @@ def run(
     degraded_part: str = "all",
     strength: float = 1.0,
 ) -> Outcome:
-    """Measure identification on a private folder.
+    """Measure identification on a private folder; for the arguments see ``run_and_show``."""
+    return run_and_show(embed, root, split, degrade=degrade, degraded_part=degraded_part, strength=strength)[0]
+
+
+def run_and_show(
+    embed: EmbedImages,
+    root: Path,
+    split: FolderSplit = FolderSplit(),
+    *,
+    degrade: str | None = None,
+    degraded_part: str = "all",
+    strength: float = 1.0,
+) -> tuple[Outcome, HardestPairs]:
+    """Measure identification on a private folder, and read the images of its worst errors.
 
     Args:
         embed: the model.
@@ -103,6 +127,9 @@ def run(
         degrade: None, or ``blur``.
         degraded_part: degrade ``all`` images (the specification's comparison) or ``probe`` images only.
         strength: strength of the degradation, in [0, 1].
+
+    Returns:
+        The numbers, and the wrong matches of the largest similarity.
 
     Raises:
         FileNotFoundError: there is no such folder, or it has another layout.
@@ -114,9 +141,10 @@ def run(
             f"and one of {', '.join(DEGRADED_PARTS)}"
         )
     folder = open_identity_folder(root, split.limit)
-    probes = gallery = embed(folder.images if degrade is None else DegradedImages(folder.images, split.seed, strength))
-    if degrade is not None and degraded_part == "probe":
-        gallery = embed(folder.images)
+    seen: ImageList = folder.images if degrade is None else DegradedImages(folder.images, split.seed, strength)
+    in_gallery = folder.images if degraded_part == "probe" else seen
+    probes = embed(seen)
+    gallery = probes if in_gallery is seen else embed(in_gallery)
     result = identify(
         folder,
         gallery,
@@ -125,10 +153,33 @@ def run(
         unknown_share=split.unknown_share,
         seed=split.seed,
     )
+    wrong = _wrong_matches(result, folder, gallery, seen, in_gallery)
     if degrade is None:
-        return outcome_of(result, folder.images.name)
+        return outcome_of(result, folder.images.name), wrong
     note = degradation_note(degraded_part, strength=strength, seed=split.seed)
-    return outcome_of(result, f"{folder.images.name} blurred", (note,))
+    return outcome_of(result, f"{folder.images.name} blurred", (note,)), wrong
+
+
+def _wrong_matches(
+    result: Identification, folder: IdentityFolder, gallery: Embedded, seen: ImageList, in_gallery: ImageList
+) -> HardestPairs:
+    """Read the wrongly identified probes of the largest similarity, each beside the image that it was taken for."""
+    wrong = np.flatnonzero(~result.correct)
+    pairs = []
+    for probe in wrong[np.argsort(-result.scores[wrong], kind="stable")[:_SHOWN_MATCHES]]:
+        images = np.flatnonzero(result.in_gallery & (folder.labels == result.predicted[probe]))
+        other = int(images[np.argmax(gallery.embeddings[images] @ result.embeddings[probe])])
+        taken = [folder.identities[label] for label in (result.labels[probe], result.predicted[probe])]
+        pairs.append(
+            HardPair(
+                index=int(probe),
+                similarity=float(result.scores[probe]),
+                pictures=(picture(seen, int(result.probes[probe])), picture(in_gallery, other)),
+                text=f"{taken[0]} taken for {taken[1]}; own similarity {result.mate_scores[probe]:.3f}, "
+                f"rank {result.mate_ranks[probe]}",
+            )
+        )
+    return HardestPairs(seen.name, (), tuple(pairs), heading="Wrong matches, most similar")
 
 
 def degradation_note(degraded_part: str, *, strength: float, seed: int) -> str:
@@ -172,7 +223,7 @@ def identify(
     labels, embeddings = folder.labels[rows], probes.embeddings[rows]
     result = search(embeddings, features, labels, known)
     mated = result.mate_ranks > 0
-    places, _ = most_similar(embeddings[mated], features, 1)
+    places, scores = most_similar(embeddings[mated], features, 1)
     ignored = (f"{folder.skipped:,} files are skipped",) if folder.skipped else ()
     return Identification(
         labels=labels[mated],
@@ -184,6 +235,10 @@ def identify(
         norms=probes.norms[rows, 0],
         gallery_size=len(known),
         notes=(*roles.notes, *unreadable_note(readable), *ignored),
+        probes=rows[mated],
+        embeddings=embeddings[mated],
+        scores=scores[:, 0],
+        in_gallery=roles.gallery,
     )
 
 

@@ -29,6 +29,7 @@ from adaface.metrics.comparison import Comparison, compare_decisions
 from adaface.metrics.identification import compare_macro_f1, macro_f1
 from adaface.metrics.outcome import EmbedImages, Outcome
 from adaface.reporting.style import BLACK, BLUE, DPI, GREEN, ORANGE, PURPLE, SKY, VERMILION, dress, plain, save_figure
+from adaface.reporting.tables import Cell, ReportTable, Row, interval_text
 from adaface.system.csv_text import safe
 from adaface.system.files import write_atomically
 from adaface.system.text_table import aligned
@@ -58,7 +59,7 @@ class ModelComparison:
         notes: the degradation of the images, and remarks on the data.
         protocol: name of the protocol.
         shown: numbers in the table and the chart.
-        title: of the chart; empty for that of protocol and data.
+        title: of chart and table; empty for that of protocol and data.
     """
 
     data: str
@@ -70,6 +71,11 @@ class ModelComparison:
     protocol: str = PROTOCOL
     shown: tuple[str, ...] = SHOWN_NUMBERS
     title: str = ""
+
+    @property
+    def heading(self) -> str:
+        """Title of the chart and the table."""
+        return self.title or f"{_TITLES[self.protocol]} on {self.data}"
 
 
 def compare_models(
@@ -157,6 +163,27 @@ def comparison_text(comparison: ModelComparison) -> str:
     return "\n".join([caption, *aligned([*rows, None], "<"), *comparison.notes])
 
 
+def comparison_table(comparison: ModelComparison) -> ReportTable:
+    """Return the table of a report: a block for each shown number, as in the text.
+
+    Args:
+        comparison: results of the models.
+    """
+    rows = []
+    for number in comparison.shown:
+        for model in comparison.models:
+            outcomes = [comparison.outcomes[model, condition] for condition in comparison.conditions]
+            values = (Cell(f"{one.numbers[number]:.2f}", interval_text(one.intervals.get(number))) for one in outcomes)
+            rows.append(Row((Cell(f"{number}, {model}"), *values)))
+        first = comparison.models[0]
+        for model in comparison.models[1:]:
+            differences = (comparison.differences[model, condition, number] for condition in comparison.conditions)
+            values = (Cell(*_as_text(difference).split(" ", 1)) for difference in differences)
+            rows.append(Row((Cell(f"{model} - {first}"), *values), is_mean=True))
+    caption = "In percent, with 95 % intervals; differences in points, with their p-value."
+    return ReportTable(comparison.heading, caption, ("", *comparison.conditions), tuple(rows), comparison.notes)
+
+
 def comparison_csv(comparison: ModelComparison) -> str:
     """Return all numbers as CSV, with a row for each model and condition; missing numbers are empty."""
     first = next(iter(comparison.outcomes.values()))
@@ -193,8 +220,7 @@ def plot_comparison(comparison: ModelComparison, path: str | Path) -> None:
     figure = Figure(figsize=(width, 5.4), dpi=DPI, layout="constrained")
     for axes, number in zip(figure.subplots(1, len(comparison.shown), sharey=True), comparison.shown, strict=True):
         _draw_bars(axes, comparison, number)
-    title = comparison.title or f"{_TITLES[comparison.protocol]} on {comparison.data}"
-    figure.suptitle(plain(f"{title}, with 95 % intervals"), fontsize=14, fontweight="bold")
+    figure.suptitle(plain(f"{comparison.heading}, with 95 % intervals"), fontsize=14, fontweight="bold")
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 3), fontsize=11, frameon=False)
     save_figure(figure, path)

@@ -99,8 +99,10 @@ def run_folder(
         degraded_part: as in ``folder.run``.
         strength: strength of the degradation, in [0, 1].
     """
-    outcome = folder.run(embed, root, split, degrade=degrade, degraded_part=degraded_part, strength=strength)
-    return Findings(outcomes=[outcome], degraded=_samples(root, split, strength) if degrade else None)
+    outcome, wrong = folder.run_and_show(
+        embed, root, split, degrade=degrade, degraded_part=degraded_part, strength=strength
+    )
+    return Findings(outcomes=[outcome], hardest=[wrong], degraded=_samples(root, split, strength) if degrade else None)
 
 
 def _samples(root: Path, split: FolderSplit, strength: float) -> DegradedImages:

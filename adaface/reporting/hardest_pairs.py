@@ -20,12 +20,14 @@ class HardPair:
         similarity: cosine.
         pictures: both images as JPEG files; None for one that cannot be read.
         norms: feature norms of both images; None if unknown.
+        text: a remark, such as who is shown; may be empty.
     """
 
     index: int
     similarity: float
     pictures: tuple[bytes | None, bytes | None]
     norms: tuple[float, float] | None = None
+    text: str = ""
 
 
 @dataclass(frozen=True)
@@ -37,12 +39,14 @@ class HardestPairs:
         genuine: genuine pairs, least similar first.
         impostors: impostor pairs, most similar first.
         threshold: similarity above which pairs are accepted; NaN if unknown.
+        heading: of the impostor pairs, if they are chosen in another way.
     """
 
     name: str
     genuine: tuple[HardPair, ...]
     impostors: tuple[HardPair, ...]
     threshold: float = math.nan
+    heading: str = ""
 
 
 def hardest_pairs(
@@ -85,7 +89,7 @@ def hardest_pairs(
         return HardPair(
             index=pair,
             similarity=float(similarity[pair]),
-            pictures=(_picture(images, first), _picture(images, second)),
+            pictures=(picture(images, first), picture(images, second)),
             norms=None if norms is None else (float(norms[pair, 0]), float(norms[pair, 1])),
         )
 
@@ -105,7 +109,13 @@ def _first(pairs: np.ndarray, order: np.ndarray, count: int) -> np.ndarray:
     return pairs[np.argsort(order[pairs], kind="stable")[:count]]
 
 
-def _picture(images: ImageList, index: int) -> bytes | None:
+def picture(images: ImageList, index: int) -> bytes | None:
+    """Return an image as a JPEG file, or None if it cannot be read.
+
+    Args:
+        images: list of images.
+        index: in the list.
+    """
     try:
         image = images.read(index)
     except ValueError:

@@ -1,5 +1,6 @@
 """Plots of feature norms: their distribution in each set, and the errors left when the lowest are rejected."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
@@ -9,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 
 from adaface.reporting.style import PERCENT, dress, line_looks, plain
 
-_BINS = 50
+_FEWEST_BINS, _MOST_BINS = 5, 50
 _POINTS = 400
 
 
@@ -64,7 +65,8 @@ def draw_norms(axes: Axes, norms: Mapping[str, np.ndarray], among: Sequence[str]
     """
     looks = line_looks(among or list(norms))
     low, high = min(map(np.min, norms.values())), max(map(np.max, norms.values()))
-    edges = np.linspace(low, high, _BINS + 1) if high > low else np.array([low - 0.5, low + 0.5])
+    bins = int(np.clip(math.sqrt(min(map(len, norms.values()))), _FEWEST_BINS, _MOST_BINS))
+    edges = np.linspace(low, high, bins + 1) if high > low else np.array([low - 0.5, low + 0.5])
     for name, values in norms.items():
         counts, _ = np.histogram(values, edges)
         label = plain(f"{name}: median {np.median(values):.1f}")

@@ -38,6 +38,7 @@ _TEMPLATE = "report.html.j2"
 _SEPARATORS = re.compile(r"([/\\]+)(?=[^/\\])")
 _MOST_PICTURE_BYTES = 1_500_000  # base64 adds a third
 _HEADINGS = {
+    "comparison": "Comparison",
     "verification": "Verification",
     "protocols": "Protocols",
     "curves": "Error rates",
@@ -60,6 +61,7 @@ class ReportContent:
         evaluated: what was evaluated, such as the checkpoint.
         sets: results of verification sets; curves need the similarities of their pairs.
         outcomes: results of other protocols; those with pairs have curves too.
+        comparison: comparison of several models, shown first.
         tables: further tables, such as the comparison with published numbers.
         metrics: metrics of a training run, as returned by ``reporting.training.read_metrics``.
         rejections: error-versus-reject curves, by name of the set.
@@ -76,6 +78,7 @@ class ReportContent:
     evaluated: str = ""
     sets: Sequence[SetResult] = ()
     outcomes: Sequence[Outcome] = ()
+    comparison: ReportTable | None = None
     tables: Sequence[ReportTable] = ()
     metrics: pd.DataFrame | None = None
     rejections: Mapping[str, RejectCurve] = field(default_factory=dict)
@@ -121,6 +124,7 @@ def write_report(path: str | Path, content: ReportContent) -> None:
     among = [pairs.name for pairs in scored]
     norms = {outcome.data: outcome.norms for outcome in content.outcomes} | dict(content.norms)
     parts: dict[str, Any] = {
+        "comparison": content.comparison,
         "verification": verification_table(content.sets) if content.sets else None,
         "protocols": [*map(outcome_table, content.outcomes), *content.tables],
         "curves": score_panels(scored),
@@ -215,6 +219,7 @@ def _shown_pairs(hardest: Sequence[HardestPairs]) -> list[dict[str, Any]]:
     return [
         {
             "name": of_set.name,
+            "heading": of_set.heading or "Impostor pairs, most similar",
             "genuine": [_shown_pair(pair, pair.similarity <= of_set.threshold, "wrongly rejected")
                         for pair in of_set.genuine[:genuine]],
             "impostors": [_shown_pair(pair, pair.similarity > of_set.threshold, "wrongly accepted")
@@ -232,6 +237,7 @@ def _shown_pair(pair: HardPair, is_wrong: bool, verdict: str) -> dict[str, Any]:
         "pictures": [picture and _data_uri(picture) for picture in pair.pictures],
         "norms": "" if pair.norms is None else f"{pair.norms[0]:.1f} and {pair.norms[1]:.1f}",
         "verdict": verdict if is_wrong else "",
+        "text": pair.text,
     }
 
 

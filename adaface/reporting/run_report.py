@@ -13,6 +13,7 @@ from adaface.data.pair_sets import PairSet
 from adaface.metrics.results import SetResult
 from adaface.reporting.hardest_pairs import hardest_pairs
 from adaface.reporting.report import ReportContent, write_report
+from adaface.reporting.tables import ReportTable
 from adaface.reporting.training import read_metrics
 from adaface.system.json_file import read_object
 from adaface.system.yaml_file import read_yaml
@@ -21,13 +22,21 @@ REPORT = "report.html"
 _PAIRS_OF_A_SET = 8  # of each kind
 
 
-def write_run_report(folder: Path, results: Sequence[SetResult], pair_sets: Mapping[str, PairSet]) -> None:
+def write_run_report(
+    folder: Path,
+    results: Sequence[SetResult],
+    pair_sets: Mapping[str, PairSet],
+    comparison: ReportTable | None = None,
+    verdict: Sequence[str] = (),
+) -> None:
     """Write ``report.html`` into a run folder.
 
     Args:
         folder: run folder with ``manifest.json``, ``config.yaml`` and, after a training, ``metrics/``.
         results: results of the last test, with the similarities of the pairs.
         pair_sets: verification sets by name, to show their hardest pairs.
+        comparison: of a fine-tuned model with the pretrained one.
+        verdict: its result in words, shown at the top.
 
     Raises:
         OSError: it cannot be written.
@@ -44,6 +53,8 @@ def write_run_report(folder: Path, results: Sequence[SetResult], pair_sets: Mapp
             date=f"started {datetime.fromisoformat(manifest['started']):%Y-%m-%d %H:%M}",
             evaluated=_evaluated(options),
             sets=results,
+            comparison=comparison,
+            notes=verdict,
             metrics=None if metrics.empty else metrics,
             hardest=[
                 hardest_pairs(

@@ -118,13 +118,16 @@ def test_the_threshold_is_found_and_stored(run, root, tmp_path):
 
 
 def test_a_private_folder(run, root, tmp_path):
-    out = run("folder", "--root", str(root / "people"))
+    out = run("folder", "--root", str(root / "people"), "--report")
     assert "f1_score" in out
     with (folder_in(tmp_path) / "outcomes.csv").open() as file:
         numbers = {row["number"]: float(row["value"] or "nan") for row in csv.DictReader(file)}
     assert numbers["rank-1"] > 100 * 2 / IDENTITIES
     content = json.loads((folder_in(tmp_path) / "outcomes.json").read_text())
     assert content["outcomes"][0]["protocol"] == "folder"
+    page = (folder_in(tmp_path) / "report.html").read_text()
+    wrong = round(numbers["rank-1"]) < 100
+    assert ("Wrong matches, most similar" in page) == wrong == (" taken for " in page)
 
 
 @pytest.fixture

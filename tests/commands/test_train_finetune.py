@@ -2,9 +2,11 @@
 
 import contextlib
 import csv
+import html
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -122,7 +124,13 @@ def test_it_begins_and_ends_with_what_the_models_reach(whole):
     verdict = json.loads((folder / "comparison.json").read_text())["verdict"]
     assert all(line in printed for line in verdict)
     assert (folder / "comparison.png").stat().st_size > 0
-    assert (folder / "report.html").stat().st_size > 0
+    page = html.unescape((folder / "report.html").read_text())
+    assert all(line in page for line in verdict)
+    table = page.partition("<h3>Verification before and after fine-tuning</h3>")[2].partition("</table>")[0]
+    assert re.findall(r'<th scope="col">(.*?)</th>', table) == ["", "held_out", "held_out blurred"]
+    for row in rows:
+        assert f"<td>{float(row['accuracy']):.2f} <small>" in table
+    assert '<th scope="row">fine-tuned - pretrained</th>' in table
 
 
 def test_the_numbers_of_the_pretrained_model_are_its_own(whole, private, model):

@@ -9,7 +9,7 @@ from sklearn.metrics import f1_score
 from adaface.data.conversion_journal import Journal
 from adaface.data.image_list import ImageList
 from adaface.evaluation.degradation import DegradedImages
-from adaface.evaluation.folder import FolderSplit, identify, run
+from adaface.evaluation.folder import FolderSplit, identify, run, run_and_show
 from adaface.evaluation.identity_folder import open_identity_folder
 from adaface.metrics.outcome import Embedded
 
@@ -62,6 +62,19 @@ def test_an_example_worked_by_hand(tmp_path):
     assert math.isnan(outcome.numbers["rank-5"])  # of three people
     assert "3 identities in the gallery, 5 probes of them" in outcome.notes
     assert list(outcome.norms) == [20] * 5
+
+
+def test_a_wrong_match_is_shown_beside_the_image_it_was_taken_for(tmp_path):
+    outcome, wrong = run_and_show(Angles(), write_people(tmp_path / "people", PEOPLE))
+    assert outcome.numbers["rank-1"] == pytest.approx(80)
+    (pair,) = wrong.impostors  # ann at 40 degrees, taken for bob at 60
+    assert wrong.genuine == ()
+    assert pair.similarity == pytest.approx(np.cos(np.deg2rad(20)))
+    assert pair.text == f"ann taken for bob; own similarity {np.cos(np.deg2rad(40)):.3f}, rank 2"
+    shown = [cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)[56, 56, 0] for jpeg in pair.pictures]
+    assert shown == [40, 60]
+    blurred_probes = run_and_show(Angles(), tmp_path / "people", degrade="blur", degraded_part="probe")[1]
+    assert [pair.text for pair in blurred_probes.impostors] == [pair.text]
 
 
 def test_the_gallery_is_the_mean_of_the_first_images(tmp_path):

@@ -47,6 +47,13 @@ def test_norms_are_shares_over_common_bins():
     assert (first.edges[0], first.edges[-1]) == (10, 30)
 
 
+@pytest.mark.parametrize(("images", "bins"), [(4, 5), (100, 10), (900, 30), (90_000, 50)])
+def test_few_norms_have_few_bins(images, bins):
+    axes = Figure().subplots()
+    draw_norms(axes, {"a": np.linspace(10, 30, images)})
+    assert len(axes.patches[0].get_data().values) == bins
+
+
 def test_norms_that_are_all_equal():
     axes = Figure().subplots()
     draw_norms(axes, {"a": np.full(5, 20.0)})
