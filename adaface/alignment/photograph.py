@@ -5,12 +5,14 @@ the first image of a file is read, and the orientation in EXIF is applied.
 
 ``Photographs`` is a list of aligned faces: each photograph is read and its largest face detected and warped on demand.
 
-Source: Pillow decodes. The number of pixels and the scans of a JPEG are read from the header first.
+Source: Pillow decodes, a JPEG on request at a fraction of its size (libjpeg scales its blocks). The number of pixels
+and the scans of a JPEG are read from the header first.
 """
 
 import contextlib
 import functools
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,11 +59,39 @@ def decode_photograph(encoded: bytes, name: str, *, most_pixels: int = PHOTOGRAP
     Raises:
         ValueError: not an image, damaged, or too large; the message contains ``name``.
     """
-    check_header(encoded, name, most_pixels)
+    return decode_reduced(encoded, name, most_pixels=most_pixels)[0]
+
+
+def decode_reduced(
+    encoded: bytes, name: str, *, most_pixels: int = PHOTOGRAPH_PIXELS, enough_pixels: int | None = None
+) -> tuple[np.ndarray, tuple[int, int]]:
+    """Return a photograph, and the size of the file's image; a large JPEG is shrunk while it is decoded.
+
+    Args:
+        encoded: content of an image file.
+        name: name for messages.
+        most_pixels: images with more pixels, as announced by the header, are rejected.
+        enough_pixels: the sides of a JPEG are divided by 2, 4 or 8 as long as it keeps so many pixels; None: by 1.
+
+    Returns:
+        (H, W, 3) uint8 BGR, with fewer than four times ``enough_pixels`` if it is a JPEG; width and height before the
+        division, upright.
+
+    Raises:
+        ValueError: not an image, damaged, or too large; the message contains ``name``.
+    """
+    header = check_header(encoded, name, most_pixels)
+    size = header.width, header.height
     try:
         image = open_with_pillow(io.BytesIO(encoded))
+        if enough_pixels is not None and enough_pixels < math.prod(size):
+            scale = math.sqrt(enough_pixels / math.prod(size))
+            image.draft(None, (math.ceil(size[0] * scale), math.ceil(size[1] * scale)))  # ignored but for JPEG
         image.load()
-        return np.ascontiguousarray(_as_rgb(_upright(image))[..., ::-1])
+        stored = image.size
+        image = _upright(image)
+        rotated = image.size != stored
+        return np.ascontiguousarray(_as_rgb(image)[..., ::-1]), size[::-1] if rotated else size
     except PILLOW_ERRORS as error:
         raise ValueError(f"{name} is damaged: {error}") from error
 

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from adaface.alignment.detector import MTCNN, Face, choose_faces
-from adaface.alignment.photograph import decode_photograph
+from adaface.alignment.photograph import decode_reduced
 from adaface.alignment.warp import warp_face
 from adaface.inference.embedder import Embedder
 from adaface.reporting.style import BLACK, DPI, GREEN, luminance, plain, save_figure
@@ -33,7 +33,8 @@ _LINE, _MOST_LINES = 20, 7  # letters and lines of a name in the margin
 _LIGHT = 0.21  # luminance above which dark text has more contrast than white text
 _LONGEST_NAME = 40
 MOST_DRAWN = 40  # faces in a plot, which has a cell for each pair
-MOST_PIXELS = 50_000_000  # of a photograph; decoding and detection take 1.3 GB at 49 megapixels
+MOST_PIXELS = 50_000_000  # of a photograph
+ENOUGH_PIXELS = 8_000_000  # a JPEG of four times as many is decoded at half its size
 _OVERVIEW_PX = 320  # longer side
 _LARGEST, _OTHER = (115, 158, 0), (0, 159, 230)  # BGR: the green and orange of Okabe and Ito
 
@@ -234,7 +235,7 @@ class EmbeddedPhotograph:
     """A photograph whose largest face was embedded.
 
     Attributes:
-        size_px: width and height of the photograph, upright.
+        size_px: width and height of the photograph, upright, before it was shrunk.
         faces: number of detected faces.
         box: left, top, right, bottom of the largest face, in px of the photograph.
         overview: (h, w, 3) uint8 BGR, a small copy of the photograph, with the largest face framed in green, the others
@@ -262,26 +263,29 @@ def embed_photograph(
         encoded: content of an image file.
         embedder: the model.
         detector: face detector.
-        most_pixels: a photograph with more pixels is rejected before it is decoded.
+        most_pixels: a photograph with more pixels is rejected before it is decoded. One with more than 32 million is
+            shrunk while it is decoded, if it is a JPEG.
 
     Raises:
         ValueError: not an image, damaged, too large, without a face, or the model fails on it; the message is written
             for end users.
     """
-    photograph = decode_photograph(encoded, "the file", most_pixels=most_pixels)
-    height, width = photograph.shape[:2]
+    photograph, size_px = decode_reduced(encoded, "the file", most_pixels=most_pixels, enough_pixels=ENOUGH_PIXELS)
+    shrunk = round(max(size_px) / max(photograph.shape[:2]))  # 1, 2, 4 or 8
     faces = choose_faces(detector.detect(photograph), "all", photograph.shape)  # the largest first
     if not faces:
+        smallest = round(shrunk * detector.smallest_face_px(photograph.shape[:2]))
         raise ValueError(
-            f"no face was found in the photograph of {width}x{height} px: faces smaller than "
-            f"{detector.smallest_face_px((height, width))} px, in profile or covered are not detected"
+            f"no face was found in the photograph of {size_px[0]}x{size_px[1]} px: faces smaller than "
+            f"{smallest} px, in profile or covered are not detected"
         )
+    left, top, right, bottom = faces[0].box
     crop = warp_face(photograph, faces[0].landmarks)
     embeddings, norms = embedder.embed(crop[None])
     return EmbeddedPhotograph(
-        size_px=(width, height),
+        size_px=size_px,
         faces=len(faces),
-        box=faces[0].box,
+        box=(left * shrunk, top * shrunk, right * shrunk, bottom * shrunk),
         overview=_overview(photograph, faces),
         crop=crop,
         embedding=embeddings[0],

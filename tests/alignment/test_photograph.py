@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from adaface.alignment.photograph import decode_photograph, read_photograph
+from adaface.alignment.photograph import decode_photograph, decode_reduced, read_photograph
 from adaface.data.image_header import MOST_SCANS, count_scans
 from tests.support.photographs import astronaut
 
@@ -91,6 +91,33 @@ def test_the_orientation_of_the_camera(kind, orientation):
     assert np.abs(image[..., ::-1].astype(int) - np.asarray(upright)).mean() < 3
 
 
+@pytest.mark.parametrize("orientation", TURNS)
+def test_a_jpeg_is_shrunk_to_no_fewer_pixels_than_asked_for(orientation):
+    upright = Image.fromarray(astronaut()[40:200, 150:300, ::-1])
+    turn, exif = TURNS[orientation], Image.Exif()
+    exif[ORIENTATION] = orientation
+    stored = upright if turn is None else upright.transpose(turn)
+    data = encoded(stored, "JPEG", exif=exif, quality=95, subsampling=0)
+    for enough, shape in ((None, (160, 150)), (160 * 150, (160, 150)), (80 * 75 + 1, (160, 150)), (80 * 75, (80, 75))):
+        image, size = decode_reduced(data, "it", enough_pixels=enough)
+        assert (image.shape, size) == ((*shape, 3), (150, 160))
+    expected = np.asarray(upright.reduce(2)).astype(int)
+    assert np.abs(image[..., ::-1] - expected).mean() < 3
+    assert decode_reduced(data, "it", enough_pixels=1)[0].shape == (20, 19, 3)
+    assert decode_reduced(encoded(upright, "PNG"), "it", enough_pixels=1)[0].shape == (160, 150, 3)
+
+
+def test_a_shrunk_jpeg_keeps_its_color_and_its_damage_is_told():
+    for mode in ("RGB", "L", "CMYK"):
+        data = encoded(Image.new("RGB", (160, 80), (200, 40, 20)).convert(mode), "JPEG", quality=95)
+        image, _ = decode_reduced(data, "it", enough_pixels=100)
+        assert image.shape == (10, 20, 3)
+        expected = decode_photograph(data, "it")[0, 0]
+        assert np.abs(image.astype(int) - expected).max() < 3
+    with pytest.raises(ValueError, match="it is damaged"):
+        decode_reduced(data[: len(data) // 2], "it", enough_pixels=100)
+
+
 def test_jpeg_is_decoded_as_opencv_does():
     data = encoded(Image.fromarray(astronaut()[..., ::-1]), "JPEG", quality=90)
     expected = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
@@ -119,7 +146,7 @@ def huge_png():
         (b"", "is not a readable image"),
         (b"hello", "is not a readable image"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is not a readable image"),
-        (encoded(red(), "PNG")[:90], "is damaged"),
+        (encoded(red(), "PNG")[:90], "is not a readable image .* the data is damaged"),
         (encoded(red(), "JPEG")[:700], "is damaged"),
         (
             encoded(Image.fromarray(np.ones((4, 4), np.float32)), "TIFF"),

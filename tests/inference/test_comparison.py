@@ -37,6 +37,27 @@ def test_the_face_of_a_photograph(embedder, detector):
     assert found.overview.shape == (320, 320, 3)
 
 
+def test_a_large_jpeg_is_shrunk_while_it_is_decoded(embedder, detector, monkeypatch):
+    tall = np.full((2048, 1200, 3), 60, np.uint8)
+    tall[300:1324, 50:1074] = cv2.resize(astronaut(), (1024, 1024), interpolation=cv2.INTER_CUBIC)
+    encoded = cv2.imencode(".jpg", tall, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
+    whole = embed_photograph(encoded, embedder, detector)
+    monkeypatch.setattr(comparison, "ENOUGH_PIXELS", 2048 * 1200 // 4)
+    seen = []
+    monkeypatch.setattr(MTCNN, "detect", lambda self, image, real=MTCNN.detect: seen.append(image) or real(self, image))
+    small = embed_photograph(encoded, embedder, detector)
+    assert [image.shape for image in seen] == [(1024, 600, 3)]
+    assert small.size_px == whole.size_px == (1200, 2048)
+    np.testing.assert_allclose(small.box, whole.box, atol=12)
+    assert np.abs(small.crop.astype(int) - whole.crop).mean() < 6
+    assert small.overview.shape == whole.overview.shape
+    embed_photograph(png(tall), embedder, detector)
+    assert seen[1].shape == tall.shape, "of other formats, all pixels are decoded"
+    monkeypatch.setattr(MTCNN, "detect", lambda self, image: [])
+    with pytest.raises(ValueError, match="1200x2048 px: faces smaller than 40 px"):
+        embed_photograph(encoded, embedder, detector)
+
+
 def test_of_several_faces_the_largest_is_taken_and_all_are_framed(embedder, detector):
     found = embed_photograph(png(two_heads()), embedder, detector)
     assert found.faces == 2
@@ -60,7 +81,7 @@ def test_no_face_and_how_small_one_may_be(embedder, detector, shape, smallest, m
 def test_what_is_no_photograph(embedder, detector):
     with pytest.raises(ValueError, match="the file is not a readable image"):
         embed_photograph(b"text", embedder, detector)
-    with pytest.raises(ValueError, match="the file is damaged"):
+    with pytest.raises(ValueError, match=r"the file is not a readable image .* the data is damaged"):
         embed_photograph(png(astronaut())[:5000], embedder, detector)
     with pytest.raises(ValueError, match="512x512 px, more than the maximum of 262,143 pixels"):
         embed_photograph(png(astronaut()), embedder, detector, most_pixels=512 * 512 - 1)
