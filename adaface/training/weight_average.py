@@ -11,11 +11,11 @@ Sources: Polyak and Juditsky, "Acceleration of stochastic approximation by avera
 first steps is TensorFlow's ``ExponentialMovingAverage(num_updates=...)``.
 """
 
+import copy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import PARAM_LIST, AveragedModel
 
 _TRAINED, _UPDATES = "trained_weights", "averaged_steps"
 _PREFIX = "model."
@@ -35,25 +35,37 @@ class WeightAverage:
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay, self.updates = decay, 0
-        self._averaged = AveragedModel(model, multi_avg_fn=self._lerp, use_buffers=True).requires_grad_(False)
-        self._averaged.n_averaged.fill_(1)  # at 0 PyTorch replaces the initial weights by those of the first step
-        self.model: nn.Module = self._averaged.module
+        self.model = copy.deepcopy(model).requires_grad_(False)
+        self._averaged: nn.Module | None = None
+        self._pairs: list[tuple[list[Tensor], list[Tensor]]] = []
 
+    @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         """Update the average with the weights after a step.
 
         Args:
-            model: of the same architecture, on the same device.
+            model: of the same architecture, on the same device. Its tensors are looked up once: it must keep them.
         """
-        self._averaged.update_parameters(model)
+        if self._averaged is not model:  # walking over the modules of a deep network takes longer than the update
+            self._averaged, self._pairs = model, _pairs_by_dtype(self.model, model)
+        share = 1 - min(self.decay, (1 + self.updates) / (10 + self.updates))
+        for averages, weights in self._pairs:
+            if averages[0].is_floating_point():
+                torch._foreach_lerp_(averages, weights, share)
+            else:  # batch norm's number of batches
+                torch._foreach_copy_(averages, weights)
         self.updates += 1
 
-    def _lerp(self, averages: PARAM_LIST, weights: PARAM_LIST, _: Tensor | int) -> None:
-        """Update tensors of one dtype in place; uses ``updates``, because reading the tensor would synchronize."""
-        if averages[0].is_floating_point():
-            torch._foreach_lerp_(averages, weights, 1 - min(self.decay, (1 + self.updates) / (10 + self.updates)))
-        else:  # batch norm's number of batches
-            torch._foreach_copy_(averages, weights)
+
+def _pairs_by_dtype(average: nn.Module, model: nn.Module) -> list[tuple[list[Tensor], list[Tensor]]]:
+    """Return the tensors of both networks in the same order, those of each dtype in lists of their own."""
+    pairs: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
+    of_average, of_model = ([*one.parameters(), *one.buffers()] for one in (average, model))
+    for averaged, weights in zip(of_average, of_model, strict=True):
+        lists = pairs.setdefault(averaged.dtype, ([], []))
+        lists[0].append(averaged)
+        lists[1].append(weights)
+    return list(pairs.values())
 
 
 def put_into(checkpoint: dict[str, Any], average: WeightAverage) -> None:

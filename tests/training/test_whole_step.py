@@ -162,6 +162,10 @@ def test_a_process_without_classes_calls_what_the_others_call(monkeypatch):
     assert first == last
 
 
+def test_the_average_of_the_weights_does_not_wait_either(monkeypatch):
+    assert calls(0, monkeypatch, "dense", "arcface", "sgd", world_size=1, averaged=True) == []
+
+
 def test_one_process_calls_no_collective(monkeypatch):
     assert calls(0, monkeypatch, "sampled", "curricularface", "sgd", world_size=1) == []
 
