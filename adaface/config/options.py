@@ -249,6 +249,14 @@ class OptimizerOptions(Group):
         minimum=0,
         below=1,
     )
+    val_every_epochs: float = _neutral(
+        0.0,
+        "fraction of an epoch between two validations, such as 0.1; 0: validate after each epoch, and in runs of up to "
+        "four epochs ten times per epoch, at least 10 optimizer steps apart",
+        unit="epochs",
+        minimum=0,
+        maximum=1,
+    )
     early_stopping_patience: int = _neutral(
         0,
         "stop after this many consecutive epochs without a better mean validation accuracy; 0: never",

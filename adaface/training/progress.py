@@ -9,6 +9,7 @@ from typing import Any
 from tqdm import tqdm
 
 from adaface.system.devices import peak_memory
+from adaface.system.lightning_internals import in_the_middle_of_an_epoch, position
 from adaface.system.lightning_setup import pl
 
 logger = logging.getLogger(__name__)
@@ -153,9 +154,12 @@ class ProgressLine(pl.callbacks.ProgressBar):
         metric = trainer.callback_metrics.get("val_acc", math.nan)
         loss = trainer.callback_metrics.get("train_loss")
         shown = "" if loss is None else f"loss {float(loss):.3f}, "
+        place = f"epoch {trainer.current_epoch + 1}"
+        if in_the_middle_of_an_epoch(trainer):
+            place += f", batch {position(trainer)[1]:,} of {int(trainer.num_training_batches):,}"
         _log(
             logging.INFO,
-            f"epoch {trainer.current_epoch + 1}: {shown}val_acc {float(metric):.2f} ({sets or 'no complete pairs'})",
+            f"{place}: {shown}val_acc {float(metric):.2f} ({sets or 'no complete pairs'})",
         )
         self._begin_interval(trainer)
 

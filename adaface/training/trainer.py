@@ -21,7 +21,9 @@ from adaface.training.stopping import EarlyStopping, NonFiniteLossGuard, StopOnS
 _COMPRESSION = {"off": None, "fp16": fp16_compress_hook, "bf16": bf16_compress_hook}
 _TEST_RUN_BATCHES = 50
 _LOG_EVERY_STEPS = 10
-_SHORT_RUN_EPOCHS = 4
+_SHORT_RUN_EPOCHS, _OF_SHORT_RUN = 4, 0.1  # as in the official code
+_STEPS_BETWEEN_VALIDATIONS = 10
+_ROUNDING = 1e-6  # 0.29 x 100 is below 29
 
 
 def batches_of_epoch(steps_per_epoch: int, run: RunOptions) -> int:
@@ -37,21 +39,25 @@ def batches_of_epoch(steps_per_epoch: int, run: RunOptions) -> int:
 
 
 def validation_interval(steps_per_epoch: int, run: RunOptions, optimizer: OptimizerOptions) -> int | float:
-    """Return how often to validate: every epoch (1.0), or every tenth of an epoch in a short run.
+    """Return how often to validate: after each epoch (1.0), or the batches from one validation to the next.
 
     The interval in batches is a multiple of the accumulation window, because checkpoints do not contain accumulated
-    gradients.
+    gradients. By default, short runs on small sets are validated less often than ten times, not after every few steps.
 
     Args:
         steps_per_epoch: batches of one process in one epoch of the data.
         run: may limit them.
         optimizer: how long the training is.
     """
-    if run.evaluate or run.fast_dev_run or optimizer.epochs > _SHORT_RUN_EPOCHS:
+    fraction = optimizer.val_every_epochs or (_OF_SHORT_RUN if optimizer.epochs <= _SHORT_RUN_EPOCHS else 1.0)
+    if run.evaluate or run.fast_dev_run or fraction == 1:
         return 1.0
     batches, window = batches_of_epoch(steps_per_epoch, run), optimizer.accumulate_grad_batches
-    every = max(1, batches // 10 // window) * window
-    return every if every <= batches else 1.0
+    steps = max(1, int(batches * fraction + _ROUNDING) // window)
+    if not optimizer.val_every_epochs and steps < _STEPS_BETWEEN_VALIDATIONS:
+        validations = batches // window // _STEPS_BETWEEN_VALIDATIONS
+        steps = batches // window // validations if validations > 1 else 0
+    return steps * window if 0 < steps * window <= batches else 1.0
 
 
 def device_arguments(

@@ -141,7 +141,8 @@ def accumulated_run(faces, tmp_path_factory) -> Path:
     return run(faces, tmp_path_factory.mktemp("accumulated"), *ACCUMULATED, *ONE_SET, "--lr", "0.01")
 
 
-ACCUMULATED = ["--epochs", "2", "--batch_size", "4", "--accumulate_grad_batches", "3", "--save_all_models"]
+ACCUMULATED = ["--epochs", "2", "--batch_size", "4", "--accumulate_grad_batches", "3", "--save_all_models",
+               "--val_every_epochs", "0.1"]  # fmt: skip
 AUGMENTED = [
     "--epochs", "6", "--lr", "0.01", "--lr_milestones", "3,5", "--crop_augmentation_prob", "0.5",
     "--low_res_augmentation_prob", "0.5", "--photometric_augmentation_prob", "0.5", "--save_all_models",

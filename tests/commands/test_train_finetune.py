@@ -94,7 +94,8 @@ def whole(private, model, tmp_path_factory) -> tuple[Path, str]:
     """Run folder of an uninterrupted fine-tuning of a part of the network, and what it printed."""
     output = tmp_path_factory.mktemp("whole")
     with contextlib.redirect_stdout(io.StringIO()) as printed:
-        assert main.main(words(private, model, output, *PARTLY, "--save_all_models", "--epochs", "2")) == 0
+        more = ["--save_all_models", "--epochs", "2", "--val_every_epochs", "0.1"]
+        assert main.main(words(private, model, output, *PARTLY, *more)) == 0
     (folder,) = output.glob("*")
     return folder, printed.getvalue()
 
@@ -106,7 +107,7 @@ def test_it_begins_and_ends_with_what_the_models_reach(whole):
         "no such folder; looked for .bin files and converted sets): identities of the training data are held out",
         "the pretrained model, before fine-tuning:",
         "the head's 6 classes are initialized with the means of their images' embeddings",
-        "epoch 1: loss",
+        "epoch 1, batch 1 of 3: loss",
         "before and after fine-tuning, percent",
         "held_out: ",
         "held_out blurred: ",

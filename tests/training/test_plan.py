@@ -119,7 +119,11 @@ def test_a_plan_measures_and_writes_nothing(words, capsys):
 
 def test_a_short_run_is_planned_as_it_is_validated(words, capsys):
     assert main.main([*words, "--epochs", "2", "--head_memory", "small", "--gradient_checkpointing"]) == 0
-    assert "8 in 2 epochs, 8 images each; 9 evaluations" in capsys.readouterr().out  # after each batch, and the test
+    assert "8 in 2 epochs, 8 images each; 3 evaluations" in capsys.readouterr().out  # after each epoch, and the test
+    assert main.main([*words, "--epochs", "5", "--batch_size", "2", "--val_every_epochs", "0.7"]) == 0
+    assert "75 in 5 epochs, 2 images each; 6 evaluations" in capsys.readouterr().out  # after 10 of 15 batches
+    assert main.main([*words, "--epochs", "5", "--val_every_epochs", "0.3"]) == 0
+    assert "20 in 5 epochs, 8 images each; 21 evaluations" in capsys.readouterr().out
 
 
 def test_where_it_does_not_fit_nothing_is_measured(words, capsys, monkeypatch):

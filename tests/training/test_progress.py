@@ -24,6 +24,10 @@ def fake_trainer(batches=4, epochs=2):
         optimizers=[SimpleNamespace(param_groups=[{"lr": 0.1}])],
         strategy=SimpleNamespace(root_device=torch.device("cpu")),
         train_dataloader=SimpleNamespace(waited_sec=0.0),
+        fit_loop=SimpleNamespace(
+            epoch_progress=SimpleNamespace(current=SimpleNamespace(processed=0, completed=0)),
+            epoch_loop=SimpleNamespace(batch_progress=SimpleNamespace(current=SimpleNamespace(processed=batches))),
+        ),
     )
 
 
@@ -49,6 +53,13 @@ def test_a_log_file_gets_plain_lines(capsys):
     assert " GB, " in lines[0]
     assert lines[0].endswith("left")
     assert lines[1:] == ["epoch 1: loss 7.250, val_acc 81.50 (lfw 81.50)"]
+
+
+def test_a_validation_inside_an_epoch_names_the_batch(capsys):
+    trainer = fake_trainer(batches=1200)
+    trainer.fit_loop.epoch_loop.batch_progress.current.processed = 120
+    ProgressLine(8).on_validation_end(trainer, SimpleNamespace(results=[SimpleNamespace(name="lfw", accuracy=81.5)]))
+    assert capsys.readouterr().out == "epoch 1, batch 120 of 1,200: loss 7.250, val_acc 81.50 (lfw 81.50)\n"
 
 
 def test_a_terminal_gets_a_bar(monkeypatch, capsys):

@@ -1,0 +1,39 @@
+import pytest
+
+from adaface.config.options import OptimizerOptions, RunOptions
+from adaface.training.trainer import validation_interval
+
+
+@pytest.mark.parametrize(
+    ("batches", "window", "epochs", "fraction", "expected"),
+    [
+        (1200, 1, 4, 0.0, 120),  # as in the official code
+        (1205, 1, 4, 0.0, 120),
+        (1200, 7, 4, 0.0, 119),  # a multiple of the accumulation window
+        (1200, 1, 5, 0.0, 1.0),
+        (1200, 1, 5, 0.1, 120),
+        (1200, 1, 1, 1.0, 1.0),
+        (1200, 1, 1, 0.5, 600),
+        (100, 1, 1, 0.29, 29),
+        (9, 1, 1, 0.0, 1.0),  # a tiny set is not validated after every step
+        (9, 1, 9, 0.1, 1),  # unless asked to
+        (8, 3, 9, 0.1, 3),
+        (2, 3, 9, 0.1, 1.0),
+        (19, 1, 1, 0.0, 1.0),
+        (25, 1, 1, 0.0, 12),
+        (99, 1, 1, 0.0, 11),
+        (100, 1, 1, 0.0, 10),
+        (99, 3, 1, 0.0, 33),
+        (2, 3, 1, 0.0, 1.0),
+    ],
+)
+def test_validations_are_a_fraction_of_an_epoch_apart(batches, window, epochs, fraction, expected):
+    options = OptimizerOptions(epochs=epochs, accumulate_grad_batches=window, val_every_epochs=fraction)
+    assert validation_interval(batches, RunOptions(), options) == expected
+
+
+def test_trial_runs_and_evaluations():
+    options = OptimizerOptions(epochs=1)
+    assert validation_interval(1200, RunOptions(fast_dev_run=True), options) == 1.0
+    assert validation_interval(1200, RunOptions(evaluate=True), options) == 1.0
+    assert validation_interval(1200, RunOptions(test_run=True), options) == 10  # of 50 batches, by steps
