@@ -10,6 +10,7 @@ code, so files can be exchanged with it. Further data of this project is stored 
 str, int, float, bool).
 """
 
+import errno
 import pickle
 import re
 import shutil
@@ -224,9 +225,16 @@ def not_written(path: Path, reason: object) -> RuntimeError:
         path: the checkpoint.
         reason: message of the system.
     """
+    advice = "The previous checkpoint, if any, is intact: {}, then resume with --resume_from_checkpoint"
+    if isinstance(reason, OSError) and reason.errno == errno.EFBIG:
+        return RuntimeError(
+            f"the checkpoint {path} could not be written: it is larger than the limit of this shell (ulimit -f) or "
+            f"file system allows. {advice.format('raise the limit')}"
+        )
+    if not path.parent.is_dir():
+        return RuntimeError(f"the checkpoint {path} could not be written: the folder {path.parent} was deleted")
     free_mb = shutil.disk_usage(path.parent).free / 1e6
     return RuntimeError(
         f"the checkpoint {path} could not be written: {reason}. {free_mb:.0f} MB are free there; a full disk or a "
-        "quota is the usual cause. The previous checkpoint, if any, is intact: free some space, then resume with "
-        "--resume_from_checkpoint"
+        f"quota is the usual cause. {advice.format('free some space')}"
     )

@@ -340,7 +340,8 @@ def _report(error: Exception) -> int:
     """Report an error in one line, followed by its notes; return the exit status."""
     reported, lines = error, str(error).strip().splitlines()
     if "in DataLoader worker process" in str(error):  # a traceback of another process: its last line is the message
-        reported = RuntimeError(lines[-1].partition(": ")[2])
+        kind, _, message = lines[-1].partition(": ")
+        reported = (MemoryError if kind.endswith("MemoryError") else RuntimeError)(message)
     if isinstance(error, torch.OutOfMemoryError):
         reported = RuntimeError(f"out of GPU memory: give a smaller --batch_size, or --use_16bit ({lines[0]})")
     if "DefaultCPUAllocator" in str(error):

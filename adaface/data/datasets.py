@@ -7,12 +7,11 @@ Source: the data sets of the official AdaFace code. Differences: there, every wo
 and images become float32 (four times the bytes) in the workers.
 """
 
+import multiprocessing
 import multiprocessing.util
 import signal
 import time
-import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from multiprocessing.process import BaseProcess
 from typing import Any
 
 import cv2
@@ -26,6 +25,7 @@ from adaface.data.images import IMAGE_SHAPE, decode_image
 from adaface.data.pair_sets import PairSet
 from adaface.data.sampler import RandomStreams
 from adaface.data.sources.base import TrainingSource
+from adaface.system.lightning_internals import send_errors_of_queues
 
 _MOST_BAD_IN_A_ROW = 100
 _AT_ONCE = 16
@@ -238,7 +238,6 @@ class WaitingLoader(DataLoader[Any]):
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         batches = super().__iter__()
-        _workers.update(getattr(batches, "_workers", ()))
         while True:
             started = time.monotonic()
             try:
@@ -249,16 +248,14 @@ class WaitingLoader(DataLoader[Any]):
             yield batch
 
 
-_workers: "weakref.WeakSet[BaseProcess]" = weakref.WeakSet()
-
-
 def _end_workers() -> None:
-    for worker in list(_workers):
-        worker.kill()
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
 
 
-# After an error, a loader and its workers may live until the program exits: multiprocessing then sends SIGTERM,
-# which the workers ignore, and would wait forever.
+# A loader's workers may live until the program exits, and those of a loader that an error has left half started have no
+# other owner: multiprocessing then sends SIGTERM, which the workers ignore, and would wait forever.
 multiprocessing.util.Finalize(None, _end_workers, exitpriority=0)
 
 
@@ -275,4 +272,5 @@ def start_worker(_: int) -> None:
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    send_errors_of_queues()
     cv2.setNumThreads(0)  # not 1, which uses OpenCV's thread pool and hangs after a fork

@@ -329,9 +329,12 @@ def _reserve(part: Path) -> None:
     except OSError as error:
         if error.errno in _NO_SPACE:
             part.unlink()
+            what, action = "no space", "free some space"
+            if error.errno == errno.EFBIG:
+                what, action = "the limit of the file size (ulimit -f) is too low", "raise it"
             raise OSError(
-                f"no space for {size / 1e6:.1f} MB of embeddings in {part.parent}: free some space, or give "
-                f"another --cache ({os.strerror(error.errno)})"
+                f"{what} for {size / 1e6:.1f} MB of embeddings in {part.parent}: {action}, or give another --cache "
+                f"({os.strerror(error.errno)})"
             ) from error
     finally:
         os.close(file)

@@ -28,7 +28,8 @@ DONE_WITH_PROBLEMS = 1  # something was left out, or problems were found
 FAILED = 2
 INTERRUPTED = 130
 NOBODY_READS = 141  # as of a program ended by SIGPIPE
-EXPECTED_ERRORS = (ValueError, FileNotFoundError, RuntimeError, OSError)  # reported in one line, without a traceback
+# reported in one line, without a traceback
+EXPECTED_ERRORS = (ValueError, FileNotFoundError, RuntimeError, OSError, MemoryError)
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _left_out: contextvars.ContextVar[list[bool] | None] = contextvars.ContextVar("left_out", default=None)
 
@@ -248,6 +249,16 @@ def one_line(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno in _NO_SPACE:
         place = f" for {error.filename}" if error.filename else ""
         return f"no space left on the disk{place}; free some, then run the same command again. No file is incomplete"
+    if isinstance(error, OSError) and error.errno == errno.EFBIG:
+        place = f"{error.filename}: " if error.filename else ""
+        return (
+            f"{place}the file would be larger than the limit of this shell (ulimit -f) or file system allows: raise it"
+        )
+    if isinstance(error, MemoryError):
+        details = " ".join(str(error).split())
+        return (
+            f"out of memory{f' ({details})' if details else ''}: close other programs, or raise the limit (ulimit -v)"
+        )
     message = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
     return printable(" ".join(message.split()))
 

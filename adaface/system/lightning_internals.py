@@ -4,6 +4,7 @@ After an upgrade, check this module against their source code.
 """
 
 import atexit
+import multiprocessing.queues
 import os
 import subprocess
 import time
@@ -14,6 +15,7 @@ import torch
 from lightning_fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from lightning_fabric.utilities import distributed
 from torch import nn
+from torch._utils import ExceptionWrapper
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
@@ -128,6 +130,18 @@ def leave_out_of_ddp(module: nn.Module, names: Sequence[str]) -> None:
     """
     excluded = getattr(module, "_ddp_params_and_buffers_to_ignore", [])
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, [*excluded, *names])
+
+
+def send_errors_of_queues() -> None:
+    """Send an error in place of a batch that a data worker cannot send, for lack of memory or of open files.
+
+    Call it in a worker. Python's queues print the error and drop the batch, for which the program would wait forever.
+    """
+
+    def send(queue: Any, error: Exception, batch: tuple[int, Any]) -> None:
+        queue.put((batch[0], ExceptionWrapper((type(error), error, None), "in DataLoader worker process")))
+
+    multiprocessing.queues.Queue._on_queue_feeder_error = send  # type: ignore[attr-defined]
 
 
 def unregister_end_of_process_group() -> None:

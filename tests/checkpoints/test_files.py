@@ -2,7 +2,10 @@
 
 import errno
 import pickle
+import subprocess
+import sys
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +14,8 @@ from adaface.checkpoints import files
 from adaface.checkpoints.files import check_resumable, load_checkpoint
 from adaface.training.checkpointing import AtomicCheckpointIO
 from tests.support.checkpoint_files import SMALL, Payload, official, write
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_old_lightning_objects_are_read_as_plain_dictionaries(tmp_path):
@@ -143,6 +148,22 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):
         io.save_checkpoint({"state_dict": {}}, target)
     assert load_checkpoint(target)["state_dict"]["a"].tolist() == [1, 1]
     assert [file.name for file in target.parent.iterdir()] == ["last.ckpt"]
+
+
+def test_a_limit_of_the_file_size_is_no_full_disk(tmp_path):
+    program = f"""
+import resource, torch
+from pathlib import Path
+from adaface.checkpoints.files import save_checkpoint
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+try:
+    save_checkpoint({{"a": torch.zeros(100_000)}}, Path({str(tmp_path / "last.ckpt")!r}))
+except RuntimeError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert "larger than the limit of this shell (ulimit -f)" in done.stdout, done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_lightning_cannot_talk_the_reader_into_unpickling(tmp_path):

@@ -1,5 +1,6 @@
 """Training and validation data: order, labels, batches and errors, from folders and from `.rec` files."""
 
+import contextlib
 import itertools
 import os
 import signal
@@ -479,6 +480,70 @@ kept = Kept()
     assert not ended.stderr
     with pytest.raises(ProcessLookupError):
         os.kill(worker, 0)
+
+
+BREAKS = {
+    "the second worker does not start": """
+start, started = torch.multiprocessing.Process.start, []
+def broken(self):
+    started.append(self)
+    if len(started) == 2:
+        raise OSError(12, "broken")
+    start(self)
+torch.multiprocessing.Process.start = broken
+""",
+    "no thread sends the workers their first batch": """
+start = threading.Thread.start
+def broken(self):
+    if self.name == "QueueFeederThread":
+        raise RuntimeError("broken")
+    start(self)
+threading.Thread.start = broken
+""",
+    "the workers are not watched": """
+def broken(*_):
+    raise RuntimeError("broken")
+torch.utils.data._utils.signal_handling._set_worker_pids = broken
+""",
+    "a worker cannot send its batch": """
+def broken(tensor):
+    raise RuntimeError("broken")
+from multiprocessing.reduction import ForkingPickler
+ForkingPickler.register(torch.Tensor, broken)
+""",
+}
+
+
+@pytest.mark.parametrize("point", BREAKS)
+def test_an_error_while_workers_start_ends_the_program(small: Path, point: str) -> None:
+    """As with a limit of memory; the error's traceback holds the loader until the end."""
+    program = f"""
+import sys, threading
+import torch
+from data import FaceDataModule
+from adaface.config.options import DataOptions
+data = FaceDataModule(DataOptions({str(small.parent)!r}, {small.name!r}, "none", num_workers=2), batch_size=4)
+data.num_workers = 2
+data.open()
+{BREAKS[point]}
+try:
+    next(iter(data.train_dataloader()))
+except Exception as error:
+    kept = error
+    print(str(error).splitlines()[-1])
+    sys.exit(2)
+"""
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        try:
+            output, errors = process.communicate(timeout=120)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 2, errors
+    assert output.endswith("broken\n")
 
 
 def test_augmentation_differs_between_epochs_and_samples(small: Path) -> None:
