@@ -6,6 +6,7 @@ import torch
 
 from bench import gpu, timing
 from bench._gpu_steps import OurStep, PlainLoop, Work, backbone_operations
+from tests.support import meta_device
 
 CPU = torch.device("cpu")
 WORK = Work(None, 4, 100, "bf16")
@@ -145,3 +146,16 @@ def test_both_sides_compute_the_same_loss_and_the_same_gradient(rate, monkeypatc
     moved = (kernel if rate else kernel.t()) - start
     expected = plain.weight.detach() - start
     assert (moved - expected).norm() < 0.02 * expected.norm()
+
+
+@pytest.mark.parametrize("work", [WORK, Work("ir_mini", 4, 100, "bf16"), Work(None, 4, 100, "bf16", sample_rate=0.1)])
+def test_our_side_does_not_wait_for_the_device_and_the_loop_reads_its_loss(work, monkeypatch):
+    meta_device.as_a_gpu(monkeypatch)
+    device = torch.device("meta")
+    ours = OurStep(work, device)
+    assert ours().device == device
+    if work.sample_rate is None:  # the loop counts the classes of the batch, which meta does not know
+        loop = PlainLoop(work, device)
+        with pytest.raises(RuntimeError, match=r"item\(\)"):
+            loop()
+        assert {weight.device for weight in (loop.weight, *loop.backbone)} == {device}

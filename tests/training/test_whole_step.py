@@ -1,6 +1,5 @@
 """A whole training step on the meta device, which has no values: whatever reads one, as a GPU would have to, raises."""
 
-import contextlib
 from types import SimpleNamespace
 
 import pytest
@@ -9,14 +8,13 @@ import torch.distributed as dist
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from adaface.config.options import HeadOptions, OptimizerOptions
-from adaface.heads import base, partial_fc
 from adaface.heads.margins import HEADS
 from adaface.heads.sharded_optimizer import AgreedGradScaler, start_momentum_at_zero, step_on_touched_rows
 from adaface.training.health import HealthMonitor
 from adaface.training.module import FaceRecognitionModule
 from adaface.training.stopping import NonFiniteLossGuard
 from adaface.training.weight_average import WeightAverage
-from tests.support import small_networks
+from tests.support import meta_device, small_networks
 
 META = torch.device("meta")
 W, B, C = 4, 4, 1001  # classes of the shards: 251, 251, 251, 248
@@ -78,21 +76,7 @@ class Processes:
 
 @pytest.fixture(autouse=True)
 def meta_as_a_gpu(monkeypatch):
-    """Let the device have what a GPU has: autocast to float16, and a generator of random numbers."""
-    real_autocast, real_rand = torch.autocast, torch.rand
-    for module in (base, partial_fc):
-        monkeypatch.setattr(module, "dtype_of_products", lambda embeddings: torch.float16)
-    monkeypatch.setattr(
-        torch, "autocast", lambda *words, **more: contextlib.nullcontext() if words[0] == "meta" else
-        real_autocast(*words, **more),
-    )  # fmt: skip
-    cpu_generator = torch.Generator()
-    monkeypatch.setattr(
-        partial_fc.torch, "Generator", lambda device="cpu": SimpleNamespace(
-            manual_seed=lambda seed: SimpleNamespace(seed=seed), set_state=lambda state: cpu_generator.set_state(state)
-        ),
-    )  # fmt: skip
-    monkeypatch.setattr(torch, "rand", lambda *size, generator=None, **more: real_rand(*size, **more))
+    meta_device.as_a_gpu(monkeypatch)
 
 
 @pytest.fixture(autouse=True)
