@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from adaface.data.conversion_journal import JOURNAL, Journal, checksum, plan_conversion
+from adaface.data.conversion_journal import JOURNAL, Journal, checksum, checksum_of_images, plan_conversion
 from adaface.data.images import image_suffix, swap_red_blue
 from adaface.records.shards import RecordShards
 from adaface.system.threads import in_order, usable_cores
@@ -70,7 +70,15 @@ def convert_images(
     if overwrite:  # only after the new .rec was checked
         _delete_images(folder)
     crc, identities = checksum(records, positions, labels), len(np.unique(labels))
-    fresh = Journal(size_bytes, mtime_ns, swap, crc, len(positions), identities)
+    fresh = Journal(
+        size_bytes,
+        mtime_ns,
+        swap,
+        crc,
+        len(positions),
+        identities,
+        images_crc=checksum_of_images(records, positions),
+    )
     journal, unsure = _resume(journal, fresh, folder)
     already = journal.done
     folder.mkdir(exist_ok=True)
@@ -94,10 +102,11 @@ def _resume(journal: Journal | None, fresh: Journal, folder: Path) -> tuple[Jour
             )
         return fresh, 0
     same = (journal.rec_bytes, journal.index_crc, journal.images) == (fresh.rec_bytes, fresh.index_crc, fresh.images)
+    same = same and journal.images_crc in (-1, fresh.images_crc)
     if not same or journal.swap_color_channel != fresh.swap_color_channel:
         what = "with another --swap_color_channel" if same else "from another train.rec"
         raise ValueError(f"{folder} was converted {what}; use --overwrite to convert it again")
-    journal.rec_mtime_ns = fresh.rec_mtime_ns
+    journal.rec_mtime_ns, journal.images_crc = fresh.rec_mtime_ns, fresh.images_crc
     return journal, _UNSURE
 
 

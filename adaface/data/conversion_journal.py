@@ -16,6 +16,7 @@ from adaface.system.files import write_atomically
 from adaface.system.json_file import parse_object
 
 JOURNAL = ".convert.json"
+_COMPARED_IMAGES = 256
 _MOST_CLASSES = 2**31  # labels must be below: a larger one is a sign of damage, and training does not support it
 
 
@@ -28,6 +29,7 @@ class Journal:
         rec_mtime_ns: its modification time; the sum if there are several.
         swap_color_channel: whether red and blue were swapped.
         index_crc: checksum over keys, offsets and labels; identifies the `.rec` after a copy changed its time.
+        images_crc: checksum over up to 256 encoded images, spread over the `.rec`; -1 in an older journal.
         images: image records in the `.rec`.
         identities: number of distinct labels.
         done: records processed, in file order.
@@ -42,6 +44,7 @@ class Journal:
     identities: int = 0
     done: int = 0
     skipped: list[int | str] = field(default_factory=list)
+    images_crc: int = -1
 
     @property
     def complete(self) -> bool:
@@ -60,7 +63,9 @@ class Journal:
         """
         try:
             journal = cls(**parse_object((folder / JOURNAL).read_bytes()))
-            numbers = (journal.rec_bytes, journal.rec_mtime_ns, journal.index_crc, journal.images, journal.done)
+            numbers = [
+                value for name, value in asdict(journal).items() if name not in ("swap_color_channel", "skipped")
+            ]
             if not all(type(number) is int for number in numbers) or not isinstance(journal.skipped, list):
                 raise ValueError("its values are not whole numbers")
             return journal
@@ -117,6 +122,18 @@ def checksum(records: RecordShards, positions: np.ndarray, labels: np.ndarray) -
     return zlib.crc32(labels.data, crc)
 
 
+def checksum_of_images(records: RecordShards, positions: np.ndarray) -> int:
+    """Return a checksum over up to 256 images, spread over all files; damaged ones count as empty."""
+    crc = 0
+    for place in np.unique(np.linspace(0, len(positions) - 1, _COMPARED_IMAGES).astype(int)).tolist():
+        try:
+            image = records.read_image(int(positions[place]))
+        except ValueError:
+            image = b""
+        crc = zlib.crc32(image, crc)
+    return crc
+
+
 def check_conversion(folder: Path) -> None:
     """Check that an image folder, if it was converted, is complete and made from the `.rec` beside it.
 
@@ -152,5 +169,8 @@ def _is_made_from(journal: Journal, recs: list[Path]) -> bool:
         return False
     if sum(stat.st_mtime_ns for stat in stats) == journal.rec_mtime_ns:
         return True
-    records = RecordShards(recs)  # a copy has another time; its keys, offsets and labels are the same
-    return checksum(records, *plan_conversion(records)) == journal.index_crc
+    records = RecordShards(recs)  # a copy has another time; its keys, offsets, labels and images are the same
+    positions, labels = plan_conversion(records)
+    if checksum(records, positions, labels) != journal.index_crc:
+        return False
+    return journal.images_crc in (-1, checksum_of_images(records, positions))

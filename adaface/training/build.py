@@ -14,6 +14,7 @@ from adaface.config.device_plan import DevicePlan
 from adaface.config.options import HOST_SPECIFIC_OPTIONS, Config
 from adaface.data.held_out import HELD_OUT
 from adaface.data.module import FaceDataModule
+from adaface.data.sources.class_order import describe_change
 from adaface.distributed.launch import Launch, rank_zero_info
 from adaface.distributed.watch import ProcessWatch
 from adaface.evaluation.before_after import comparable_sets
@@ -30,8 +31,6 @@ from adaface.training.finetuning import HeadFromClassMeans, find_pretrained, fin
 from adaface.training.module import FaceRecognitionModule
 from adaface.training.optimization import scaled_learning_rate
 from adaface.training.trainer import build_trainer, device_arguments
-
-_SHOWN_NAMES = 3
 
 
 def build(config: Config, devices: DevicePlan) -> tuple[FaceDataModule, FaceRecognitionModule]:
@@ -147,21 +146,14 @@ def _match_classes(saved: list[str], data: FaceDataModule, module: FaceRecogniti
     names = data.class_names
     if not saved or not names or names == saved:
         return
-    gone, new = sorted(set(saved) - set(names)), sorted(set(names) - set(saved))
-    if gone or new:
+    if change := describe_change(saved, names):
         raise ValueError(
-            f"the identities are not those of the run of {path}, whose head has one row for each: "
-            f"{_some('gone', gone)}, {_some('new', new)}. Restore the data, or start a new run with "
-            "--start_from_model_statedict"
+            f"the identities are not those of the run of {path}, whose head has one row for each: {change}. "
+            "Restore the data, or start a new run with --start_from_model_statedict"
         )
     data.order_classes_as(saved)
     module.metadata["class_names"] = saved
     rank_zero_info("note: the identities come in another order than in the resumed run: they keep their classes")
-
-
-def _some(what: str, names: list[str]) -> str:
-    shown = ", ".join(names[:_SHOWN_NAMES]) + (", ..." if len(names) > _SHOWN_NAMES else "")
-    return f"{len(names)} {what}" + (f" ({shown})" if names else "")
 
 
 def plan_lines(

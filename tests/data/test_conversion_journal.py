@@ -51,6 +51,19 @@ def test_images_of_another_rec_are_refused(faces):
     assert len(open_faces(faces)) == 5
 
 
+def test_a_rec_of_the_same_size_with_other_images_is_refused(faces, capsys):
+    others = [image.replace(b"\xff\xd9", b"\xff\xd8") for image in JPEGS[:4]]  # as long, other bytes
+    write_rec(faces, [*JPEGS[:3], others[3]])
+    os.utime(faces / "train.rec", ns=(0, 0))
+    with pytest.raises(ValueError, match="was converted from another"):
+        open_faces(faces)
+    assert convert.main(["--rec_path", str(faces), "--make_image_files"]) == 2
+    assert "was converted from another train.rec; use --overwrite" in capsys.readouterr().err
+    write_rec(faces, JPEGS[:4])  # a copy
+    os.utime(faces / "train.rec", ns=(0, 0))
+    assert len(open_faces(faces)) == 4
+
+
 def test_a_rec_of_the_same_size_with_other_labels_is_refused(faces):
     size = (faces / "train.rec").stat().st_size
     with reader.RecordWriter(faces / "train.rec") as writer:

@@ -17,7 +17,10 @@ def test_normalize_images_keeps_the_color_order_and_scales_to_one() -> None:
     assert normalize_images(images, torch.float64).dtype == torch.float64
 
 
-@pytest.mark.parametrize("found", [{"color": "YUV"}, {"size": [224, 224]}, {"std": 0}, {"mean": "grey"}])
+@pytest.mark.parametrize(
+    "found",
+    [{"color": "YUV"}, {"size": [224, 224]}, {"std": 0}, {"mean": "grey"}, {"mean": 10**400}, {"std": float("inf")}],
+)
 def test_a_format_that_is_not_known_is_refused(found):
     with pytest.raises(ValueError, match="has an unsupported input format"):
         InputFormat.of(found, "x.ckpt")

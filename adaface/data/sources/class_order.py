@@ -11,12 +11,13 @@ contiguous.
 import abc
 import bisect
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, overload
 
 import numpy as np
 
 _MOST_DIGITS = 19
+_SHOWN_NAMES = 3
 _POWERS = np.uint64(10) ** np.arange(_MOST_DIGITS + 1, dtype=np.uint64)
 
 
@@ -176,3 +177,20 @@ class PrefixedNames(LazyNames):
         number = bisect.bisect_right(self._ends, index)
         prefix, names = self._parts[number]
         return f"{prefix}/{names[index - self._ends[number] + len(names)]}"
+
+
+def describe_change(before: Iterable[str], now: Iterable[str]) -> str:
+    """Return which classes are gone and new, such as "1 gone (Ada), 2 new (Bob, Eve)"; empty if they are the same.
+
+    Args:
+        before: names of the classes, in any order.
+        now: names of the classes today.
+    """
+    before, now = set(before), set(now)
+    gone, new = sorted(before - now), sorted(now - before)
+    return f"{_some('gone', gone)}, {_some('new', new)}" if gone or new else ""
+
+
+def _some(what: str, names: list[str]) -> str:
+    shown = ", ".join(names[:_SHOWN_NAMES]) + (", ..." if len(names) > _SHOWN_NAMES else "")
+    return f"{len(names)} {what}" + (f" ({shown})" if names else "")

@@ -33,6 +33,7 @@ from typing import Any
 import numpy as np
 
 from adaface.data.sources.base import TrainingSource, fingerprint_of
+from adaface.data.sources.class_order import describe_change
 from adaface.system.command_line import nearest
 from adaface.system.csv_text import SafeWriter, original
 from adaface.system.files import atomic_file
@@ -309,12 +310,23 @@ def _check_first_line(path: Path, rows: Iterator[list[str]], source: TrainingSou
     if match is None:
         raise ValueError(f"{path} is not an index of `adaface audit <data> --apply`: it begins with {line[:60]!r}")
     count, fingerprint = int(match.group(1)), match.group(2)
-    if count != len(source):
-        raise ValueError(
-            f"{path} is for {count:,} images, {source.location} has {len(source):,}: it belongs to other data, or the "
-            "data has changed since; audit it again"
-        )
-    if fingerprint != fingerprint_of(source):
-        raise ValueError(
-            f"{path} belongs to other data than {source.location}, or the data has changed since; audit it again"
-        )
+    if count == len(source) and fingerprint == fingerprint_of(source):
+        return
+    what = f"is for {count:,} images, {source.location} has {len(source):,}"
+    if count == len(source):
+        what = f"belongs to other data than {source.location}, or the data has changed since"
+    raise ValueError(f"{path} {what}: {_difference(rows, source)}; audit it again")
+
+
+def _difference(rows: Iterator[list[str]], source: TrainingSource) -> str:
+    """Return how the identities of an index, after its first line, differ from those of the data."""
+    column = COLUMNS.index("identity")
+    try:
+        listed = dict.fromkeys(original(row[column]) for row in itertools.islice(rows, 1, None) if len(row) > column)
+    except csv.Error:
+        return "it is damaged"
+    if change := describe_change(listed, source.class_names):
+        return f"the identities are others: {change}"
+    if list(listed) != list(source.class_names):
+        return "the identities are the same, in another order: give several data sets in the order of the audit"
+    return "the identities are the same, images or their labels are not"

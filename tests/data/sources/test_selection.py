@@ -2,6 +2,7 @@
 
 import csv
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from adaface.config import parsing
 from adaface.config.options import RunOptions
+from adaface.data.sources.combined import CombinedSource
 from adaface.data.sources.folder import FolderSource
 from adaface.data.sources.selection import TrainingIndex, select_indexed, write_index
 from adaface.training import resume
@@ -96,6 +98,21 @@ def test_what_a_spreadsheet_has_saved_is_read(source, index, quoting):
 def test_an_index_that_does_not_fit_is_refused(source, index, old, new, message):
     with pytest.raises(ValueError, match=message):
         select_indexed(source, edited(index, old, new))
+
+
+def test_who_is_new_and_who_is_gone_is_named(tmp_path, source, index):
+    shutil.move(tmp_path / "faces" / "Ada", tmp_path / "faces" / "Zoe")
+    with pytest.raises(ValueError, match=r"identities are others: 1 gone \(Ada\), 1 new \(Zoe\); audit it again"):
+        select_indexed(FolderSource(tmp_path / "faces"), index)
+
+
+def test_sets_in_another_order_are_told(tmp_path, source, index):
+    combined = [("a", source), ("b", source)]
+    index = tmp_path / "both.csv"
+    write_index(index, CombinedSource(combined), TrainingIndex(CombinedSource(combined).labels, {}))
+    assert len(select_indexed(CombinedSource(combined), index)) == 2 * len(source)
+    with pytest.raises(ValueError, match="are the same, in another order: give several data sets in the order of the"):
+        select_indexed(CombinedSource(combined[::-1]), index)
 
 
 def test_an_index_that_was_cut_off_is_refused(source, index):
