@@ -106,7 +106,9 @@ def test_any_other_line_is_one_that_can_be_run(line):
     words = shlex.split(line)
     if words[:2] == ["python", "-m"]:
         assert importlib.util.find_spec(words[2])
-        if words[2] == "bench" and "--table" not in words:
+        if words[2:4] == ["bench", "fuzz"]:
+            assert importlib.util.find_spec("bench.fuzz")
+        elif words[2] == "bench" and "--table" not in words:
             assert all(bench.__main__.scripts([word]) for word in words[3:])
     elif words[0] == "make":
         assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
