@@ -110,6 +110,8 @@ def steps(kind: str, head: str, optimizer: str, *, classes: int = C, averaged: b
         for number in range(2):
             loss = module.training_step(batch, number)
             scaler.scale(loss).backward()
+            if kind == "sampled":
+                module.head.kernel.grad._coalesced_(False)  # as elsewhere; meta takes it for granted that it is
             scaler.unscale_(chosen)
             health.on_before_optimizer_step(trainer, module, chosen)
             module.configure_gradient_clipping(chosen)
