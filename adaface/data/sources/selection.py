@@ -11,13 +11,14 @@ Source: `assets/ms1mv2_train_subset_index.txt` of the official AdaFace repositor
 be edited by hand. The first line identifies the data, the second names the columns:
 
     # adaface index 1: 4527 images, fingerprint 01b2...
-    sample,use,identity,train_as,why,image
-    0,1,Ada,Ada,,faces/Ada/0.jpg
-    1,0,Ada,,copy of faces/Ada/0.jpg,faces/Ada/1.jpg
-    2,1,Ada,Bob,looks like Bob,faces/Ada/2.jpg
+    sample,use,identity,train_as,why,image,checksum
+    0,1,Ada,Ada,,faces/Ada/0.jpg,crc 0d4a1185
+    1,0,Ada,,copy of faces/Ada/0.jpg,faces/Ada/1.jpg,crc 0d4a1185
+    2,1,Ada,Bob,looks like Bob,faces/Ada/2.jpg,crc 9be3c1f0
 
 ``sample`` counts from 0 in the order of the data (that of torchvision's ``ImageFolder``), which is the same for a
-`.rec` and the folder converted from it. ``use`` is 1 or 0; ``train_as`` is an identity of the data. Nothing is deleted.
+`.rec` and the folder converted from it. ``use`` is 1 or 0; ``train_as`` is an identity of the data. ``checksum`` is the
+CRC-32 of the encoded image, compared when training reads it; it may be empty. Nothing is deleted.
 """
 
 import csv
@@ -25,6 +26,7 @@ import io
 import itertools
 import os
 import re
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,12 +43,13 @@ from adaface.system.files import atomic_file
 SUBSET_LIST = "ms1mv2_train_subset_index.txt"
 _FEWEST_IMAGES = 5
 _ASSETS = Path(__file__).resolve().parents[3] / "assets"  # of a clone, where the official code has it
-COLUMNS = ("sample", "use", "identity", "train_as", "why", "image")
+COLUMNS = ("sample", "use", "identity", "train_as", "why", "image", "checksum")
 _FIRST_LINE = re.compile(r"# adaface index 1: (\d+) images, fingerprint ([0-9a-f]{64})")
 _ENCODING: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
 _FROM_SPREADSHEET = "utf-8-sig"  # some write a byte order mark
 _SHOWN = 12
 _LINES_AT_ONCE = 1 << 14
+_CHECKSUM = "crc "  # a spreadsheet would read 12e45678 as a number
 
 
 class SelectedSource:
@@ -58,13 +61,20 @@ class SelectedSource:
         labels: (M,) class of each, 0..C-1.
         class_names: of the C classes.
         location: description of the samples, for messages.
+        checksums: int64 (M,), expected CRC-32 of each encoded image; -1 where it is not known.
     """
 
     def __init__(
-        self, source: TrainingSource, indices: np.ndarray, labels: np.ndarray, class_names: list[str], location: str
+        self,
+        source: TrainingSource,
+        indices: np.ndarray,
+        labels: np.ndarray,
+        class_names: list[str],
+        location: str,
+        checksums: np.ndarray | None = None,
     ) -> None:
         self.labels, self.class_names, self.location = labels.astype(np.int32), class_names, location
-        self._source, self._indices = source, indices
+        self._source, self._indices, self._checksums = source, indices, checksums
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -74,8 +84,18 @@ class SelectedSource:
         return int(self.labels[index])
 
     def read(self, index: int) -> bytes:
-        """Return the encoded image of one sample."""
-        return self._source.read(int(self._indices[index]))
+        """Return the encoded image of one sample.
+
+        Raises:
+            ValueError: it is not the image that the selection was made for.
+        """
+        image = self._source.read(int(self._indices[index]))
+        if self._checksums is not None and self._checksums[index] not in (-1, zlib.crc32(image)):
+            raise ValueError(
+                f"{self.describe(index)} is not the image that was audited (checksum {zlib.crc32(image):08x}, expected "
+                f"{int(self._checksums[index]):08x}); {self.location}: audit the data again"
+            )
+        return image
 
     def describe(self, index: int) -> str:
         """Return the location of one sample, for messages."""
@@ -206,7 +226,11 @@ def _rows(source: TrainingSource, index: TrainingIndex) -> Iterator[tuple[object
     for sample, taken in enumerate(index.classes.tolist()):
         as_whom = names[taken] if taken >= 0 else ""
         why = index.reasons.get(sample, "")
-        yield sample, int(taken >= 0), names[labels[sample]], as_whom, why, source.describe(sample)
+        try:
+            checksum = f"{_CHECKSUM}{zlib.crc32(source.read(sample)):08x}"
+        except (OSError, ValueError):  # damaged
+            checksum = ""
+        yield sample, int(taken >= 0), names[labels[sample]], as_whom, why, source.describe(sample), checksum
 
 
 def _csv_text(rows: Iterator[tuple[object, ...]]) -> str:
@@ -231,7 +255,7 @@ def select_indexed(source: TrainingSource, path: str | os.PathLike[str]) -> Sele
         FileNotFoundError: there is no such file.
         ValueError: not an index, an index of other data, or an invalid line; fewer than two identities are used.
     """
-    classes = _read(Path(path), source)
+    classes, checksums = _read(Path(path), source)
     kept = np.unique(classes[classes >= 0])
     if len(kept) < 2:
         raise ValueError(f"{path} uses images of {len(kept)} identities, training needs at least 2")
@@ -239,13 +263,12 @@ def select_indexed(source: TrainingSource, path: str | os.PathLike[str]) -> Sele
     names = [source.class_names[number] for number in kept.tolist()]
     small = np.uint32 if len(source) < 2**32 else np.int64
     labels = np.searchsorted(kept, classes[chosen])
-    return SelectedSource(
-        source, chosen.astype(small), labels, names, location=f"the samples of {source.location} used by {path}"
-    )
+    location = f"the samples of {source.location} used by {path}"
+    return SelectedSource(source, chosen.astype(small), labels, names, location, checksums[chosen])
 
 
-def _read(path: Path, source: TrainingSource) -> np.ndarray:
-    """Return the class that each sample is trained as, int32 (N,), -1 if it is not used."""
+def _read(path: Path, source: TrainingSource) -> tuple[np.ndarray, np.ndarray]:
+    """Return the class that each sample is trained as, int32 (N,), -1 if it is not used; and CRC-32s or -1, int64."""
     if not path.is_file():
         raise FileNotFoundError(f"--train_data_index: there is no file {path}")
     with path.open(**_ENCODING | {"encoding": _FROM_SPREADSHEET}) as file:
@@ -253,16 +276,19 @@ def _read(path: Path, source: TrainingSource) -> np.ndarray:
         _check_first_line(path, rows, source)
         names, labels = source.class_names, source.labels
         place = {name: number for number, name in enumerate(names)}
-        classes = np.full(len(source), -1, np.int32)
+        classes, checksums = np.full(len(source), -1, np.int32), np.full(len(source), -1, np.int64)
         seen = np.zeros(len(source), bool)
         try:
             columns = next(rows, [])
             if missing := [name for name in COLUMNS[:4] if name not in columns]:
                 raise ValueError(f"there is no column {', '.join(missing)}; it has {', '.join(columns) or 'none'}")
-            at = [columns.index(name) for name in COLUMNS[:4]]
+            at = [columns.index(name) for name in (*COLUMNS[:4], *COLUMNS[-1:]) if name in columns]
             for row in filter(any, rows):
-                sample, used, whose, as_whom = (original(row[column]) if column < len(row) else "" for column in at)
+                cells = (original(row[column]) if column < len(row) else "" for column in at)
+                sample, used, whose, as_whom, *checksum = cells
                 number = _take(classes, seen, place, sample, used, as_whom)
+                if checksum and checksum[0]:
+                    checksums[number] = _parse_checksum(checksum[0])
                 if whose != (name := names[labels[number]]):
                     raise ValueError(
                         f"identity is {_short(whose)!r}, sample {number} is of {_short(name)!r}: a spreadsheet may "
@@ -275,7 +301,13 @@ def _read(path: Path, source: TrainingSource) -> np.ndarray:
             f"{path} lacks {int((~seen).sum()):,} of {len(seen):,} images, the first is sample "
             f"{int(np.argmin(seen))}: the file is incomplete; create it again with adaface audit ... --apply"
         )
-    return classes
+    return classes, checksums
+
+
+def _parse_checksum(text: str) -> int:
+    if not (match := re.fullmatch(f"{_CHECKSUM}([0-9a-f]{{8}})", text)):
+        raise ValueError(f"checksum is {_short(text)!r}, expected {_CHECKSUM}and 8 hexadecimal digits, or nothing")
+    return int(match.group(1), 16)
 
 
 def _take(classes: np.ndarray, seen: np.ndarray, place: Mapping[str, int], sample: str, used: str, as_whom: str) -> int:

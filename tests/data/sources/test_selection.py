@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -51,7 +52,7 @@ def test_what_is_written_is_what_is_trained_on(source, index):
 def test_the_file_is_one_that_a_person_reads(index):
     lines = index.read_bytes().split(b"\n")
     assert lines[0].startswith(b"# adaface index 1: 12 images, fingerprint ")
-    assert lines[1] == b"sample,use,identity,train_as,why,image"
+    assert lines[1] == b"sample,use,identity,train_as,why,image,checksum"
     assert lines[2].startswith(b"0,1,Ada,Ada,,")
     assert lines[3].startswith(b'1,0,Ada,,"a, ""copy""",')
 
@@ -92,6 +93,7 @@ def test_what_a_spreadsheet_has_saved_is_read(source, index, quoting):
         ("0,1,Ada,Ada", "2,1,Ada,Ada", "sample 2 occurs twice"),
         ("0,1,Ada,Ada", "0,1,Ada,Adda", "train_as is 'Adda', which is not an identity of the data; did you mean Ada"),
         ("0,1,Ada,Ada", "0", "use is ''"),
+        (",crc ", ",1", "line 3: checksum is '1.*', expected crc and 8 hexadecimal digits"),
         ("0,1,Ada,Ada", "0,1,Bob,Ada", "line 3: identity is 'Bob', sample 0 is of 'Ada': a spreadsheet may"),
     ],
 )
@@ -128,6 +130,29 @@ def test_an_index_of_one_identity_is_refused(tmp_path, source):
     write_index(tmp_path / "index.csv", source, TrainingIndex(np.where(source.labels == 2, 2, -1), {}))
     with pytest.raises(ValueError, match="uses images of 1 identities"):
         select_indexed(source, tmp_path / "index.csv")
+
+
+def test_an_image_replaced_after_the_audit_is_refused(tmp_path):
+    """Of the 300 images, the fingerprint covers 256; the other one has the size and time of the old one."""
+    for number in range(300):
+        folder = tmp_path / "faces" / f"{number // 3:03}"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{number % 3}.jpg").write_bytes(b"%08d" % number)
+    source = FolderSource(tmp_path / "faces")
+    write_index(tmp_path / "index.csv", source, TrainingIndex(source.labels.copy(), {}))
+    covered = np.linspace(0, 299, 256).astype(int).tolist()
+    replaced = next(number for number in range(300) if number not in covered)
+    (tmp_path / "faces" / f"{replaced // 3:03}" / f"{replaced % 3}.jpg").write_bytes(b"replaced")
+    chosen = select_indexed(source, tmp_path / "index.csv")
+    assert chosen.read(replaced + 1) == b"%08d" % (replaced + 1)
+    with pytest.raises(ValueError, match=f"{replaced % 3}.jpg is not the image that was audited.*audit the data again"):
+        chosen.read(replaced)
+
+
+def test_an_index_without_checksums_is_read(source, index):
+    lines = index.read_bytes().replace(b",checksum\n", b"\n")
+    index.write_bytes(re.sub(rb",crc [0-9a-f]{8}", b"", lines))
+    assert select_indexed(source, index).read(0) == source.read(0)
 
 
 def test_options_that_contradict_an_index_are_refused(index):
