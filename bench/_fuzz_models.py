@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -97,14 +98,32 @@ class _ForkedPrograms:
 
 
 def _weights() -> dict[str, Any]:
-
     return {f"model.layer{n}.weight": torch.arange(6, dtype=torch.float32).reshape(2, 3) + n for n in range(10)}
 
 
 def _same_weights(got: dict[str, Any]) -> bool:
-
     right = _weights()
     return list(got) == list(right) and all(torch.equal(got[key], right[key]) for key in right)
+
+
+def _checkpoint(weights: dict[str, Any], new: bool) -> bytes:
+    """Return a checkpoint that can be resumed, in the format of today or in that before PyTorch 1.6."""
+    position = {"epoch": 1, "batch": 2}
+    progress = {"current": {"ready": 1, "completed": 1, "processed": 1, "started": 1}}
+    first = next(iter(weights.values()))
+    content = {
+        "state_dict": weights,
+        "adaface": {"config": {"arch": "ir_50"}, "given": ["arch"], "position": position},
+        "epoch": 1,
+        "global_step": 2,
+        "loops": {"fit_loop": {"epoch_progress": progress, "epoch_loop.batch_progress": progress}},
+        "optimizer_states": [
+            {"state": {0: {"momentum_buffer": first}}, "param_groups": [{"lr": 0.1, "params": [0]}]},
+        ],
+    }
+    buffer = io.BytesIO()
+    torch.save(content, buffer, _use_new_zipfile_serialization=new)
+    return buffer.getvalue()
 
 
 def ckpt_variants(folder: Path) -> list[Variant]:
@@ -112,18 +131,11 @@ def ckpt_variants(folder: Path) -> list[Variant]:
 
     Where the checksum was made to fit, and in the format before PyTorch 1.6, only the form can be told.
     """
-    position = {"epoch": 1, "batch": 2}
-    progress = {"current": {"ready": 1, "completed": 1, "processed": 1, "started": 1}}
-    section = {"config": {"arch": "ir_50"}, "given": ["arch"], "position": position}
-    loops = {"fit_loop": {"epoch_progress": progress, "epoch_loop.batch_progress": progress}}
-    optimizer = {"state": {0: {"momentum_buffer": torch.ones(2)}}, "param_groups": [{"lr": 0.1, "params": [0]}]}
-    whole = {"state_dict": _weights(), "adaface": section, "epoch": 1, "global_step": 2, "loops": loops}
-    whole["optimizer_states"] = [optimizer]
-    contents = []
-    for new in (True, False):
-        buffer = io.BytesIO()
-        torch.save(whole, buffer, _use_new_zipfile_serialization=new)
-        contents.append(buffer.getvalue())
+    contents = [_checkpoint(_weights(), new=True)]
+    # in one storage, whose name is a place in memory: the same in every process
+    numbers = torch.stack(list(_weights().values()))
+    old = _checkpoint(dict(zip(_weights(), numbers, strict=True)), new=False)
+    contents.append(re.sub(rb"X.\0\0\0\d{9,}", b"X\x0c\0\0\0" + b"940123456789", old))
     number = iter(range(10**9))
 
     def read(has_checksum: bool) -> Callable[[bytes], None]:

@@ -111,6 +111,15 @@ def test_a_case_is_decided_by_target_seed_and_number(monkeypatch):
     assert len(set(seen)) == 3
 
 
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_valid_files_are_the_same_in_every_folder(target, tmp_path):
+    contents = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        contents.append([variant.content for variant in TARGETS[target](tmp_path / name)])
+    assert contents[0] == contents[1]
+
+
 def test_the_table_has_the_sums():
     outcomes = {"rec": fuzz.Outcome(3, 1, 1, {"TypeError": [2]}, 0.5), "idx": fuzz.Outcome(1000, 0, 1000, {}, 1)}
     assert fuzz.table(outcomes).splitlines() == [

@@ -92,7 +92,7 @@ def comparison_table(baseline: dict[str, float], kind: str, run: Path | None) ->
 def _accuracies(results: Path) -> dict[str, float]:
     try:
         return {row["set"]: float(row["accuracy"]) for row in read_object(results)["sets"]}
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, OverflowError) as error:
         raise ValueError(f"{results} does not hold the accuracies of a run ({error}): choose another run") from error
 
 

@@ -21,6 +21,7 @@ from adaface.data.pair_pickle import write_bin
 from adaface.data.sources.folder import FolderSource
 from adaface.records import reader as recordio
 from adaface.system.files import atomic_file
+from adaface.system.text_file import read_text
 
 # The header record stores the counts as float32, which is exact up to this number.
 _LARGEST_COUNT = 2**24
@@ -199,37 +200,52 @@ def read_pairs(pairs_file: Path, images_root: Path) -> list[tuple[Path, Path, bo
     """
     if not pairs_file.is_file():
         raise FileNotFoundError(f"{pairs_file} does not exist; expected LFW's pairs.txt or a CSV path1,path2,same")
-    try:
-        text = pairs_file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{pairs_file} is not a text file ({error})") from None
+    text = read_text(pairs_file, windows=True)
     lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
     if not lines:
         raise ValueError(f"{pairs_file} is empty")
-    reader = _csv_pairs if "," in lines[0][1] else _lfw_pairs
-    return list(reader(lines, pairs_file, images_root))
+    separator = _separator(lines[0][1])
+    if not separator:
+        return list(_lfw_pairs(lines, pairs_file, images_root))
+    rows = [(f"{pairs_file}, line {number}", _fields(line, separator)) for number, line in lines]
+    return list(_csv_pairs(rows, pairs_file, images_root))
 
 
-def _csv_pairs(lines: list[tuple[int, str]], pairs_file: Path, root: Path) -> Iterator[tuple[Path, Path, bool]]:
-    """Read `path1,path2,same`, with or without a header line."""
-    has_pairs = False
-    for index, (number, line) in enumerate(lines):
-        where = f"{pairs_file}, line {number}"
-        fields = [part.strip() for part in next(csv.reader([line]))]
+def _separator(line: str) -> str:
+    """Return what separates the fields of the first line; empty for LFW's list."""
+    for separator in ",;\t":
+        fields = _fields(line, separator)
+        if len(fields) == 3 and not (separator == "\t" and fields[1].isdigit()):
+            return separator
+    return "," if "," in line else ""
+
+
+def _fields(line: str, separator: str) -> list[str]:
+    try:
+        return [part.strip() for part in next(csv.reader([line], delimiter=separator))]
+    except csv.Error:  # a field of more than 131,072 letters
+        return []
+
+
+def _csv_pairs(rows: list[tuple[str, list[str]]], pairs_file: Path, root: Path) -> Iterator[tuple[Path, Path, bool]]:
+    """Read `path1,path2,same`, with or without a header line, which may name another place for `same`."""
+    header = rows[0][1] if len(rows[0][1]) == 3 else []
+    place = next((place for place, name in enumerate(header) if name.lower() in _SAME_COLUMN), None)
+    if place is not None:
+        rows = rows[1:]
+    for where, fields in rows:
         if len(fields) != 3:
             raise ValueError(f"{where}: {len(fields)} fields, expected path1,path2,same")
-        answer = fields[2].lower()
-        if answer not in _TRUE + _FALSE:
-            if index == 0 and answer in _SAME_COLUMN:
-                continue  # the header
-            raise ValueError(f"{where}: the third field is {fields[2]!r}, expected 1 or 0, true or false")
-        has_pairs = True
-        first, second = (_inside(root, part, where) for part in fields[:2])
+        answer = fields.pop(2 if place is None else place)
+        if answer.lower() not in _TRUE + _FALSE:
+            which = "third" if place is None else f"{place + 1}."
+            raise ValueError(f"{where}: the {which} field is {answer!r}, expected 1 or 0, true or false")
+        first, second = (_inside(root, part, where) for part in fields)
         for path in (first, second):
             if not path.is_file():
                 raise FileNotFoundError(f"{where}: {path} does not exist")
-        yield first, second, answer in _TRUE
-    if not has_pairs:
+        yield first, second, answer.lower() in _TRUE
+    if not rows:
         raise ValueError(f"{pairs_file} contains no pairs")
 
 
@@ -262,7 +278,7 @@ def _lfw_file(root: Path, name: str, number: str, where: str) -> Path:
         raise ValueError(f"{where}: {number!r} is not an image number")
     name = name.strip()
     stem = _inside(root, f"{name}/{name}_{int(number):04d}", where)
-    for suffix in (".jpg", ".png", ".jpeg"):
+    for suffix in (".jpg", ".png", ".jpeg", ".JPG", ".PNG", ".JPEG"):
         path = stem.with_name(stem.name + suffix)
         if path.is_file():
             return path

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from adaface.data.images import decode_image
 from adaface.data.pair_pickle import EncodedImage, read_bin
-from adaface.data.pair_sets import content_checksums, origin_file, origin_of, was_made_from, write_bcolz, write_memfile
+from adaface.data.pair_sets import origin_file, origin_of, was_made_from, write_bcolz, write_memfile
 from adaface.system.files import atomic_file
 from adaface.system.json_file import read_object
 from adaface.system.threads import in_order, usable_cores
@@ -55,8 +55,7 @@ def convert_set(path: Path, form: str = "memfile", swap: bool = False, overwrite
     write(folder, name, _decoded(images, path, swap), issame)
     if form == "bcolz":  # an older memory-mapped set would hide the new one
         (folder / f"{name}_images.npy").unlink(missing_ok=True)
-    checksums = content_checksums(folder, name)
-    _save_sidecar(sidecar, {**origin_of(path), "form": form, "swap_color_channel": swap, "checksums": checksums})
+    _save_sidecar(sidecar, {**origin_of(path), "form": form, "swap_color_channel": swap})
     same = int(issame.sum())
     seconds = time.monotonic() - started
     logger.info(

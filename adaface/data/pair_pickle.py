@@ -237,6 +237,17 @@ def _stand_ins(budget: _Budget) -> dict[tuple[str, str], _Builder]:
     }
 
 
+def stand_ins_of_numbers(size: int) -> list[tuple[Any, str]]:
+    """Return stand-ins by name for what a pickle of NumPy's numbers and booleans refers to.
+
+    Args:
+        size: of the file in bytes.
+    """
+    names = {".".join(name): builder for name, builder in _stand_ins(_Budget(size)).items()}
+    chosen = ("numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
+    return [*((names[name], name) for name in chosen), (_Dtype, f"{__name__}.{_Dtype.__name__}")]
+
+
 class _PairsUnpickler(pickle.Unpickler):
     """An unpickler whose every global is one of the stand-ins above: no name in the file reaches real code.
 

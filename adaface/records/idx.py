@@ -43,7 +43,7 @@ def read_idx(idx_path: Path) -> tuple[np.ndarray, np.ndarray]:
             parsed = parsed or _parse_lines(text.replace(b"\r\n", b"\n"), line, idx_path)
             keys.append(parsed[0])
             offsets.append(parsed[1])
-            line += len(parsed[0])
+            line += text.count(b"\n")
     return np.concatenate(keys), np.concatenate(offsets)
 
 
@@ -135,8 +135,9 @@ def _up_to_eight(padded: np.ndarray, start: int, width: int, count: int, digits:
 
 def _parse_lines(text: bytes, first_line: int, idx_path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Parse lines of any form, or raise an error that names the first bad line."""
-    if not text.endswith(b"\n"):
-        text += b"\n"
+    text = text.rstrip() + b"\n"  # empty lines at the end are no entries
+    if not text.strip():
+        return np.empty(0, np.int64), np.empty(0, np.int64)
     separators = np.frombuffer(text.translate(None, b"0123456789"), np.uint8)
     alternate = np.array_equal(separators[0::2], np.full((len(separators) + 1) // 2, _TAB, np.uint8))
     alternate &= np.array_equal(separators[1::2], np.full(len(separators) // 2, _NEWLINE, np.uint8))
@@ -146,16 +147,21 @@ def _parse_lines(text: bytes, first_line: int, idx_path: Path) -> tuple[np.ndarr
         # a number that is too large is read as the largest one
         if len(numbers) == len(separators) and not (numbers == np.iinfo(np.int64).max).any():
             return numbers[0::2], numbers[1::2]
-    lines = enumerate(text.split(b"\n"), first_line)
-    number, line = next((number, line) for number, line in lines if not _is_entry(line))
+    lines = list(enumerate(text.splitlines(), first_line))
+    separator = b"\t" if b"\t" in text else None  # None: an edited file, blanks in place of all tabs
+    bad = next(((number, line) for number, line in lines if not _is_entry(line, separator)), None)
+    if bad is None:
+        entries = np.array([list(map(int, line.split(separator))) for _, line in lines], np.int64)
+        return entries[:, 0], entries[:, 1]
+    number, line = bad
     raise ValueError(
         f"{idx_path}, line {number}: expected `key<TAB>offset`, two whole numbers from 0 on, got {line[:60]!r}. "
         f"Delete the file to rebuild the index from the .rec"
     )
 
 
-def _is_entry(line: bytes) -> bool:
-    """Return whether a line is key, tab, offset, both whole numbers from 0 to 2^63 - 2."""
-    fields = line.split(b"\t")
+def _is_entry(line: bytes, separator: bytes | None) -> bool:
+    """Return whether a line is key, separator, offset, both whole numbers from 0 to 2^63 - 2."""
+    fields = line.strip().split(separator)
     fits = (field.isdigit() and len(field.lstrip(b"0")) < 20 and int(field) < 2**63 - 1 for field in fields)
     return len(fields) == 2 and all(fits)

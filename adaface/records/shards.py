@@ -22,6 +22,7 @@ import numpy as np
 from adaface.records import sidecar
 from adaface.records.reader import RecordFile
 from adaface.records.sidecar import Stamp
+from adaface.system.text_file import read_text
 
 RECORD_FILE = "train.rec"
 IMAGE_FOLDER = "imgs"  # in the same folder, the images that `convert.py` has unpacked
@@ -181,7 +182,7 @@ class RecordShards:
         path = self.folder / "property"
         if not path.is_file():
             return None
-        text = path.read_text(encoding="utf-8", errors="replace").strip()
+        text = read_text(path).strip()
         first = text.split(",")[0].strip()
         if not first.isdecimal():
             raise ValueError(f"{path}: expected `identities,height,width`, got {text[:40]!r}; correct or remove it")

@@ -31,6 +31,7 @@ NOBODY_READS = 141  # as of a program ended by SIGPIPE
 # reported in one line, without a traceback
 EXPECTED_ERRORS = (ValueError, FileNotFoundError, RuntimeError, OSError, MemoryError)
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+_LONGEST_LINE = 1500  # letters of a message
 _left_out: contextvars.ContextVar[list[bool] | None] = contextvars.ContextVar("left_out", default=None)
 
 
@@ -260,7 +261,10 @@ def one_line(error: Exception) -> str:
             f"out of memory{f' ({details})' if details else ''}: close other programs, or raise the limit (ulimit -v)"
         )
     message = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
-    return printable(" ".join(message.split()))
+    line = printable(" ".join(message.split()))
+    if len(line) > _LONGEST_LINE:  # it quotes a damaged file; what to do stands at the end
+        line = f"{line[: _LONGEST_LINE * 2 // 3]} ... {line[-_LONGEST_LINE // 3 :]}"
+    return line
 
 
 def printable(text: str) -> str:

@@ -32,6 +32,7 @@ def read_array(path: Path, *, memory_map: bool = False, writable: bool = False) 
     """
     mode: Literal["r", "r+"] = "r+" if writable else "r"
     try:
+        _check_header_length(path)
         array = np.load(path, mmap_mode=mode, allow_pickle=False)  # mapped: nothing is reserved for what is not there
         if not isinstance(array, np.memmap):
             raise ValueError("it is an archive")
@@ -40,6 +41,15 @@ def read_array(path: Path, *, memory_map: bool = False, writable: bool = False) 
         return array if memory_map or writable else np.array(array)
     except DAMAGED as error:
         raise ValueError(f"{path} is damaged or not a .npy file ({describe(error)})") from error
+
+
+def _check_header_length(path: Path) -> None:
+    """Raise ValueError if the header announces more bytes than the file has, for which NumPy would reserve memory."""
+    with path.open("rb") as file:
+        start = file.read(12)
+    # from version 2 on, the length takes four bytes
+    if start[:6] == b"\x93NUMPY" and start[6] > 1 and int.from_bytes(start[8:], "little") > path.stat().st_size:
+        raise ValueError("its header announces more bytes than the file has")
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:

@@ -6,14 +6,18 @@ twice (the later one would silently override the earlier) and deep nesting are e
 Source: YAML 1.1 as PyYAML's ``SafeLoader`` reads it.
 """
 
+import re
 from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from adaface.system.text_file import read_text
+
 _MOST_BYTES = 1_000_000
 _DEEPEST = 10
+_INNER_TAB = re.compile(r"(?<=\S)[ \t]*\t[ \t]*|^[ \t]+(?=#)")
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -54,11 +58,22 @@ def read_yaml(path: str | Path) -> Any:
     try:
         if path.stat().st_size > _MOST_BYTES:
             raise ValueError(f"it has more than {_MOST_BYTES:,} bytes")
-        text = path.read_text(encoding="utf-8-sig")
+        text = _without_tabs(read_text(path))
         _check_events(text)
         return yaml.load(text, _StrictLoader)
     except (yaml.YAMLError, UnicodeDecodeError, ValueError, TypeError, RecursionError, OverflowError) as error:
         raise ValueError(f"{path} is not a valid YAML file: {' '.join(str(error).split())}") from error
+
+
+def _without_tabs(text: str) -> str:
+    """Return the text with blanks for tabs behind a value or before a comment, which PyYAML refuses.
+
+    Tabs in quotes and in the indentation stay.
+    """
+    lines = text.splitlines(keepends=True)
+    return "".join(
+        line if not line.strip() or "'" in line or '"' in line else _INNER_TAB.sub(" ", line) for line in lines
+    )
 
 
 def _check_events(text: str) -> None:

@@ -63,7 +63,17 @@ def test_baseline_and_run_stand_beside_each_other(tmp_path: Path) -> None:
         newest_run(tmp_path, "nothing")
 
 
-@pytest.mark.parametrize("content", ["[1]", "{}", '{"sets": 3}', '{"sets": [{"set": "lfw"}]}', "[" * 100_000])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[1]",
+        "{}",
+        '{"sets": 3}',
+        '{"sets": [{"set": "lfw"}]}',
+        f'{{"sets": [{{"set": "lfw", "accuracy": {"9" * 400}}}]}}',
+        "[" * 100_000,
+    ],
+)
 def test_results_that_are_none_are_named(tmp_path: Path, content: str) -> None:
     (tmp_path / "results.json").write_text(content)
     with pytest.raises(ValueError, match=r"results\.json (does not hold the acc|is damaged or not a JSON)"):

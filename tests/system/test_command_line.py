@@ -79,6 +79,14 @@ sys.exit(train.main(["--gpus", "0"]))
 """
 
 
+def test_a_message_that_quotes_a_damaged_file_is_shortened():
+    line = one_line(ValueError("a.csv, line 3: got " + "\udcff" * 10_000 + "; expected 1: copy it again"))
+    assert line.startswith("a.csv, line 3: got \\udcff")
+    assert line.endswith("; expected 1: copy it again")
+    assert " ... " in line
+    assert len(line) < 1520
+
+
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize(("program", "lines"), [(PROGRAM, 1), (PROGRAM, 100_000), (TRAIN, 100)])
 def test_an_output_that_cannot_be_written(program, lines, unbuffered):

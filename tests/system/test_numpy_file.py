@@ -1,4 +1,5 @@
 import io
+import tracemalloc
 import zipfile
 
 import numpy as np
@@ -84,6 +85,17 @@ def test_bytes_behind_the_array_are_damage(tmp_path):
     for mapped in (False, True):
         with pytest.raises(ValueError, match=r"a\.npy is damaged .*4 bytes more than its header announces"):
             read_array(tmp_path / "a.npy", memory_map=mapped)
+
+
+def test_a_header_of_gigabytes_reserves_no_memory(tmp_path):
+    (tmp_path / "a.npy").write_bytes(b"\x93NUMPY\x03\x00\xff\xff\xff\xff" + WHOLE[10:])
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=r"a\.npy is damaged .*its header announces more bytes than the file has"):
+            read_array(tmp_path / "a.npy")
+        assert tracemalloc.get_traced_memory()[1] < 10e6
+    finally:
+        tracemalloc.stop()
 
 
 def test_an_archive_is_no_array(tmp_path):

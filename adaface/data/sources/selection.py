@@ -39,6 +39,7 @@ from adaface.data.sources.class_order import describe_change
 from adaface.system.command_line import nearest
 from adaface.system.csv_text import SafeWriter, original
 from adaface.system.files import atomic_file
+from adaface.system.text_file import read_text
 
 SUBSET_LIST = "ms1mv2_train_subset_index.txt"
 _FEWEST_IMAGES = 5
@@ -175,7 +176,7 @@ def read_subset_list(data_root: str | os.PathLike[str], train_data_path: str | o
 
 def _parse_subset_list(path: Path) -> np.ndarray:
     try:
-        words = path.read_text(encoding="ascii").replace("\n", ",").split(",")
+        words = ",".join(read_text(path).split()).split(",")
         return np.array([int(word) for word in words if word.strip()], np.int64)
     except (ValueError, OverflowError) as error:
         raise ValueError(f"{path}: expected integers separated by commas ({error}); download it again") from error
