@@ -20,6 +20,7 @@ from adaface.reporting.curves import (
 from adaface.reporting.quality import RejectCurve, draw_norms, draw_rejections
 from adaface.reporting.svg import POINTS_PER_INCH, LegendEntry, figure_as_svg, legend_of
 from adaface.reporting.training import (
+    describe_incomplete_epochs,
     draw_accuracy,
     draw_feature_norm,
     draw_gradient_norm,
@@ -155,22 +156,26 @@ def training_panels(table: pd.DataFrame, among: Sequence[str] = ()) -> list[Pane
         best = f"Best mean of {len(validation)} validations: {validation['val_acc'].max():.2f} %."
         panels.append(_panel("validation", "Validation accuracy", best, lambda axes: draw_accuracy(axes, table, among)))
     if not health.empty:
+        incomplete = describe_incomplete_epochs(health)
         panels += [
             _panel(
                 "gradient-norm",
                 "Gradient norm",
-                "Over all parameters, before clipping.",
+                f"Over all parameters, before clipping. {incomplete}".strip(),
                 lambda axes: draw_gradient_norm(axes, health),
             ),
             _panel(
                 "target-cosine",
                 "Target cosine",
                 f"Cosine to the true class, mean over each epoch, without margin; last epoch: "
-                f"{health['target_cosine'].iloc[-1]:.3f}.",
+                f"{health['target_cosine'].iloc[-1]:.3f}. {incomplete}".strip(),
                 lambda axes: draw_target_cosine(axes, health),
             ),
             _panel(
-                "feature-norm", "Feature norm", "Before normalization.", lambda axes: draw_feature_norm(axes, health)
+                "feature-norm",
+                "Feature norm",
+                f"Before normalization. {incomplete}".strip(),
+                lambda axes: draw_feature_norm(axes, health),
             ),
         ]
     return panels

@@ -6,6 +6,7 @@ same plots.
 """
 
 import re
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,6 +34,7 @@ _SMOOTHED_SHARE = 1 / 40
 _MOST_LEVELS = 6  # of a stepwise learning rate schedule
 _LABELLED_LEVELS = 4
 _MARGIN = 1.012
+_NOTE_LETTERS = 110  # a line of text below a plot
 _WHOLE_EPOCHS_FROM = 3
 _THOUSANDS = FuncFormatter(lambda value, _: f"{value:,.0f}")
 _FEW_EPOCHS = 40  # up to this number, each epoch has a marker
@@ -254,6 +256,8 @@ def plot_health(metrics: str | Path | pd.DataFrame, path: str | Path) -> bool:
         axes.set_xlabel("")
     for axes in (gradient, norm):
         axes.legend(loc="best", fontsize=10, framealpha=0.95)
+    if incomplete := describe_incomplete_epochs(rows):
+        figure.supxlabel(textwrap.fill(incomplete, _NOTE_LETTERS), fontsize=10)
     save_figure(figure, path)
     return True
 
@@ -265,6 +269,20 @@ def health_rows(table: pd.DataFrame) -> pd.DataFrame:
         table: metrics as returned by ``read_metrics``.
     """
     return logged_rows(table, "feature_norm", "epoch")
+
+
+def describe_incomplete_epochs(rows: pd.DataFrame) -> str:
+    """Return which epochs were resumed inside, so that their numbers cover only the batches after it; "" for none.
+
+    Args:
+        rows: rows as returned by ``health_rows``.
+    """
+    if "health_first_batch" not in rows:
+        return ""
+    resumed = rows[rows["health_first_batch"] > 0]
+    epochs, firsts = (resumed["epoch"] + 1).astype(int), (resumed["health_first_batch"] + 1).astype(int)
+    places = [f"epoch {epoch} (batches from {first:,} on)" for epoch, first in zip(epochs, firsts, strict=True)]
+    return f"Resumed inside, numbers of the rest only: {', '.join(places)}." if places else ""
 
 
 def draw_gradient_norm(axes: Axes, rows: pd.DataFrame) -> None:

@@ -97,7 +97,8 @@ class HealthMonitor(pl.Callback):
     steps that the 16-bit loss scaler skips because of non-finite gradients are excluded, and counted on the screen),
     ``target_cosine`` (mean, before the margin), ``feature_norm`` with ``_std``, ``_min`` and ``_max``, and the running
     statistics at the end of the epoch, ``adaface_mean`` and ``adaface_std`` or ``curricularface_t``. All cover all
-    images of all processes; after a resume inside an epoch, those of the rest of the epoch.
+    images of all processes; after a resume inside an epoch, those of its remaining batches, from
+    ``health_first_batch`` on, which is logged then only.
     """
 
     _names = ("gradient_norm", "target_cosine", "feature_norm")
@@ -108,6 +109,7 @@ class HealthMonitor(pl.Callback):
     def _begin(self) -> None:
         self._noted: dict[str, list[Tensor]] = {name: [] for name in self._names}
         self._folded: dict[str, list[Tensor]] = {name: [] for name in self._names}
+        self._first_batch: int | None = None
 
     def on_train_epoch_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Reset the numbers."""
@@ -128,6 +130,8 @@ class HealthMonitor(pl.Callback):
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Record the numbers of the batch."""
+        if self._first_batch is None:
+            self._first_batch = batch_idx
         self._noted["target_cosine"].append(pl_module.head.last_target_cosine)
         self._noted["feature_norm"].append(pl_module.last_norms.squeeze(1))
         if len(self._noted["feature_norm"]) >= _FOLD_EVERY_STEPS:
@@ -147,13 +151,16 @@ class HealthMonitor(pl.Callback):
         own = [Distribution.merged(torch.stack(parts).tolist()) for parts in self._folded.values()]
         distributions = dict(zip(self._names, _over_all_processes(own, pl_module.device), strict=True))
         values = _metrics(distributions, pl_module.head)
+        if self._first_batch:
+            values["health_first_batch"] = self._first_batch
         # logged at once, not through the module: a stop between two epochs would lose them
         for metrics in trainer.loggers:
             metrics.log_metrics({**values, "epoch": trainer.current_epoch}, step=trainer.global_step - 1)
         if trainer.is_global_zero:
             not_finite = int(distributions["gradient_norm"].not_finite) // trainer.world_size
             line = _line(values, not_finite, skipped=trainer.scaler is not None)
-            logger.info(f"epoch {trainer.current_epoch + 1}: {line}")
+            rest = f", only its batches from {self._first_batch + 1:,} on" if self._first_batch else ""
+            logger.info(f"epoch {trainer.current_epoch + 1}{rest}: {line}")
 
 
 def _over_all_processes(own: list[Distribution], device: torch.device) -> list[Distribution]:

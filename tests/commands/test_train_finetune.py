@@ -175,6 +175,10 @@ def test_a_resumed_fine_tuning_is_the_uninterrupted_one(whole, tmp_path, capsys,
     printed = capsys.readouterr().out
     assert "are initialized with the means" not in printed
     assert "before fine-tuning" not in printed
+    epoch = f"epoch {position['epoch'] + 1}"
+    rest = f", only its batches from {position['batch'] + 1} on" if number == 1 else ""
+    assert f"{epoch}{rest}: gradient norm" in printed
+    assert ("Resumed inside, numbers of the rest only" in Path("report.html").read_text()) == (number == 1)
     assert_equal_weights(tmp_path / "last.ckpt", whole_folder / "last.ckpt")
     assert_equal_weights(tmp_path / "best.ckpt", whole_folder / "best.ckpt")
     for name in ("comparison.csv", "comparison.json"):

@@ -125,6 +125,15 @@ def table(epochs: int = 12, adaface: bool = True) -> pd.DataFrame:
     return pd.concat([losses, health], ignore_index=True)
 
 
+def test_epochs_resumed_inside_are_told_below_the_plot(tmp_path, drawn):
+    rows = table()
+    assert plot_health(rows, tmp_path / "health.png")
+    rows.loc[rows["feature_norm"].notna() & (rows["epoch"] == 2), "health_first_batch"] = 120.0
+    assert plot_health(rows, tmp_path / "health.png")
+    told = [figure.get_supxlabel() for figure in drawn]
+    assert told == ["", "Resumed inside, numbers of the rest only: epoch 3 (batches from 121 on)."]
+
+
 @pytest.mark.parametrize("adaface", [True, False])
 @pytest.mark.parametrize("epochs", [1, 60])
 def test_a_picture_of_every_training(tmp_path, epochs, adaface):
