@@ -215,7 +215,7 @@ def _separator(line: str) -> str:
     """Return what separates the fields of the first line; empty for LFW's list."""
     for separator in ",;\t":
         fields = _fields(line, separator)
-        if len(fields) == 3 and not (separator == "\t" and fields[1].isdigit()):
+        if len(fields) == 3 and not (separator == "\t" and fields[1].isdecimal()):
             return separator
     return "," if "," in line else ""
 
@@ -252,7 +252,7 @@ def _csv_pairs(rows: list[tuple[str, list[str]]], pairs_file: Path, root: Path) 
 def _lfw_pairs(lines: list[tuple[int, str]], pairs_file: Path, root: Path) -> Iterator[tuple[Path, Path, bool]]:
     """Read `name i j` (genuine) and `name1 i name2 j` (impostor) below a header `folds pairs` or `pairs`."""
     header = lines[0][1].split()
-    if len(header) not in (1, 2) or not all(part.isdigit() for part in header):
+    if len(header) not in (1, 2) or not all(map(_is_number, header)):
         raise ValueError(
             f"{pairs_file}, line {lines[0][0]}: {lines[0][1]!r}; expected LFW's header (such as `10 300`), or CSV "
             f"path1,path2,same"
@@ -272,9 +272,13 @@ def _lfw_pairs(lines: list[tuple[int, str]], pairs_file: Path, root: Path) -> It
         yield _lfw_file(root, name, i, where), _lfw_file(root, other, j, where), same
 
 
+def _is_number(text: str) -> bool:
+    return text.isdecimal() and len(text) < 10
+
+
 def _lfw_file(root: Path, name: str, number: str, where: str) -> Path:
     """Return the path of a person's image with a number."""
-    if not number.strip().isdigit():
+    if not _is_number(number.strip()):
         raise ValueError(f"{where}: {number!r} is not an image number")
     name = name.strip()
     stem = _inside(root, f"{name}/{name}_{int(number):04d}", where)

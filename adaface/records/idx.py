@@ -151,7 +151,7 @@ def _parse_lines(text: bytes, first_line: int, idx_path: Path) -> tuple[np.ndarr
     separator = b"\t" if b"\t" in text else None  # None: an edited file, blanks in place of all tabs
     bad = next(((number, line) for number, line in lines if not _is_entry(line, separator)), None)
     if bad is None:
-        entries = np.array([list(map(int, line.split(separator))) for _, line in lines], np.int64)
+        entries = np.array([list(map(int, line.strip(b" \r").split(separator))) for _, line in lines], np.int64)
         return entries[:, 0], entries[:, 1]
     number, line = bad
     raise ValueError(
@@ -162,6 +162,6 @@ def _parse_lines(text: bytes, first_line: int, idx_path: Path) -> tuple[np.ndarr
 
 def _is_entry(line: bytes, separator: bytes | None) -> bool:
     """Return whether a line is key, separator, offset, both whole numbers from 0 to 2^63 - 2."""
-    fields = line.strip().split(separator)
+    fields = line.strip(b" \r").split(separator)
     fits = (field.isdigit() and len(field.lstrip(b"0")) < 20 and int(field) < 2**63 - 1 for field in fields)
     return len(fields) == 2 and all(fits)

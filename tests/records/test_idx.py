@@ -42,7 +42,8 @@ def test_long_files_take_the_fast_way(tmp_path: Path, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("old", ["777\t", "\t777000\n", "777\t777000\n"])
 @pytest.mark.parametrize(
-    "new", ["77:\t", "77/\t", "\t77700O\n", "7 7\t777000\n", "\n\n\n", "\t\t\n", "7\t7\t777000\n", "x"]
+    "new",
+    ["77:\t", "77/\t", "\t77700O\n", "7 7\t777000\n", "\n\n\n", "\t\t\n", "7\t7\t777000\n", "\t777\t777000\n", "x"],
 )
 def test_one_bad_line_of_many_is_named(tmp_path: Path, old: str, new: str) -> None:
     path = written(tmp_path, [(i, 1000 * i) for i in range(3000)])
