@@ -174,6 +174,24 @@ def test_images_are_aligned_by_their_landmarks_in_any_process(root):
         images.read(4)
 
 
+@pytest.mark.parametrize(
+    ("scale", "told"),
+    [(0.5, "refused"), (1, ""), (1.3, "is this their original size"), (2, "refused"), (3, "refused")],
+)
+def test_crops_of_another_scale_than_the_landmarks_are_told(root, features, scale, told):
+    metadata = read_metadata(root, "IJBC")
+    for name, points in zip(metadata.file_names, metadata.landmarks, strict=True):
+        width, height = (2 * scale * points.mean(axis=0)).round().astype(int).tolist()
+        encoded = cv2.imencode(".png", np.zeros((height, width, 3), np.uint8))[1]
+        (root / "IJBC" / "loose_crop" / name).write_bytes(encoded.tobytes())
+    if told == "refused":
+        with pytest.raises(ValueError, match="loose_crop have another scale than the landmark file: the middle of the"):
+            ijb.run(lambda images: embedded(features), root, "IJBC")
+    else:
+        notes = ijb.run(lambda images: embedded(features), root, "IJBC").notes
+        assert any("original size" in note for note in notes) == bool(told)
+
+
 def test_fingerprints_change_with_the_landmarks_and_the_side(root):
     images = ijb.aligned_images(read_metadata(root, "IJBC"))
     edit(metadata_files(root, "IJBC")["landmarks"], lambda lines: [lines[0].replace(" 38.5781 ", " 38.6 "), *lines[1:]])
