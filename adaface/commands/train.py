@@ -24,7 +24,7 @@ import torch.distributed as dist
 
 from adaface.checkpoints.files import THRESHOLD, load_checkpoint
 from adaface.checkpoints.folders import run_folder_of
-from adaface.checkpoints.run_folder import choose_run_folder, make_run_folder, write_config, write_manifest
+from adaface.checkpoints.run_folder import CONFIG, choose_run_folder, make_run_folder, write_config, write_manifest
 from adaface.checkpoints.weights import backbone_state
 from adaface.config.device_plan import DevicePlan, plan_devices
 from adaface.config.options import Config
@@ -78,6 +78,8 @@ from adaface.training.trainer import batches_of_epoch
 
 logger = logging.getLogger(__name__)
 
+_STOPPED = "stopped immediately; files that were already saved are complete"
+
 _SAMPLES_IN_GRID = 64
 
 
@@ -89,8 +91,17 @@ def main(arguments: list[str] | None = None) -> int:
         arguments: command-line arguments after the program's name; None: those of the process.
     """
     if dist.is_available() and dist.is_initialized():  # created by the caller, who also destroys it
+        return _status_of_all(arguments)
+    return run_and_leave(lambda: _status_of_all(arguments))
+
+
+def _status_of_all(arguments: list[str] | None) -> int:
+    """Return the exit status, even if a second Ctrl-C comes while the first one is reported."""
+    try:
         return _status(arguments)
-    return run_and_leave(lambda: _status(arguments))
+    except KeyboardInterrupt:
+        rank_zero_info(_STOPPED)
+        return INTERRUPTED
 
 
 def _status(arguments: list[str] | None) -> int:
@@ -113,9 +124,9 @@ def _status(arguments: list[str] | None) -> int:
         return INTERRUPTED
     except (KeyboardInterrupt, SystemExit) as stop:
         # Lightning converts a KeyboardInterrupt into SystemExit(1)
-        if isinstance(stop, SystemExit) and not isinstance(stop.__context__, KeyboardInterrupt):
+        if not _is_interruption(stop):
             raise  # --help
-        rank_zero_info("stopped immediately; files that were already saved are complete")
+        rank_zero_info(_STOPPED)
         return INTERRUPTED
     except ReportedElsewhereError:
         return FAILED
@@ -123,6 +134,13 @@ def _status(arguments: list[str] | None) -> int:
         status = _report(error)
         report_absence(find_launch(), error)
         return status
+
+
+def _is_interruption(error: BaseException | None) -> bool:
+    """Return whether an error is, or was raised while handling, a KeyboardInterrupt."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None
 
 
 def _explain() -> int:
@@ -329,6 +347,8 @@ def _errors_kept_in(folder: Path, launch: Launch) -> Iterator[None]:
     except InterruptedTrainingError:
         raise
     except Exception as error:
+        if not (folder / CONFIG).exists():
+            raise RuntimeError(f"the run folder {folder} was deleted while the run wrote to it ({error})") from error
         log = folder / (f"error_rank{launch.rank}.log" if launch.rank else "error.log")
         with contextlib.suppress(OSError):  # the error may be a full disk
             log.write_text(traceback.format_exc(), encoding="utf-8")

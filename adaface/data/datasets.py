@@ -26,6 +26,7 @@ from adaface.data.pair_sets import PairSet
 from adaface.data.sampler import RandomStreams
 from adaface.data.sources.base import TrainingSource
 from adaface.system.lightning_internals import send_errors_of_queues
+from adaface.system.threads import in_main_thread
 
 _MOST_BAD_IN_A_ROW = 100
 _AT_ONCE = 16
@@ -249,6 +250,8 @@ class WaitingLoader(DataLoader[Any]):
 
 
 def _end_workers() -> None:
+    if in_main_thread():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler raises an error for a killed worker
     for child in multiprocessing.active_children():
         if child.daemon:
             child.kill()

@@ -24,6 +24,7 @@ from adaface.commands import convert, evaluate, inference, train
 from adaface.config import parsing
 from adaface.config.options import OptimizerOptions
 from adaface.demo.dataset import write_demo_data
+from adaface.distributed.watch import InterruptedTrainingError
 from adaface.heads.base import Head
 from adaface.models.registry import build_model
 from adaface.system.screen import log_to_screen
@@ -815,6 +816,49 @@ def test_a_process_group_of_the_caller_is_left_alone(tmp_path, capsys):
     finally:
         dist.destroy_process_group()
     assert "epochs: 24" in capsys.readouterr().out
+
+
+def test_a_second_ctrl_c_while_the_first_is_told(monkeypatch, tmp_path, capsys):
+    said = []
+
+    def interrupted_once(text: str) -> None:
+        said.append(text)
+        if len(said) == 1:
+            raise KeyboardInterrupt
+
+    def stopped(*_: object, **__: object) -> int:
+        raise InterruptedTrainingError(tmp_path / "last.ckpt")
+
+    monkeypatch.setattr(train, "_run", stopped)
+    monkeypatch.setattr(train, "rank_zero_info", interrupted_once)
+    assert main.main(["--gpus", "0"]) == 130
+    assert said[1:] == ["stopped immediately; files that were already saved are complete"]
+
+
+def test_a_ctrl_c_whose_handling_fails_is_told(monkeypatch, capsys):
+    def interrupted(*_: object, **__: object) -> int:
+        try:
+            try:
+                raise KeyboardInterrupt
+            except KeyboardInterrupt:
+                raise RuntimeError("while it was handled")  # noqa: B904
+        except RuntimeError:
+            sys.exit(1)
+
+    monkeypatch.setattr(train, "_run", interrupted)
+    assert main.main(["--gpus", "0"]) == 130
+    assert "stopped immediately" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_run_folder_that_is_deleted_ends_the_run_in_one_line(faces, tmp_path):
+    process = start(faces, tmp_path, "--epochs", "50", "--num_workers", "1", *ONE_SET)
+    wait_for(lambda: list(tmp_path.glob("*/last.ckpt")), process)
+    (folder,) = tmp_path.iterdir()
+    shutil.rmtree(folder, ignore_errors=True)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 2
+    assert f"main.py: error: the run folder {folder} was deleted while the run wrote to it" in output.splitlines()[-1]
 
 
 def test_a_ctrl_c_that_lightning_turns_into_an_exit_is_told(monkeypatch, capsys):

@@ -542,7 +542,7 @@ except Exception as error:
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == 2, errors
+    assert (process.returncode, errors) == (2, "")
     assert output.endswith("broken\n")
 
 
