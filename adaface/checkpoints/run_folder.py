@@ -23,7 +23,7 @@ import yaml
 
 from adaface import __version__
 from adaface.system.command_line import invocation
-from adaface.system.files import write_atomically
+from adaface.system.files import make_writable_folder, write_atomically
 from adaface.system.json_file import read_object
 
 MANIFEST = "manifest.json"
@@ -57,13 +57,11 @@ def choose_run_folder(output_dir: str | os.PathLike[str], prefix: str, today: da
 
     Raises:
         ValueError: the prefix is not a plain name, or ``output_dir`` is a file.
-        OSError: the folder cannot be created (no permission, no space).
+        OSError: the folder cannot be created (no permission, no space); the message names ``--output_dir``.
     """
     _check_prefix(prefix)
     output_dir = Path(output_dir)
-    if output_dir.exists() and not output_dir.is_dir():
-        raise ValueError(f"--output_dir {output_dir} is a file: give a folder")
-    output_dir.mkdir(parents=True, exist_ok=True)
+    make_writable_folder(output_dir, "--output_dir")
     day = (today or datetime.now().astimezone().date()).strftime("%m-%d")
     for number in itertools.count():
         folder = output_dir / f"{prefix}_{day}_{number}"
@@ -82,10 +80,11 @@ def make_run_folder(folder: str | os.PathLike[str]) -> Path:
         folder: path given by the user.
 
     Raises:
-        OSError: the folder cannot be created (no permission, no space).
+        ValueError: it is a file.
+        OSError: the folder cannot be created (no permission, no space); the message names ``--run_folder``.
     """
     path = Path(folder).absolute()
-    path.mkdir(parents=True, exist_ok=True)
+    make_writable_folder(path, "--run_folder")
     return path
 
 

@@ -26,7 +26,7 @@ from adaface.evaluation.pair_comparison import FAR
 from adaface.evaluation.template_pooling import POOLINGS
 from adaface.inference.embedding_cache import CACHE, MOST_UNREADABLE, CachedEmbedding, ModelFile
 from adaface.system.command_line import DONE_WITH_PROBLEMS, Parser, invocation, program_name, run_to_status
-from adaface.system.files import check_writable
+from adaface.system.files import check_writable, make_writable_folder
 
 _SEEDS = 2**64
 
@@ -250,10 +250,10 @@ def main(words: list[str] | None = None) -> int:
 def _run(options: argparse.Namespace, words: list[str]) -> int:
     if not Path(options.root).exists():
         raise FileNotFoundError(f"--root {options.root} does not exist")
-    _check_output(Path(options.output_dir))
     if options.model:
         options.checkpoint = str(model_path(options))
     paths = options.compare or [options.checkpoint]
+    _check_folders(options, paths)
     models = [_open_model(options, path) for path in paths]
     for path, model in zip(paths, models, strict=True):
         print(f"model: {path} ({model.embedder.arch})")
@@ -263,15 +263,18 @@ def _run(options: argparse.Namespace, words: list[str]) -> int:
     return DONE_WITH_PROBLEMS if findings.failed and options.strict else 0
 
 
-def _check_output(folder: Path) -> None:
-    """Raise OSError, before anything is computed, if results cannot be written to a folder."""
-    if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(f"--output_dir {folder} is a file, expected a folder")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OSError(f"--output_dir {folder} cannot be created ({error.strerror}): give another one") from error
-    check_writable(folder, f"--output_dir {folder}")
+def _check_folders(options: argparse.Namespace, paths: list[str]) -> None:
+    """Raise an error, before anything is computed, if a folder to write to is not writable."""
+    make_writable_folder(Path(options.output_dir), "--output_dir")
+    if options.cache:
+        make_writable_folder(Path(options.cache), "--cache")
+    folders = [Path(path).resolve().parent for path in paths] if options.store_threshold else []
+    for folder in filter(Path.is_dir, folders):
+        check_writable(
+            folder,
+            f"--store_threshold writes to the checkpoint, but its folder {folder}",
+            advice="copy the checkpoint to another folder, or leave --store_threshold out",
+        )
 
 
 def _open_model(options: argparse.Namespace, path: str) -> CachedEmbedding:

@@ -64,7 +64,7 @@ def run(embed: EmbedImages, root: Path, name: str, *, pooling: str = POOLINGS[0]
         limit: for a quick test, number of 1:1 pairs, spread evenly, without 1:N; 0 for everything.
 
     Returns:
-        The numbers of 1:1 and 1:N, and the similarity of each pair.
+        The numbers of 1:1, those of 1:N if its lists are there, and the similarity of each pair.
 
     Raises:
         FileNotFoundError: metadata is missing.
@@ -79,6 +79,9 @@ def run(embed: EmbedImages, root: Path, name: str, *, pooling: str = POOLINGS[0]
     if limited:
         notes.append(f"quick test: {limit:,} of {len(metadata.issame):,} pairs, no 1:N")
         metadata = with_fewer_pairs(metadata, limit)
+    if metadata.missing_lists:
+        missing = ", ".join(map(str, metadata.missing_lists))
+        notes.append(f"no 1:N, and intervals by template instead of subject: missing {missing}")
     images = aligned_images(metadata)
     notes += _check_scale(images.paths, metadata.landmarks)
     features_of, readable = _embed(embed, images, pooling)
@@ -90,7 +93,7 @@ def run(embed: EmbedImages, root: Path, name: str, *, pooling: str = POOLINGS[0]
     numbers = {_tar_name(far): 100 * rate for far, rate in rates.items()}
     ends = tar_intervals(similarity, metadata.issame, FARS, template_subjects(metadata)[metadata.pairs.T])
     intervals = {_tar_name(far): interval for far, interval in ends.items()}
-    if not limited:
+    if not limited and not metadata.missing_lists:
         of_search, ends_of_search = _identification(ids, templates, metadata.probes, metadata.gallery)
         numbers |= of_search
         intervals |= ends_of_search

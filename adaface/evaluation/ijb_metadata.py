@@ -52,6 +52,7 @@ class IJBMetadata:
         issame: (P,) booleans.
         gallery: gallery of the 1:N protocol, both parts.
         probes: probes of the 1:N protocol, each with exactly one template of its subject in the gallery.
+        missing_lists: files of the 1:N protocol that are missing; if any is, its gallery and probes are empty.
     """
 
     name: str
@@ -64,6 +65,7 @@ class IJBMetadata:
     issame: np.ndarray
     gallery: TemplateSubjects
     probes: TemplateSubjects
+    missing_lists: tuple[Path, ...] = ()
 
 
 def read_metadata(root: Path, name: str) -> IJBMetadata:
@@ -74,23 +76,29 @@ def read_metadata(root: Path, name: str) -> IJBMetadata:
         name: ``IJBB`` or ``IJBC``.
 
     Raises:
-        FileNotFoundError: files are missing; the message names all of them.
+        FileNotFoundError: files of 1:1 are missing; the message names all missing ones.
         ValueError: an unknown name, a malformed line (the message names file and line), or inconsistent files.
     """
     if name not in GALLERY_PARTS:
         raise ValueError(f"got the set {name!r}, expected {' or '.join(GALLERY_PARTS)}")
     files = metadata_files(root, name)
     folder = root / name / "loose_crop"
-    missing = [str(path) for path in (*files.values(), folder) if not path.exists()]
-    if missing:
+    of_search = [path for key, path in files.items() if key not in ("landmarks", "templates", "pairs")]
+    missing = [path for path in (*files.values(), folder) if not path.exists()]
+    if set(missing) - set(of_search):
         raise FileNotFoundError(
-            f"{TITLES[name]} is incomplete in {root}, missing: {', '.join(missing)}. Expected the layout of "
+            f"{TITLES[name]} is incomplete in {root}, missing: {', '.join(map(str, missing))}. Expected the layout of "
             f"InsightFace's IJB evaluation: {name}/meta/ and {name}/loose_crop/"
         )
     file_names, landmarks = _read_landmarks(files["landmarks"])
     template_ids, media_ids = _read_templates(files["templates"], files["landmarks"], file_names)
     known = np.unique(template_ids)
     pairs, issame = _read_pairs(files["pairs"], known)
+    if missing:
+        none = TemplateSubjects(np.empty(0, np.int64), np.empty(0, np.int64))
+        return IJBMetadata(
+            name, folder, file_names, landmarks, template_ids, media_ids, pairs, issame, none, none, tuple(missing)
+        )
     gallery = _read_subjects([path for key, path in files.items() if key.startswith("gallery")], known)
     probes = _read_subjects([files["probes"]], known)
     _check_mates(probes, gallery, files["probes"])

@@ -31,6 +31,7 @@ from adaface.inference.embedder import FUSED, Embedder
 from adaface.metrics.outcome import Embedded
 from adaface.system.command_line import mark_incomplete
 from adaface.system.devices import divide_threads
+from adaface.system.files import make_writable_folder
 from adaface.system.locks import locked_when_free
 from adaface.system.numpy_file import read_array
 from adaface.system.threads import in_order, usable_cores
@@ -183,9 +184,7 @@ def _cache_folder(folder: Path | None) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix="adaface_") as temporary:
             yield Path(temporary)
     else:
-        if folder.exists() and not folder.is_dir():
-            raise ValueError(f"the cache {folder} is a file, expected a folder: give another --cache")
-        folder.mkdir(parents=True, exist_ok=True)
+        make_writable_folder(folder, "--cache")
         yield folder
 
 

@@ -201,12 +201,33 @@ def write_atomically(path: str | os.PathLike[str], content: str | bytes, *, to_d
         file.write(content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content)
 
 
-def check_writable(folder: Path, description: str) -> None:
+def make_writable_folder(folder: Path, option: str) -> None:
+    """Create a folder if necessary, and check before a long computation that files can be created in it.
+
+    Args:
+        folder: path given by the user.
+        option: the option that gives it, such as ``--cache``, for the message.
+
+    Raises:
+        ValueError: it is a file.
+        OSError: it cannot be created, or is not writable.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{option} {folder} is a file: give a folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"{option} {folder} cannot be created ({error.strerror}): give another") from error
+    check_writable(folder, f"{option} {folder}")
+
+
+def check_writable(folder: Path, description: str, *, advice: str = "give another") -> None:
     """Check before a long computation that files can be created in a folder.
 
     Args:
         folder: an existing folder.
         description: what to call it in the message.
+        advice: what to do, for the message.
 
     Raises:
         OSError: no file can be created.
@@ -215,4 +236,4 @@ def check_writable(folder: Path, description: str) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise OSError(f"{description} is not writable ({error.strerror}): give another") from error
+        raise OSError(f"{description} is not writable ({error.strerror}): {advice}") from error

@@ -130,16 +130,20 @@ class NonFiniteLossGuard(pl.Callback):
             self._check()
 
     def on_validation_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        """Check before a checkpoint can be written."""
+        """Check before a checkpoint can be written, and before non-finite weights fail in the validation."""
         self._check()
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._check_weights(trainer, pl_module.state_dict())
 
     def on_save_checkpoint(
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", checkpoint: dict[str, Any]
     ) -> None:
         """Raise an error before non-finite weights replace good ones: a bad update can follow a finite loss."""
         self._check()
-        weights = checkpoint["state_dict"].items()
-        bad = next((k for k, v in weights if v.is_floating_point() and not torch.isfinite(v).all()), None)
+        self._check_weights(trainer, checkpoint["state_dict"])
+
+    def _check_weights(self, trainer: "pl.Trainer", weights: dict[str, Tensor]) -> None:
+        bad = next((k for k, v in weights.items() if v.is_floating_point() and not torch.isfinite(v).all()), None)
         # with a sharded head, one process may have the bad shard: all must stop, or the others wait for it
         if trainer.strategy.reduce_boolean_decision(bad is not None, all=False):
             step, where = trainer.fit_loop.total_batch_idx, f"{bad} is the first" if bad else "in another process"

@@ -70,6 +70,15 @@ def test_an_output_dir_that_is_a_file(tmp_path):
         choose_run_folder(tmp_path / "file", "x")
 
 
+def test_folders_that_cannot_be_created_name_their_option():
+    with pytest.raises(OSError, match=r"^--output_dir /proc/none cannot be created \(No such file.*: give another$"):
+        choose_run_folder("/proc/none", "x")
+    with pytest.raises(OSError, match=r"^--output_dir /proc is not writable"):
+        choose_run_folder("/proc", "x")
+    with pytest.raises(OSError, match=r"^--run_folder /proc/none cannot be created"):
+        make_run_folder("/proc/none")
+
+
 def test_config_reads_back_as_it_was(tmp_path):
     config = {"lr": 5e-4, "lr_milestones": [12, 20], "prefix": "đêm", "use_16bit": True, "data_root": "", "tiny": 1e-8}
     write_config(tmp_path, config)

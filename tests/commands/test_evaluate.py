@@ -1,4 +1,6 @@
+import contextlib
 import csv
+import errno
 import json
 import os
 import re
@@ -220,7 +222,9 @@ def test_two_processes_print_what_one_prints(run, root):
             ["folder", "--root", "ROOT/people", "--seed", str(2**64)],
             "--seed must be below 2.*64, got 18446744073709551616",
         ),
-        (["pairs", "--root", "ROOT", "--cache", __file__], "the cache .* is a file"),
+        (["pairs", "--root", "ROOT", "--cache", __file__], "--cache .* is a file: give a folder"),
+        (["pairs", "--root", "ROOT", "--cache", "/proc/x"], "--cache /proc/x cannot be created .*: give another"),
+        (["pairs", "--root", "ROOT", "--output_dir", "/proc/x"], "--output_dir /proc/x cannot be created"),
         (["pairs", "--root", "ROOT", "--output_dir", __file__], "--output_dir .* is a file"),
         (["pairs", "--root", "ROOT", "--store_threshold"], "--store_threshold needs --target_far"),
         (["pairs", "--root", "ROOT", "--target_far", "2"], "--target_far must be above 0 and below 1"),
@@ -241,6 +245,19 @@ def test_mistakes_are_told_in_a_line(run, root, words, message):
     assert error.startswith("adaface evaluate: error: ")
     assert error.count("\n") == 1
     assert re.search(message, error)
+
+
+def test_a_threshold_that_cannot_be_stored_is_told_before_the_work(run, root, tmp_path, monkeypatch):
+    def full(*_, dir, **__):  # a read-only file system: root may write anywhere else
+        if Path(dir) != tmp_path / "out":
+            raise OSError(errno.EROFS, "Read-only file system")
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr("tempfile.TemporaryFile", full)
+    words = ["pairs", "--root", str(root), "--target_far", "0.1", "--store_threshold", "--cache", ""]
+    error = run(*words, expected=2)
+    assert "--store_threshold writes to the checkpoint, but its folder" in error
+    assert "is not writable (Read-only file system): copy the checkpoint to another folder" in error
 
 
 def test_a_checkpoint_of_the_wrong_kind(run, root, tmp_path):

@@ -199,6 +199,19 @@ def test_fingerprints_change_with_the_landmarks_and_the_side(root):
     assert images.fingerprint() != moved.fingerprint()
 
 
+@pytest.mark.parametrize("gone", [["probes"], ["gallery G1", "gallery G2", "probes"]])
+def test_without_lists_of_1n_there_are_the_numbers_of_1_to_1(root, features, gone):
+    whole = ijb.run(lambda images: embedded(features), root, "IJBC")
+    files = [metadata_files(root, "IJBC")[key] for key in gone]
+    for file in files:
+        file.unlink()
+    outcome = ijb.run(lambda images: embedded(features), root, "IJBC")
+    assert dict(outcome.numbers) == {name: x for name, x in whole.numbers.items() if name.startswith("TAR")}
+    assert outcome.notes[-1] == (
+        f"no 1:N, and intervals by template instead of subject: missing {', '.join(map(str, files))}"
+    )
+
+
 def test_missing_files_are_named_all_at_once(root):
     files = metadata_files(root, "IJBC")
     gone = [files["pairs"], files["gallery G2"]]

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from adaface.training.stopping import EarlyStopping
+from adaface.training.stopping import EarlyStopping, NonFiniteLossError, NonFiniteLossGuard
 
 pytestmark = pytest.mark.usefixtures("training_screen")
 
@@ -88,3 +88,22 @@ def test_a_run_that_had_ended_ends_at_once_and_one_with_more_patience_goes_on():
         again = EarlyStopping(patience)
         again.load_state_dict(ended.state_dict())
         assert epochs(again, 45, 44, 43)[0] == expected
+
+
+def test_weights_that_are_not_finite_are_told_before_a_validation_fails_on_them(tmp_path):
+    """A bad update can follow a finite loss."""
+    network = torch.nn.Linear(2, 2)
+    trainer = SimpleNamespace(
+        state=SimpleNamespace(fn="fit"), sanity_checking=False, fit_loop=SimpleNamespace(total_batch_idx=7),
+        strategy=SimpleNamespace(reduce_boolean_decision=lambda decision, all: decision),
+    )  # fmt: skip
+    guard = NonFiniteLossGuard(tmp_path)
+    guard.on_validation_start(trainer, network)
+    with torch.no_grad():
+        network.weight[0, 1] = torch.inf
+    with pytest.raises(
+        NonFiniteLossError, match=r"not finite after step 7 \(weight is the first\).*--lr divided by 10"
+    ):
+        guard.on_validation_start(trainer, network)
+    trainer.state.fn = "test"
+    guard.on_validation_start(trainer, network)
