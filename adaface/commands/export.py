@@ -33,7 +33,7 @@ from adaface.export.graph import OPSET, set_metadata, to_onnx
 from adaface.export.int8 import FEWEST_IMAGES, LEAST_MEAN_COSINE, MOST_IMAGES, check_enough, quantize
 from adaface.export.network import OnnxNetwork, load_network
 from adaface.export.parity import compare_networks, compare_with_pytorch
-from adaface.inference.embedder import Description, read_model
+from adaface.inference.embedder import Description, Embedder, read_model
 from adaface.inference.sample_images import drawn_faces, read_pair_set, read_sample
 from adaface.metrics.results import evaluate_set
 from adaface.models.backbone import IMAGE_SIZE
@@ -208,7 +208,7 @@ def export(options: argparse.Namespace) -> None:
             )
         lines = [f"against {output.name}, {parity.line()}"]
         if test_set is not None:
-            lines.append(_accuracies(reference, network, test_set, in_order, options.most_accuracy_loss))
+            lines.append(_accuracies(reference, network, test_set, description, options.most_accuracy_loss))
         return "\n  ".join(lines)
 
     _write(quantized, int8_file(output), near_fp32)
@@ -249,15 +249,24 @@ def _accuracies(
     reference: OnnxNetwork,
     network: OnnxNetwork,
     test_set: PairSet,
-    in_order: Callable[[np.ndarray], np.ndarray],
+    description: Description,
     most_loss: float,
 ) -> str:
     """Return the accuracy of both networks in one line; raise ValueError if the second one loses too much."""
     accuracies = []
     for precision, candidate in (("FP32", reference), ("INT8", network)):
-        embeddings = []
-        for start in tqdm(range(0, len(test_set.images), _BATCH), desc=f"{test_set.name}, {precision}", leave=False):
-            embeddings.append(candidate(in_order(np.stack(test_set.images[start : start + _BATCH])))[0])
+        embedder = Embedder(  # with mirror images, as in the evaluation
+            candidate,
+            name=precision,
+            arch=description.arch,
+            input_format=description.input_format,
+            fingerprint=description.fingerprint,
+        )
+        starts = range(0, len(test_set.images), _BATCH)
+        embeddings = [
+            embedder.embed(np.stack(test_set.images[start : start + _BATCH]))[0]
+            for start in tqdm(starts, desc=f"{test_set.name}, {precision}", leave=False, disable=None)
+        ]
         accuracies.append(evaluate_set(test_set.name, np.concatenate(embeddings), test_set.issame).accuracy)
     lost = accuracies[0] - accuracies[1]
     line = (

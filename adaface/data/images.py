@@ -98,7 +98,7 @@ def _wrong_shape(image: np.ndarray, what: str) -> str:
 
 
 def _wrong_size(height: int, width: int, what: str) -> str:
-    return f"{what}: {width}x{height} px, expected 112x112: align or resize the faces first"
+    return f"{what}: {width}x{height} px, expected a face aligned to 112x112: adaface align <photographs> <faces>"
 
 
 def _pixels_to_bgr(pixels: np.ndarray, what: str) -> np.ndarray:

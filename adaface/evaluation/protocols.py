@@ -27,7 +27,13 @@ from adaface.evaluation.verification import VerifiedSet
 from adaface.inference.embedding_cache import CachedEmbedding
 from adaface.metrics.calibration import describe_threshold, stored_threshold
 from adaface.metrics.outcome import Outcome
-from adaface.metrics.quality import ErrorReject, error_versus_reject, quality_warning, rank_correlation
+from adaface.metrics.quality import (
+    ErrorReject,
+    error_versus_reject,
+    quality_conclusion,
+    quality_warning,
+    rank_correlation,
+)
 
 _REJECT_FMR = 1e-2
 _STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -263,6 +269,7 @@ def _degraded_norms(sets: list[VerifiedSet], embed: CachedEmbedding, seed: int) 
             f"{verified.result.name}: rank correlation of norm and degradation {correlation.rho:.2f} "
             f"[{low:.2f}, {high:.2f}]",
             f"  mean norm by strength: {means}",
+            f"  {quality_conclusion(correlation)}",
         ]
         warning = quality_warning(correlation=correlation)
         warnings += [f"{verified.result.name}: {warning}"] if warning else []

@@ -6,6 +6,7 @@ Source: Grother and Tabassi, "Performance of biometric quality measures", IEEE P
 rate at a fixed threshold while the pairs whose lower quality is lowest are rejected.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,7 @@ from adaface.metrics.verification import roc
 
 _TAILS = (0.025, 0.975)
 _POINTS = 51
+_WEAK = 0.3  # rank correlations nearer to 0
 
 
 @dataclass(frozen=True)
@@ -142,6 +144,24 @@ def rank_correlation(norms: np.ndarray, levels: np.ndarray) -> Correlation:
     half = norm.ppf(_TAILS[1]) * np.sqrt((1 + inner**2 / 2) / (len(norms) - 3))
     low, high = np.tanh(np.arctanh(inner) + np.array([-half, half]))
     return Correlation(rho, (float(low), float(high)), len(norms))
+
+
+def quality_conclusion(correlation: Correlation) -> str:
+    """Say in words what a correlation of norm and degradation means.
+
+    Args:
+        correlation: result of ``rank_correlation``; higher levels are worse.
+    """
+    if math.isnan(correlation.rho):
+        return "no conclusion: the norms are all equal"
+    low, high = correlation.interval
+    if low > 0:
+        return "the norm rises with the degradation: it contradicts image quality"
+    if high >= 0:
+        return "the norm does not measurably depend on the degradation: it is no measure of quality here"
+    if correlation.rho > -_WEAK:
+        return "the norm falls only slightly with the degradation: it is a weak measure of quality here"
+    return "the norm falls with the degradation, as a measure of quality should"
 
 
 def quality_warning(curve: ErrorReject | None = None, correlation: Correlation | None = None) -> str | None:

@@ -458,7 +458,9 @@ def test_pack_refuses_and_skips_bad_images(tmp_path: Path, capsys: pytest.Captur
     (source / "a" / "small.png").write_bytes(encode(IMAGES[0][:50, :50], ".png"))
     (source / "c").mkdir()
     (source / "c" / "z.jpg").write_bytes(b"nothing")
-    assert "small.png: 50x50 px, expected 112x112" in error_of(capsys, "--pack", source)
+    assert "small.png: 50x50 px, expected a face aligned to 112x112: adaface align" in error_of(
+        capsys, "--pack", source
+    )
     assert not (output / "train.rec").exists()
     assert not (output / "train.idx").exists()
     assert run("--pack", source, "--skip_bad_images") == 1

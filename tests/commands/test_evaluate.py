@@ -93,6 +93,7 @@ def test_pairs_of_all_sets(run, root, tmp_path):
         assert float(row["accuracy_low"]) <= float(row["accuracy"]) <= float(row["accuracy_high"])
         assert row["pairs"] == "60"
     assert out.count("rank correlation of norm and degradation") == 2
+    assert len(re.findall("^  (the norm (falls|rises|does not)|no conclusion)", out, re.MULTILINE)) == 2
     for name in ("results.json", "roc.png", "similarity.png", "report.html"):
         assert (folder / name).stat().st_size
     manifest = json.loads((folder / "manifest.json").read_text())

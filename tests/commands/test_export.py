@@ -24,6 +24,7 @@ from adaface.export.network import ONNX_METADATA, load_network
 from adaface.export.parity import compare_networks, compare_with_pytorch
 from adaface.inference.embedder import Embedder
 from adaface.inference.sample_images import drawn_faces, read_pair_set, read_sample
+from adaface.metrics.results import evaluate_set
 from adaface.models.input_format import InputFormat
 from adaface.models.iresnet import ImprovedResNet
 from adaface.models.registry import ARCHITECTURES, build_model
@@ -232,6 +233,10 @@ def test_the_command_says_what_it_found(files):
     assert re.fullmatch(
         r"  accuracy on lfw, 20 pairs: FP32 \d+\.\d\d %, INT8 \d+\.\d\d % \([+-]\d+\.\d\d points\)", said[5]
     )
+    pairs = read_pair_set(str(files / "faces" / "lfw.bin"))
+    for precision, file in (("FP32", "model.onnx"), ("INT8", "model_int8.onnx")):
+        embeddings, _ = Embedder.load(files / file).embed(np.stack(pairs.images))  # as evaluate: with mirror images
+        assert f"{precision} {evaluate_set('lfw', embeddings, pairs.issame).accuracy:.2f} %" in said[5]
 
 
 def test_int8_that_loses_too_much_accuracy_is_refused(exported_before, files, tmp_path, capsys, monkeypatch):

@@ -32,7 +32,10 @@ def test_red_stays_red() -> None:
         (encode(FACE, ".jpg")[:300], "key 7 is not a readable image"),
         (encode(FACE[:, :, 0], ".jpg"), "key 7: a grayscale image"),
         (encode(FACE[:, :, 0], ".png"), "key 7: a grayscale image"),
-        (encode(FACE[:, :96]), "key 7: 96x112 px, expected 112x112: align"),
+        (
+            encode(FACE[:, :96]),
+            "key 7: 96x112 px, expected a face aligned to 112x112: adaface align <photographs> <faces>",
+        ),
         (np.zeros((112, 112), np.uint8), r"key 7: an array of shape \(112, 112\)"),
         (np.zeros((100, 112, 3), np.uint8), r"key 7: an array of shape \(100, 112, 3\)"),
     ],

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from adaface.metrics.quality import error_versus_reject, quality_warning, rank_correlation
+from adaface.metrics.quality import error_versus_reject, quality_conclusion, quality_warning, rank_correlation
 
 
 def by_hand(norms):
@@ -76,6 +76,22 @@ def test_the_norm_against_a_degradation():
     assert rank_correlation(level, level).rho == pytest.approx(1)
     assert math.isnan(rank_correlation(np.ones(8), np.arange(8)).rho)
     assert quality_warning(correlation=rank_correlation(np.ones(8), np.arange(8))) is None
+
+
+@pytest.mark.parametrize(
+    ("slope", "noise", "conclusion"),
+    [
+        (-1, 0.1, "as a measure of quality should"),
+        (-0.5, 1, "falls only slightly with the degradation"),
+        (0, 1, "does not measurably depend on the degradation: it is no measure of quality here"),
+        (1, 0.1, "rises with the degradation: it contradicts image quality"),
+        (0, 0, "no conclusion: the norms are all equal"),
+    ],
+)
+def test_a_correlation_in_words(slope, noise, conclusion):
+    levels = np.tile(np.linspace(0, 1, 5), 100)
+    norms = 20 + slope * levels + noise * np.random.default_rng(1).normal(size=500)
+    assert conclusion in quality_conclusion(rank_correlation(norms, levels))
 
 
 def test_intervals_of_the_correlation_hold_no_correlation():
