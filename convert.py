@@ -2,6 +2,11 @@
 
 import sys
 
+from adaface.system.interrupt import end_on_interrupt
+
+if __name__ == "__main__":
+    end_on_interrupt()
+
 from adaface.commands.convert import main as main
 
 if __name__ == "__main__":

@@ -2,6 +2,11 @@
 
 import sys
 
+from adaface.system.interrupt import end_on_interrupt
+
+if __name__ == "__main__":
+    end_on_interrupt()
+
 from adaface.inference.embedder import Embedder as Embedder
 from adaface.inference.embedder import load_pretrained_model as load_pretrained_model
 from adaface.inference.embedder import to_input as to_input

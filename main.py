@@ -11,6 +11,11 @@ r"""Train and evaluate a face recognition model: the command of training, whose 
 
 import sys
 
+from adaface.system.interrupt import end_on_interrupt
+
+if __name__ == "__main__":
+    end_on_interrupt()
+
 from adaface.commands.train import main as main
 
 if __name__ == "__main__":

@@ -1,7 +1,13 @@
 """The command line: ``adaface COMMAND ...``, the same as ``python -m adaface COMMAND ...``."""
 
-import importlib
 import sys
+
+from adaface.system.interrupt import end_on_interrupt
+
+if __name__ == "__main__":
+    end_on_interrupt()
+
+import importlib
 
 from adaface import __version__
 from adaface.commands import COMMANDS
@@ -43,6 +49,8 @@ def main(words: list[str] | None = None) -> int:
     Returns:
         Exit status of the command: 0 success, 2 error (one line on stderr), 130 interrupted; others are in its help.
     """
+    if words is None:
+        end_on_interrupt()
     name, *rest = (sys.argv[1:] if words is None else words) or ["--help"]
     if name in _OPTIONS:
         return run_to_status("adaface", lambda: _show(name), stopped="nothing was done")

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 from adaface.alignment.detector import Face, choose_faces
 from adaface.alignment.journal import (
@@ -26,6 +25,7 @@ from adaface.alignment.photograph import decode_photograph
 from adaface.alignment.warp import warp_face, warp_listed_face
 from adaface.data.image_files import Skipped
 from adaface.system.files import FileState, write_atomically
+from adaface.system.progress_bar import progress_bar
 from adaface.system.threads import in_order
 
 _ENCODING = {
@@ -122,7 +122,7 @@ def align_tree(job: AlignmentJob, journal: Journal) -> Outcome:
     waiting = [name for name in job.names if not journal.is_done(name, job.source / name)]
     work = partial(_align, job, stems)
     done_before = len(job.names) - len(waiting)
-    with tqdm(total=len(job.names), initial=done_before, unit=" photographs", disable=None) as bar:
+    with progress_bar(total=len(job.names), initial=done_before, unit=" photographs") as bar:
         results = in_order(work, waiting, threads=job.threads, ahead=4 * job.threads)
         for name, (faces_found, lines, state) in zip(waiting, results, strict=True):
             journal.add(name, faces_found, lines, state)

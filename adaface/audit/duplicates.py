@@ -8,12 +8,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from adaface.audit.finding import Finding
 from adaface.audit.hashing import LEAST_LIKENESS, likeness, near_pairs
 from adaface.audit.images import AuditedData, TestImages
 from adaface.audit.scan import GOOD, states
+from adaface.system.progress_bar import progress_bar
 from adaface.system.threads import in_order
 
 Scanned = tuple[TestImages, np.ndarray]  # a test set and its (M,) rows of `scan.ROW`
@@ -131,4 +131,4 @@ def _verified(pairs: Sequence[tuple[Any, int, Any, int]], what: str, threads: in
         return likeness(left.read(a), right.read(b))
 
     results = in_order(compare, pairs, threads=threads, ahead=4 * threads)
-    return list(tqdm(results, total=len(pairs), desc=what, unit="pair", disable=None if pairs else True))
+    return list(progress_bar(results, total=len(pairs), desc=what, unit="pair", disable=not pairs))

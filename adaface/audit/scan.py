@@ -16,7 +16,6 @@ from typing import Protocol
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 from adaface.audit.colors import color_spread, warmth
 from adaface.audit.finding import Finding
@@ -27,6 +26,7 @@ from adaface.data.images import IMAGE_SHAPE, decode_pixels, image_suffix
 from adaface.data.pair_pickle import EncodedImage
 from adaface.system.files import atomic_path
 from adaface.system.numpy_file import read_array
+from adaface.system.progress_bar import progress_bar
 from adaface.system.threads import in_order
 
 TO_DO, GOOD, UNREADABLE, WRONG_SIZE, GRAY = range(5)
@@ -89,7 +89,7 @@ def scan(
         ahead=2 * threads,
     )
     begun = len(images) - len(left)
-    with tqdm(total=len(images), initial=begun, desc=images.name, unit="img", disable=None) as bar:
+    with progress_bar(total=len(images), initial=begun, desc=images.name, unit="img") as bar:
         for part, found in zip(parts, rows, strict=True):
             new = np.concatenate(found)
             for field in ROW.names or ():

@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-from tqdm import tqdm
 
 from adaface.alignment.warp import ARCFACE_TEMPLATE
 from adaface.checkpoints.run_folder import describe_environment
@@ -40,6 +39,7 @@ from adaface.models.backbone import IMAGE_SIZE
 from adaface.models.registry import ARCHITECTURES, check_architecture
 from adaface.system.command_line import Parser, check_packages, invocation, program_name, run_to_status
 from adaface.system.files import atomic_file, check_writable
+from adaface.system.progress_bar import progress_bar
 
 MOST_ACCURACY_LOSS = 1.0
 _VERIFIED = 32  # images
@@ -265,7 +265,7 @@ def _accuracies(
         starts = range(0, len(test_set.images), _BATCH)
         embeddings = [
             embedder.embed(np.stack(test_set.images[start : start + _BATCH]))[0]
-            for start in tqdm(starts, desc=f"{test_set.name}, {precision}", leave=False, disable=None)
+            for start in progress_bar(starts, desc=f"{test_set.name}, {precision}", leave=False)
         ]
         accuracies.append(evaluate_set(test_set.name, np.concatenate(embeddings), test_set.issame).accuracy)
     lost = accuracies[0] - accuracies[1]

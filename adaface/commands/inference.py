@@ -247,8 +247,10 @@ def main(words: list[str] | None = None) -> int:
             _COMMANDS[options.command](options, _open_model(options))
         return 0
 
-    stopped = "embeddings of folders are kept; run the same command to continue"
-    return run_to_status(program_name(next(iter(words), "")), job, stopped=stopped)
+    name = next(iter(words), "")
+    kept = "embeddings of folders are kept; run the same command to continue"
+    stopped = {"compare": "nothing was written", "serve": "the page was not served"}
+    return run_to_status(program_name(name), job, stopped=stopped.get(name, kept))
 
 
 def _open_model(options: argparse.Namespace) -> CachedEmbedding:

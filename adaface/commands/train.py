@@ -64,6 +64,7 @@ from adaface.system.command_line import (
     terminated_as_interrupted,
 )
 from adaface.system.files import write_atomically
+from adaface.system.interrupt import interruptible
 from adaface.system.lightning_setup import pl
 from adaface.system.locks import RunLock
 from adaface.system.screen import log_to_screen
@@ -104,6 +105,7 @@ def _status_of_all(arguments: list[str] | None) -> int:
         return INTERRUPTED
 
 
+@interruptible()
 def _status(arguments: list[str] | None) -> int:
     """Run the command line; report errors and interruptions, and return the exit status."""
     try:

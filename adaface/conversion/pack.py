@@ -13,7 +13,6 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from adaface.data.image_files import report_skipped
 from adaface.data.images import decode_image, encode_image, image_suffix
@@ -21,6 +20,7 @@ from adaface.data.pair_pickle import write_bin
 from adaface.data.sources.folder import FolderSource
 from adaface.records import reader as recordio
 from adaface.system.files import atomic_file
+from adaface.system.progress_bar import progress_bar
 from adaface.system.text_file import read_text
 
 # The header record stores the counts as float32, which is exact up to this number.
@@ -94,7 +94,7 @@ def pack_folder(
             f"{count:,} images are too many: the header record cannot count beyond {_LARGEST_COUNT:,}; split the folder"
         )
     output.mkdir(parents=True, exist_ok=True)
-    with recordio.RecordWriter(rec) as writer, tqdm(total=count, unit=" images", disable=None) as bar:
+    with recordio.RecordWriter(rec) as writer, progress_bar(total=count, unit=" images") as bar:
         totals = np.array([count + 1, count + 1 + len(classes)], np.float32)
         writer.write(0, recordio.pack(recordio.ImageHeader(totals), b""))
         for label, (files, first) in enumerate(zip(classes, bounds, strict=False)):
@@ -125,7 +125,7 @@ def _usable(classes: list[list[Path]]) -> tuple[list[list[Path]], list[str]]:
     """Return the files without unusable images and classes that become empty, and a message for each skipped image."""
     kept: list[list[Path]] = []
     skipped: list[str] = []
-    with tqdm(total=sum(map(len, classes)), desc="checking", unit=" images", disable=None) as bar:
+    with progress_bar(total=sum(map(len, classes)), desc="checking", unit=" images") as bar:
         for files in classes:
             good = []
             for path in files:
@@ -173,7 +173,7 @@ def pack_pairs(
     listed = read_pairs(pairs_file, images_root)
     cache: dict[Path, bytes] = {}  # files occur in several pairs: LFW's 12,000 images are 7,700 files
     images: list[bytes] = []
-    for first, second, _ in tqdm(listed, unit=" pairs", disable=None):
+    for first, second, _ in progress_bar(listed, unit=" pairs"):
         for path in (first, second):
             if path not in cache:
                 cache[path] = _encoded_file(path, swap)

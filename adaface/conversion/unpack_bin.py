@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from adaface.data.images import decode_image
 from adaface.data.pair_pickle import EncodedImage, read_bin
 from adaface.data.pair_sets import origin_file, origin_of, was_made_from, write_bcolz, write_memfile
 from adaface.system.files import atomic_file
 from adaface.system.json_file import read_object
+from adaface.system.progress_bar import progress_bar
 from adaface.system.threads import in_order, usable_cores
 
 logger = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ def _decoded(images: list[EncodedImage], path: Path, swap: bool) -> Iterator[np.
     cores = usable_cores()
     decode = partial(_decode_some, images, path, swap)
     parts = in_order(decode, range(0, len(images), _IMAGES_AT_ONCE), threads=cores, ahead=2 * cores)
-    return iter(tqdm(chain.from_iterable(parts), total=len(images), desc=path.stem, unit=" images", disable=None))
+    return iter(progress_bar(chain.from_iterable(parts), total=len(images), desc=path.stem, unit=" images"))
 
 
 def _decode_some(images: list[EncodedImage], path: Path, swap: bool, start: int) -> list[np.ndarray]:

@@ -18,11 +18,11 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from adaface.data.conversion_journal import JOURNAL, Journal, checksum, checksum_of_images, plan_conversion
 from adaface.data.images import image_suffix, swap_red_blue
 from adaface.records.shards import RecordShards
+from adaface.system.progress_bar import progress_bar
 from adaface.system.threads import in_order, usable_cores
 
 logger = logging.getLogger(__name__)
@@ -127,7 +127,7 @@ def _write_images(
     # encoding uses all cores; copying is limited by the file system and by Python's lock, so two threads are enough
     threads = usable_cores() if journal.swap_color_channel else min(usable_cores(), _COPYING_THREADS)
     done_parts = in_order(copy, starts, threads=threads, ahead=min(2 * threads, _MOST_AHEAD))
-    with _saved(journal, folder), tqdm(total=total, initial=start, unit=" images", disable=None) as bar:
+    with _saved(journal, folder), progress_bar(total=total, initial=start, unit=" images") as bar:
         for first, skipped in zip(starts, done_parts, strict=True):
             journal.skipped += skipped
             journal.done = min(first + _IMAGES_AT_ONCE, total)

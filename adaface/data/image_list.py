@@ -68,8 +68,8 @@ class ImageFiles:
         if image.shape != IMAGE_SHAPE:
             height, width = image.shape[:2]
             raise ValueError(
-                f"{path} is {width}x{height} px, expected an aligned face of 112x112: align it with adaface align, or "
-                "with --align of compare, embed, search and group"
+                f"{path} is {width}x{height} px, expected an aligned face of 112x112: use adaface align, or "
+                "--align of compare, embed, search and group"
             )
         return image
 

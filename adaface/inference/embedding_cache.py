@@ -18,13 +18,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 import torch.multiprocessing
 from torch import Tensor
-from tqdm import tqdm
 
 from adaface.data.image_list import ImageList
 from adaface.inference.embedder import FUSED, Embedder
@@ -34,6 +33,7 @@ from adaface.system.devices import divide_threads
 from adaface.system.files import make_writable_folder
 from adaface.system.locks import locked_when_free
 from adaface.system.numpy_file import read_array
+from adaface.system.progress_bar import progress_bar
 from adaface.system.threads import in_order, usable_cores
 
 CACHE = "experiments/embeddings"  # default cache folder of the commands
@@ -137,9 +137,7 @@ class CachedEmbedding:
     def _embed_all(self, images: ImageList, view: str, part: Path) -> None:
         table = open_table(part, _table_shape(images, self.embedder))
         left = np.flatnonzero(table[:, -1] == _TO_DO)
-        with tqdm(
-            total=len(images), initial=len(images) - len(left), desc=images.name, unit="img", disable=None
-        ) as bar:
+        with progress_bar(total=len(images), initial=len(images) - len(left), desc=images.name, unit="img") as bar:
             if self._processes == 1:
                 for done in _embed_some(self.embedder, images, view, table, left, self._batch_size, usable_cores()):
                     bar.update(done)
@@ -147,7 +145,7 @@ class CachedEmbedding:
                 self._embed_in_processes(images, view, part, left, bar)
         table.flush()
 
-    def _embed_in_processes(self, images: ImageList, view: str, part: Path, left: np.ndarray, bar: tqdm) -> None:
+    def _embed_in_processes(self, images: ImageList, view: str, part: Path, left: np.ndarray, bar: Any) -> None:
         done = torch.zeros(self._processes, dtype=torch.int64).share_memory_()
         parts = np.array_split(left, self._processes)
         arguments = (self._model, images, view, str(part), parts, self._batch_size, done)
@@ -173,7 +171,7 @@ class CachedEmbedding:
         raise ValueError(
             f"{len(bad):,} of {len(readable):,} images of {images.name} cannot be read "
             f"({100 * len(bad) / len(readable):.3g} %, {100 * self._most_unreadable:g} % are allowed, set by "
-            f"--most_unreadable): {'; '.join(reasons)}{'; ...' if len(bad) > _SHOWN else ''}"
+            f"--most_unreadable): {_joined(reasons, len(bad) > _SHOWN)}"
         )
 
 
@@ -247,6 +245,15 @@ def _read_or_none(images: ImageList, index: int) -> np.ndarray | None:
         return images.read(index)
     except ValueError:
         return None
+
+
+def _joined(reasons: list[str], are_more: bool) -> str:
+    """Join reasons, an advice that all of them end with once."""
+    parts = [reason.rpartition(": ") for reason in reasons]
+    more = "; ..." if are_more else ""
+    if len(reasons) > 1 and len({advice for _, _, advice in parts}) == 1 and all(fact for fact, _, _ in parts):
+        return f"{'; '.join(fact for fact, _, _ in parts)}{more}: {parts[0][2]}"
+    return "; ".join(reasons) + more
 
 
 def _reason(images: ImageList, index: int) -> str:

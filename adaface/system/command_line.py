@@ -18,6 +18,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+from adaface.system.interrupt import INTERRUPTED as INTERRUPTED
+from adaface.system.interrupt import interruptible
 from adaface.system.screen import log_to_screen
 from adaface.system.threads import in_main_thread
 
@@ -26,7 +28,6 @@ logger = logging.getLogger(__name__)
 # exit statuses of all commands, docs/inference.md explains them; 0: done
 DONE_WITH_PROBLEMS = 1  # something was left out, or problems were found
 FAILED = 2
-INTERRUPTED = 130
 NOBODY_READS = 141  # as of a program ended by SIGPIPE
 # reported in one line, without a traceback
 EXPECTED_ERRORS = (ValueError, FileNotFoundError, RuntimeError, OSError, MemoryError)
@@ -141,6 +142,7 @@ def nearest(name: str, known: Iterable[str], *, count: int = 1, always: str = ""
     return hint or f"choose from: {', '.join(by_lower.values())}"
 
 
+@interruptible()
 @log_to_screen()
 def run_to_status(program: str, job: Callable[[], int], *, stopped: str) -> int:
     """Run a command and return its exit status; expected errors, Ctrl-C and SIGTERM are reported in one line.

@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from adaface.checkpoints.download import find_model
 from adaface.checkpoints.files import load_checkpoint
@@ -35,6 +34,7 @@ from adaface.heads.partial_fc import PartialFC, shard_range
 from adaface.inference.embedder import prepare_for_inference, read_model
 from adaface.models.input_format import InputFormat, normalize_images
 from adaface.system.lightning_setup import pl
+from adaface.system.progress_bar import progress_bar
 
 logger = logging.getLogger(__name__)
 
@@ -191,7 +191,7 @@ class HeadFromClassMeans(pl.Callback):
         """Yield images and labels of a range of classes."""
         labels = self.data.dataset.source.labels
         samples = np.flatnonzero((labels >= first) & (labels < end))
-        with tqdm(total=len(samples), desc="class means", unit="img", disable=None if shown else True) as bar:
+        with progress_bar(total=len(samples), desc="class means", unit="img", disable=not shown) as bar:
             for images, of_classes in self.data.plain_dataloader(samples):
                 yield images, of_classes
                 bar.update(min(self.data.batch_size_per_process, len(samples) - bar.n))
