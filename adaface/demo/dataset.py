@@ -28,10 +28,10 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 from adaface.data.pair_pickle import write_bin
 from adaface.data.pair_sets import PAPER_SETS
@@ -42,6 +42,7 @@ from adaface.records.reader import ImageHeader, RecordWriter, pack
 from adaface.system.command_line import Parser, run_to_status
 from adaface.system.files import atomic_path
 from adaface.system.json_file import read_object
+from adaface.system.progress_bar import progress_bar
 from adaface.system.threads import usable_cores
 
 logger = logging.getLogger("adaface.demo.dataset")  # `__name__` is `__main__` if this module is run
@@ -191,7 +192,7 @@ def pair_pictures(size: DemoSize, name: str) -> tuple[list[Picture], np.ndarray]
     return pictures, issame
 
 
-def _encode_all(pictures: list[Picture], processes: int, bar: tqdm) -> Iterator[bytes]:
+def _encode_all(pictures: list[Picture], processes: int, bar: Any) -> Iterator[bytes]:
     """Draw and encode pictures in order, in several processes if that is faster."""
     processes = min(processes, len(pictures) // _FEWEST_PICTURES_PER_PROCESS)
     if processes < 2:
@@ -264,7 +265,7 @@ def write_demo_data(
     # an incomplete folder of a killed run is deleted, because drawing is faster than checking it
     with (
         atomic_path(folder) as part,
-        tqdm(total=len(pictures), desc="drawing faces", unit="image", disable=None) as bar,
+        progress_bar(total=len(pictures), desc="drawing faces", unit="image") as bar,
     ):
         part.mkdir()
         images = _encode_all(pictures, processes or usable_cores(), bar)

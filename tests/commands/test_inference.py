@@ -182,7 +182,7 @@ def test_group(run, people, monkeypatch):
     out = run("group", "people", "--threshold", "0.99", "--folders", "by person")
     assert re.search(r"^person 1: 2 faces, mean similarity [01]\.\d{4}: person \d/\d\.png, person ", out, re.MULTILINE)
     assert "in no group: 1 face: lonely.png\n7 faces: 6 of 3 people, 1 in no group" in out
-    assert "same person if the mean cosine is at least 0.9900 (set by --threshold)" in out
+    assert "same person if the mean cosine is at least 0.99 (set by --threshold)" in out
     with Path("people.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     groups = {}
@@ -211,7 +211,7 @@ def test_group_needs_a_threshold_and_names_what_it_skips(run, people, tmp_path):
     out = run("group", "people", "--most_unreadable", "0.5", expected=1)
     assert "skipped 1 of 6 images, unreadable: person 0/1.png" in out
     assert re.search(r"^5 faces: \d of \d (people|person), \d in no group$", out, re.MULTILINE)
-    assert "at least 0.5000 (stored in the model: FAR 0.001 on lfw, agedb_30)" in out
+    assert "at least 0.50 (stored in the model: FAR 0.001 on lfw, agedb_30)" in out
 
 
 def test_photographs_are_aligned_where_asked_for(run, people):
