@@ -10,6 +10,7 @@ Differences: a `.bin` is read by an unpickler that can only build lists, bytes, 
 size of the official one, and needs no decompression.
 """
 
+import hashlib
 import importlib
 import itertools
 import os
@@ -36,6 +37,7 @@ _LIST_SUFFIX = "_list.npy"
 # ToTensor, then Normalize(0.5, 0.5), in float32: the values that the official converter stores.
 _OFFICIAL_FLOAT = (np.arange(256, dtype=np.float32) / np.float32(255) - np.float32(0.5)) / np.float32(0.5)
 _FLOAT_SLACK = 0.01
+_FINGERPRINT_IMAGES = 32
 # Rows per bcolz chunk; even, because bcolz cannot append a single row and 2P images leave an even remainder.
 _BCOLZ_CHUNK_IMAGES = 4
 
@@ -165,6 +167,21 @@ def find_pair_sets(folder: str | os.PathLike[str]) -> dict[str, Path]:
             paths[stem] = folder / stem
     order = {name: rank for rank, name in enumerate(PAPER_SETS)}
     return {name: paths[name] for name in sorted(paths, key=lambda name: (order.get(name, len(order)), name))}
+
+
+def fingerprint_of_pairs(pair_set: PairSet) -> str:
+    """Return a digest of a set's pairs and of 32 images spread over it, the same in every format.
+
+    Returns:
+        SHA-256, 64 hexadecimal digits.
+    """
+    digest = hashlib.sha256(np.asarray(pair_set.issame, bool).tobytes())
+    for index in np.unique(np.linspace(0, len(pair_set.images) - 1, _FINGERPRINT_IMAGES).astype(int)).tolist():
+        try:
+            digest.update(np.ascontiguousarray(pair_set.images[index]).data)
+        except (OSError, ValueError):  # the validation reports it
+            digest.update(b"damaged")
+    return digest.hexdigest()
 
 
 def origin_file(folder: Path, name: str) -> Path:

@@ -14,6 +14,7 @@ from adaface.config.device_plan import DevicePlan
 from adaface.config.options import HOST_SPECIFIC_OPTIONS, Config
 from adaface.data.held_out import HELD_OUT
 from adaface.data.module import FaceDataModule
+from adaface.data.pair_sets import fingerprint_of_pairs
 from adaface.data.sources.class_order import describe_change
 from adaface.distributed.launch import Launch, rank_zero_info
 from adaface.distributed.watch import ProcessWatch
@@ -121,6 +122,13 @@ def _check_checkpoint(config: Config, data: FaceDataModule, module: FaceRecognit
             "resume with the same data, --seed and --held_out_share, or start a new run"
         )
     _match_classes(saved.get("class_names", []), data, module, path)
+    before, now = saved.get("validation_sets"), module.metadata["validation_sets"]
+    if before is not None and before != now:
+        others = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+        rank_zero_info(
+            f"note: the validation sets are not those of the run of {path} ({', '.join(others)}), so its best accuracy "
+            "is not comparable: delete best.ckpt before the resume to choose it anew"
+        )
     if changed:
         rank_zero_info(
             "note: the training data has changed since the start of the run, so the order of the samples changes"
@@ -264,6 +272,7 @@ def build_module(config: Config, data: FaceDataModule, sharded: bool) -> FaceRec
             "given": sorted(config.given),
             "class_names": [] if config.run.evaluate else data.class_names,
             "data_fingerprint": data.fingerprint(),
+            "validation_sets": {name: fingerprint_of_pairs(one) for name, one in data.pair_sets.items()},
             "pretrained": (
                 fingerprint_to_finetune(config.run.finetune, config.run.arch, config.run.color)
                 if config.run.finetune

@@ -363,14 +363,17 @@ def test_a_resume_with_other_training_data_says_so(whole_run, tmp_path, capsys):
     (third,) = whole_run.glob("epoch=002-*.ckpt")
     checkpoint = torch.load(third, weights_only=True)
     checkpoint["adaface"]["data_fingerprint"] = "of other images"
+    checkpoint["adaface"]["validation_sets"] = {"lfw": "of other pairs"}
     torch.save(checkpoint, tmp_path / "last.ckpt")
     (tmp_path / "same").mkdir()
     shutil.copy(third, tmp_path / "same" / "last.ckpt")
     said = []
     for path in (tmp_path / "last.ckpt", tmp_path / "same" / "last.ckpt"):
         assert main.main(["--resume_from_checkpoint", str(path), *ONE_SET, "--epochs", "3"]) == 0
-        said.append("the training data has changed since the start of the run" in capsys.readouterr().out)
-    assert said == [True, False]
+        printed = capsys.readouterr().out
+        said.append("the training data has changed since the start of the run" in printed)
+        said.append("(lfw), so its best accuracy is not comparable" in printed)
+    assert said == [True, True, False, False]
 
 
 @pytest.mark.usefixtures("undrawn")
