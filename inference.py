@@ -6,6 +6,9 @@ from adaface.system.interrupt import end_on_interrupt
 
 if __name__ == "__main__":
     end_on_interrupt()
+    from adaface.system.threads import limit_spinning
+
+    limit_spinning()  # before PyTorch is imported
 
 from adaface.inference.embedder import Embedder as Embedder
 from adaface.inference.embedder import load_pretrained_model as load_pretrained_model

@@ -15,6 +15,9 @@ from adaface.system.interrupt import end_on_interrupt
 
 if __name__ == "__main__":
     end_on_interrupt()
+    from adaface.system.threads import limit_spinning
+
+    limit_spinning()  # before PyTorch is imported
 
 from adaface.commands.train import main as main
 

@@ -12,6 +12,7 @@ import importlib
 from adaface import __version__
 from adaface.commands import COMMANDS
 from adaface.system.command_line import FAILED, nearest, run_to_status
+from adaface.system.threads import limit_spinning
 
 _OPTIONS = ("-h", "--help", "--version")
 
@@ -57,6 +58,7 @@ def main(words: list[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"adaface: error: {_unknown(name)}", file=sys.stderr)
         return FAILED
+    limit_spinning()
     command = COMMANDS[name]
     status: int = importlib.import_module(command.module).main([name, *rest] if command.named else rest)
     return status

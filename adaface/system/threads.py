@@ -10,12 +10,28 @@ from typing import TypeVar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+SPINNING = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")  # either decides how the threads of OpenMP wait
+SPIN_COUNT = 20_000  # measured by bench/busy_machine.py
+
 
 def usable_cores() -> int:
     """Return the number of CPU cores available to this process."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def limit_spinning() -> None:
+    """Let the threads of OpenMP sleep soon while they wait for work, unless the environment decides about it.
+
+    Call it before PyTorch is imported: GNU's OpenMP library, which PyTorch's wheels for Linux bring, reads the number
+    when it is loaded. Its own 300,000 turns keep a core busy for milliseconds, which other threads need once there are
+    more of them than cores.
+
+    Source: the manual of GNU libgomp, "GOMP_SPINCOUNT".
+    """
+    if not any(name in os.environ for name in SPINNING):
+        os.environ["GOMP_SPINCOUNT"] = str(SPIN_COUNT)
 
 
 def in_main_thread() -> bool:

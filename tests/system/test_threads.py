@@ -1,9 +1,16 @@
+import os
+import re
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
-from adaface.system.threads import in_order
+from adaface.system.threads import SPIN_COUNT, in_order, limit_spinning
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -50,3 +57,37 @@ def test_who_stops_asking_leaves_no_thread_behind():
     next(results)
     results.close()
     assert threading.active_count() == before
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("words", "given", "spin_count"),
+    [
+        (["-m", "adaface", "models", "--help"], {}, SPIN_COUNT),
+        (["main.py", "--print_config"], {}, SPIN_COUNT),
+        (["inference.py", "compare", "--help"], {}, SPIN_COUNT),
+        (["-m", "adaface", "models", "--help"], {"GOMP_SPINCOUNT": "7000"}, 7000),
+        (["main.py", "--print_config"], {"OMP_WAIT_POLICY": "passive"}, 0),
+    ],
+)
+def test_the_openmp_library_reads_the_number_unless_another_is_given(words, given, spin_count):
+    """It prints what it uses when it is loaded."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
+    environment |= {**given, "OMP_DISPLAY_ENV": "verbose"}
+    done = subprocess.run([sys.executable, *words], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    loaded = re.findall(r"GOMP_SPINCOUNT = '(\d+)'", done.stderr)
+    if not loaded:
+        pytest.skip("PyTorch has no GNU OpenMP library here")
+    assert set(loaded) == {str(spin_count)}
+
+
+@pytest.mark.long
+def test_a_program_that_imports_the_package_keeps_its_environment(monkeypatch):
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    program = "import os, adaface, adaface.system.threads, main; print(os.environ.get('GOMP_SPINCOUNT'))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "None\n", done.stderr
+    limit_spinning()
+    assert os.environ["GOMP_SPINCOUNT"] == str(SPIN_COUNT)
