@@ -94,11 +94,11 @@ def test_an_output_that_cannot_be_written(program, lines, unbuffered):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": unbuffered}
     reading, writing = os.pipe()
     os.close(reading)  # as `head` does when it has seen enough
-    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, env=environment, timeout=60)
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, env=environment, timeout=300)
     os.close(writing)
     assert (done.returncode, done.stderr) == (141, b"")
     with Path("/dev/full").open("w") as full:
-        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, env=environment, timeout=60)
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, env=environment, timeout=300)
     assert done.returncode == 2
     assert done.stderr.startswith(b"program: error: no space left on the disk")
     assert done.stderr.count(b"\n") == 1
@@ -108,7 +108,7 @@ def test_an_output_that_cannot_be_written(program, lines, unbuffered):
 def test_help_that_cannot_be_written(command):
     words = [sys.executable, "-m", "adaface", command, "--help"]
     with Path("/dev/full").open("w") as full:
-        done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, cwd=ROOT, timeout=60)
+        done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, cwd=ROOT, timeout=300)
     assert done.returncode == 2
     assert done.stderr.startswith(f"adaface {command}: error: no space left on the disk".encode())
     assert done.stderr.count(b"\n") == 1
