@@ -6,9 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from adaface.data import image_header
 from adaface.system.screen import log_to_screen
+
+settings.register_profile("untimed", deadline=None)  # the time of an example depends on what else runs
+settings.load_profile("untimed")
 
 TESTS = Path(__file__).parent
 GOLDEN = TESTS / "golden"
