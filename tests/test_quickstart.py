@@ -74,7 +74,7 @@ def test_it_runs(tmp_path, monkeypatch):
         kinds = [sorted(output.get("data", {})) for output in now.outputs if "data" in output]
         assert kinds == [sorted(output.get("data", {})) for output in stored.outputs if "data" in output]
     text = "\n".join(map(printed, ran))
-    assert "same person if the cosine is at least 0.5000" in text
+    assert "same person if the cosine is at least 0.50 (set by --threshold)" in text
     assert re.search(r"^held_out: (fine-tuning made it|no significant difference)", text, re.MULTILINE)
     for run in ("trained", "finetuned"):
         assert (work / run / "report.html").is_file() and (work / run / "best.ckpt").is_file()
