@@ -15,11 +15,8 @@ from adaface.system.interrupt import end_on_interrupt
 
 if __name__ == "__main__":
     end_on_interrupt()
-    from adaface.system.threads import limit_spinning
+    from adaface.__main__ import main as run_command  # it parses the options before it imports PyTorch
 
-    limit_spinning()  # before PyTorch is imported
-
-from adaface.commands.train import main as main
-
-if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(["train", *sys.argv[1:]]))
+else:
+    from adaface.commands.train import main as main

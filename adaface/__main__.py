@@ -8,12 +8,15 @@ if __name__ == "__main__":
     end_on_interrupt()
 
 import importlib
+import os
 
 from adaface import __version__
 from adaface.commands import COMMANDS
-from adaface.system.command_line import FAILED, nearest, run_to_status
+from adaface.system.command_line import FAILED, check_to_status, nearest, program_name, run_to_status
 from adaface.system.threads import limit_spinning
 
+# of a launcher: a process of several reports its mistakes to the others, which needs PyTorch
+_ONE_OF_SEVERAL = {"RANK", "SLURM_PROCID", "LOCAL_RANK"}
 _OPTIONS = ("-h", "--help", "--version")
 
 
@@ -60,8 +63,18 @@ def main(words: list[str] | None = None) -> int:
         return FAILED
     limit_spinning()
     command = COMMANDS[name]
-    status: int = importlib.import_module(command.module).main([name, *rest] if command.named else rest)
+    words = [name, *rest] if command.named else rest
+    if command.options and not _ONE_OF_SEVERAL & set(os.environ):
+        failed = check_to_status(program_name(name), lambda: _check(command.options, words))
+        if failed:
+            return failed
+    status: int = importlib.import_module(command.module).main(words)
     return status
+
+
+def _check(module: str, words: list[str]) -> None:
+    options = importlib.import_module(module)
+    options.check_paths(options.parse(words))
 
 
 if __name__ == "__main__":

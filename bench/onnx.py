@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from adaface.config.choices import FEWEST_IMAGES
 from adaface.export.graph import set_metadata, to_onnx
-from adaface.export.int8 import FEWEST_IMAGES, quantize
+from adaface.export.int8 import quantize
 from adaface.export.network import OnnxNetwork, load_network
 from adaface.inference.sample_images import drawn_faces
 from adaface.models.input_format import normalize_images

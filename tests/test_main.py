@@ -150,10 +150,34 @@ def imports_torch(*words: str) -> bool:
     return done.stderr.strip() == "True"
 
 
-def test_what_needs_no_network_does_not_import_pytorch():
-    assert not imports_torch("--help")
-    assert not imports_torch("convert", "--help")
-    assert imports_torch("models", "--help"), "the check sees an import"
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--help"],
+        *([name, "--help"] for name in COMMANDS),
+        *([name, "--no_such_option"] for name in COMMANDS),
+        ["train", "--arch", "ir_5"],
+        ["train", "--finetune", "adaface_ir50"],
+        ["train", "--data_root", "nowhere"],
+        ["evaluate", "fodler"],
+        ["evaluate", "pairs", "--help"],
+        ["evaluate", "pairs", "--root", "nowhere", "--model", "adaface_ir50_ms1mv2"],
+        ["compare", "a.png", "b.png", "--model", "adaface_ir50_ms1mv2"],
+        ["search", "nowhere", "a.png", "--checkpoint", "main.py"],
+        ["embed", "adaface", "--out", "a.npz", "--checkpoint", "nowhere.ckpt"],
+        ["export", "--checkpoint", "nowhere.ckpt", "--output", "a.onnx"],
+        ["models", "ir_5"],
+        ["audit", "nowhere"],
+        ["align", "nowhere", "faces"],
+    ],
+    ids=" ".join,
+)
+def test_a_wrong_word_or_path_is_told_before_pytorch_is_imported(words):
+    assert not imports_torch(*words)
+
+
+def test_the_check_of_imports_sees_one():
+    assert imports_torch("models", "ir_18")
 
 
 def test_the_public_names_are_those_of_their_modules():

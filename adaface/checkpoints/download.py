@@ -10,15 +10,12 @@ need them, and they install sixteen further packages.
 
 import importlib
 import math
-import os
-import re
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
 from adaface.checkpoints.files import load_checkpoint
-from adaface.checkpoints.published import PUBLISHED, published_by_name
+from adaface.checkpoints.published import ModelSource, locate
 from adaface.checkpoints.weights import (
     backbone_state,
     expected_shapes,
@@ -28,58 +25,7 @@ from adaface.checkpoints.weights import (
     stored_architecture,
 )
 
-FOLDER_VARIABLE = "ADAFACE_MODELS"
-_HUB = re.compile(r"hf:([\w.-]+/[\w.-]+)/([\w./-]+)")
 _BYTES_PER_WEIGHT = 4  # float32
-
-
-@dataclass(frozen=True)
-class ModelSource:
-    """The local and remote location of a named model.
-
-    Attributes:
-        name: the requested name.
-        path: of the file on this machine, which may not exist yet.
-        arch: its architecture; None if the name does not determine it.
-        address: web address for a manual download.
-        drive_id: file ID on Google Drive; empty for a file on the hub.
-        hub: repository and file on the hub; empty for a file on Google Drive.
-    """
-
-    name: str
-    path: Path
-    arch: str | None
-    address: str
-    drive_id: str = ""
-    hub: tuple[str, str] = ("", "")
-
-
-def models_folder() -> Path:
-    """Return the folder of the published models: ``ADAFACE_MODELS``, or ``~/.cache/adaface/models``."""
-    return Path(os.environ.get(FOLDER_VARIABLE) or Path.home() / ".cache" / "adaface" / "models")
-
-
-def locate(name: str) -> ModelSource:
-    """Return the location of a named model, without checking whether the file exists.
-
-    Args:
-        name: a published model, or ``hf:<owner>/<repository>/<file>``.
-
-    Raises:
-        ValueError: unknown name; the message suggests the nearest one and lists all.
-    """
-    folder = models_folder()
-    if not name.startswith("hf:"):
-        model = published_by_name(name)
-        address = f"https://drive.google.com/file/d/{model.drive_id}"
-        return ModelSource(name, folder / model.file, model.arch, address, drive_id=model.drive_id)
-    match = _HUB.fullmatch(name)
-    if match is None or {"", ".", ".."} & set(name[3:].split("/")) or not name.endswith(".ckpt"):
-        raise ValueError(f"{name!r} is not a file on the hub: expected hf:<owner>/<repository>/<file>.ckpt")
-    repository, file = match.groups()
-    arch = {model.file: model.arch for model in PUBLISHED}.get(Path(file).name)
-    address = f"https://huggingface.co/{repository}/resolve/main/{file}"
-    return ModelSource(name, folder / "hf" / repository / file, arch, address, hub=(repository, file))
 
 
 def find_model(name: str) -> Path:

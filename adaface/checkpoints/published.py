@@ -4,11 +4,16 @@ Source: the tables of the official AdaFace repository (accuracy, TAR at FAR 1e-4
 the Google Drive files that it links to.
 """
 
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from adaface.system.command_line import nearest
 
+FOLDER_VARIABLE = "ADAFACE_MODELS"
+_HUB = re.compile(r"hf:([\w.-]+/[\w.-]+)/([\w./-]+)")
 _SETS = ("lfw", "cfp_fp", "cplfw", "calfw", "agedb_30", "ijbb", "ijbc")
 RANK_1, RANK_5 = "tinyface rank-1", "tinyface rank-5"
 
@@ -88,3 +93,52 @@ def published_by_name(name: str) -> PublishedModel:
         return by_stem[stem]
     hint = nearest(stem, by_stem, always=f"choose from: {', '.join(by_stem)}")
     raise ValueError(f"there is no published model {name!r}; {hint}")
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """The local and remote location of a named model.
+
+    Attributes:
+        name: the requested name.
+        path: of the file on this machine, which may not exist yet.
+        arch: its architecture; None if the name does not determine it.
+        address: web address for a manual download.
+        drive_id: file ID on Google Drive; empty for a file on the hub.
+        hub: repository and file on the hub; empty for a file on Google Drive.
+    """
+
+    name: str
+    path: Path
+    arch: str | None
+    address: str
+    drive_id: str = ""
+    hub: tuple[str, str] = ("", "")
+
+
+def models_folder() -> Path:
+    """Return the folder of the published models: ``ADAFACE_MODELS``, or ``~/.cache/adaface/models``."""
+    return Path(os.environ.get(FOLDER_VARIABLE) or Path.home() / ".cache" / "adaface" / "models")
+
+
+def locate(name: str) -> ModelSource:
+    """Return the location of a named model, without checking whether the file exists.
+
+    Args:
+        name: a published model, or ``hf:<owner>/<repository>/<file>``.
+
+    Raises:
+        ValueError: unknown name; the message suggests the nearest one and lists all.
+    """
+    folder = models_folder()
+    if not name.startswith("hf:"):
+        model = published_by_name(name)
+        address = f"https://drive.google.com/file/d/{model.drive_id}"
+        return ModelSource(name, folder / model.file, model.arch, address, drive_id=model.drive_id)
+    match = _HUB.fullmatch(name)
+    if match is None or {"", ".", ".."} & set(name[3:].split("/")) or not name.endswith(".ckpt"):
+        raise ValueError(f"{name!r} is not a file on the hub: expected hf:<owner>/<repository>/<file>.ckpt")
+    repository, file = match.groups()
+    arch = {model.file: model.arch for model in PUBLISHED}.get(Path(file).name)
+    address = f"https://huggingface.co/{repository}/resolve/main/{file}"
+    return ModelSource(name, folder / "hf" / repository / file, arch, address, hub=(repository, file))

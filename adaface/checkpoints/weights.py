@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from adaface.checkpoints.files import FOUND_IN, SHARDED_HEAD, load_checkpoint
+from adaface.config.choices import COLORS
 from adaface.models import registry
 
 _BACKBONE_PREFIX = "model."
-COLORS = ("rgb", "bgr")
 # names that other programs and PyTorch's wrappers put in front of a network's keys
 _WRAPPERS = {"", "model", "module", "net", "network", "backbone", "_orig_mod", "encoder"}
 _SHOWN_KEYS = 5

@@ -9,10 +9,7 @@ Operations are counted as multiply-accumulates for one image.
 import argparse
 import sys
 
-import torch
-
-from adaface.models.backbone import EMBEDDING_SIZE
-from adaface.models.registry import ARCHITECTURES, build_model, check_architecture, count_macs
+from adaface.models.names import ARCHITECTURE_NAMES, check_name
 from adaface.system.command_line import Parser, invocation, program_name, run_to_status
 from adaface.system.text_table import aligned
 
@@ -29,6 +26,11 @@ def rows(names: list[str]) -> list[tuple[str, ...]]:
         ValueError: an unknown name.
         RuntimeError: a network of timm, if timm is not installed.
     """
+    import torch  # the import takes seconds, and a misspelled name does not need it
+
+    from adaface.models.backbone import EMBEDDING_SIZE
+    from adaface.models.registry import build_model, check_architecture, count_macs
+
     found: list[tuple[str, ...]] = []
     for name in names:
         check_architecture(name)
@@ -71,7 +73,9 @@ def main(words: list[str] | None = None) -> int:
 
     def job() -> int:
         names = parser.parse(sys.argv[1:] if words is None else words).names
-        print(table(names or list(ARCHITECTURES)))
+        for name in names:
+            check_name(name)
+        print(table(names or list(ARCHITECTURE_NAMES)))
         return 0
 
     return run_to_status(program_name("models"), job, stopped="nothing was written")

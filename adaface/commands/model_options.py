@@ -3,10 +3,10 @@
 import argparse
 from pathlib import Path
 
-from adaface.checkpoints.download import FOLDER_VARIABLE, find_model, locate
-from adaface.checkpoints.weights import COLORS
-from adaface.config.device_plan import plan_devices
+from adaface.checkpoints.published import FOLDER_VARIABLE, locate
+from adaface.config.choices import COLORS
 from adaface.config.options import DeviceOptions
+from adaface.models.names import check_name
 
 
 def add_model_options(group: argparse._ArgumentGroup) -> None:
@@ -63,6 +63,8 @@ def chosen_accelerator(accelerator: str, devices: int = 1) -> str:
     Raises:
         ValueError: the devices are not available.
     """
+    from adaface.config.device_plan import plan_devices  # PyTorch
+
     plan = plan_devices(DeviceOptions(accelerator=accelerator, devices=devices, precision="32"))
     return "gpu" if plan.accelerator == "gpu" else "cpu"
 
@@ -79,6 +81,22 @@ def check_model_options(options: argparse.Namespace) -> None:
         locate(options.model)
 
 
+def check_model_file(options: argparse.Namespace) -> None:
+    """Raise an error for a checkpoint that does not exist, or an unknown architecture, before PyTorch is imported.
+
+    Args:
+        options: parsed options.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: an unknown architecture.
+    """
+    if options.checkpoint and not Path(options.checkpoint).exists():
+        raise FileNotFoundError(f"there is no checkpoint {options.checkpoint}")
+    if options.arch:
+        check_name(options.arch)
+
+
 def model_path(options: argparse.Namespace) -> Path:
     """Return the file of the model; download it if ``--model`` names one that is not cached.
 
@@ -89,4 +107,8 @@ def model_path(options: argparse.Namespace) -> Path:
         ValueError: the file is not the named model.
         RuntimeError: it cannot be downloaded.
     """
-    return find_model(options.model) if options.model else Path(options.checkpoint)
+    if not options.model:
+        return Path(options.checkpoint)
+    from adaface.checkpoints.download import find_model  # PyTorch
+
+    return find_model(options.model)

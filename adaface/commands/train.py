@@ -26,9 +26,9 @@ from adaface.checkpoints.files import THRESHOLD, load_checkpoint
 from adaface.checkpoints.folders import run_folder_of
 from adaface.checkpoints.run_folder import CONFIG, choose_run_folder, make_run_folder, write_config, write_manifest
 from adaface.checkpoints.weights import backbone_state
+from adaface.commands.train_options import check_files, parse
 from adaface.config.device_plan import DevicePlan, plan_devices
 from adaface.config.options import Config
-from adaface.config.parsing import parse
 from adaface.data.datasets import TrainingDataset
 from adaface.data.module import FaceDataModule
 from adaface.data.sampler import RandomStreams
@@ -57,7 +57,6 @@ from adaface.system.command_line import (
     EXPECTED_ERRORS,
     FAILED,
     INTERRUPTED,
-    invocation,
     output_written,
     program_name,
     report_error,
@@ -74,7 +73,7 @@ from adaface.training.finetuning import find_pretrained
 from adaface.training.module import FaceRecognitionModule
 from adaface.training.optimization import scaled_learning_rate
 from adaface.training.plan import check_memory
-from adaface.training.resume import check_paths, check_still_new, with_checkpoint_options, with_run_folder
+from adaface.training.resume import check_folders_agree, check_still_new, with_checkpoint_options, with_run_folder
 from adaface.training.trainer import batches_of_epoch
 
 logger = logging.getLogger(__name__)
@@ -112,9 +111,8 @@ def _status(arguments: list[str] | None) -> int:
         with output_written():
             arguments = sys.argv[1:] if arguments is None else arguments
             config, action = parse(arguments)
-            if not arguments and not Path(config.data.train_data_path).exists():
-                return _explain()
-            check_paths(config.run, config.data.train_data_index)
+            check_folders_agree(config.run)
+            check_files(config.run, config.data.train_data_index)
             if action == "print_config":
                 print(config.as_yaml(), end="")
                 return 0
@@ -143,19 +141,6 @@ def _is_interruption(error: BaseException | None) -> bool:
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__context__
     return error is not None
-
-
-def _explain() -> int:
-    """Log what a training needs, for a command without any option and without the default data."""
-    train, convert = invocation("train"), invocation("convert")
-    logger.error(
-        f"{program_name('train')}: error: a training needs data: aligned faces in <data_root>/<train_data_path>/"
-        "<identity>/<image>, or a train.rec there\n"
-        f"  the demo, in a clone:  make demo, or {train} --config recipes/demo_cpu.yaml --data_root demo\n"
-        f"  the paper's MS1MV2:    {convert} --rec_path <DATASET_ROOT>/faces_emore, then {train} --config "
-        "recipes/ms1mv2_ir101.yaml --data_root <DATASET_ROOT>"
-    )
-    return FAILED
 
 
 def _run(config: Config, notes: list[str], lock: RunLock, *, plan_only: bool = False) -> int:

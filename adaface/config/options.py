@@ -16,12 +16,10 @@ from typing import Any, Self, get_type_hints
 
 import yaml
 
-from adaface.augmentation.more import MORE_AUGMENTATIONS
 from adaface.config.fields import About, Group, option
-from adaface.heads.base import MOST_CENTERS
-from adaface.heads.margins import HEADS
+from adaface.heads.names import MARGINS, MOST_CENTERS
 
-_PAPER = {name: value for margin in HEADS.values() for name, value in margin.options.items()}
+_PAPER = {name: value for margin in MARGINS.values() for name, value in margin.options.items()}
 _SEEDS = 2**32  # NumPy's seeds are below this number
 
 
@@ -296,7 +294,7 @@ class HeadOptions(Group):
     head: str = option(
         "adaface",
         "margin loss; the margins and their options are listed below",
-        choices=tuple(HEADS),
+        choices=tuple(MARGINS),
         at_resume="fixed",
     )
     m: float = option(0.5, "margin; 0.4 in the AdaFace paper", minimum=0)
@@ -337,7 +335,7 @@ class HeadOptions(Group):
     @property
     def margin_options(self) -> dict[str, float]:
         """The options that the chosen margin uses besides s."""
-        return {name: getattr(self, name) for name in HEADS[self.head].options}
+        return {name: getattr(self, name) for name in MARGINS[self.head].options}
 
 
 @dataclass(frozen=True)
@@ -358,6 +356,8 @@ class AugmentationOptions(Group):
     @property
     def more_augmentations(self) -> dict[str, float]:
         """The probabilities of the augmentations that are not in the paper, by name."""
+        from adaface.augmentation.more import MORE_AUGMENTATIONS  # OpenCV, which the command line does not need
+
         return {name: getattr(self, f"{name}_augmentation_prob") for name in MORE_AUGMENTATIONS}
 
 

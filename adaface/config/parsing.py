@@ -15,10 +15,11 @@ from typing import Any, Literal
 
 from adaface.config.options import ABOUT, GROUPS, OPTIONS, Config
 from adaface.config.rules import check_combinations, check_head_options, check_optimizer
-from adaface.heads.margins import HEADS
-from adaface.system.command_line import Parser, invocation, nearest
+from adaface.heads.names import MARGINS
+from adaface.system.command_line import HelpLines, Parser, invocation, nearest
 from adaface.system.yaml_file import read_yaml
 
+_FIRST = ("config", "data_root", "train_data_path", "val_data_path", "gpus")  # what everybody needs
 Action = Literal["run", "plan", "print_config"]
 
 # defaults with --finetune: fewer and smaller steps, and the paper's margin
@@ -92,10 +93,19 @@ def convert_value(name: str, value: Any) -> Any:
 def _margins_explained() -> str:
     """Return the options of each margin and the first line of its docstring."""
     lines = ["margins (--head) and their options in addition to --s:"]
-    for name, margin in HEADS.items():
-        what = (margin.__doc__ or "").partition("\n")[0]
-        lines += [f"  {name} ({', '.join(f'--{option}' for option in margin.options)})", f"      {what}"]
+    for name, margin in MARGINS.items():
+        lines += [f"  {name} ({', '.join(f'--{option}' for option in margin.options)})", f"      {margin.text}"]
     return "\n".join(lines)
+
+
+class _Help(argparse.Action):
+    """Print the short help, or with ``all`` the whole one, and exit."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option: str | None = None) -> None:
+        assert isinstance(parser, Parser)
+        more = f"{parser.prog} --help all explains every option; every option is also a key of a recipe (YAML)."
+        parser.print_help(text="" if values == "all" else parser.format_short_help(_FIRST, more))
+        parser.exit()
 
 
 def _parser() -> Parser:
@@ -106,8 +116,13 @@ def _parser() -> Parser:
         "margin.",
         epilog=f"{_margins_explained()}\n\n"
         "Every option is also a key of a recipe (YAML). Command-line options override the recipe.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpLines,
+        add_help=False,
     )
+    parser.add_argument(
+        "-h", "--help", nargs="?", const="short", choices=("all", "short"), metavar="all", action=_Help,
+        help="explain the most important options and exit; all: explain every option",
+    )  # fmt: skip
     parser.add_argument("--config", metavar="RECIPE", default="", help="YAML file with any of the options below")
     parser.add_argument("--print_config", action="store_true", help="print the resolved options as YAML and exit")
     parser.add_argument(

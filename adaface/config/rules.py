@@ -3,7 +3,7 @@
 from collections.abc import Collection
 
 from adaface.config.options import ABOUT, OPTIONS, Config, DeviceOptions, RunOptions
-from adaface.heads.margins import HEADS
+from adaface.heads.names import MARGINS
 
 
 def check_combinations(config: Config) -> None:
@@ -133,10 +133,10 @@ def check_head_options(config: Config, given: Collection[str]) -> None:
             "the margin must grow from --l_margin at --l_a to --u_margin at --u_a, got "
             f"{head.l_margin} at {head.l_a} and {head.u_margin} at {head.u_a}"
         )
-    used = HEADS[head.head].options
-    for name in sorted({name for margin in HEADS.values() for name in margin.options} - set(used)):
+    used = MARGINS[head.head].options
+    for name in sorted({name for margin in MARGINS.values() for name in margin.options} - set(used)):
         if name in given and config[name] != OPTIONS[name].default:
-            readers = [margin_name for margin_name, margin in HEADS.items() if name in margin.options]
+            readers = [margin_name for margin_name, margin in MARGINS.items() if name in margin.options]
             raise ValueError(
                 f"--{name} is only used by {' and '.join(readers)}, got --head {head.head}, which uses "
                 f"{', '.join(f'--{option}' for option in used)}: leave out --{name}"

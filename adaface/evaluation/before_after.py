@@ -14,12 +14,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from adaface.config.choices import FAR
 from adaface.data.image_list import PairSetImages
 from adaface.data.pair_sets import PairSet
 from adaface.evaluation.degradation import DegradedImages
 from adaface.evaluation.folder import degradation_note
 from adaface.evaluation.model_comparison import ModelComparison
-from adaface.evaluation.pair_comparison import FAR, compare_pair_lists
+from adaface.evaluation.pair_comparison import compare_pair_lists
 from adaface.evaluation.verification import PairList
 from adaface.metrics.outcome import EmbedImages
 from adaface.system.files import write_atomically

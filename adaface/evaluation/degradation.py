@@ -26,7 +26,6 @@ from adaface.data.image_list import ImageList
 from adaface.reporting.style import DPI, save_figure
 
 VERSION = 1
-DEGRADATIONS = ("blur",)
 SMALLEST_FACE_PX = 20  # TinyFace's mean face is 20 x 16 px
 FACE_PX = 112
 DOWN_SAMPLING = FACE_PX / SMALLEST_FACE_PX

@@ -22,8 +22,9 @@ from pathlib import Path
 
 import numpy as np
 
+from adaface.config.choices import DEGRADATIONS, DEGRADED_PARTS
 from adaface.data.image_list import ImageList
-from adaface.evaluation.degradation import DEGRADATIONS, DegradedImages
+from adaface.evaluation.degradation import DegradedImages
 from adaface.evaluation.identity_folder import IdentityFolder, assign_roles, open_identity_folder
 from adaface.evaluation.template_pooling import pool_templates
 from adaface.inference.search import most_similar, search
@@ -36,7 +37,6 @@ PROTOCOL = "folder"
 RANKS = (1, 5, 10)
 FPIRS = (0.01, 0.1)
 _SHOWN_MATCHES = 16
-DEGRADED_PARTS = ("all", "probe")
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from typing import overload
 import numpy as np
 
 from adaface.alignment.warp import warp_listed_face
+from adaface.config.choices import POOLINGS
 from adaface.data.image_header import read_header
 from adaface.data.image_list import ImageFiles, ImageList
 from adaface.evaluation.ijb_metadata import (
@@ -30,7 +31,6 @@ from adaface.evaluation.ijb_metadata import (
     with_fewer_pairs,
 )
 from adaface.evaluation.template_pooling import (
-    POOLINGS,
     UNFUSED_POOLINGS,
     FeaturesOf,
     fused_features,

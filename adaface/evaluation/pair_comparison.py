@@ -10,13 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
+from adaface.config.choices import FAR
 from adaface.evaluation.model_comparison import ModelComparison
 from adaface.evaluation.verification import PairList, VerifiedSet, open_pair_lists, verify
 from adaface.metrics.comparison import Comparison, compare_auc, compare_decisions, compare_tar
 from adaface.metrics.outcome import EmbedImages, Outcome
 from adaface.metrics.results import SetResult
-
-FAR = 1e-2
 
 
 def compare_on_pairs(

@@ -8,6 +8,7 @@ import numpy as np
 
 from adaface.checkpoints.files import store_threshold
 from adaface.checkpoints.published import RANK_1, RANK_5
+from adaface.config.choices import FAR, POOLINGS
 from adaface.data.image_list import ChosenImages
 from adaface.evaluation import folder, ijb, tinyface, verification
 from adaface.evaluation.degradation import DegradedImages
@@ -15,14 +16,13 @@ from adaface.evaluation.findings import Findings
 from adaface.evaluation.folder import FolderSplit as FolderSplit
 from adaface.evaluation.identity_folder import open_identity_folder
 from adaface.evaluation.model_comparison import compare_models, model_names
-from adaface.evaluation.pair_comparison import FAR, compare_on_pairs
+from adaface.evaluation.pair_comparison import compare_on_pairs
 from adaface.evaluation.published import (
     Measurement,
     compare,
     comparison_table,
     find_published,
 )
-from adaface.evaluation.template_pooling import POOLINGS
 from adaface.evaluation.verification import VerifiedSet
 from adaface.inference.embedding_cache import CachedEmbedding
 from adaface.metrics.calibration import describe_threshold, stored_threshold

@@ -22,7 +22,8 @@ from collections.abc import Callable
 import numpy as np
 from scipy.sparse import csr_array
 
-POOLINGS = ("pre_norm_vector_add", "norm_weighted_avg", "average", "concat")
+from adaface.config.choices import POOLINGS
+
 # those that need separate embeddings of image and mirror image
 UNFUSED_POOLINGS = ("average", "concat")
 _BLOCK_BYTES = 32_000_000

@@ -17,12 +17,11 @@ from typing import Any
 import numpy as np
 import onnx
 
+from adaface.config.choices import FEWEST_IMAGES, MOST_IMAGES
 from adaface.export.graph import INPUT
 from adaface.export.network import OnnxNetwork
 from adaface.system.onnx_runtime import quantization
 
-FEWEST_IMAGES = 32  # for calibration
-MOST_IMAGES = 256
 LEAST_MEAN_COSINE = 0.95  # to the FP32 network; a lower value means that something is broken
 QUANTIZED = ("Conv", "Gemm", "MatMul")
 _BATCH = 8

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from adaface.heads.fused_softmax import MOST_CENTERS, SoftmaxOptions, target_and_negatives, target_cosines
+from adaface.heads.fused_softmax import SoftmaxOptions, target_and_negatives, target_cosines
+from adaface.heads.names import MOST_CENTERS
 
 _SOFTPLUS_IS_LINEAR = 50.0  # above it, log(1 + exp(x)) - x is below float64's precision
 

@@ -35,7 +35,6 @@ _BLOCK_NUMBERS_CPU = 1 << 21
 _BLOCK_NUMBERS_OTHER = 1 << 26
 _16_BITS = (torch.float16, torch.bfloat16)
 _SMALLEST_LENGTH = 1e-12  # eps of F.normalize
-MOST_CENTERS = 255  # per class: the index of the nearest one is kept in 8 bits
 
 Reweight = Callable[[Tensor], Tensor]
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from adaface.heads.base import Head
+from adaface.heads.names import MARGINS
 from adaface.system.command_line import nearest
 
 _NORM_RANGE = (0.001, 100.0)
@@ -29,7 +30,7 @@ _NEARLY_ONE = 1e-6  # official MagFace and CurricularFace clamp at 1, where acos
 class CosFace(Head):
     """Additive cosine margin: s (cos theta - m). Paper: m 0.35 or 0.4, s 64."""
 
-    options: ClassVar[Mapping[str, float]] = {"m": 0.35}
+    options: ClassVar[Mapping[str, float]] = MARGINS["cosface"].options
     m: float
 
     def margin(self, target_cosine: Tensor, norms: Tensor) -> Tensor:
@@ -40,7 +41,7 @@ class CosFace(Head):
 class ArcFace(Head):
     """Additive angular margin: s cos(theta + m). Paper: m 0.5, s 64."""
 
-    options: ClassVar[Mapping[str, float]] = {"m": 0.5}
+    options: ClassVar[Mapping[str, float]] = MARGINS["arcface"].options
     m: float
 
     def margin(self, target_cosine: Tensor, norms: Tensor) -> Tensor:
@@ -61,7 +62,7 @@ class AdaFace(Head):
     """
 
     eps: ClassVar[float] = 1e-3
-    options: ClassVar[Mapping[str, float]] = {"m": 0.4, "h": 0.333, "t_alpha": 0.01}
+    options: ClassVar[Mapping[str, float]] = MARGINS["adaface"].options
     # t is unused; official checkpoints contain it
     statistics: ClassVar[Mapping[str, float]] = {"t": 0.0, "batch_mean": 20.0, "batch_std": 100.0}
     m: float
@@ -91,7 +92,7 @@ class CombinedMargin(Head):
     m1 theta + m2 is clamped to pi, as in ``ArcFace``.
     """
 
-    options: ClassVar[Mapping[str, float]] = {"m1": 1.0, "m2": 0.3, "m3": 0.2}
+    options: ClassVar[Mapping[str, float]] = MARGINS["combined"].options
     m1: float
     m2: float
     m3: float
@@ -112,9 +113,7 @@ class MagFace(Head):
 
     eps: ClassVar[float] = _NEARLY_ONE
     norms_learn: ClassVar[bool] = True
-    options: ClassVar[Mapping[str, float]] = {
-        "l_margin": 0.45, "u_margin": 0.8, "l_a": 10.0, "u_a": 110.0, "lambda_g": 35.0,
-    }  # fmt: skip
+    options: ClassVar[Mapping[str, float]] = MARGINS["magface"].options
     l_margin: float
     u_margin: float
     l_a: float
@@ -144,7 +143,7 @@ class CurricularFace(Head):
 
     eps: ClassVar[float] = _NEARLY_ONE
     changes_negatives: ClassVar[bool] = True
-    options: ClassVar[Mapping[str, float]] = {"m": 0.5, "t_alpha": 0.01}
+    options: ClassVar[Mapping[str, float]] = MARGINS["curricularface"].options
     statistics: ClassVar[Mapping[str, float]] = {"t": 0.0}
     m: float
     t_alpha: float
@@ -169,7 +168,7 @@ class CurricularFace(Head):
 class SubCenterArcFace(ArcFace):
     """ArcFace with several centers per class, for noisy labels. Paper: m 0.5, 3 centers, s 64."""
 
-    options: ClassVar[Mapping[str, float]] = {"m": 0.5, "sub_centers": 3}
+    options: ClassVar[Mapping[str, float]] = MARGINS["subcenter_arcface"].options
 
 
 HEADS: dict[str, type[Head]] = {

@@ -32,7 +32,6 @@ _LETTERS_PER_INCH = 14  # of the caption
 _LINE, _MOST_LINES = 20, 7  # letters and lines of a name in the margin
 _LIGHT = 0.21  # luminance above which dark text has more contrast than white text
 _LONGEST_NAME = 40
-MOST_DRAWN = 40  # faces in a plot, which has a cell for each pair
 MOST_PIXELS = 50_000_000  # of a photograph
 ENOUGH_PIXELS = 8_000_000  # a JPEG of four times as many is decoded at half its size
 _OVERVIEW_PX = 320  # longer side

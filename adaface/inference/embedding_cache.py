@@ -25,6 +25,7 @@ import torch
 import torch.multiprocessing
 from torch import Tensor
 
+from adaface.config.choices import MOST_UNREADABLE
 from adaface.data.image_list import ImageList
 from adaface.inference.embedder import FUSED, Embedder
 from adaface.metrics.outcome import Embedded
@@ -36,8 +37,6 @@ from adaface.system.numpy_file import read_array
 from adaface.system.progress_bar import progress_bar
 from adaface.system.threads import in_order, usable_cores
 
-CACHE = "experiments/embeddings"  # default cache folder of the commands
-MOST_UNREADABLE = 0.001
 _TO_DO, _DONE, _UNREADABLE = 0, 1, 2
 _POLL_SEC = 0.2
 _SHOWN = 5

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from adaface.config.choices import EMBEDDINGS_SUFFIX
 from adaface.data.image_list import ImageList
 from adaface.inference.embedding_cache import CachedEmbedding
 from adaface.inference.gallery import NamedEmbeddings, read_embeddings
@@ -16,7 +17,6 @@ logger = logging.getLogger(__name__)
 
 # opens image files as aligned faces: called with a name for the list and its files
 OpenFaces = Callable[[str, Sequence[Path]], ImageList]
-EMBEDDINGS_SUFFIX = ".npz"
 _SHOWN_UNREADABLE = 5
 
 

@@ -11,8 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from adaface.models.backbone import IMAGE_SIZE, Backbone
 from adaface.models.iresnet import Architecture, ImprovedResNet
 from adaface.models.mobilefacenet import MobileFaceNet
-from adaface.models.timm_backbone import TIMM_PREFIX, build_timm, check_timm_name
-from adaface.system.command_line import nearest
+from adaface.models.names import TIMM_PREFIX, unknown_architecture
+from adaface.models.timm_backbone import build_timm, check_timm_name
 
 _DEEP_WIDTHS = (256, 512, 1024, 2048)
 ARCHITECTURES: dict[str, Callable[[], Backbone]] = {
@@ -51,8 +51,7 @@ def check_architecture(name: str) -> None:
     if name.startswith(TIMM_PREFIX):
         check_timm_name(name)
     elif name not in ARCHITECTURES:
-        known = f"choose from: {', '.join(ARCHITECTURES)}; and {TIMM_PREFIX}<name> for a network of timm"
-        raise ValueError(f"unknown architecture {name!r}; {nearest(name, ARCHITECTURES, always=known)}")
+        raise unknown_architecture(name, tuple(ARCHITECTURES))
 
 
 def build_model(model_name: str) -> Backbone:

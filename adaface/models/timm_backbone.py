@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adaface.models.backbone import EMBEDDING_SIZE, IMAGE_SIZE, Backbone, Stage
+from adaface.models.names import TIMM_PREFIX
 from adaface.system.command_line import nearest
 from adaface.system.devices import TORCH_PAIR, import_torchvision
 
-TIMM_PREFIX = "timm:"
 _NAME = re.compile(r"timm:([\w.-]+?)(?:@(\d+))?")
 _SMALLEST_SIDE, _LARGEST_SIDE = 32, 1024
 _NEAREST = 3

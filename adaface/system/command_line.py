@@ -12,6 +12,7 @@ import os
 import select
 import signal
 import sys
+import textwrap
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -31,6 +32,7 @@ FAILED = 2
 NOBODY_READS = 141  # as of a program ended by SIGPIPE
 # reported in one line, without a traceback
 EXPECTED_ERRORS = (ValueError, FileNotFoundError, RuntimeError, OSError, MemoryError)
+_HELP_WIDTH = 100
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _LONGEST_LINE = 1500  # letters of a message
 _left_out: contextvars.ContextVar[list[bool] | None] = contextvars.ContextVar("left_out", default=None)
@@ -74,6 +76,15 @@ def check_packages(what: str, packages: Mapping[str, str]) -> None:
         raise RuntimeError(f"{what} needs packages that are not installed: pip install {' '.join(missing)}")
 
 
+class HelpLines(argparse.RawDescriptionHelpFormatter):
+    """Help with the line breaks of the texts, and ``--[no-]option`` for a switch and its opposite."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if isinstance(action, argparse.BooleanOptionalAction):
+            return f"--[no-]{action.dest}"
+        return super()._format_action_invocation(action)
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser without abbreviations that suggests the nearest name for a misspelled option or choice.
 
@@ -88,16 +99,55 @@ class Parser(argparse.ArgumentParser):
         """Raise ValueError instead of exiting, so that all errors are reported in the same way."""
         raise ValueError(f"{message} ({self.prog} --help lists the options)")
 
+    def hide(self, names: Iterable[str]) -> None:
+        """Leave options out of the help; they are parsed as before.
+
+        Args:
+            names: of the options, without dashes.
+        """
+        hidden = set(names)
+        for action in self._actions:
+            if action.dest in hidden:
+                action.help = argparse.SUPPRESS
+
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         """Suggest the nearest choice, where argparse lists all of them."""
         if action.choices is not None and value not in action.choices:
             hint = nearest(str(value), map(str, action.choices))
             raise argparse.ArgumentError(action, f"invalid choice: {value!r}; {hint}")
 
-    def print_help(self, file: Any = None) -> None:
-        """Print the help; argparse ignores it if the output cannot be written."""
+    def format_short_help(self, first: Sequence[str], more: str) -> str:
+        """Return the help with a few options explained, and the names of the others by group.
+
+        Args:
+            first: names of the options to explain, without dashes.
+            more: last line, on how to see the rest.
+        """
+        formatter = self._get_formatter()
+        formatter.add_usage(self.usage, [], [])
+        formatter.add_text(self.description)
+        by_name = {action.dest: action for action in self._actions}
+        formatter.start_section("the most important options")
+        formatter.add_arguments([by_name[name] for name in first])
+        formatter.end_section()
+        for group in self._action_groups:
+            names = [f"--{one.dest}" for one in group._group_actions if one.dest not in (*first, "help")]
+            if names:
+                formatter.start_section(str(group.title))
+                formatter.add_text("\n".join(textwrap.wrap(" ".join(names), _HELP_WIDTH)))
+                formatter.end_section()
+        formatter.add_text(more)
+        return formatter.format_help()
+
+    def print_help(self, file: Any = None, text: str = "") -> None:
+        """Print the help; argparse ignores it if the output cannot be written.
+
+        Args:
+            file: stdout if None.
+            text: printed instead of the whole help.
+        """
         output = sys.stdout if file is None else file
-        output.write(self.format_help())
+        output.write(text or self.format_help())
 
     def parse(self, words: Sequence[str]) -> argparse.Namespace:
         """Parse all words; unknown ones are an error.
@@ -168,7 +218,31 @@ def run_to_status(program: str, job: Callable[[], int], *, stopped: str) -> int:
         logger.warning(f"\n{program}: stopped; {stopped}")
         return INTERRUPTED
     except EXPECTED_ERRORS as error:
-        return report_error(program, error)
+        return report_error(program, error, notes=getattr(error, "__notes__", ()))
+
+
+@log_to_screen()
+def check_to_status(program: str, check: Callable[[], None]) -> int:
+    """Check the options of a command that follows; errors are reported as by ``run_to_status``.
+
+    What Ctrl-C does is left to the command.
+
+    Args:
+        program: prefix of the line.
+        check: raises an error of ``EXPECTED_ERRORS``.
+
+    Returns:
+        0 if the command can follow, 2 after an error, 130 if stopped.
+    """
+    try:
+        with output_written():
+            check()
+    except KeyboardInterrupt:
+        logger.warning(f"\n{program}: stopped; nothing was done")
+        return INTERRUPTED
+    except EXPECTED_ERRORS as error:
+        return report_error(program, error, notes=getattr(error, "__notes__", ()))
+    return 0
 
 
 @contextlib.contextmanager

@@ -21,8 +21,8 @@ from adaface.distributed.watch import ProcessWatch
 from adaface.evaluation.before_after import comparable_sets
 from adaface.heads.partial_fc import choose_sharding
 from adaface.models.backbone import EMBEDDING_SIZE
+from adaface.models.names import TIMM_PREFIX
 from adaface.models.registry import check_architecture
-from adaface.models.timm_backbone import TIMM_PREFIX
 from adaface.system.devices import device_memory, divide_threads, set_matmul_precision
 from adaface.system.lightning_setup import pl
 from adaface.training import plan

@@ -9,7 +9,6 @@ import torch
 
 from adaface.checkpoints.files import check_resumable, load_checkpoint
 from adaface.checkpoints.folders import run_folder_of
-from adaface.checkpoints.published import published_by_name
 from adaface.checkpoints.run_folder import CONFIG, LAST_CHECKPOINT
 from adaface.config.options import ABOUT, OPTIONS, Config, RunOptions
 from adaface.config.parsing import convert_value, finetune_defaults
@@ -21,45 +20,20 @@ _DECIDED_TOGETHER = ({"gpus", "accelerator", "devices"}, {"use_16bit", "precisio
 _SHOWN_NAMES = 3
 
 
-def check_paths(run: RunOptions, train_data_index: str) -> None:
-    """Raise an error if checkpoints, models or lists do not exist, before anything else is read.
+def check_folders_agree(run: RunOptions) -> None:
+    """Raise ValueError if the checkpoint to resume is not in the run folder.
 
     Args:
         run: options of the command line.
-        train_data_index: file of the images to use; empty for all.
-
-    Raises:
-        FileNotFoundError: there is no such file, and no published model of this name.
-        ValueError: the checkpoint to resume is not in the run folder.
     """
-    if run.resume_from_checkpoint and run.run_folder:
-        _check_same_folder(run)
-    for name, path in (("resume_from_checkpoint", run.resume_from_checkpoint), ("train_data_index", train_data_index)):
-        if path and not Path(path).exists():
-            raise FileNotFoundError(f"--{name}: there is no file {path}")
-    _check_model("start_from_model_statedict", run.start_from_model_statedict)
-    _check_model("finetune", run.finetune)
-
-
-def _check_same_folder(run: RunOptions) -> None:
+    if not run.resume_from_checkpoint or not run.run_folder:
+        return
     folder = run_folder_of(Path(run.resume_from_checkpoint))
     if folder.resolve() != Path(run.run_folder).resolve():
         raise ValueError(
             f"--resume_from_checkpoint resumes the run in its own folder, {folder}, which is not --run_folder "
             f"{run.run_folder}: omit one of them"
         )
-
-
-def _check_model(option: str, word: str) -> None:
-    """Raise FileNotFoundError unless a word is a file or the name of a published model."""
-    if not word or word.startswith("hf:") or Path(word).exists():
-        return
-    if "/" in word or "\\" in word:
-        raise FileNotFoundError(f"--{option}: there is no file {word}")
-    try:
-        published_by_name(word)
-    except ValueError as error:
-        raise FileNotFoundError(f"--{option}: there is no file {word}, and {error}") from None
 
 
 def with_run_folder(config: Config) -> Config:

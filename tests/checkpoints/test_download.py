@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from adaface.checkpoints.download import find_model, locate, models_folder
-from adaface.checkpoints.published import PUBLISHED, published_by_name
+from adaface.checkpoints.download import find_model
+from adaface.checkpoints.published import PUBLISHED, locate, models_folder, published_by_name
 from adaface.checkpoints.weights import expected_shapes
 from adaface.models import registry
 from adaface.system import lightning_setup  # noqa: F401  (Lightning is imported safely by it)

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from adaface.checkpoints.published import PUBLISHED, RANK_1
-from adaface.commands.evaluate import build_parser, main, parse
+from adaface.commands.evaluate import main, parse
+from adaface.commands.evaluate_options import PROTOCOLS, build_parser
 from adaface.data.pair_pickle import write_bin
 from adaface.evaluation.published import (
     Measurement,
@@ -312,7 +313,7 @@ def test_a_model_by_its_name(run, root, checkpoint, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "gdown", None)  # as if it were not installed
     assert f"save it as {tmp_path / 'adaface_ir18_casia.ckpt'}" in run(*words, model=None, expected=2)
     monkeypatch.setattr(
-        "adaface.commands.model_options.find_model", lambda name: checkpoint
+        "adaface.checkpoints.download.find_model", lambda name: checkpoint
     )  # of the published name, but small
     assert "published results of ir_18 CASIA-WebFace" in run(*words, model=None)
     assert "give the model to evaluate with --checkpoint or --model" in run(*words, expected=2)  # both
@@ -324,6 +325,28 @@ def test_a_model_by_its_name(run, root, checkpoint, tmp_path, monkeypatch):
 def test_every_option_is_explained():
     for action in build_parser()._actions:
         assert action.help, action.option_strings
+
+
+@pytest.mark.parametrize(
+    ("protocol", "own", "others"),
+    [
+        ("pairs", ["--sets", "--quality", "--target_far", "--compare"], ["--pooling", "--gallery_images", "--strict"]),
+        ("ijbc", ["--pooling"], ["--sets", "--compare", "--seed"]),
+        ("folder", ["--gallery_images", "--degrade", "--compare"], ["--sets", "--pooling", "--published"]),
+        ("paper", ["--published", "--strict", "--sets"], ["--compare", "--quality"]),
+    ],
+)
+def test_a_protocol_has_its_own_help(protocol, own, others, capsys):
+    for words in ([protocol, "--help"], ["--help", protocol]):
+        with pytest.raises(SystemExit):
+            parse(words)
+        text = capsys.readouterr().out
+        assert PROTOCOLS[protocol] in text
+        assert all(f"  {option} " in text for option in ["--root", "--checkpoint", *own])
+        assert not any(f"  {option} " in text for option in others)
+    with pytest.raises(SystemExit):
+        parse(["--help"])
+    assert f"  {protocol} " in capsys.readouterr().out
 
 
 def test_sets_are_found_below_the_root(root):

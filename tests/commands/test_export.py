@@ -17,9 +17,10 @@ from onnx import TensorProto, helper
 from adaface.checkpoints.files import store_threshold
 from adaface.commands import export
 from adaface.commands.export import int8_file, main, parse
+from adaface.config.choices import FEWEST_IMAGES
 from adaface.demo.dataset import write_demo_data
 from adaface.export.graph import set_metadata, to_onnx
-from adaface.export.int8 import FEWEST_IMAGES, quantize
+from adaface.export.int8 import quantize
 from adaface.export.network import ONNX_METADATA, load_network
 from adaface.export.parity import compare_networks, compare_with_pytorch
 from adaface.inference.embedder import Embedder
@@ -349,7 +350,7 @@ def test_a_full_disk_leaves_what_was_there(exported_before, files, tmp_path, cap
         (["--output", "absent/x.onnx"], "there is no folder absent"),
         (["--output", "folder.onnx"], "folder.onnx is a folder"),
         (["--output", "there.onnx"], "there.onnx exists; give --overwrite"),
-        (["--output", "x.onnx", "--verify_images", "absent"], "there is no verification set absent"),
+        (["--output", "x.onnx", "--verify_images", "absent"], "--verify_images: there is no absent"),
         (["--output", "x.onnx", "--verify_images", "empty"], "no images in empty"),
         (["--output", "x.onnx", "--verify_images", "wrong"], "expected an aligned face of 112x112"),
         (["--output", "x.onnx", "--verify_images", "model.ckpt"], "not a .bin file"),

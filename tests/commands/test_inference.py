@@ -16,7 +16,8 @@ from PIL import Image
 from adaface.alignment.detector import MTCNN
 from adaface.alignment.warp import warp_face
 from adaface.commands import inference
-from adaface.commands.inference import build_parsers, main
+from adaface.commands.inference import main
+from adaface.commands.inference_options import build_parsers
 from adaface.data.image_list import ImageFiles
 from adaface.inference.embedder import Embedder
 from adaface.inference.gallery import read_embeddings

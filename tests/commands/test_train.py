@@ -875,5 +875,5 @@ def test_a_ctrl_c_that_lightning_turns_into_an_exit_is_told(monkeypatch, capsys)
     assert main.main(["--gpus", "0"]) == 130
     assert "stopped immediately; files that were already saved are complete" in capsys.readouterr().out
     with pytest.raises(SystemExit) as ended:
-        main.main(["--help"])
+        main.main(["--help", "all"])
     assert ended.value.code == 0

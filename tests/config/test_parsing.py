@@ -1,5 +1,6 @@
 import ast
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from adaface.augmentation.more import MORE_AUGMENTATIONS
 from adaface.config.options import ABOUT, GROUP_OF, GROUPS, OPTIONS, Config
 from adaface.config.parsing import parse
 from adaface.heads.margins import HEADS
+from adaface.heads.names import MARGINS
 from adaface.system.command_line import nearest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -183,11 +185,23 @@ def test_a_missing_or_empty_recipe(tmp_path):
 
 def test_help_explains_every_option(capsys):
     with pytest.raises(SystemExit):
+        parse(["--help", "all"])
+    text = capsys.readouterr().out
+    for name, option in OPTIONS.items():
+        assert (f"--[no-]{name}" if option.type is bool else f"--{name}") in text
+        assert len(ABOUT[name].help) > 10
+
+
+def test_the_short_help_explains_what_everybody_needs_and_names_the_rest_in_groups(capsys):
+    with pytest.raises(SystemExit):
         parse(["--help"])
     text = capsys.readouterr().out
-    for name in OPTIONS:
-        assert f"--{name}" in text
-        assert len(ABOUT[name].help) > 10
+    explained = re.findall(r"^  --(\w+) [A-Z]+", text, re.MULTILINE)
+    assert explained == ["config", "data_root", "train_data_path", "val_data_path", "gpus"]
+    assert all(re.search(rf"--{name}\b", text) for name in OPTIONS)
+    assert len(text.splitlines()) < 60
+    assert "--help all explains every option" in text
+    assert "no-" not in text
 
 
 @pytest.mark.parametrize("name", HEADS)
@@ -198,11 +212,11 @@ def test_every_margin_has_its_papers_options_and_a_line_of_help(name, capsys):
         of_the_official_code = option in OFFICIAL
         assert value == (OFFICIAL[option] if of_the_official_code else HEADS[name].options[option])
     with pytest.raises(SystemExit):
-        parse(["--help"])
+        parse(["--help", "all"])
     lines = capsys.readouterr().out.splitlines()
     (place,) = [place for place, line in enumerate(lines) if line.startswith(f"  {name} (--")]
     assert all(f"--{option}" in lines[place] for option in HEADS[name].options)
-    assert lines[place + 1].strip() == (HEADS[name].__doc__ or "").splitlines()[0]
+    assert lines[place + 1].strip() == MARGINS[name].text
 
 
 def test_a_recipe_with_every_option_may_name_any_margin(tmp_path):

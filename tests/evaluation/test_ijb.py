@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from adaface.alignment.warp import warp_face
+from adaface.config.choices import POOLINGS
 from adaface.evaluation import ijb
 from adaface.evaluation.ijb_metadata import metadata_files, read_metadata, template_subjects
-from adaface.evaluation.template_pooling import POOLINGS
 from adaface.metrics.outcome import Embedded
 from adaface.metrics.verification import fuse_flip
 from tests.support import oracles_identification as oracle

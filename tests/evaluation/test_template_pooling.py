@@ -3,8 +3,8 @@ import tracemalloc
 import numpy as np
 import pytest
 
+from adaface.config.choices import POOLINGS
 from adaface.evaluation.template_pooling import (
-    POOLINGS,
     UNFUSED_POOLINGS,
     fused_features,
     pool_templates,

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from adaface.heads import fused_softmax
 from adaface.heads.base import Head
 from adaface.heads.margins import HEADS, build_head, chosen_options
+from adaface.heads.names import MARGINS
 from tests.support import oracles_margins
 
 NEWER = ("magface", "curricularface", "subcenter_arcface", "combined")
@@ -231,6 +232,13 @@ def test_numbers_of_centers_out_of_range_are_refused(count: int) -> None:
 
 
 # what all share
+
+
+def test_the_command_line_knows_every_margin():
+    assert list(MARGINS) == list(HEADS)
+    for name, margin in HEADS.items():
+        assert margin.options is MARGINS[name].options
+        assert (margin.__doc__ or "").startswith(MARGINS[name].text)
 
 
 @pytest.mark.parametrize("name", HEADS)

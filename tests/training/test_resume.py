@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from adaface.commands.train_options import check_files
 from adaface.config.options import Config
 from adaface.config.parsing import parse
 from adaface.models.registry import build_model
@@ -163,7 +164,8 @@ def test_the_run_folder_is_that_of_this_start_not_of_the_checkpoint():
 
 def check_paths(*words):
     config, _ = parse(words)
-    resume.check_paths(config.run, config.data.train_data_index)
+    resume.check_folders_agree(config.run)
+    check_files(config.run, config.data.train_data_index)
     return config
 
 

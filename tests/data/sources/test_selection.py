@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from adaface.commands.train_options import check_files
 from adaface.config import parsing
 from adaface.config.options import RunOptions
 from adaface.data.sources.combined import CombinedSource
 from adaface.data.sources.folder import FolderSource
 from adaface.data.sources.selection import TrainingIndex, select_indexed, write_index
-from adaface.training import resume
 from tests.support.sharded_records import face
 
 NAMES = ["Ada", 'B "o", b', "Cy\nd", os.fsdecode(b"D\xff")]
@@ -159,4 +159,4 @@ def test_options_that_contradict_an_index_are_refused(index):
     with pytest.raises(ValueError, match="both select images"):
         parsing.parse(["--train_data_index", str(index), "--train_data_subset"])
     with pytest.raises(FileNotFoundError, match="--train_data_index: there is no file absent"):
-        resume.check_paths(RunOptions(), "absent.csv")
+        check_files(RunOptions(), "absent.csv")
