@@ -13,7 +13,7 @@ import pytest
 
 import bench.__main__
 from adaface.commands import COMMANDS as TABLE
-from adaface.commands import align, audit, convert, evaluate, export, inference
+from adaface.commands import align, audit, completion, convert, evaluate, export, inference
 from adaface.config import parsing
 from adaface.models.registry import check_architecture
 
@@ -42,6 +42,7 @@ PARSERS: Mapping[str, Callable[[list[str]], Any]] = {
     **{name: partial(_parse_inference, name) for name in ("compare", "embed", "search", "group", "serve")},
     "export": export.parse,
     "models": _parse_models,
+    "completion": lambda words: completion.build_parser().parse(words),
 }
 OFFICIAL = {"main.py": "train", "convert.py": "convert"}
 

@@ -55,6 +55,17 @@ def table(names: list[str]) -> str:
     return "\n".join(aligned([_HEAD, *rows(names)]))
 
 
+def build_parser() -> Parser:
+    """Build the command line's parser."""
+    parser = Parser(
+        prog=invocation("models"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help="architecture, which may be timm:<name> (default: all except timm's)"
+    )
+    return parser
+
+
 def main(words: list[str] | None = None) -> int:
     """Run the command line.
 
@@ -64,15 +75,9 @@ def main(words: list[str] | None = None) -> int:
     Returns:
         Exit status: 0 success, 2 error (one line on stderr), 130 interrupted.
     """
-    parser = Parser(
-        prog=invocation("models"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "names", nargs="*", metavar="NAME", help="architecture, which may be timm:<name> (default: all except timm's)"
-    )
 
     def job() -> int:
-        names = parser.parse(sys.argv[1:] if words is None else words).names
+        names = build_parser().parse(sys.argv[1:] if words is None else words).names
         for name in names:
             check_name(name)
         print(table(names or list(ARCHITECTURE_NAMES)))

@@ -108,7 +108,8 @@ class _Help(argparse.Action):
         parser.exit()
 
 
-def _parser() -> Parser:
+def build_parser() -> Parser:
+    """Build the parser of ``adaface train``."""
     parser = Parser(
         prog=invocation("train"),
         usage=f"{invocation('train')} [--config RECIPE] [--OPTION VALUE ...]",
@@ -219,7 +220,7 @@ def parse(arguments: Sequence[str]) -> tuple[Config, Action]:
         ValueError: an unknown option, a bad value, or contradictory options.
         FileNotFoundError: the recipe does not exist.
     """
-    parsed = _parser().parse(arguments)
+    parsed = build_parser().parse(arguments)
     values = read_recipe(parsed.config) if parsed.config else {}
     for name in OPTIONS:
         if (value := getattr(parsed, name)) is not None:
