@@ -67,8 +67,8 @@ def slow_imports(tmp_path) -> Path:
         ["convert.py", "--rec_path", "x"],
         ["inference.py", "serve", "--checkpoint", "x.ckpt"],
         ["-m", "adaface", "train", "--arch", "ir_mini"],
-        ["-m", "adaface", "serve", "--checkpoint", "x.ckpt"],
-        ["-m", "adaface", "evaluate", "pairs", "--checkpoint", "x.ckpt", "--root", "x"],
+        ["-m", "adaface", "serve", "--checkpoint", "README.md"],
+        ["-m", "adaface", "evaluate", "pairs", "--checkpoint", "README.md", "--root", "docs"],
         ["-c", "import sys; from adaface.__main__ import main; sys.argv[1:] = ['align', 'a', 'b']; sys.exit(main())"],
     ],
 )
