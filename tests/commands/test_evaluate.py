@@ -203,8 +203,8 @@ def test_the_paper_says_what_it_could_check(run, root):
 def test_two_processes_print_what_one_prints(run, root):
     one = run("pairs", "--root", str(root), "--sets", "lfw", "--cache", "")
     two = run("pairs", "--root", str(root), "--sets", "lfw", "--cache", "", "--devices", "2")
-    assert [line for line in one.splitlines() if line.startswith("lfw")] == [
-        line for line in two.splitlines() if line.startswith("lfw")
+    assert [line for line in one.splitlines() if line.startswith("lfw ")] == [
+        line for line in two.splitlines() if line.startswith("lfw ")
     ]
 
 
