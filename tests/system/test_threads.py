@@ -63,10 +63,10 @@ def test_who_stops_asking_leaves_no_thread_behind():
 @pytest.mark.parametrize(
     ("words", "given", "spin_count"),
     [
-        (["-m", "adaface", "models", "--help"], {}, SPIN_COUNT),
+        (["-m", "adaface", "train", "--print_config"], {}, SPIN_COUNT),
         (["main.py", "--print_config"], {}, SPIN_COUNT),
         (["inference.py", "compare", "--help"], {}, SPIN_COUNT),
-        (["-m", "adaface", "models", "--help"], {"GOMP_SPINCOUNT": "7000"}, 7000),
+        (["-m", "adaface", "train", "--print_config"], {"GOMP_SPINCOUNT": "7000"}, 7000),
         (["main.py", "--print_config"], {"OMP_WAIT_POLICY": "passive"}, 0),
     ],
 )
