@@ -85,12 +85,14 @@ def published_by_name(name: str) -> PublishedModel:
         name: file name, with or without ``.ckpt``; case does not matter.
 
     Raises:
-        ValueError: no such model; the message suggests the nearest one and lists all.
+        ValueError: no such model; the message suggests the nearest one and lists all, or names the option for a file.
     """
     by_stem = {model.stem: model for model in PUBLISHED}
     stem = name.lower().removesuffix(".ckpt")
     if stem in by_stem:
         return by_stem[stem]
+    if Path(name).is_file():
+        raise ValueError(f"{name} is a file, not the name of a published model: give --checkpoint {name}")
     hint = nearest(stem, by_stem, always=f"choose from: {', '.join(by_stem)}")
     raise ValueError(f"there is no published model {name!r}; {hint}")
 

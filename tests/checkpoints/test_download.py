@@ -66,6 +66,13 @@ def test_the_folder_is_that_of_the_variable_or_the_users_cache(monkeypatch, tmp_
     assert models_folder() == tmp_path / "x"
 
 
+def test_a_file_in_place_of_a_name_is_told_with_the_option_for_it(tmp_path):
+    file = tmp_path / "best.ckpt"
+    file.touch()
+    with pytest.raises(ValueError, match=r"best\.ckpt is a file, not the name of .*: give --checkpoint .*best\.ckpt"):
+        published_by_name(str(file))
+
+
 def test_every_published_model_has_a_file_of_its_own():
     assert len(PUBLISHED) == len({model.drive_id for model in PUBLISHED}) == len({model.stem for model in PUBLISHED})
     assert all(len(model.drive_id) == 33 and model.arch in registry.ARCHITECTURES for model in PUBLISHED)
