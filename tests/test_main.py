@@ -143,9 +143,9 @@ def test_a_command_is_named_as_it_was_started(monkeypatch):
         assert program_name("evaluate") == "adaface evaluate"
 
 
-def imports_torch(*words: str) -> bool:
+def imports(package: str, *words: str) -> bool:
     program = f"import sys; sys.argv = {['adaface', *words]!r}\nfrom adaface.__main__ import main\n"
-    program += "try:\n    main()\nexcept SystemExit:\n    pass\nprint('torch' in sys.modules, file=sys.stderr)"
+    program += f"try:\n    main()\nexcept SystemExit:\n    pass\nprint({package!r} in sys.modules, file=sys.stderr)"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     return done.stderr.strip() == "True"
 
@@ -173,11 +173,16 @@ def imports_torch(*words: str) -> bool:
     ids=" ".join,
 )
 def test_a_wrong_word_or_path_is_told_before_pytorch_is_imported(words):
-    assert not imports_torch(*words)
+    assert not imports("torch", *words)
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--no_such_option"], ["nowhere"]], ids=" ".join)
+def test_an_audit_of_nothing_imports_no_plots(words):
+    assert not imports("matplotlib", "audit", *words)
 
 
 def test_the_check_of_imports_sees_one():
-    assert imports_torch("models", "ir_18")
+    assert imports("torch", "models", "ir_18")
 
 
 def test_the_public_names_are_those_of_their_modules():

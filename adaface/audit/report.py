@@ -18,7 +18,7 @@ import numpy as np
 from adaface.audit.finding import KINDS, LEVELS, Finding
 from adaface.audit.images import AuditedData, TestImages
 from adaface.audit.scan import displayed
-from adaface.reporting.report import page_template
+from adaface.reporting.page import page_template
 from adaface.system.csv_text import SafeWriter
 from adaface.system.files import atomic_file, write_atomically
 

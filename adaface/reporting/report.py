@@ -5,9 +5,7 @@ notes come from the data and are escaped. Sections without content are left out.
 """
 
 import base64
-import html
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,13 +13,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jinja2 import Environment, FileSystemLoader, Template
-from jinja2.filters import do_mark_safe
 
 from adaface.metrics.outcome import Outcome
 from adaface.metrics.results import SetResult
 from adaface.reporting.curves import ScoredPairs
 from adaface.reporting.hardest_pairs import HardestPairs, HardPair
+from adaface.reporting.page import page_template
 from adaface.reporting.panels import quality_panels, score_panels, similarity_panels, training_panels
 from adaface.reporting.quality import RejectCurve
 from adaface.reporting.svg import COLOR_NAMES
@@ -35,7 +32,6 @@ from adaface.reporting.tables import (
 from adaface.system.files import write_atomically
 
 _TEMPLATE = "report.html.j2"
-_SEPARATORS = re.compile(r"([/\\]+)(?=[^/\\])")
 _MOST_PICTURE_BYTES = 1_500_000  # base64 adds a third
 _HEADINGS = {
     "comparison": "Comparison",
@@ -146,24 +142,6 @@ def write_report(path: str | Path, content: ReportContent) -> None:
         **parts,
     )
     write_atomically(path, page + "\n")
-
-
-def page_template(path: Path) -> Template:
-    """Return the template of a page, with the filter ``breakable`` for paths.
-
-    Args:
-        path: template; what it shows is escaped.
-    """
-    environment = Environment(
-        loader=FileSystemLoader(path.resolve().parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["breakable"] = _breakable
-    return environment.get_template(path.name)
-
-
-def _breakable(text: str) -> str:
-    """Escape a text and let lines break after slashes, rather than inside of names."""
-    return do_mark_safe(_SEPARATORS.sub(r"\1<wbr>", html.escape(text)))
 
 
 def _scored_pairs(content: ReportContent) -> list[ScoredPairs]:
