@@ -14,7 +14,6 @@ import torch
 import torch.distributed as dist
 from torch.nn import functional as F
 
-from adaface.distributed.startup import leave
 from adaface.heads.margins import build_head
 from adaface.heads.partial_fc import build_sharded_head
 from bench import timing
@@ -33,7 +32,7 @@ def main(kind: str, classes: int, rank: int, processes: int, folder: str) -> Non
     take_steps(kind, classes)
     print(json.dumps({"peak_bytes": timing._memory("VmHWM") - before}))
     dist.barrier()
-    leave()
+    dist.destroy_process_group()
 
 
 def take_steps(kind: str, classes: int) -> None:
