@@ -40,10 +40,10 @@ demo: $(VENV)/.run-time  ## draw synthetic faces, convert, train a small network
 	$(BIN)/python -m adaface.commands.demo_baseline $(DEMO)/faces --runs experiments
 
 test: $(VENV)/.dev  ## run the tests (two processes, no GPU, no network)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TWO_PROCESSES) -m "not slow and not mxnet"
+	$(BIN)/python -m pytest $(TWO_PROCESSES) -m "not slow and not mxnet"
 
 test-quick: $(VENV)/.dev  ## run what takes a minute and a half: no training, no processes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TWO_PROCESSES) -m "not slow and not mxnet and not long"
+	$(BIN)/python -m pytest $(TWO_PROCESSES) -m "not slow and not mxnet and not long"
 
 test-slow: $(VENV)/.dev  ## run the tests that take minutes each
 	$(BIN)/python -m pytest -m slow

@@ -22,6 +22,7 @@ LONG = (
     "commands/test_train.py",
     "distributed/test_startup.py",
     "training/test_sharded_training.py",
+    "test_quickstart.py",
     "training/test_module.py",
     "checkpoints/test_sharded.py",
     "distributed/test_watch.py",
@@ -95,6 +96,11 @@ def training_screen() -> Iterator[None]:
     """Show what the library logs, as the training does."""
     with log_to_screen(errors_from=logging.ERROR):
         yield
+
+
+def pytest_configure() -> None:
+    """Compute with one thread, as the processes that tests start do: what they train is compared bit for bit."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # before PyTorch is imported
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses

@@ -30,6 +30,7 @@ from adaface.models.registry import build_model
 from adaface.system.screen import log_to_screen
 from adaface.training.optimization import Schedule
 from tests.support import small_networks
+from tests.support.drawings import undrawn
 from tests.support.sharded_records import write_chunks
 from train_val import FaceRecognitionModule
 
@@ -44,13 +45,6 @@ ONE_SET = ["--val_sets", "lfw"]  # where nobody looks at the results
 def small_network():
     with small_networks.registered():
         yield
-
-
-@pytest.fixture
-def undrawn(monkeypatch) -> None:
-    """Spare the plots and the report of runs of which nobody looks at them."""
-    for name in ("plot_loss", "plot_health", "plot_roc", "plot_similarity_histograms", "write_run_report"):
-        monkeypatch.setattr(train, name, lambda *_: None)
 
 
 @pytest.fixture(scope="module")
@@ -210,6 +204,7 @@ def test_the_best_checkpoint_has_the_threshold_that_evaluate_finds(tmp_path, cap
         assert ours == theirs
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_two_data_sets_are_trained_together_and_all_classes_are_in_the_checkpoint(faces, tmp_path):
     other = write_chunks(tmp_path / "other", [[0] * 4 + [1], [1] * 3])
     folder = run(faces, tmp_path, *ONE_SET, "--train_data_path", f"faces/imgs,{other}", "--epochs", "1", "--lr", "0.01")
@@ -264,6 +259,7 @@ def test_killed_after_an_epoch_and_resumed_is_bit_identical(whole_run_of_process
     assert_equal_weights(folder / "last.ckpt", whole_run_of_processes / "last.ckpt")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_started_again_in_its_folder_a_killed_run_goes_on_by_itself(
     whole_run_of_processes, killed_run, faces, tmp_path, capsys
 ):
@@ -325,7 +321,8 @@ def test_every_schedule_resumes_inside_an_epoch_to_the_same_bits(faces, tmp_path
     (middle,) = whole.glob("epoch=000-step=0000001-*.ckpt")
     (tmp_path / "resumed").mkdir()
     shutil.copy(middle, tmp_path / "resumed" / "last.ckpt")
-    assert main.main(["--resume_from_checkpoint", str(tmp_path / "resumed" / "last.ckpt")]) == 0
+    with undrawn():
+        assert main.main(["--resume_from_checkpoint", str(tmp_path / "resumed" / "last.ckpt")]) == 0
     assert_equal_weights(tmp_path / "resumed" / "last.ckpt", whole / "last.ckpt")
     assert_equal_optimizers(tmp_path / "resumed" / "last.ckpt", whole / "last.ckpt")
 
@@ -650,6 +647,7 @@ def validated(folder: Path) -> float:
 EMA = ["--ema_decay", "0.9"]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_run_that_gets_no_better_ends_early_and_stays_ended(faces, tmp_path, capsys):
     # batch norm's statistics move without a learning rate, so that an epoch may get better by chance, but not each one
     never_better = ["--epochs", "9", "--lr", "0", "--early_stopping_patience", "1"]
@@ -708,6 +706,7 @@ def test_a_non_finite_loss_stops_and_keeps_the_good_checkpoint(faces, tmp_path, 
     assert all(torch.isfinite(value).all() for value in kept["state_dict"].values())
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_official_checkpoints_start_a_run_and_are_evaluated(faces, tmp_path):
     state = {f"model.{key}": value for key, value in build_model(ARCH).state_dict().items()}
     file = tmp_path / "official.ckpt"
@@ -752,6 +751,7 @@ def test_gpus_that_are_not_there(faces, tmp_path, capsys, monkeypatch):
     assert "2 GPU(s) requested, but PyTorch finds 0" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_trial_runs(faces, tmp_path, capsys):
     folder = run(faces, tmp_path / "fast", "--fast_dev_run")
     assert not (folder / "last.ckpt").exists()
@@ -759,6 +759,7 @@ def test_trial_runs(faces, tmp_path, capsys):
     assert "--h 0 is CosFace" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_run_without_validation_sets(faces, tmp_path, capsys):
     alone = tmp_path / "alone"
     shutil.copytree(faces / "imgs", alone / "imgs")
@@ -769,6 +770,7 @@ def test_a_run_without_validation_sets(faces, tmp_path, capsys):
     assert (folder / "last.ckpt").is_file()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_run_in_a_thread_trains_as_any_other(faces, tmp_path):
     with ThreadPoolExecutor(1) as pool:
         folder = pool.submit(run, faces, tmp_path, *ONE_SET, "--epochs", "1").result()

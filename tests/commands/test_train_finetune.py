@@ -147,6 +147,7 @@ def test_the_numbers_of_the_pretrained_model_are_its_own(whole, private, model):
     assert before["numbers"]["AUC"] == pytest.approx(100 * area, abs=1e-4)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_what_is_frozen_is_that_of_the_pretrained_model_to_the_bit(whole, model):
     folder, _ = whole
     after, before = weights(folder / "last.ckpt"), weights(model)
@@ -185,6 +186,7 @@ def test_a_resumed_fine_tuning_is_the_uninterrupted_one(whole, tmp_path, capsys,
         assert (tmp_path / name).read_text() == (whole_folder / name).read_text()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_given_again_with_a_run_folder_it_goes_on(whole, private, model, tmp_path, capsys):
     whole_folder, _ = whole
     shutil.copytree(whole_folder, tmp_path / "run")
@@ -209,6 +211,7 @@ def test_given_again_with_a_run_folder_it_goes_on(whole, private, model, tmp_pat
         assert message in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_resume_without_the_pretrained_model_says_so(whole, tmp_path, capsys):
     whole_folder, _ = whole
     checkpoint = load_checkpoint(sorted(whole_folder.glob("epoch=*.ckpt"))[1])
@@ -219,6 +222,7 @@ def test_a_resume_without_the_pretrained_model_says_so(whole, tmp_path, capsys):
     assert f"{gone}, which the run of {tmp_path / 'last.ckpt'} fine-tunes" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_straight_from_the_records_it_is_the_same(whole, private, model, tmp_path):
     folder = run(private, model, tmp_path, *PARTLY, "--epochs", "2", "--train_data_path", "faces/train.rec")
     assert_equal_weights(folder / "last.ckpt", whole[0] / "last.ckpt")
@@ -236,6 +240,7 @@ def expected_head(private: Path, model: Path) -> np.ndarray:
     return np.stack(columns, axis=1)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_head_begins_at_the_class_means(private, model, tmp_path, capsys):
     """At learning rate 0 it is still there at the end; a class more than the data has begins at random."""
     folder = run(private, model, tmp_path, "--lr", "0", "--custom_num_class", "7", "--head_sharding", "on")
@@ -248,6 +253,7 @@ def test_the_head_begins_at_the_class_means(private, model, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("sharding", ["on", pytest.param("off", marks=pytest.mark.slow)])
+@pytest.mark.usefixtures("undrawn")
 def test_two_processes_begin_at_the_same_class_means(private, tmp_path, sharding):
     model = write_model(tmp_path / "pretrained.ckpt", "ir_mini")  # known to processes
     more = ["--lr", "0", "--devices", "2", "--accelerator", "cpu", "--head_sharding", sharding]
@@ -266,6 +272,7 @@ def test_two_processes_begin_at_the_same_class_means(private, tmp_path, sharding
     np.testing.assert_allclose(kernel, expected_head(private, model), atol=1e-5)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_sets_that_are_there_are_used_and_nobody_is_held_out(private, model, tmp_path, capsys):
     folder = run(private, model, tmp_path, "--val_data_path", "faces", "--val_sets", "lfw,cplfw")
     printed = capsys.readouterr().out
@@ -274,6 +281,7 @@ def test_sets_that_are_there_are_used_and_nobody_is_held_out(private, model, tmp
     assert {row["condition"] for row in rows} == {"lfw", "lfw blurred", "cplfw", "cplfw blurred"}
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_pairs_that_no_model_can_be_judged_by_are_refused_before_the_training(private, model, tmp_path, capsys):
     first, second = sorted((private / "people" / "0").iterdir())[:2]
     (tmp_path / "pairs.csv").write_text(f"path1,path2,same\n{first},{second},1\n{second},{first},1\n")
@@ -285,6 +293,7 @@ def test_pairs_that_no_model_can_be_judged_by_are_refused_before_the_training(pr
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_people_can_be_held_out_of_any_training(private, tmp_path, capsys):
     more = ["--arch", ARCH, "--val_data_path", "faces", "--val_sets", "held_out,lfw"]
     arguments = words(private, "", tmp_path, *more)[2:]
@@ -294,11 +303,13 @@ def test_people_can_be_held_out_of_any_training(private, tmp_path, capsys):
     assert "before and after" not in printed
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_trial_run_ends_without_a_comparison(private, model, tmp_path):
     assert not (run(private, model, tmp_path, "--fast_dev_run") / "comparison.csv").exists()
 
 
 @pytest.mark.parametrize("option", ["--finetune", "--start_from_model_statedict"])
+@pytest.mark.usefixtures("undrawn")
 def test_published_names_are_taken_like_files(private, model, tmp_path, monkeypatch, option):
     asked = []
     monkeypatch.setattr(finetuning, "find_model", lambda name: asked.append(name) or model)

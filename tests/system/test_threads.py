@@ -63,11 +63,11 @@ def test_who_stops_asking_leaves_no_thread_behind():
 @pytest.mark.parametrize(
     ("words", "given", "spin_count"),
     [
-        (["-m", "adaface", "train", "--print_config"], {}, SPIN_COUNT),
+        (["-m", "adaface", "models", "ir_mini"], {}, SPIN_COUNT),
         (["main.py", "--print_config"], {}, SPIN_COUNT),
         (["inference.py", "compare", "--help"], {}, SPIN_COUNT),
-        (["-m", "adaface", "train", "--print_config"], {"GOMP_SPINCOUNT": "7000"}, 7000),
-        (["main.py", "--print_config"], {"OMP_WAIT_POLICY": "passive"}, 0),
+        (["-m", "adaface", "models", "ir_mini"], {"GOMP_SPINCOUNT": "7000"}, 7000),
+        (["-m", "adaface", "models", "ir_mini"], {"OMP_WAIT_POLICY": "passive"}, 0),
     ],
 )
 def test_the_openmp_library_reads_the_number_unless_another_is_given(words, given, spin_count):
