@@ -10,11 +10,15 @@ if __name__ == "__main__":
 
     limit_spinning()  # before PyTorch is imported
 
-from adaface.inference.embedder import Embedder as Embedder
-from adaface.inference.embedder import load_pretrained_model as load_pretrained_model
-from adaface.inference.embedder import to_input as to_input
+from adaface.system.imports import imported_for_good
+
+with imported_for_good():
+    from adaface.inference.embedder import Embedder as Embedder
+    from adaface.inference.embedder import load_pretrained_model as load_pretrained_model
+    from adaface.inference.embedder import to_input as to_input
 
 if __name__ == "__main__":
-    from adaface.commands.inference import main
+    with imported_for_good():
+        from adaface.commands.inference import main
 
     sys.exit(main())

@@ -13,6 +13,7 @@ import os
 from adaface import __version__
 from adaface.commands import COMMANDS
 from adaface.system.command_line import FAILED, check_to_status, nearest, program_name, run_to_status
+from adaface.system.imports import imported_for_good
 from adaface.system.threads import limit_spinning
 
 # of a launcher: a process of several reports its mistakes to the others, which needs PyTorch
@@ -68,7 +69,9 @@ def main(words: list[str] | None = None) -> int:
         failed = check_to_status(program_name(name), lambda: _check(command.options, words))
         if failed:
             return failed
-    status: int = importlib.import_module(command.module).main(words)
+    with imported_for_good():
+        module = importlib.import_module(command.module)
+    status: int = module.main(words)
     return status
 
 

@@ -1,5 +1,6 @@
 """Shared fixtures: golden values, and the real faces where they are present."""
 
+import gc
 import logging
 import os
 from collections.abc import Iterator
@@ -101,6 +102,13 @@ def training_screen() -> Iterator[None]:
 def pytest_configure() -> None:
     """Compute with one thread, as the processes that tests start do: what they train is compared bit for bit."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before PyTorch is imported
+    gc.disable()  # what is imported and collected stays to the end
+
+
+def pytest_collection_finish() -> None:
+    """Collect garbage again, but of the tests alone."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses

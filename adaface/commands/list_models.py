@@ -11,6 +11,7 @@ import sys
 
 from adaface.models.names import ARCHITECTURE_NAMES, check_name
 from adaface.system.command_line import Parser, invocation, program_name, run_to_status
+from adaface.system.imports import imported_for_good
 from adaface.system.text_table import aligned
 
 _HEAD = ("architecture", "parameters", "multiply-accumulates", "input", "embedding")
@@ -26,10 +27,11 @@ def rows(names: list[str]) -> list[tuple[str, ...]]:
         ValueError: an unknown name.
         RuntimeError: a network of timm, if timm is not installed.
     """
-    import torch  # the import takes seconds, and a misspelled name does not need it
+    with imported_for_good():
+        import torch  # the import takes seconds, and a misspelled name does not need it
 
-    from adaface.models.backbone import EMBEDDING_SIZE
-    from adaface.models.registry import build_model, check_architecture, count_macs
+        from adaface.models.backbone import EMBEDDING_SIZE
+        from adaface.models.registry import build_model, check_architecture, count_macs
 
     found: list[tuple[str, ...]] = []
     for name in names:

@@ -26,6 +26,11 @@ def end_on_interrupt() -> None:
                 signal.signal(number, _at_start)
 
 
+def is_process_of_command() -> bool:
+    """Return whether ``end_on_interrupt`` was called in this process: it runs a command and nothing else."""
+    return _process == os.getpid()
+
+
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
     """During a command, the first Ctrl-C raises KeyboardInterrupt, and a second one ends the process.
