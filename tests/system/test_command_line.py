@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -65,17 +66,22 @@ def job():
 sys.exit(run_to_status("program", job, stopped=""))
 """
 TRAIN = """
-import sys
-from adaface.commands import train
+import os, sys
+from adaface.commands import train  # seconds, once for all outputs
 
 def job(*_, **__):
-    for number in range(int(sys.argv[1])):
+    for number in range(100):
         train.rank_zero_info(number)
     return 0
 
 train._run = job
 train.program_name = lambda command: "program"
-sys.exit(train.main(["--gpus", "0"]))
+for output, errors in zip(sys.argv[1::2], sys.argv[2::2]):
+    if os.fork() == 0:
+        os.dup2(int(output), 1)
+        os.dup2(int(errors), 2)
+        sys.exit(train.main(["--gpus", "0"]))
+    print(os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
 """
 
 
@@ -87,21 +93,45 @@ def test_a_message_that_quotes_a_damaged_file_is_shortened():
     assert len(line) < 1520
 
 
-@pytest.mark.parametrize("unbuffered", ["", "1"])
-@pytest.mark.parametrize(("program", "lines"), [(PROGRAM, 1), (PROGRAM, 100_000), (TRAIN, 100)])
-def test_an_output_that_cannot_be_written(program, lines, unbuffered):
-    command = [sys.executable, "-c", program, str(lines)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": unbuffered}
+@pytest.fixture
+def unread() -> Iterator[int]:
+    """A pipe whose reader has gone, as `head` does when it has seen enough."""
     reading, writing = os.pipe()
-    os.close(reading)  # as `head` does when it has seen enough
-    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, env=environment, timeout=300)
+    os.close(reading)
+    yield writing
     os.close(writing)
+
+
+def is_the_line_of_a_full_disk(errors: bytes) -> bool:
+    return errors.startswith(b"program: error: no space left on the disk") and errors.count(b"\n") == 1
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("lines", [1, 100_000])
+def test_an_output_that_cannot_be_written(lines, unbuffered, unread):
+    command = [sys.executable, "-c", PROGRAM, str(lines)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": unbuffered}
+    done = subprocess.run(command, stdout=unread, stderr=subprocess.PIPE, env=environment, timeout=300)
     assert (done.returncode, done.stderr) == (141, b"")
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, env=environment, timeout=300)
     assert done.returncode == 2
-    assert done.stderr.startswith(b"program: error: no space left on the disk")
-    assert done.stderr.count(b"\n") == 1
+    assert is_the_line_of_a_full_disk(done.stderr)
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_an_output_that_a_training_cannot_write(unbuffered, unread, tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": unbuffered}
+    files = [tmp_path / "unread.txt", tmp_path / "full.txt"]
+    with Path("/dev/full").open("w") as full, files[0].open("w") as first, files[1].open("w") as second:
+        outputs = [unread, first.fileno(), full.fileno(), second.fileno()]
+        done = subprocess.run(
+            [sys.executable, "-c", TRAIN, *map(str, outputs)], pass_fds=outputs, capture_output=True, text=True,
+            env=environment, timeout=300,
+        )  # fmt: skip
+    assert done.stdout.split() == ["141", "2"], done.stderr
+    assert files[0].read_bytes() == b""
+    assert is_the_line_of_a_full_disk(files[1].read_bytes())
 
 
 @pytest.mark.parametrize("command", ["train", "models"])
