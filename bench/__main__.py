@@ -16,7 +16,7 @@ from bench import timing
 from bench.timing import RESULTS
 
 _HERE = Path(__file__).parent
-_NO_ROWS = ("__main__", "__init__", "timing", "interval_coverage", "finetune_gain", "fuzz")
+_NO_ROWS = ("__main__", "__init__", "timing", "interval_coverage", "finetune_gain", "fuzz", "kills")
 
 
 def scripts(words: list[str]) -> list[str]:
