@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from adaface.augmentation.paper import Augmenter
+from adaface.data.copy_ahead import copied_ahead
 from adaface.data.images import IMAGE_SHAPE, decode_image
 from adaface.data.pair_sets import PairSet
 from adaface.data.sampler import RandomStreams
@@ -233,11 +234,16 @@ class WaitingLoader(DataLoader[Any]):
 
     Attributes:
         waited_sec: total over all batches so far, in this process.
+        copies_to: GPU that batches are copied to while the step before is computed; None: they stay where they are.
     """
 
     waited_sec = 0.0
+    copies_to: torch.device | None = None
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        return self._timed() if self.copies_to is None else copied_ahead(self._timed(), self.copies_to)
+
+    def _timed(self) -> Iterator[Any]:
         batches = super().__iter__()
         while True:
             started = time.monotonic()

@@ -358,8 +358,9 @@ class FaceDataModule(pl.LightningDataModule):
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
 
     def _loader(self, dataset: Dataset[Any], batches: Any, persistent_workers: bool = False) -> DataLoader[Any]:
-        on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-        return WaitingLoader(
+        device = None if self.trainer is None else self.trainer.strategy.root_device
+        on_gpu = device is not None and device.type == "cuda"
+        loader = WaitingLoader(
             dataset,
             batch_sampler=batches,
             num_workers=self.num_workers,
@@ -368,6 +369,8 @@ class FaceDataModule(pl.LightningDataModule):
             pin_memory=on_gpu,
             persistent_workers=persistent_workers,
         )
+        loader.copies_to = device if on_gpu else None
+        return loader
 
     def _capped(self, num_workers: int, devices: int) -> int:
         cores = usable_cores()
