@@ -96,6 +96,13 @@ def checkpoints_in(folder: Path) -> dict[str, str]:
     return found
 
 
+def evaluation_in(folder: Path) -> dict[str, str]:
+    """Return the digests of the cached embeddings, and of the newest table of an evaluation."""
+    tables = sorted((folder / "results").glob("*/*.csv"), key=lambda path: path.stat().st_mtime_ns)
+    newest = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in tables}
+    return {**files_in(folder / "cache"), **newest}
+
+
 def _jobs() -> dict[str, Job]:
     model = ("--checkpoint", "model.ckpt", "--arch", _ARCH)
 
@@ -103,6 +110,11 @@ def _jobs() -> dict[str, Job]:
         words = [*line.split(), *(model if model_of else ())]
         return Job(lambda _: words, (*inputs, *(["model.ckpt"] if model_of else ())))
 
+    def evaluation(protocol: str, root: str) -> Job:
+        words = f"evaluate {protocol} --root {root} --output_dir results --cache cache".split()
+        return Job(lambda _: [*words, *model], (root, "model.ckpt"), evaluation_in)
+
+    face = "people/0/1.jpg"
     train = (
         f"train --data_root . --train_data_path faces --val_data_path faces --val_sets lfw --gpus 0 --arch {_ARCH} "
         "--batch_size 8 --num_workers 2 --epochs 3 --lr_milestones 2 --lr 0.01 --m 0.4 --h 0.333 --run_folder run "
@@ -115,10 +127,16 @@ def _jobs() -> dict[str, Job]:
         "align": job("align photographs aligned", "photographs"),
         "audit": job("audit people --output audit --apply --test_sets faces/lfw.bin", "people", "faces"),
         "audit with a model": job("audit people --output audit --apply", "people", model_of=True),
-        "evaluate pairs": job("evaluate pairs --root faces --output out", "faces", model_of=True),
-        "evaluate folder": job("evaluate folder --root people --output out", "people", model_of=True),
-        "embed": job("embed people --out people.npz", "people", model_of=True),
-        "group": job("group people --output groups", "people", model_of=True),
+        "evaluate pairs": evaluation("pairs", "faces"),
+        "evaluate folder": evaluation("folder", "people"),
+        "embed": job("embed people --out people.npz --cache cache", "people", model_of=True),
+        "search": job(f"search people {face} --csv found.csv --cache cache", "people", model_of=True),
+        "group": job(
+            "group people --threshold 0.5 --csv groups.csv --save groups.png --folders groups --cache cache",
+            "people",
+            model_of=True,
+        ),
+        "compare": job(f"compare {face} people/1/11.jpg --save compared.png", "people", model_of=True),
         "export": job("export --output model.onnx", model_of=True),
     }
 
