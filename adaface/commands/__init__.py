@@ -49,5 +49,5 @@ COMMANDS = {
         options="adaface.commands.export_options",
     ),
     "models": Command("adaface.commands.list_models", "list the backbones with their parameters and operations"),
-    "completion": Command("adaface.commands.completion", "print a script with which a shell completes options"),
+    "completion": Command("adaface.commands.completion", "print a shell completion script"),
 }

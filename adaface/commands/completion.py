@@ -1,10 +1,9 @@
-"""Print a script that completes commands, options and files in a shell.
+"""Print a script that completes commands, options, values and files in a shell.
 
     adaface completion bash >> ~/.bashrc
     adaface completion zsh > ~/.zfunc/_adaface
 
-The script is made from the options by the package shtab, and does not start Python when it completes. Write it again
-after an update.
+The package shtab generates the script; completing does not start Python. Regenerate it after an update.
 """
 
 import argparse

@@ -12,7 +12,7 @@ PROTOCOLS = {
     "pairs": "verification sets (.bin, or converted): 10-fold accuracy, TAR at FAR, AUC, EER",
     "ijbb": "IJB-B, 1:1 and 1:N: <root>/IJBB/meta and <root>/IJBB/loose_crop",
     "ijbc": "IJB-C, 1:1 and 1:N: <root>/IJBC/meta and <root>/IJBC/loose_crop",
-    "tinyface": "TinyFace with its distractors: <root>/tinyface",
+    "tinyface": "TinyFace with distractors: <root>/tinyface and <root>/aligned_pad_0.1_pad_high",
     "folder": "identification on your own faces: <root>/<identity>/<image>, aligned, 112x112",
     "paper": "every protocol with data in <root>, compared with the published results of the paper's models",
 }
@@ -25,9 +25,10 @@ def build_parser(protocol: str = "") -> Parser:
         protocol: a key of ``PROTOCOLS``.
     """
     name = invocation(f"evaluate {protocol}".rstrip())
+    comparing = " | --compare FILE ..." if protocol in ("pairs", "folder") else ""
     parser = Parser(
         prog=name,
-        usage=f"{name} --root DIR (--checkpoint FILE | --model NAME) [options]",
+        usage=f"{name} --root DIR (--checkpoint FILE | --model NAME{comparing}) [options]",
         description=PROTOCOLS.get(protocol, ""),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -62,7 +63,7 @@ def add_model_options(parser: Parser) -> None:
     )  # fmt: skip
     model_options.add_accelerator_option(group)
     group.add_argument(
-        "--devices", type=int, default=1, metavar="N", help="number of processes, one per GPU (default: 1)"
+        "--devices", type=int, default=1, metavar="N", help="number of GPUs, or of CPU processes (default: 1)"
     )
     group.add_argument("--batch_size", type=int, default=64, metavar="N", help="images per batch (default: 64)")
 

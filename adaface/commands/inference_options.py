@@ -64,7 +64,7 @@ def build_parsers() -> tuple[Parser, dict[str, Parser]]:
     group = commands.add_parser(
         "group", help="group the faces of a folder by person",
         description="Group the faces of a folder by person: two groups are the same person if the mean similarity "
-        f"between their faces is at least the threshold. {_IMAGES_TEXT} Of a photograph, the largest face is used.",
+        f"between their faces is at least the threshold. {_IMAGES_TEXT}",
     )  # fmt: skip
     group.add_argument("folder", metavar="FOLDER", help="folder of images, at any depth")
     group.add_argument(
@@ -92,7 +92,7 @@ def build_parsers() -> tuple[Parser, dict[str, Parser]]:
     for command in (compare, search, group, page):
         command.add_argument(
             "--threshold", type=float, default=None, metavar="COSINE",
-            help="lowest cosine similarity of the same person, -1 to 1 (default: the threshold stored in the model, if "
+            help="minimum cosine for the same person, -1 to 1 (default: the threshold stored in the model, if "
             "any)",
         )  # fmt: skip
     for command in (embed, search, group):

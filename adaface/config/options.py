@@ -135,7 +135,7 @@ class DeviceOptions(Group):
     """Devices, processes, precision, memory."""
 
     gpus: int = _neutral(
-        -1, "number of GPUs per machine; 0: train on the CPU; -1: all GPUs, or the CPU if there are none", minimum=-1
+        -1, "number of GPUs per machine; 0: train on the CPU; -1: all GPUs, or the CPU without any", minimum=-1
     )
     accelerator: str = _neutral(
         "auto", "device type; auto: chosen according to --gpus", choices=("auto", "cpu", "gpu", "mps")
@@ -162,7 +162,9 @@ class DeviceOptions(Group):
         choices=("auto", "on", "off"),
     )
     compile: bool = _neutral(
-        False, "compile the backbone with torch.compile: the first step is slow, later steps are faster"
+        False,
+        "compile the backbone with torch.compile: the first step is slow, later steps are faster; not with "
+        "--gradient_checkpointing",
     )
     gradient_checkpointing: bool = _neutral(
         False, "recompute activations in the backward pass: less memory, a third more time, identical results"
@@ -179,9 +181,7 @@ class DeviceOptions(Group):
         " need more than a quarter of the memory",
         choices=("auto", "on", "off"),
     )
-    check_memory: bool = _neutral(
-        True, "do not start a training whose steps need more memory than there is", host_specific=True
-    )
+    check_memory: bool = _neutral(True, "do not start a run whose steps do not fit into memory", host_specific=True)
     sync_batchnorm: bool = _neutral(False, "compute batch norm statistics over the batches of all GPUs")
     gradient_compression: str = option(
         "off",
@@ -218,7 +218,7 @@ class OptimizerOptions(Group):
     )
     lr_schedule: str = option(
         "multistep",
-        "learning rate schedule: multistep drops at the milestones; cosine and poly decrease to 0 at every step",
+        "learning rate schedule: multistep drops at the milestones; cosine and poly decrease at every step, to 0",
         choices=("multistep", "cosine", "poly"),
     )
     lr_milestones: tuple[int, ...] = option(
