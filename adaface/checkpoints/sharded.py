@@ -1,17 +1,18 @@
 """Checkpoints of a sharded head: every process writes its own classes and reads those it needs.
 
 Format: a folder with ``rest.ckpt`` (an ordinary checkpoint without the head's matrices, read with ``weights_only``) and
-one safetensors file per process, written by torch.distributed.checkpoint. These hold ``head.kernel`` and the optimizer
-states of the same shape, (D, C) each, split by columns; for a head with sub-centers (D * sub_centers, C), so that no
-class is split. Apart from the restricted pickle in ``rest.ckpt`` there is no pickle. No process holds more than it
-trains, and any number of processes, sharded or not, can read the folder. A sharded head also reads the single file of a
-dense head, and ``export_single_file`` writes one that the official code reads.
+one safetensors file per process, written by torch.distributed.checkpoint, with its CRC-32 in a text file beside it.
+These hold ``head.kernel`` and the optimizer states of the same shape, (D, C) each, split by columns; for a head with
+sub-centers (D * sub_centers, C), so that no class is split. Apart from the restricted pickle in ``rest.ckpt`` there is
+no pickle. No process holds more than it trains, and any number of processes, sharded or not, can read the folder. A
+sharded head also reads the single file of a dense head, and ``export_single_file`` writes one that the official code
+reads.
 """
 
 import json
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,9 @@ from torch.distributed.tensor import DTensor, Shard
 
 from adaface.checkpoints.files import SHARDED_HEAD, load_checkpoint, save_checkpoint
 from adaface.checkpoints.weights import head_shape
-from adaface.distributed.collectives import world_size
+from adaface.distributed.collectives import rank, world_size
 from adaface.heads.partial_fc import PartialFC
+from adaface.system.files import checksum_of, write_atomically
 
 KERNEL = "head.kernel"
 _FILES = "*.safetensors"
@@ -84,6 +86,8 @@ def write_head(folder: Path, head: PartialFC, optimizer: torch.optim.Optimizer) 
             f"the checkpoint {folder} could not be written: {reasons}. A full disk or a quota is the usual cause. The "
             "previous checkpoint, if any, is intact: free some space, then resume with --resume_from_checkpoint"
         ) from error
+    for file in folder.glob(f"shard-{rank() + 1:05d}-{_FILES}"):  # this process's
+        write_atomically(_checksum_file(file), f"{checksum_of(file):08x}\n")
 
 
 def fill_in_head(checkpoint: dict[str, Any], head: PartialFC | None) -> None:
@@ -108,6 +112,7 @@ def fill_in_head(checkpoint: dict[str, Any], head: PartialFC | None) -> None:
     centers = sharded.get("sub_centers", 1)
     rows, C = sharded["shape"][0] * centers, sharded["shape"][1] // centers
     _check_files(folder, sharded, rows, C)
+    _check_checksums(folder)
     width = C if head is None else head.end_class - head.first_class
     dtype = _DTYPES[sharded["dtype"]]
     columns = {name: torch.empty(rows, width, dtype=dtype) for name in (KERNEL, *sharded["states"])}
@@ -226,6 +231,34 @@ def _check_files(folder: Path, sharded: dict[str, Any], rows: int, classes: int)
                 f"the files in {folder} do not hold each of the {classes} classes of {name} once: they belong to "
                 f"different checkpoints; {_INSTEAD}"
             )
+
+
+def _checksum_file(file: Path) -> Path:
+    return file.with_name(f"{file.name}.crc32")
+
+
+def _check_checksums(folder: Path) -> None:
+    """Raise ValueError in all processes if a file is not as it was written; each process checks some of the files.
+
+    Files of older versions have no checksum.
+    """
+    damaged = [_first_damaged(sorted(folder.glob(_FILES))[rank() :: world_size()])]
+    if world_size() > 1:
+        damaged *= world_size()
+        dist.all_gather_object(damaged, damaged[rank()])
+    for file in damaged:
+        if file:
+            raise ValueError(f"{file} is damaged: its checksum is not the one it was written with; {_INSTEAD}")
+
+
+def _first_damaged(files: Sequence[Path]) -> str:
+    """Return the first file that is not as it was written, empty if there is none."""
+    for file in files:
+        with suppress(FileNotFoundError):
+            written = _checksum_file(file).read_text(encoding="ascii", errors="replace").strip()
+            if written != f"{checksum_of(file):08x}":
+                return str(file)
+    return ""
 
 
 def _parts_in(file: Path) -> list[tuple[str, list[int], list[int]]]:

@@ -17,7 +17,7 @@ import numpy as np
 
 from adaface.data.images import decode_image
 from adaface.data.pair_pickle import EncodedImage, read_bin
-from adaface.data.pair_sets import origin_file, origin_of, was_made_from, write_bcolz, write_memfile
+from adaface.data.pair_sets import content_checksums, origin_file, origin_of, was_made_from, write_bcolz, write_memfile
 from adaface.system.files import atomic_file
 from adaface.system.json_file import read_object
 from adaface.system.progress_bar import progress_bar
@@ -55,7 +55,8 @@ def convert_set(path: Path, form: str = "memfile", swap: bool = False, overwrite
     write(folder, name, _decoded(images, path, swap), issame)
     if form == "bcolz":  # an older memory-mapped set would hide the new one
         (folder / f"{name}_images.npy").unlink(missing_ok=True)
-    _save_sidecar(sidecar, {**origin_of(path), "form": form, "swap_color_channel": swap})
+    checksums = content_checksums(folder, name)
+    _save_sidecar(sidecar, {**origin_of(path), "form": form, "swap_color_channel": swap, "checksums": checksums})
     same = int(issame.sum())
     seconds = time.monotonic() - started
     logger.info(

@@ -27,7 +27,7 @@ import numpy as np
 from adaface.data.images import IMAGE_SHAPE, LazyImages, decode_image
 from adaface.data.pair_pickle import EncodedImage, check_counts, read_bin
 from adaface.system.command_line import invocation
-from adaface.system.files import FileState, atomic_file, atomic_path, state_of
+from adaface.system.files import FileState, atomic_file, atomic_path, checksum_of, state_of
 from adaface.system.json_file import read_object
 from adaface.system.numpy_file import read_array
 
@@ -195,6 +195,12 @@ def origin_of(path: Path) -> dict[str, Any]:
     return {"bytes": state.size, "mtime_ns": state.modified_ns, "sha256": state.sha256}
 
 
+def content_checksums(folder: Path, name: str) -> dict[str, int]:
+    """Return the CRC-32 of each `.npy` of a converted set, by name."""
+    files = (folder / f"{name}{suffix}" for suffix in (_IMAGES_SUFFIX, _LIST_SUFFIX))
+    return {file.name: checksum_of(file) for file in files if file.is_file()}
+
+
 def was_made_from(origin: object, path: Path) -> bool:
     """Return whether a converted set was made from a `.bin`.
 
@@ -214,19 +220,29 @@ def was_made_from(origin: object, path: Path) -> bool:
 
 
 def _check_origin(folder: Path, name: str) -> None:
-    """Raise ValueError if the `.bin` beside a converted set is another one than that it was converted from."""
+    """Raise ValueError if a converted set is damaged, or the `.bin` beside it is not the one it was converted from."""
     source, record = folder / f"{name}.bin", origin_file(folder, name)
-    if not source.is_file() or not record.is_file():  # one of them alone is what there is
+    if not record.is_file():
         return
     try:
         origin = read_object(record)
     except ValueError:
-        origin = None
-    if not was_made_from(origin, source):
+        origin = {}  # as if it were of another file
+    again = f"{invocation('convert')} --rec_path {folder} --make_validation_memfiles --overwrite converts it again"
+    if source.is_file() and not was_made_from(origin, source):  # without its source, it is what there is
         raise ValueError(
             f"the converted set {folder / name} was not made from the {source.name} beside it, which has changed: "
-            f"{invocation('convert')} --rec_path {folder} --make_validation_memfiles --overwrite converts it again"
+            f"{again}"
         )
+    written = origin.get("checksums")
+    if not isinstance(written, dict):  # an older record
+        return
+    for file, checksum in content_checksums(folder, name).items():
+        if written.get(file, checksum) != checksum:
+            raise ValueError(
+                f"{folder / file} is damaged: its checksum is not the one it was written with; "
+                f"{again if source.is_file() else 'copy it again, or convert its .bin again'}"
+            )
 
 
 def open_pair_set(folder: str | os.PathLike[str], name: str) -> PairSet:

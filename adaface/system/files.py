@@ -1,11 +1,13 @@
 """Atomic files and folders: written under a temporary name in the same folder, then renamed."""
 
 import errno
+import functools
 import hashlib
 import os
 import secrets
 import shutil
 import tempfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +15,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from adaface.system.locks import holder_of, lock_open_file
+
+_CHUNK_BYTES = 1 << 20
 
 
 def part_path(path: str | os.PathLike[str]) -> Path:
@@ -63,6 +67,25 @@ def state_of(path: Path) -> FileState:
     with path.open("rb") as file:
         status = os.fstat(file.fileno())
         return FileState(status.st_size, status.st_mtime_ns, hashlib.file_digest(file, "sha256").hexdigest())
+
+
+def checksum_of(path: Path) -> int:
+    """Return the CRC-32 of a file; computed once in a process, as long as its size and time stay the same.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    status = path.stat()
+    return _checksum(str(path.resolve()), status.st_size, status.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=1024)
+def _checksum(path: str, size: int, modified_ns: int) -> int:
+    checksum = 0
+    with Path(path).open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            checksum = zlib.crc32(chunk, checksum)
+    return checksum
 
 
 @contextmanager

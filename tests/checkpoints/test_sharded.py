@@ -75,7 +75,7 @@ def test_one_process_reads_it_sharded_or_not(of_four):
 def test_nothing_in_it_is_a_pickle_but_the_restricted_one(of_four):
     _, folder = of_four
     files = {path.name for path in folder.iterdir()}
-    assert {name for name in files if not name.endswith(".safetensors")} == {REST}
+    assert {name for name in files if not name.endswith((".safetensors", ".crc32"))} == {REST}
     torch.load(folder / REST, weights_only=True)
 
 
@@ -105,6 +105,30 @@ def test_a_damaged_file_of_the_head_is_told(of_four, tmp_path):
     file.write_bytes(file.read_bytes()[:-40])
     with pytest.raises(ValueError, match=rf"{file.name} is damaged"):
         fill_in_head(load_checkpoint(tmp_path / "copy"), None)
+
+
+def test_zeros_in_a_file_of_the_head_are_told(of_four, tmp_path):
+    _, folder = of_four
+    shutil.copytree(folder, tmp_path / "copy")
+    assert len(list(folder.glob("*.crc32"))) == len(list(folder.glob("*.safetensors")))
+    file = min((tmp_path / "copy").glob("*.safetensors"))
+    content = file.read_bytes()
+    file.write_bytes(content[:-24] + bytes(16) + content[-8:])
+    with pytest.raises(ValueError, match=rf"{file.name} is damaged: its checksum is not the one it was written with"):
+        fill_in_head(load_checkpoint(tmp_path / "copy"), None)
+    for checksum in (tmp_path / "copy").glob("*.crc32"):  # of an older version
+        checksum.unlink()
+    fill_in_head(load_checkpoint(tmp_path / "copy"), None)
+
+
+def test_a_damaged_file_is_told_in_all_processes(of_four, tmp_path):
+    """One of the two checks the damaged file, and the other would wait for it."""
+    classes, folder = of_four
+    shutil.copytree(folder, tmp_path / "copy")
+    file = sorted((tmp_path / "copy").glob("*.safetensors"))[1]
+    content = file.read_bytes()
+    file.write_bytes(content[:-24] + bytes(16) + content[-8:])
+    start("refuse", 2, classes, tmp_path / "copy", tmp_path / "store")
 
 
 def rewritten(file: Path, change) -> None:

@@ -133,6 +133,21 @@ def test_a_set_converted_from_another_bin_is_refused(tmp_path, form):
     assert len(pair_sets.open_pair_set(tmp_path, "mine").issame) == 2
 
 
+@pytest.mark.parametrize("with_its_bin", [True, False])
+@pytest.mark.parametrize("name", ["mine_images.npy", "mine_list.npy"])
+def test_a_damaged_part_of_a_converted_set_is_refused(tmp_path, name, with_its_bin):
+    write_bin(tmp_path / "mine.bin", JPEGS[:4], [True, True])
+    convert_set(tmp_path / "mine.bin")
+    if not with_its_bin:
+        (tmp_path / "mine.bin").unlink()
+    pair_sets.open_pair_set(tmp_path, "mine")
+    content = bytearray((tmp_path / name).read_bytes())
+    content[-1:] = bytes(1)
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{name} is damaged: its checksum is not the one it was written with"):
+        pair_sets.open_pair_set(tmp_path, "mine")
+
+
 @pytest.mark.parametrize("content", ["{", "[]", '{"bytes": "x"}', "[" * 100_000])
 def test_a_damaged_record_of_the_origin(tmp_path, content):
     write_bin(tmp_path / "mine.bin", JPEGS[:4], [True, False])

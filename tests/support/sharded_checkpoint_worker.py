@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch.nn import functional as F
@@ -55,7 +56,7 @@ def as_with_cuda(function: Callable) -> Callable:
 
 
 def main(action: str, rank: int, world: int, classes: int, folder: Path, store: Path, head_type: str) -> int:
-    """Join the others, train, and "write" the checkpoint, "read" one and compare, or count the process "groups"."""
+    """Join the others, train, and "write" the checkpoint, "read" one, "refuse" it, or count the process "groups"."""
     if world > 1:
         dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
     head, optimizer = trained(classes, head_type=head_type)
@@ -71,6 +72,9 @@ def main(action: str, rank: int, world: int, classes: int, folder: Path, store: 
             write_head(folder / str(number), head, optimizer)
             groups = dist.distributed_c10d._world.pg_map
             assert len(groups) == 1, f"{len(groups)} process groups after {number + 1} checkpoints"
+    elif action == "refuse":
+        with pytest.raises(ValueError, match=r"shard-00002-\S*safetensors is damaged: its checksum"):
+            fill_in_head(load_checkpoint(folder), head)
     else:
         expected = checkpoint_of(head, optimizer)
         read = load_checkpoint(folder)
