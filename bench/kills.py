@@ -103,7 +103,8 @@ def evaluation_in(folder: Path) -> dict[str, str]:
     return {**files_in(folder / "cache"), **newest}
 
 
-def _jobs() -> dict[str, Job]:
+def jobs() -> dict[str, Job]:
+    """Return the commands that write files, by name."""
     model = ("--checkpoint", "model.ckpt", "--arch", _ARCH)
 
     def job(line: str, *inputs: str, model_of: bool = False) -> Job:
@@ -180,6 +181,8 @@ class _Run:
                 with log.open("wb") as file:
                     os.dup2(file.fileno(), 1)
                     os.dup2(file.fileno(), 2)
+                sys.stdout = os.fdopen(1, "w", closefd=False)
+                sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
                 if gate is not None:
                     os.read(gate, 1)
                 sys.argv = ["adaface", *words]
@@ -322,11 +325,11 @@ def table(outcomes: dict[str, Outcome]) -> str:
 
 def main() -> int:
     """Run the command line; return 1 if there are findings."""
-    jobs = _jobs()
+    every = jobs()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=30, help="kills of each command (default 30)")
     parser.add_argument("--pairs", type=int, default=5, help="pairs of writers of each command (default 5)")
-    parser.add_argument("--job", action="append", choices=jobs, help="only this command; may be given several times")
+    parser.add_argument("--job", action="append", choices=every, help="only this command; may be given several times")
     parser.add_argument("--seed", type=int, default=0, help="decides the moments of the kills (default 0)")
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -339,8 +342,8 @@ def main() -> int:
         root = Path(folder)
         (root / "inputs").mkdir()
         make_inputs(root / "inputs")
-        for name in options.job or jobs:
-            trials = Trials(name, jobs[name], root)
+        for name in options.job or every:
+            trials = Trials(name, every[name], root)
             outcomes[name] = trials.outcome
             rng = random.Random(f"{name} {options.seed}")
             with progress_bar(total=options.kills, desc=name) as bar:

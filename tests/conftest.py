@@ -29,6 +29,7 @@ LONG = (
     "distributed/test_watch.py",
     "test_bench.py",
     "test_fuzz.py",
+    "test_kills.py",
     "commands/test_train_finetune.py",
     "heads/test_partial_fc.py",
     "training/test_whole_step.py",
