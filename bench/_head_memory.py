@@ -8,12 +8,12 @@ samples included.
 
 import json
 import sys
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch.nn import functional as F
 
+from adaface.distributed.startup import run_and_leave
 from adaface.heads.margins import build_head
 from adaface.heads.partial_fc import build_sharded_head
 from bench import timing
@@ -22,8 +22,8 @@ D = 512
 _BATCH = 4  # so that what depends on it is small
 
 
-def main(kind: str, classes: int, rank: int, processes: int, folder: str) -> None:
-    """Measure and print."""
+def main(kind: str, classes: int, rank: int, processes: int, folder: str) -> int:
+    """Measure and print; return 0."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/{kind}{processes}", rank=rank, world_size=processes)
     take_steps(kind, 8 * processes)  # what PyTorch allocates at the first step of any size
@@ -32,7 +32,7 @@ def main(kind: str, classes: int, rank: int, processes: int, folder: str) -> Non
     take_steps(kind, classes)
     print(json.dumps({"peak_bytes": timing._memory("VmHWM") - before}))
     dist.barrier()
-    dist.destroy_process_group()
+    return 0
 
 
 def take_steps(kind: str, classes: int) -> None:
@@ -50,4 +50,5 @@ def take_steps(kind: str, classes: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), str(Path(sys.argv[5])))
+    kind, *numbers, folder = sys.argv[1:]
+    sys.exit(run_and_leave(lambda: main(kind, *map(int, numbers), folder)))
