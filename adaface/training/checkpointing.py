@@ -104,7 +104,7 @@ class CheckpointKeeper(pl.Callback):
     def save(self, trainer: "pl.Trainer") -> None:
         """Write ``last.ckpt``, and ``best.ckpt`` if the latest accuracy is the best.
 
-        Called on all ranks; ``best.ckpt`` is written first, so that a run killed in between repeats the validation.
+        Called on all ranks; ``last.ckpt`` is written last, so that a run killed in between repeats the validation.
         """
         accuracy, self._newest = self._newest, None
         improved = accuracy is not None and (self.best_val_acc is None or accuracy > self.best_val_acc)
@@ -113,8 +113,8 @@ class CheckpointKeeper(pl.Callback):
         kept = f"epoch={trainer.current_epoch:03d}-step={trainer.global_step:07d}-val_acc={accuracy or 0:.2f}.ckpt"
         names = [
             *([self.best.name] if improved else []),
-            self.last.name,
             *([kept] if self.save_all and accuracy is not None else []),
+            self.last.name,
         ]
         write = self._write_folder if trainer.lightning_module.sharded_head else self._write_file
         try:

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from adaface.checkpoints import folders
 from adaface.system.files import write_atomically
 from adaface.training import checkpointing
 from adaface.training.checkpointing import CheckpointKeeper
@@ -58,6 +59,26 @@ def test_from_sharded_to_dense_and_back_nothing_is_left_behind(tmp_path, monkeyp
     assert not list((tmp_path / "checkpoints").iterdir())
     keeper.save(trainer_of(head=object(), step=3))
     assert (tmp_path / "last.ckpt" / "rest.ckpt").read_text() == "step 3"
+
+
+@pytest.mark.parametrize("head", [None, object()], ids=["dense", "sharded"])
+def test_the_last_checkpoint_gets_its_name_when_all_others_have_theirs(tmp_path, monkeypatch, head):
+    """Killed in between, a run goes on from the checkpoint before, and gives all names again."""
+    monkeypatch.setattr(checkpointing, "write_head", lambda part, head, optimizer: None)
+    there = []
+    for module, name in ((checkpointing, "_link"), (folders, "link")):
+        link = getattr(module, name)
+
+        def recorded(source, target, link=link):
+            if target.name == "last.ckpt":
+                there.extend(sorted(path.name for path in tmp_path.glob("*.ckpt")))
+            link(source, target)
+
+        monkeypatch.setattr(module, name, recorded)
+    keeper = CheckpointKeeper(tmp_path, save_all=True)
+    keeper._newest = 0.5
+    keeper.save(trainer_of(head))
+    assert there == ["best.ckpt", "epoch=000-step=0000001-val_acc=0.50.ckpt"]
 
 
 @pytest.mark.parametrize("head", [None, object()], ids=["dense", "sharded"])
