@@ -59,10 +59,21 @@ class Job:
 
 @dataclass
 class Outcome:
-    """What the trials of a job gave: counts, and the findings in words."""
+    """What the trials of a job gave: counts, and the findings in words.
+
+    Attributes:
+        kills: of all trials.
+        trials: commands that were killed at least once.
+        kept: trials whose last start found all files complete and refused to replace them.
+        pairs: commands that were started twice at once.
+        refused: those of the second that refused in one line.
+        by_name: files of which only the names are compared.
+        findings: in words.
+    """
 
     kills: int = 0
     trials: int = 0
+    kept: int = 0
     pairs: int = 0
     refused: int = 0
     by_name: list[str] = field(default_factory=list)
@@ -256,8 +267,8 @@ class Trials:
     def _contents(self) -> dict[str, str]:
         return (self._job.contents or files_in)(self._folder)
 
-    def _compare(self, what: str) -> None:
-        """Add what is not as after an undisturbed run to the findings."""
+    def _compare(self, what: str) -> bool:
+        """Return whether the files are those of an undisturbed run, and add what differs to the findings."""
         found = self._contents()
         names = set(self._expected) | set(self.outcome.by_name)
         wrong = [f"{path} is left" for path in sorted(found.keys() - names)]
@@ -265,6 +276,7 @@ class Trials:
         wrong += [f"{path} differs" for path, one in self._expected.items() if path in found and found[path] != one]
         if wrong:
             self.outcome.findings.append(f"{what}: {'; '.join(wrong[:5])}")
+        return not wrong
 
     def kill(self, rng: random.Random) -> None:
         """Start the command in a fresh folder, kill it at random moments, and let it end."""
@@ -285,9 +297,11 @@ class Trials:
         self.outcome.trials += 1
         self.outcome.kills += len(moments)
         what = f"trial {self.outcome.trials}, killed after {', '.join(moments)}"
-        if status != self._status:
+        complete = self._compare(what)
+        if complete and status == FAILED and "error: " in process.last_line():
+            self.outcome.kept += 1  # all was there before the last start, which replaces nothing
+        elif status != self._status:
             self.outcome.findings.append(f"{what}: status {status}: {process.last_line()}")
-        self._compare(what)
 
     def write_twice(self) -> None:
         """Start the command twice at once in a fresh folder."""
@@ -314,9 +328,9 @@ class Trials:
 
 def table(outcomes: dict[str, Outcome]) -> str:
     """Return one line for each job, and the findings."""
-    rows = [["command", "kills", "trials", "pairs of writers", "refused", "by name", "findings"]]
+    rows = [["command", "kills", "trials", "kept", "pairs of writers", "refused", "by name", "findings"]]
     rows += [
-        [name, *map(str, (o.kills, o.trials, o.pairs, o.refused, len(o.by_name), len(o.findings)))]
+        [name, *map(str, (o.kills, o.trials, o.kept, o.pairs, o.refused, len(o.by_name), len(o.findings)))]
         for name, o in outcomes.items()
     ]
     findings = [f"{name}, {what}" for name, one in outcomes.items() for what in one.findings]
