@@ -20,6 +20,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,12 +48,12 @@ class Job:
     """A command that writes files.
 
     Attributes:
-        words: its words, given the folder of the trial; the inputs are in it.
-        inputs: what the trial's folder holds before, as paths relative to the folder of all inputs.
+        words: its words; it runs in the trial's folder.
+        inputs: what that folder holds before, as paths relative to the folder of all inputs.
         contents: returns the files to compare and their digests; by default all files, byte by byte.
     """
 
-    words: Callable[[Path], list[str]]
+    words: list[str]
     inputs: tuple[str, ...]
     contents: Callable[[Path], dict[str, str]] | None = None
 
@@ -120,11 +121,11 @@ def jobs() -> dict[str, Job]:
 
     def job(line: str, *inputs: str, model_of: bool = False) -> Job:
         words = [*line.split(), *(model if model_of else ())]
-        return Job(lambda _: words, (*inputs, *(["model.ckpt"] if model_of else ())))
+        return Job(words, (*inputs, *(["model.ckpt"] if model_of else ())))
 
     def evaluation(protocol: str, root: str) -> Job:
         words = f"evaluate {protocol} --root {root} --output_dir results --cache cache".split()
-        return Job(lambda _: [*words, *model], (root, "model.ckpt"), evaluation_in)
+        return Job([*words, *model], (root, "model.ckpt"), evaluation_in)
 
     face = "people/0/1.jpg"
     train = (
@@ -133,7 +134,7 @@ def jobs() -> dict[str, Job]:
         "--save_all_models --checkpoint_every_steps 2"
     )
     return {
-        "train": Job(lambda _: train.split(), ("faces",), checkpoints_in),
+        "train": Job(train.split(), ("faces",), checkpoints_in),
         "convert": job("convert --rec_path faces", "faces"),
         "convert --pack": job("convert --pack people --output packed", "people"),
         "align": job("align photographs aligned", "photographs"),
@@ -187,7 +188,7 @@ class _Run:
         if self.pid == 0:
             status = FAILED
             try:
-                os.setsid()
+                os.setpgid(0, 0)
                 os.chdir(folder)
                 with log.open("wb") as file:
                     os.dup2(file.fileno(), 1)
@@ -200,10 +201,13 @@ class _Run:
                 status = command_line.main(words)
             except SystemExit as end:
                 status = end.code if isinstance(end.code, int) else FAILED
+            except BaseException:
+                traceback.print_exc()
             finally:
                 sys.stdout.flush()
                 sys.stderr.flush()
                 os._exit(status)
+        os.setpgid(self.pid, self.pid)  # in both processes: whichever is first
 
     def wait(self, seconds: float = _LONGEST_SEC) -> int | None:
         """Return the exit status, negative after a signal; None if the process still runs after some seconds."""
@@ -237,8 +241,7 @@ class Trials:
     """
 
     def __init__(self, name: str, job: Job, root: Path) -> None:
-        self._name, self._job, self._root = name, job, root
-        self._folder, self._log = root / "work", root / "log.txt"
+        self._job, self._root, self._folder = job, root, root / "work"
         self.outcome = Outcome()
         undisturbed = []
         for _ in range(2):
@@ -262,7 +265,7 @@ class Trials:
             for name in self._job.inputs:
                 source = self._root / "inputs" / name
                 (shutil.copytree if source.is_dir() else shutil.copy2)(source, self._folder / name)
-        return _Run(self._job.words(self._folder), self._folder, self._root / log, gate)
+        return _Run(self._job.words, self._folder, self._root / log, gate)
 
     def _contents(self) -> dict[str, str]:
         return (self._job.contents or files_in)(self._folder)

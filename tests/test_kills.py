@@ -57,7 +57,7 @@ def refuse_what_is_there(words: list[str]) -> int:
 def trials_of(main, monkeypatch, folder: Path) -> Trials:
     monkeypatch.setattr(kills.command_line, "main", main)
     (folder / "inputs").mkdir()
-    return Trials("made up", Job(lambda _: ["made", "up"], ()), folder)
+    return Trials("made up", Job(["made", "up"], ()), folder)
 
 
 @pytest.mark.parametrize(
