@@ -9,7 +9,6 @@ Source: Pillow decodes, a JPEG on request at a fraction of its size (libjpeg sca
 and the scans of a JPEG are read from the header first.
 """
 
-import contextlib
 import functools
 import io
 import math
@@ -18,14 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
 
 from adaface.alignment.detector import MTCNN, choose_faces
 from adaface.alignment.warp import warp_face
 from adaface.data.image_header import PHOTOGRAPH_PIXELS, PILLOW_ERRORS, check_header, open_with_pillow
 from adaface.data.image_list import ImageFiles
+from adaface.data.images import pillow_to_bgr
 
-_DEEP = ("I;16", "I;16B", "I;16L", "I;16N", "I")
 _HOW = "the largest face that MTCNN finds, version 1"  # increase the number when crops change
 
 
@@ -89,31 +87,11 @@ def decode_reduced(
             image.draft(None, (math.ceil(size[0] * scale), math.ceil(size[1] * scale)))  # ignored but for JPEG
         image.load()
         stored = image.size
-        image = _upright(image)
-        rotated = image.size != stored
-        return np.ascontiguousarray(_as_rgb(image)[..., ::-1]), size[::-1] if rotated else size
+        pixels = pillow_to_bgr(image)
+        rotated = pixels.shape[1::-1] != stored
+        return pixels, size[::-1] if rotated else size
     except PILLOW_ERRORS as error:
         raise ValueError(f"{name} is damaged: {error}") from error
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    """Return the image rotated as its EXIF orientation says, or unchanged if that cannot be read."""
-    with contextlib.suppress(*PILLOW_ERRORS):
-        ImageOps.exif_transpose(image, in_place=True)  # otherwise it copies upright images
-    return image
-
-
-def _as_rgb(image: Image.Image) -> np.ndarray:
-    """Return (H, W, 3) uint8 RGB."""
-    if image.mode in _DEEP:
-        gray = np.asarray(image).astype(np.int64).clip(0, 65535) >> 8
-        return np.repeat(gray.astype(np.uint8)[..., None], 3, axis=2)
-    if image.mode == "F":
-        raise ValueError("its pixels are floating-point numbers, expected 8 or 16 bits")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
-    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 @dataclass(frozen=True)

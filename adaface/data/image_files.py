@@ -211,6 +211,8 @@ def _problem(entry: os.DirEntry[str]) -> tuple[str, bool] | None:
         return (f"cannot be read: {error.strerror or error}", True)
     if lower.endswith(_RAW_EXTENSIONS):
         found = "camera raw"
+    elif lower.endswith(".tga"):  # it has no signature
+        found = "TGA"
     if reason := why_unreadable(found):
         return (reason, bool(found))
     return ("a hidden file", True) if hidden else None

@@ -1,5 +1,6 @@
 """Aligned face images: format detection, decoding, encoding; sequences that read an image on demand."""
 
+import contextlib
 import io
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -7,7 +8,7 @@ from typing import Any, overload
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from adaface.data.image_header import PILLOW_ERRORS, open_with_pillow, read_header
 from adaface.data.pair_pickle import EncodedImage
@@ -17,6 +18,8 @@ _JPEG_START, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
 _PNG_START, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 _SAMPLING_444 = 0x111111
 _JPEG_QUALITY = 95
+_ORIENTATION = ExifTags.Base.Orientation
+_DEEP = ("I;16", "I;16B", "I;16L", "I;16N", "I")
 
 
 def decode_image(encoded: EncodedImage, what: str) -> np.ndarray:
@@ -50,22 +53,53 @@ def decode_image(encoded: EncodedImage, what: str) -> np.ndarray:
 
 
 def as_bgr(image: Any, what: str) -> np.ndarray:
-    """Return an image as BGR: an array as it is, a Pillow image converted from the mode that it states.
+    """Return an image as BGR: an array as it is, a Pillow image as its file is read.
 
     Args:
         image: uint8 array (H, W, 3), BGR by contract, or a Pillow image.
         what: name of the image for the error message.
 
     Raises:
-        ValueError: neither; what other objects turn into as an array may be of any color order.
+        ValueError: neither, or a Pillow image that cannot be decoded; what other objects turn into as an array may be
+            of any color order.
     """
     if isinstance(image, Image.Image):
-        return np.ascontiguousarray(np.asarray(image.convert("RGB"))[..., ::-1])
+        try:
+            return pillow_to_bgr(image)
+        except PILLOW_ERRORS as error:
+            raise ValueError(f"{what} cannot be converted: {error}") from error
     if not isinstance(image, np.ndarray):
         raise ValueError(f"{what} is a {type(image).__name__}, expected a uint8 array in BGR order, or a Pillow image")
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(f"{what} is {image.dtype} of shape {image.shape}, expected uint8 of (H, W, 3) in BGR order")
     return image
+
+
+def pillow_to_bgr(image: Image.Image) -> np.ndarray:
+    """Return a Pillow image of any mode as (H, W, 3) uint8 BGR, upright.
+
+    Gray images get three equal channels, 16 bits are divided by 256, transparent areas are black, and the orientation
+    in EXIF is applied if it can be read.
+
+    Args:
+        image: it is not changed.
+
+    Raises:
+        ValueError: floating-point pixels. Other errors of Pillow: it is damaged.
+    """
+    image.load()  # an error here is not one of EXIF
+    with contextlib.suppress(*PILLOW_ERRORS):
+        if image.getexif().get(_ORIENTATION, 1) != 1:  # an upright image would be copied
+            image = ImageOps.exif_transpose(image)
+    if image.mode in _DEEP:
+        gray = np.asarray(image).astype(np.int64).clip(0, 65535) >> 8
+        return np.repeat(gray.astype(np.uint8)[..., None], 3, axis=2)
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers, expected 8 or 16 bits")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
+    return np.ascontiguousarray(np.asarray(image if image.mode == "RGB" else image.convert("RGB"))[..., ::-1])
 
 
 def decode_pixels(encoded: bytes, format_name: str, flags: int) -> np.ndarray | None:
@@ -84,7 +118,7 @@ def decode_pixels(encoded: bytes, format_name: str, flags: int) -> np.ndarray | 
             image = open_with_pillow(io.BytesIO(encoded))
             if image.mode == "L" and not flags & cv2.IMREAD_COLOR:
                 return np.asarray(image)
-            return np.ascontiguousarray(np.asarray(image.convert("RGB"))[..., ::-1])
+            return pillow_to_bgr(image)
         return cv2.imdecode(np.frombuffer(encoded, np.uint8), flags)
     except (cv2.error, *PILLOW_ERRORS):
         return None

@@ -10,6 +10,7 @@ Source: OWASP, "CSV injection".
 import csv
 import re
 from collections.abc import Iterable
+from types import SimpleNamespace
 from typing import Any, TextIO
 
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")
@@ -39,7 +40,8 @@ class SafeWriter:
     """
 
     def __init__(self, file: TextIO) -> None:
-        self._writer = csv.writer(file, lineterminator="\n")
+        # the writer quotes a lone carriage return, which csv.reader takes for the end of a line, only with its own ends
+        self._writer = csv.writer(SimpleNamespace(write=lambda line: file.write(f"{line[:-2]}\n")))
 
     def writerow(self, row: Iterable[Any]) -> None:
         """Write one row."""

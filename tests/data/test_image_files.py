@@ -123,6 +123,18 @@ def test_every_file_is_an_image_skipped_or_litter(tmp_path, without_heif):
     assert all("skipped" in line for line in lines)
 
 
+def test_images_of_formats_that_are_not_read_are_missed(tmp_path):
+    """Such as Pillow and OpenCV write; a TARGA has no signature."""
+    picture = Image.new("RGB", (8, 8), "red")
+    for kind in ("SGI", "PCX", "DDS", "TGA"):
+        picture.save(tmp_path / f"1.{kind.lower()}", kind)
+    for suffix, pixels in ((".ras", np.uint8), (".hdr", np.float32), (".pfm", np.float32), (".pam", np.uint8)):
+        assert cv2.imwrite(str(tmp_path / f"2{suffix}"), np.ones((8, 8, 3), pixels))
+    found = find_image_files(tmp_path)
+    assert (found.names, found.photographs_skipped) == ([], 8)
+    assert all(reason.endswith("image: convert it to JPEG or PNG") for reason, _ in skipped(found).values())
+
+
 def test_a_long_list_of_skipped_files_names_photographs_first(tmp_path, without_heif):
     write(tmp_path, *(f"{number:02}.txt" for number in range(14)), content=b"text")
     write(tmp_path, "z.heic", content=HEIC)

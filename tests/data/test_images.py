@@ -1,10 +1,14 @@
 """Encoded faces decoded; sequences that read an image when it is asked for."""
 
+import io
+
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
-from adaface.data.images import LazyImages, decode_image
+from adaface.alignment.photograph import decode_photograph
+from adaface.data.images import LazyImages, as_bgr, decode_image
 
 NOISE = np.random.default_rng(0).integers(0, 256, (7, 7, 3), np.uint8)
 FACE = cv2.resize(NOISE, (112, 112), interpolation=cv2.INTER_CUBIC)  # smooth enough for JPEG
@@ -71,6 +75,44 @@ class GreyImages(LazyImages):
 
     def read(self, index: int) -> np.ndarray:
         return np.full((112, 112, 3), index, np.uint8)
+
+
+def picture(mode: str) -> tuple[Image.Image, str]:
+    """A Pillow image of a mode, one half transparent where the mode can be, and a file format for it."""
+    ramp = np.add.outer(np.arange(112), np.arange(112)).astype(np.uint8)
+    if mode == "I;16":
+        return Image.fromarray(ramp.astype(np.uint16) * 257), "PNG"
+    image = Image.fromarray(np.stack([ramp, 255 - ramp, ramp // 2], axis=2))
+    if mode in ("RGBA", "LA"):
+        image.putalpha(Image.fromarray(np.where(ramp > 100, 255, 0).astype(np.uint8)))
+    image = image.convert(mode)
+    if mode == "P":
+        image.info["transparency"] = 3
+    return image, "TIFF" if mode == "CMYK" else "PNG"
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "LA", "RGBA", "CMYK", "1", "I;16"])
+def test_a_pillow_image_is_what_its_file_is(mode: str) -> None:
+    image, kind = picture(mode)
+    file = io.BytesIO()
+    image.save(file, kind)
+    before = image.copy()
+    assert np.array_equal(as_bgr(image, "it"), decode_photograph(file.getvalue(), "it"))
+    assert (image.mode, image.tobytes()) == (before.mode, before.tobytes())
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_pillow_image_is_upright(orientation: int) -> None:
+    image, file = picture("RGB")[0].crop((0, 0, 80, 112)), io.BytesIO()
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    image.save(file, "PNG", exif=exif)
+    assert np.array_equal(as_bgr(Image.open(file), "it"), decode_photograph(file.getvalue(), "it"))
+
+
+def test_a_pillow_image_that_states_no_range_is_refused() -> None:
+    with pytest.raises(ValueError, match="it cannot be converted: its pixels are floating-point numbers"):
+        as_bgr(Image.new("F", (112, 112)), "it")
 
 
 def test_images_are_read_by_place_from_either_end_and_by_slice() -> None:

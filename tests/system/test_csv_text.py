@@ -26,6 +26,24 @@ def test_every_text_comes_back(text):
     assert original(safe(text)) == text
 
 
+@given(st.lists(st.text(st.characters(codec="utf-8")), min_size=1))
+def test_every_row_is_read_as_it_was_written(row):
+    text = io.StringIO(newline="")
+    SafeWriter(text).writerow(row)
+    assert text.getvalue().endswith("\n")
+    assert not text.getvalue().endswith("\r\n")
+    lines = list(csv.reader(io.StringIO(text.getvalue(), newline="")))
+    assert [[original(cell) for cell in line] for line in lines] == [row]
+
+
+@pytest.mark.parametrize("name", ["a\rb.jpg", "\r", "a\nb", "a\r\nb"])
+def test_line_ends_in_a_name_are_quoted(name):
+    text = io.StringIO(newline="")
+    SafeWriter(text).writerow([name, 1])
+    ((cell, number),) = csv.reader(io.StringIO(text.getvalue(), newline=""))
+    assert (original(cell), number) == (name, "1")
+
+
 def test_rows_are_written_safely():
     text = io.StringIO(newline="")
     SafeWriter(text).writerows([["=1", -1, "a,b"], ["-1.5", "x", ""]])
