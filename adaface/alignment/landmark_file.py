@@ -6,13 +6,22 @@ Separated by blanks; x and y in px of the upright photograph, in the order of ``
 """
 
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from PIL import ExifTags
 
 from adaface.alignment.detector import Face
+from adaface.alignment.warp import similarity_to_template
+from adaface.data.image_header import PILLOW_ERRORS, open_with_pillow
 from adaface.system.text_table import read_table
 
+_COMPARED = 500  # faces, spread over the set
+_FEWEST = 20
+_OFF_CENTER = 0.08  # median distance of the faces from the middle, in both directions, that is told
+_FAR_OFF_CENTER = 0.15  # and that is refused: crops of twice or half the size have 0.18 and more
+_TURNED = 60.0  # median angle, in degrees, that is refused
 _POINTS = [f"{axis}{number}" for number in range(1, 6) for axis in "xy"]
 
 
@@ -44,3 +53,57 @@ def read_landmarks(path: Path) -> dict[str, list[Face]]:
     if not faces:
         raise ValueError(f"{path} lists no faces")
     return dict(faces)
+
+
+def check_landmarks(folder: Path, paths: Sequence[Path], landmarks: np.ndarray) -> list[str]:
+    """Check that the landmarks of a set have the scale and the direction of its images.
+
+    Most faces are near the middle of an image, and upright. Landmarks that were found at a smaller size of the images
+    lie inside of them too, but in a corner; of points in reverse order, and of images that were turned later, each
+    single face could be right.
+
+    Args:
+        folder: of the images, for messages.
+        paths: N images, one for each face.
+        landmarks: (N, 5, 2) x and y in px of the upright image.
+
+    Returns:
+        A note if most faces are off the middle; otherwise nothing.
+
+    Raises:
+        ValueError: they are so far from it that the scale is another one, or most faces are turned.
+    """
+    places, angles = [], []
+    for index in np.unique(np.linspace(0, len(paths) - 1, _COMPARED).astype(int)).tolist():
+        try:
+            matrix = similarity_to_template(landmarks[index])
+            places.append(landmarks[index].mean(axis=0) / _upright_size(paths[index]))
+        except PILLOW_ERRORS:  # counted when it is aligned
+            continue
+        angles.append(abs(np.degrees(np.arctan2(matrix[1, 0], matrix[0, 0]))))
+    if len(angles) < _FEWEST:
+        return []
+    if (angle := np.median(angles)) > _TURNED:
+        raise ValueError(
+            f"the faces in {folder} are turned by {angle:.0f} degrees (median of {len(angles):,} faces), expected 0: "
+            "are the points of the landmark file in the order left eye, right eye, nose, left and right corner of "
+            "the mouth, as the viewer sees them, and its images upright?"
+        )
+    x, y = np.median(places, axis=0).tolist()
+    off = max(min(0.5 - x, 0.5 - y), min(x - 0.5, y - 0.5))  # to the upper left, or to the lower right
+    where = f"the middle of the landmarks is at {100 * x:.0f} % of the width and {100 * y:.0f} % of the height"
+    if off > _FAR_OFF_CENTER:
+        raise ValueError(
+            f"the images in {folder} have another scale than the landmark file: {where} (median of "
+            f"{len(places):,} images), expected about 50 %. Use the images that belong to it, at their original size"
+        )
+    return [f"{where} of the images, expected about 50 %: is this their original size?"] if off > _OFF_CENTER else []
+
+
+def _upright_size(path: Path) -> tuple[int, int]:
+    """Return width and height of an image as its header and its EXIF say."""
+    with path.open("rb") as file:
+        image = open_with_pillow(file)
+        stated = image.format != "PNG" or "exif" in image.info  # a PNG without would be decoded
+        turned = stated and image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+        return image.size[::-1] if turned else image.size

@@ -14,6 +14,8 @@ SIDE_PX = 112
 _OUTSIDE_SHARE = 0.5  # of the distance between landmarks: faces at an edge are cut off
 _MOST_RESIDUAL_PX = 18.0
 _MOST_BLACK = 0.6
+_FEWEST_PX = 2.0
+_OPPOSITE_PX2 = -100.0
 _GRID = 16
 # left eye, right eye, tip of the nose, left and right corner of the mouth, as the viewer sees them: x, y in px
 ARCFACE_TEMPLATE = np.array(
@@ -69,8 +71,10 @@ def warp_listed_face(image: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
     """Return the aligned face at landmarks of a file, after checking that they belong to this image.
 
     Landmarks of another image, of another size of it, or in another order give black or turned faces without any
-    error. Three measurements tell: points outside of the image, the residual of the fit (below 17 px for faces up to a
-    full profile, above 19 px where left and right, or x and y, are exchanged), and the share of the face outside.
+    error. These measurements tell: points outside of the image, the extent of the points (fractions of the image are
+    below 1), the residual of the fit (below 17 px for faces up to a full profile, above 19 px where left and right, or
+    x and y, are exchanged), the direction from eye to eye, which is that of the mouth, and the share of the face
+    outside.
 
     Args:
         image: as of ``warp_face``.
@@ -88,8 +92,14 @@ def warp_listed_face(image: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
         raise ValueError(
             f"the landmark ({point[0]:.0f}, {point[1]:.0f}) lies outside of the image, {width}x{height} px"
         )
-    residual = np.sqrt(np.mean(np.sum((landmarks @ matrix[:, :2].T + matrix[:, 2] - ARCFACE_TEMPLATE) ** 2, axis=1)))
-    if residual > _MOST_RESIDUAL_PX:
+    if (extent := float(np.ptp(landmarks, axis=0).max())) < _FEWEST_PX:
+        raise ValueError(
+            f"the landmarks lie within {extent:.2g} px, too small for a face: expected px, not fractions of the image"
+        )
+    placed = landmarks @ matrix[:, :2].T + matrix[:, 2]
+    residual = np.sqrt(np.mean(np.sum((placed - ARCFACE_TEMPLATE) ** 2, axis=1)))
+    eyes, mouth = placed[1] - placed[0], placed[4] - placed[3]
+    if residual > _MOST_RESIDUAL_PX or eyes @ mouth < _OPPOSITE_PX2:
         raise ValueError(
             f"the landmarks do not fit a face (residual {residual:.0f} px of 112): left and right, or x and y, are "
             "exchanged, or the points are in another order"

@@ -15,10 +15,11 @@ import time
 from pathlib import Path
 
 import cv2
+import numpy as np
 
-from adaface.alignment.detector import MTCNN, SMALLEST_FACE_PX, WHICH_FACES
+from adaface.alignment.detector import MTCNN, SMALLEST_FACE_PX, WHICH_FACES, Face
 from adaface.alignment.journal import TABLE, Journal
-from adaface.alignment.landmark_file import read_landmarks
+from adaface.alignment.landmark_file import check_landmarks, read_landmarks
 from adaface.alignment.tree import (
     CROP_SUFFIXES,
     AlignmentJob,
@@ -208,7 +209,20 @@ def _detector(options: argparse.Namespace, settings: dict[str, str | int], names
             f"{options.landmarks} names {len(absent)} of {len(listed)} photographs that are not in {options.source}, "
             f"such as {absent[0]}: names must be relative to that folder"
         )
+    _check_set(options, listed)
     return lambda name, image: listed.get(name)
+
+
+def _check_set(options: argparse.Namespace, listed: dict[str, list[Face]]) -> None:
+    """Print a note, or raise ValueError, if the landmarks of most faces do not fit; --most_misplaced 1 allows it."""
+    paths = [options.source / name for name, faces in listed.items() for _ in faces]
+    landmarks = np.array([face.landmarks for faces in listed.values() for face in faces])
+    try:
+        for note in check_landmarks(options.source, paths, landmarks):
+            print(f"note: {note}")
+    except ValueError as error:
+        if options.most_misplaced < 1:
+            raise ValueError(f"{error} (--most_misplaced 1 aligns them all the same)") from error
 
 
 def _tell(outcome: Outcome, seconds: float, output: Path) -> None:

@@ -17,9 +17,9 @@ from typing import overload
 
 import numpy as np
 
+from adaface.alignment.landmark_file import check_landmarks
 from adaface.alignment.warp import warp_listed_face
 from adaface.config.choices import POOLINGS
-from adaface.data.image_header import read_header
 from adaface.data.image_list import ImageFiles, ImageList
 from adaface.evaluation.ijb_metadata import (
     TITLES,
@@ -47,10 +47,6 @@ FARS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 RANKS = (1, 5, 10)
 FPIRS = (0.01, 0.1)
 _BLOCK_BYTES = 128_000_000
-_SIZES_COMPARED = 500  # images, spread over the set
-_FEWEST_SIZES = 20
-_OFF_CENTER = 0.08  # median distance of the faces from the middle, in both directions, that is told
-_FAR_OFF_CENTER = 0.15  # and that is refused: crops of twice or half the size have 0.18 and more
 
 
 def run(embed: EmbedImages, root: Path, name: str, *, pooling: str = POOLINGS[0], limit: int = 0) -> Outcome:
@@ -68,7 +64,7 @@ def run(embed: EmbedImages, root: Path, name: str, *, pooling: str = POOLINGS[0]
 
     Raises:
         FileNotFoundError: metadata is missing.
-        ValueError: inconsistent metadata, an unknown pooling, images at another scale than the landmarks, or a
+        ValueError: inconsistent metadata, an unknown pooling, images that the landmarks do not fit, or a
             template without readable images.
     """
     if pooling not in POOLINGS:
@@ -83,7 +79,7 @@ def run(embed: EmbedImages, root: Path, name: str, *, pooling: str = POOLINGS[0]
         missing = ", ".join(map(str, metadata.missing_lists))
         notes.append(f"no 1:N, and intervals by template instead of subject: missing {missing}")
     images = aligned_images(metadata)
-    notes += _check_scale(images.paths, metadata.landmarks)
+    notes += check_landmarks(metadata.folder, images.paths, metadata.landmarks)
     features_of, readable = _embed(embed, images, pooling)
     ids, templates = _pool_readable(features_of, readable, metadata)
     del features_of  # a gigabyte for IJB-C, unless it is cached
@@ -121,42 +117,6 @@ def aligned_images(metadata: IJBMetadata) -> ImageFiles:
         prepare=_Warp(landmarks),
         prepared_as=f"five landmarks, linear {hashlib.sha256(landmarks.tobytes()).hexdigest()}",
     )
-
-
-def _check_scale(paths: Sequence[Path], landmarks: np.ndarray) -> list[str]:
-    """Check that the crops have the scale of the landmark file.
-
-    A crop is made around its face, so most faces are near its middle. Landmarks that were found at a smaller size of
-    the images lie inside of them too, but in a corner.
-
-    Args:
-        paths: N images.
-        landmarks: (N, 5, 2) x and y in px.
-
-    Returns:
-        A note for the results if most faces are off the middle; otherwise nothing.
-
-    Raises:
-        ValueError: they are so far from it that the scale is another one.
-    """
-    places = []
-    for index in np.unique(np.linspace(0, len(paths) - 1, _SIZES_COMPARED).astype(int)).tolist():
-        try:
-            header = read_header(paths[index].read_bytes(), str(paths[index]))
-        except (OSError, ValueError):  # counted when it is embedded
-            continue
-        places.append(landmarks[index].mean(axis=0) / (header.width, header.height))
-    if len(places) < _FEWEST_SIZES:
-        return []
-    x, y = np.median(places, axis=0).tolist()
-    off = max(min(0.5 - x, 0.5 - y), min(x - 0.5, y - 0.5))  # to the upper left, or to the lower right
-    where = f"the middle of the landmarks is at {100 * x:.0f} % of the width and {100 * y:.0f} % of the height"
-    if off > _FAR_OFF_CENTER:
-        raise ValueError(
-            f"the images in {paths[0].parent} have another scale than the landmark file: {where} (median of "
-            f"{len(places):,} images), expected about 50 %. Use the images that belong to it, at their original size"
-        )
-    return [f"{where} of the images, expected about 50 %: is this their original size?"] if off > _OFF_CENTER else []
 
 
 def pair_scores(templates: np.ndarray, pairs: np.ndarray, *, block_bytes: int = _BLOCK_BYTES) -> np.ndarray:

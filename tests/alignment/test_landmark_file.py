@@ -1,6 +1,9 @@
+import numpy as np
 import pytest
+from PIL import Image
 
-from adaface.alignment.landmark_file import read_landmarks
+from adaface.alignment.landmark_file import check_landmarks, read_landmarks
+from adaface.alignment.warp import ARCFACE_TEMPLATE
 
 POINTS = "1 2 5 2 3 4 1.5 6 4.5 7"
 
@@ -40,3 +43,45 @@ def test_files_that_are_refused(text, message, tmp_path):
 def test_no_file(tmp_path):
     with pytest.raises(FileNotFoundError, match="is not a file; expected landmarks"):
         read_landmarks(tmp_path)
+
+
+def landmarks_of_a_set(folder, size=(300, 400), orientation=1):
+    """24 photographs of a size, stored as EXIF says, and a face near the middle of each, in px of 300x400."""
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    stored = size[::-1] if orientation >= 5 else size
+    suffixes = ("jpg", "png", "tif", "webp")
+    paths = [folder / f"{number}.{suffixes[number % 4]}" for number in range(24)]
+    for path in paths:
+        Image.new("RGB", stored, "gray").save(path, exif=exif)
+    shifts = np.random.default_rng(0).uniform(-60, 60, (24, 1, 2))
+    return paths, ARCFACE_TEMPLATE * 1.2 + (83, 80) + shifts  # most faces of photographs are above the middle
+
+
+def test_a_set_of_upright_faces_near_the_middle(tmp_path):
+    for orientation in (1, 6, 3):
+        paths, landmarks = landmarks_of_a_set(tmp_path, orientation=orientation)
+        assert check_landmarks(tmp_path, paths, landmarks) == []
+        assert check_landmarks(tmp_path, [*paths, tmp_path / "absent.jpg"], landmarks[[*range(24), 0]]) == []
+
+
+@pytest.mark.parametrize(
+    ("scale", "change", "message"),
+    [
+        (2, lambda points: points, "have another scale than the landmark file: the middle of the landmarks is at 2"),
+        (0.5, lambda points: points, "have another scale than the landmark file"),
+        (
+            1,
+            lambda points: points[:, ::-1],
+            r"are turned by 180 degrees \(median of 24 faces\), expected 0: are the points",
+        ),
+        (1, lambda points: (300, 400) - points, "are turned by 180 degrees"),
+        (1, lambda points: (0, 300) + points[..., ::-1] * (1, -1), "are turned by 90 degrees"),
+    ],
+    ids=["enlarged", "shrunk", "reverse order", "upside down", "not upright"],
+)
+def test_a_set_of_other_images_or_in_another_order(scale, change, message, tmp_path):
+    paths, landmarks = landmarks_of_a_set(tmp_path, (int(300 * scale), int(400 * scale)))
+    with pytest.raises(ValueError, match=message):
+        check_landmarks(tmp_path, paths, change(landmarks))
+    assert check_landmarks(tmp_path, paths[:19], change(landmarks)[:19]) == []  # too few to tell

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from adaface.alignment.tree import crop_stems
-from adaface.alignment.warp import warp_face
+from adaface.alignment.warp import ARCFACE_TEMPLATE, warp_face
 from adaface.commands import align as align_command
 from adaface.data.image_list import read_color_image
 from adaface.system.locks import RunLock
@@ -132,6 +132,20 @@ def test_a_landmark_file_instead_of_the_detector(tmp_path, monkeypatch, capsys):
     landmarks.write_text(f"a/1.png {points}\n../in/a/2.png {points}\n")
     assert align(source, tmp_path / "other", "--landmarks", landmarks) == 2
     assert "names 1 of 2 photographs that are not in" in capsys.readouterr().err
+
+
+def test_photographs_that_were_enlarged_after_their_landmarks_were_found(tmp_path, capsys):
+    source, landmarks = tmp_path / "in", tmp_path / "marks.txt"
+    for number in range(20):
+        write(source / f"{number}.png", np.full((448, 448, 3), 128, np.uint8))
+    points = " ".join(map(str, ARCFACE_TEMPLATE.ravel()))
+    landmarks.write_text("".join(f"{number}.png {points}\n" for number in range(20)))
+    assert align(source, tmp_path / "out", "--landmarks", landmarks) == 2
+    told = capsys.readouterr().err
+    assert "have another scale than the landmark file" in told
+    assert "(--most_misplaced 1 aligns them all the same)" in told
+    assert not (tmp_path / "out").exists()
+    assert align(source, tmp_path / "out", "--landmarks", landmarks, "--most_misplaced", 1) == 0
 
 
 def test_a_killed_alignment_goes_on_and_leaves_what_an_uninterrupted_one_does(tmp_path):

@@ -97,11 +97,24 @@ def test_a_listed_profile_and_a_face_that_is_cut_off_are_aligned():
         (lambda points: points[:, ::-1], "left and right, or x and y, are exchanged"),
         (lambda points: [400, 0] + points * [-1, 1], "left and right, or x and y, are exchanged"),
         (lambda points: points[[2, 0, 1, 3, 4]], "the points are in another order"),
+        (lambda points: points[[0, 1, 2, 4, 3]], "left and right, or x and y, are exchanged"),
+        (lambda points: points / 400, "lie within 0.2 px, too small for a face: expected px, not fractions"),
         (lambda points: points * 2, r"lies outside of the image, 400x400 px"),
         (lambda points: points - 300, r"lies outside of the image, 400x400 px"),
         (lambda points: points + np.array([229, 190]), r"\d+ % of the aligned face lie outside of the image"),
     ],
-    ids=["sides", "eyes", "x and y", "mirrored", "order", "twice the size", "left of it", "in a corner"],
+    ids=[
+        "sides",
+        "eyes",
+        "x and y",
+        "mirrored",
+        "order",
+        "mouth",
+        "fractions",
+        "twice the size",
+        "left of it",
+        "in a corner",
+    ],
 )
 def test_listed_landmarks_that_are_not_of_this_image(change, message):
     image, landmarks = on(400)

@@ -192,6 +192,22 @@ def test_crops_of_another_scale_than_the_landmarks_are_told(root, features, scal
         assert any("original size" in note for note in notes) == bool(told)
 
 
+def test_landmarks_in_reverse_order_are_told(root, features):
+    metadata = read_metadata(root, "IJBC")
+    for name in metadata.file_names:
+        encoded = cv2.imencode(".png", np.zeros((120, 110, 3), np.uint8))[1]
+        (root / "IJBC" / "loose_crop" / name).write_bytes(encoded.tobytes())
+
+    def reverse(line):
+        name, *numbers, score = line.split(" ")
+        points = [numbers[start : start + 2] for start in range(8, -1, -2)]
+        return " ".join([name, *(number for point in points for number in point), score])
+
+    edit(metadata_files(root, "IJBC")["landmarks"], lambda lines: list(map(reverse, lines)))
+    with pytest.raises(ValueError, match=r"loose_crop are turned by 1\d\d degrees"):
+        ijb.run(lambda images: embedded(features), root, "IJBC")
+
+
 def test_fingerprints_change_with_the_landmarks_and_the_side(root):
     images = ijb.aligned_images(read_metadata(root, "IJBC"))
     edit(metadata_files(root, "IJBC")["landmarks"], lambda lines: [lines[0].replace(" 38.5781 ", " 38.6 "), *lines[1:]])
