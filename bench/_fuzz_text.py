@@ -24,8 +24,9 @@ from adaface.conversion import unpack_bin
 from adaface.conversion.pack import read_pairs
 from adaface.data import conversion_journal, pair_sets
 from adaface.data.pair_pickle import write_bin
+from adaface.data.sources.cleaned_index import TrainingIndex, select_indexed, write_index
 from adaface.data.sources.records import FlawedRecordSource
-from adaface.data.sources.selection import SUBSET_LIST, TrainingIndex, read_subset_list, select_indexed, write_index
+from adaface.data.sources.selection import SUBSET_LIST, read_subset_list
 from adaface.demo import dataset
 from adaface.evaluation.ijb_metadata import metadata_files, read_metadata
 from adaface.models.input_format import InputFormat

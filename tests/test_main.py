@@ -13,15 +13,8 @@ import pytest
 import adaface
 from adaface.__main__ import main
 from adaface.commands import COMMANDS, inference
-from adaface.system.command_line import (
-    DONE_WITH_PROBLEMS,
-    FAILED,
-    INTERRUPTED,
-    NOBODY_READS,
-    Parser,
-    invocation,
-    program_name,
-)
+from adaface.system.command_line import DONE_WITH_PROBLEMS, FAILED, INTERRUPTED, NOBODY_READS, invocation, program_name
+from adaface.system.option_parser import Parser
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from adaface.audit.finding import Finding
 from adaface.audit.images import AuditedData
-from adaface.data.sources.selection import TrainingIndex
+from adaface.data.sources.cleaned_index import TrainingIndex
 
 # in this order: of several findings, the first one gives the reason
 _DROPPED = (

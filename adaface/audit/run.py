@@ -24,7 +24,7 @@ from adaface.audit.images import AuditedData, TestImages, image_folders, open_au
 from adaface.audit.model_pass import model_findings
 from adaface.audit.report import CSV, HTML, JSON, counts_of, in_order_of_level, write_csv, write_html, write_json
 from adaface.audit.scan import GOOD, counted_findings, open_table, scan, states, usual_of
-from adaface.data.sources.selection import write_index
+from adaface.data.sources.cleaned_index import write_index
 from adaface.metrics.outcome import EmbedImages
 from adaface.system.command_line import DONE_WITH_PROBLEMS, invocation
 from adaface.system.locks import locked

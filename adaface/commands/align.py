@@ -33,13 +33,13 @@ from adaface.system.command_line import (
     DONE_WITH_PROBLEMS,
     FAILED,
     INTERRUPTED,
-    Parser,
     invocation,
     printable,
     program_name,
     run_to_status,
 )
 from adaface.system.locks import RunLock
+from adaface.system.option_parser import Parser
 from adaface.system.quiet import quiet_decoders
 from adaface.system.threads import usable_cores
 

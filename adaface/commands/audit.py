@@ -14,7 +14,8 @@ import sys
 from adaface.audit.model_pass import AskedModel
 from adaface.audit.run import AuditOptions, audit
 from adaface.commands.model_options import add_model_options
-from adaface.system.command_line import Parser, invocation, program_name, run_to_status, warnings_as_notes
+from adaface.system.command_line import invocation, program_name, run_to_status, warnings_as_notes
+from adaface.system.option_parser import Parser
 
 
 def build_parser() -> Parser:

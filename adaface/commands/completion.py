@@ -18,7 +18,8 @@ from adaface.commands.evaluate_options import build_parser as evaluate_parser
 from adaface.config.options import ABOUT
 from adaface.config.parsing import build_parser as train_parser
 from adaface.models.names import ARCHITECTURE_NAMES
-from adaface.system.command_line import Parser, check_packages, invocation, program_name, run_to_status
+from adaface.system.command_line import check_packages, invocation, program_name, run_to_status
+from adaface.system.option_parser import Parser
 
 SHELLS = ("bash", "zsh", "tcsh")
 

@@ -26,15 +26,9 @@ from adaface.conversion.unpack_rec import convert_images
 from adaface.data.pair_sets import PAPER_SETS
 from adaface.data.sources.folder import listing
 from adaface.records.shards import find_records
-from adaface.system.command_line import (
-    DONE_WITH_PROBLEMS,
-    Parser,
-    invocation,
-    program_name,
-    run_to_status,
-    warnings_as_notes,
-)
+from adaface.system.command_line import DONE_WITH_PROBLEMS, invocation, program_name, run_to_status, warnings_as_notes
 from adaface.system.locks import locked
+from adaface.system.option_parser import Parser
 
 _LISTED = 10
 _JOBS = ("rec_path", "pack", "pairs", "checkpoint")

@@ -13,8 +13,9 @@ import numpy as np
 
 from adaface.data.pair_sets import PAPER_SETS, open_pair_set
 from adaface.metrics.verification import evaluate
-from adaface.system.command_line import Parser, run_to_status
+from adaface.system.command_line import run_to_status
 from adaface.system.json_file import read_object
+from adaface.system.option_parser import Parser
 from adaface.system.text_table import aligned
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from adaface.commands import model_options
 from adaface.config.choices import CACHE, DEGRADATIONS, DEGRADED_PARTS, FAR, MOST_UNREADABLE, POOLINGS
-from adaface.system.command_line import Parser, invocation
+from adaface.system.command_line import invocation
+from adaface.system.option_parser import Parser
 
 _SEEDS = 2**64
 PROTOCOLS = {

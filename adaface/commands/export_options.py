@@ -21,8 +21,9 @@ from pathlib import Path
 from adaface.commands.model_options import check_model_file
 from adaface.config.choices import COLORS, FEWEST_IMAGES, MOST_IMAGES
 from adaface.models.names import ARCHITECTURE_NAMES
-from adaface.system.command_line import Parser, invocation
+from adaface.system.command_line import invocation
 from adaface.system.files import check_writable
+from adaface.system.option_parser import Parser
 
 MOST_ACCURACY_LOSS = 1.0
 VERIFIED = 32  # images

@@ -21,8 +21,9 @@ from adaface.commands.model_options import (
     check_model_options,
 )
 from adaface.config.choices import CACHE, EMBEDDINGS_SUFFIX, MOST_DRAWN, MOST_UNREADABLE
-from adaface.system.command_line import Parser, check_packages, invocation
+from adaface.system.command_line import check_packages, invocation
 from adaface.system.files import check_writable
+from adaface.system.option_parser import Parser
 
 HOST, PORT, MOST_PORT = "127.0.0.1", 8000, 65535
 BATCH_SIZE = 64

@@ -10,8 +10,9 @@ import argparse
 import sys
 
 from adaface.models.names import ARCHITECTURE_NAMES, check_name
-from adaface.system.command_line import Parser, invocation, program_name, run_to_status
+from adaface.system.command_line import invocation, program_name, run_to_status
 from adaface.system.imports import imported_for_good
+from adaface.system.option_parser import Parser
 from adaface.system.text_table import aligned
 
 _HEAD = ("architecture", "parameters", "multiply-accumulates", "input", "embedding")

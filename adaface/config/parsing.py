@@ -16,7 +16,8 @@ from typing import Any, Literal
 from adaface.config.options import ABOUT, GROUPS, OPTIONS, Config
 from adaface.config.rules import check_combinations, check_head_options, check_optimizer
 from adaface.heads.names import MARGINS
-from adaface.system.command_line import HelpLines, Parser, invocation, nearest
+from adaface.system.command_line import invocation, nearest
+from adaface.system.option_parser import HelpLines, Parser
 from adaface.system.yaml_file import read_yaml
 
 _FIRST = ("config", "data_root", "train_data_path", "val_data_path", "gpus")  # what everybody needs

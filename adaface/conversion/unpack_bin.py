@@ -17,7 +17,8 @@ import numpy as np
 
 from adaface.data.images import decode_image
 from adaface.data.pair_pickle import EncodedImage, read_bin
-from adaface.data.pair_sets import content_checksums, origin_file, origin_of, was_made_from, write_bcolz, write_memfile
+from adaface.data.pair_sets import content_checksums, origin_file, origin_of, was_made_from
+from adaface.data.pair_writers import write_bcolz, write_memfile
 from adaface.system.files import atomic_file
 from adaface.system.json_file import read_object
 from adaface.system.progress_bar import progress_bar

@@ -32,8 +32,9 @@ from adaface.data.image_files import summary
 from adaface.data.pair_sets import PairSet
 from adaface.data.sampler import EpochBatchSampler, ShardedBatchSampler
 from adaface.data.sources.base import TrainingSource, fingerprint_of
+from adaface.data.sources.cleaned_index import select_indexed
 from adaface.data.sources.finder import folder_sources, open_training_source, split_paths
-from adaface.data.sources.selection import SUBSET_LIST, SelectedSource, read_subset_list, select_indexed, select_subset
+from adaface.data.sources.selection import SUBSET_LIST, SelectedSource, read_subset_list, select_subset
 from adaface.system.lightning_setup import pl
 from adaface.system.threads import usable_cores
 

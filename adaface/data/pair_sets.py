@@ -6,18 +6,14 @@ yields uint8 (112, 112, 3) BGR images, whatever its format on disk.
 Source: the `.bin` files of InsightFace (a pickle of encoded images), the bcolz folders of the official AdaFace
 converter (float32 BGR in [-1, 1]).
 Differences: a `.bin` is read by an unpickler that can only build lists, bytes, booleans, integers and uint8/bool arrays
-(an ordinary unpickler would execute any code that the file names); the default output format is uint8, a quarter of the
-size of the official one, and needs no decompression.
+(an ordinary unpickler would execute any code that the file names).
 """
 
 import hashlib
 import importlib
-import itertools
 import os
-import shutil
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,19 +23,15 @@ import numpy as np
 from adaface.data.images import IMAGE_SHAPE, LazyImages, decode_image
 from adaface.data.pair_pickle import EncodedImage, check_counts, read_bin
 from adaface.system.command_line import invocation
-from adaface.system.files import FileState, atomic_file, atomic_path, checksum_of, state_of
+from adaface.system.files import FileState, checksum_of, state_of
 from adaface.system.json_file import read_object
 from adaface.system.numpy_file import read_array
 
 PAPER_SETS = ("agedb_30", "cfp_fp", "lfw", "cplfw", "calfw")
-_IMAGES_SUFFIX = "_images.npy"
-_LIST_SUFFIX = "_list.npy"
-# ToTensor, then Normalize(0.5, 0.5), in float32: the values that the official converter stores.
-_OFFICIAL_FLOAT = (np.arange(256, dtype=np.float32) / np.float32(255) - np.float32(0.5)) / np.float32(0.5)
+IMAGES_SUFFIX = "_images.npy"
+LIST_SUFFIX = "_list.npy"
 _FLOAT_SLACK = 0.01
 _FINGERPRINT_IMAGES = 32
-# Rows per bcolz chunk; even, because bcolz cannot append a single row and 2P images leave an even remainder.
-_BCOLZ_CHUNK_IMAGES = 4
 
 
 class PairImages(LazyImages):
@@ -105,7 +97,7 @@ class _BcolzImages(PairImages):
     def _open(self) -> Any:
         _check_bcolz(self.path)
         try:
-            return _bcolz().open(str(self.path), mode="r")
+            return bcolz_package().open(str(self.path), mode="r")
         except Exception as error:  # bcolz raises many kinds of exceptions
             raise ValueError(f"{self.path}: damaged bcolz folder ({error}); convert the set again") from error
 
@@ -158,11 +150,11 @@ def find_pair_sets(folder: str | os.PathLike[str]) -> dict[str, Path]:
     entries = {entry.name for entry in folder.iterdir() if not entry.name.startswith(".")}
     paths = {name.removesuffix(".bin"): folder / name for name in entries if name.endswith(".bin")}
     for name in entries:
-        stem = name.removesuffix(_LIST_SUFFIX)
-        if not name.endswith(_LIST_SUFFIX) or not stem:
+        stem = name.removesuffix(LIST_SUFFIX)
+        if not name.endswith(LIST_SUFFIX) or not stem:
             continue
-        if stem + _IMAGES_SUFFIX in entries:
-            paths[stem] = folder / (stem + _IMAGES_SUFFIX)
+        if stem + IMAGES_SUFFIX in entries:
+            paths[stem] = folder / (stem + IMAGES_SUFFIX)
         elif stem in entries and (folder / stem / "meta" / "sizes").is_file():
             paths[stem] = folder / stem
     order = {name: rank for rank, name in enumerate(PAPER_SETS)}
@@ -197,7 +189,7 @@ def origin_of(path: Path) -> dict[str, Any]:
 
 def content_checksums(folder: Path, name: str) -> dict[str, int]:
     """Return the CRC-32 of each `.npy` of a converted set, by name."""
-    files = (folder / f"{name}{suffix}" for suffix in (_IMAGES_SUFFIX, _LIST_SUFFIX))
+    files = (folder / f"{name}{suffix}" for suffix in (IMAGES_SUFFIX, LIST_SUFFIX))
     return {file.name: checksum_of(file) for file in files if file.is_file()}
 
 
@@ -259,7 +251,7 @@ def open_pair_set(folder: str | os.PathLike[str], name: str) -> PairSet:
         FileNotFoundError: no set of that name.
         ValueError: the files are damaged or do not match.
     """
-    _check_name(name)
+    check_name(name)
     paths = find_pair_sets(folder)
     if name not in paths:
         raise FileNotFoundError(f"no verification set {name!r} in {folder}; found: {', '.join(paths) or 'none'}")
@@ -271,17 +263,17 @@ def open_pair_set(folder: str | os.PathLike[str], name: str) -> PairSet:
         images._store, issame = read_bin(path)
         return PairSet(name, images, issame)
     _check_origin(Path(folder), name)
-    images = _MemfileImages(path) if path.name.endswith(_IMAGES_SUFFIX) else _BcolzImages(path)
-    issame = _load_npy(Path(folder) / (name + _LIST_SUFFIX))
+    images = _MemfileImages(path) if path.name.endswith(IMAGES_SUFFIX) else _BcolzImages(path)
+    issame = _load_npy(Path(folder) / (name + LIST_SUFFIX))
     if issame.ndim != 1 or issame.dtype.kind not in "biuf" or not np.isin(issame, (0, 1)).all():
         raise ValueError(
-            f"{folder}/{name}{_LIST_SUFFIX}: expected P booleans, got {issame.dtype} of shape {issame.shape}"
+            f"{folder}/{name}{LIST_SUFFIX}: expected P booleans, got {issame.dtype} of shape {issame.shape}"
         )
     check_counts(len(images), len(issame), path)
     return PairSet(name, images, issame.astype(bool))
 
 
-def _check_name(name: str) -> None:
+def check_name(name: str) -> None:
     """Raise an error for a set name that is not a plain file stem."""
     if not name or name.startswith(".") or name != Path(name).name or "\\" in name:
         raise ValueError(f"{name!r} cannot be the name of a verification set; expected a plain name like 'lfw'")
@@ -295,7 +287,7 @@ def _load_npy(path: Path, memory_map: bool = False) -> np.ndarray:
         raise ValueError(f"{error}; convert the set again") from None
 
 
-def _bcolz() -> Any:
+def bcolz_package() -> Any:
     """Import bcolz on demand."""
     try:
         bcolz = importlib.import_module("bcolz")
@@ -314,97 +306,3 @@ def _check_bcolz(path: Path) -> None:
         raise ValueError(f"{path}: damaged bcolz folder ({error}); convert the set again") from None
     if dtype != "float32" or not isinstance(shape, list) or len(shape) != 4 or shape[1:] != [3, 112, 112]:
         raise ValueError(f"{path}: bcolz array {shape} of {dtype}, expected float32 [2P, 3, 112, 112]")
-
-
-def write_memfile(
-    folder: str | os.PathLike[str], name: str, images: Iterable[np.ndarray], issame: Iterable[bool]
-) -> None:
-    """Write a verification set as uint8 arrays that can be memory-mapped.
-
-    The list is written last, and both files are written atomically, so a visible set is complete.
-
-    Args:
-        folder: where to write `<name>_images.npy`, uint8 (2P, 112, 112, 3) BGR, and `<name>_list.npy`, bool (P,).
-        name: such as `lfw`.
-        images: 2P images, each (112, 112, 3) uint8 BGR; consumed one at a time.
-        issame: P booleans.
-
-    Raises:
-        ValueError: a wrong image, or counts that do not match; nothing is written.
-        OSError: no space left; nothing is written.
-    """
-    _check_name(name)
-    pairs = np.array([bool(value) for value in issame])
-    header = {"descr": "|u1", "fortran_order": False, "shape": (2 * len(pairs), *IMAGE_SHAPE)}
-    # Plain writes, because writing through a memory map crashes when the disk is full.
-    with atomic_file(Path(folder) / (name + _IMAGES_SUFFIX)) as file:
-        np.lib.format.write_array_header_1_0(file, header)
-        for image in _checked(images, len(pairs), name):
-            file.write(image.tobytes())
-        _forget_list(folder, name)
-    _write_list(folder, name, pairs)
-
-
-def write_bcolz(
-    folder: str | os.PathLike[str], name: str, images: Iterable[np.ndarray], issame: Iterable[bool]
-) -> None:
-    """Write a verification set as the official converter does.
-
-    Args:
-        folder: where to write the bcolz folder `<name>`, float32 (2P, 3, 112, 112) BGR in [-1, 1], and
-            `<name>_list.npy`, bool (P,).
-        name: such as `lfw`.
-        images: 2P images, each (112, 112, 3) uint8 BGR; consumed one at a time.
-        issame: P booleans.
-
-    Raises:
-        ValueError: a wrong image, or counts that do not match; nothing is written.
-        RuntimeError: bcolz is not installed.
-        OSError: no space left; nothing is written.
-    """
-    _check_name(name)
-    pairs = np.array([bool(value) for value in issame])
-    bcolz, final = _bcolz(), Path(folder) / name
-    with atomic_path(final) as part:
-        array = bcolz.carray(
-            np.empty((0, 3, 112, 112), np.float32),
-            rootdir=str(part),
-            mode="w",
-            chunklen=_BCOLZ_CHUNK_IMAGES,
-        )
-        for chunk in _bcolz_chunks(_checked(images, len(pairs), name)):
-            array.append(chunk)
-        array.flush()
-        _forget_list(folder, name)
-        shutil.rmtree(final, ignore_errors=True)
-    _write_list(folder, name, pairs)
-
-
-def _bcolz_chunks(images: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    """Group images into chunks in the official format, (n, 3, 112, 112) float32."""
-    stream = iter(images)
-    while chunk := list(itertools.islice(stream, _BCOLZ_CHUNK_IMAGES)):
-        yield _OFFICIAL_FLOAT[np.stack(chunk).transpose(0, 3, 1, 2)]
-
-
-def _checked(images: Iterable[np.ndarray], pair_count: int, name: str) -> Iterator[np.ndarray]:
-    """Yield images, and check each one and their number."""
-    count = 0
-    for image in images:
-        if image.shape != IMAGE_SHAPE or image.dtype != np.uint8:
-            raise ValueError(f"{name}, image {count}: {image.dtype} {image.shape}, expected uint8 (112, 112, 3)")
-        count += 1
-        yield image
-    check_counts(count, pair_count, name)
-
-
-def _forget_list(folder: str | os.PathLike[str], name: str) -> None:
-    """Remove the list of an older version of the set, so that new images are never combined with the old list."""
-    with suppress(FileNotFoundError):
-        (Path(folder) / (name + _LIST_SUFFIX)).unlink()
-
-
-def _write_list(folder: str | os.PathLike[str], name: str, pairs: np.ndarray) -> None:
-    """Write `<name>_list.npy`."""
-    with atomic_file(Path(folder) / (name + _LIST_SUFFIX)) as file:
-        np.save(file, pairs)

@@ -39,9 +39,10 @@ from adaface.demo.camera import draw_camera, photograph
 from adaface.demo.faces import draw_face
 from adaface.demo.person import SIDE_PX, Identity, draw_identity, draw_scene
 from adaface.records.reader import ImageHeader, RecordWriter, pack
-from adaface.system.command_line import Parser, run_to_status
+from adaface.system.command_line import run_to_status
 from adaface.system.files import atomic_path
 from adaface.system.json_file import read_object
+from adaface.system.option_parser import Parser
 from adaface.system.progress_bar import progress_bar
 from adaface.system.threads import usable_cores
 

@@ -15,7 +15,7 @@ import pytest
 
 from adaface.commands import convert
 from adaface.conversion import pack, unpack_rec
-from adaface.data import pair_sets
+from adaface.data import pair_sets, pair_writers
 from adaface.data.images import decode_image
 from adaface.data.pair_pickle import read_bin, write_bin
 from adaface.data.sources import finder
@@ -388,7 +388,7 @@ def test_bcolz_after_memfile_is_what_is_read(faces: Path) -> None:
 
 
 def test_sets_of_the_official_converter_are_kept(faces: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pair_sets.write_bcolz(faces, "lfw", IMAGES[:2], [True])
+    pair_writers.write_bcolz(faces, "lfw", IMAGES[:2], [True])
     run("--rec_path", faces, "--make_validation_memfiles", "--validation_format", "bcolz")
     assert "written by another program and is kept" in capsys.readouterr().out
     assert len(pair_sets.open_pair_set(faces, "lfw").images) == 2

@@ -7,7 +7,7 @@ import pytest
 
 from adaface.commands import convert
 from adaface.data.held_out import FEWEST_PEOPLE, HELD_OUT, MOST_PAIRS, choose_people, draw_pairs, hold_out, open_sets
-from adaface.data.pair_sets import write_memfile
+from adaface.data.pair_writers import write_memfile
 from adaface.data.sources.base import fingerprint_of
 from adaface.data.sources.folder import FolderSource
 from adaface.data.sources.records import RecordSource

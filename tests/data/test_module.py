@@ -24,7 +24,8 @@ from adaface.config.options import DataOptions
 from adaface.data.conversion_journal import Journal
 from adaface.data.datasets import TrainingDataset, ValidationDataset, WaitingLoader, as_it_is
 from adaface.data.module import FaceDataModule
-from adaface.data.pair_sets import PairSet, write_memfile
+from adaface.data.pair_sets import PairSet
+from adaface.data.pair_writers import write_memfile
 from adaface.data.sampler import EpochBatchSampler, RandomStreams, ShardedBatchSampler
 from adaface.data.sources import selection
 from adaface.data.sources.finder import open_training_source

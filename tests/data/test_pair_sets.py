@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
-from adaface.data import pair_sets
+from adaface.data import pair_sets, pair_writers
 from adaface.data.pair_pickle import read_bin, write_bin
 
 
@@ -267,7 +267,7 @@ def test_real_faces(lfw112: Path) -> None:
 
 
 def test_memfile_round_trip(tmp_path: Path) -> None:
-    pair_sets.write_memfile(tmp_path, "lfw", iter(IMAGES), ISSAME)
+    pair_writers.write_memfile(tmp_path, "lfw", iter(IMAGES), ISSAME)
     stored = np.load(tmp_path / "lfw_images.npy", mmap_mode="r")
     assert stored.shape == (6, 112, 112, 3)
     assert stored.dtype == np.uint8
@@ -275,7 +275,7 @@ def test_memfile_round_trip(tmp_path: Path) -> None:
 
 
 def test_bcolz_is_what_the_official_code_writes(tmp_path: Path) -> None:
-    pair_sets.write_bcolz(tmp_path, "lfw", IMAGES, ISSAME)
+    pair_writers.write_bcolz(tmp_path, "lfw", IMAGES, ISSAME)
     stored = bcolz.carray(rootdir=str(tmp_path / "lfw"), mode="r")  # as the official reader opens it
     assert stored.shape == (6, 3, 112, 112)
     assert stored.dtype == np.float32
@@ -298,7 +298,7 @@ def test_bcolz_written_by_bcolz_reads_back_exactly(tmp_path: Path) -> None:
 
 
 def test_damaged_bcolz_is_named(tmp_path: Path) -> None:
-    pair_sets.write_bcolz(tmp_path, "lfw", IMAGES, ISSAME)
+    pair_writers.write_bcolz(tmp_path, "lfw", IMAGES, ISSAME)
     (tmp_path / "lfw" / "data" / "__0.blp").write_bytes(b"x" * 100)
     with pytest.raises(ValueError, match="lfw, image 0: damaged bcolz chunk"):
         _ = pair_sets.open_pair_set(tmp_path, "lfw").images[0]
@@ -312,7 +312,7 @@ def test_damaged_bcolz_is_named(tmp_path: Path) -> None:
 
 
 def test_damaged_memfile_is_named(tmp_path: Path) -> None:
-    pair_sets.write_memfile(tmp_path, "lfw", IMAGES, ISSAME)
+    pair_writers.write_memfile(tmp_path, "lfw", IMAGES, ISSAME)
     images = tmp_path / "lfw_images.npy"
     whole = images.read_bytes()
     images.write_bytes(whole[:-1])
@@ -333,7 +333,7 @@ def test_damaged_memfile_is_named(tmp_path: Path) -> None:
         pair_sets.open_pair_set(tmp_path, "lfw")
 
 
-@pytest.mark.parametrize("write", [pair_sets.write_memfile, pair_sets.write_bcolz])
+@pytest.mark.parametrize("write", [pair_writers.write_memfile, pair_writers.write_bcolz])
 @pytest.mark.parametrize(
     ("images", "message"),
     [
@@ -351,8 +351,8 @@ def test_nothing_is_left_of_a_failed_write(tmp_path: Path, write: object, images
 @pytest.mark.parametrize("name", ["", "..", "../lfw", "a/b", ".hidden", "a\\b"])
 def test_names_do_not_lead_out_of_the_folder(tmp_path: Path, name: str) -> None:
     for call in (
-        lambda: pair_sets.write_memfile(tmp_path, name, IMAGES, ISSAME),
-        lambda: pair_sets.write_bcolz(tmp_path, name, IMAGES, ISSAME),
+        lambda: pair_writers.write_memfile(tmp_path, name, IMAGES, ISSAME),
+        lambda: pair_writers.write_bcolz(tmp_path, name, IMAGES, ISSAME),
         lambda: pair_sets.open_pair_set(tmp_path, name),
     ):
         with pytest.raises(ValueError, match="cannot be the name of a verification set"):
@@ -362,15 +362,15 @@ def test_names_do_not_lead_out_of_the_folder(tmp_path: Path, name: str) -> None:
 def test_sets_are_found_in_the_order_of_the_paper(tmp_path: Path) -> None:
     for name in ("zoo", "calfw", "lfw"):
         write_bin(tmp_path / f"{name}.bin", ENCODED, ISSAME)
-    pair_sets.write_bcolz(tmp_path, "lfw", IMAGES, ISSAME)
-    pair_sets.write_bcolz(tmp_path, "agedb_30", IMAGES, ISSAME)
+    pair_writers.write_bcolz(tmp_path, "lfw", IMAGES, ISSAME)
+    pair_writers.write_bcolz(tmp_path, "agedb_30", IMAGES, ISSAME)
     assert list(pair_sets.find_pair_sets(tmp_path).items()) == [
         ("agedb_30", tmp_path / "agedb_30"),
         ("lfw", tmp_path / "lfw"),
         ("calfw", tmp_path / "calfw.bin"),
         ("zoo", tmp_path / "zoo.bin"),
     ]
-    pair_sets.write_memfile(tmp_path, "lfw", IMAGES, ISSAME)
+    pair_writers.write_memfile(tmp_path, "lfw", IMAGES, ISSAME)
     assert pair_sets.find_pair_sets(tmp_path)["lfw"] == tmp_path / "lfw_images.npy"
     with pytest.raises(FileNotFoundError, match=r"no verification set 'cplfw' .* agedb_30, lfw, calfw, zoo"):
         pair_sets.open_pair_set(tmp_path, "cplfw")
@@ -383,7 +383,7 @@ def test_sets_travel_to_workers_without_their_images(tmp_path: Path, form: str) 
     if form == "bin":
         write_bin(tmp_path / "lfw.bin", ENCODED, ISSAME)
     else:
-        (pair_sets.write_memfile if form == "memfile" else pair_sets.write_bcolz)(tmp_path, "lfw", IMAGES, ISSAME)
+        (pair_writers.write_memfile if form == "memfile" else pair_writers.write_bcolz)(tmp_path, "lfw", IMAGES, ISSAME)
     pair_set = pair_sets.open_pair_set(tmp_path, "lfw")
     _ = pair_set.images[0]
     parcel = pickle.dumps(pair_set)

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from adaface.checkpoints import run_folder
-from adaface.data.pair_sets import open_pair_set, write_memfile
+from adaface.data.pair_sets import open_pair_set
+from adaface.data.pair_writers import write_memfile
 from adaface.reporting.run_report import write_run_report
 from tests.reporting.test_report import Page, result
 from tests.reporting.test_training import metrics_file

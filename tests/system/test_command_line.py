@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from adaface.system.command_line import Parser, check_packages, one_line, printable, run_to_status
+from adaface.system.command_line import check_packages, one_line, printable, run_to_status
 from adaface.system.files import write_atomically
+from adaface.system.option_parser import Parser
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -12,9 +12,9 @@ import pytest
 from adaface.commands.train_options import check_files
 from adaface.config import parsing
 from adaface.config.options import RunOptions
+from adaface.data.sources.cleaned_index import TrainingIndex, select_indexed, write_index
 from adaface.data.sources.combined import CombinedSource
 from adaface.data.sources.folder import FolderSource
-from adaface.data.sources.selection import TrainingIndex, select_indexed, write_index
 from tests.support.sharded_records import face
 
 NAMES = ["Ada", 'B "o", b', "Cy\nd", os.fsdecode(b"D\xff")]
