@@ -67,6 +67,18 @@ def test_the_architecture_names_folders_that_are_there():
     assert {end for arrow in draw_architecture.ARROWS for end in arrow[:2]} == set(draw_architecture.BOXES)
 
 
+def test_where_the_same_bits_are_promised_it_is_said_what_a_gpu_needs():
+    """A GPU adds up in any order."""
+    claim = r"bit for bit|bit-identical|[Ii]dentical (?:runs|results)|same bits"
+    promised = 0
+    for name in ("README.md", "CHANGELOG.md", *(f"docs/{file.name}" for file in (ROOT / "docs").glob("*.md"))):
+        for section in re.split(r"^#+ ", page(name), flags=re.MULTILINE):
+            if re.search(claim, section) and "CPU" not in section.splitlines()[0]:
+                promised += 1
+                assert "--deterministic" in section, f"{name}, {section.splitlines()[0]}"
+    assert promised >= 5
+
+
 # --- tables -------------------------------------------------------------------------------------------------------
 
 

@@ -297,3 +297,17 @@ def test_process_0_waits_longer_than_those_that_nccl_ends():
     assert others.total_seconds() == 60.0
     assert first.total_seconds() > 60.0 + watch._TOGETHER_SEC + watch._GRACE_SEC
     assert collective_timeout(Launch(TORCHRUN), "cpu", 60.0).total_seconds() == 60.0
+
+
+def test_processes_of_a_launcher_join_on_their_gpus_with_their_timeouts(monkeypatch):
+    made = []
+    monkeypatch.setattr(startup, "_meet", lambda launch, timeout: None)
+    monkeypatch.setattr(startup, "_answer_roll_call", lambda store, world_size: "")
+    monkeypatch.setattr(startup.torch.cuda, "device_count", lambda: 1)  # each sees its own
+    monkeypatch.setattr(startup.torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(startup.dist, "init_process_group", lambda backend, **more: made.append((backend, more)))
+    for rank in range(2):
+        join(Launch(TORCHRUN, rank=rank, local_rank=rank, world_size=2), "gpu", 60.0)
+    assert [(backend, more["device_id"].index) for backend, more in made] == [("nccl", 0)] * 2
+    first, other = (more["timeout"].total_seconds() for _, more in made)
+    assert first > other == 60.0

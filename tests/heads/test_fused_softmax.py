@@ -195,6 +195,15 @@ def test_the_gradient_of_a_trained_network_is_as_exact_in_bfloat16(build: Any, a
     assert max(off[1:]) < 6e-3
 
 
+@pytest.mark.parametrize("hip", [None, "6.4"])
+@pytest.mark.parametrize("device", ["cpu", "meta"])  # meta stands for a GPU
+def test_products_of_16_bits_are_not_rounded_to_16_bits(device: str, hip: str | None, monkeypatch: Any) -> None:
+    monkeypatch.setattr(torch.version, "hip", hip)
+    a, b = (torch.ones(shape, dtype=torch.bfloat16, device=device) for shape in ((2, 3), (3, 5)))
+    product = fused_softmax._product(a, b)
+    assert (product.dtype, product.shape) == (torch.float32, (2, 5))
+
+
 @pytest.mark.parametrize("name", HEADS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_embeddings_of_16_bits_have_a_loss_and_gradients_too(dtype: torch.dtype, name: str) -> None:

@@ -12,7 +12,9 @@ from adaface.config.device_plan import DevicePlan
 from adaface.config.options import HeadOptions
 from adaface.config.parsing import parse
 from adaface.distributed.launch import Launch
+from adaface.distributed.startup import collective_timeout
 from adaface.heads.sharded_optimizer import AgreedGradScaler
+from adaface.system.lightning_internals import DataParallelStrategy
 from adaface.training import build
 from adaface.training.stopping import NonFiniteLossError, NonFiniteLossGuard
 from adaface.training.trainer import device_arguments
@@ -110,6 +112,21 @@ def test_a_sharded_head_of_several_processes_agrees_on_the_loss_scale():
     arguments = device_arguments(plan, Launch("torchrun", world_size=2), module, deterministic=True)
     assert arguments["precision"] == "16-mixed"
     assert (arguments["deterministic"], arguments["benchmark"]) == (True, False)
+
+
+@pytest.mark.parametrize(("statistics", "same_buffers"), [("global", False), ("process", True)])
+def test_gpus_exchange_no_more_than_they_need_and_process_0_waits_to_report(statistics, same_buffers):
+    module = SimpleNamespace(sharded=False, head_options=HeadOptions(batch_statistics=statistics))
+    launch = Launch("torchrun", world_size=2)
+    arguments = device_arguments(DevicePlan("gpu", 2, "32-true"), launch, module, deterministic=False)
+    strategy = arguments["strategy"]
+    assert isinstance(strategy, DataParallelStrategy)
+    assert strategy._ddp_kwargs == {"forward_sync_buffers": same_buffers, "gradient_as_bucket_view": True}
+    assert strategy._timeout == collective_timeout(launch, "gpu", 600.0) != collective_timeout(launch, "cpu", 600.0)
+    assert arguments["benchmark"] is True
+    assert arguments["devices"] == 2
+    own = DevicePlan("gpu", 2, "32-true", visible=1)  # each process sees one GPU
+    assert device_arguments(own, launch, module, deterministic=False)["devices"] == 1
 
 
 def test_bad_weights_of_another_process_stop_this_one_too():

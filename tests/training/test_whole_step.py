@@ -1,5 +1,6 @@
 """A whole training step on the meta device, which has no values: whatever reads one, as a GPU would have to, raises."""
 
+from collections import Counter
 from types import SimpleNamespace
 
 import pytest
@@ -141,6 +142,10 @@ def test_no_process_waits_for_its_gpu_and_all_call_the_same_collectives(head, ki
         assert names <= {"all_gather_single", "all_reduce"}
     else:
         assert names == {"all_gather_single", "all_reduce", "reduce_scatter_single"}
+    if kind != "dense" and head == "adaface":
+        # of each step: labels with norms, embeddings; maxima, sums, gradient norm, overflow; the embeddings' gradient
+        expected = {"all_gather_single": 2, "all_reduce": 4, "reduce_scatter_single": 1}
+        assert Counter(name for name, *_ in first) == {name: 2 * number for name, number in expected.items()}
 
 
 def test_a_process_without_classes_calls_what_the_others_call(monkeypatch):
