@@ -38,6 +38,7 @@ SHARDED_HEAD = "sharded_head"  # key under ``adaface``: contents of the head's f
 REST = "rest.ckpt"  # in a checkpoint folder of a sharded head: everything except the head's matrices
 FOUND_IN = "found_in"  # key next to the state dict of other programs' files
 _PARTS = ("model", "backbone", "model_state_dict", "net", "network", "module", "weights")
+_EXPANDED_BYTES = 10_000_000
 _FEWEST_WEIGHTS = 10  # of a network
 THRESHOLD = "adaface_threshold"  # key next to the state dict: from this cosine on, two faces are the same person
 
@@ -124,9 +125,11 @@ def _is_weights(part: Any) -> bool:
 
 
 def _is_plain(weight: Tensor) -> bool:
-    """Return whether a tensor is dense, real and not quantized."""
-    quantized_or_complex = weight.is_quantized or weight.is_complex()
-    return weight.layout is torch.strided and not weight.is_meta and not quantized_or_complex
+    """Return whether a tensor is dense, real, not quantized, and of the size that is stored."""
+    if weight.layout is not torch.strided or weight.is_meta or weight.is_quantized or weight.is_complex():
+        return False
+    # a stride of 0 makes any number of weights of one; an expanded buffer is small
+    return weight.nbytes <= max(weight.untyped_storage().nbytes(), _EXPANDED_BYTES)
 
 
 def check_resumable(checkpoint: dict[str, Any], path: str | Path) -> None:

@@ -53,6 +53,8 @@ class _Builder:
         raise _Refused("the pickle tries to change a function")
 
 
+# of a JPEG and a PNG in Python 2's bytes, read as latin-1 and written again
+_LATIN_STARTS = ("\xff\xd8\xff", "\x89PNG")
 _LATIN = ("latin1", b"latin1", "latin-1", b"latin-1")
 
 
@@ -145,8 +147,9 @@ class _ArrayClass(_Builder):
 
 
 def _checked_shape(shape: object) -> tuple[int, ...]:
-    if not isinstance(shape, tuple) or not all(type(side) is int and side > 0 for side in shape):
-        raise _Refused("the pickle contains an array whose shape is not a tuple of positive numbers")
+    # few and small ones: the product of thousands of long numbers takes hours
+    if not isinstance(shape, tuple) or len(shape) > 8 or not all(type(n) is int and 0 < n < 2**48 for n in shape):
+        raise _Refused("the pickle contains an array whose shape is not a tuple of a few positive numbers")
     return shape
 
 
@@ -324,10 +327,13 @@ def _plain_images(stored: object, path: Path) -> list[EncodedImage]:
     if not isinstance(stored, (list, tuple)):
         raise ValueError(f"{path} {_NOT_A_SET}: its images are {_describe(stored)}, expected a list")
     images: list[EncodedImage] = []
+    copies: dict[int, bytes] = {}
     for index, image in enumerate(stored):
         plain = image.value if isinstance(image, _Array) else image
-        if isinstance(plain, bytearray):
-            plain = bytes(plain)
+        if isinstance(plain, bytearray) or (isinstance(plain, str) and plain.startswith(_LATIN_STARTS)):
+            if id(plain) not in copies:  # a file can use the same object a million times
+                copies[id(plain)] = plain.encode("latin-1", "replace") if isinstance(plain, str) else bytes(plain)
+            plain = copies[id(plain)]
         if isinstance(plain, np.ndarray) and plain.ndim == 2 and 1 in plain.shape:
             plain = plain.reshape(-1)  # encoded bytes as OpenCV returned them, (N, 1)
         if isinstance(plain, bytes) or (
@@ -343,7 +349,7 @@ def _plain_booleans(stored: object, path: Path) -> np.ndarray:
     """Turn the second half of the pickle into bool (P,)."""
     values = stored.value if isinstance(stored, _Array) else stored
     if isinstance(values, np.ndarray):
-        values = values.tolist() if values.ndim == 1 else None
+        values = values.reshape(-1).tolist() if values.size == max(values.shape, default=0) else None  # (P,) or (P, 1)
     if not isinstance(values, (list, tuple)):
         raise ValueError(f"{path} {_NOT_A_SET}: issame is {_describe(stored)}, expected a list of booleans")
     for index, value in enumerate(values):

@@ -3,12 +3,14 @@
 Even an unpickler that calls no foreign code can be misused: a tuple nested a million times overflows the stack when it
 is hashed, nine bytes announce a string of two gigabytes, a memo index makes a table of that size. A pickle that
 passed the walk is built of the given opcodes, its strings are inside the file, its memo is no larger than its number of
-opcodes, its containers are nested a few levels deep, and only plain values are hashed.
+opcodes, its containers are nested a few levels deep, have few parts even if shared ones are counted again each time,
+and only plain values are hashed. What calls in a checkpoint get is short, so that they cannot produce gigabytes.
 
 Source: ``pickletools`` of the standard library lists opcodes and their arguments.
 """
 
 import pickletools
+from collections.abc import Iterator
 from typing import Any, BinaryIO, cast
 
 _DEEPEST = 100  # a checkpoint has about ten levels
@@ -27,8 +29,12 @@ _PLAIN = frozenset(_PUSHED | _EMPTY | set(_TUPLES) | _PUTS | _GETS) | {
 }  # fmt: skip
 PAIR_SET_OPCODES = _PLAIN
 CHECKPOINT_OPCODES = _PLAIN | {"NEWOBJ", "BINPERSID"}
+_MOST_PARTS = 20_000_000  # of an object, in addition to those in the file
+_CALL_PARTS = {"collections OrderedDict": 1_000_000}  # what a call in a checkpoint gets: Python 2 gives all items
+_MOST_CALL_PARTS = 10_000  # others: the description of a tensor, a number
 _MOST_NUMBERS_AS_KEYS = 20_000  # their hashes are no secret: many could be chosen to collide
 _NO_EFFECT = {"PROTO", "FRAME", "STOP"}
+_FROM_NUMBERS = {"__builtin__ bytearray", "builtins bytearray"}  # bytearray(10**10) fills the memory
 
 
 class UnsafePickleError(ValueError):
@@ -51,9 +57,9 @@ def walk_pickle(file: BinaryIO, size: int, opcodes: frozenset[str]) -> None:
         UnsafePickleError: another opcode, or built as no such file is.
         DamagedPickleError: damaged, truncated, or no pickle.
     """
-    walk = _Walk()
+    walk = _Walk(size, calls_are_short="NEWOBJ" in opcodes)
     try:
-        for opcode, argument, _ in pickletools.genops(cast(BinaryIO, _Bounded(file, size))):
+        for opcode, argument in _opcodes(cast(BinaryIO, _Bounded(file, size))):
             if opcode.name not in opcodes:
                 raise UnsafePickleError(f"it uses the opcode {opcode.name}, which such a file does not need")
             if opcode.name == "FRAME" and int(argument or 0) > size:  # the unpickler reserves so many bytes
@@ -63,6 +69,17 @@ def walk_pickle(file: BinaryIO, size: int, opcodes: frozenset[str]) -> None:
         raise
     except (ValueError, IndexError, KeyError, OverflowError) as error:
         raise DamagedPickleError(str(error)[:80] or type(error).__name__) from None
+
+
+def _opcodes(file: BinaryIO) -> Iterator[tuple[pickletools.OpcodeInfo, Any]]:
+    """Yield opcodes with their arguments, as ``pickletools.genops``, which takes every STRING of Python 2 for ASCII."""
+    opcode = None
+    while opcode is None or opcode.name != "STOP":
+        opcode = pickletools.code2op[file.read(1).decode("latin-1")]
+        if opcode.name == "STRING":
+            yield opcode, pickletools.read_stringnl(file, decode=False)
+        else:
+            yield opcode, None if opcode.arg is None else opcode.arg.reader(file)
 
 
 class _Bounded:
@@ -97,22 +114,30 @@ class _Value:
     Attributes:
         depth: levels of containers in it; 0 for a plain value.
         is_text: it is a text.
+        parts: in it, a shared part as often as it occurs; in a checkpoint, a text counts by its length.
+        name: module and name of a global.
         used: it is a part of another object, and must not grow any more.
     """
 
-    __slots__ = ("depth", "is_text", "used")
+    __slots__ = ("depth", "is_text", "name", "parts", "used")
 
     def __init__(self, depth: int, is_text: bool = False) -> None:
-        self.depth, self.is_text, self.used = depth, is_text, False
+        self.depth, self.is_text, self.parts, self.name, self.used = depth, is_text, 1, "", False
 
 
 _MARK = _Value(0)
 
 
 class _Walk:
-    """The unpickler's stack and memo, of ``_Value``."""
+    """The unpickler's stack and memo, of ``_Value``.
 
-    def __init__(self) -> None:
+    Args:
+        size: of the file in bytes.
+        calls_are_short: refuse calls that get much, or that produce bytes from a number.
+    """
+
+    def __init__(self, size: int, calls_are_short: bool) -> None:
+        self._most_parts, self._calls_are_short = size + _MOST_PARTS, calls_are_short
         self._stack: list[_Value] = []
         self._memo: dict[int, _Value] = {}
         self._steps = self._numbers_as_keys = 0
@@ -121,7 +146,7 @@ class _Walk:
         """Do what an opcode does to the stack."""
         self._steps += 1
         if name in _PUSHED:
-            self._stack.append(_Value(0, name in _TEXTS))
+            self._push(name, argument)
         elif name in _EMPTY:
             self._stack.append(_Value(1))
         elif name in _GETS:
@@ -134,6 +159,16 @@ class _Walk:
             self._combine([self._pop() for _ in range(_TUPLES[name])])
         elif name not in _NO_EFFECT:
             getattr(self, f"_{name.lower()}")()
+
+    def _push(self, name: str, argument: Any) -> None:
+        value = _Value(0, name in _TEXTS)
+        if self._calls_are_short and isinstance(argument, (str, bytes, bytearray)):
+            value.parts += len(argument)
+        if name == "GLOBAL":
+            value.name = argument
+            if self._calls_are_short and argument in _FROM_NUMBERS:
+                raise UnsafePickleError(f"it names {argument}, which such a file does not need")
+        self._stack.append(value)
 
     def _put(self, index: int) -> None:
         if not 0 <= index <= self._steps:
@@ -164,8 +199,11 @@ class _Walk:
         for part in parts:
             part.used = part.depth > 0
             container.depth = max(container.depth, 1 + part.depth)
+            container.parts += part.parts
         if container.depth > _DEEPEST:
             raise UnsafePickleError(f"its objects are nested more than {_DEEPEST} levels deep")
+        if container.parts > self._most_parts:
+            raise UnsafePickleError("its objects share their parts so often that they would fill the memory")
         self._stack.append(container)
 
     def _list(self) -> None:
@@ -211,9 +249,13 @@ class _Walk:
             raise UnsafePickleError(f"it has more than {_MOST_NUMBERS_AS_KEYS:,} numbers as keys")
 
     def _reduce(self) -> None:
-        arguments = self._pop()
-        self._pop()  # the function
-        self._combine([arguments] if arguments.depth > 1 else [])
+        arguments, function = self._pop(), self._pop()
+        most = _CALL_PARTS.get(function.name, _MOST_CALL_PARTS)
+        if self._calls_are_short and arguments.parts > most:
+            raise UnsafePickleError(f"it calls a function with more than {most:,} parts or letters")
+        result = _Value(1)
+        self._combine([arguments] if arguments.depth > 1 else [], result)
+        result.parts = 1 + arguments.parts
 
     _newobj = _reduce
 

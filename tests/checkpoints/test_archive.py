@@ -1,5 +1,6 @@
 """What is checked before torch reads a checkpoint: checksums, sizes, and the opcodes of the pickle."""
 
+import collections
 import io
 import pickle
 import time
@@ -102,6 +103,8 @@ def test_compressed_members_are_refused(tmp_path):
 
 
 NESTED = b"\x80\x02)" + b"\x85" * 200_000
+SHARED = b")" + b"".join(b"q" + bytes([n]) + b"h" + bytes([n]) + b"\x86" for n in range(90))  # 2**90 parts
+ENCODES = b"\x80\2c_codecs\nencode\nq\0X\x40\x42\x0f\0" + b"a" * 10**6 + b"q\1X\6\0\0\0latin1q\2"
 HOSTILE = {
     "nested tuples": (NESTED + b".", "nested more than 100 levels"),
     "nested tuples as a key": (b"\x80\x02}" + NESTED[2:] + b"Ns.", "nested more than 100 levels"),
@@ -111,6 +114,13 @@ HOSTILE = {
     "an instance": (b"\x80\x02(cos\nsystem\no.", "the opcode OBJ"),
     "a huge text": (b"\x80\x02X\xff\xff\xff\xffa.", "announces more bytes"),
     "a huge memo": (b"\x80\x02)r\xff\xff\xff\x0f.", "memo index"),
+    "bytes of a number": (b"\x80\x02c__builtin__\nbytearray\nJ\xff\xff\xff\x7f\x85R.", "names __builtin__ bytearray"),
+    "a text encoded again and again": (
+        ENCODES + b"](" + b"h\0h\1h\2\x86R" * 1000 + b"e.",
+        "more than 10,000 parts or letters",
+    ),
+    "a set of shared tuples": (b"\x80\2c__builtin__\nset\n](" + SHARED + b"e\x85R.", "share their parts"),
+    "a config of shared tuples": (b"\x80\2}X\7\0\0\0adaface" + SHARED + b"s.", "share their parts"),
 }
 
 
@@ -122,6 +132,22 @@ def test_pickles_that_would_crash_an_unpickler(tmp_path, name):
     with pytest.raises(ValueError, match=rf"evil\.ckpt is (refused: |damaged or not a checkpoint).*{message}"):
         load_checkpoint(path)
     assert time.monotonic() - began < 30  # a hang is what is tested, not the speed
+
+
+def test_a_weight_that_is_larger_than_what_is_stored_is_refused(tmp_path):
+    path = tmp_path / "a.ckpt"
+    torch.save({"state_dict": {"head.kernel": torch.zeros(1).expand(2**40)}}, path)
+    with pytest.raises(ValueError, match="1 weights are not dense real tensors, the first is head.kernel"):
+        load_checkpoint(path)
+    torch.save({"state_dict": {"buffer": torch.zeros(1).expand(1000)}}, path)
+    assert load_checkpoint(path)["state_dict"]["buffer"].shape == (1000,)
+
+
+def test_collections_are_walked(tmp_path):
+    """As schedulers and the state dicts of Python 2 have them."""
+    items = collections.OrderedDict((f"layer{n}.weight", n) for n in range(2000))
+    torch.save({"state_dict": {}, "milestones": collections.Counter({12: 1}), "items": items}, tmp_path / "a.ckpt")
+    assert load_checkpoint(tmp_path / "a.ckpt")["items"] == items
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])

@@ -4,6 +4,7 @@ import io
 import os
 import pickle
 import pickletools
+from collections.abc import Callable
 from pathlib import Path
 
 import bcolz
@@ -64,9 +65,16 @@ def python2_pickle(images: list[bytes], issame: list[bool]) -> bytes:
     return out.getvalue()
 
 
-def test_bin_of_python_2(tmp_path: Path) -> None:
+def python2_text_pickle(images: list[bytes], issame: list[bool]) -> bytes:
+    """What Python 2 writes with protocol 0, its default."""
+    texts = b"".join(b"S" + repr(image)[1:].encode() + b"\np%d\na" % number for number, image in enumerate(images, 2))
+    return b"((lp1\n" + texts + b"(lp9\n" + b"".join(b"I0%d\na" % same for same in issame) + b"tp10\n."
+
+
+@pytest.mark.parametrize("dump_of_python_2", [python2_pickle, python2_text_pickle])
+def test_bin_of_python_2(tmp_path: Path, dump_of_python_2: Callable[[list[bytes], list[bool]], bytes]) -> None:
     path = tmp_path / "lfw.bin"
-    path.write_bytes(python2_pickle(ENCODED, ISSAME))
+    path.write_bytes(dump_of_python_2(ENCODED, ISSAME))
     images, issame = read_bin(path)
     assert images == ENCODED
     assert issame.tolist() == ISSAME
@@ -156,6 +164,8 @@ REAL_LIFE = {
     "bool scalars": (ENCODED, [np.bool_(same) for same in ISSAME]),
     "array of bytes objects": (np.array(ENCODED, dtype=object), np.array(ISSAME, dtype=object)),
     "bytearrays": ([bytearray(data) for data in ENCODED], ISSAME),
+    "a column of labels": (ENCODED, np.array(ISSAME)[:, None]),
+    "bytes of Python 2 as latin-1": ([data.decode("latin-1") for data in ENCODED], ISSAME),
     "a list of two": [ENCODED, ISSAME],
     "tuples": (tuple(ENCODED), tuple(ISSAME)),
 }
@@ -172,7 +182,25 @@ def nested(levels: int) -> bytes:
     return b"\x80\x02" + b")" + b"\x85" * levels + b"."
 
 
+def array_of(shape: bytes, kind: bytes, content: bytes) -> bytes:
+    """A NumPy array in protocol 2, with the opcodes of its shape and its content."""
+    described = b"cnumpy\ndtype\nX\2\0\0\0" + kind + b"K\0K\1\x87R"
+    return (
+        b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\n)U\1b\x87R(K\1"
+        + shape
+        + described
+        + b"\x89"
+        + content
+        + b"tb"
+    )
+
+
+LONG = b"\x8b" + (10_001).to_bytes(4, "little") + b"\1" * 10_001
 HOSTILE = {
+    "a shape of a thousand long numbers": b"\x80\2(" + array_of(b"(" + LONG + b"q\5" + b"h\5" * 1000 + b"t", b"u1", b"U\1a")
+    + b"Nt.",
+    "a hundred arrays of the same list": b"\x80\2((" + b"N" * 10**6 + b"lq\0("
+    + array_of(b"J" + (10**6).to_bytes(4, "little") + b"\x85", b"O8", b"h\0") * 100 + b"lNt.",
     "a million nested tuples": nested(1_000_000),
     "nested lists": b"\x80\x02" + b"](" * 500 + b"]" + b"e" * 500 + b".",
     "nested by the memo": b"\x80\x04]\x94" + b"".join(b"]\x94ah" + bytes([n]) for n in range(1, 200)) + b".",
@@ -200,6 +228,16 @@ def test_small_hostile_pickles_are_refused_at_once(tmp_path: Path, name: str) ->
     with pytest.raises(ValueError, match=r"evil\.bin (was refused|is not a verification \.bin)") as caught:
         read_bin(path)
     assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("stored", [b"\x96\x40\x42\x0f\0\0\0\0\0", b"X\x40\x42\x0f\0"])
+def test_an_image_that_is_used_many_times_is_kept_once(tmp_path: Path, stored: bytes) -> None:
+    start = b"\x89PNG" if stored[:1] == b"\x96" else "\x89PNG".encode()
+    path = tmp_path / "a.bin"
+    image = stored + start + b"a" * (10**6 - len(start)) + b"\x94"
+    path.write_bytes(b"\x80\5(]" + image + b"a" + b"h\0a" * 19_999 + b"](" + b"\x88" * 10_000 + b"et.")
+    images, _ = read_bin(path)
+    assert len({id(one) for one in images}) == 1  # not 20 GB
 
 
 def test_many_numbers_as_keys_are_refused(tmp_path: Path) -> None:
