@@ -238,7 +238,3 @@ def _tell(outcome: Outcome, seconds: float, output: Path) -> None:
     print(f"no face from {len(outcome.without):,} photographs ({kinds}), all of them in {output / TABLE}:")
     for name, reason in outcome.without[:_SHOWN]:
         print(f"  {printable(name)}: {printable(reason)}")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -5,8 +5,15 @@
 The baseline is the cosine similarity of raw pixels with the same 10-fold protocol.
 """
 
-import os
 import sys
+
+from adaface.system.interrupt import end_on_interrupt
+
+if __name__ == "__main__":
+    end_on_interrupt()
+
+
+import os
 from pathlib import Path
 
 import numpy as np

@@ -57,6 +57,7 @@ from adaface.system.command_line import (
     EXPECTED_ERRORS,
     FAILED,
     INTERRUPTED,
+    is_out_of_memory,
     output_written,
     program_name,
     report_error,
@@ -351,10 +352,7 @@ def _report(error: Exception) -> int:
         reported = (MemoryError if kind.endswith("MemoryError") else RuntimeError)(message)
     if isinstance(error, torch.OutOfMemoryError):
         reported = RuntimeError(f"out of GPU memory: give a smaller --batch_size, or --use_16bit ({lines[0]})")
-    if "DefaultCPUAllocator" in str(error):
-        reported = RuntimeError(f"out of memory: --plan shows the memory of a step and how to reduce it ({lines[0]})")
+    elif is_out_of_memory(reported):
+        said = f" ({str(reported).splitlines()[0]})" if str(reported) else ""
+        reported = RuntimeError(f"out of memory: --plan shows the memory of a step and how to reduce it{said}")
     return report_error(program_name("train"), reported, notes=getattr(error, "__notes__", ()))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -18,11 +18,18 @@ Every image depends only on the seed, the person and the number of the picture: 
 smaller one, and the verification sets do not depend on its size.
 """
 
+import sys
+
+from adaface.system.interrupt import end_on_interrupt
+
+if __name__ == "__main__":
+    end_on_interrupt()
+
+
 import json
 import logging
 import multiprocessing
 import os
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass

@@ -8,6 +8,7 @@ import importlib.util
 import io
 import logging
 import os
+import re
 import select
 import signal
 import sys
@@ -31,6 +32,11 @@ NOBODY_READS = 141  # as of a program ended by SIGPIPE
 EXPECTED_ERRORS = (ValueError, FileNotFoundError, RuntimeError, OSError, MemoryError)
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _LONGEST_LINE = 1500  # letters of a message
+_LONGEST_DETAILS = 300
+_OUT_OF_MEMORY = re.compile(  # of PyTorch, oneDNN, ONNX Runtime, C++ and the system
+    r"can't allocate memory|Cannot allocate memory|could not create a (memory object|primitive(?! desc))|bad_alloc"
+    r"|Failed to allocate memory|Insufficient memory|can't start new thread"
+)
 _left_out: contextvars.ContextVar[list[bool] | None] = contextvars.ContextVar("left_out", default=None)
 
 
@@ -228,16 +234,27 @@ def one_line(error: Exception) -> str:
         return (
             f"{place}the file would be larger than the limit of this shell (ulimit -f) or file system allows: raise it"
         )
-    if isinstance(error, MemoryError):
-        details = " ".join(str(error).split())
+    if is_out_of_memory(error):
+        details = printable(" ".join(str(error).split()))[:_LONGEST_DETAILS]
         return (
-            f"out of memory{f' ({details})' if details else ''}: close other programs, or raise the limit (ulimit -v)"
+            f"out of memory{f' ({details})' if details else ''}: give a smaller --batch_size if the command has one, "
+            "close other programs, or raise the limit (ulimit -v)"
         )
     message = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
     line = printable(" ".join(message.split()))
     if len(line) > _LONGEST_LINE:  # it quotes a damaged file; what to do stands at the end
         line = f"{line[: _LONGEST_LINE * 2 // 3]} ... {line[-_LONGEST_LINE // 3 :]}"
     return line
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory could not be allocated, whichever library says it.
+
+    Args:
+        error: of any kind; not one that says it as this module does.
+    """
+    told = str(error)
+    return isinstance(error, MemoryError) or (not told.startswith("out of ") and bool(_OUT_OF_MEMORY.search(told)))
 
 
 def printable(text: str) -> str:

@@ -137,7 +137,7 @@ def test_pickles_that_would_crash_an_unpickler(tmp_path, name):
 def test_a_weight_that_is_larger_than_what_is_stored_is_refused(tmp_path):
     path = tmp_path / "a.ckpt"
     torch.save({"state_dict": {"head.kernel": torch.zeros(1).expand(2**40)}}, path)
-    with pytest.raises(ValueError, match="1 weights are not dense real tensors, the first is head.kernel"):
+    with pytest.raises(ValueError, match=r"1 weights are not dense real tensors, the first is head\.kernel"):
         load_checkpoint(path)
     torch.save({"state_dict": {"buffer": torch.zeros(1).expand(1000)}}, path)
     assert load_checkpoint(path)["state_dict"]["buffer"].shape == (1000,)

@@ -810,6 +810,11 @@ def test_a_full_memory_is_named_with_what_helps(capsys):
     assert capsys.readouterr().err == (
         f"main.py: error: out of memory: --plan shows the memory of a step and how to reduce it ({told})\n"
     )
+    with log_to_screen():
+        assert train._report(MemoryError()) == 2
+    assert capsys.readouterr().err == (
+        "main.py: error: out of memory: --plan shows the memory of a step and how to reduce it\n"
+    )
 
 
 def test_a_process_group_of_the_caller_is_left_alone(tmp_path, capsys):

@@ -197,8 +197,9 @@ def array_of(shape: bytes, kind: bytes, content: bytes) -> bytes:
 
 LONG = b"\x8b" + (10_001).to_bytes(4, "little") + b"\1" * 10_001
 HOSTILE = {
-    "a shape of a thousand long numbers": b"\x80\2(" + array_of(b"(" + LONG + b"q\5" + b"h\5" * 1000 + b"t", b"u1", b"U\1a")
-    + b"Nt.",
+    "a shape of a thousand long numbers": b"\x80\2(" + array_of(
+        b"(" + LONG + b"q\5" + b"h\5" * 1000 + b"t", b"u1", b"U\1a"
+    ) + b"Nt.",
     "a hundred arrays of the same list": b"\x80\2((" + b"N" * 10**6 + b"lq\0("
     + array_of(b"J" + (10**6).to_bytes(4, "little") + b"\x85", b"O8", b"h\0") * 100 + b"lNt.",
     "a million nested tuples": nested(1_000_000),

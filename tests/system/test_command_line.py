@@ -52,6 +52,19 @@ def test_errors_of_the_system_name_their_file(tmp_path):
     assert too_large.startswith("x.npz: the file would be larger than the limit of this shell (ulimit -f)")
     assert one_line(MemoryError()).startswith("out of memory: ")
     assert one_line(MemoryError("Unable to allocate\n8 GiB")).startswith("out of memory (Unable to allocate 8 GiB): ")
+    assert one_line(RuntimeError("could not create a memory object")) == (
+        "out of memory (could not create a memory object): give a smaller --batch_size if the command has one, close "
+        "other programs, or raise the limit (ulimit -v)"
+    )
+    for told in (
+        "DefaultCPUAllocator: can't allocate memory",
+        "could not create a primitive",
+        "can't start new thread",
+    ):
+        assert one_line(RuntimeError(told)).startswith(f"out of memory ({told}): give a smaller --batch_size")
+    assert (
+        one_line(RuntimeError("could not create a primitive descriptor")) == "could not create a primitive descriptor"
+    )
     assert one_line(FileNotFoundError("there is no image x")) == "there is no image x"
 
 

@@ -66,6 +66,8 @@ def slow_imports(tmp_path) -> Path:
         ["main.py", "--arch", "ir_mini"],
         ["convert.py", "--rec_path", "x"],
         ["inference.py", "serve", "--checkpoint", "x.ckpt"],
+        ["-m", "adaface.demo.dataset", "--output", "x"],
+        ["-m", "adaface.commands.demo_baseline", "x"],
         ["-m", "adaface", "train", "--arch", "ir_mini"],
         ["-m", "adaface", "serve", "--checkpoint", "README.md"],
         ["-m", "adaface", "evaluate", "pairs", "--checkpoint", "README.md", "--root", "docs"],
@@ -77,6 +79,13 @@ def test_during_imports(slow_imports, words, number):
     assert running.stdout.readline() == "importing\n"
     running.send_signal(number)
     assert ended(running) == (130, "\nadaface: stopped; nothing was done\n")
+
+
+def test_every_module_that_is_a_command_is_guarded():
+    modules = [*ROOT.glob("*.py"), *ROOT.glob("adaface/**/*.py")]
+    commands = [module for module in modules if '__name__ == "__main__"' in module.read_text()]
+    assert len(commands) > 4
+    assert [module for module in commands if "    end_on_interrupt()\n" not in module.read_text()] == []
 
 
 def test_once_and_twice():
