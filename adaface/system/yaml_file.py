@@ -1,7 +1,8 @@
 """Read a YAML file of simple values strictly.
 
 A recipe needs plain scalars, and lists of them. Aliases (which can expand to any size), explicit tags, keys that occur
-twice (the later one would silently override the earlier) and deep nesting are errors; dates are texts.
+twice (the later one would silently override the earlier) and deep nesting are errors; dates, `<<`, `010` and `1:30`
+are texts.
 
 Source: YAML 1.1 as PyYAML's ``SafeLoader`` reads it.
 """
@@ -15,13 +16,15 @@ import yaml
 
 from adaface.system.text_file import read_text
 
-_MOST_BYTES = 1_000_000
+_MOST_BYTES = 100_000
 _DEEPEST = 10
+_NOT_RESOLVED = {f"tag:yaml.org,2002:{name}" for name in ("timestamp", "merge", "value")}
+_INTEGER = re.compile(r"[-+]?(0|[1-9][0-9_]*|0x[0-9a-fA-F_]+)$")  # 010 would be 8, and 1:30 would be 90
 _INNER_TAB = re.compile(r"(?<=\S)[ \t]*\t[ \t]*|^[ \t]+(?=#)")
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """``SafeLoader`` without dates, and without keys that occur twice."""
+    """``SafeLoader`` without dates, merges (<<), and keys that occur twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         """Refuse a key that occurs twice."""
@@ -36,7 +39,9 @@ class _StrictLoader(yaml.SafeLoader):
 
 
 _StrictLoader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    first: [
+        (tag, _INTEGER if tag.endswith(":int") else pattern) for tag, pattern in resolvers if tag not in _NOT_RESOLVED
+    ]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 

@@ -30,8 +30,8 @@ def written(tmp_path, text):
         ("lr: [1\n", "is not a valid YAML file"),
         ("lr: 0.1\n\tx: 2\n", "is not a valid YAML file"),
         ("lr: " + "9" * 5000 + "\n", "is not a valid YAML file"),
-        ("a: 1\n" * 250_000, "more than 1,000,000 bytes"),
-        ("<<: {a: 1}\nb: 2\n", "is not a valid YAML file"),
+        ("a: 1\n" * 25_000, "more than 100,000 bytes"),
+        ("<<: {a: 1}\n<<: {b: 2}\n", "the key '<<' occurs twice"),
         ("\x00", "is not a valid YAML file"),
     ],
 )
@@ -41,6 +41,18 @@ def test_what_a_recipe_does_not_need_is_refused(tmp_path, text, message):
         read_yaml(path)
     assert str(caught.value).startswith(f"{path} is not a valid YAML file: ")
     assert "\n" not in str(caught.value)
+
+
+def test_no_number_is_read_as_another(tmp_path):
+    """YAML 1.1 reads 010 as 8, and 1:30 as 90."""
+    path = written(tmp_path, "epochs: 010\nprefix: 0123\nseed: 0x10\nbatch_size: 1_000\n")
+    assert read_recipe(path) == {"epochs": 10, "prefix": "0123", "seed": 16, "batch_size": 1000}
+    for text, message in (
+        ("seed: 1:30\n", "--seed takes a whole number, got '1:30'"),
+        ("<<: {a: 1}\n", "unknown option '<<'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            read_recipe(written(tmp_path, text))
 
 
 def test_dates_are_texts_and_bytes_that_are_no_text_are_named(tmp_path):
