@@ -95,7 +95,7 @@ def _compare(options: argparse.Namespace, model: CachedEmbedding) -> None:
 
 
 def _embed(options: argparse.Namespace, model: CachedEmbedding) -> None:
-    faces = faces_of_folder(Path(options.folder), model, _opener(options))
+    faces = faces_of_folder(Path(options.folder), model, _opener(options), to_keep=True)
     write_embeddings(Path(options.out), faces)
     print(f"{len(faces):,} faces of {options.folder} saved to {options.out}")
 

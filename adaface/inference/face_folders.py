@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +12,14 @@ from adaface.data.image_list import ImageList
 from adaface.inference.embedding_cache import CachedEmbedding
 from adaface.inference.gallery import NamedEmbeddings, read_embeddings
 from adaface.inference.sample_images import find_images
-from adaface.system.command_line import printable
+from adaface.system.command_line import mark_incomplete, printable
+from adaface.system.files import FileState, state_of
 
 logger = logging.getLogger(__name__)
 
 # opens image files as aligned faces: called with a name for the list and its files
 OpenFaces = Callable[[str, Sequence[Path]], ImageList]
-_SHOWN_UNREADABLE = 5
+_SHOWN = 5
 
 
 def named_faces(path: Path, model: CachedEmbedding, open_faces: OpenFaces) -> NamedEmbeddings:
@@ -35,19 +37,29 @@ def named_faces(path: Path, model: CachedEmbedding, open_faces: OpenFaces) -> Na
     if path.is_dir():
         return faces_of_folder(path, model, open_faces)
     if path.suffix == EMBEDDINGS_SUFFIX:
-        return read_embeddings(path, model.embedder.fingerprint)
+        faces = read_embeddings(path, model.embedder.fingerprint)
+        if changed := faces.changed():
+            mark_incomplete()
+            logger.info(
+                f"note: {len(changed):,} of {len(faces):,} images of {path} have changed in {faces.folder} since, or "
+                f"are gone ({_some(changed)}): embed the folder again"
+            )
+        return faces
     if path.exists():
         raise ValueError(f"{path} is not a gallery: expected a folder of images, or an .npz of `embed`")
     raise FileNotFoundError(f"there is no {path}")
 
 
-def faces_of_folder(folder: Path, model: CachedEmbedding, open_faces: OpenFaces) -> NamedEmbeddings:
+def faces_of_folder(
+    folder: Path, model: CachedEmbedding, open_faces: OpenFaces, *, to_keep: bool = False
+) -> NamedEmbeddings:
     """Embed the images of a folder; unreadable ones, up to the allowed fraction, are skipped and reported.
 
     Args:
         folder: searched at any depth.
         model: embeds the images, and caches the embeddings.
         open_faces: opens the images.
+        to_keep: also read the states of the files, for an ``.npz``.
 
     Returns:
         The faces; names are paths relative to the folder.
@@ -58,15 +70,27 @@ def faces_of_folder(folder: Path, model: CachedEmbedding, open_faces: OpenFaces)
     """
     files = find_images(folder)
     names = [file.relative_to(folder).as_posix() for file in files]
+    states = [_state_of(file) for file in files] if to_keep else []  # before they are embedded: they may change
     embedded = model(open_faces(folder.resolve().name, files))
     good = np.flatnonzero(embedded.readable)
     bad = [names[index] for index in np.flatnonzero(~embedded.readable)]
     if bad:
-        shown = ", ".join(map(printable, bad[:_SHOWN_UNREADABLE])) + (", ..." if len(bad) > _SHOWN_UNREADABLE else "")
-        logger.info(f"skipped {len(bad):,} of {len(files):,} images, unreadable: {shown}")
+        logger.info(f"skipped {len(bad):,} of {len(files):,} images, unreadable: {_some(bad)}")
     if not len(good):
         raise ValueError(f"{folder} contains no usable image, so there are no embeddings")
-    return _with_model(model, [names[i] for i in good], embedded.embeddings[good], embedded.norms[good, 0])
+    faces = _with_model(model, [names[i] for i in good], embedded.embeddings[good], embedded.norms[good, 0])
+    return replace(faces, folder=str(folder.resolve()), states=[states[i] for i in good]) if to_keep else faces
+
+
+def _state_of(file: Path) -> FileState:
+    try:
+        return state_of(file)
+    except OSError:  # counted as unreadable
+        return FileState(0, 0, "")
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(map(printable, names[:_SHOWN])) + (", ..." if len(names) > _SHOWN else "")
 
 
 def faces_of_files(paths: Sequence[str], model: CachedEmbedding, open_faces: OpenFaces) -> NamedEmbeddings:

@@ -1,7 +1,8 @@
 """A gallery of faces: its embeddings in a file, and the results of a search as text and as CSV.
 
 The file is an `.npz` of plain arrays without pickles: `names` (N,) text, `embeddings` (N, D) and `norms` (N,) float32,
-`model` (the fingerprint of the weights), `arch` and `version`. Any program that reads `.npz` can use it.
+`model` (the fingerprint of the weights), `arch` and `version`; of the images, `folder`, and `bytes`, `modified_ns` and
+`sha256` (N,) when they were embedded. Any program that reads `.npz` can use it.
 
 The search itself is ``inference.search.most_similar``.
 """
@@ -16,7 +17,7 @@ import numpy as np
 from adaface.inference.comparison import NO_THRESHOLD, Threshold, short_name, threshold_text
 from adaface.system.command_line import printable
 from adaface.system.csv_text import SafeWriter
-from adaface.system.files import atomic_file
+from adaface.system.files import FileState, atomic_file
 from adaface.system.numpy_file import DAMAGED, describe, read_arrays
 
 _VERSION = 1
@@ -34,6 +35,8 @@ class NamedEmbeddings:
         norms: (N,) float32 feature norms, the model's measure of quality.
         model: fingerprint of the model.
         arch: architecture of the model.
+        folder: absolute path of the folder of the images; empty if it is not known.
+        states: (N,) states of the images when they were embedded; empty if they are not known.
     """
 
     names: Sequence[str]
@@ -41,9 +44,25 @@ class NamedEmbeddings:
     norms: np.ndarray
     model: str
     arch: str
+    folder: str = ""
+    states: Sequence[FileState] = ()
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def changed(self) -> list[str]:
+        """Return the names of images that have changed since, or are gone; none if their folder is gone."""
+        if not Path(self.folder).is_dir():
+            return []
+        images = zip(self.names, self.states, strict=False)
+        return [name for name, state in images if not _is_unchanged(Path(self.folder, name), state)]
+
+
+def _is_unchanged(path: Path, state: FileState) -> bool:
+    try:
+        return state.still_of(path)
+    except (OSError, ValueError):
+        return False
 
 
 def write_embeddings(path: Path, faces: NamedEmbeddings) -> None:
@@ -65,6 +84,10 @@ def write_embeddings(path: Path, faces: NamedEmbeddings) -> None:
             model=np.array(faces.model),
             arch=np.array(faces.arch),
             version=np.array(_VERSION),
+            folder=np.array(faces.folder),
+            bytes=np.array([state.size for state in faces.states], np.int64),
+            modified_ns=np.array([state.modified_ns for state in faces.states], np.int64),
+            sha256=np.array([state.sha256 for state in faces.states], "S64"),
         )
 
 
@@ -109,7 +132,14 @@ def _faces_of(file: dict[str, np.ndarray]) -> NamedEmbeddings:
         raise ValueError(f"arrays of {names.dtype}, {embeddings.dtype} and {norms.dtype}")
     if names.shape != (len(embeddings),) or norms.shape != (len(embeddings),):
         raise ValueError(f"{names.shape} names and {norms.shape} norms for {len(embeddings)} embeddings")
-    return NamedEmbeddings(names.tolist(), embeddings, norms, str(file["model"]), str(file["arch"]))
+    states: list[FileState] = []
+    if "folder" in file:  # not in files of earlier versions
+        columns = (file["bytes"].tolist(), file["modified_ns"].tolist(), file["sha256"].astype(str).tolist())
+        states = [FileState(*state) for state in zip(*columns, strict=True)]
+        if states and len(states) != len(embeddings):
+            raise ValueError(f"{len(states)} states of images for {len(embeddings)} embeddings")
+    folder = str(file.get("folder", ""))
+    return NamedEmbeddings(names.tolist(), embeddings, norms, str(file["model"]), str(file["arch"]), folder, states)
 
 
 @dataclass(frozen=True)

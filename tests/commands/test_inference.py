@@ -172,6 +172,20 @@ def test_search(run, people):
         assert re.search(r"1 +1\.0000\*  person 2/1\.png \(quality \d", out)
 
 
+def test_photographs_that_changed_behind_a_gallery_are_told(run, people):
+    run("embed", "people", "--out", "faces.npz")
+    shutil.copy("people/person 2/1.png", "someone.png")
+    Path("people/person 0/1.png").touch()
+    assert "have changed" not in run("search", "faces.npz", "someone.png")
+    shutil.copy("someone.png", "people/person 0/1.png")
+    Path("people/person 1/1.png").unlink()
+    out = run("search", "faces.npz", "someone.png", expected=1)
+    assert "note: 2 of 6 images of faces.npz have changed in " in out
+    assert "since, or are gone (person 0/1.png, person 1/1.png): embed the folder again" in out
+    run("embed", "people", "--out", "faces.npz")
+    assert "have changed" not in run("search", "faces.npz", "someone.png")
+
+
 def test_probes_of_every_kind(run, people):
     run("embed", "people", "--out", "faces.npz")
     out = run("search", "faces.npz", "people/person 0", "faces.npz", "people/person 1/0.png", "--top", "99")

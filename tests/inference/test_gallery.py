@@ -1,9 +1,11 @@
+import os
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from adaface.inference.gallery import NamedEmbeddings, read_embeddings, write_embeddings
+from adaface.system.files import FileState, state_of
 
 
 def some_faces(count: int = 5) -> NamedEmbeddings:
@@ -21,6 +23,34 @@ def test_what_is_written_is_read(tmp_path):
     np.testing.assert_array_equal(read.embeddings, faces.embeddings)
     np.testing.assert_array_equal(read.norms, faces.norms)
     assert [path.name for path in tmp_path.iterdir()] == ["x.npz"]
+
+
+def test_images_that_have_changed_since_are_known(tmp_path):
+    files = [tmp_path / f"{number}.jpg" for number in range(5)]
+    for file in files:
+        file.write_bytes(file.name.encode())
+    states = [state_of(file) for file in files]
+    faces = replace(some_faces(), names=[file.name for file in files], folder=str(tmp_path), states=states)
+    write_embeddings(tmp_path / "x.npz", faces)
+    read = read_embeddings(tmp_path / "x.npz")
+    assert (read.folder, read.states, read.changed()) == (str(tmp_path), states, [])
+    os.utime(files[0], ns=(1, 1))  # a copy of the same content
+    files[1].write_bytes(b"9.jpg")  # of the same size
+    os.utime(files[1], ns=(states[1].modified_ns, states[1].modified_ns + 10**9))
+    files[2].unlink()
+    assert read.changed() == ["1.jpg", "2.jpg"]
+    assert replace(read, folder=str(tmp_path / "gone")).changed() == []
+    for unknown in (replace(faces, folder="", states=()), replace(faces, folder="a\0b")):
+        write_embeddings(tmp_path / "x.npz", unknown)
+        assert read_embeddings(tmp_path / "x.npz").changed() == []
+
+
+def test_a_file_of_an_earlier_version_knows_no_images(tmp_path):
+    write_embeddings(tmp_path / "x.npz", some_faces())
+    with np.load(tmp_path / "x.npz") as arrays:
+        kept = {name: arrays[name] for name in ("names", "embeddings", "norms", "model", "arch", "version")}
+    np.savez(tmp_path / "old.npz", **kept)
+    assert read_embeddings(tmp_path / "old.npz").changed() == []
 
 
 def test_embeddings_of_another_model_are_refused(tmp_path):
@@ -50,6 +80,7 @@ def test_files_that_are_none_of_ours(tmp_path):
         ({"embeddings": np.ones((5, 8), np.float32)}, "not all of its embeddings are unit vectors"),
         ({"norms": np.full(5, np.nan, np.float32)}, "is damaged"),
         ({"names": ["a"]}, r"\(1,\) names"),
+        ({"states": [FileState(1, 1, "")]}, "1 states of images for 5 embeddings"),
         ({"embeddings": np.ones(5, np.float32)}, "is not a file of `adaface embed`"),
     ],
 )
