@@ -38,6 +38,8 @@ from adaface.system.progress_bar import progress_bar
 from adaface.system.threads import in_order, usable_cores
 
 _TO_DO, _DONE, _UNREADABLE = 0, 1, 2
+_UNIT_TOLERANCE = 1e-3
+_ROWS_AT_ONCE = 16_384
 _POLL_SEC = 0.2
 _SHOWN = 5
 _KEY_LETTERS = 24
@@ -121,12 +123,14 @@ class CachedEmbedding:
             identity = f"{self.embedder.fingerprint}\0{view}\0{images.fingerprint()}"
             key = hashlib.sha256(identity.encode()).hexdigest()[:_KEY_LETTERS]
             name = re.sub(r"[^A-Za-z0-9_-]", "_", images.name)[:_LONGEST_NAME]
+            file = folder / f"{name}-{key}.npy"
             table = load_or_fill(
-                folder / f"{name}-{key}.npy",
+                file,
                 _table_shape(images, self.embedder),
                 lambda part: self._embed_all(images, view, part),
                 mapped=self._folder is not None,
             )
+        _check_rows(table, file)
         readable = table[:, -1] == _DONE
         self._check_unreadable(images, readable)
         if not readable.all():
@@ -321,6 +325,17 @@ def _load(file: Path, shape: tuple[int, int], mapped: bool) -> np.ndarray:
     if table is None or table.shape != shape or table.dtype != np.float32:
         raise ValueError(f"{file} is damaged ({content}, expected shape {shape} of float32): delete it")
     return table
+
+
+def _check_rows(table: np.ndarray, file: Path) -> None:
+    """Raise ValueError if rows are not filled: a page that a disk has lost is zero."""
+    for start in range(0, len(table), _ROWS_AT_ONCE):
+        rows = table[start : start + _ROWS_AT_ONCE]
+        done = rows[rows[:, -1] == _DONE]
+        lengths, norms = np.linalg.norm(done[:, :-2], axis=1), done[:, -2]
+        whole = np.where(norms == 0, lengths == 0, np.abs(lengths - 1) < _UNIT_TOLERANCE)  # 0: both views cancel out
+        if not (np.isin(rows[:, -1], (_DONE, _UNREADABLE)).all() and whole.all() and np.isfinite(norms).all()):
+            raise ValueError(f"{file} is damaged: its embeddings are no unit vectors, or missing; delete it")
 
 
 def _reserve(part: Path) -> None:

@@ -194,6 +194,19 @@ def test_a_damaged_file_of_embeddings_is_refused(model, files, tmp_path):
         embed(model, tmp_path / "cache")(files)
 
 
+@pytest.mark.parametrize(
+    ("column", "value"), [(slice(100, 228), 0), (slice(512, 513), 0), (slice(513, 514), 0), (3, 2)]
+)
+def test_zeros_inside_of_a_file_of_embeddings_are_found(model, files, tmp_path, column, value):
+    """A part of an embedding, a norm, a state; and a number that is not zero."""
+    embed(model, tmp_path / "cache")(files)
+    table = np.load(kept(tmp_path / "cache")[0], mmap_mode="r+")
+    table[2, column] = value
+    table.flush()
+    with pytest.raises(ValueError, match="is damaged: its embeddings are no unit vectors, or missing; delete it"):
+        embed(model, tmp_path / "cache")(files)
+
+
 def test_half_a_header_is_begun_anew(tmp_path):
     part = tmp_path / ".x.part"
     part.write_bytes(b"\x93NUMPY")
