@@ -14,7 +14,7 @@ import numpy as np
 from scipy.stats import binomtest, norm
 
 from adaface.metrics.dependence import Identities, placements
-from adaface.metrics.intervals import Interval
+from adaface.metrics.intervals import Interval, including
 from adaface.metrics.verification import auc, tar_at_far
 
 _Z = float(norm.ppf(0.975))
@@ -150,7 +150,9 @@ def compare_tar(
     tails = [(np.sum(side) + 1) / (_REPLICATES + 1) for side in (differences <= 0, differences >= 0)]
     low, high = np.quantile(differences, _TAILS)
     p_value = float(min(1.0, 2 * min(tails)))
-    return Comparison(tars[0], tars[1], tars[1] - tars[0], (float(low), float(high)), p_value, "paired bootstrap")
+    difference = tars[1] - tars[0]
+    interval = including((float(low), float(high)), difference)
+    return Comparison(tars[0], tars[1], difference, interval, p_value, "paired bootstrap")
 
 
 class _PairWeights:
@@ -204,8 +206,9 @@ def _weighted_thresholds(scores: np.ndarray, weights: np.ndarray, allowed: np.nd
 
 
 def _weighted_share_above(scores: np.ndarray, weights: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
-    """Return the share of weight (R,) of the scores (G,) at or above thresholds (R,); weights (R, G)."""
+    """Return the share of weight (R,) of the scores (G,) above thresholds (R,); weights (R, G)."""
     order = np.argsort(scores)
-    first = np.searchsorted(scores[order], thresholds)
+    # a threshold that equals a score is that of impostors, which would be accepted with it
+    first = np.searchsorted(scores[order], thresholds, side="right")
     below = np.concatenate((np.zeros((len(weights), 1)), weights[:, order].cumsum(axis=1)), axis=1)
     return 1 - below[np.arange(len(weights)), first] / below[:, -1]

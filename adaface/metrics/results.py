@@ -26,6 +26,7 @@ FARS = (1e-1, 1e-2, 1e-3, 1e-4)
 _FOLDS = 10
 _DECIMALS = 6
 _ROUNDING = 1e-9
+_EQUAL = 1e-6  # float32 embeddings of equal images, in other batches
 _MEAN = "mean"
 _ENDS = ("low", "high")  # of 95% intervals, in the names of columns
 _CAPTION = "verification in percent: accuracy, 95% interval, cosine threshold, TAR @ FAR"
@@ -146,6 +147,8 @@ def _evaluate_set(
             notes.append(f"{folds} folds instead of {_FOLDS}, because there are only {pairs} pairs")
 
     tars, area, equal_error = dict.fromkeys(FARS, math.nan), math.nan, math.nan
+    if pairs > 1 and np.ptp(similarity) < _EQUAL:
+        notes.append("all similarities are equal: the embeddings do not depend on the images, the network is broken")
     if genuine in (0, pairs):
         absent, there = ("impostor", "genuine") if genuine else ("genuine", "impostor")
         notes.append(f"no {absent} pairs: no error rates, and the accuracy tells only how {there} pairs are decided")

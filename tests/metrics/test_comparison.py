@@ -35,6 +35,18 @@ def test_the_same_model_twice_is_no_difference():
         assert found.interval[0] <= 0 <= found.interval[1]
 
 
+@pytest.mark.parametrize("far", [0.01, 0.1, 0.6])
+@pytest.mark.parametrize("known", [False, True])
+def test_the_interval_contains_the_difference_also_of_equal_scores(far, known):
+    scores, issame = np.random.default_rng(0).random(60), np.arange(60) % 2 == 0
+    people = np.stack([np.arange(60) % 7, 10 + np.arange(60) % 5], axis=1) if known else None
+    for first in (np.full(60, 0.5), scores.round(1), issame.astype(float)):
+        for found in (compare_tar(first, scores, issame, far, people), compare_auc(first, scores, issame, people)):
+            assert found.interval[0] <= found.difference <= found.interval[1]
+    broken = compare_tar(np.full(60, 0.5), scores, issame, 0.1)
+    assert (broken.first, broken.interval[0] >= 0) == (0, True)  # all equal scores are rejected, as measured
+
+
 def test_a_better_model_is_found_and_the_order_only_turns_the_sign():
     first, second, issame = two_models(np.random.default_rng(0), pairs=2000, better=0.5)
     for compare in (compare_auc, lambda *scores: compare_tar(*scores, 0.01)):

@@ -73,6 +73,17 @@ def test_pairs_of_one_kind_have_an_accuracy_but_no_error_rates(kind, missing, th
     )
 
 
+def test_embeddings_that_are_all_the_same_are_told():
+    same = np.arange(40) % 2 == 0
+    result = evaluate_set("x", np.tile(np.float32([[0.6, 0.8]]), (80, 1)), same, intervals=True)
+    assert result.notes == (
+        "all similarities are equal: the embeddings do not depend on the images, the network is broken",
+    )
+    for name in ("accuracy", "auc", "eer"):
+        low, high = result.intervals[name]
+        assert low <= getattr(result, name) <= high
+
+
 def test_errors_name_the_set():
     embeddings, issame = random_pairs(20)
     with pytest.raises(ValueError, match="verification set cfp_fp: 1 of 40 embeddings are not finite"):
