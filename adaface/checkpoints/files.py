@@ -60,9 +60,9 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     if Path(path).is_dir():
         if not Path(path, REST).is_file():
-            raise FileNotFoundError(
-                f"{path} is a folder without {REST}, not a checkpoint: give last.ckpt of a run folder"
-            )
+            found = next((name for name in ("best.ckpt", "last.ckpt") if Path(path, name).exists()), "")
+            advice = f"give {Path(path, found)}" if found else "give best.ckpt or last.ckpt of a run folder"
+            raise FileNotFoundError(f"{path} is a folder without {REST}, not a checkpoint: {advice}")
         return {**load_checkpoint(Path(path, REST)), "folder": str(path)}
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no checkpoint {path}")

@@ -13,7 +13,7 @@ from adaface.checkpoints.files import load_checkpoint
 from adaface.checkpoints.weights import describe_foreign
 from adaface.commands.inference_options import BATCH_SIZE, check_paths, parse
 from adaface.commands.model_options import chosen_accelerator, model_path
-from adaface.config.choices import EMBEDDINGS_SUFFIX
+from adaface.config.choices import EMBEDDINGS_SUFFIX, MOST_UNREADABLE
 from adaface.data.image_list import ImageFiles
 from adaface.inference.comparison import (
     NO_THRESHOLD,
@@ -33,7 +33,7 @@ from adaface.inference.face_folders import (
     read_faces,
 )
 from adaface.inference.gallery import FoundFaces, found_csv, found_text, write_embeddings
-from adaface.inference.grouping import NO_GROUP, draw_groups, group_faces, groups_csv, groups_text
+from adaface.inference.grouping import NO_GROUP, counted, draw_groups, group_faces, groups_csv, groups_text
 from adaface.inference.search import most_similar
 from adaface.system.command_line import program_name, run_to_status
 from adaface.system.files import atomic_path, write_atomically
@@ -72,12 +72,18 @@ def _open_model(options: argparse.Namespace) -> CachedEmbedding:
         ModelFile(str(path), options.arch, accelerator, options.color),
         folder=Path(cache) if cache else None,
         batch_size=getattr(options, "batch_size", BATCH_SIZE),
-        most_unreadable=getattr(options, "most_unreadable", 0),
+        most_unreadable=_most_unreadable(options),
     )
     print(f"model: {path} ({model.embedder.arch})")
     if foreign := describe_foreign(load_checkpoint(path), path) if path.suffix != ".onnx" else "":
         print(f"note: {foreign}; {options.color} images")
     return model
+
+
+def _most_unreadable(options: argparse.Namespace) -> float:
+    """Return the fraction of images that may be left out: of photographs any, because not all have a face."""
+    given: float | None = getattr(options, "most_unreadable", 0)
+    return given if given is not None else 1 if options.align else MOST_UNREADABLE
 
 
 def _opener(options: argparse.Namespace) -> OpenFaces:
@@ -97,7 +103,7 @@ def _compare(options: argparse.Namespace, model: CachedEmbedding) -> None:
 def _embed(options: argparse.Namespace, model: CachedEmbedding) -> None:
     faces = faces_of_folder(Path(options.folder), model, _opener(options), to_keep=True)
     write_embeddings(Path(options.out), faces)
-    print(f"{len(faces):,} faces of {options.folder} saved to {options.out}")
+    print(f"{counted(len(faces), 'face', 'faces')} of {options.folder} saved to {options.out}")
 
 
 def _search(options: argparse.Namespace, model: CachedEmbedding) -> None:
@@ -109,7 +115,8 @@ def _search(options: argparse.Namespace, model: CachedEmbedding) -> None:
     probes = joined([*parts, *([faces_of_files(files, model, open_faces)] if files else [])])
     top = min(options.top, len(gallery))
     places, similarity = most_similar(probes.embeddings, gallery.embeddings, top)
-    print(f"{len(probes):,} probes in a gallery of {len(gallery):,} faces, the {top} most similar of each:")
+    sizes = counted(len(probes), "probe", "probes"), counted(len(gallery), "face", "faces")
+    print(f"{sizes[0]} in a gallery of {sizes[1]}, the {top} most similar of each:")
     found = FoundFaces(probes, gallery, places, similarity, threshold)
     print(found_text(found))
     if options.csv:
@@ -137,7 +144,7 @@ def _group(options: argparse.Namespace, model: CachedEmbedding) -> None:
                 copy = part / f"person_{groups.person[index]:04d}" / faces.names[int(index)]
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(files[index], copy)
-        print(f"images of {groups.people:,} people copied to {options.folders}")
+        print(f"images of {counted(groups.people, 'person', 'people')} copied to {options.folders}")
 
 
 def _serve(options: argparse.Namespace, model: CachedEmbedding) -> None:

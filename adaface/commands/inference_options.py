@@ -114,8 +114,9 @@ def _add_list_options(command: Parser) -> None:
         f"(default: {CACHE})",
     )  # fmt: skip
     command.add_argument(
-        "--most_unreadable", type=float, default=MOST_UNREADABLE, metavar="FRACTION",
-        help=f"maximum fraction of unreadable images in a folder, 0 to 1 (default: {MOST_UNREADABLE})",
+        "--most_unreadable", type=float, default=None, metavar="FRACTION",
+        help=f"maximum fraction of unreadable images in a folder, 0 to 1 (default: {MOST_UNREADABLE}; 1 with --align, "
+        "where photographs without a face are left out)",
     )  # fmt: skip
 
 
@@ -180,7 +181,7 @@ def _check_values(command: Parser, options: argparse.Namespace) -> None:
         command.error(f"--port must be between 0 and {MOST_PORT}, got {options.port}")
     if options.command == "serve":
         check_packages("the page", _SERVING)
-    if options.command in ("embed", "search", "group") and not 0 <= options.most_unreadable <= 1:
+    if not 0 <= (getattr(options, "most_unreadable", None) or 0) <= 1:
         command.error(f"--most_unreadable must be between 0 and 1, got {options.most_unreadable}")
     for name, ending in {"save": ".png", "out": EMBEDDINGS_SUFFIX, "csv": ".csv"}.items():
         if getattr(options, name, None) is None:

@@ -135,7 +135,7 @@ class DeviceOptions(Group):
     """Devices, processes, precision, memory."""
 
     gpus: int = _neutral(
-        -1, "number of GPUs per machine; 0: train on the CPU; -1: all GPUs, or the CPU without any", minimum=-1
+        -1, "number of GPUs per machine; 0: train on the CPU; -1: all GPUs, or the CPU if there are none", minimum=-1
     )
     accelerator: str = _neutral(
         "auto", "device type; auto: chosen according to --gpus", choices=("auto", "cpu", "gpu", "mps")

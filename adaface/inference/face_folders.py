@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from adaface.alignment.photograph import Photographs
 from adaface.config.choices import EMBEDDINGS_SUFFIX
 from adaface.data.image_list import ImageList
 from adaface.inference.embedding_cache import CachedEmbedding
@@ -75,7 +76,8 @@ def faces_of_folder(
     good = np.flatnonzero(embedded.readable)
     bad = [names[index] for index in np.flatnonzero(~embedded.readable)]
     if bad:
-        logger.info(f"skipped {len(bad):,} of {len(files):,} images, unreadable: {_some(bad)}")
+        why = "no face or unreadable" if open_faces is Photographs else "unreadable"
+        logger.info(f"skipped {len(bad):,} of {len(files):,} images, {why}: {_some(bad)}")
     if not len(good):
         raise ValueError(f"{folder} contains no usable image, so there are no embeddings")
     faces = _with_model(model, [names[i] for i in good], embedded.embeddings[good], embedded.norms[good, 0])

@@ -167,8 +167,8 @@ def groups_text(groups: FaceGroups) -> str:
     if len(alone):
         lines.append(f"{title(groups, NO_GROUP)}: {_names(groups, alone, _SHOWN_ALONE)}")
     total = len(groups.faces)
-    grouped = f"{total - len(alone):,} of {_count(groups.people, 'person', 'people')}"
-    return "\n".join([*lines, f"{_count(total, 'face', 'faces')}: {grouped}, {len(alone):,} in no group"])
+    grouped = f"{total - len(alone):,} of {counted(groups.people, 'person', 'people')}, " if groups.people else ""
+    return "\n".join([*lines, f"{counted(total, 'face', 'faces')}: {grouped}{len(alone):,} in no group"])
 
 
 def title(groups: FaceGroups, person: int) -> str:
@@ -178,7 +178,7 @@ def title(groups: FaceGroups, person: int) -> str:
         groups: all groups.
         person: number of the group, or ``NO_GROUP``.
     """
-    count = _count(np.count_nonzero(groups.person == person), "face", "faces")
+    count = counted(np.count_nonzero(groups.person == person), "face", "faces")
     return f"person {person}: {count}" if person != NO_GROUP else f"in no group: {count}"
 
 
@@ -231,5 +231,12 @@ def _names(groups: FaceGroups, members: np.ndarray, most: int) -> str:
     return f"{shown}, ..." if len(members) > most else shown
 
 
-def _count(count: int | np.integer, one: str, several: str) -> str:
+def counted(count: int | np.integer, one: str, several: str) -> str:
+    """Return a number with its noun, such as ``1 face`` and ``2 faces``.
+
+    Args:
+        count: the number.
+        one: singular of the noun.
+        several: plural.
+    """
     return f"{count:,} {one if count == 1 else several}"

@@ -84,7 +84,7 @@ def find_images(folder: Path) -> list[Path]:
     found = find_image_files(folder)
     report_skipped(found)
     if not found.names:
-        raise FileNotFoundError(f"no images in {folder}; it contains {listing(folder)}")
+        raise FileNotFoundError(f"no images in {folder}; it contains {listing(folder)}: give a folder of images")
     return sorted(folder / name for name in found.names)
 
 

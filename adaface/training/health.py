@@ -196,11 +196,11 @@ def _line(values: dict[str, float], not_finite: int, *, skipped: bool) -> str:
     """Format the epoch's numbers; only a loss scaler skips steps with non-finite gradients."""
     line = (
         f"gradient norm {values['gradient_norm']:.3g} (highest {values['gradient_norm_max']:.3g}), "
-        f"target cosine {values['target_cosine']:.3f}, feature norm {values['feature_norm']:.1f} with deviation "
+        f"target cosine {values['target_cosine']:.3f}, feature norm {values['feature_norm']:.1f}, std "
         f"{values['feature_norm_std']:.1f} ({values['feature_norm_min']:.1f} to {values['feature_norm_max']:.1f})"
     )
     if "adaface_mean" in values:
-        line += f", AdaFace's {values['adaface_mean']:.1f} with {values['adaface_std']:.1f}"
+        line += f", AdaFace's running mean {values['adaface_mean']:.1f}, std {values['adaface_std']:.1f}"
     if "curricularface_t" in values:
         line += f", CurricularFace's t {values['curricularface_t']:.3f}"
     done = "steps skipped, their gradients" if skipped else "steps taken whose gradients were"

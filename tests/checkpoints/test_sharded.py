@@ -209,7 +209,10 @@ def test_a_matrix_of_the_backbone_may_have_the_shape_of_the_head():
 
 
 def test_a_folder_that_is_no_checkpoint_is_told(tmp_path):
-    with pytest.raises(FileNotFoundError, match=f"without {REST}"):
+    with pytest.raises(FileNotFoundError, match=rf"without {REST}, .*: give best\.ckpt or last\.ckpt of a run folder"):
+        load_checkpoint(tmp_path)
+    (tmp_path / "last.ckpt").touch()
+    with pytest.raises(FileNotFoundError, match=rf": give {tmp_path}/last\.ckpt$"):
         load_checkpoint(tmp_path)
 
 

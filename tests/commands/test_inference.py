@@ -168,7 +168,7 @@ def test_search(run, people):
         assert [row["same"] for row in rows] == [str(int(float(row["similarity"]) >= 0.5)) for row in rows]
         assert rows[0]["probe"] == "someone.png"
         assert rows[0]["probe_quality"] == pytest.approx(rows[0]["face_quality"])
-        assert "1 probes in a gallery of 6 faces, the 3 most similar of each:" in out
+        assert "1 probe in a gallery of 6 faces, the 3 most similar of each:" in out
         assert re.search(r"1 +1\.0000\*  person 2/1\.png \(quality \d", out)
 
 
@@ -239,8 +239,16 @@ def test_photographs_are_aligned_where_asked_for(run, people):
     shutil.copy("photo.png", "photos")
     run("embed", "photos", "--out", "photos.npz", "--align")
     shutil.copy("photo.png", "photos/again.png")
-    assert "2 faces: 2 of 1 person, 0 in no group" in run("group", "photos", "--align")
+    out = run("group", "photos", "--align", "--folders", "by person")
+    assert "2 faces: 2 of 1 person, 0 in no group" in out and "images of 1 person copied to by person" in out
     Path("photos/again.png").unlink()
+    shutil.copy("wall.png", "photos")  # not every photograph has a face
+    out = run("group", "photos", "--align", expected=1)
+    assert "skipped 1 of 2 images, no face or unreadable: wall.png" in out and out.count("1 face: 1 in no group") == 1
+    assert "1 of 2 images of photos cannot be read (50 %, 0.1 %" in run(
+        "embed", "photos", "--align", "--most_unreadable", "0.001", "--out", "photos.npz", expected=2
+    )
+    Path("photos/wall.png").unlink()
     Path("crops").mkdir()
     shutil.copy("aligned.png", "crops")
     run("embed", "crops", "--out", "crops.npz")

@@ -105,6 +105,7 @@ def test_long_lists_are_cut_and_the_sums_add_up():
     assert lines[20] == "... and 10 more people with 20 faces"
     assert lines[21].startswith("in no group: 30 faces: 60.png, ") and lines[21].endswith("79.png, ...")
     assert lines[22] == "90 faces: 60 of 30 people, 30 in no group"
+    assert groups_text(group_faces(named(np.eye(1)), 0.5)).splitlines()[-1] == "1 face: 1 in no group"
 
 
 def test_the_contact_sheet_shows_each_face_with_its_person(tmp_path, monkeypatch):

@@ -112,7 +112,7 @@ def test_an_epochs_numbers_are_those_of_its_steps(tmp_path, monkeypatch, capsys)
     shown = [line for line in capsys.readouterr().out.splitlines() if "gradient norm" in line]
     assert [line.partition(":")[0] for line in shown] == ["epoch 1", "epoch 2"]
     assert f"feature norm {parts['norms'][0].mean():.1f}" in shown[0]
-    assert "AdaFace's" in shown[0]
+    assert ", AdaFace's running mean " in shown[0]
 
 
 @pytest.mark.parametrize("fused", [True, False])
