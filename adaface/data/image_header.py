@@ -12,6 +12,7 @@ import functools
 import importlib
 import importlib.util
 import io
+import math
 import re
 import struct
 import zlib
@@ -66,6 +67,7 @@ MOST_SCANS = 100  # each is as slow to decode as a whole image; a progressive ph
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")  # except those without a length
 _SIZE_MARKERS = frozenset((*range(0xC0, 0xD0),)) - {0xC4, 0xC8, 0xCC}  # SOF0 to SOF15
 _SCAN, _END = 0xDA, 0xD9
+_TIFF_TILE = (322, 323)  # width and height
 _PNG_CHECKED = (b"IHDR", b"PLTE", b"IDAT", b"tRNS")
 PILLOW_ERRORS = (
     OSError, SyntaxError, ValueError, TypeError, struct.error, EOFError, KeyError, IndexError, MemoryError,
@@ -205,12 +207,15 @@ def _png_size(data: bytes) -> tuple[int, int] | None:
 
 
 def _png_is_whole(data: bytes) -> bool:
-    """Return whether the checksums of the chunks that decide about pixels are right."""
-    position = 8
+    """Return whether the checksums of the chunks that decide about pixels are right, and the size is given once."""
+    position, headers = 8, 0
     while position + 12 <= len(data):
         end = position + 8 + int.from_bytes(data[position : position + 4], "big")
         kind = data[position + 4 : position + 8]
         if kind in _PNG_CHECKED and zlib.crc32(data[position + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
+            return False
+        headers += kind == b"IHDR"
+        if headers > 1:  # Pillow takes the last one
             return False
         if kind == b"IEND":
             break
@@ -256,9 +261,14 @@ def open_with_pillow(file: BinaryIO) -> Image.Image:
 
 def _size_by_pillow(data: bytes) -> tuple[int, int] | None:
     try:
-        return open_with_pillow(io.BytesIO(data)).size
+        image = open_with_pillow(io.BytesIO(data))
     except ValueError:
         return None
+    tags = getattr(image, "tag_v2", {})
+    tile = [tags.get(tag, 0) for tag in _TIFF_TILE]
+    if all(isinstance(side, int) for side in tile) and math.prod(tile) > _FEW_PIXELS // 4 + math.prod(image.size):
+        return None  # a decoder reserves the memory of a whole tile
+    return image.size
 
 
 def count_scans(jpeg: bytes) -> int:

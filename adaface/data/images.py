@@ -105,6 +105,8 @@ def pillow_to_bgr(image: Image.Image) -> np.ndarray:
 def decode_pixels(encoded: bytes, format_name: str, flags: int) -> np.ndarray | None:
     """Decode an image whose header was checked, by OpenCV; by Pillow what OpenCV does not read.
 
+    AVIF too: its pixels may be of another size than announced, which takes OpenCV a sixfold of Pillow's memory.
+
     Args:
         encoded: the whole image.
         format_name: its format, from its header.
@@ -114,7 +116,7 @@ def decode_pixels(encoded: bytes, format_name: str, flags: int) -> np.ndarray | 
         (H, W, 3) uint8 BGR, or (H, W) where the flags allow gray; None if it is damaged.
     """
     try:
-        if format_name == "HEIC":
+        if format_name in ("HEIC", "AVIF"):
             image = open_with_pillow(io.BytesIO(encoded))
             if image.mode == "L" and not flags & cv2.IMREAD_COLOR:
                 return np.asarray(image)

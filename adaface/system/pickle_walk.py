@@ -13,6 +13,7 @@ import pickletools
 from collections.abc import Iterator
 from typing import Any, BinaryIO, cast
 
+_BY_CODE = {opcode.code: opcode for opcode in pickletools.opcodes}
 _DEEPEST = 100  # a checkpoint has about ten levels
 _PUSHED = {  # values without parts
     "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT", "NONE", "NEWTRUE", "NEWFALSE",
@@ -75,7 +76,7 @@ def _opcodes(file: BinaryIO) -> Iterator[tuple[pickletools.OpcodeInfo, Any]]:
     """Yield opcodes with their arguments, as ``pickletools.genops``, which takes every STRING of Python 2 for ASCII."""
     opcode = None
     while opcode is None or opcode.name != "STOP":
-        opcode = pickletools.code2op[file.read(1).decode("latin-1")]
+        opcode = _BY_CODE[file.read(1).decode("latin-1")]
         if opcode.name == "STRING":
             yield opcode, pickletools.read_stringnl(file, decode=False)
         else:

@@ -1,6 +1,8 @@
 """Encoded faces decoded; sequences that read an image when it is asked for."""
 
 import io
+import struct
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 from PIL import Image
 
 from adaface.alignment.photograph import decode_photograph
+from adaface.data.image_list import read_color_image
 from adaface.data.images import LazyImages, as_bgr, decode_image
 
 NOISE = np.random.default_rng(0).integers(0, 256, (7, 7, 3), np.uint8)
@@ -59,6 +62,37 @@ def test_a_png_with_a_wrong_checksum_is_damaged(chunk: bytes) -> None:
     damaged[start + 4 + size // 2] ^= 1
     with pytest.raises(ValueError, match=r"key 7 is not a readable image .* the data is damaged"):
         decode_image(bytes(damaged), "key 7")
+
+
+def test_a_png_that_gives_its_size_twice_is_damaged() -> None:
+    """Pillow takes the last one, which is not the one that is checked."""
+    whole = encode(FACE)
+    with pytest.raises(ValueError, match="the data is damaged"):
+        decode_photograph(whole[:33] + whole[8:33] + whole[33:], "key 7")
+
+
+def test_a_tiff_with_a_huge_tile_is_not_decoded() -> None:
+    """A decoder reserves the memory of a whole tile: of this file, a gigabyte."""
+    side, length = 18_000, 10
+    tags = {256: 112, 257: 112, 258: 8, 259: 8, 262: 1, 277: 1, 322: side, 323: side, 324: 8, 325: length}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    tiff = b"II*\0\x08\0\0\0" + struct.pack("<H", len(tags)) + entries + bytes(4)
+    for decode in (decode_image, decode_photograph):
+        with pytest.raises(ValueError, match="key 7 is not a readable image"):
+            decode(tiff, "key 7")
+
+
+def test_an_avif_is_upright_and_decoded_by_pillow(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Its pixels may be of another size than announced, for which OpenCV reserves gigabytes."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(FACE[..., ::-1]).save(tmp_path / "a.avif", exif=exif, quality=95)
+    monkeypatch.setattr(cv2, "imdecode", None)
+    upright = read_color_image(tmp_path / "a.avif").astype(int)
+    assert abs(upright - np.rot90(FACE, -1)).mean() < 5
+    Image.fromarray(FACE[..., 0]).save(tmp_path / "gray.avif")
+    with pytest.raises(ValueError, match="key 7: a grayscale image"):
+        decode_image((tmp_path / "gray.avif").read_bytes(), "key 7")
 
 
 def test_a_png_whose_text_has_a_wrong_checksum_is_read() -> None:
