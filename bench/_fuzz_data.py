@@ -16,6 +16,7 @@ from adaface.data.image_header import image_format, read_header
 from adaface.data.image_list import read_color_image
 from adaface.data.images import decode_image
 from adaface.data.pair_sets import open_pair_set
+from adaface.data.pair_writers import write_bcolz
 from adaface.data.sources.records import RecordSource
 from adaface.inference.gallery import NamedEmbeddings, read_embeddings, write_embeddings
 from adaface.records.format import MAGIC_BYTES
@@ -138,6 +139,34 @@ def npy_variants(folder: Path) -> list[Variant]:
     return [
         Variant(packed["list"], read("list"), header_text, 2),
         Variant(packed["images"], read("images"), header_text),
+    ]
+
+
+def bcolz_variants(folder: Path) -> list[Variant]:
+    """Official bcolz folders: what is read has pixels; nothing has a checksum, so that damaged chunks cannot be told.
+
+    Where a description was damaged, the images are those of the chunks.
+    """
+    right = [face(60 * n) for n in range(2)]
+    write_bcolz(folder, "lfw", right, [True])
+    files = sorted(path for path in (folder / "lfw").rglob("*") if path.is_file())
+    whole = {path: path.read_bytes() for path in files}
+
+    def read(damaged: Path) -> Callable[[bytes], None]:
+        def read_one(data: bytes) -> None:
+            for path, content in whole.items():
+                path.write_bytes(data if path == damaged else content)
+            pairs = open_pair_set(folder, "lfw")
+            got = np.stack([pairs.images[0], pairs.images[1]])
+            require(got.shape == (2, 112, 112, 3) and got.dtype == np.uint8, "images of another form")
+            require(damaged.suffix == ".blp" or np.array_equal(got, right), "other images than those of the chunks")
+
+        return read_one
+
+    headers = (in_first(32, any_bytes), in_first(80, any_bytes))
+    return [
+        Variant(whole[path], read(path), headers if path.suffix == ".blp" else (set_token,), 3 if path.suffix else 1)
+        for path in files
     ]
 
 

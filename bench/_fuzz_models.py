@@ -1,6 +1,7 @@
 """Models, and lists of MATLAB: targets of `bench/fuzz.py`."""
 
 import io
+import itertools
 import json
 import os
 import re
@@ -19,9 +20,13 @@ from onnx import TensorProto, helper
 from safetensors.torch import save
 from scipy.io import savemat
 
-from adaface.checkpoints.files import check_resumable, load_checkpoint
+from adaface.checkpoints.files import REST, check_resumable, load_checkpoint
+from adaface.checkpoints.sharded import fill_in_head, strip_head, write_head
+from adaface.checkpoints.weights import check_fits
 from adaface.evaluation.matlab_file import read_texts
 from adaface.export.network import ONNX_METADATA, load_network
+from adaface.heads.partial_fc import build_sharded_head
+from adaface.system.files import checksum_of
 from bench._fuzz_mutations import any_bytes, change_pickle, change_zip_field, inside_zip, set_token
 from bench._fuzz_variants import HangError, Variant, face, in_first, require
 
@@ -157,6 +162,65 @@ def ckpt_variants(folder: Path) -> list[Variant]:
         Variant(contents[0], read(has_checksum=True), (change_zip_field,)),
         Variant(contents[0], read(has_checksum=False), inside * 8),
         Variant(contents[1], read(has_checksum=False), (change_pickle,)),
+    ]
+
+
+def sharded_variants(folder: Path) -> list[Variant]:
+    """Checkpoint folders of a sharded head: each file has a checksum, so that all that comes out is as it was.
+
+    Where the checksum was made to fit, or is missing as in older checkpoints, only the form can be told.
+    """
+    head = build_sharded_head("adaface", 4, 5, 0.4, 0.01, 0.333, 64.0)
+    head.kernel.data = torch.arange(20, dtype=torch.float32).reshape(head.kernel.shape)
+    head.kernel.grad = torch.ones_like(head.kernel)
+    optimizer = torch.optim.SGD([head.kernel], lr=0.1, momentum=0.9)
+    optimizer.step()
+    content = torch.load(io.BytesIO(_checkpoint(_weights(), new=True)), weights_only=True)
+    content["state_dict"]["head.kernel"] = head.kernel.data
+    shapes = {key: tuple(value.shape) for key, value in _weights().items()} | {"head.kernel": (4, 5)}
+    content["optimizer_states"] = [optimizer.state_dict()]
+    strip_head(content, head, optimizer)
+    rest = io.BytesIO()
+    torch.save(content, rest)
+    (folder / REST).write_bytes(rest.getvalue())
+    write_head(folder, head, optimizer)
+    shard = next(folder.glob("*.safetensors"))
+    stored = shard.read_bytes()
+    start = 8 + int.from_bytes(stored[:8], "little")
+    header = json.dumps(json.loads(stored[8:start]), sort_keys=True, separators=(",", ":"))  # written in any order
+    shard.write_bytes(stored[:8] + header.ljust(start - 8).encode() + stored[start:])
+    checksum = shard.with_name(f"{shard.name}.crc32")
+    checksum.write_text(f"{checksum_of(shard):08x}\n")
+    whole = {path: path.read_bytes() for path in sorted(folder.iterdir())}
+    right = head.kernel.data.t()
+
+    def read(name: str, has_checksum: bool) -> Callable[[bytes], None]:
+        def read_one(data: bytes) -> None:
+            for path, valid in whole.items():
+                path.write_bytes(data if path.name.endswith(name) else valid)
+                if path.suffix == ".crc32" and not has_checksum:
+                    path.unlink()
+            os.utime(folder / REST, ns=(next(number), 0))  # what was checked is remembered by name, size and time
+            got = load_checkpoint(folder)
+            check_resumable(got, folder)
+            check_fits(got, shapes, folder)
+            fill_in_head(got, None)
+            kernel = got["state_dict"]["head.kernel"]
+            require(kernel.ndim == 2 and kernel.dtype in (torch.float32, torch.float64), "a head of another form")
+            require(not has_checksum or torch.equal(kernel, right), "a damaged head is read")
+
+        number = itertools.count()
+        return read_one
+
+    rest_file = folder / REST
+    return [
+        Variant(whole[shard], read(shard.name, has_checksum=True)),
+        Variant(whole[shard], read(shard.name, has_checksum=False), (set_token, in_first(start, set_token)) * 2, 2),
+        Variant(whole[checksum], read(checksum.name, has_checksum=True), (set_token,)),
+        Variant(whole[rest_file], read(REST, has_checksum=True), (change_zip_field,)),
+        Variant(
+            whole[rest_file], read(REST, has_checksum=False), (inside_zip(change_pickle), inside_zip(any_bytes)) * 8
+        ),
     ]
 
 

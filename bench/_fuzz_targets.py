@@ -8,8 +8,8 @@ checksum. Each function says what that is.
 from collections.abc import Callable
 from pathlib import Path
 
-from bench._fuzz_data import bin_variants, image_variants, npy_variants, npz_variants, record_variants
-from bench._fuzz_models import ckpt_variants, mat_variants, onnx_variants, safetensors_variants
+from bench._fuzz_data import bcolz_variants, bin_variants, image_variants, npy_variants, npz_variants, record_variants
+from bench._fuzz_models import ckpt_variants, mat_variants, onnx_variants, safetensors_variants, sharded_variants
 from bench._fuzz_text import csv_variants, json_variants, yaml_variants
 from bench._fuzz_variants import Variant
 
@@ -17,6 +17,7 @@ TARGETS: dict[str, Callable[[Path], list[Variant]]] = {
     "rec": lambda folder: record_variants(folder, "rec"),
     "idx": lambda folder: record_variants(folder, "idx"),
     "bin": bin_variants,
+    "bcolz": bcolz_variants,
     "npy": npy_variants,
     "npz": npz_variants,
     "csv": csv_variants,
@@ -24,6 +25,7 @@ TARGETS: dict[str, Callable[[Path], list[Variant]]] = {
     "yaml": yaml_variants,
     "mat": mat_variants,
     "ckpt": ckpt_variants,
+    "sharded": sharded_variants,
     "safetensors": safetensors_variants,
     "onnx": onnx_variants,
     "image": image_variants,

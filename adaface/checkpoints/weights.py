@@ -238,7 +238,7 @@ def check_fits(
     if shape is not None:
         shapes["head.kernel"] = shape
     wrong = [key for key in expected | shapes if expected.get(key) != shapes.get(key)]
-    if wrong == ["head.kernel"]:
+    if wrong == ["head.kernel"] and len(shapes.get("head.kernel", ())) == 2:
         raise ValueError(
             f"{path} has a head of {shapes['head.kernel'][1] // sub_centers} classes, the training data has "
             f"{expected['head.kernel'][1] // sub_centers}: resume on the data the run began with, or start a new run "

@@ -11,7 +11,9 @@ Differences: a `.bin` is read by an unpickler that can only build lists, bytes, 
 
 import hashlib
 import importlib
+import math
 import os
+import struct
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,7 +32,11 @@ from adaface.system.numpy_file import read_array
 PAPER_SETS = ("agedb_30", "cfp_fp", "lfw", "cplfw", "calfw")
 IMAGES_SUFFIX = "_images.npy"
 LIST_SUFFIX = "_list.npy"
-_FLOAT_SLACK = 0.01
+# ToTensor, then Normalize(0.5, 0.5), in float32: the values that the official converter stores
+OFFICIAL_FLOAT = (np.arange(256, dtype=np.float32) / np.float32(255) - np.float32(0.5)) / np.float32(0.5)
+_FLOAT_SLACK = 0.001
+_FLOAT_IMAGE_BYTES = 4 * math.prod(IMAGE_SHAPE)
+_MOST_IMAGES_OF_CHUNK = 2000  # bcolz reserves 300 MB for them
 _FINGERPRINT_IMAGES = 32
 
 
@@ -107,10 +113,11 @@ class _BcolzImages(PairImages):
             planes = self.store[index]
         except Exception as error:
             raise ValueError(f"{self.path}, image {index}: damaged bcolz chunk ({error})") from error
-        # Written so that NaN fails too.
-        if not (planes.min() >= -1 - _FLOAT_SLACK and planes.max() <= 1 + _FLOAT_SLACK):
-            raise ValueError(f"{self.path}, image {index}: values outside [-1, 1]; the folder is damaged")
-        pixels = np.rint((planes + np.float32(1)) * np.float32(127.5)).clip(0, 255).astype(np.uint8)
+        with np.errstate(all="ignore"):
+            pixels = np.rint((planes + np.float32(1)) * np.float32(127.5)).clip(0, 255).astype(np.uint8)
+            # Written so that NaN fails too.
+            if not np.abs(planes - OFFICIAL_FLOAT[pixels]).max() <= _FLOAT_SLACK:
+                raise ValueError(f"{self.path}, image {index}: values that no pixel has; the folder is damaged")
         return np.ascontiguousarray(pixels.transpose(1, 2, 0))  # (112, 112, 3)
 
 
@@ -188,9 +195,10 @@ def origin_of(path: Path) -> dict[str, Any]:
 
 
 def content_checksums(folder: Path, name: str) -> dict[str, int]:
-    """Return the CRC-32 of each `.npy` of a converted set, by name."""
-    files = (folder / f"{name}{suffix}" for suffix in (IMAGES_SUFFIX, LIST_SUFFIX))
-    return {file.name: checksum_of(file) for file in files if file.is_file()}
+    """Return the CRC-32 of each `.npy` and each bcolz chunk of a converted set, by name."""
+    files = [folder / f"{name}{suffix}" for suffix in (IMAGES_SUFFIX, LIST_SUFFIX)]
+    files += (folder / name / "data").glob("*.blp")
+    return {str(file.relative_to(folder)): checksum_of(file) for file in files if file.is_file()}
 
 
 def was_made_from(origin: object, path: Path) -> bool:
@@ -298,11 +306,33 @@ def bcolz_package() -> Any:
 
 
 def _check_bcolz(path: Path) -> None:
-    """Check the description of a bcolz folder before bcolz opens it (object arrays there are pickles)."""
+    """Check the description and the headers of a bcolz folder before bcolz opens it, which relies on both.
+
+    Objects there are pickles, and a wrong size in a header is read from and written to memory of others.
+    """
     try:
         shape = read_object(path / "meta" / "sizes")["shape"]
-        dtype = read_object(path / "meta" / "storage")["dtype"]
+        storage = read_object(path / "meta" / "storage")
+        dtype, chunk = storage["dtype"], storage["chunklen"]
+        if dtype != "float32" or not isinstance(shape, list) or shape[1:] != [3, 112, 112]:
+            raise ValueError(f"an array {shape} of {dtype}, expected float32 [2P, 3, 112, 112]")
+        if not (type(shape[0]) is type(chunk) is int and 0 < shape[0] < 2**31 and 0 < chunk <= _MOST_IMAGES_OF_CHUNK):
+            raise ValueError(f"{shape[0]} images in chunks of {chunk}")
+        for number in range(-(-shape[0] // chunk)):
+            _check_bcolz_chunk(path / "data" / f"__{number}.blp", min(chunk, shape[0] - number * chunk))
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"{path}: damaged bcolz folder ({error}); convert the set again") from None
-    if dtype != "float32" or not isinstance(shape, list) or len(shape) != 4 or shape[1:] != [3, 112, 112]:
-        raise ValueError(f"{path}: bcolz array {shape} of {dtype}, expected float32 [2P, 3, 112, 112]")
+
+
+def _check_bcolz_chunk(file: Path, images: int) -> None:
+    """Raise ValueError unless a chunk is a whole Blosc buffer of at least so many images, behind a header."""
+    with file.open("rb") as opened:
+        header = opened.read(32)[16:]
+    if len(header) < 16:
+        raise ValueError(f"{file.name} is truncated")
+    _, _, flags, number_bytes, size, block, stored = struct.unpack("<4B3I", header)
+    least, most = (count * _FLOAT_IMAGE_BYTES for count in (images, _MOST_IMAGES_OF_CHUNK))
+    right = number_bytes == 4 and least <= size <= most and size % _FLOAT_IMAGE_BYTES == 0 and 0 < block <= size
+    copied = flags & 2  # instead of compressed
+    if not right or stored != file.stat().st_size - 16 or (copied and stored != size + 16):
+        raise ValueError(f"the header of {file.name} does not fit {images} images, or its length")

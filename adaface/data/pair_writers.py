@@ -15,11 +15,9 @@ import numpy as np
 
 from adaface.data.images import IMAGE_SHAPE
 from adaface.data.pair_pickle import check_counts
-from adaface.data.pair_sets import IMAGES_SUFFIX, LIST_SUFFIX, bcolz_package, check_name
+from adaface.data.pair_sets import IMAGES_SUFFIX, LIST_SUFFIX, OFFICIAL_FLOAT, bcolz_package, check_name
 from adaface.system.files import atomic_file, atomic_path
 
-# ToTensor, then Normalize(0.5, 0.5), in float32: the values that the official converter stores.
-_OFFICIAL_FLOAT = (np.arange(256, dtype=np.float32) / np.float32(255) - np.float32(0.5)) / np.float32(0.5)
 # Rows per bcolz chunk; even, because bcolz cannot append a single row and 2P images leave an even remainder.
 _BCOLZ_CHUNK_IMAGES = 4
 
@@ -92,7 +90,7 @@ def _bcolz_chunks(images: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
     """Group images into chunks in the official format, (n, 3, 112, 112) float32."""
     stream = iter(images)
     while chunk := list(itertools.islice(stream, _BCOLZ_CHUNK_IMAGES)):
-        yield _OFFICIAL_FLOAT[np.stack(chunk).transpose(0, 3, 1, 2)]
+        yield OFFICIAL_FLOAT[np.stack(chunk).transpose(0, 3, 1, 2)]
 
 
 def _checked(images: Iterable[np.ndarray], pair_count: int, name: str) -> Iterator[np.ndarray]:

@@ -52,3 +52,8 @@ def test_weights_of_a_run_that_is_resumed_are_checked_before_anything_is_written
         check_fits({"state_dict": {"head.kernel": torch.zeros(8, 5)}}, expected, "x.ckpt")
     with pytest.raises(ValueError, match=r"does not fit this run: 1 entries differ, the first are \['head\.t'\]"):
         check_fits({"state_dict": {"head.kernel": torch.zeros(8, 3), "head.t": torch.zeros(1)}}, expected, "x.ckpt")
+    for without in ({}, {"head.kernel": torch.zeros(8)}):
+        with pytest.raises(
+            ValueError, match=r"does not fit this run: 1 entries differ, the first are \['head\.kernel'\]"
+        ):
+            check_fits({"state_dict": without}, expected, "x.ckpt")

@@ -338,9 +338,22 @@ def test_bcolz_written_by_bcolz_reads_back_exactly(tmp_path: Path) -> None:
 
 def test_damaged_bcolz_is_named(tmp_path: Path) -> None:
     pair_writers.write_bcolz(tmp_path, "lfw", IMAGES, ISSAME)
-    (tmp_path / "lfw" / "data" / "__0.blp").write_bytes(b"x" * 100)
-    with pytest.raises(ValueError, match="lfw, image 0: damaged bcolz chunk"):
-        _ = pair_sets.open_pair_set(tmp_path, "lfw").images[0]
+    chunk = tmp_path / "lfw" / "data" / "__0.blp"
+    whole = chunk.read_bytes()
+    damages = {
+        "a number of 255 bytes": whole[:19] + b"\xff" + whole[20:],  # bcolz would write behind its buffer
+        "another length": whole[:20] + b"\xff\xff\xff\x7f" + whole[24:],
+        "truncated": whole[:-1],
+        "all": b"x" * 100,
+    }
+    for damaged in damages.values():
+        chunk.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"lfw: damaged bcolz folder \(the header of __0\.blp does not fit"):
+            pair_sets.open_pair_set(tmp_path, "lfw")
+    chunk.unlink()
+    with pytest.raises(ValueError, match="lfw: damaged bcolz folder"):
+        pair_sets.open_pair_set(tmp_path, "lfw")
+    chunk.write_bytes(whole)
     storage = tmp_path / "lfw" / "meta" / "storage"
     storage.write_text(storage.read_text().replace("float32", "object"))
     with pytest.raises(ValueError, match="of object, expected float32"):
@@ -348,6 +361,18 @@ def test_damaged_bcolz_is_named(tmp_path: Path) -> None:
     (tmp_path / "lfw" / "meta" / "sizes").write_text("{")
     with pytest.raises(ValueError, match="damaged bcolz folder"):
         pair_sets.open_pair_set(tmp_path, "lfw")
+
+
+def test_values_in_a_bcolz_folder_that_no_pixel_has_are_damage(tmp_path: Path) -> None:
+    pair_writers.write_bcolz(tmp_path, "lfw", IMAGES, ISSAME)
+    assert {"lfw_list.npy", "lfw/data/__0.blp"} <= set(pair_sets.content_checksums(tmp_path, "lfw"))
+    array = bcolz.open(str(tmp_path / "lfw"), mode="a")
+    planes = array[0]
+    planes[1, 5, 6] += np.float32(0.003)
+    array[0] = planes
+    array.flush()
+    with pytest.raises(ValueError, match="lfw, image 0: values that no pixel has; the folder is damaged"):
+        _ = pair_sets.open_pair_set(tmp_path, "lfw").images[0]
 
 
 def test_damaged_memfile_is_named(tmp_path: Path) -> None:
