@@ -24,8 +24,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from adaface.checkpoints.archive import check_archive
-from adaface.data.pair_pickle import stand_ins_of_numbers
 from adaface.system.files import atomic_file
+from adaface.system.pickle_stand_ins import stand_ins_of_numbers
 from adaface.system.pickle_walk import UnsafePickleError
 
 # classes that old Lightning checkpoints name in their pickle; both are dictionaries
