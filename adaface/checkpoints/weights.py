@@ -223,7 +223,11 @@ def head_shape(checkpoint: dict[str, Any]) -> tuple[int, ...] | None:
 
 
 def check_fits(
-    checkpoint: dict[str, Any], expected: dict[str, tuple[int, ...]], path: str | Path, sub_centers: int = 1
+    checkpoint: dict[str, Any],
+    expected: dict[str, tuple[int, ...]],
+    path: str | Path,
+    sub_centers: int = 1,
+    change: str = "",
 ) -> None:
     """Raise ValueError if the weights of a run to resume do not fit the module.
 
@@ -232,6 +236,7 @@ def check_fits(
         expected: shapes of backbone and head, the head's with all classes.
         path: the checkpoint's file, for the message.
         sub_centers: columns of the head for each class.
+        change: which classes are gone and new, for the message.
     """
     shapes = {key: tuple(value.shape) for key, value in checkpoint["state_dict"].items()}
     shape = head_shape(checkpoint)
@@ -241,8 +246,8 @@ def check_fits(
     if wrong == ["head.kernel"] and len(shapes.get("head.kernel", ())) == 2:
         raise ValueError(
             f"{path} has a head of {shapes['head.kernel'][1] // sub_centers} classes, the training data has "
-            f"{expected['head.kernel'][1] // sub_centers}: resume on the data the run began with, or start a new run "
-            "with --start_from_model_statedict"
+            f"{expected['head.kernel'][1] // sub_centers}{change and f', {change}'}: resume on the data the run began "
+            "with, or start a new run with --start_from_model_statedict"
         )
     if wrong:
         raise ValueError(

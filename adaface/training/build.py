@@ -108,8 +108,10 @@ def _check_checkpoint(config: Config, data: FaceDataModule, module: FaceRecognit
     """Check that the checkpoint to resume fits data and module; return its position in the training."""
     path = config.run.resume_from_checkpoint
     checkpoint = load_checkpoint(path)
-    check_fits(checkpoint, module.checkpoint_shapes(), path, module.sub_centers)
-    saved = checkpoint["adaface"]
+    saved = checkpoint.get("adaface", {})
+    names = saved.get("class_names", [])
+    change = describe_change(names, data.class_names) if names and len(names) != len(data.class_names) else ""
+    check_fits(checkpoint, module.checkpoint_shapes(), path, module.sub_centers, change)
     if saved.get("pretrained", "") != module.metadata["pretrained"]:
         raise ValueError(
             f"--finetune {config.run.finetune} is not the model that the run of {path} started "
@@ -121,7 +123,7 @@ def _check_checkpoint(config: Config, data: FaceDataModule, module: FaceRecognit
             f"the people held out are not those of the run of {path}, so the model may have been trained on them: "
             "resume with the same data, --seed and --held_out_share, or start a new run"
         )
-    _match_classes(saved.get("class_names", []), data, module, path)
+    _match_classes(names, data, module, path)
     before, now = saved.get("validation_sets"), module.metadata["validation_sets"]
     if before is not None and before != now:
         others = [name for name in {**before, **now} if before.get(name) != now.get(name)]

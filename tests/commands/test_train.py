@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -392,6 +393,10 @@ def test_a_resume_with_a_renamed_identity_is_refused(whole_run, faces, tmp_path,
     words = ["--resume_from_checkpoint", str(whole_run / "last.ckpt"), "--train_data_path", str(tmp_path / "imgs")]
     assert main.main([*words, "--epochs", "9"]) == 2
     assert "1 gone (0), 1 new (zzz). Restore the data, or start a new run" in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "imgs" / "zzz")
+    assert main.main([*words, "--epochs", "9"]) == 2
+    told = capsys.readouterr().err
+    assert re.search(r"has a head of \d+ classes, the training data has \d+, 1 gone \(0\), 0 new: resume on", told)
 
 
 def test_without_words_and_data_it_says_what_a_training_needs(tmp_path, capsys, monkeypatch):
