@@ -66,8 +66,10 @@ _PILLOW_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "PPM", "GIF", "JPEG2000
 MOST_SCANS = 100  # each is as slow to decode as a whole image; a progressive photograph has about ten
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")  # except those without a length
 _SIZE_MARKERS = frozenset((*range(0xC0, 0xD0),)) - {0xC4, 0xC8, 0xCC}  # SOF0 to SOF15
-_SCAN, _END = 0xDA, 0xD9
 _TIFF_TILE = (322, 323)  # width and height
+_DCT_MARKERS = (0xC0, 0xC1, 0xC2)  # baseline, extended, progressive
+_SCAN, _END, _JPEG_END = 0xDA, 0xD9, b"\xff\xd9"
+_LONGEST_RUN = 256  # of equal bytes, and one more for each block of 8x8 pixels
 _PNG_CHECKED = (b"IHDR", b"PLTE", b"IDAT", b"tRNS")
 PILLOW_ERRORS = (
     OSError, SyntaxError, ValueError, TypeError, struct.error, EOFError, KeyError, IndexError, MemoryError,
@@ -224,18 +226,34 @@ def _png_is_whole(data: bytes) -> bool:
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """Return width and height from the frame header, the first SOF segment."""
+    """Return width and height from the frame header, the first SOF segment; None if scans after it are lost."""
     position = 2
     while marker := _MARKER.search(data, position):
         start = marker.end()
         code, length = data[start - 1], int.from_bytes(data[start : start + 2], "big")
         if code in _SIZE_MARKERS:  # length (2), precision (1), height (2), width (2)
-            size = data[start + 3 : start + 7]
-            return (int.from_bytes(size[2:], "big"), int.from_bytes(size[:2], "big")) if len(size) == 4 else None
+            if len(data) < start + 7:
+                return None
+            height, width = struct.unpack_from(">HH", data, start + 3)
+            return None if code in _DCT_MARKERS and _has_hole(data, start, width, height) else (width, height)
         if code in (_SCAN, _END):
             return None
         position = start + max(2, length)
     return None
+
+
+def _has_hole(jpeg: bytes, start: int, width: int, height: int) -> bool:
+    """Return whether a part of the scans was lost, such as a sector: decoders make gray or colored blocks of it.
+
+    A flat block of 8x8 can take as few as two bits, which may be zero, in each of four channels: a byte.
+    """
+    length = _LONGEST_RUN + 4 * -(-width // 16) * -(-height // 16)
+    for lost in (b"\0", b"\xff"):
+        if lost in jpeg[start::length]:  # a run of this length contains one of these
+            place = jpeg.find(lost * min(length, len(jpeg)), start)
+            if place >= 0 and jpeg.find(_JPEG_END, start, place) < 0:  # what follows the end is no part of the image
+                return True
+    return False
 
 
 def open_with_pillow(file: BinaryIO) -> Image.Image:

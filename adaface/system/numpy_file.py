@@ -14,7 +14,7 @@ import numpy as np
 
 DAMAGED = (
     ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError, SyntaxError, RecursionError, MemoryError,
-    OverflowError, ZeroDivisionError, RuntimeError, tokenize.TokenError, zipfile.BadZipFile, zlib.error,
+    OverflowError, ZeroDivisionError, RuntimeError, SystemError, tokenize.TokenError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """Encoded faces decoded; sequences that read an image when it is asked for."""
 
 import io
+import itertools
 import struct
 from pathlib import Path
 
@@ -93,6 +94,33 @@ def test_an_avif_is_upright_and_decoded_by_pillow(monkeypatch: pytest.MonkeyPatc
     Image.fromarray(FACE[..., 0]).save(tmp_path / "gray.avif")
     with pytest.raises(ValueError, match="key 7: a grayscale image"):
         decode_image((tmp_path / "gray.avif").read_bytes(), "key 7")
+
+
+@pytest.mark.parametrize("lost", [b"\0", b"\xff"])
+@pytest.mark.parametrize("place", [0.3, 0.6, 0.9])
+def test_a_jpeg_that_lacks_a_sector_is_damaged(lost: bytes, place: float) -> None:
+    """Its decoder would make gray blocks of it, without an error."""
+    file = io.BytesIO()
+    noise = np.random.default_rng(1).integers(0, 256, (112, 112, 3), np.uint8)
+    Image.fromarray(noise).save(file, "JPEG", quality=90)
+    whole = file.getvalue()
+    start = int(place * len(whole)) // 512 * 512
+    damaged = whole[:start] + lost * 512 + whole[start + 512 :]
+    for decode in (decode_image, decode_photograph):
+        assert decode(whole, "it").shape == decode(whole + bytes(9000) + whole, "it").shape == (112, 112, 3)
+        with pytest.raises(ValueError, match=r"it is not a readable image .*; the data is damaged"):
+            decode(damaged, "it")
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+def test_a_flat_jpeg_is_whole(mode: str, progressive: bool) -> None:
+    for size in ((112, 112), (9, 3000), (1200, 900)):
+        for subsampling, color in itertools.product((0, 2), (0, 77, 255)):
+            file = io.BytesIO()
+            flat = Image.new(mode, size, color if mode == "L" else (color,) * len(mode))
+            flat.save(file, "JPEG", optimize=True, progressive=progressive, subsampling=subsampling)
+            assert decode_photograph(file.getvalue(), "it").shape == (size[1], size[0], 3)
 
 
 def test_a_png_whose_text_has_a_wrong_checksum_is_read() -> None:

@@ -90,6 +90,16 @@ def test_damaged_arrays(tmp_path, change, message):
         read_embeddings(tmp_path / "x.npz")
 
 
+def test_a_text_of_no_characters_is_damage(tmp_path):
+    write_embeddings(tmp_path / "x.npz", some_faces())
+    with np.load(tmp_path / "x.npz") as arrays:
+        kept = dict(arrays)
+    kept["folder"] = np.array([0x7FFFFFFF], np.uint32).view("U1")[0:1].reshape(())
+    np.savez(tmp_path / "x.npz", **kept)
+    with pytest.raises(ValueError, match="is not a file of `adaface embed`"):
+        read_embeddings(tmp_path / "x.npz")
+
+
 def test_an_empty_gallery(tmp_path):
     write_embeddings(tmp_path / "x.npz", some_faces(0))
     with pytest.raises(ValueError, match="contains no embeddings"):
