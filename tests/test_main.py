@@ -59,7 +59,10 @@ def test_an_unknown_word_gets_one_line_with_the_nearest_one(capsys, word, messag
             ["evaluate", "xyz", "--root", "x"],
             "invalid choice: 'xyz'; choose from: pairs, ijbb, ijbc, tinyface, folder, paper",
         ),
-        (["align", "a", "b", "--faces", "centrl"], "invalid choice: 'centrl'; did you mean central?"),
+        (
+            ["align", "a", "b", "--faces", "centrl"],
+            "invalid choice: 'centrl'; did you mean central? choose from: largest, ",
+        ),
         (["align", "a", "b", "--format", "jgp"], "invalid choice: 'jgp'; did you mean jpg?"),
     ],
 )

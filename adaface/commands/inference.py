@@ -33,9 +33,9 @@ from adaface.inference.face_folders import (
     read_faces,
 )
 from adaface.inference.gallery import FoundFaces, found_csv, found_text, write_embeddings
-from adaface.inference.grouping import NO_GROUP, counted, draw_groups, group_faces, groups_csv, groups_text
+from adaface.inference.grouping import NO_GROUP, draw_groups, group_faces, groups_csv, groups_text
 from adaface.inference.search import most_similar
-from adaface.system.command_line import program_name, run_to_status
+from adaface.system.command_line import counted, program_name, run_to_status
 from adaface.system.files import atomic_path, write_atomically
 from adaface.system.quiet import quiet_decoders
 

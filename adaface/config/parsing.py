@@ -169,7 +169,8 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
         ValueError: the file is not YAML, not a mapping, or has an unknown key or a value of the wrong type.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"--config: there is no recipe {path}")
+        advice = "give the path of a YAML file, such as those in recipes/ of the repository"
+        raise FileNotFoundError(f"--config: there is no recipe {path}: {advice}")
     values = read_yaml(path)
     if values is None:
         return {}

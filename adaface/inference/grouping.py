@@ -25,6 +25,7 @@ from adaface.inference.comparison import short_name
 from adaface.inference.gallery import NamedEmbeddings
 from adaface.inference.search import score_blocks
 from adaface.reporting.contact_sheet import COLUMNS, Section, draw_sheet
+from adaface.system.command_line import counted
 from adaface.system.csv_text import SafeWriter
 from adaface.system.devices import available_memory
 from adaface.system.threads import in_order, usable_cores
@@ -178,7 +179,7 @@ def title(groups: FaceGroups, person: int) -> str:
         groups: all groups.
         person: number of the group, or ``NO_GROUP``.
     """
-    count = counted(np.count_nonzero(groups.person == person), "face", "faces")
+    count = counted(int(np.count_nonzero(groups.person == person)), "face", "faces")
     return f"person {person}: {count}" if person != NO_GROUP else f"in no group: {count}"
 
 
@@ -229,14 +230,3 @@ def draw_groups(groups: FaceGroups, images: ImageList, path: Path) -> int:
 def _names(groups: FaceGroups, members: np.ndarray, most: int) -> str:
     shown = ", ".join(short_name(groups.faces.names[index]) for index in members[:most])
     return f"{shown}, ..." if len(members) > most else shown
-
-
-def counted(count: int | np.integer, one: str, several: str) -> str:
-    """Return a number with its noun, such as ``1 face`` and ``2 faces``.
-
-    Args:
-        count: the number.
-        one: singular of the noun.
-        several: plural.
-    """
-    return f"{count:,} {one if count == 1 else several}"

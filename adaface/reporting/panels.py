@@ -31,6 +31,7 @@ from adaface.reporting.training import (
     training_rows,
     validation_rows,
 )
+from adaface.system.command_line import counted
 
 _SIZE_INCHES = (4.5, 3.3)
 
@@ -153,7 +154,8 @@ def training_panels(table: pd.DataFrame, among: Sequence[str] = ()) -> list[Pane
                 _panel("learning-rate", "Learning rate", highest, lambda axes: draw_learning_rate(axes, table))
             )
     if not validation.empty:
-        best = f"Best mean of {len(validation)} validations: {validation['val_acc'].max():.2f} %."
+        validations = counted(len(validation), "validation", "validations")
+        best = f"Best mean of {validations}: {validation['val_acc'].max():.2f} %."
         panels.append(_panel("validation", "Validation accuracy", best, lambda axes: draw_accuracy(axes, table, among)))
     if not health.empty:
         incomplete = describe_incomplete_epochs(health)

@@ -29,6 +29,7 @@ from adaface.reporting.tables import (
     outcome_table,
     verification_table,
 )
+from adaface.system.command_line import counted
 from adaface.system.files import write_atomically
 
 _TEMPLATE = "report.html.j2"
@@ -164,11 +165,11 @@ def _tiles(content: ReportContent) -> list[_Tile]:
     if content.sets:
         pairs = sum(result.pairs for result in content.sets)
         mean = mean_of([result.accuracy for result in content.sets])
-        counted = f"{len(content.sets)} sets" if len(content.sets) > 1 else content.sets[0].name
+        sets = f"{len(content.sets)} sets" if len(content.sets) > 1 else content.sets[0].name
         if not math.isnan(mean):
             name = "Mean accuracy" if len(content.sets) > 1 else "Accuracy"
             ends = content.sets[0].intervals.get("accuracy") if len(content.sets) == 1 else None
-            tiles.append(_Tile(name, f"{mean:.2f} %", interval_text(ends) or f"{counted}, {pairs:,} pairs"))
+            tiles.append(_Tile(name, f"{mean:.2f} %", interval_text(ends) or f"{sets}, {pairs:,} pairs"))
     for outcome in content.outcomes:
         for name, value in list(outcome.numbers.items())[:1]:
             if not math.isnan(value):
@@ -179,8 +180,8 @@ def _tiles(content: ReportContent) -> list[_Tile]:
         best = table.iloc[int(np.nanargmax(table["val_acc"]))]
         tiles.append(_Tile("Best validation", f"{best['val_acc']:.2f} %", f"in epoch {int(best['epoch']) + 1}"))
     if table is not None and not table.empty:
-        steps = int(table["step"].max()) + 1
-        tiles.append(_Tile("Trained", f"{int(table['epoch'].max()) + 1} epochs", f"{steps:,} steps"))
+        steps, epochs = int(table["step"].max()) + 1, counted(int(table["epoch"].max()) + 1, "epoch", "epochs")
+        tiles.append(_Tile("Trained", epochs, counted(steps, "step", "steps")))
     return tiles
 
 

@@ -257,6 +257,17 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or (not told.startswith("out of ") and bool(_OUT_OF_MEMORY.search(told)))
 
 
+def counted(count: int, one: str, several: str) -> str:
+    """Return a number with its noun, such as ``1 face`` and ``2 faces``.
+
+    Args:
+        count: the number.
+        one: singular of the noun.
+        several: plural.
+    """
+    return f"{count:,} {one if count == 1 else several}"
+
+
 def printable(text: str) -> str:
     r"""Escape line breaks and control characters: file names may contain any bytes.
 

@@ -46,9 +46,10 @@ class Parser(argparse.ArgumentParser):
                 action.help = argparse.SUPPRESS
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
-        """Suggest the nearest choice, where argparse lists all of them."""
+        """Suggest the nearest choice before all of them, which argparse lists."""
         if action.choices is not None and value not in action.choices:
-            hint = nearest(str(value), map(str, action.choices))
+            choices = [str(choice) for choice in action.choices]
+            hint = nearest(str(value), choices, always=f"choose from: {', '.join(choices)}")
             raise argparse.ArgumentError(action, f"invalid choice: {value!r}; {hint}")
 
     def format_short_help(self, first: Sequence[str], more: str) -> str:

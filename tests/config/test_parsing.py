@@ -176,7 +176,7 @@ def test_wrong_recipes_are_refused_naming_the_file(tmp_path, text, message):
 
 
 def test_a_missing_or_empty_recipe(tmp_path):
-    with pytest.raises(FileNotFoundError, match="there is no recipe"):
+    with pytest.raises(FileNotFoundError, match=r"there is no recipe .*none\.yaml: give the path of a YAML file"):
         parse(["--config", str(tmp_path / "none.yaml")])
     empty = tmp_path / "empty.yaml"
     empty.write_text("# nothing\n")

@@ -49,6 +49,13 @@ def test_a_training_from_its_folder(folder, tmp_path):
     assert len(page.having("img")) == 2 * (8 + 8)
 
 
+def test_one_epoch_is_no_plural(folder):
+    metrics_file(folder / "metrics" / "version_0" / "metrics.csv", epochs=range(1))
+    write_run_report(folder, [], {})
+    text = page_of(folder).text
+    assert "1 epoch" in text and "1 epochs" not in text and "1 validations" not in text
+
+
 def test_nothing_logged_and_nothing_tested(folder):
     write_run_report(folder, [], {})
     assert page_of(folder).headings == ["options", "manifest"]
