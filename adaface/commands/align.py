@@ -33,6 +33,7 @@ from adaface.system.command_line import (
     DONE_WITH_PROBLEMS,
     FAILED,
     INTERRUPTED,
+    counted,
     invocation,
     printable,
     program_name,
@@ -229,12 +230,17 @@ def _tell(outcome: Outcome, seconds: float, output: Path) -> None:
     new = outcome.photographs - outcome.done_before
     before = f", {outcome.done_before:,} of them before" if outcome.done_before else ""
     rate = f"; {new / max(seconds, 1e-9):,.1f} photographs/s" if new else ""
-    print(f"{outcome.photographs:,} photographs{before}: {outcome.crops:,} faces in {output}{rate}")
+    photographs, faces = _photographs(outcome.photographs), counted(outcome.crops, "face", "faces")
+    print(f"{photographs}{before}: {faces} in {output}{rate}")
     if outcome.crops_deleted:
         print(f"deleted {outcome.crops_deleted:,} faces of earlier runs whose photographs are gone")
     if not outcome.without:
         return
     kinds = ", ".join(f"{count:,} {status}" for status, count in outcome.by_status.most_common())
-    print(f"no face from {len(outcome.without):,} photographs ({kinds}), all of them in {output / TABLE}:")
+    print(f"no face from {_photographs(len(outcome.without))} ({kinds}), all of them in {output / TABLE}:")
     for name, reason in outcome.without[:_SHOWN]:
         print(f"  {printable(name)}: {printable(reason)}")
+
+
+def _photographs(number: int) -> str:
+    return counted(number, "photograph", "photographs")

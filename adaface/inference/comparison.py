@@ -202,16 +202,21 @@ def distinct_names(paths: Sequence[str | Path]) -> list[str]:
     """Return the shortest end of each path that no other path has: the file name, with folders where necessary.
 
     Args:
-        paths: paths of files; one that occurs twice has the same name twice.
+        paths: paths of files; one that occurs twice has the same name twice. Case alone is no difference to a reader.
     """
     whole = [Path(os.path.abspath(path)).parts for path in paths]  # noqa: PTH100 - resolve() would follow links
     names = []
     for parts in whole:
-        others = {other for other in whole if other != parts}
+        own = _lower(parts)
+        others = {_lower(other) for other in whole if other != parts}
         lengths = range(1, len(parts))
-        ends = (parts[-length:] for length in lengths if all(other[-length:] != parts[-length:] for other in others))
+        ends = (parts[-length:] for length in lengths if all(other[-length:] != own[-length:] for other in others))
         names.append("/".join(next(ends, parts)))
     return names
+
+
+def _lower(parts: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(part.lower() for part in parts)
 
 
 def _label(name: str) -> str:

@@ -239,7 +239,7 @@ def test_a_table_of_version_0_2_is_done_again(tmp_path, capsys):
     (output / "alignment.csv").write_text("\n".join(lines) + "\n")
     capsys.readouterr()
     assert align(source, output) == 0
-    assert "1 photographs: 1 faces" in capsys.readouterr().out
+    assert "1 photograph: 1 face in" in capsys.readouterr().out
     assert table(output)[0]["sha256"]
 
 

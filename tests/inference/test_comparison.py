@@ -111,6 +111,7 @@ def test_names_are_as_long_as_necessary_to_differ():
     assert distinct_names(["x/a.png", "./y/a.png", "y/b.png"]) == ["x/a.png", "y/a.png", "b.png"]
     assert distinct_names(["p/x/a.png", "q/x/a.png"]) == ["p/x/a.png", "q/x/a.png"]
     assert distinct_names(["x/a.png", "x/a.png"]) == ["a.png", "a.png"]
+    assert distinct_names(["x/A.JPG", "y/a.jpg"]) == ["x/A.JPG", "y/a.jpg"]
 
 
 @pytest.mark.parametrize(
