@@ -12,7 +12,15 @@ import os
 
 from adaface import __version__
 from adaface.commands import COMMANDS
-from adaface.system.command_line import FAILED, check_to_status, nearest, program_name, run_to_status
+from adaface.system.command_line import (
+    FAILED,
+    check_to_status,
+    full_memory_told,
+    nearest,
+    one_line,
+    program_name,
+    run_to_status,
+)
 from adaface.system.imports import imported_for_good
 from adaface.system.threads import limit_spinning
 
@@ -69,8 +77,12 @@ def main(words: list[str] | None = None) -> int:
         failed = check_to_status(program_name(name), lambda: _check(command.options, words))
         if failed:
             return failed
-    with imported_for_good():
-        module = importlib.import_module(command.module)
+    try:
+        with full_memory_told(), imported_for_good():
+            module = importlib.import_module(command.module)
+    except MemoryError as error:
+        print(f"{program_name(name)}: error: {one_line(error)}", file=sys.stderr)
+        return FAILED
     status: int = module.main(words)
     return status
 

@@ -180,7 +180,7 @@ def _earlier_starts(manifest: Path) -> list[dict[str, Any]]:
     except (OSError, ValueError):
         return []
     earlier = previous.pop("earlier_starts", [])
-    return [*(earlier if isinstance(earlier, list) else []), previous]
+    return [*(one for one in (earlier if isinstance(earlier, list) else []) if isinstance(one, dict)), previous]
 
 
 def _version(distributions: tuple[str, ...]) -> str | None:

@@ -35,7 +35,7 @@ _LONGEST_LINE = 1500  # letters of a message
 _LONGEST_DETAILS = 300
 _OUT_OF_MEMORY = re.compile(  # of PyTorch, oneDNN, ONNX Runtime, C++ and the system
     r"can't allocate memory|Cannot allocate memory|could not create a (memory object|primitive(?! desc))|bad_alloc"
-    r"|Failed to allocate memory|Insufficient memory|can't start new thread"
+    r"|Failed to allocate memory|Insufficient memory|can't start new thread|failed to map segment"
 )
 _left_out: contextvars.ContextVar[list[bool] | None] = contextvars.ContextVar("left_out", default=None)
 
@@ -115,7 +115,7 @@ def run_to_status(program: str, job: Callable[[], int], *, stopped: str) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # file names need not be text
     try:
-        with terminated_as_interrupted(), output_written():
+        with terminated_as_interrupted(), output_written(), full_memory_told():
             return _completed(job)
     except KeyboardInterrupt:
         logger.warning(f"\n{program}: stopped; {stopped}")
@@ -138,7 +138,7 @@ def check_to_status(program: str, check: Callable[[], None]) -> int:
         0 if the command can follow, 2 after an error, 130 if stopped.
     """
     try:
-        with output_written():
+        with output_written(), full_memory_told():
             check()
     except KeyboardInterrupt:
         logger.warning(f"\n{program}: stopped; nothing was done")
@@ -146,6 +146,17 @@ def check_to_status(program: str, check: Callable[[], None]) -> int:
     except EXPECTED_ERRORS as error:
         return report_error(program, error, notes=getattr(error, "__notes__", ()))
     return 0
+
+
+@contextlib.contextmanager
+def full_memory_told() -> Iterator[None]:
+    """Raise MemoryError in place of the ImportError of a library that found no memory."""
+    try:
+        yield
+    except ImportError as error:
+        if is_out_of_memory(error):
+            raise MemoryError("while a library was loaded") from error
+        raise
 
 
 @contextlib.contextmanager

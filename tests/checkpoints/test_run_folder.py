@@ -131,8 +131,9 @@ def test_a_damaged_manifest_does_not_stop_a_run(tmp_path, damaged):
     assert write_manifest(tmp_path, {}, "abc", 3)["earlier_starts"] == []
 
 
-def test_earlier_starts_that_are_no_list_are_left_out(tmp_path):
-    (tmp_path / "manifest.json").write_text('{"started": "2026", "earlier_starts": 7}')
+@pytest.mark.parametrize("earlier", ["7", "[1, null]"])
+def test_earlier_starts_that_are_no_list_of_objects_are_left_out(tmp_path, earlier):
+    (tmp_path / "manifest.json").write_text(f'{{"started": "2026", "earlier_starts": {earlier}}}')
     assert write_manifest(tmp_path, {}, "abc", 3)["earlier_starts"] == [{"started": "2026"}]
 
 

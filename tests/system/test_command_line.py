@@ -68,6 +68,17 @@ def test_errors_of_the_system_name_their_file(tmp_path):
     assert one_line(FileNotFoundError("there is no image x")) == "there is no image x"
 
 
+@pytest.mark.parametrize("error", ["MemoryError", "ImportError('x.so: failed to map segment from shared object')"])
+@pytest.mark.parametrize(("module", "words"), [("numpy", ["train", "--gpus", "0"]), ("cv2", ["audit", "docs"])])
+def test_a_full_memory_at_an_import_is_one_line(tmp_path, module, words, error):
+    (tmp_path / f"{module}.py").write_text(f"raise {error}\n")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-m", "adaface", *words]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.stderr.startswith(f"adaface {words[0]}: error: out of memory"), done.stderr
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+
+
 PROGRAM = """
 import sys
 from adaface.system.command_line import run_to_status
