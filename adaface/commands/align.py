@@ -244,3 +244,7 @@ def _tell(outcome: Outcome, seconds: float, output: Path) -> None:
 
 def _photographs(number: int) -> str:
     return counted(number, "photograph", "photographs")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -109,3 +109,7 @@ def main(words: list[str] | None = None) -> int:
             )
 
     return run_to_status(program_name("audit"), job, stopped="no file is incomplete; run the same command to continue")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

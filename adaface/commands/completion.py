@@ -83,3 +83,7 @@ def main(words: list[str] | None = None) -> int:
         return 0
 
     return run_to_status(program_name("completion"), job, stopped="nothing was written")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -275,3 +275,7 @@ def _run_pairs(options: argparse.Namespace) -> int:
         "--make_validation_memfiles"
     )
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

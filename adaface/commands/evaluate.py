@@ -176,3 +176,7 @@ _RUN: dict[str, Callable[[argparse.Namespace, CachedEmbedding], Findings]] = {
     "folder": _folder,
     "paper": _paper,
 }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

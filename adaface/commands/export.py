@@ -172,3 +172,7 @@ def main(words: list[str] | None = None) -> int:
         return 0
 
     return run_to_status(program_name("export"), job, stopped="no file is incomplete")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

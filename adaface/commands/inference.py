@@ -161,3 +161,7 @@ def _serve(options: argparse.Namespace, model: CachedEmbedding) -> None:
 
 
 _COMMANDS = {"compare": _compare, "embed": _embed, "search": _search, "group": _group, "serve": _serve}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -87,3 +87,7 @@ def main(words: list[str] | None = None) -> int:
         return 0
 
     return run_to_status(program_name("models"), job, stopped="nothing was written")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -356,3 +356,7 @@ def _report(error: Exception) -> int:
         said = f" ({str(reported).splitlines()[0]})" if str(reported) else ""
         reported = RuntimeError(f"out of memory: --plan shows the memory of a step and how to reduce it{said}")
     return report_error(program_name("train"), reported, notes=getattr(error, "__notes__", ()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
