@@ -294,9 +294,10 @@ def draw_gradient_norm(axes: Axes, rows: pd.DataFrame) -> None:
     """
     _line(axes, rows, "gradient_norm_max", ORANGE, "highest")
     _line(axes, rows, "gradient_norm", BLUE, "mean")
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(LogFormatter())
-    axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
+    if (rows["gradient_norm_max"] > 0).any():  # all are 0 in a training on one identity
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(LogFormatter())
+        axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
     _dress_by_epoch(axes, "Gradient norm", "all parameters")
 
 

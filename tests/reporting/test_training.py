@@ -143,6 +143,12 @@ def test_a_picture_of_every_training(tmp_path, epochs, adaface):
     assert (image < 128).any(axis=2).mean() > 0.005
 
 
+@pytest.mark.filterwarnings("error")
+def test_gradients_of_zero_are_drawn_without_a_warning(tmp_path):
+    """As of a training on one identity; a logarithmic axis cannot show them."""
+    assert plot_health(table(3).assign(gradient_norm=0.0, gradient_norm_max=0.0), tmp_path / "health.png")
+
+
 @pytest.mark.parametrize("missing", [["feature_norm"], ["epoch", "step", "train_loss"]])
 def test_no_health_logged_no_picture(tmp_path, missing):
     empty = table().drop(columns=missing) if missing == ["feature_norm"] else table(3)[:3]
