@@ -25,8 +25,8 @@ def watched(tmp_path_factory):
     folder = tmp_path_factory.mktemp("watched")
     path = os.pathsep.join([str(TESTS.parent), str(TESTS)])
     command = [sys.executable, str(TESTS / "support/watch_worker.py"), str(folder)]
-    # less than the 60 s for which a process waits that nobody ends
-    subprocess.run(command, env=launched.environment(PYTHONPATH=path), timeout=50, check=True)
+    # less than the 300 s for which a process waits that nobody ends
+    subprocess.run(command, env=launched.environment(PYTHONPATH=path), timeout=250, check=True)
     return {
         name: (
             [int((folder / f"{name}_{rank}.status").read_text()) for rank in range(len(ends))],

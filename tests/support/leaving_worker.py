@@ -75,7 +75,7 @@ def run(folder: Path, scenario: str, rank: int) -> None:
     atexit.register(lightning_waits)
     atexit.register(lambda: print("exit function", flush=True))
     dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/{scenario}", rank=rank, world_size=2, timeout=timedelta(seconds=120)
+        "gloo", init_method=f"file://{folder}/{scenario}", rank=rank, world_size=2, timeout=timedelta(seconds=300)
     )
     late()
     status = run_and_leave(lambda: job(scenario, rank))

@@ -31,7 +31,7 @@ SCENARIOS = {  # how each process ends
     "interrupted": ("interrupted", "interrupted", "interrupted"),
     "terminated": ("terminated", "killed"),
 }
-WAIT_SEC = 60
+WAIT_SEC = 300
 
 
 class LateWatch(ProcessWatch):
@@ -69,7 +69,8 @@ def run(folder: Path, scenario: str, rank: int) -> int:
     """Be one process of a scenario; return the exit status."""
     ends = SCENARIOS[scenario]
     meeting = f"file://{folder}/{scenario.replace(' ', '_')}"
-    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=len(ends), timeout=timedelta(seconds=60))
+    limit = timedelta(seconds=WAIT_SEC)
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=len(ends), timeout=limit)
     watch = (LateWatch if scenario == "welcomed late" else ProcessWatch)({"--lr": 0.1}, lambda: "go on so", 7.0)
     trainer = SimpleNamespace(world_size=len(ends), strategy=SimpleNamespace(launcher=None))
     try:
