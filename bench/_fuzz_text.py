@@ -193,9 +193,6 @@ def json_variants(folder: Path) -> list[Variant]:
     with contextlib.redirect_stderr(io.StringIO()):
         unpack_bin.convert_set(folder / "lfw.bin")
     origin = pair_sets.origin_file(folder, "lfw")
-    sizes, storage = folder / "bcolz" / "meta" / "sizes", folder / "bcolz" / "meta" / "storage"
-    sizes.parent.mkdir(parents=True)
-    storage.write_text('{"dtype": "float32"}')
     results = {"sets": [{"set": "lfw", "accuracy": 97.5}, {"set": "cfp_fp", "accuracy": 90}]}
     stamp = sidecar.Stamp(folder / "train.rec", (1, 2, 3, 4))
     columns = {"keys": np.arange(9, dtype=np.uint32), "labels": np.ones(9, np.float32)}
@@ -239,7 +236,6 @@ def json_variants(folder: Path) -> list[Variant]:
         variant(folder / alignment.SETTINGS, as_json(settings), lambda _: alignment._check_settings(folder, settings)),
         variant(folder / run_folder.MANIFEST, as_json(manifest), read_manifest),
         variant(origin, origin.read_bytes(), read_origin),
-        variant(sizes, as_json({"shape": [2, 3, 112, 112]}), lambda _: pair_sets._check_bcolz(folder / "bcolz")),
         variant(folder / "demo.json", as_json(settings), lambda _: dataset._check_finished(folder, settings)),
         variant(folder / "results.json", as_json(results), demo_baseline._accuracies),
         variant(
