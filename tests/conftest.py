@@ -12,6 +12,9 @@ from hypothesis import settings
 from adaface.data import image_header
 from adaface.system.screen import log_to_screen
 
+# one thread, as the processes that tests start compute: what they train is compared bit for bit. Here, because PyTorch,
+# which the conftest of a folder may import, reads it once
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 settings.register_profile("untimed", deadline=None)  # the time of an example depends on what else runs
 settings.load_profile("untimed")
 
@@ -101,9 +104,8 @@ def training_screen() -> Iterator[None]:
 
 
 def pytest_configure() -> None:
-    """Compute with one thread, as the processes that tests start do: what they train is compared bit for bit."""
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # before PyTorch is imported
-    gc.disable()  # what is imported and collected stays to the end
+    """Collect no garbage: what is imported and collected stays to the end."""
+    gc.disable()
 
 
 def pytest_collection_finish() -> None:
