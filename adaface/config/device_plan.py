@@ -1,5 +1,6 @@
 """Choose the accelerator, number of processes and numerical precision from the options and the hardware."""
 
+import platform
 from dataclasses import dataclass
 
 import torch
@@ -95,6 +96,15 @@ def _choose_accelerator(gpus: int, devices: int, available: int) -> tuple[str, l
 def _choose_precision(accelerator: str, use_16bit: bool, precision: str) -> tuple[str, list[str]]:
     if precision == "auto":
         precision = "16-mixed" if use_16bit else "32"
+    notes = []
     if precision == "16-mixed" and accelerator == "cpu":
-        return "bf16-mixed", ["16-bit precision on a CPU is bfloat16: float16 has no fast kernels there"]
-    return {"32": "32-true", "64": "64-true"}.get(precision, precision), []
+        precision = "bf16-mixed"
+        notes.append("16-bit precision on a CPU is bfloat16: float16 has no fast kernels there")
+    if precision == "bf16-mixed" and accelerator == "cpu" and not _has_avx512():
+        notes.append("this CPU has no AVX-512: bfloat16 is several times slower than --precision 32")
+    return {"32": "32-true", "64": "64-true"}.get(precision, precision), notes
+
+
+def _has_avx512() -> bool:
+    """Return whether the CPU has AVX-512, or is of another kind; without it, oneDNN has no bfloat16 kernels."""
+    return platform.machine() not in ("x86_64", "AMD64") or torch.backends.cpu.get_cpu_capability() == "AVX512"

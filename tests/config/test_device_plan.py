@@ -1,3 +1,5 @@
+import platform
+
 import pytest
 import torch
 
@@ -101,3 +103,20 @@ def test_apple_gpu(no_gpu, monkeypatch):
 )
 def test_precision(two_gpus, accelerator, use_16bit, precision, expected):
     assert plan(accelerator, use_16bit=use_16bit, precision=precision).precision == expected
+
+
+@pytest.mark.parametrize(
+    ("machine", "capability", "precision", "slow"),
+    [
+        ("x86_64", "AVX2", "bf16-mixed", True),
+        ("x86_64", "AVX2", "16-mixed", True),
+        ("x86_64", "AVX512", "bf16-mixed", False),
+        ("x86_64", "AVX2", "32", False),
+        ("aarch64", "DEFAULT", "bf16-mixed", False),
+    ],
+)
+def test_bfloat16_that_a_cpu_computes_slowly_is_told(no_gpu, monkeypatch, machine, capability, precision, slow):
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    notes = plan("cpu", precision=precision).notes
+    assert ("this CPU has no AVX-512: bfloat16 is several times slower than --precision 32" in notes) == slow
