@@ -131,4 +131,4 @@ def _verified(pairs: Sequence[tuple[Any, int, Any, int]], what: str, threads: in
         return likeness(left.read(a), right.read(b))
 
     results = in_order(compare, pairs, threads=threads, ahead=4 * threads)
-    return list(progress_bar(results, total=len(pairs), desc=what, unit="pair", disable=not pairs))
+    return list(progress_bar(results, total=len(pairs), desc=what, unit=" pairs", disable=not pairs))

@@ -89,7 +89,7 @@ def scan(
         ahead=2 * threads,
     )
     begun = len(images) - len(left)
-    with progress_bar(total=len(images), initial=begun, desc=images.name, unit="img") as bar:
+    with progress_bar(total=len(images), initial=begun, desc=images.name, unit=" images") as bar:
         for part, found in zip(parts, rows, strict=True):
             new = np.concatenate(found)
             for field in ROW.names or ():

@@ -273,7 +273,7 @@ def write_demo_data(
     # an incomplete folder of a killed run is deleted, because drawing is faster than checking it
     with (
         atomic_path(folder) as part,
-        progress_bar(total=len(pictures), desc="drawing faces", unit="image") as bar,
+        progress_bar(total=len(pictures), desc="drawing faces", unit=" images") as bar,
     ):
         part.mkdir()
         images = _encode_all(pictures, processes or usable_cores(), bar)

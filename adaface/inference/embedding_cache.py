@@ -140,7 +140,7 @@ class CachedEmbedding:
     def _embed_all(self, images: ImageList, view: str, part: Path) -> None:
         table = open_table(part, _table_shape(images, self.embedder))
         left = np.flatnonzero(table[:, -1] == _TO_DO)
-        with progress_bar(total=len(images), initial=len(images) - len(left), desc=images.name, unit="img") as bar:
+        with progress_bar(total=len(images), initial=len(images) - len(left), desc=images.name, unit=" images") as bar:
             if self._processes == 1:
                 for done in _embed_some(self.embedder, images, view, table, left, self._batch_size, usable_cores()):
                     bar.update(done)

@@ -191,7 +191,7 @@ class HeadFromClassMeans(pl.Callback):
         """Yield images and labels of a range of classes."""
         labels = self.data.dataset.source.labels
         samples = np.flatnonzero((labels >= first) & (labels < end))
-        with progress_bar(total=len(samples), desc="class means", unit="img", disable=not shown) as bar:
+        with progress_bar(total=len(samples), desc="class means", unit=" images", disable=not shown) as bar:
             for images, of_classes in self.data.plain_dataloader(samples):
                 yield images, of_classes
                 bar.update(min(self.data.batch_size_per_process, len(samples) - bar.n))

@@ -337,7 +337,7 @@ def test_mistakes_are_told_in_a_line(run, people, words, message):
     error = (
         run(*words, "--cache", "", expected=2) if words[0] in ("embed", "search", "group") else run(*words, expected=2)
     )
-    assert error.startswith(f"adaface {words[0]}: error: ") or "img/s" in error
+    assert error.startswith(f"adaface {words[0]}: error: ") or " images/s" in error
     assert message in error
     assert not Path("x.npz").exists()
 
