@@ -7,6 +7,7 @@ kernel answers the probes, so a process that is busy or stopped is never conside
 """
 
 import contextlib
+import errno
 import logging
 import os
 import platform
@@ -73,6 +74,7 @@ class ProcessWatch(pl.Callback):
         self._peers: list[_Peer] = []
         self._children: list[subprocess.Popen[bytes]] = []
         self._sockets: list[socket.socket] = []
+        self._done: list[socket.socket] = []  # of processes that have said goodbye
         self._lock = threading.Lock()
         self._losses: list[tuple[_Peer, str]] = []
         self._leaving = False
@@ -88,7 +90,7 @@ class ProcessWatch(pl.Callback):
 
     def on_exception(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", exception: BaseException) -> None:
         """Tell the others if the user interrupts: Lightning then kills the processes that it has started."""
-        if isinstance(exception, KeyboardInterrupt) and not self._losses:
+        if isinstance(exception, KeyboardInterrupt) and not self._one_is_lost():
             self._leave(_BYE)
 
     def __enter__(self) -> "ProcessWatch":
@@ -109,6 +111,7 @@ class ProcessWatch(pl.Callback):
         text = str(error).lower()
         network_error = isinstance(error, dist.DistError) or any(words in text for words in _NETWORK_ERRORS)
         wait = bool(self._losses) or (network_error and bool(self._peers))
+        wait = wait or (error is not None and self._one_is_lost())
         if wait and not self._leaving and self._loss_reported.wait(_REPORT_SEC):
             raise ReportedElsewhereError("another process is lost") from error
         if not isinstance(error, Exception) or isinstance(error, InterruptedTrainingError):
@@ -194,6 +197,10 @@ class ProcessWatch(pl.Callback):
             with contextlib.suppress(OSError):  # one that is lost itself, or the socket that listens
                 connection.sendall(f"{message}\n".encode())
 
+    def _one_is_lost(self) -> bool:
+        """Return whether another process is lost, also if its thread of the watch has not run yet since."""
+        return bool(self._losses) or any(_is_closed(other) for other in list(self._sockets) if other not in self._done)
+
     def _leave(self, message: str) -> None:
         if not self._leaving:
             self._leaving = True
@@ -208,6 +215,7 @@ class ProcessWatch(pl.Callback):
             for line in lines:
                 word, _, rest = line.rstrip("\n").partition(" ")
                 if word == _BYE:
+                    self._done.append(connection)
                     return
                 if word == _LOST:
                     elsewhere = self._peers[self._rank].host != self._peers[0].host  # there rank 0 prints
@@ -277,6 +285,16 @@ def _listen(address: str, backlog: int) -> socket.socket:
             family = socket.getaddrinfo(place or None, 0, type=socket.SOCK_STREAM)[0][0]
             return socket.create_server((place, 0), family=family, backlog=backlog)
     return socket.create_server(("", 0), backlog=backlog)
+
+
+def _is_closed(connection: socket.socket) -> bool:
+    """Return whether the other side has closed a connection, and everything that it sent before was read."""
+    try:
+        return connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+    except BlockingIOError:
+        return False
+    except OSError as error:  # the socket that listens is not connected
+        return error.errno != errno.ENOTCONN
 
 
 def _keep_alive(connection: socket.socket) -> None:

@@ -143,14 +143,17 @@ def assert_same_weights(left: Path, right: Path) -> None:
 def gone(numbers: list[int], seconds: float) -> None:
     """Wait until none of these processes is left."""
     deadline = time.monotonic() + seconds
-    while left := [number for number in numbers if _is_alive(number)]:
+    while left := [number for number in numbers if is_alive(number)]:
         assert time.monotonic() < deadline, f"still there: {left}"
         time.sleep(0.05)
 
 
-def _is_alive(number: int) -> bool:
+def is_alive(number: int) -> bool:
+    """Whether a process has not ended, with all of its threads; one that waits for its parent has."""
+    process = Path(f"/proc/{number}")
     try:
-        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        main_thread = process.joinpath("stat").read_text().rpartition(")")[2].split()[0]
+        return main_thread != "Z" or len(list(process.joinpath("task").iterdir())) > 1
     except OSError:
         return False
 
