@@ -11,11 +11,14 @@ need them, and they install sixteen further packages.
 import importlib
 import math
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 
+from torch import Tensor
+
 from adaface.checkpoints.files import load_checkpoint
-from adaface.checkpoints.published import ModelSource, locate
+from adaface.checkpoints.published import IDENTITIES, ModelSource, locate
 from adaface.checkpoints.weights import (
     backbone_state,
     expected_shapes,
@@ -26,6 +29,7 @@ from adaface.checkpoints.weights import (
 )
 
 _BYTES_PER_WEIGHT = 4  # float32
+_HEAD = "head.kernel"  # (D, C)
 
 
 def find_model(name: str) -> Path:
@@ -71,6 +75,18 @@ def check_model(path: Path, source: ModelSource) -> None:
         other = stored if stored not in (None, arch) else identify_architecture(weights)
         reason = f"it holds weights of {other}" if other else misfit
         raise ValueError(f"{path} is not {source.name}, a model of {arch}: {reason}")
+    _check_training_set(checkpoint["state_dict"], path, source)
+
+
+def _check_training_set(state: Mapping[str, Tensor], path: Path, source: ModelSource) -> None:
+    """Raise ValueError if the head in a file is that of another published model of the same architecture."""
+    shape = state[_HEAD].shape if _HEAD in state else ()
+    others = {count: data for data, count in IDENTITIES.items() if data != source.data}
+    if source.data is not None and len(shape) == 2 and shape[1] in others:
+        raise ValueError(
+            f"{path} is not {source.name}: its head has {shape[1]:,} identities, as many as {others[shape[1]]}; "
+            f"{source.data} has {IDENTITIES[source.data]:,}"
+        )
 
 
 def _least_bytes(arch: str) -> int:

@@ -37,7 +37,7 @@ _REFUSED_GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
 SHARDED_HEAD = "sharded_head"  # key under ``adaface``: contents of the head's files
 REST = "rest.ckpt"  # in a checkpoint folder of a sharded head: everything except the head's matrices
 FOUND_IN = "found_in"  # key next to the state dict of other programs' files
-_PARTS = ("model", "backbone", "model_state_dict", "net", "network", "module", "weights")
+_PARTS = ("model", "backbone", "model_state_dict", "net", "network", "module", "weights", "params", "state_dict")
 _EXPANDED_BYTES = 10_000_000
 _FEWEST_WEIGHTS = 10  # of a network
 THRESHOLD = "adaface_threshold"  # key next to the state dict: from this cosine on, two faces are the same person
@@ -113,8 +113,11 @@ def _with_state_dict(loaded: Any) -> Any:
     if not isinstance(loaded, dict) or isinstance(loaded.get("state_dict"), dict):
         return loaded
     for name in _PARTS:
-        if _is_weights(loaded.get(name)):
-            return {"state_dict": dict(loaded[name]), FOUND_IN: name}
+        part = loaded.get(name)
+        inner = [part, *(part.get(other) for other in _PARTS)] if isinstance(part, dict) else []
+        weights = next(filter(_is_weights, inner), None)
+        if weights is not None:
+            return {"state_dict": dict(weights), FOUND_IN: name}
     return {"state_dict": dict(loaded), FOUND_IN: "the file itself"} if _is_weights(loaded) else loaded
 
 

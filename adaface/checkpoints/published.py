@@ -1,7 +1,7 @@
 """The models published with the paper: architecture, training set, file and accuracy.
 
 Source: the tables of the official AdaFace repository (accuracy, TAR at FAR 1e-4, rank-1 and rank-5, in percent), and
-the Google Drive files that it links to.
+the Google Drive files that it links to; the numbers of identities are those of its training code.
 """
 
 import os
@@ -15,6 +15,14 @@ from adaface.system.command_line import nearest
 FOLDER_VARIABLE = "ADAFACE_MODELS"
 _HUB = re.compile(r"hf:([\w.-]+/[\w.-]+)/([\w./-]+)")
 _SETS = ("lfw", "cfp_fp", "cplfw", "calfw", "agedb_30", "ijbb", "ijbc")
+IDENTITIES = {
+    "CASIA-WebFace": 10_572,
+    "VGGFace2": 9_131,
+    "MS1MV2": 85_742,
+    "MS1MV3": 93_431,
+    "WebFace4M": 205_990,
+    "WebFace12M": 617_970,
+}  # of the training sets
 RANK_1, RANK_5 = "tinyface rank-1", "tinyface rank-5"
 
 
@@ -105,6 +113,7 @@ class ModelSource:
         name: the requested name.
         path: of the file on this machine, which may not exist yet.
         arch: its architecture; None if the name does not determine it.
+        data: its training set, a key of ``IDENTITIES``; None if the name does not determine it.
         address: web address for a manual download.
         drive_id: file ID on Google Drive; empty for a file on the hub.
         hub: repository and file on the hub; empty for a file on Google Drive.
@@ -113,6 +122,7 @@ class ModelSource:
     name: str
     path: Path
     arch: str | None
+    data: str | None
     address: str
     drive_id: str = ""
     hub: tuple[str, str] = ("", "")
@@ -136,11 +146,11 @@ def locate(name: str) -> ModelSource:
     if not name.startswith("hf:"):
         model = published_by_name(name)
         address = f"https://drive.google.com/file/d/{model.drive_id}"
-        return ModelSource(name, folder / model.file, model.arch, address, drive_id=model.drive_id)
+        return ModelSource(name, folder / model.file, model.arch, model.data, address, drive_id=model.drive_id)
     match = _HUB.fullmatch(name)
     if match is None or {"", ".", ".."} & set(name[3:].split("/")) or not name.endswith(".ckpt"):
         raise ValueError(f"{name!r} is not a file on the hub: expected hf:<owner>/<repository>/<file>.ckpt")
     repository, file = match.groups()
-    arch = {model.file: model.arch for model in PUBLISHED}.get(Path(file).name)
+    arch, data = {model.file: (model.arch, model.data) for model in PUBLISHED}.get(Path(file).name, (None, None))
     address = f"https://huggingface.co/{repository}/resolve/main/{file}"
-    return ModelSource(name, folder / "hf" / repository / file, arch, address, hub=(repository, file))
+    return ModelSource(name, folder / "hf" / repository / file, arch, data, address, hub=(repository, file))

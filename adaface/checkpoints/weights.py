@@ -15,7 +15,8 @@ from adaface.models import registry
 
 _BACKBONE_PREFIX = "model."
 # names that other programs and PyTorch's wrappers put in front of a network's keys
-_WRAPPERS = {"", "model", "module", "net", "network", "backbone", "_orig_mod", "encoder"}
+_WRAPPERS = {"", "model", "module", "net", "network", "backbone", "_orig_mod", "encoder", "features"}
+_RUNNING_MEAN = "running_mean"
 _SHOWN_KEYS = 5
 
 
@@ -62,12 +63,13 @@ def describe_foreign(checkpoint: dict[str, Any], path: str | Path) -> str:
         checkpoint: what ``load_checkpoint`` returned.
         path: its file.
     """
-    weights, prefix = _without_prefix(checkpoint, path)
+    _, prefix = _without_prefix(checkpoint, path)
     if FOUND_IN not in checkpoint and prefix.startswith(_BACKBONE_PREFIX):
         return ""
-    ignored = len(checkpoint["state_dict"]) - len(weights)
+    taken = sum(key.startswith(prefix) for key in checkpoint["state_dict"])
+    ignored = len(checkpoint["state_dict"]) - taken
     rest = f"; {ignored} other entries are ignored" if ignored else ""
-    return f"{path}: {len(weights)} weights under {f'`{prefix}`' if prefix else 'no prefix'} are taken{rest}"
+    return f"{path}: {taken} weights under {f'`{prefix}`' if prefix else 'no prefix'} are taken{rest}"
 
 
 def _without_prefix(checkpoint: dict[str, Any], path: str | Path) -> tuple[dict[str, Tensor], str]:
@@ -76,8 +78,15 @@ def _without_prefix(checkpoint: dict[str, Any], path: str | Path) -> tuple[dict[
     for prefix in _prefixes(state):
         weights = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
         if weights:
-            return weights, prefix
+            return _with_counters(weights), prefix
     raise ValueError(f"{path} has no `model.*` weights; its keys begin with {list(state)[:_SHOWN_KEYS]}")
+
+
+def _with_counters(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Add the batch counters of batch normalization, which other programs leave out; no output depends on them."""
+    means = [key for key in weights if key.endswith(_RUNNING_MEAN)]
+    counters = {key.removesuffix(_RUNNING_MEAN) + "num_batches_tracked": torch.tensor(0) for key in means}
+    return counters | weights
 
 
 def _prefixes(state: Mapping[str, Tensor]) -> list[str]:

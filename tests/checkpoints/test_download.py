@@ -113,6 +113,19 @@ def test_what_is_not_the_model_is_not_kept(folder, drive, content, message):
     assert list(folder.iterdir()) == []
 
 
+@pytest.mark.parametrize(("identities", "other"), [(205_990, "WebFace4M"), (9_131, "VGGFace2"), (10_572, None)])
+def test_a_model_of_another_training_set_under_this_name_is_refused(folder, identities, other):
+    head = torch.zeros(1, identities)  # only the number of columns matters
+    path = write_official(folder / f"{NAME}.ckpt", state_dict={**weights_of(ARCH), "head.kernel": head})
+    if other is None:
+        assert find_model(NAME) == path
+        return
+    with pytest.raises(
+        ValueError, match=rf"its head has {identities:,} identities, as many as {other}; CASIA-.* 10,572"
+    ):
+        find_model(NAME)
+
+
 def test_a_tampered_file_is_refused_and_nothing_runs(folder, drive, tmp_path):
     proof = tmp_path / "executed"
     drive.content = lambda path: write_official(path, callbacks=Payload(proof))
