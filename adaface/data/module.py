@@ -31,7 +31,7 @@ from adaface.data.held_out import hold_out, open_sets
 from adaface.data.image_files import summary
 from adaface.data.pair_sets import PairSet
 from adaface.data.sampler import EpochBatchSampler, ShardedBatchSampler
-from adaface.data.sources.base import TrainingSource, fingerprint_of
+from adaface.data.sources.base import TrainingSource, fingerprint_of, first_images
 from adaface.data.sources.cleaned_index import select_indexed
 from adaface.data.sources.finder import folder_sources, open_training_source, split_paths
 from adaface.data.sources.selection import SUBSET_LIST, SelectedSource, read_subset_list, select_subset
@@ -234,6 +234,10 @@ class FaceDataModule(pl.LightningDataModule):
         if self._fingerprint is None:
             self._fingerprint = "" if self._dataset is None else fingerprint_of(self._dataset.source)
         return self._fingerprint
+
+    def first_images(self) -> list[str]:
+        """Return a digest of the first image of each class, see ``data.sources.base``; empty in evaluation."""
+        return [] if self._dataset is None else first_images(self._dataset.source)
 
     # loaders
 

@@ -15,7 +15,7 @@ from adaface.config.options import HOST_SPECIFIC_OPTIONS, Config
 from adaface.data.held_out import HELD_OUT
 from adaface.data.module import FaceDataModule
 from adaface.data.pair_sets import fingerprint_of_pairs
-from adaface.data.sources.class_order import describe_change
+from adaface.data.sources.class_order import describe_change, describe_exchange
 from adaface.distributed.launch import Launch, rank_zero_info
 from adaface.distributed.watch import ProcessWatch
 from adaface.evaluation.before_after import comparable_sets
@@ -124,6 +124,12 @@ def _check_checkpoint(config: Config, data: FaceDataModule, module: FaceRecognit
             "resume with the same data, --seed and --held_out_share, or start a new run"
         )
     _match_classes(names, data, module, path)
+    module.metadata["first_images"] = data.first_images()
+    if exchange := describe_exchange(saved.get("first_images", []), module.metadata["first_images"], data.class_names):
+        raise ValueError(
+            f"identities have exchanged their images since the run of {path}, whose head has one row for each: "
+            f"{exchange}. Restore the data, or start a new run with --start_from_model_statedict"
+        )
     before, now = saved.get("validation_sets"), module.metadata["validation_sets"]
     if before is not None and before != now:
         others = [name for name in {**before, **now} if before.get(name) != now.get(name)]
@@ -274,6 +280,7 @@ def build_module(config: Config, data: FaceDataModule, sharded: bool) -> FaceRec
             "given": sorted(config.given),
             "class_names": [] if config.run.evaluate else data.class_names,
             "data_fingerprint": data.fingerprint(),
+            "first_images": data.first_images(),
             "validation_sets": {name: fingerprint_of_pairs(one) for name, one in data.pair_sets.items()},
             "pretrained": (
                 fingerprint_to_finetune(config.run.finetune, config.run.arch, config.run.color)

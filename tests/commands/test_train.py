@@ -399,6 +399,16 @@ def test_a_resume_with_a_renamed_identity_is_refused(whole_run, faces, tmp_path,
     assert re.search(r"has a head of \d+ classes, the training data has \d+, 1 gone \(0\), 0 new: resume on", told)
 
 
+def test_a_resume_with_exchanged_identities_is_refused(whole_run, faces, tmp_path, capsys):
+    shutil.copytree(faces / "imgs", tmp_path / "imgs")
+    for old, new in (("0", "x"), ("3", "0"), ("x", "3")):
+        (tmp_path / "imgs" / old).rename(tmp_path / "imgs" / new)
+    words = ["--resume_from_checkpoint", str(whole_run / "last.ckpt"), "--train_data_path", str(tmp_path / "imgs")]
+    assert main.main([*words, "--epochs", "9"]) == 2
+    told = capsys.readouterr().err
+    assert "0 has those of 3, 3 has those of 0. Restore the data, or start a new run" in told
+
+
 def test_without_words_and_data_it_says_what_a_training_needs(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main.main([]) == 2

@@ -16,6 +16,7 @@ import numpy as np
 
 _FINGERPRINT_IMAGES = 256
 _NAMES_AT_ONCE = 1 << 14
+_CLASSES_COMPARED = 1000
 
 
 class Flaw(NamedTuple):
@@ -82,9 +83,28 @@ def fingerprint_of(source: TrainingSource) -> str:
         digest.update(("\n" + text if start else text).encode("utf-8", "surrogateescape"))
     digest.update(np.ascontiguousarray(source.labels, "<i4").data)
     for index in np.unique(np.linspace(0, len(source) - 1, _FINGERPRINT_IMAGES).astype(int)).tolist():
-        try:
-            image = source.read(index)
-        except (OSError, ValueError):  # damaged: training reports or skips it
-            image = b""
-        digest.update(hashlib.sha256(image).digest())
+        digest.update(_digest(source, index))
     return digest.hexdigest()
+
+
+def first_images(source: TrainingSource) -> list[str]:
+    """Return a digest of the first image of each class, to see whether classes have exchanged their images.
+
+    Args:
+        source: all samples.
+
+    Returns:
+        16 hexadecimal digits for each of the first 1,000 classes.
+    """
+    labels = source.labels
+    samples = np.flatnonzero(labels < _CLASSES_COMPARED)
+    _, first = np.unique(labels[samples], return_index=True)
+    return [_digest(source, index)[:8].hex() for index in samples[first].tolist()]
+
+
+def _digest(source: TrainingSource, index: int) -> bytes:
+    try:
+        image = source.read(index)
+    except (OSError, ValueError):  # damaged: training reports or skips it
+        image = b""
+    return hashlib.sha256(image).digest()

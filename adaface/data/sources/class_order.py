@@ -11,6 +11,7 @@ contiguous.
 import abc
 import bisect
 import itertools
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, overload
 
@@ -189,6 +190,25 @@ def describe_change(before: Iterable[str], now: Iterable[str]) -> str:
     before, now = set(before), set(now)
     gone, new = sorted(before - now), sorted(now - before)
     return f"{_some('gone', gone)}, {_some('new', new)}" if gone or new else ""
+
+
+def describe_exchange(before: Sequence[str], now: Sequence[str], names: Sequence[str]) -> str:
+    """Return which classes have the images of others, such as "Ada has those of Bob, Bob has those of Ada".
+
+    Empty if fewer than two have: a single image may have been moved, to correct its label.
+
+    Args:
+        before: ``first_images`` of the classes, earlier.
+        now: those of today, of the same classes in the same order.
+        names: of the classes.
+    """
+    often = Counter(before)
+    owner = {digest: number for number, digest in enumerate(before) if often[digest] == 1}
+    moved = [(number, owner[digest]) for number, digest in enumerate(now) if owner.get(digest, number) != number]
+    if len(moved) < 2:
+        return ""
+    shown = ", ".join(f"{names[new]} has those of {names[old]}" for new, old in moved[:_SHOWN_NAMES])
+    return shown + (f", and {len(moved) - _SHOWN_NAMES} more" if len(moved) > _SHOWN_NAMES else "")
 
 
 def _some(what: str, names: list[str]) -> str:

@@ -5,7 +5,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adaface.data.sources.class_order import NumberedNames, PrefixedNames, lexicographic_order, order_by_class
+from adaface.data.sources.class_order import (
+    NumberedNames,
+    PrefixedNames,
+    describe_exchange,
+    lexicographic_order,
+    order_by_class,
+)
 
 
 @settings(max_examples=80, deadline=None)
@@ -84,3 +90,22 @@ def test_prefixes_say_whose_name_it_is() -> None:
     assert list(names) == expected and names == expected and len(names) == 14
     assert [names[i] for i in range(14)] == expected and names[-2:] == expected[-2:]
     assert pickle.loads(pickle.dumps(names)) == expected
+
+
+@pytest.mark.parametrize(
+    ("now", "expected"),
+    [
+        ("abcd", ""),
+        ("bacd", "Ada has those of Bob, Bob has those of Ada"),
+        ("bcda", "Ada has those of Bob, Bob has those of Cem, Cem has those of Dan, and 1 more"),
+        ("xbcd", ""),  # a new image
+        ("aacd", ""),  # one image at another person: a label was corrected
+        ("wxyz", ""),  # all images were made again
+    ],
+)
+def test_identities_that_exchanged_their_images_are_named(now, expected):
+    assert describe_exchange("abcd", now, ["Ada", "Bob", "Cem", "Dan"]) == expected
+
+
+def test_images_of_two_identities_tell_nothing():
+    assert describe_exchange("aabb", "bbaa", ["Ada", "Bob", "Cem", "Dan"]) == ""
