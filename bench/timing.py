@@ -59,6 +59,7 @@ def options(description: str | None) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=5, help="timed runs of each side (default 5)")
     parser.add_argument("--quick", action="store_true", help="a small problem: does it run? no figure of it is a claim")
     parser.add_argument("--output", type=Path, default=RESULTS, help=f"folder of the JSON lines (default {RESULTS})")
+    gc.freeze()  # what was imported: it stays, and the collection before each run need not look at it
     return parser.parse_args()
 
 

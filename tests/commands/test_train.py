@@ -40,6 +40,7 @@ ARCH = small_networks.TRAINED  # of what is called in this process
 OF_PROCESSES = ["--arch", "ir_mini"]  # the smallest that a process knows by itself
 SMALL = ["--gpus", "0", "--arch", ARCH, "--batch_size", "8", "--num_workers", "0", "--m", "0.4", "--h", "0.333"]
 ONE_SET = ["--val_sets", "lfw"]  # where nobody looks at the results
+TWO_SETS = ["--val_sets", "lfw,cfp_fp"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -123,7 +124,7 @@ def whole_run_of_processes(faces, tmp_path_factory) -> Path:
 def killed_run(faces, tmp_path_factory) -> Path:
     """A run folder whose run was killed after its second epoch; only copies of it are used."""
     folder = tmp_path_factory.mktemp("killed") / "deep" / "run"
-    process = start(faces, folder.parent / "unused", *AUGMENTED, "--run_folder", str(folder))
+    process = start(faces, folder.parent / "unused", *AUGMENTED, *ONE_SET, "--run_folder", str(folder))
     wait_for(lambda: list(folder.glob("epoch=001-*.ckpt")), process)
     process.kill()
     process.wait()
@@ -265,7 +266,7 @@ def test_started_again_in_its_folder_a_killed_run_goes_on_by_itself(
     whole_run_of_processes, killed_run, faces, tmp_path, capsys
 ):
     folder = shutil.copytree(killed_run, tmp_path / "deep" / "run", symlinks=True)
-    again = words(faces, tmp_path / "unused", *OF_PROCESSES, *AUGMENTED, "--run_folder", str(folder))
+    again = words(faces, tmp_path / "unused", *OF_PROCESSES, *AUGMENTED, *ONE_SET, "--run_folder", str(folder))
     assert main.main(again) == 0
     output = capsys.readouterr().out
     assert f"run folder: {folder}\n" in output
@@ -459,13 +460,15 @@ def test_a_resume_that_does_not_fit_changes_nothing(whole_run, capsys, more, mes
 
 @pytest.mark.usefixtures("undrawn")
 def test_two_processes_train_and_evaluate_as_one(faces, tmp_path):
-    process = start(faces, tmp_path, "--devices", "2", "--epochs", "1", "--accelerator", "cpu", "--use_16bit")
+    process = start(
+        faces, tmp_path, "--devices", "2", "--epochs", "1", "--accelerator", "cpu", "--use_16bit", *TWO_SETS
+    )
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     (folder,) = tmp_path.glob("*")
     two = json.loads((folder / "results.json").read_text())
     best = ["--evaluate", "--start_from_model_statedict", str(folder / "best.ckpt")]
-    alone = run(faces, tmp_path / "one", *OF_PROCESSES, *best, "--use_16bit")
+    alone = run(faces, tmp_path / "one", *OF_PROCESSES, *best, "--use_16bit", *TWO_SETS)
     one = json.loads((alone / "results.json").read_text())
     assert two == one
 
@@ -640,14 +643,15 @@ def test_what_is_validated_is_the_average(faces, tmp_path):
     """With frozen statistics and a learning rate of 1e-9 the average is the weights, and reaches the same."""
     state = {f"model.{key}": value for key, value in build_model(ARCH).state_dict().items()}
     torch.save({"state_dict": state}, tmp_path / "pretrained.ckpt")
-    still = ["--start_from_model_statedict", str(tmp_path / "pretrained.ckpt"), "--freeze_batch_norm"]
+    still = ["--start_from_model_statedict", str(tmp_path / "pretrained.ckpt"), "--freeze_batch_norm", *TWO_SETS]
     still += ["--epochs", "5", "--lr", "1e-9", "--weight_decay", "0"]
     plain, averaged = (run(faces, tmp_path / name, *still, *more) for name, more in (("a", []), ("b", EMA)))
     assert validated(plain) == validated(averaged)
     # of weights that jump, the table of the final test is that of `model.*` of best.ckpt, evaluated by itself
-    jumping = run(faces, tmp_path / "c", "--epochs", "5", "--lr", "0.1", *EMA)
+    jumping = run(faces, tmp_path / "c", "--epochs", "5", "--lr", "0.1", *EMA, *TWO_SETS)
     table = (jumping / "results.csv").read_text()
-    alone = run(faces, tmp_path / "d", "--evaluate", "--start_from_model_statedict", str(jumping / "best.ckpt"))
+    best = ["--evaluate", "--start_from_model_statedict", str(jumping / "best.ckpt")]
+    alone = run(faces, tmp_path / "d", *best, *TWO_SETS)
     assert (alone / "results.csv").read_text() == table
     # and so was the accuracy that chose it
     sets = pd.read_csv(alone / "results.csv", index_col=0).drop("mean", errors="ignore")
