@@ -343,5 +343,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    gc.freeze()  # `timing` collects garbage before each run: not among the objects of all modules
     sys.exit(main())

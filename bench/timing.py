@@ -46,7 +46,7 @@ class Side:
 
 
 def options(description: str | None) -> argparse.Namespace:
-    """Parse the command line that all scripts share.
+    """Parse the command line that all scripts share, and exempt what they imported from garbage collections.
 
     Args:
         description: the script's docstring.
@@ -59,7 +59,7 @@ def options(description: str | None) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=5, help="timed runs of each side (default 5)")
     parser.add_argument("--quick", action="store_true", help="a small problem: does it run? no figure of it is a claim")
     parser.add_argument("--output", type=Path, default=RESULTS, help=f"folder of the JSON lines (default {RESULTS})")
-    gc.freeze()  # what was imported: it stays, and the collection before each run need not look at it
+    gc.freeze()  # one collection before each run of a side would walk a million objects that stay
     return parser.parse_args()
 
 

@@ -79,13 +79,13 @@ def check_model(path: Path, source: ModelSource) -> None:
 
 
 def _check_training_set(state: Mapping[str, Tensor], path: Path, source: ModelSource) -> None:
-    """Raise ValueError if the head in a file is that of another published model of the same architecture."""
+    """Raise ValueError if the head in a file has as many identities as another known training set."""
     shape = state[_HEAD].shape if _HEAD in state else ()
     others = {count: data for data, count in IDENTITIES.items() if data != source.data}
     if source.data is not None and len(shape) == 2 and shape[1] in others:
         raise ValueError(
             f"{path} is not {source.name}: its head has {shape[1]:,} identities, as many as {others[shape[1]]}; "
-            f"{source.data} has {IDENTITIES[source.data]:,}"
+            f"{source.data} has {IDENTITIES[source.data]:,}. Delete it and download it again from {source.address}"
         )
 
 

@@ -109,8 +109,9 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _with_state_dict(loaded: Any) -> Any:
-    """Return the weights of other programs' files as ``state_dict``; anything else unchanged."""
-    if not isinstance(loaded, dict) or isinstance(loaded.get("state_dict"), dict):
+    """Return the weights of other programs' files, also a part of a part, as ``state_dict``; others unchanged."""
+    state = loaded.get("state_dict") if isinstance(loaded, dict) else None
+    if not isinstance(loaded, dict) or (isinstance(state, dict) and not any(map(_is_weights, state.values()))):
         return loaded
     for name in _PARTS:
         part = loaded.get(name)
@@ -179,6 +180,9 @@ _NEEDED: dict[str, Callable[[dict[str, Any]], bool]] = {
     "`adaface.config`": lambda c: isinstance(c["adaface"]["config"], dict),
     "`adaface.given`": lambda c: all(isinstance(name, str) for name in c["adaface"]["given"]),
     "`adaface.position`": lambda c: _is_position(c["adaface"]["position"]),
+    "`adaface.first_images`": lambda c: all(
+        _is_count(number) and isinstance(digest, str) for number, digest in c["adaface"].get("first_images", {}).items()
+    ),
     f"`adaface.{SHARDED_HEAD}` (or the folder with its files)": _is_sharded_head,
     "`epoch` or `global_step`": lambda c: _is_count(c["epoch"]) and _is_count(c["global_step"]),
     "`loops`": lambda c: all(

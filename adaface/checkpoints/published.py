@@ -22,7 +22,9 @@ IDENTITIES = {
     "MS1MV3": 93_431,
     "WebFace4M": 205_990,
     "WebFace12M": 617_970,
-}  # of the training sets
+    "WebFace42M": 2_059_906,
+    "the subset of MS1MV2": 70_722,
+}
 RANK_1, RANK_5 = "tinyface rank-1", "tinyface rank-5"
 
 
@@ -113,7 +115,7 @@ class ModelSource:
         name: the requested name.
         path: of the file on this machine, which may not exist yet.
         arch: its architecture; None if the name does not determine it.
-        data: its training set, a key of ``IDENTITIES``; None if the name does not determine it.
+        data: its training set, a key of ``IDENTITIES``; None for a file on the hub.
         address: web address for a manual download.
         drive_id: file ID on Google Drive; empty for a file on the hub.
         hub: repository and file on the hub; empty for a file on Google Drive.
@@ -151,6 +153,6 @@ def locate(name: str) -> ModelSource:
     if match is None or {"", ".", ".."} & set(name[3:].split("/")) or not name.endswith(".ckpt"):
         raise ValueError(f"{name!r} is not a file on the hub: expected hf:<owner>/<repository>/<file>.ckpt")
     repository, file = match.groups()
-    arch, data = {model.file: (model.arch, model.data) for model in PUBLISHED}.get(Path(file).name, (None, None))
+    arch = {model.file: model.arch for model in PUBLISHED}.get(Path(file).name)
     address = f"https://huggingface.co/{repository}/resolve/main/{file}"
-    return ModelSource(name, folder / "hf" / repository / file, arch, data, address, hub=(repository, file))
+    return ModelSource(name, folder / "hf" / repository / file, arch, None, address, hub=(repository, file))

@@ -66,7 +66,7 @@ def describe_foreign(checkpoint: dict[str, Any], path: str | Path) -> str:
     _, prefix = _without_prefix(checkpoint, path)
     if FOUND_IN not in checkpoint and prefix.startswith(_BACKBONE_PREFIX):
         return ""
-    taken = sum(key.startswith(prefix) for key in checkpoint["state_dict"])
+    taken = _count(checkpoint, prefix)
     ignored = len(checkpoint["state_dict"]) - taken
     rest = f"; {ignored} other entries are ignored" if ignored else ""
     return f"{path}: {taken} weights under {f'`{prefix}`' if prefix else 'no prefix'} are taken{rest}"
@@ -82,11 +82,15 @@ def _without_prefix(checkpoint: dict[str, Any], path: str | Path) -> tuple[dict[
     raise ValueError(f"{path} has no `model.*` weights; its keys begin with {list(state)[:_SHOWN_KEYS]}")
 
 
+def _count(checkpoint: dict[str, Any], prefix: str) -> int:
+    return sum(key.startswith(prefix) for key in checkpoint["state_dict"])
+
+
 def _with_counters(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Add the batch counters of batch normalization, which other programs leave out; no output depends on them."""
     means = [key for key in weights if key.endswith(_RUNNING_MEAN)]
-    counters = {key.removesuffix(_RUNNING_MEAN) + "num_batches_tracked": torch.tensor(0) for key in means}
-    return counters | weights
+    counters = [key.removesuffix(_RUNNING_MEAN) + "num_batches_tracked" for key in means]
+    return weights | {key: torch.tensor(0) for key in counters if key not in weights}
 
 
 def _prefixes(state: Mapping[str, Tensor]) -> list[str]:
@@ -127,13 +131,13 @@ def find_architecture(checkpoint: dict[str, Any], path: str | Path) -> str:
     Raises:
         ValueError: no backbone weights, or weights of an unknown architecture.
     """
-    weights, _ = _without_prefix(checkpoint, path)
+    weights, prefix = _without_prefix(checkpoint, path)
     architecture = stored_architecture(checkpoint) or identify_architecture(weights)
     if architecture is None:
         nearest, misfit = nearest_architecture(weights)
         raise ValueError(
-            f"{path} holds weights of an unknown architecture ({len(weights)} entries); the nearest one is "
-            f"{nearest}, except for {misfit}. `adaface models` lists the known ones; for a network of timm give "
+            f"{path} holds weights of an unknown architecture ({_count(checkpoint, prefix)} entries); the nearest one "
+            f"is {nearest}, except for {misfit}. `adaface models` lists the known ones; for a network of timm give "
             "--arch timm:<name>, because it cannot be recognized by its weights"
         )
     return architecture

@@ -99,6 +99,7 @@ class FaceDataModule(pl.LightningDataModule):
         self.missing_sets: list[str] = []
         self._dataset: TrainingDataset | None = None
         self._fingerprint: str | None = None  # takes seconds for millions of images
+        self._first_images: dict[int, str] | None = None
 
     def open(self) -> None:
         """Find, open and check all data, before the model is built.
@@ -171,7 +172,7 @@ class FaceDataModule(pl.LightningDataModule):
         number_of = np.array([place[name] for name in source.class_names], np.int32)
         every = np.arange(len(source), dtype=np.uint32 if len(source) < 2**32 else np.int64)
         self.dataset.source = SelectedSource(source, every, number_of[source.labels], list(names), source.location)
-        self._fingerprint = None
+        self._fingerprint = self._first_images = None
 
     @property
     def num_classes(self) -> int:
@@ -235,9 +236,11 @@ class FaceDataModule(pl.LightningDataModule):
             self._fingerprint = "" if self._dataset is None else fingerprint_of(self._dataset.source)
         return self._fingerprint
 
-    def first_images(self) -> list[str]:
-        """Return a digest of the first image of each class, see ``data.sources.base``; empty in evaluation."""
-        return [] if self._dataset is None else first_images(self._dataset.source)
+    def first_images(self) -> dict[int, str]:
+        """Return digests of the first images of classes, see ``data.sources.base``; empty in evaluation."""
+        if self._first_images is None:
+            self._first_images = {} if self._dataset is None else first_images(self._dataset.source)
+        return self._first_images
 
     # loaders
 

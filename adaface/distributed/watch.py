@@ -35,7 +35,8 @@ _KEEP_ALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 4, "TCP_KEEPCNT": 5}  # 30 s
 _CONNECT_SEC = 30.0
 _TOGETHER_SEC = 0.3  # the processes of a dead host are lost one after the other, but reported together
 _OWN_ERROR_SEC = 1.5  # the other processes often raise the same error themselves
-_REPORT_SEC = 2.5
+_REPORT_SEC = 5.0  # more than the others, also on a busy machine
+_READ_SEC = 0.05
 _GRACE_SEC = 4.0  # for the main thread to end by itself
 _ENDED = 2
 _BYE, _FAILED, _LOST = "bye", "failed", "lost"
@@ -111,7 +112,8 @@ class ProcessWatch(pl.Callback):
         text = str(error).lower()
         network_error = isinstance(error, dist.DistError) or any(words in text for words in _NETWORK_ERRORS)
         wait = bool(self._losses) or (network_error and bool(self._peers))
-        wait = wait or (error is not None and self._one_is_lost())
+        # before a signal, the thread that reads may not have run since the loss
+        wait = wait or (error is not None and not isinstance(error, Exception) and self._one_is_lost())
         if wait and not self._leaving and self._loss_reported.wait(_REPORT_SEC):
             raise ReportedElsewhereError("another process is lost") from error
         if not isinstance(error, Exception) or isinstance(error, InterruptedTrainingError):
@@ -199,7 +201,10 @@ class ProcessWatch(pl.Callback):
 
     def _one_is_lost(self) -> bool:
         """Return whether another process is lost, also if its thread of the watch has not run yet since."""
-        return bool(self._losses) or any(_is_closed(other) for other in list(self._sockets) if other not in self._done)
+        if self._losses or not any(map(_tells_a_loss, list(self._sockets))):
+            return bool(self._losses)
+        time.sleep(_READ_SEC)  # for the thread that has read a goodbye and not noted it yet
+        return bool(self._losses) or any(_tells_a_loss(one) and one not in self._done for one in list(self._sockets))
 
     def _leave(self, message: str) -> None:
         if not self._leaving:
@@ -287,14 +292,15 @@ def _listen(address: str, backlog: int) -> socket.socket:
     return socket.create_server(("", 0), backlog=backlog)
 
 
-def _is_closed(connection: socket.socket) -> bool:
-    """Return whether the other side has closed a connection, and everything that it sent before was read."""
+def _tells_a_loss(connection: socket.socket) -> bool:
+    """Return whether what is to be read next from a connection is its end, or that a process failed or is lost."""
     try:
-        return connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+        coming = connection.recv(len(_FAILED), socket.MSG_PEEK | socket.MSG_DONTWAIT)
     except BlockingIOError:
         return False
     except OSError as error:  # the socket that listens is not connected
         return error.errno != errno.ENOTCONN
+    return coming == b"" or coming.startswith((_FAILED.encode(), _LOST.encode()))
 
 
 def _keep_alive(connection: socket.socket) -> None:

@@ -125,7 +125,7 @@ def _check_checkpoint(config: Config, data: FaceDataModule, module: FaceRecognit
         )
     _match_classes(names, data, module, path)
     module.metadata["first_images"] = data.first_images()
-    if exchange := describe_exchange(saved.get("first_images", []), module.metadata["first_images"], data.class_names):
+    if exchange := describe_exchange(saved.get("first_images", {}), module.metadata["first_images"], data.class_names):
         raise ValueError(
             f"identities have exchanged their images since the run of {path}, whose head has one row for each: "
             f"{exchange}. Restore the data, or start a new run with --start_from_model_statedict"

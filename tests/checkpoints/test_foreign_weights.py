@@ -40,6 +40,7 @@ FOREIGN = {
     "model of model": lambda w: {"model": {"model": w, "step": 7}},
     "params": lambda w: {"params": w},
     "state_dict of model": lambda w: {"model": {"state_dict": under("module.", w)}},
+    "state_dict of state_dict": lambda w: {"state_dict": {"backbone": w, "step": 3}},
     "features.module": lambda w: {"state_dict": under("features.module.", w)},
     "without batch counters": lambda w: {key: w[key] for key in w if not key.endswith("num_batches_tracked")},
     "state_dict without prefix": lambda w: {"state_dict": w},
@@ -70,6 +71,13 @@ def test_the_same_network_under_another_prefix(tmp_path, network, images, name):
     expected, _ = Embedder.load(saved_official(tmp_path, network)).embed(images)
     np.testing.assert_allclose(Embedder.load(path, color="bgr").embed(images)[0], expected, atol=1e-6)
     assert "weights under" in describe_foreign(load_checkpoint(path), path)
+
+
+def test_weights_without_batch_counters_are_counted_as_they_are(tmp_path, network):
+    without = {key: value for key, value in network.items() if not key.endswith("num_batches_tracked")}
+    path = saved(tmp_path, {**under("net.", without), "head.kernel": torch.zeros(512, 5)})
+    described = describe_foreign(load_checkpoint(path), path)
+    assert f": {len(without)} weights under `net.` are taken; 1 other entries are ignored" in described
 
 
 def saved_official(tmp_path, network):

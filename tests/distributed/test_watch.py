@@ -79,6 +79,12 @@ def test_a_signal_that_follows_the_death_of_another_does_not_hide_it(watched):
     assert re.fullmatch(lost(1, "died"), outputs[0])
 
 
+def test_a_signal_that_follows_the_error_of_another_does_not_hide_it(watched):
+    statuses, outputs = watched["terminated after an error"]
+    assert statuses == [12, 1]
+    assert re.fullmatch(lost(1, "stopped by an error, which it has printed"), outputs[0])
+
+
 def test_an_answer_that_does_not_come_in_time_is_explained(watched):
     statuses, outputs = watched["timeout"]
     assert statuses == [1, 1]

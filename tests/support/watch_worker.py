@@ -6,6 +6,7 @@ Each scenario is a run of a few processes, forked from this one; what rank R of 
 how it ended in FOLDER/<scenario>_R.status. Those that wait do so for nothing, as on a GPU whose collective never ends.
 """
 
+import contextlib
 import os
 import signal
 import sys
@@ -31,6 +32,7 @@ SCENARIOS = {  # how each process ends
     "welcomed late": ("done", "done late", "done"),
     "interrupted": ("interrupted", "interrupted", "interrupted"),
     "terminated": ("terminated", "killed"),
+    "terminated after an error": ("terminated", "error"),
 }
 WAIT_SEC = 300
 
@@ -51,7 +53,25 @@ class SlowWatch(ProcessWatch):
         super()._lose(peer, how)
 
 
-WATCHES = {"welcomed late": LateWatch, "terminated": SlowWatch}
+class SlowReader(ProcessWatch):
+    """Its thread that reads messages is slow, as on a busy machine."""
+
+    def _watch(self, connection, lines, peer):
+        time.sleep(0.5)
+        super()._watch(connection, lines, peer)
+
+
+WATCHES = {"welcomed late": LateWatch, "terminated": SlowWatch, "terminated after an error": SlowReader}
+
+
+@contextlib.contextmanager
+def told_of_interrupts(watch, trainer):
+    """Tell the watch of an interrupt as Lightning does, before the exception leaves its loop."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        watch.on_exception(trainer, None, error)
+        raise
 
 
 def end(how: str, others: list[int]) -> None:
@@ -91,7 +111,8 @@ def run(folder: Path, scenario: str, rank: int) -> int:
             watch.setup(trainer, None, "fit")
             watch.setup(trainer, None, "test")
             dist.barrier()
-            end(ends[rank], [peer.pid for peer in watch._peers if peer.rank != rank])
+            with told_of_interrupts(watch, trainer):
+                end(ends[rank], [peer.pid for peer in watch._peers if peer.rank != rank])
     except ReportedElsewhereError:
         return 12
     except Exception as error:

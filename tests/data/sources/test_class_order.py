@@ -92,20 +92,29 @@ def test_prefixes_say_whose_name_it_is() -> None:
     assert pickle.loads(pickle.dumps(names)) == expected
 
 
+NAMES = ["Ada", "Bob", "Cem", "Dan", "Eve"]
+
+
 @pytest.mark.parametrize(
     ("now", "expected"),
     [
-        ("abcd", ""),
-        ("bacd", "Ada has those of Bob, Bob has those of Ada"),
-        ("bcda", "Ada has those of Bob, Bob has those of Cem, Cem has those of Dan, and 1 more"),
-        ("xbcd", ""),  # a new image
-        ("aacd", ""),  # one image at another person: a label was corrected
-        ("wxyz", ""),  # all images were made again
+        ("abcde", ""),
+        ("bacde", "Ada has those of Bob, Bob has those of Ada"),
+        ("bcdae", "Ada has those of Bob, Bob has those of Cem, Cem has those of Dan, and 1 more"),
+        (
+            "bcdex",
+            "Ada has those of Bob, Bob has those of Cem, Cem has those of Dan, and 1 more",
+        ),  # each moved on
+        ("xbcde", ""),  # a new image
+        ("aacde", ""),  # one image at another person: a label was corrected
+        ("aaccx", ""),  # two labels
+        ("bccde", ""),  # a chain of two that does not close
+        ("vwxyz", ""),  # all images were made again
     ],
 )
 def test_identities_that_exchanged_their_images_are_named(now, expected):
-    assert describe_exchange("abcd", now, ["Ada", "Bob", "Cem", "Dan"]) == expected
+    assert describe_exchange(dict(enumerate("abcde")), dict(enumerate(now)), NAMES) == expected
 
 
 def test_images_of_two_identities_tell_nothing():
-    assert describe_exchange("aabb", "bbaa", ["Ada", "Bob", "Cem", "Dan"]) == ""
+    assert describe_exchange(dict(enumerate("aabb")), dict(enumerate("bbaa")), NAMES) == ""
