@@ -24,7 +24,8 @@ logger = logging.getLogger(__name__)
 
 ITSELF, TORCHRUN, SRUN, ENVIRONMENT = "this program", "torchrun", "srun", "the environment (RANK, WORLD_SIZE)"
 _PARENT = "ADAFACE_PARENT"
-_PARENT_SEC = 5.0  # longer than ProcessWatch takes, whose message has more details
+_LOOK_SEC = 1.0
+_PARENT_SEC = 10.0  # longer than ProcessWatch takes, whose message has more details
 _INTERACTIVE = ("bash", "interactive")  # names of SLURM jobs that are an interactive shell
 
 
@@ -166,7 +167,8 @@ def end_with_parent(launch: Launch) -> None:
 
 def _end_with(parent: int, launch: Launch) -> None:
     while os.getppid() == parent:
-        time.sleep(_PARENT_SEC)
+        time.sleep(_LOOK_SEC)
+    time.sleep(_PARENT_SEC)
     who = "process 0" if launch.launcher == ITSELF else "torchrun"
     try:
         logger.error(

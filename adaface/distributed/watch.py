@@ -37,6 +37,7 @@ _TOGETHER_SEC = 0.3  # the processes of a dead host are lost one after the other
 _OWN_ERROR_SEC = 1.5  # the other processes often raise the same error themselves
 _REPORT_SEC = 5.0  # more than the others, also on a busy machine
 _READ_SEC = 0.05
+_END_SEC = 1.0
 _GRACE_SEC = 4.0  # for the main thread to end by itself
 _ENDED = 2
 _BYE, _FAILED, _LOST = "bye", "failed", "lost"
@@ -249,7 +250,10 @@ class ProcessWatch(pl.Callback):
         self._end(text, prints=self._rank == 0 or self._is_first_on_its_host())
 
     def _describe(self, peer: _Peer, how: str) -> str:
-        code = self._children[peer.rank - 1].poll() if 0 < peer.rank <= len(self._children) else None
+        code = None
+        if how == "died" and 0 < peer.rank <= len(self._children):
+            with contextlib.suppress(subprocess.TimeoutExpired):  # its connection is closed before it has ended
+                code = self._children[peer.rank - 1].wait(_END_SEC)
         if how == _FAILED:
             how = "stopped by an error, which it has printed"
         elif dist.get_backend() == "nccl" and how == "died" and (code is None or code == -signal.SIGABRT):

@@ -263,7 +263,7 @@ def test_a_killed_audit_goes_on_where_it_was(data, audited, tmp_path):
     command = [sys.executable, "-m", "adaface", "audit", str(data.faulty), "--output", str(output), "--apply"]
     command += ["--test_sets", str(data.test_set), "--threads", "1"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 250
     while not (tables := list(output.glob("cache/scan-*.npy"))):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.002)

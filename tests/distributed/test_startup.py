@@ -197,7 +197,7 @@ def test_processes_that_do_not_come_are_missed(data_root, tmp_path):
     words = launched.words(data_root, "--devices", 2, "--collective_timeout_sec", 2)
     file = tmp_path / "output.txt"
     process = launched.start(launched.main_py(words), file, launched.slurm(0, launched.free_port(), [[0, 1]]))
-    assert launched.ended(process, file, 60) == 2
+    assert launched.ended(process, file, 250) == 2
     assert "process 0 on" in file.read_text()
     assert "could not connect to the other processes of 2 at 127.0.0.1:" in file.read_text()
 

@@ -155,7 +155,7 @@ def test_the_end_that_nccl_makes_is_explained(backend, status, expected, monkeyp
     monkeypatch.setattr(watch.dist, "get_backend", lambda: backend)
     watching = watch.ProcessWatch({}, lambda: "", 60.0)
     if status is not None:
-        watching._children = [SimpleNamespace(poll=lambda: status)]
+        watching._children = [SimpleNamespace(wait=lambda timeout: status)]
     text = watching._describe(watch._Peer(1, "node", 7), "died")
     assert text.startswith("process 1 on node (pid 7) died")
     assert expected in text

@@ -148,9 +148,17 @@ class SlowImages:
 KILLED = """
 import sys
 sys.path[:0] = ["tests"]
+import time
 from tests.inference.test_embedding_cache import ModelFile, SlowImages, embed
 from pathlib import Path
-embed(ModelFile(sys.argv[1]), Path(sys.argv[2]), batch_size=2)(SlowImages(sys.argv[3]))
+
+class StuckImages(SlowImages):
+    def read(self, index):
+        if index >= 24:
+            time.sleep(300)
+        return super().read(index)
+
+embed(ModelFile(sys.argv[1]), Path(sys.argv[2]), batch_size=2)(StuckImages(sys.argv[3]))
 """
 
 
@@ -306,14 +314,18 @@ def test_the_second_of_two_at_once_waits_and_takes_what_the_first_has_made(tmp_p
     threads[0].start()
     assert begun.wait(WAIT_SEC)
     threads[1].start()
-    assert not second.wait(0.5)
+    told = ""
+    while "another process is writing a.npy; waiting for it" not in told:
+        assert threads[1].is_alive()
+        time.sleep(0.01)
+        told += capsys.readouterr().err
+    assert not second.is_set()
     go_on.set()
     for thread in threads:
         thread.join(WAIT_SEC)
     assert len(filled) == 1
     assert len(tables) == 2
     np.testing.assert_array_equal(tables[0], tables[1])
-    assert "another process is writing a.npy; waiting for it" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["a.npy"]
 
 

@@ -37,7 +37,7 @@ from tests.support.browser import Browser, needs_webdriver
 from tests.support.photographs import astronaut, head, turned, two_heads
 
 ROOT = Path(__file__).resolve().parents[2]
-SEC = 60
+SEC = 250
 THRESHOLD = Threshold(0.5, "stored in the model: FAR 0.001 on lfw")
 PAIR = (("first", png(astronaut())), ("second", png(turned(astronaut(), 20, 0.6)[0])))
 
@@ -300,7 +300,7 @@ def test_a_large_request_is_refused_before_and_while_it_is_sent(embedder):
 
 
 def test_slow_headers_meet_a_deadline(embedder):
-    with serving(embedder, header_sec=0.3) as server, contextlib.ExitStack() as stack:
+    with serving(embedder, header_sec=2) as server, contextlib.ExitStack() as stack:
         slow = [stack.enter_context(socket.create_connection(server.address, timeout=SEC)) for _ in range(2)]
         slow[1].sendall(b"GET / HTTP/1.1\r\nHo")
         assert [everything(connection) for connection in slow] == [b"", b""]

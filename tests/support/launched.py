@@ -85,7 +85,7 @@ def slurm(rank: int, port: int, ranks_of_nodes: list[list[int]]) -> dict[str, st
     )
 
 
-def wait_for(condition: Callable[[], object], process: subprocess.Popen, output: Path, seconds: float = 120.0) -> None:
+def wait_for(condition: Callable[[], object], process: subprocess.Popen, output: Path, seconds: float = 250.0) -> None:
     """Wait until something has happened, while the process runs."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -116,16 +116,24 @@ def children(pid: int) -> list[int]:
 
 
 def trainers(pid: int) -> list[int]:
-    """Processes that train among a process and those that it has started, the lowest rank first."""
+    """Processes that train among a process and those that it has started, in the order in which they were started."""
     found = []
-    for number in [pid, *children(pid)]:
+    for number in [pid, *sorted(children(pid), key=_start)]:
         try:
             command = Path(f"/proc/{number}/cmdline").read_bytes().split(b"\0")
         except OSError:
             continue
         if len(command) > 1 and command[1].endswith((b"main.py", b"-u")) and b"torch.distributed.run" not in command:
             found.append(number)
-    return sorted(found)
+    return found
+
+
+def _start(number: int) -> int:
+    """When a process was started; one that has ended was started first."""
+    try:
+        return int(Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[19])
+    except OSError:
+        return 0
 
 
 def weights(checkpoint: Path) -> dict[str, torch.Tensor]:

@@ -25,7 +25,7 @@ from adaface.system.lightning_internals import distributed
 
 FAILURES = ("status", "exception", "exit")
 SCENARIOS = ("success", "wrapped model", "referred to", *FAILURES)
-ASLEEP_SEC = 60
+ASLEEP_SEC = 300  # more than the test waits
 kept = []
 
 

@@ -84,11 +84,12 @@ def end(how: str, others: list[int]) -> None:
         raise ValueError("its own error")
     if how == "interrupted":
         raise InterruptedTrainingError(Path("last.ckpt"))
+    if how in ("gloo", "terminated"):  # what follows the death of the other one
+        while launched.is_alive(others[0]):
+            time.sleep(0.01)
     if how == "gloo":  # what a collective raises where another process is gone
         raise RuntimeError("[pair.cc:547] Connection closed by peer [127.0.0.1]:1234")
     if how == "terminated":  # by torchrun, which has seen the death of the other one
-        while launched.is_alive(others[0]):
-            time.sleep(0.01)
         raise KeyboardInterrupt
     if how == "timeout":
         raise RuntimeError("Timed out waiting 1000ms for recv operation to complete")

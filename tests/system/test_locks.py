@@ -26,12 +26,12 @@ with RunLock() as lock:
         begun, begins = os.pipe()
         if os.fork() == 0:
             os.write(begins, b"x")  # what is done after a fork is done
-            time.sleep(60)
+            time.sleep(300)
             os._exit(0)
         os.read(begun, 1)
     print("held", flush=True)
     if sys.argv[2] != "ends":
-        time.sleep(60)
+        time.sleep(300)
 """
 
 
@@ -178,7 +178,7 @@ def test_a_forked_child_does_not_keep_the_lock_of_a_block(tmp_path):
         begun, begins = os.pipe()
         if (child := os.fork()) == 0:
             os.write(begins, b"x")  # what is done after a fork is done
-            time.sleep(60)
+            time.sleep(300)
             os._exit(0)
         os.read(begun, 1)
     try:
