@@ -17,7 +17,7 @@ from types import ModuleType
 
 from torch import Tensor
 
-from adaface.checkpoints.files import load_checkpoint
+from adaface.checkpoints.files import KERNEL, load_checkpoint
 from adaface.checkpoints.published import IDENTITIES, ModelSource, locate
 from adaface.checkpoints.weights import (
     backbone_state,
@@ -29,7 +29,6 @@ from adaface.checkpoints.weights import (
 )
 
 _BYTES_PER_WEIGHT = 4  # float32
-_HEAD = "head.kernel"  # (D, C)
 
 
 def find_model(name: str) -> Path:
@@ -80,7 +79,7 @@ def check_model(path: Path, source: ModelSource) -> None:
 
 def _check_training_set(state: Mapping[str, Tensor], path: Path, source: ModelSource) -> None:
     """Raise ValueError if the head in a file has as many identities as another known training set."""
-    shape = state[_HEAD].shape if _HEAD in state else ()
+    shape = state[KERNEL].shape if KERNEL in state else ()  # (D, C)
     others = {count: data for data, count in IDENTITIES.items() if data != source.data}
     if source.data is not None and len(shape) == 2 and shape[1] in others:
         raise ValueError(

@@ -34,6 +34,7 @@ _OLD_LIGHTNING_CLASSES = (
     "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
 )
 _REFUSED_GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
+KERNEL = "head.kernel"  # key in the state dict: weights of the head, (D, C)
 SHARDED_HEAD = "sharded_head"  # key under ``adaface``: contents of the head's files
 REST = "rest.ckpt"  # in a checkpoint folder of a sharded head: everything except the head's matrices
 FOUND_IN = "found_in"  # key next to the state dict of other programs' files

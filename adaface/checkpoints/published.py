@@ -15,7 +15,7 @@ from adaface.system.command_line import nearest
 FOLDER_VARIABLE = "ADAFACE_MODELS"
 _HUB = re.compile(r"hf:([\w.-]+/[\w.-]+)/([\w./-]+)")
 _SETS = ("lfw", "cfp_fp", "cplfw", "calfw", "agedb_30", "ijbb", "ijbc")
-IDENTITIES = {
+IDENTITIES = {  # of training sets
     "CASIA-WebFace": 10_572,
     "VGGFace2": 9_131,
     "MS1MV2": 85_742,

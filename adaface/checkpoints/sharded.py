@@ -25,13 +25,12 @@ from torch.distributed.checkpoint._hf_utils import CUSTOM_METADATA_KEY, SAVED_OF
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 
-from adaface.checkpoints.files import SHARDED_HEAD, load_checkpoint, save_checkpoint
+from adaface.checkpoints.files import KERNEL, SHARDED_HEAD, load_checkpoint, save_checkpoint
 from adaface.checkpoints.weights import head_shape
 from adaface.distributed.collectives import rank, world_size
 from adaface.heads.partial_fc import PartialFC
 from adaface.system.files import checksum_of, write_atomically
 
-KERNEL = "head.kernel"
 _FILES = "*.safetensors"
 _INSTEAD = "take another checkpoint, or start a new run with --start_from_model_statedict, which needs no head"
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}  # names in a file are looked up here alone

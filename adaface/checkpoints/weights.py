@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adaface.checkpoints.files import FOUND_IN, SHARDED_HEAD, load_checkpoint
+from adaface.checkpoints.files import FOUND_IN, KERNEL, SHARDED_HEAD, load_checkpoint
 from adaface.config.choices import COLORS
 from adaface.models import registry
 
@@ -254,12 +254,12 @@ def check_fits(
     shapes = {key: tuple(value.shape) for key, value in checkpoint["state_dict"].items()}
     shape = head_shape(checkpoint)
     if shape is not None:
-        shapes["head.kernel"] = shape
+        shapes[KERNEL] = shape
     wrong = [key for key in expected | shapes if expected.get(key) != shapes.get(key)]
-    if wrong == ["head.kernel"] and len(shapes.get("head.kernel", ())) == 2:
+    if wrong == [KERNEL] and len(shapes.get(KERNEL, ())) == 2:
         raise ValueError(
-            f"{path} has a head of {shapes['head.kernel'][1] // sub_centers} classes, the training data has "
-            f"{expected['head.kernel'][1] // sub_centers}{change and f', {change}'}: resume on the data the run began "
+            f"{path} has a head of {shapes[KERNEL][1] // sub_centers} classes, the training data has "
+            f"{expected[KERNEL][1] // sub_centers}{change and f', {change}'}: resume on the data the run began "
             "with, or start a new run with --start_from_model_statedict"
         )
     if wrong:

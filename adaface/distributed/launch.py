@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 ITSELF, TORCHRUN, SRUN, ENVIRONMENT = "this program", "torchrun", "srun", "the environment (RANK, WORLD_SIZE)"
 _PARENT = "ADAFACE_PARENT"
 _LOOK_SEC = 1.0
-_PARENT_SEC = 10.0  # longer than ProcessWatch takes, whose message has more details
+_WATCH_SEC = 10.0  # longer than ProcessWatch takes to report the loss of process 0, with more details, and to end
 _INTERACTIVE = ("bash", "interactive")  # names of SLURM jobs that are an interactive shell
 
 
@@ -168,8 +168,10 @@ def end_with_parent(launch: Launch) -> None:
 def _end_with(parent: int, launch: Launch) -> None:
     while os.getppid() == parent:
         time.sleep(_LOOK_SEC)
-    time.sleep(_PARENT_SEC)
-    who = "process 0" if launch.launcher == ITSELF else "torchrun"
+    who = "torchrun"
+    if launch.launcher == ITSELF:
+        who = "process 0"
+        time.sleep(_WATCH_SEC)
     try:
         logger.error(
             f"{program_name('train')}: error: {who} on {platform.node()} (pid {parent}), which started process "

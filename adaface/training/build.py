@@ -124,8 +124,7 @@ def _check_checkpoint(config: Config, data: FaceDataModule, module: FaceRecognit
             "resume with the same data, --seed and --held_out_share, or start a new run"
         )
     _match_classes(names, data, module, path)
-    module.metadata["first_images"] = data.first_images()
-    if exchange := describe_exchange(saved.get("first_images", {}), module.metadata["first_images"], data.class_names):
+    if exchange := describe_exchange(saved.get("first_images", {}), data.first_images(), data.class_names):
         raise ValueError(
             f"identities have exchanged their images since the run of {path}, whose head has one row for each: "
             f"{exchange}. Restore the data, or start a new run with --start_from_model_statedict"
@@ -168,7 +167,7 @@ def _match_classes(saved: list[str], data: FaceDataModule, module: FaceRecogniti
             "Restore the data, or start a new run with --start_from_model_statedict"
         )
     data.order_classes_as(saved)
-    module.metadata["class_names"] = saved
+    module.metadata |= {"class_names": saved, "first_images": data.first_images()}
     rank_zero_info("note: the identities come in another order than in the resumed run: they keep their classes")
 
 

@@ -21,8 +21,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from adaface.checkpoints.files import THRESHOLD
-from adaface.checkpoints.sharded import KERNEL, fill_in_head, strip_head
+from adaface.checkpoints.files import KERNEL, THRESHOLD
+from adaface.checkpoints.sharded import fill_in_head, strip_head
 from adaface.config.options import HeadOptions, OptimizerOptions
 from adaface.distributed.collectives import check_batch_sizes, gather_batch, gather_rows
 from adaface.heads.margins import build_head

@@ -8,8 +8,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from adaface.checkpoints.files import REST, load_checkpoint
-from adaface.checkpoints.sharded import KERNEL, export_single_file, fill_in_head, strip_head, write_head
+from adaface.checkpoints.files import KERNEL, REST, load_checkpoint
+from adaface.checkpoints.sharded import export_single_file, fill_in_head, strip_head, write_head
 from adaface.checkpoints.weights import check_fits
 from adaface.heads.margins import build_head
 from tests.support import sharded_checkpoint_worker as worker

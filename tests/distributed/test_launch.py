@@ -1,7 +1,10 @@
 """Who started the processes of a run, and whether they are those that the options ask for."""
 
+import os
+
 import pytest
 
+from adaface.distributed import launch, watch
 from adaface.distributed.launch import Launch, check_launch, find_launch
 
 TORCHRUN = {
@@ -63,3 +66,20 @@ def test_other_processes_than_the_options_ask_for_are_refused(launch, devices, n
 )
 def test_the_processes_that_the_options_ask_for(launch, devices, num_nodes):
     check_launch(launch, devices, num_nodes)
+
+
+@pytest.mark.parametrize(
+    ("launcher", "who", "waits"), [("this program", "process 0", True), ("torchrun", "torchrun", False)]
+)
+def test_an_orphan_ends_and_only_without_process_0_leaves_the_report_to_the_watch(
+    launcher, who, waits, monkeypatch, caplog
+):
+    parents, slept, status = iter([7, 7, 1]), [], []
+    monkeypatch.setattr(os, "getppid", lambda: next(parents))
+    monkeypatch.setattr(launch.time, "sleep", slept.append)
+    monkeypatch.setattr(os, "_exit", status.append)
+    launch._end_with(7, Launch(launcher, rank=1))
+    assert status == [2]
+    assert slept == [launch._LOOK_SEC] * 2 + [launch._WATCH_SEC] * waits
+    assert launch._WATCH_SEC > watch._OWN_ERROR_SEC + watch._END_SEC + watch._GRACE_SEC
+    assert f"error: {who} on " in caplog.text and "(pid 7), which started process 1, died" in caplog.text

@@ -118,7 +118,7 @@ def children(pid: int) -> list[int]:
 def trainers(pid: int) -> list[int]:
     """Processes that train among a process and those that it has started, in the order in which they were started."""
     found = []
-    for number in [pid, *sorted(children(pid), key=_start)]:
+    for number in [pid, *sorted(children(pid), key=_started_at)]:
         try:
             command = Path(f"/proc/{number}/cmdline").read_bytes().split(b"\0")
         except OSError:
@@ -128,7 +128,7 @@ def trainers(pid: int) -> list[int]:
     return found
 
 
-def _start(number: int) -> int:
+def _started_at(number: int) -> int:
     """When a process was started; one that has ended was started first."""
     try:
         return int(Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[19])

@@ -1,6 +1,6 @@
 """The tests' environment where only a CPU build of PyTorch and PyPI's torchvision, a CUDA build, can be installed.
 
-    python tests/unpaired_torchvision.py    (part of `make setup-dev`)
+    python tests/support/unpaired_torchvision.py    (part of `make setup-dev`)
 
 timm needs torchvision, whose import fails beside a CPU build of PyTorch: its compiled operators cannot be loaded, and
 its Python part then asks for two of them (``operator torchvision::nms does not exist``). The right remedy is a pair of

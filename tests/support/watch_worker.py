@@ -1,4 +1,4 @@
-"""Processes under the watch that end in many ways, for test_process_watch.py.
+"""Processes under the watch that end in many ways, for test_watch.py.
 
 python watch_worker.py FOLDER
 

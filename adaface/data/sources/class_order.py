@@ -204,7 +204,7 @@ def describe_exchange(before: Mapping[int, str], now: Mapping[int, str], names: 
         names: of all classes.
     """
     often = Counter(before.values())
-    owner = {digest: number for number, digest in before.items() if often[digest] == 1}
+    owner = {digest: number for number, digest in before.items() if often[digest] == 1 and number < len(names)}
     moved = {number: owner[digest] for number, digest in now.items() if owner.get(digest, number) != number}
     if 2 * len(moved) <= len(now):
         moved = _cycles(moved)

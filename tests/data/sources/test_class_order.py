@@ -101,10 +101,8 @@ NAMES = ["Ada", "Bob", "Cem", "Dan", "Eve"]
         ("abcde", ""),
         ("bacde", "Ada has those of Bob, Bob has those of Ada"),
         ("bcdae", "Ada has those of Bob, Bob has those of Cem, Cem has those of Dan, and 1 more"),
-        (
-            "bcdex",
-            "Ada has those of Bob, Bob has those of Cem, Cem has those of Dan, and 1 more",
-        ),  # each moved on
+        # each has moved on by one
+        ("bcdex", "Ada has those of Bob, Bob has those of Cem, Cem has those of Dan, and 1 more"),
         ("xbcde", ""),  # a new image
         ("aacde", ""),  # one image at another person: a label was corrected
         ("aaccx", ""),  # two labels
