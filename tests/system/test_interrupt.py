@@ -12,6 +12,7 @@ from adaface.__main__ import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[2]
 SEC = 60
+SLEEP = "for _ in range(600): time.sleep(0.1)"  # Python sees a signal that comes just before a sleep at its end
 COMMAND = """
 import atexit, sys, time
 from adaface.system.interrupt import end_on_interrupt
@@ -19,7 +20,7 @@ end_on_interrupt()
 from adaface.system.command_line import run_to_status
 def wait(word):
     print(word, flush=True)
-    time.sleep(60)
+    SLEEP
 def job():
     try:
         WAIT
@@ -28,7 +29,7 @@ def job():
     return 0
 if AT_EXIT: atexit.register(wait, "ending")
 sys.exit(run_to_status("prog", job, stopped="all is kept"))
-"""
+""".replace("SLEEP", SLEEP)
 
 
 def start(*words: str, path: Path | None = None, ignored: bool = False) -> subprocess.Popen:
@@ -57,7 +58,7 @@ def command(wait: str = "wait('running')", cleaning: bool = False, at_exit: bool
 @pytest.fixture
 def slow_imports(tmp_path) -> Path:
     """A folder with a module of the name of NumPy, whose import never ends."""
-    (tmp_path / "numpy.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(60)\n")
+    (tmp_path / "numpy.py").write_text(f"import time\nprint('importing', flush=True)\n{SLEEP}\n")
     return tmp_path
 
 
