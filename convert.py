@@ -6,8 +6,8 @@ from adaface.system.interrupt import end_on_interrupt
 
 if __name__ == "__main__":
     end_on_interrupt()
+    from adaface.__main__ import main as run_command
 
-from adaface.commands.convert import main as main
-
-if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(["convert", *sys.argv[1:]]))
+else:
+    from adaface.commands.convert import main as main

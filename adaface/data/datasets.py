@@ -26,6 +26,7 @@ from adaface.data.images import IMAGE_SHAPE, decode_image
 from adaface.data.pair_sets import PairSet
 from adaface.data.sampler import RandomStreams
 from adaface.data.sources.base import TrainingSource
+from adaface.system.interrupt import STOP_SIGNALS, stop_signals_held
 from adaface.system.lightning_internals import send_errors_of_queues
 from adaface.system.threads import in_main_thread
 
@@ -244,7 +245,8 @@ class WaitingLoader(DataLoader[Any]):
         return self._timed() if self.copies_to is None else copied_ahead(self._timed(), self.copies_to)
 
     def _timed(self) -> Iterator[Any]:
-        batches = super().__iter__()
+        with stop_signals_held():  # a worker that starts would be ended by one before it can ignore it
+            batches = super().__iter__()
         while True:
             started = time.monotonic()
             try:
@@ -279,7 +281,8 @@ def start_worker(_: int) -> None:
     A terminal sends Ctrl-C, and a batch system SIGTERM, to the workers too, but the main process needs them to finish
     its step. A worker whose main process is gone exits by itself.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # held since before the fork; one that waits is dropped
     send_errors_of_queues()
     cv2.setNumThreads(0)  # not 1, which uses OpenCV's thread pool and hangs after a fork

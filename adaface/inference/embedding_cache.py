@@ -11,6 +11,7 @@ is read. One process at a time fills it and holds its lock; others that need the
 import contextlib
 import errno
 import hashlib
+import multiprocessing
 import os
 import re
 import tempfile
@@ -205,14 +206,14 @@ def _process(
     done: Tensor,
 ) -> None:
     """Embed one part of the images, in a process of its own."""
-    parent = os.getppid()
+    parent = multiprocessing.parent_process()  # not os.getppid(): it may have died during the imports
     divide_threads(len(parts))
     embedder = model.load(rank)
     table = open_table(Path(part), _table_shape(images, embedder))
     threads = max(1, usable_cores() // len(parts))
     for count in _embed_some(embedder, images, view, table, parts[rank], batch_size, threads):
         done[rank] += count
-        if os.getppid() != parent:  # the parent has died
+        if parent is not None and os.getppid() != parent.pid:  # it has died
             return
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from types import FrameType
 
 INTERRUPTED = 130  # exit status
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _STOPPED = b"\nadaface: stopped; nothing was done\n"
 _STOPPED_TWICE = b"\nadaface: stopped at once; files that were already saved are complete\n"
 _process = 0  # id of the process that runs a command
@@ -51,6 +52,16 @@ def interruptible() -> Iterator[None]:
         signal.signal(signal.SIGINT, _at_end)
         if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
             signal.signal(signal.SIGTERM, _at_end)
+
+
+@contextlib.contextmanager
+def stop_signals_held() -> Iterator[None]:
+    """Ctrl-C and SIGTERM that arrive meanwhile take effect afterwards; a process forked meanwhile holds them too."""
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
 
 
 def _at_start(number: int, frame: FrameType | None) -> None:

@@ -79,6 +79,7 @@ def test_print_config_round_trips(tmp_path):
         ("--lr", "expected one argument"),
         ("--lr fast", "--lr takes a number, got 'fast'"),
         ("--epochs 1.5", "--epochs takes a whole number"),
+        ("--gpus all", r"--gpus takes a whole number, got 'all' \(number of GPUs per machine; .*-1: all GPUs"),
         ("--lr_milestones a,b", "whole numbers such as 12,20,24"),
         ("--lr_milestones 8,3", "increasing epochs"),
         ("--head adafce", "did you mean adaface"),

@@ -458,6 +458,20 @@ def test_ctrl_c_does_not_end_the_workers(small: Path) -> None:
     assert equal([first, *batches], training_batches(module(small), 0))
 
 
+def test_sigterm_does_not_end_a_worker_that_starts(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes after PyTorch has set its handler, which would end the worker, and before the worker ignores it."""
+    set_handlers = torch.utils.data._utils.signal_handling._set_worker_signal_handlers
+
+    def stopped() -> None:
+        set_handlers()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(torch.utils.data._utils.signal_handling, "_set_worker_signal_handlers", stopped)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    assert equal(training_batches(module(small, num_workers=1), 0), training_batches(module(small), 0))
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
+
+
 def test_a_program_that_ends_with_a_loader_in_use_does_not_wait_for_its_workers(small: Path) -> None:
     """As after an error whose traceback holds the loader."""
     program = f"""

@@ -68,7 +68,7 @@ def slow_imports(tmp_path) -> Path:
     [
         ["main.py", "--arch", "ir_mini"],
         ["convert.py", "--rec_path", "x"],
-        ["inference.py", "serve", "--checkpoint", "x.ckpt"],
+        ["inference.py", "serve", "--checkpoint", "README.md"],
         ["-m", "adaface.demo.dataset", "--output", "x"],
         ["-m", "adaface.commands.demo_baseline", "x"],
         ["-m", "adaface", "train", "--arch", "ir_mini"],
