@@ -198,6 +198,11 @@ _NEEDED: dict[str, Callable[[dict[str, Any]], bool]] = {
 }
 
 
+def file_of_threshold(path: str | Path) -> Path:
+    """Return the file of a checkpoint, a file or a folder, to which ``store_threshold`` writes."""
+    return (Path(path, REST) if Path(path).is_dir() else Path(path)).resolve()  # keep a link a link
+
+
 def store_threshold(path: str | Path, threshold: dict[str, float | str]) -> None:
     """Write a calibrated threshold into a checkpoint; nothing else changes.
 
@@ -209,7 +214,7 @@ def store_threshold(path: str | Path, threshold: dict[str, float | str]) -> None
         ValueError: not a checkpoint.
         RuntimeError: the file cannot be written; the checkpoint is untouched.
     """
-    file = (Path(path, REST) if Path(path).is_dir() else Path(path)).resolve()  # keep a link a link
+    file = file_of_threshold(path)
     save_checkpoint({**load_checkpoint(file), THRESHOLD: threshold}, file)
 
 

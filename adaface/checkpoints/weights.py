@@ -16,6 +16,7 @@ from adaface.models import registry
 _BACKBONE_PREFIX = "model."
 # names that other programs and PyTorch's wrappers put in front of a network's keys
 _WRAPPERS = {"", "model", "module", "net", "network", "backbone", "_orig_mod", "encoder", "features"}
+_OURS = {"model", "module", "_orig_mod"}  # of this project and the official code, parallel or compiled
 _RUNNING_MEAN = "running_mean"
 _SHOWN_KEYS = 5
 
@@ -23,9 +24,9 @@ _SHOWN_KEYS = 5
 def backbone_state(checkpoint: dict[str, Any], path: str | Path, color: str | None = None) -> dict[str, Tensor]:
     """Return the backbone's weights of a checkpoint, keys without prefix, of a network that takes BGR.
 
-    Weights that are not stored as ``model.*`` of a ``state_dict`` come from another program, whose color order is not
-    known. The weights of an RGB network become those of a BGR network with the same embeddings: the input channels of
-    its first convolution are reversed.
+    Weights that are not stored as ``model.*`` of a ``state_dict``, or are stored below another module of it, as in
+    ``model.net.*``, come from another program, whose color order is not known. The weights of an RGB network become
+    those of a BGR network with the same embeddings: the input channels of its first convolution are reversed.
 
     Args:
         checkpoint: what ``load_checkpoint`` returned.
@@ -36,7 +37,7 @@ def backbone_state(checkpoint: dict[str, Any], path: str | Path, color: str | No
         ValueError: no weights of a backbone, or another program's weights without a color order.
     """
     weights, prefix = _without_prefix(checkpoint, path)
-    if FOUND_IN not in checkpoint and prefix.startswith(_BACKBONE_PREFIX):
+    if _is_ours(checkpoint, prefix):
         if color == "rgb":
             raise ValueError(
                 f"{path} is a checkpoint of this project or of the official code, which takes BGR: omit --color"
@@ -64,7 +65,7 @@ def describe_foreign(checkpoint: dict[str, Any], path: str | Path) -> str:
         path: its file.
     """
     _, prefix = _without_prefix(checkpoint, path)
-    if FOUND_IN not in checkpoint and prefix.startswith(_BACKBONE_PREFIX):
+    if _is_ours(checkpoint, prefix):
         return ""
     taken = _count(checkpoint, prefix)
     ignored = len(checkpoint["state_dict"]) - taken
@@ -80,6 +81,12 @@ def _without_prefix(checkpoint: dict[str, Any], path: str | Path) -> tuple[dict[
         if weights:
             return _with_counters(weights), prefix
     raise ValueError(f"{path} has no `model.*` weights; its keys begin with {list(state)[:_SHOWN_KEYS]}")
+
+
+def _is_ours(checkpoint: Mapping[str, Any], prefix: str) -> bool:
+    below = prefix.removeprefix(_BACKBONE_PREFIX).rstrip(".")
+    ours = prefix.startswith(_BACKBONE_PREFIX) and set(filter(None, below.split("."))) <= _OURS
+    return ours and FOUND_IN not in checkpoint
 
 
 def _count(checkpoint: dict[str, Any], prefix: str) -> int:

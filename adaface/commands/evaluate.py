@@ -9,11 +9,13 @@ r"""Evaluate a model with the protocols of the AdaFace paper, or on your own fac
 """
 
 import argparse
+import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from adaface.checkpoints.files import file_of_threshold
 from adaface.checkpoints.run_folder import choose_run_folder
 from adaface.commands import model_options
 from adaface.commands.evaluate_options import check_paths, parse
@@ -61,13 +63,13 @@ def _check_folders(options: argparse.Namespace, paths: list[str]) -> None:
     make_writable_folder(Path(options.output_dir), "--output_dir")
     if options.cache:
         make_writable_folder(Path(options.cache), "--cache")
-    folders = [Path(path).resolve().parent for path in paths] if options.store_threshold else []
-    for folder in filter(Path.is_dir, folders):
-        check_writable(
-            folder,
-            f"--store_threshold writes to the checkpoint, but its folder {folder}",
-            advice="copy the checkpoint to another folder, or leave --store_threshold out",
-        )
+    for file in map(file_of_threshold, paths if options.store_threshold else []):
+        advice = "copy the checkpoint to another folder, or leave --store_threshold out"
+        if file.parent.is_dir():
+            what = f"--store_threshold writes to the checkpoint, but its folder {file.parent}"
+            check_writable(file.parent, what, advice=advice)
+        if file.exists() and not os.access(file, os.W_OK):
+            raise OSError(f"--store_threshold writes to the checkpoint, but {file} is read-only: {advice}")
 
 
 def _open_model(options: argparse.Namespace, path: str) -> CachedEmbedding:

@@ -7,7 +7,6 @@ both, with the nearest match (in the official code, a misspelled option reads as
 
 import argparse
 import dataclasses
-import os
 import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from adaface.config.options import ABOUT, GROUPS, OPTIONS, Config
 from adaface.config.rules import check_combinations, check_head_options, check_optimizer
 from adaface.heads.names import MARGINS
 from adaface.system.command_line import invocation, nearest
+from adaface.system.files import with_home
 from adaface.system.option_parser import HelpLines, Parser
 from adaface.system.yaml_file import read_yaml
 
@@ -64,7 +64,7 @@ def _to_str(value: Any) -> str:
         return ""
     if isinstance(value, (list, dict)):
         raise ValueError("expected a string")
-    return str(value)
+    return ",".join(map(with_home, str(value).split(",")))  # of each path of a list
 
 
 _CONVERTERS: dict[Any, Any] = {bool: _to_bool, int: _to_int, float: _to_float, str: _to_str}
@@ -180,14 +180,9 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
         if key not in OPTIONS:
             raise ValueError(f"{path}: unknown option {key!r}; {nearest(str(key), list(OPTIONS))}")
     try:
-        return {key: convert_value(key, _expanded(value)) for key, value in values.items()}
+        return {key: convert_value(key, value) for key, value in values.items()}
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-
-
-def _expanded(value: Any) -> Any:
-    """Return a text with the home folder in place of ``~/``, as a shell does on the command line."""
-    return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~/") else value  # noqa: PTH111
 
 
 def finetune_defaults(values: Mapping[str, Any]) -> dict[str, Any]:

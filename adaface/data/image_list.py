@@ -170,6 +170,8 @@ def read_color_image(path: Path) -> np.ndarray:
         ValueError: the file is missing or not an image.
     """
     try:
+        if path.is_char_device() or path.is_block_device():  # a list of names may lead to one without an end
+            raise ValueError(f"{path} is a device, not an image file")
         encoded = path.read_bytes()
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error

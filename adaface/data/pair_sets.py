@@ -283,7 +283,7 @@ def open_pair_set(folder: str | os.PathLike[str], name: str) -> PairSet:
 
 def check_name(name: str) -> None:
     """Raise an error for a set name that is not a plain file stem."""
-    if not name or name.startswith(".") or name != Path(name).name or "\\" in name:
+    if not name or name[0] in ".=+-@" or name != Path(name).name or "\\" in name:  # the last four: of a formula
         raise ValueError(f"{name!r} cannot be the name of a verification set; expected a plain name like 'lfw'")
 
 

@@ -48,7 +48,7 @@ def read_texts(path: Path, key: str) -> list[str]:
     Raises:
         ValueError: not such a file, without this array, or an array of something else; the message names the file.
     """
-    command = [sys.executable, "-c", _READER, str(path), key, str(_MEMORY_BYTES)]
+    command = [sys.executable, "-P", "-c", _READER, str(path), key, str(_MEMORY_BYTES)]
     try:
         ended = subprocess.run(command, capture_output=True, timeout=_TIMEOUT_SEC, check=False)
         answer = json.loads(ended.stdout) if ended.returncode == 0 else {}

@@ -107,7 +107,7 @@ class Embedder:
         name: name of the model, for display.
         arch: architecture.
         input_format: input that the network expects.
-        fingerprint: identifies the weights.
+        fingerprint: identifies the weights and the input format.
         threshold: threshold calibrated by ``metrics.calibration`` for this model, as plain values; None without one.
     """
 
@@ -227,7 +227,7 @@ class Description:
     Attributes:
         arch: architecture.
         input_format: input that the network expects.
-        fingerprint: identifies the weights.
+        fingerprint: identifies the weights and the input format.
         threshold: threshold calibrated by ``metrics.calibration`` for this model, as plain values; None without one.
     """
 
@@ -254,11 +254,11 @@ def read_model(path: str | Path, arch: str | None = None, color: str | None = No
     """
     checkpoint = load_checkpoint(path)
     arch = arch or find_architecture(checkpoint, path)
-    metadata = _metadata(checkpoint)
+    input_format = InputFormat.of(_metadata(checkpoint).get("input", {}), path)
     return load_pretrained_model(arch, path, color), Description(
         arch=arch,
-        input_format=InputFormat.of(metadata.get("input", {}), path),
-        fingerprint=f"{arch}-{_digest(backbone_state(checkpoint, path, color))}",
+        input_format=input_format,
+        fingerprint=f"{arch}-{_digest(backbone_state(checkpoint, path, color))}{_of_format(input_format)}",
         threshold=checkpoint.get(THRESHOLD),
     )
 
@@ -279,6 +279,13 @@ def _metadata(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the metadata that training stores with the weights; empty in an official checkpoint."""
     metadata = checkpoint.get("adaface", {})
     return metadata if isinstance(metadata, Mapping) else {}
+
+
+def _of_format(input_format: InputFormat) -> str:
+    """Return what the input format adds to a fingerprint: the same weights give other embeddings with another one."""
+    if input_format == InputFormat():
+        return ""
+    return f"-{input_format.color}-{input_format.mean:g}-{input_format.std:g}"
 
 
 def _digest(weights: Mapping[str, Tensor]) -> str:

@@ -5,6 +5,7 @@ epoch. Each panel is drawn onto given axes, so that the PNG files (``loss.png``,
 same plots.
 """
 
+import logging
 import re
 import textwrap
 from collections.abc import Sequence
@@ -29,6 +30,9 @@ from adaface.reporting.style import (
     plain,
     save_figure,
 )
+from adaface.system.command_line import counted
+
+logger = logging.getLogger(__name__)
 
 _SMOOTHED_SHARE = 1 / 40
 _MOST_LEVELS = 6  # of a stepwise learning rate schedule
@@ -64,10 +68,18 @@ def read_metrics(source: str | Path) -> pd.DataFrame:
             continue
         if not {"step", "epoch"} <= set(newer.columns):
             raise ValueError(f"{file} has the columns {list(newer.columns)}, expected at least `step` and `epoch`")
-        newer = newer.dropna(subset=["step", "epoch"])
+        newer = _numbers(newer, file).dropna(subset=["step", "epoch"])
         if not newer.empty:
             table = pd.concat([table[table["step"] < newer["step"].min()], newer], ignore_index=True)
     return table
+
+
+def _numbers(table: pd.DataFrame, file: Path) -> pd.DataFrame:
+    """Return the table with NaN in place of what is no number, which is counted in a warning."""
+    numbers = table.apply(pd.to_numeric, errors="coerce")
+    if others := int((numbers.isna() & table.notna()).to_numpy().sum()):
+        logger.warning(f"{file} is damaged: {counted(others, 'value is', 'values are')} no number and left out")
+    return numbers
 
 
 def logged_rows(table: pd.DataFrame, column: str, by: str) -> pd.DataFrame:

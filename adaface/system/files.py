@@ -6,6 +6,7 @@ import hashlib
 import os
 import secrets
 import shutil
+import stat
 import tempfile
 import zlib
 from collections.abc import Iterator
@@ -53,6 +54,8 @@ class FileState:
             OSError: it cannot be read.
         """
         status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # a device may have no end
+            return False
         if (status.st_size, status.st_mtime_ns) == (self.size, self.modified_ns):
             return True
         return status.st_size == self.size and state_of(path).sha256 == self.sha256
@@ -224,6 +227,15 @@ def write_atomically(path: str | os.PathLike[str], content: str | bytes, *, to_d
         file.write(content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content)
 
 
+def with_home(path: str) -> str:
+    """Return a path with the home folder in place of ``~`` at its start, as a shell does where ``~`` begins a word.
+
+    Args:
+        path: such as ``~/faces``; ``~somebody`` stays as it is.
+    """
+    return os.path.expanduser(path) if path == "~" or path.startswith("~/") else path  # noqa: PTH111
+
+
 def make_writable_folder(folder: Path, option: str) -> None:
     """Create a folder if necessary, and check before a long computation that files can be created in it.
 
@@ -232,11 +244,13 @@ def make_writable_folder(folder: Path, option: str) -> None:
         option: the option that gives it, such as ``--cache``, for the message.
 
     Raises:
-        ValueError: it is a file.
+        ValueError: it is a file, or begins with ``~``.
         OSError: it cannot be created, or is not writable.
     """
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{option} {folder} is a file: give a folder")
+    if folder.parts[:1] == ("~",) and not Path("~").exists():  # a shell leaves it in --option=~/folder
+        raise ValueError(f"{option} {folder}: `~` is not a folder here: give {with_home(str(folder))}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

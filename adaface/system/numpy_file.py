@@ -64,6 +64,8 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """
     try:
         with zipfile.ZipFile(path) as archive:
+            if {member.compress_type for member in archive.infolist()} - {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
+                raise ValueError("its arrays are compressed in a way that NumPy does not use")
             if sum(member.file_size for member in archive.infolist()) > path.stat().st_size:
                 raise ValueError("its arrays are compressed, or announce more bytes than the file has")
             if damaged := archive.testzip():  # NumPy stops reading before the checksum is compared

@@ -1,8 +1,8 @@
 """Read a YAML file of simple values strictly.
 
 A recipe needs plain scalars, and lists of them. Aliases (which can expand to any size), explicit tags, keys that occur
-twice (the later one would silently override the earlier) and deep nesting are errors; dates, `<<`, `010` and `1:30`
-are texts.
+twice (the later one would silently override the earlier) and deep nesting are errors; dates, `<<`, `010`, `1:30`
+and `~`, which is a home folder to most people, are texts.
 
 Source: YAML 1.1 as PyYAML's ``SafeLoader`` reads it.
 """
@@ -43,6 +43,7 @@ _StrictLoader.yaml_implicit_resolvers = {
         (tag, _INTEGER if tag.endswith(":int") else pattern) for tag, pattern in resolvers if tag not in _NOT_RESOLVED
     ]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    if first != "~"  # YAML's other name of null
 }
 
 

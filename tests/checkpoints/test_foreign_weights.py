@@ -46,6 +46,8 @@ FOREIGN = {
     "state_dict without prefix": lambda w: {"state_dict": w},
     "state_dict of module": lambda w: {"state_dict": under("module.", w)},
     "state_dict of backbone": lambda w: {"state_dict": under("backbone.", w)},
+    "state_dict of a wrapper around net": lambda w: {"state_dict": under("model.net.", w)},
+    "state_dict of a wrapper around backbone": lambda w: {"state_dict": under("model.module.backbone.", w)},
     "compiled": lambda w: under("_orig_mod.", w),
     "module, with a head": lambda w: {**under("module.", w), "fc.kernel": torch.zeros(512, 5)},
 }

@@ -262,6 +262,16 @@ def test_a_threshold_that_cannot_be_stored_is_told_before_the_work(run, root, tm
     assert "is not writable (Read-only file system): copy the checkpoint to another folder" in error
 
 
+def test_a_threshold_of_a_read_only_file_is_told_before_the_work(run, root, monkeypatch):
+    access = os.access
+    monkeypatch.setattr("os.access", lambda path, mode: mode != os.W_OK and access(path, mode))  # root may write
+    words = ["pairs", "--root", str(root), "--target_far", "0.1", "--store_threshold", "--cache", ""]
+    error = run(*words, expected=2)
+    assert re.search(
+        r"--store_threshold writes to the checkpoint, but .*\.ckpt is read-only: copy the checkpoint", error
+    )
+
+
 def test_a_checkpoint_of_the_wrong_kind(run, root, tmp_path):
     torch.save({"state_dict": {"weight": torch.zeros(2)}}, tmp_path / "other.ckpt")
     assert "has no `model.*` weights" in run("pairs", "--root", str(root), model=tmp_path / "other.ckpt", expected=2)

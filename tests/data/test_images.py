@@ -185,3 +185,8 @@ def test_images_are_read_by_place_from_either_end_and_by_slice() -> None:
     for index in (3, -4):
         with pytest.raises(IndexError, match=f"somewhere has 3 images, got index {index}"):
             images[index]
+
+
+def test_a_device_in_a_list_of_names_is_not_read():
+    with pytest.raises(ValueError, match=r"/dev/zero is a device, not an image file"):
+        read_color_image(Path("/dev/zero"))

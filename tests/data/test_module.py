@@ -640,6 +640,11 @@ def test_custom_num_class_overrides_upward_only(small: Path) -> None:
         module(small, custom_num_class=2)
 
 
+def test_one_identity_is_noted(tmp_path: Path) -> None:
+    write_folder(tmp_path / "imgs", {f"ann/{number}.jpg": jpeg(face(number)) for number in range(4)})
+    assert "the training data has one identity: there is nothing to tell apart" in module(tmp_path).summary()
+
+
 def test_batch_size_must_divide() -> None:
     with pytest.raises(ValueError, match=r"--batch_size 256 .* is not divisible by 3: use 255 or 258"):
         FaceDataModule(DataOptions(), batch_size=256, devices=3)

@@ -146,6 +146,13 @@ def test_a_file_that_crashes_its_reader(make, monkeypatch):
         tinyface.run(embedder(BY_HAND | PROBES), root)
 
 
+def test_modules_of_the_working_folder_are_not_run(make, tmp_path, monkeypatch):
+    root = make(["1_a.jpg"], ["1_p.jpg"], ["x.jpg"])
+    (tmp_path / "json.py").write_text("import os; os._exit(3)")
+    monkeypatch.chdir(tmp_path)
+    assert read_texts(root / "tinyface" / "Testing_Set" / "probe_img_ID_pairs.mat", "probe_set") == ["1_p.jpg"]
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_damaged_bytes_of_a_matlab_file(make, seed):
     root = make(["1_a.jpg"], ["1_p.jpg"], ["x.jpg"])

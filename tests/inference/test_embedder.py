@@ -113,6 +113,10 @@ def test_the_model_says_which_colours_it_wants(tmp_path):
     rgb = Embedder.load(write_checkpoint(tmp_path / "rgb.ckpt", adaface={"input": {"color": "RGB"}}))
     np.testing.assert_array_equal(rgb.embed(images)[0], bgr.embed(images[..., ::-1])[0])
     assert not np.allclose(rgb.embed(images)[0], bgr.embed(images)[0])
+    scaled = Embedder.load(write_checkpoint(tmp_path / "scaled.ckpt", adaface={"input": {"std": 128}}))
+    unsaid = Embedder.load(write_checkpoint(tmp_path / "unsaid.ckpt"))
+    assert unsaid.fingerprint == bgr.fingerprint, "kept embeddings of earlier versions stay usable"
+    assert len({one.fingerprint for one in (bgr, rgb, scaled)}) == 3, "the embeddings differ, the weights do not"
 
 
 def test_the_architecture_is_read_from_the_file(checkpoint):

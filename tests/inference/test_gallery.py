@@ -104,3 +104,9 @@ def test_an_empty_gallery(tmp_path):
     write_embeddings(tmp_path / "x.npz", some_faces(0))
     with pytest.raises(ValueError, match="contains no embeddings"):
         read_embeddings(tmp_path / "x.npz")
+
+
+def test_a_gallery_that_names_a_device_is_compared_at_once():
+    """It has no end, and the size that its state announces."""
+    faces = replace(some_faces(1), names=["zero"], folder="/dev", states=[FileState(0, 1, "0" * 64)])
+    assert faces.changed() == ["zero"]

@@ -44,6 +44,17 @@ def test_metrics_of_a_resumed_run_continue_and_replace(tmp_path):
     assert table["step"].is_monotonic_increasing
 
 
+def test_damaged_numbers_are_counted_and_left_out(tmp_path, caplog):
+    file = metrics_file(tmp_path / "metrics.csv")
+    rows = pd.read_csv(file).astype(object)
+    rows.loc[0, "train_loss"], rows.loc[1, "train_loss"] = "4.0x", "inf"
+    rows.to_csv(file, index=False)
+    table = read_metrics(file)
+    assert table["train_loss"].count() == 11
+    assert len(training.logged_rows(table, "train_loss", "step")) == 10
+    assert f"{file} is damaged: 1 value is no number and left out" in caplog.text
+
+
 def test_another_table_is_refused(tmp_path):
     (tmp_path / "metrics.csv").write_text("a,b\n1,2\n")
     with pytest.raises(ValueError, match=r"metrics.csv has the columns \['a', 'b'\], expected at least `step`"):

@@ -3,7 +3,15 @@ from pathlib import Path
 
 import pytest
 
-from adaface.system.files import atomic_file, atomic_path, check_writable, part_path, write_atomically
+from adaface.system.files import (
+    atomic_file,
+    atomic_path,
+    check_writable,
+    make_writable_folder,
+    part_path,
+    with_home,
+    write_atomically,
+)
 
 
 def test_a_file_is_whole_or_absent(tmp_path):
@@ -108,3 +116,17 @@ def test_a_folder_is_tried_before_the_work(tmp_path):
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(OSError, match=r"--output_dir x is not writable \(No such file"):
         check_writable(tmp_path / "none", "--output_dir x")
+
+
+def test_the_home_folder_where_no_shell_has_put_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ada")
+    monkeypatch.chdir(tmp_path)
+    assert [with_home(path) for path in ("~", "~/a", "~ben/a", "a/~", "")] == [
+        "/home/ada", "/home/ada/a", "~ben/a", "a/~", ""
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match=r"--cache ~/c: `~` is not a folder here: give /home/ada/c"):
+        make_writable_folder(Path("~/c"), "--cache")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "~").mkdir()
+    make_writable_folder(Path("~/c"), "--cache")
+    assert (tmp_path / "~" / "c").is_dir()

@@ -114,3 +114,14 @@ def test_a_member_that_is_marked_as_encrypted(tmp_path):
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"a\.npz is damaged or not a \.npz file .*encrypted"):
         read_arrays(path)
+
+
+def test_a_member_of_another_compression(tmp_path):
+    """The start of an array, read as LZMA's, is an error of the ``lzma`` module."""
+    path = tmp_path / "a.npz"
+    np.savez(path, x=np.arange(100))
+    content = bytearray(path.read_bytes())
+    content[content.index(b"PK\x01\x02") + 10] = zipfile.ZIP_LZMA
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.npz is damaged or not a \.npz file .*that NumPy does not use"):
+        read_arrays(path)

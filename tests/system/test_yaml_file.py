@@ -72,3 +72,11 @@ def test_ordinary_recipes_are_read(tmp_path, prefix):
     assert values["data_root"].endswith("/faces")
     assert "~" not in values["data_root"]
     assert read_yaml(written(tmp_path, "")) is None
+
+
+def test_the_home_folder_of_a_recipe(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ada")
+    values = read_recipe(written(tmp_path, "data_root: ~\ntrain_data_path: ~/a,/b,~/c\nprefix: null\n"))
+    assert values == {"data_root": "/home/ada", "train_data_path": "/home/ada/a,/b,/home/ada/c", "prefix": ""}
+    with pytest.raises(ValueError, match=r"--seed takes a whole number, got '~'"):
+        read_recipe(written(tmp_path, "seed: ~\n"))
