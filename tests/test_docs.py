@@ -21,7 +21,7 @@ from adaface.augmentation import more
 from adaface.augmentation.more import MORE_AUGMENTATIONS
 from adaface.checkpoints.published import PUBLISHED, RANK_1
 from adaface.config import parsing
-from adaface.config.options import OPTIONS
+from adaface.config.options import ABOUT, OPTIONS
 from adaface.heads.margins import HEADS
 from adaface.models.registry import build_model
 from docs import draw_architecture, draw_augmentations
@@ -77,6 +77,9 @@ def test_where_the_same_bits_are_promised_it_is_said_what_a_gpu_needs():
                 promised += 1
                 assert "--deterministic" in section, f"{name}, {section.splitlines()[0]}"
     assert promised >= 5
+    helps = [about.help for name, about in ABOUT.items() if name != "deterministic" and re.search(claim, about.help)]
+    assert len(helps) >= 2
+    assert all("--deterministic" in text for text in helps)
 
 
 # --- tables -------------------------------------------------------------------------------------------------------

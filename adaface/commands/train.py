@@ -147,7 +147,7 @@ def _is_interruption(error: BaseException | None) -> bool:
 def _run(config: Config, notes: list[str], lock: RunLock, *, plan_only: bool = False) -> int:
     """Print the notes and build everything, then train and test, only test, or only plan."""
     launch = find_launch()
-    devices = plan_devices(config.devices, launched=launch.local_world_size)
+    devices = plan_devices(config.devices, launched=launch.local_world_size, own_cores=launch.own_cores)
     for note in (*notes, *devices.notes, *_advice(config, launch)):
         rank_zero_info(f"note: {note}")
     if launch.external or not plan_only:  # a run on several machines can be planned on one

@@ -20,6 +20,7 @@ class DevicePlan:
         options: that it was made from.
         notes: for the user, one line each.
         visible: devices that this process sees; 0 if they are all those of its machine.
+        own_cores: whether each process has CPU cores of its own.
     """
 
     accelerator: str
@@ -28,6 +29,12 @@ class DevicePlan:
     options: DeviceOptions = DeviceOptions()
     notes: tuple[str, ...] = ()
     visible: int = 0
+    own_cores: bool = False
+
+    @property
+    def sharing(self) -> int:
+        """Number of processes that share the CPU cores which this process may use."""
+        return 1 if self.own_cores else self.devices
 
     @property
     def device_name(self) -> str:
@@ -40,13 +47,14 @@ class DevicePlan:
         return self.devices * self.options.num_nodes
 
 
-def plan_devices(options: DeviceOptions, *, launched: int = 0) -> DevicePlan:
+def plan_devices(options: DeviceOptions, *, launched: int = 0, own_cores: bool = False) -> DevicePlan:
     """Choose devices and precision.
 
     Args:
         options: requested devices and precision; without ``gpus`` and ``devices``, all GPUs are used, or the CPU if
             there are none.
         launched: processes that a launcher has started on this machine; 0 if there is none.
+        own_cores: whether it has given each of them CPU cores of its own.
 
     Raises:
         RuntimeError: this machine does not have the requested devices.
@@ -77,10 +85,10 @@ def plan_devices(options: DeviceOptions, *, launched: int = 0) -> DevicePlan:
         devices = 1
     else:
         devices = devices or 1
-        if devices > usable_cores():
+        if devices > usable_cores() and not own_cores:
             notes.append(f"{devices} CPU processes share {usable_cores()} cores: expect no speedup")
     precision, note = _choose_precision(accelerator, options.use_16bit, options.precision)
-    return DevicePlan(accelerator, devices, precision, options, tuple(notes + note), visible)
+    return DevicePlan(accelerator, devices, precision, options, tuple(notes + note), visible, own_cores)
 
 
 def _choose_accelerator(gpus: int, devices: int, available: int) -> tuple[str, list[str]]:

@@ -167,12 +167,14 @@ class DeviceOptions(Group):
         "--gradient_checkpointing",
     )
     gradient_checkpointing: bool = _neutral(
-        False, "recompute activations in the backward pass: less memory, a third more time, identical results"
+        False,
+        "recompute activations in the backward pass: less memory, a third more time, identical results "
+        "(on a GPU with --deterministic)",
     )
     head_memory: str = _neutral(
         "auto",
-        "fast stores batch x classes values for the backward pass, small recomputes them, with identical results; "
-        "auto: fast if the values need at most a quarter of the free memory",
+        "fast stores batch x classes values for the backward pass, small recomputes them, with identical results "
+        "(on a GPU with --deterministic); auto: fast if the values need at most a quarter of the free memory",
         choices=("auto", "fast", "small"),
     )
     head_sharding: str = _neutral(
@@ -190,8 +192,8 @@ class DeviceOptions(Group):
     )
     matmul_precision: str = option(
         "highest",
-        "precision of float32 matrix products and convolutions: high uses TF32 on GPUs that have it, medium bfloat16 "
-        "in matrix products; without effect on 16-bit precision",
+        "precision of float32 matrix products and convolutions: high uses TF32 on GPUs that have it, medium also "
+        "bfloat16 on CPUs that have it; without effect on 16-bit precision",
         choices=("highest", "high", "medium"),
     )
 

@@ -3,10 +3,18 @@
 The copies have a stream of their own. Source: the CUDA C++ Programming Guide, "Asynchronous Concurrent Execution".
 """
 
+import functools
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+
+
+@functools.cache
+def _stream_of_copies(device: torch.device) -> Any:
+    """Return a device's stream of copies; freed memory stays with its stream, so that each further one would cost."""
+    return torch.get_device_module(device).Stream()
 
 
 def copied_ahead(batches: Iterable[Sequence[Tensor]], device: torch.device) -> Iterator[tuple[Tensor, ...]]:
@@ -20,7 +28,7 @@ def copied_ahead(batches: Iterable[Sequence[Tensor]], device: torch.device) -> I
         Each batch, when the current stream waits for its copy, and for no other.
     """
     streams = torch.get_device_module(device)  # torch.cpu has the same functions, which do nothing
-    side = streams.Stream()
+    side = _stream_of_copies(device)
     ready = None
     for batch in batches:
         # its memory may be that of a batch that a step which is queued still reads

@@ -61,6 +61,7 @@ class FaceDataModule(pl.LightningDataModule):
         pair_sets: name -> verification set, only existing ones, the paper's first.
         missing_sets: sets of the paper that are missing.
         notes: information for the user, one line each.
+        sharing: processes that share this machine's CPU cores; set it before the data are opened.
         equal_batches: whether an epoch ends with its last full batch; set it before the data are opened.
         start_epoch: epoch at which an interrupted run resumes.
         start_batch: batches of that epoch that are already done.
@@ -92,7 +93,8 @@ class FaceDataModule(pl.LightningDataModule):
         )
         self.notes: list[str] = []
         self.batch_size_per_process = _divided(batch_size, devices)
-        self.num_workers = self._capped(options.num_workers, devices)
+        self.sharing = devices
+        self.num_workers = options.num_workers
         self.processes = devices * num_nodes
         self.start_epoch = self.start_batch = self.start_sample = 0
         self.pair_sets: dict[str, PairSet] = {}
@@ -109,6 +111,7 @@ class FaceDataModule(pl.LightningDataModule):
             ValueError: the data are damaged, or do not fit the options.
         """
         options = self.options
+        self.num_workers = self._capped(options.num_workers)
         folder = Path(options.data_root, options.val_data_path)
         sets = open_sets(
             folder, self.options.val_sets, held_out_otherwise=self.needs_validation, compulsory=self.evaluate_only
@@ -380,13 +383,12 @@ class FaceDataModule(pl.LightningDataModule):
         loader.copies_to = device if on_gpu else None
         return loader
 
-    def _capped(self, num_workers: int, devices: int) -> int:
+    def _capped(self, num_workers: int) -> int:
         cores = usable_cores()
-        most = max(1, cores // devices)
+        most = max(1, cores // self.sharing)
         if num_workers > most:
-            self.notes.append(
-                f"{most} data worker(s) per device instead of {num_workers}: this machine has {cores} cores"
-            )
+            whose = "this machine" if self.sharing > 1 or self.processes == 1 else "each process"
+            self.notes.append(f"{most} data worker(s) per device instead of {num_workers}: {whose} has {cores} cores")
         return min(num_workers, most)
 
 

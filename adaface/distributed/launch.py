@@ -19,6 +19,7 @@ from typing import Any
 
 from adaface.system.command_line import program_name
 from adaface.system.lightning_setup import environments
+from adaface.system.threads import usable_cores
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +42,7 @@ class Launch:
         world_size: number of processes; 0 if this program starts them itself.
         local_world_size: number of processes on this machine; 0 if unknown.
         restarts: how often torchrun may restart them.
+        own_cores: whether each process has CPU cores of its own, as srun's binding of tasks to cores gives them.
     """
 
     launcher: str
@@ -50,6 +52,7 @@ class Launch:
     world_size: int = 0
     local_world_size: int = 0
     restarts: int = 0
+    own_cores: bool = False
 
     @property
     def external(self) -> bool:
@@ -77,6 +80,7 @@ def find_launch(environment: Mapping[str, str] = os.environ) -> Launch:
             node_rank=int(environment["SLURM_NODEID"]),
             world_size=tasks,
             local_world_size=_tasks_on_this_node(environment),
+            own_cores=usable_cores() <= int(environment.get("SLURM_CPUS_PER_TASK", "0")),
         )
     # set by Lightning in the processes that it starts
     local_rank, node_rank = int(environment.get("LOCAL_RANK", "0")), int(environment.get("NODE_RANK", "0"))

@@ -43,7 +43,8 @@ class Head(nn.Module, ABC):
             computed first, for it and for ``update_from_targets``.
         sub_centers: columns of each class; the cosine of a class is the largest of its columns'.
         keep_exponentials: whether ``loss`` keeps (B, C) numbers for the backward pass. False recomputes them there:
-            the same bits, a quarter slower, for class counts that do not fit in memory otherwise.
+            the same bits (on a GPU with ``--deterministic``), a quarter slower, for class counts that do not fit in
+            memory otherwise.
         last_target_cosine: target cosines (B,) of the latest ``loss`` before the margin, without gradient.
     """
 

@@ -34,23 +34,23 @@ _LARGEST_DENSE_SHARE = 0.25  # of a device's memory; backbone, activations and l
 _DRAWN_AT_ONCE = 1 << 24  # random numbers in one buffer, 64 MiB
 
 
-def choose_sharding(option: str, *, columns: int, embedding_size: int, processes: int, memory_bytes: float) -> bool:
-    """Decide whether to shard the classes over the processes.
+def reason_to_shard(*, columns: int, embedding_size: int, processes: int, memory_bytes: Callable[[], float]) -> str:
+    """Return why the classes should be sharded over the processes; empty if they should not.
 
     Args:
-        option: ``on``, ``off``, or ``auto``: shard if there are several processes, and more than 100,000 columns or a
-            dense head whose weight, gradient and momentum (12 bytes for each of D x C numbers) would take more than a
-            quarter of a device's memory.
         columns: C, times the sub-centers.
         embedding_size: D.
         processes: W, over all machines.
-        memory_bytes: total memory of a process's device, not its free memory: all processes, and a resumed run, must
-            make the same decision.
+        memory_bytes: returns the total memory of a process's device, not its free memory: all processes, and a resumed
+            run, must make the same decision. It is called only if the decision depends on it.
     """
-    if option != "auto":
-        return option == "on"
-    dense_bytes = _BYTES_PER_TRAINED_WEIGHT * embedding_size * columns
-    return processes > 1 and (columns > _MOST_DENSE_COLUMNS or dense_bytes > _LARGEST_DENSE_SHARE * memory_bytes)
+    if processes == 1:
+        return ""
+    if columns > _MOST_DENSE_COLUMNS:
+        return f"more than {_MOST_DENSE_COLUMNS:,}"
+    if _BYTES_PER_TRAINED_WEIGHT * embedding_size * columns > _LARGEST_DENSE_SHARE * memory_bytes():
+        return "with their gradient and momentum more than a quarter of the memory"
+    return ""
 
 
 def shard_range(class_num: int, number: int, processes: int) -> tuple[int, int]:
@@ -210,11 +210,13 @@ class PartialFC(Head):
         return F.embedding(sampled, self.kernel, sparse=True), torch.where(owned, rows, -1)
 
     def _sample(self, local: Tensor, owned: Tensor) -> Tensor:
-        """Return the sorted classes of a step: all classes of the batch, filled up with random ones to the rate."""
+        """Return the sorted classes of a step: all classes of the batch, filled up with random ones to the rate.
+
+        They are at least as many as the samples of the batch. Differs from InsightFace's PartialFC, which counts the
+        classes of a batch that has more of them than the rate allows: a GPU would be waited for in each step.
+        """
         device, own = local.device, self.end_class - self.first_class
-        count = max(1, int(self.sample_rate * own))
-        if count < len(local):  # the batch may have more classes than that; counting them synchronizes a GPU
-            count = max(count, len(local[owned].unique()))
+        count = min(own, max(int(self.sample_rate * own), len(local)))
         generator = torch.Generator(device).manual_seed(self.sampling_seed)
         priority = torch.rand(own, device=device, generator=generator)  # (own,), below 1
         # classes of the batch come first; 0 for samples of other processes changes nothing

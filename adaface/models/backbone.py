@@ -29,7 +29,7 @@ class Backbone(nn.Module):
     Attributes:
         side: size of the network's input in pixels; differs from 112 if it resizes the images.
         gradient_checkpointing: keep only the blocks' inputs for the backward pass and recompute the activations inside:
-            about a third more time, a fraction of the memory, the same bits.
+            about a third more time, a fraction of the memory, the same bits (on a GPU with ``--deterministic``).
     """
 
     side = IMAGE_SIZE

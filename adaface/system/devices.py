@@ -24,10 +24,13 @@ def divide_threads(processes: int) -> None:
     """Set the number of PyTorch's threads to this process's share of the cores.
 
     Args:
-        processes: number of training processes on this machine.
+        processes: number of processes that share them.
     """
     if processes > 1 or "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, usable_cores() // processes))
+        threads = max(1, usable_cores() // processes)
+        torch.set_num_threads(threads)
+        if processes > 1:  # Lightning changes it where each process sees one GPU, unless this is set
+            os.environ["OMP_NUM_THREADS"] = str(threads)
 
 
 def set_matmul_precision(precision: str) -> None:
@@ -36,8 +39,8 @@ def set_matmul_precision(precision: str) -> None:
     Differs from PyTorch: its convolutions use TF32 whatever ``torch.set_float32_matmul_precision`` says.
 
     Args:
-        precision: ``highest`` is float32; ``high`` is TF32; ``medium`` is bfloat16 in matrix products, TF32 in
-            convolutions.
+        precision: ``highest`` is float32; ``high`` is TF32; ``medium`` is bfloat16 in matrix products on CPUs that
+            have it, and TF32 on GPUs, as PyTorch has no other kernels there.
     """
     torch.set_float32_matmul_precision(precision)
     torch.backends.cudnn.allow_tf32 = precision != "highest"

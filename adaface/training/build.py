@@ -19,7 +19,7 @@ from adaface.data.sources.class_order import describe_change, describe_exchange
 from adaface.distributed.launch import Launch, rank_zero_info
 from adaface.distributed.watch import ProcessWatch
 from adaface.evaluation.before_after import comparable_sets
-from adaface.heads.partial_fc import choose_sharding
+from adaface.heads.partial_fc import reason_to_shard
 from adaface.models.backbone import EMBEDDING_SIZE
 from adaface.models.names import TIMM_PREFIX
 from adaface.models.registry import check_architecture
@@ -59,7 +59,7 @@ def build(config: Config, devices: DevicePlan) -> tuple[FaceDataModule, FaceReco
             f"--gradient_compression bf16 needs GPUs and NCCL, this run is on {devices.accelerator}: give fp16, or "
             "omit the option"
         )
-    divide_threads(devices.devices)
+    divide_threads(devices.sharing)
     set_matmul_precision(config.devices.matmul_precision)
     check_architecture(config.run.arch)
     pl.seed_everything(config.run.seed, verbose=False)
@@ -209,6 +209,7 @@ def open_data(config: Config, devices: DevicePlan) -> FaceDataModule:
         evaluate_only=config.run.evaluate,
         needs_validation=bool(config.run.finetune),
     )
+    data.sharing = devices.sharing
     data.equal_batches = config.devices.compile  # the backbone would be compiled again for a smaller batch
     data.open()
     if config.run.finetune:
@@ -235,24 +236,21 @@ def choose_head_sharding(config: Config, devices: DevicePlan, data: FaceDataModu
     """
     if config.run.evaluate:
         return False, []
-    option = config.devices.head_sharding
-    if option == "auto" and config.head.sample_rate < 1:
+    if config.devices.head_sharding != "auto":
+        return config.devices.head_sharding == "on", []
+    if config.head.sample_rate < 1:
         return True, [f"--sample_rate {config.head.sample_rate} needs a sharded head: --head_sharding on"]
-    if option == "auto" and config.head.batch_statistics == "process":
+    if config.head.batch_statistics == "process":
         return False, []
-    sharded = choose_sharding(
-        option,
-        columns=data.num_classes * int(config.head.margin_options.get("sub_centers", 1)),
+    columns = data.num_classes * int(config.head.margin_options.get("sub_centers", 1))
+    reason = reason_to_shard(
+        columns=columns,
         embedding_size=EMBEDDING_SIZE,
-        processes=devices.devices * config.devices.num_nodes,
-        memory_bytes=device_memory(devices.accelerator, devices.devices),
+        processes=devices.world_size,
+        memory_bytes=lambda: device_memory(devices.accelerator, devices.devices),
     )
-    automatic = sharded and option == "auto"
-    note = (
-        f"the head's {data.num_classes:,} classes are sharded over the processes: more than 100,000, or more than a "
-        "quarter of the memory (--head_sharding off disables it)"
-    )
-    return sharded, [note] if automatic else []
+    note = f"the head's {columns:,} weight vectors are sharded over the processes: {reason}"
+    return bool(reason), [f"{note} (--head_sharding off disables it)"] if reason else []
 
 
 def build_module(config: Config, data: FaceDataModule, sharded: bool) -> FaceRecognitionModule:

@@ -1,7 +1,8 @@
 """Execution of a training step: memory layout, compilation, and what the backward pass stores.
 
-These options do not change the result: gradient checkpointing and the head's memory give the same bits, layout and
-compiler differ in rounding only. The defaults are the fastest ones measured (``bench/training_step.py``).
+These options do not change the result: gradient checkpointing and the head's memory give the same bits (on a GPU with
+``--deterministic``), layout and compiler differ in rounding only. The defaults are the fastest ones measured
+(``bench/training_step.py``).
 """
 
 import importlib.util
@@ -59,9 +60,11 @@ def configure_backbone(
     if module.class_num:
         # a sharded head has the batch of all processes with a part of the classes: the same number
         size_bytes = batch_size * module.class_num * module.head_options.sample_rate * kept_bytes(module.sub_centers)
-        fits = size_bytes <= _MOST_OF_FREE_MEMORY * available_memory(accelerator, processes)
-        module.keep_exponentials = options.head_memory == "fast" or (options.head_memory == "auto" and fits)
-        if options.head_memory == "auto" and not fits:
+        keeps = options.head_memory == "fast"
+        if options.head_memory == "auto":
+            keeps = size_bytes <= _MOST_OF_FREE_MEMORY * available_memory(accelerator, processes)
+        module.keep_exponentials = keeps
+        if options.head_memory == "auto" and not keeps:
             notes.append(
                 f"the head's {batch_size} x {module.class_num:,} numbers ({size_bytes / 1e9:.1f} GB) are recomputed "
                 "in the backward pass instead of kept (--head_memory fast keeps them)"
@@ -82,7 +85,8 @@ def leave_out_unused(module: FaceRecognitionModule) -> None:
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     modes = {part: part.training for part in model.modules()}
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
-        embeddings, norms = model.eval()(torch.rand(2, 3, IMAGE_SIZE, IMAGE_SIZE) * 2 - 1)
+        # `forward`: the call would be compiled, for the CPU
+        embeddings, norms = model.eval().forward(torch.rand(2, 3, IMAGE_SIZE, IMAGE_SIZE) * 2 - 1)
         gradients = torch.autograd.grad(embeddings.sum() + norms.sum(), list(trained.values()), allow_unused=True)
     for part, training in modes.items():
         part.training = training

@@ -7,11 +7,11 @@ from adaface.config.device_plan import plan_devices
 from adaface.config.options import DeviceOptions
 
 
-def plan(accelerator="auto", gpus=-1, processes=0, *, launched=0, use_16bit=False, precision="auto"):
+def plan(accelerator="auto", gpus=-1, processes=0, *, use_16bit=False, precision="auto", **launch):
     options = DeviceOptions(
         gpus=gpus, accelerator=accelerator, devices=processes, use_16bit=use_16bit, precision=precision
     )
-    return plan_devices(options, launched=launched)
+    return plan_devices(options, **launch)
 
 
 @pytest.fixture
@@ -79,6 +79,13 @@ def test_cpu_processes(no_gpu):
     assert (chosen.accelerator, chosen.devices) == ("cpu", 2)
     crowded = plan("cpu", processes=10_000)
     assert "expect no speedup" in crowded.notes[0]
+
+
+def test_cores_of_its_own_are_not_shared(no_gpu, monkeypatch):
+    monkeypatch.setattr("adaface.config.device_plan.usable_cores", lambda: 2)
+    shared, own = plan("cpu", processes=4), plan("cpu", processes=4, own_cores=True)
+    assert (shared.sharing, own.sharing) == (4, 1)
+    assert (len(shared.notes), own.notes) == (1, ())
 
 
 def test_apple_gpu(no_gpu, monkeypatch):

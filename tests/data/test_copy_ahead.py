@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from adaface.data import datasets
+from adaface.data import copy_ahead, datasets
 from adaface.data.copy_ahead import copied_ahead
 from adaface.data.datasets import WaitingLoader
 
@@ -57,6 +57,24 @@ class Part:
         assert non_blocking
         self.recorder.calls.append(f"{self.recorder.active.name} copies {self.number}")
         return self
+
+
+@pytest.fixture(autouse=True)
+def no_stream_of_another_test():
+    copy_ahead._stream_of_copies.cache_clear()
+    yield
+    copy_ahead._stream_of_copies.cache_clear()
+
+
+def test_one_stream_serves_all_epochs(monkeypatch):
+    """PyTorch keeps the freed memory of each stream for itself."""
+    recorder, made = Recorder(), []
+    stream = recorder.Stream
+    recorder.Stream = lambda: made.append(1) or stream()
+    monkeypatch.setattr(torch, "get_device_module", lambda device: recorder)
+    for _ in range(3):
+        assert len(list(copied_ahead([[Part(recorder, 0)]], CPU))) == 1
+    assert len(made) == 1
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 5])

@@ -664,6 +664,10 @@ def test_workers_are_capped_with_a_note(small: Path, monkeypatch: pytest.MonkeyP
     assert data.num_workers == 3
     assert "3 data worker(s) per device instead of 16: this machine has 6 cores" in data.summary()
     assert module(small, num_workers=0).num_workers == 0
+    data.sharing = 1
+    data.open()
+    assert data.num_workers == 6
+    assert "6 data worker(s) per device instead of 16: each process has 6 cores" in data.summary()
 
 
 def red_folder(root: Path) -> Path:

@@ -41,6 +41,21 @@ def test_who_started_the_processes(variables, expected):
 
 
 @pytest.mark.parametrize(
+    ("cores", "variables", "own"),
+    [
+        (8, {**SRUN, "SLURM_CPUS_PER_TASK": "8"}, True),
+        (16, {**SRUN, "SLURM_CPUS_PER_TASK": "8"}, False),  # tasks that are not bound to cores
+        (8, SRUN, False),
+        (8, {**SRUN, "SLURM_CPUS_PER_TASK": "8", "SLURM_STEP_NUM_TASKS": "1"}, False),  # it starts the others itself
+        (8, {**SRUN, **TORCHRUN, "SLURM_CPUS_PER_TASK": "8"}, False),  # torchrun's processes share those of its task
+    ],
+)
+def test_srun_may_give_each_process_cores_of_its_own(cores, variables, own, monkeypatch):
+    monkeypatch.setattr(launch, "usable_cores", lambda: cores)
+    assert find_launch(variables).own_cores is own
+
+
+@pytest.mark.parametrize(
     ("launch", "devices", "num_nodes", "message"),
     [
         (Launch("this program"), 2, 2, "--num_nodes 2, but this process was started alone: .* torchrun or srun"),

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from adaface.heads.partial_fc import build_sharded_head, choose_sharding, shard_range
+from adaface.heads.partial_fc import build_sharded_head, reason_to_shard, shard_range
 from adaface.heads.sharded_optimizer import coalesce_gradient
 from tests.support import sharded_worker as worker
 from tests.support.forked import run_processes
@@ -265,13 +265,29 @@ def test_ranges_are_those_of_chunk(classes, W):
 def test_sharding_is_chosen_where_the_dense_head_would_not_fit_or_would_be_slow():
     sizes = {"columns": 100_000, "embedding_size": 512, "processes": 2}
     needed = 4 * 12 * 512 * 100_000
-    assert choose_sharding("auto", **{**sizes, "columns": 100_001}, memory_bytes=100 * needed)
-    assert not choose_sharding("auto", **{**sizes, "columns": 100_001, "processes": 1}, memory_bytes=100 * needed)
-    assert choose_sharding("auto", **sizes, memory_bytes=needed - 1)
-    assert not choose_sharding("auto", **sizes, memory_bytes=needed)
-    assert not choose_sharding("auto", **{**sizes, "processes": 1}, memory_bytes=1)
-    assert choose_sharding("on", **{**sizes, "processes": 1}, memory_bytes=needed)
-    assert not choose_sharding("off", **sizes, memory_bytes=1)
+    asked = []
+
+    def reason(memory: float, **others: int) -> str:
+        return reason_to_shard(**{**sizes, **others}, memory_bytes=lambda: asked.append(memory) or memory)
+
+    assert reason(100 * needed, columns=100_001) == "more than 100,000"
+    assert reason(1, columns=100_001, processes=1) == reason(1, processes=1) == ""
+    assert not asked, "asking a GPU takes time, and a context on it"
+    assert reason(needed - 1) == "with their gradient and momentum more than a quarter of the memory"
+    assert reason(needed) == ""
+    assert asked == [needed - 1, needed]
+
+
+def test_a_step_has_as_many_classes_as_the_batch_has_samples():
+    """The classes of the batch are not counted, for which a GPU would be waited for."""
+    head = Model("cosface", 40, sharded=True, sample_rate=0.1).head
+    local = torch.tensor([3, 3, 7, 50, 12, 39])  # one of another process
+    chosen = head._sample(local, local < 40)
+    assert len(chosen) == 6
+    assert torch.equal(chosen, chosen.sort().values)
+    assert {3, 7, 12, 39} <= set(chosen.tolist())
+    every = head._sample(torch.arange(80), torch.arange(80) < 40)
+    assert torch.equal(every, torch.arange(40))
 
 
 def test_summed_gradients_have_the_classes_of_all_batches_once():

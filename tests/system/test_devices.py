@@ -1,4 +1,5 @@
 import importlib
+import os
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,10 @@ def test_threads_are_divided(monkeypatch):
     before = torch.get_num_threads()
     try:
         monkeypatch.setattr(devices, "usable_cores", lambda: 8)
+        monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as torchrun does
         divide_threads(2)
         assert torch.get_num_threads() == 4
+        assert os.environ["OMP_NUM_THREADS"] == "4", "Lightning would set other numbers of threads"
         divide_threads(100)
         assert torch.get_num_threads() == 1
         monkeypatch.setenv("OMP_NUM_THREADS", "3")

@@ -135,8 +135,8 @@ def calls(rank: int, monkeypatch: pytest.MonkeyPatch, *words, world_size: int = 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("head", HEADS)
 def test_no_process_waits_for_its_gpu_and_all_call_the_same_collectives(head, kind, optimizer, monkeypatch):
-    first, last = (calls(rank, monkeypatch, kind, head, optimizer) for rank in (0, W - 1))
-    assert first == last
+    first, *others = (calls(rank, monkeypatch, kind, head, optimizer) for rank in range(W))
+    assert all(other == first for other in others)
     names = {name for name, *_ in first}
     if kind == "dense":  # the others are DistributedDataParallel's
         assert names <= {"all_gather_single", "all_reduce"}
@@ -149,8 +149,14 @@ def test_no_process_waits_for_its_gpu_and_all_call_the_same_collectives(head, ki
 
 
 def test_a_process_without_classes_calls_what_the_others_call(monkeypatch):
-    first, last = (calls(rank, monkeypatch, "sharded", "adaface", "sgd", classes=5) for rank in (0, W - 1))
-    assert first == last
+    first, *others = (calls(rank, monkeypatch, "sharded", "adaface", "sgd", classes=5) for rank in range(W))
+    assert all(other == first for other in others)
+
+
+def test_a_batch_of_more_samples_than_sampled_classes_does_not_wait_either(monkeypatch):
+    classes = 10 * (W * B - 4)  # a tenth of a shard is less than the batch of all processes
+    first, *others = (calls(rank, monkeypatch, "sampled", "adaface", "sgd", classes=classes) for rank in range(W))
+    assert all(other == first for other in others)
 
 
 def test_the_average_of_the_weights_does_not_wait_either(monkeypatch):
