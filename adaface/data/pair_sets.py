@@ -10,10 +10,7 @@ Differences: a `.bin` is read by an unpickler that can only build lists, bytes, 
 """
 
 import hashlib
-import importlib
-import math
 import os
-import struct
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from adaface.data.bcolz_folder import open_bcolz
 from adaface.data.images import IMAGE_SHAPE, LazyImages, decode_image
 from adaface.data.pair_pickle import EncodedImage, check_counts, read_bin
 from adaface.system.command_line import invocation
@@ -35,8 +33,6 @@ LIST_SUFFIX = "_list.npy"
 # ToTensor, then Normalize(0.5, 0.5), in float32: the values that the official converter stores
 OFFICIAL_FLOAT = (np.arange(256, dtype=np.float32) / np.float32(255) - np.float32(0.5)) / np.float32(0.5)
 _FLOAT_SLACK = 0.001
-_FLOAT_IMAGE_BYTES = 4 * math.prod(IMAGE_SHAPE)
-_MOST_IMAGES_OF_CHUNK = 2000  # bcolz reserves 300 MB for them
 _FINGERPRINT_IMAGES = 32
 
 
@@ -101,11 +97,7 @@ class _BcolzImages(PairImages):
     """Images of an official bcolz folder, rounded back to the uint8 values that they were made from."""
 
     def _open(self) -> Any:
-        _check_bcolz(self.path)
-        try:
-            return bcolz_package().open(str(self.path), mode="r")
-        except Exception as error:  # bcolz raises many kinds of exceptions
-            raise ValueError(f"{self.path}: damaged bcolz folder ({error}); convert the set again") from error
+        return open_bcolz(self.path)
 
     def read(self, index: int) -> np.ndarray:
         """Return one image, (112, 112, 3) uint8 BGR."""
@@ -293,46 +285,3 @@ def _load_npy(path: Path, memory_map: bool = False) -> np.ndarray:
         return read_array(path, memory_map=memory_map)
     except ValueError as error:
         raise ValueError(f"{error}; convert the set again") from None
-
-
-def bcolz_package() -> Any:
-    """Import bcolz on demand."""
-    try:
-        bcolz = importlib.import_module("bcolz")
-    except ImportError as error:
-        raise RuntimeError(f"bcolz folders need a package ({error}): pip install bcolz-zipline") from error
-    bcolz.set_nthreads(1)  # its threads would not survive the fork of a data worker
-    return bcolz
-
-
-def _check_bcolz(path: Path) -> None:
-    """Check the description and the headers of a bcolz folder before bcolz opens it, which relies on both.
-
-    Objects there are pickles, and a wrong size in a header is read from and written to memory of others.
-    """
-    try:
-        shape = read_object(path / "meta" / "sizes")["shape"]
-        storage = read_object(path / "meta" / "storage")
-        dtype, chunk = storage["dtype"], storage["chunklen"]
-        if dtype != "float32" or not isinstance(shape, list) or shape[1:] != [3, 112, 112]:
-            raise ValueError(f"an array {shape} of {dtype}, expected float32 [2P, 3, 112, 112]")
-        if not (type(shape[0]) is type(chunk) is int and 0 < shape[0] < 2**31 and 0 < chunk <= _MOST_IMAGES_OF_CHUNK):
-            raise ValueError(f"{shape[0]} images in chunks of {chunk}")
-        for number in range(-(-shape[0] // chunk)):
-            _check_bcolz_chunk(path / "data" / f"__{number}.blp", min(chunk, shape[0] - number * chunk))
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{path}: damaged bcolz folder ({error}); convert the set again") from None
-
-
-def _check_bcolz_chunk(file: Path, images: int) -> None:
-    """Raise ValueError unless a chunk is a whole Blosc buffer of at least so many images, behind a header."""
-    with file.open("rb") as opened:
-        header = opened.read(32)[16:]
-    if len(header) < 16:
-        raise ValueError(f"{file.name} is truncated")
-    _, _, flags, number_bytes, size, block, stored = struct.unpack("<4B3I", header)
-    least, most = (count * _FLOAT_IMAGE_BYTES for count in (images, _MOST_IMAGES_OF_CHUNK))
-    right = number_bytes == 4 and least <= size <= most and size % _FLOAT_IMAGE_BYTES == 0 and 0 < block <= size
-    copied = flags & 2  # instead of compressed
-    if not right or stored != file.stat().st_size - 16 or (copied and stored != size + 16):
-        raise ValueError(f"the header of {file.name} does not fit {images} images, or its length")

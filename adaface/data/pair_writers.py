@@ -13,9 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
+from adaface.data.bcolz_folder import bcolz_package
 from adaface.data.images import IMAGE_SHAPE
 from adaface.data.pair_pickle import check_counts
-from adaface.data.pair_sets import IMAGES_SUFFIX, LIST_SUFFIX, OFFICIAL_FLOAT, bcolz_package, check_name
+from adaface.data.pair_sets import IMAGES_SUFFIX, LIST_SUFFIX, OFFICIAL_FLOAT, check_name
 from adaface.system.files import atomic_file, atomic_path
 
 # Rows per bcolz chunk; even, because bcolz cannot append a single row and 2P images leave an even remainder.
