@@ -1,6 +1,7 @@
 """The images of an audit: the training data, and the test sets that the training data must not contain."""
 
 import hashlib
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from adaface.data.sources.combined import CombinedSource
 from adaface.data.sources.finder import folder_sources, open_training_source
 from adaface.data.sources.folder import FolderSource, listing
 from adaface.data.sources.records import FlawedRecordSource
+
+logger = logging.getLogger(__name__)
 
 _LONGEST_NAME = 60
 
@@ -200,6 +203,9 @@ def open_test_sets(paths: str) -> list[TestImages]:
 
 
 def _pair_images(pair_set: PairSet, path: Path) -> TestImages:
+    if pair_set.note:
+        logger.info(f"note: {pair_set.note}")
+
     def get(index: int) -> EncodedImage:
         return np.ascontiguousarray(pair_set.images[index][:, :, ::-1])
 

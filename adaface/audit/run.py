@@ -25,6 +25,7 @@ from adaface.audit.model_pass import model_findings
 from adaface.audit.report import CSV, HTML, JSON, counts_of, in_order_of_level, write_csv, write_html, write_json
 from adaface.audit.scan import GOOD, counted_findings, open_table, scan, states, usual_of
 from adaface.data.sources.cleaned_index import write_index
+from adaface.data.sources.finder import folder_sources
 from adaface.metrics.outcome import EmbedImages
 from adaface.system.command_line import DONE_WITH_PROBLEMS, invocation
 from adaface.system.locks import locked
@@ -95,7 +96,8 @@ def audit(options: AuditOptions, load_embed: LoadEmbed | None = None) -> int:
     logger.info(f"{data.source.location}: {len(data):,} images of {len(data.source.class_names):,} identities")
     busy = f"another audit is writing to {output}; wait for it, stop it, or give another --output"
     with locked(output / _CACHE / _LOCK, busy):
-        notes = [] if tests else ["Images were not compared with test sets, because none were given (--test_sets)."]
+        notes = [folder.note for folder in folder_sources(data.source) if folder.note]
+        notes += [] if tests else ["Images were not compared with test sets, because none were given (--test_sets)."]
         with quiet_error_output():
             table, scanned = _scan_all(options, data, tests, output / _CACHE, threads)
             found = _findings_without_model(data, table, scanned, threads)

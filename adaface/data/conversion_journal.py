@@ -1,6 +1,7 @@
 """Progress of a conversion of `.rec` files to an image folder, stored in a small file in that folder.
 
-Training refuses a folder whose conversion is not complete.
+Training refuses a folder whose conversion is not complete, or that was made from other files than those beside it. Of a
+folder that another program has converted, only the numbers of images and identities can be compared.
 """
 
 import json
@@ -10,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from adaface.records.shards import RecordShards, find_records
+from adaface.records.reader import announced_counts
+from adaface.records.shards import IMAGE_FOLDER, RecordShards, find_records
 from adaface.system.command_line import invocation
 from adaface.system.files import write_atomically
 from adaface.system.json_file import parse_object
@@ -146,7 +148,7 @@ def check_conversion(folder: Path) -> None:
     journal = Journal.load(folder)
     if journal is None:
         return
-    again = f"{invocation('convert')} --rec_path {folder.parent} --make_image_files"
+    again = _again(folder)
     if not journal.complete:
         raise ValueError(
             f"the conversion to {folder} is not complete ({journal.done} of {journal.images} images). Continue it "
@@ -163,6 +165,10 @@ def check_conversion(folder: Path) -> None:
         )
 
 
+def _again(folder: Path) -> str:
+    return f"{invocation('convert')} --rec_path {folder.parent} --make_image_files"
+
+
 def _is_made_from(journal: Journal, recs: list[Path]) -> bool:
     stats = [rec.stat() for rec in recs]
     if sum(stat.st_size for stat in stats) != journal.rec_bytes:
@@ -174,3 +180,61 @@ def _is_made_from(journal: Journal, recs: list[Path]) -> bool:
     if checksum(records, positions, labels) != journal.index_crc:
         return False
     return journal.images_crc in (-1, checksum_of_images(records, positions))
+
+
+def compare_unrecorded(folder: Path, images: int, identities: int) -> str:
+    """Compare an image folder that another program has converted with the `.rec` beside it, as far as that is cheap.
+
+    Args:
+        folder: image folder.
+        images: number of its images.
+        identities: number of its identities that have images.
+
+    Returns:
+        A note for the user; empty if the conversion has a journal, or there is no `.rec` of which it is the folder.
+
+    Raises:
+        ValueError: the `.rec` has other numbers of images or identities.
+    """
+    if folder.name != IMAGE_FOLDER or (folder / JOURNAL).exists():
+        return ""
+    try:
+        recs = find_records(folder.parent)
+    except ValueError:  # some shards are gone: there is nothing to compare with
+        return ""
+    if not recs:
+        return ""
+    name, foreign = recs[0].name, f"{folder} was written by another program"
+    try:
+        expected = _counts_of(recs, images, identities)
+    except (OSError, ValueError) as error:  # the images can be used without it
+        return f"{foreign}, and could not be compared with the {name} beside it: {error}"
+    if expected is None:
+        return f"{foreign}, and was not compared with the {name} beside it, which has no .idx"
+    if expected != (images, identities):
+        raise ValueError(
+            f"{folder} contains {images:,} images of {identities:,} identities, the {name} beside it {expected[0]:,} "
+            f"of {expected[1]:,}: the folder was made from another file, or not completely. Move it away and convert "
+            f"with: {_again(folder)}; or move the .rec away; training reads the .rec itself with --use_mxrecord"
+        )
+    return f"{foreign}; only its numbers of images and identities were compared with the {name} beside it"
+
+
+def _counts_of(recs: list[Path], images: int, identities: int) -> tuple[int, int] | None:
+    """Return the numbers of images and identities of `.rec` files; None if only a scan could tell.
+
+    Args:
+        recs: the files of one set.
+        images: expected number; the index is not read if a header record announces it.
+        identities: the same.
+    """
+    stated = announced_counts(recs[0]) if len(recs) == 1 else None
+    if stated is not None and stated.fit(images, identities):
+        return images, identities
+    if all(rec.with_suffix(".idx").is_file() for rec in recs):
+        records = RecordShards(recs)
+        labels = np.concatenate([file.labels[first:past] for file, _, (first, past) in records.shards()])
+        return len(labels), len(np.unique(labels))
+    if stated is not None and abs(stated.images - images) > stated.slack:
+        return stated.images, stated.identities
+    return None  # the announced identities need not all have images

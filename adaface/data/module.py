@@ -117,7 +117,7 @@ class FaceDataModule(pl.LightningDataModule):
             folder, self.options.val_sets, held_out_otherwise=self.needs_validation, compulsory=self.evaluate_only
         )
         self.pair_sets, self.missing_sets = sets.opened, sets.missing
-        self.notes += [sets.note] if sets.note else []
+        self.notes += [note for note in (sets.note, *(found.note for found in sets.opened.values())) if note]
         if not self.evaluate_only:
             source = self._open_source()
             if sets.held_out:
@@ -326,6 +326,7 @@ class FaceDataModule(pl.LightningDataModule):
         for folder in folder_sources(source):
             if lines := summary(folder.listing, f"images in {folder.root}", len(folder)):
                 self.notes.append("\n".join(lines))
+            self.notes += [folder.note] if folder.note else []
         if options.train_data_index:
             return select_indexed(source, options.train_data_index)
         if options.train_data_subset:

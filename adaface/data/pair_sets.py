@@ -122,12 +122,14 @@ class PairSet:
         images: 2P images, each (112, 112, 3) uint8 BGR; images 2k and 2k+1 are pair k.
         issame: bool (P,).
         identities: (P, 2) identities of the images, if known.
+        note: remark on the origin of the set, for the user; may be empty.
     """
 
     name: str
     images: Sequence[np.ndarray]
     issame: np.ndarray
     identities: np.ndarray | None = None
+    note: str = ""
 
 
 def find_pair_sets(folder: str | os.PathLike[str]) -> dict[str, Path]:
@@ -220,7 +222,7 @@ def _check_origin(folder: Path, name: str) -> None:
         origin = read_object(record)
     except ValueError:
         origin = {}  # as if it were of another file
-    again = f"{invocation('convert')} --rec_path {folder} --make_validation_memfiles --overwrite converts it again"
+    again = _again(folder)
     if source.is_file() and not was_made_from(origin, source):  # without its source, it is what there is
         raise ValueError(
             f"the converted set {folder / name} was not made from the {source.name} beside it, which has changed: "
@@ -237,6 +239,47 @@ def _check_origin(folder: Path, name: str) -> None:
             )
 
 
+def _again(folder: Path) -> str:
+    return f"{invocation('convert')} --rec_path {folder} --make_validation_memfiles --overwrite converts it again"
+
+
+def _compare_unrecorded(folder: Path, name: str, issame: np.ndarray) -> str:
+    """Compare a set that another program has converted with the `.bin` beside it, without decoding images.
+
+    Args:
+        folder: folder of the set.
+        name: such as `lfw`.
+        issame: of the set, bool (P,).
+
+    Returns:
+        A note for the user; empty if this program has recorded the conversion, or there is no `.bin`.
+
+    Raises:
+        ValueError: the `.bin` has other pairs.
+    """
+    source = folder / f"{name}.bin"
+    if origin_file(folder, name).is_file() or not source.is_file():
+        return ""
+    foreign = f"the set {folder / name} was written by another program"
+    try:
+        expected = read_bin(source)[1]
+    except (OSError, ValueError) as error:
+        return f"{foreign}, and could not be compared with the {source.name} beside it: {error}"
+    if np.array_equal(issame, expected):
+        return (
+            f"{foreign}; only the number of its pairs, and which of them are the same person, were compared with the "
+            f"{source.name} beside it"
+        )
+    what = f"it has {len(issame):,} pairs, {source.name} has {len(expected):,}"
+    if len(issame) == len(expected):
+        different = np.count_nonzero(issame != expected)
+        what = f"{different:,} of {len(issame):,} pairs are the same person in one and different persons in the other"
+    raise ValueError(
+        f"the converted set {folder / name} was not made from the {source.name} beside it: {what}. "
+        f"{_again(folder)}; or move one of the two away"
+    )
+
+
 def open_pair_set(folder: str | os.PathLike[str], name: str) -> PairSet:
     """Open a verification set in any format.
 
@@ -249,7 +292,7 @@ def open_pair_set(folder: str | os.PathLike[str], name: str) -> PairSet:
 
     Raises:
         FileNotFoundError: no set of that name.
-        ValueError: the files are damaged or do not match.
+        ValueError: the files are damaged or do not match, or a converted set is not that of the `.bin` beside it.
     """
     check_name(name)
     paths = find_pair_sets(folder)
@@ -270,7 +313,8 @@ def open_pair_set(folder: str | os.PathLike[str], name: str) -> PairSet:
             f"{folder}/{name}{LIST_SUFFIX}: expected P booleans, got {issame.dtype} of shape {issame.shape}"
         )
     check_counts(len(images), len(issame), path)
-    return PairSet(name, images, issame.astype(bool))
+    issame = issame.astype(bool)
+    return PairSet(name, images, issame, note=_compare_unrecorded(Path(folder), name, issame))
 
 
 def check_name(name: str) -> None:

@@ -126,8 +126,9 @@ def _open(name: str, folder: Path, limit: int) -> PairList:
         images = ChosenImages(images, np.stack([2 * chosen, 2 * chosen + 1], axis=1).ravel())
     pairs_in_all = len(pair_set.issame)
     limited = len(chosen) < pairs_in_all
-    notes = (f"quick test: {len(chosen):,} of {pairs_in_all:,} pairs",) if limited else ()
-    return PairList(images, pair_set.issame[chosen], notes=notes)
+    notes = [pair_set.note] if pair_set.note else []
+    notes += [f"quick test: {len(chosen):,} of {pairs_in_all:,} pairs"] if limited else []
+    return PairList(images, pair_set.issame[chosen], notes=tuple(notes))
 
 
 def verify(embed: EmbedImages, pair_list: PairList) -> VerifiedSet:

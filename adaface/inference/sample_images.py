@@ -1,5 +1,6 @@
 """A few aligned faces to try a model on: from a folder, from a verification set, or synthetic ones."""
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,8 @@ from adaface.data.image_list import ImageFiles, ImageList, PairSetImages
 from adaface.data.pair_sets import PairSet, open_pair_set
 from adaface.data.sources.folder import listing
 from adaface.demo.dataset import DemoSize, draw_picture, training_pictures
+
+logger = logging.getLogger(__name__)
 
 _DRAWN_PEOPLE = 8
 
@@ -51,7 +54,10 @@ def read_pair_set(path: str | Path) -> PairSet:
         raise FileNotFoundError(f"there is no verification set {path}")
     if path.suffix != ".bin":
         raise ValueError(f"{path} is not a .bin file of a verification set")
-    return open_pair_set(path.parent, path.stem)
+    pair_set = open_pair_set(path.parent, path.stem)
+    if pair_set.note:
+        logger.info(f"note: {pair_set.note}")
+    return pair_set
 
 
 def drawn_faces(count: int) -> np.ndarray:

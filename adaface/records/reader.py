@@ -8,7 +8,7 @@ offset (`records/format.py`).
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,11 +29,56 @@ from adaface.records.headers import read_heads
 from adaface.records.index import PathLike, build_idx, default_idx_path, map_index, open_index
 from adaface.records.writer import RecordWriter
 
-__all__ = ["MAGIC", "ImageHeader", "RecordFile", "RecordWriter", "build_idx", "pack", "scan", "unpack"]
+__all__ = [
+    "MAGIC", "ImageHeader", "RecordFile", "RecordWriter", "announced_counts", "build_idx", "pack", "scan", "unpack",
+]  # fmt: skip
 
 # the header record stores counts as float32; from here on they may have been rounded
 _EXACT_FLOAT32 = 1 << 24
 _USUAL_READ, _LARGE_READ = 1 << 15, 1 << 20  # bytes read if the size is unknown; largest plausible size
+
+
+class AnnouncedCounts(NamedTuple):
+    """What the header record of a `.rec` announces.
+
+    Attributes:
+        images: number of images.
+        identities: number of identities, which need not all have images.
+        slack: by how much either may be wrong, since the numbers are float32; 0 as long as these are exact.
+    """
+
+    images: int
+    identities: int
+    slack: int
+
+    def fit(self, images: int, identities: int) -> bool:
+        """Return whether these may be the numbers that the record announces."""
+        return max(abs(self.images - images), abs(self.identities - identities)) <= self.slack
+
+
+def announced_counts(rec_path: PathLike) -> AnnouncedCounts | None:
+    """Read the header record of a `.rec`, and nothing else: no index is needed.
+
+    Args:
+        rec_path: the `.rec`.
+
+    Returns:
+        Its numbers; None if the file does not begin with a header record.
+
+    Raises:
+        FileNotFoundError: the `.rec` does not exist.
+        ValueError: it is empty, or damaged at its beginning.
+    """
+    data = map_file(Path(rec_path))
+    try:
+        totals = announced(join(data, 0)[0])
+    except ValueError as error:
+        raise ValueError(f"{rec_path}: {error}") from None
+    if totals is None:
+        return None
+    first, past = map(int, totals)
+    slack = 0 if past < _EXACT_FLOAT32 else int(np.spacing(np.float32(past)))
+    return AnnouncedCounts(first - 1, past - first, slack)
 
 
 class RecordFile:

@@ -396,6 +396,15 @@ def test_test_sets_may_be_folders_and_lie_around_the_output(data, tmp_path):
     assert len(findings) == 24
 
 
+def test_images_of_another_program_are_noted(data, tmp_path):
+    faces = tmp_path / "faces"
+    assert convert.main(["--pack", str(data.clean), "--output", str(faces)]) == 0
+    shutil.copytree(data.clean, faces / "imgs", ignore=shutil.ignore_patterns(".convert.json"))
+    assert audit(faces, tmp_path / "out") in (0, 1)
+    notes = json.loads((tmp_path / "out" / "audit.json").read_text())["notes"]
+    assert notes[0].startswith(f"{faces / 'imgs'} was written by another program; only its numbers")
+
+
 def png_that_says(side: int) -> bytes:
     """A file of less than a hundred bytes whose head tells of side x side pixels."""
 

@@ -28,6 +28,32 @@ def write_rec(folder, images, name="train.rec"):
             writer.write(key, reader.pack(reader.ImageHeader(float(key % 2), key), image))
 
 
+def write_header_and_images(folder, labels, identities):
+    """A `train.rec` of InsightFace: header record, images, identity records."""
+    past = len(labels) + 1
+    with reader.RecordWriter(folder / "train.rec") as writer:
+        writer.write(0, reader.pack(reader.ImageHeader(np.array([past, past + identities], np.float32)), b""))
+        for key, label in enumerate(labels, 1):
+            writer.write(key, reader.pack(reader.ImageHeader(float(label), key), JPEGS[key - 1]))
+        for key in range(past, past + identities):
+            writer.write(key, reader.pack(reader.ImageHeader(np.array([1, 2], np.float32), key), b""))
+
+
+def write_images_alone(folder, labels):
+    """A `train.rec` without header record."""
+    with reader.RecordWriter(folder / "train.rec") as writer:
+        for key, label in enumerate(labels, 1):
+            writer.write(key, reader.pack(reader.ImageHeader(float(label), key), JPEGS[key - 1]))
+
+
+def write_foreign_folder(folder, labels, name="imgs"):
+    """Images as the official converter writes them, without a journal."""
+    for key, label in enumerate(labels, 1):
+        path = folder / name / str(label) / f"{key}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(JPEGS[key - 1])
+
+
 def open_faces(folder):
     return open_training_source(str(folder), ".")
 
@@ -114,6 +140,116 @@ def test_a_journal_with_other_values_is_named(faces, value):
     (faces / "imgs" / JOURNAL).write_text(json.dumps({**journal, "done": value}))
     with pytest.raises(ValueError, match=r"\.convert\.json is damaged"):
         Journal.load(faces / "imgs")
+
+
+@pytest.mark.parametrize("with_header", [True, False])
+@pytest.mark.parametrize(
+    ("labels", "counts"), [([0, 0, 1, 1, 1], "5 of 2"), ([0, 0, 1, 2], "4 of 3"), ([0, 0, 0, 0], "4 of 1")]
+)
+def test_images_of_another_program_and_of_another_rec_are_refused(tmp_path, labels, counts, with_header):
+    write_foreign_folder(tmp_path, [0, 0, 1, 1])
+    if with_header:
+        write_header_and_images(tmp_path, labels, len(set(labels)))
+    else:
+        write_images_alone(tmp_path, labels)
+    with pytest.raises(
+        ValueError,
+        match=rf"imgs contains 4 images of 2 identities, the train\.rec beside it {counts}: .* Move it away and "
+        r"convert with: .* --make_image_files; or move the \.rec away; .*--use_mxrecord",
+    ):
+        open_faces(tmp_path)
+    assert len(open_training_source(str(tmp_path), ".", use_mxrecord=True)) == len(labels)
+
+
+@pytest.mark.parametrize("identities", [0, 2, 3])
+def test_images_of_another_program_beside_their_rec_are_trained_on(tmp_path, identities):
+    """Without a header record, with one, and with one that announces an identity without images."""
+    write_foreign_folder(tmp_path, [0, 0, 1, 1])
+    if identities:
+        write_header_and_images(tmp_path, [0, 0, 1, 1], identities)
+    else:
+        write_images_alone(tmp_path, [0, 0, 1, 1])
+    source = open_faces(tmp_path)
+    assert len(source) == 4
+    assert source.note == (
+        f"{tmp_path / 'imgs'} was written by another program; only its numbers of images and identities were compared "
+        "with the train.rec beside it"
+    )
+
+
+def test_images_of_another_program_beside_shards_are_compared_too(tmp_path):
+    for number in range(2):
+        write_rec(tmp_path, JPEGS[:4], f"train_{number}.rec")
+    (tmp_path / "property").write_text("2,112,112")
+    write_foreign_folder(tmp_path, [0, 0, 1, 1])
+    with pytest.raises(ValueError, match=r"4 images of 2 identities, the train_0\.rec beside it 8 of 2: "):
+        open_faces(tmp_path)
+    for key in range(4):
+        (tmp_path / "imgs" / str(key % 2) / f"more-{key}.jpg").write_bytes(JPEGS[key])
+    assert len(open_faces(tmp_path)) == 8
+
+
+def test_without_an_index_only_the_header_record_is_compared(tmp_path):
+    write_foreign_folder(tmp_path, [0, 0, 1, 1])
+    write_header_and_images(tmp_path, [0, 0, 1, 1], identities=3)
+    (tmp_path / "train.idx").unlink()
+    source = open_faces(tmp_path)
+    assert len(source) == 4
+    assert source.note.endswith("was not compared with the train.rec beside it, which has no .idx")
+    write_header_and_images(tmp_path, [0, 0, 1, 1, 1], identities=2)
+    (tmp_path / "train.idx").unlink()
+    with pytest.raises(ValueError, match=r"the train\.rec beside it 5 of 2: "):
+        open_faces(tmp_path)
+
+
+def test_images_of_another_program_beside_a_damaged_rec_are_trained_on(tmp_path):
+    write_foreign_folder(tmp_path, [0, 0, 1, 1])
+    (tmp_path / "train.rec").write_bytes(b"")
+    source = open_faces(tmp_path)
+    assert len(source) == 4
+    assert "could not be compared with the train.rec beside it: " in source.note
+    assert "train.rec is empty" in source.note
+
+
+def test_folders_of_another_name_and_without_rec_are_not_compared(tmp_path):
+    write_foreign_folder(tmp_path, [0, 0, 1, 1], "people")
+    write_images_alone(tmp_path, [0, 0, 1])
+    write_foreign_folder(tmp_path / "alone", [0, 0, 1, 1])
+    for path in ("people", "alone"):
+        source = open_training_source(str(tmp_path), path)
+        assert (len(source), source.note) == (4, "")
+
+
+def test_converted_images_have_no_note(faces):
+    assert open_faces(faces).note == ""
+
+
+@pytest.mark.parametrize("form", ["memfile", "bcolz"])
+def test_a_set_of_another_program_is_compared_with_the_bin_beside_it(tmp_path, form):
+    write_bin(tmp_path / "mine.bin", JPEGS[:4], [True, False])
+    convert_set(tmp_path / "mine.bin", form)
+    assert pair_sets.open_pair_set(tmp_path, "mine").note == ""
+    pair_sets.origin_file(tmp_path, "mine").unlink()
+    pair_set = pair_sets.open_pair_set(tmp_path, "mine")
+    assert len(pair_set.images) == 4
+    assert pair_set.note == (
+        f"the set {tmp_path / 'mine'} was written by another program; only the number of its pairs, and which of them "
+        "are the same person, were compared with the mine.bin beside it"
+    )
+    write_bin(tmp_path / "mine.bin", JPEGS[:6], [True, False, True])
+    with pytest.raises(
+        ValueError,
+        match=r"mine was not made from the mine\.bin beside it: it has 2 pairs, mine\.bin has 3\. .*--overwrite "
+        "converts it again; or move one of the two away",
+    ):
+        pair_sets.open_pair_set(tmp_path, "mine")
+    write_bin(tmp_path / "mine.bin", JPEGS[:4], [True, True])
+    with pytest.raises(ValueError, match=r"beside it: 1 of 2 pairs are the same person in one and different persons"):
+        pair_sets.open_pair_set(tmp_path, "mine")
+    (tmp_path / "mine.bin").write_bytes(b"damaged")
+    assert "could not be compared with the mine.bin beside it: " in pair_sets.open_pair_set(tmp_path, "mine").note
+    (tmp_path / "mine.bin").unlink()
+    assert pair_sets.open_pair_set(tmp_path, "mine").note == ""
 
 
 @pytest.mark.parametrize("form", ["memfile", "bcolz"])

@@ -24,6 +24,7 @@ from adaface.config.options import DataOptions
 from adaface.data.conversion_journal import Journal
 from adaface.data.datasets import TrainingDataset, ValidationDataset, WaitingLoader, as_it_is
 from adaface.data.module import FaceDataModule
+from adaface.data.pair_pickle import write_bin
 from adaface.data.pair_sets import PairSet
 from adaface.data.pair_writers import write_memfile
 from adaface.data.sampler import EpochBatchSampler, RandomStreams, ShardedBatchSampler
@@ -808,6 +809,15 @@ def test_present_sets_are_used_and_missing_ones_named_once(with_sets: Path) -> N
     images, numbers, places = (torch.cat(parts) for parts in zip(*data.val_dataloader(), strict=True))
     assert len(images) == 10 and numbers.tolist() == [0] * 6 + [1] * 4 and places.tolist()[-1] == 3
     assert len(data.test_dataloader()) == 3
+
+
+def test_data_of_another_program_are_noted_once(both: Path, small: Path) -> None:
+    noted = module(both.parent, train_data_path="faces").summary()
+    assert noted.count(f"note: {both / 'imgs'} was written by another program") == 1
+    images = [face(number) for number in range(4)]
+    write_memfile(small, "lfw", images, [True, False])
+    write_bin(small / "lfw.bin", [jpeg(image) for image in images], [True, False])
+    assert module(small).summary().count(f"note: the set {small / 'lfw'} was written by another program") == 1
 
 
 def test_swapping_leaves_validation_images_alone(with_sets: Path) -> None:

@@ -14,7 +14,17 @@ from hypothesis import strategies as st
 from adaface.records import idx as idx_text
 from adaface.records import index
 from adaface.records.format import join
-from adaface.records.reader import MAGIC, ImageHeader, RecordFile, RecordWriter, build_idx, pack, scan, unpack
+from adaface.records.reader import (
+    MAGIC,
+    ImageHeader,
+    RecordFile,
+    RecordWriter,
+    announced_counts,
+    build_idx,
+    pack,
+    scan,
+    unpack,
+)
 
 MAGIC_BYTES = struct.pack("<I", MAGIC)
 COLUMNS = ("keys", "offsets", "labels")
@@ -436,6 +446,24 @@ def test_idx_that_lists_a_part_of_a_file_without_header_record(tmp_path: Path) -
     idx.write_text("".join(lines[:1] + lines[2:]))
     with pytest.warns(UserWarning, match=r"no line for some records, the first at offset \d+: they are left out"):
         assert RecordFile(rec).keys.tolist() == [3, 5, 6]
+
+
+def test_announced_counts_are_read_without_the_index(small: Path, tmp_path: Path) -> None:
+    small.with_suffix(".idx").unlink()
+    assert announced_counts(small) == (4, 2, 0)
+    assert announced_counts(write(tmp_path / "a.rec", {1: image(0.0, 1)})) is None
+    (tmp_path / "b.rec").write_bytes(b"abc")
+    with pytest.raises(ValueError, match=r"b\.rec: truncated at offset 0"):
+        announced_counts(tmp_path / "b.rec")
+
+
+def test_announced_counts_of_tens_of_millions_may_be_rounded(tmp_path: Path) -> None:
+    images, identities = 42_474_557, 617_970
+    header = image(several(images + 1, images + 1 + identities), 0, b"")
+    counts = announced_counts(write(tmp_path / "a.rec", {0: header}))
+    assert counts is not None and counts.images != images  # float32 has rounded it
+    assert counts.fit(images, identities)
+    assert not counts.fit(images - 20, identities) and not counts.fit(images, identities + 20)
 
 
 @pytest.mark.parametrize(

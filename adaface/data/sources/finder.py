@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from adaface.data.conversion_journal import compare_unrecorded
 from adaface.data.sources.base import TrainingSource
 from adaface.data.sources.combined import CombinedSource
 from adaface.data.sources.folder import FolderSource, listing
@@ -42,7 +43,9 @@ class _DataSet(NamedTuple):
     def open(self, flawed: bool) -> TrainingSource:
         """Open the data set."""
         if self.is_folder:
-            return FolderSource(self.paths[0], flawed=flawed)
+            source = FolderSource(self.paths[0], flawed=flawed)
+            source.note = compare_unrecorded(source.root, len(source), len(source.class_names))
+            return source
         return FlawedRecordSource(*self.paths) if flawed else RecordSource(*self.paths)
 
 
@@ -68,7 +71,8 @@ def open_training_source(
 
     Raises:
         FileNotFoundError: there is no such data; the message lists what is there.
-        ValueError: the data is damaged or ambiguous, or a set is given twice.
+        ValueError: the data is damaged or ambiguous, a set is given twice, or `imgs` is not that of the `.rec` beside
+            it.
     """
     words = split_paths(data_root, train_data_path)
     paths = [Path(data_root, word) for word in words]

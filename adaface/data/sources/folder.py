@@ -26,6 +26,7 @@ class FolderSource:
     Attributes:
         flaws: what was skipped.
         listing: names relative to ``root`` of the files that are not read, and why; its image names are empty.
+        note: remark on the origin of the images, for the user; may be empty.
 
     Raises:
         FileNotFoundError: no such folder, no class folders in it, a class without images, or no images at all.
@@ -35,6 +36,7 @@ class FolderSource:
     def __init__(self, root: str | os.PathLike[str], *, flawed: bool = False) -> None:
         self.root = Path(root)
         self.location = str(root)
+        self.note = ""  # set by the finder, which prefers the folder to the `.rec` beside it
         if not self.root.is_dir():
             raise FileNotFoundError(f"{self.root} is not a folder; expected <class>/<image> in it")
         check_conversion(self.root)
