@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from adaface.data.image_list import ChosenImages, ImageList, PairSetImages
-from adaface.data.pair_sets import PAPER_SETS, find_pair_sets, open_pair_set
+from adaface.data.pair_sets import PAPER_SETS, find_pair_sets, fingerprint_of_pairs, open_pair_set
 from adaface.data.sources.folder import listing
 from adaface.metrics.outcome import EmbedImages, unreadable_note
 from adaface.metrics.results import SetResult, evaluate_set
@@ -61,19 +61,21 @@ def find_sets(root: str | Path, names: Sequence[str] = ()) -> dict[str, Path]:
         names: names of the sets; empty for all.
 
     Returns:
-        Folder of each set by name, the paper's sets first.
+        Folder of each set by name, the paper's sets first. A set directly in ``root`` comes before those of the same
+        name in its subfolders.
 
     Raises:
         FileNotFoundError: there are no sets, or not all of the named ones.
+        ValueError: several subfolders have different sets of one name.
     """
     root = Path(root)
     if root.is_file() and root.suffix == ".bin":
-        folders = {root.stem: root.parent}
+        folders = {root.stem: [root.parent]}
     elif root.is_dir():
         folders = {}
         for folder in (root, *sorted(entry for entry in root.iterdir() if entry.is_dir())):
             for name in find_pair_sets(folder):
-                folders.setdefault(name, folder)
+                folders.setdefault(name, []).append(folder)
     else:
         raise FileNotFoundError(f"--root {root} is neither a folder nor a .bin file")
     missing = [name for name in names if name not in folders]
@@ -83,7 +85,32 @@ def find_sets(root: str | Path, names: Sequence[str] = ()) -> dict[str, Path]:
         raise FileNotFoundError(f"no {absent} in {root}; found: {present}")
     order = {name: rank for rank, name in enumerate(PAPER_SETS)}
     chosen = sorted(names or folders, key=lambda name: (order.get(name, len(order)), name))
-    return {name: folders[name] for name in chosen}
+    return {name: _only_folder(name, folders[name], root) for name in chosen}
+
+
+def _only_folder(name: str, folders: list[Path], root: Path) -> Path:
+    """Return the folder of a set; raise ValueError if others have a different set of that name.
+
+    Several data sets of InsightFace come with the same ``lfw.bin``.
+    """
+    first, *others = folders
+    if not others or first == root:
+        return first
+    fingerprint = _fingerprint(first, name)
+    for other in others:
+        if fingerprint is None or _fingerprint(other, name) != fingerprint:
+            raise ValueError(
+                f"--root {root} has different sets {name}, in {first} and in {other}: give one of these folders as "
+                "--root, or move one set away"
+            )
+    return first
+
+
+def _fingerprint(folder: Path, name: str) -> str | None:
+    try:
+        return fingerprint_of_pairs(open_pair_set(folder, name))
+    except (OSError, RuntimeError, ValueError):  # damaged, or bcolz is not installed: nothing is known about its pairs
+        return None
 
 
 def run(embed: EmbedImages, root: str | Path, names: Sequence[str] = (), limit: int = 0) -> list[VerifiedSet]:
@@ -97,7 +124,7 @@ def run(embed: EmbedImages, root: str | Path, names: Sequence[str] = (), limit: 
 
     Raises:
         FileNotFoundError: there are no sets.
-        ValueError: sets are damaged, or too many images are unreadable.
+        ValueError: sets are damaged or ambiguous, or too many images are unreadable.
     """
     return [verify(embed, pair_list) for pair_list in open_pair_lists(root, names, limit)]
 
@@ -112,7 +139,7 @@ def open_pair_lists(root: str | Path, names: Sequence[str] = (), limit: int = 0)
 
     Raises:
         FileNotFoundError: there are no sets.
-        ValueError: sets are damaged.
+        ValueError: sets are damaged or ambiguous.
     """
     for name, folder in find_sets(root, names).items():
         yield _open(name, folder, limit)

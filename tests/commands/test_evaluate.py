@@ -17,13 +17,14 @@ from adaface.checkpoints.published import PUBLISHED, RANK_1
 from adaface.commands.evaluate import main, parse
 from adaface.commands.evaluate_options import PROTOCOLS, build_parser
 from adaface.data.pair_pickle import write_bin
+from adaface.data.pair_writers import write_memfile
 from adaface.evaluation.published import (
     Measurement,
     compare,
     comparison_table,
     find_published,
 )
-from adaface.evaluation.verification import find_sets
+from adaface.evaluation.verification import find_sets, open_pair_lists
 from adaface.inference.embedder import Embedder
 from tests.inference.test_embedder import faces, write_checkpoint
 
@@ -362,6 +363,39 @@ def test_a_protocol_has_its_own_help(protocol, own, others, capsys):
 def test_sets_are_found_below_the_root(root):
     assert find_sets(root) == {"agedb_30": root / "faces_emore", "lfw": root / "faces_emore"}
     assert parse(["pairs", "--checkpoint", "x", "--root", "y", "--sets", "lfw,cfp_fp"]).sets == ["lfw", "cfp_fp"]
+
+
+def write_pairs(folder: Path, first: int = 0, name: str = "lfw") -> None:
+    """A set of two pairs of different people."""
+    folder.mkdir(exist_ok=True)
+    images = [cv2.imencode(".png", person(first + number, number))[1].tobytes() for number in range(4)]
+    write_bin(folder / f"{name}.bin", images, [True, False])
+
+
+def test_different_sets_of_one_name_in_two_subfolders_are_refused(tmp_path):
+    a, b = tmp_path / "a", tmp_path / "b"
+    refusal = rf"different sets lfw, in {a} and in {b}: give one of these folders as --root, or move one set away"
+    write_pairs(a)
+    write_pairs(a, name="mine")
+    write_pairs(b, first=1)
+    with pytest.raises(ValueError, match=refusal):
+        find_sets(tmp_path)
+    assert find_sets(tmp_path, ["mine"]) == {"mine": a}
+    write_pairs(b)  # as several data sets come with the same lfw.bin
+    assert find_sets(tmp_path) == {"lfw": a, "mine": a}
+    (b / "lfw.bin").write_bytes(b"damaged")
+    with pytest.raises(ValueError, match=refusal):
+        find_sets(tmp_path)
+    write_pairs(tmp_path, first=2)
+    assert find_sets(tmp_path) == {"lfw": tmp_path, "mine": a}
+
+
+def test_a_set_of_another_program_is_noted(tmp_path):
+    write_pairs(tmp_path)
+    write_memfile(tmp_path, "lfw", [person(number, number) for number in range(4)], [True, False])
+    (pairs,) = open_pair_lists(tmp_path, limit=1)
+    assert f"the set {tmp_path / 'lfw'} was written by another program" in pairs.notes[0]
+    assert pairs.notes[1:] == ("quick test: 1 of 2 pairs",)
 
 
 def test_the_published_table():
