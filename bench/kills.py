@@ -12,6 +12,7 @@ is started twice at once: one must do the work, the other must do the same or sa
 import argparse
 import hashlib
 import importlib
+import itertools
 import json
 import os
 import random
@@ -137,6 +138,9 @@ def jobs() -> dict[str, Job]:
         "train": Job(train.split(), ("faces",), checkpoints_in),
         "convert": job("convert --rec_path faces", "faces"),
         "convert --pack": job("convert --pack people --output packed", "people"),
+        "convert --pairs": job(
+            "convert --pairs pairs.csv --images_root people --output pairs.bin", "people", "pairs.csv"
+        ),
         "align": job("align photographs aligned", "photographs"),
         "audit": job("audit people --output audit --apply --test_sets faces/lfw.bin", "people", "faces"),
         "audit with a model": job("audit people --output audit --apply", "people", model_of=True),
@@ -163,7 +167,10 @@ def make_inputs(folder: Path) -> None:
     shutil.copytree(faces, work)
     if _Run(["convert", "--rec_path", str(work), "--make_image_files"], folder, folder / "log.txt").wait():
         raise RuntimeError(f"the images were not unpacked: {(folder / 'log.txt').read_text()}")
-    (work / "imgs").rename(folder / "people")
+    people = (work / "imgs").rename(folder / "people")
+    images = sorted(path.relative_to(people) for path in people.rglob("*.jpg"))
+    pairs = [f"{first},{second},{int(first.parent == second.parent)}\n" for first, second in itertools.pairwise(images)]
+    (folder / "pairs.csv").write_text("".join(pairs))
     (folder / "photographs").mkdir()
     for number, encoded in enumerate(photographs(10, 256)):
         (folder / "photographs" / f"{number}.jpg").write_bytes(encoded)

@@ -91,9 +91,9 @@ def test_a_second_writer_may_refuse_in_one_line(monkeypatch, tmp_path):
 
 
 def test_commands_withstand_kills_and_second_writers(tmp_path):
-    words = ["--kills", "1", "--pairs", "1", "--job", "convert", "--job", "compare"]
+    words = ["--kills", "1", "--pairs", "1", "--job", "convert", "--job", "compare", "--job", "convert --pairs"]
     done = run_program("bench.kills", words, tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     head, *rows = done.stdout.splitlines()
     assert head.split()[:3] == ["command", "kills", "trials"]
-    assert [(row.split()[0], row.split()[-1]) for row in rows] == [("convert", "0"), ("compare", "0")]
+    assert [(row.split()[0], row.split()[-1]) for row in rows] == [("convert", "0"), ("compare", "0"), ("convert", "0")]

@@ -218,20 +218,24 @@ def store_threshold(path: str | Path, threshold: dict[str, float | str]) -> None
     save_checkpoint({**load_checkpoint(file), THRESHOLD: threshold}, file)
 
 
-def save_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
+def save_checkpoint(checkpoint: dict[str, Any], path: Path, *, overwrite: bool = True) -> None:
     """Write a checkpoint to a temporary name next to ``path``, then rename it.
 
     Args:
         checkpoint: tensors and plain values.
         path: the file; its folder is created if necessary.
+        overwrite: replace an existing file.
 
     Raises:
+        FileExistsError: the file exists and is not to be replaced, or another process writes it.
         RuntimeError: the file cannot be written (no space left); an existing file is unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with atomic_file(path) as file:
+        with atomic_file(path, overwrite=overwrite) as file:
             torch.save(checkpoint, file)
+    except FileExistsError:  # of another process: the disk is not full
+        raise
     except (OSError, RuntimeError) as error:  # PyTorch's zip writer hides why a write failed
         raise not_written(path, error.__context__ or error) from error
 

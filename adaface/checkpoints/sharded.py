@@ -130,15 +130,17 @@ def fill_in_head(checkpoint: dict[str, Any], head: PartialFC | None) -> None:
     states[sharded["parameter"]] = {**states.get(sharded["parameter"], {}), **by_rows}
 
 
-def export_single_file(source: str | Path, target: str | Path) -> None:
+def export_single_file(source: str | Path, target: str | Path, *, overwrite: bool = True) -> None:
     """Write a checkpoint folder as the single file of a dense head, which the official code reads.
 
     Args:
         source: checkpoint folder, or a link to one.
-        target: file to write; replaced atomically.
+        target: file to write, atomically.
+        overwrite: replace an existing file.
 
     Raises:
         FileNotFoundError: no such checkpoint.
+        FileExistsError: the file exists and is not to be replaced, or another process writes it.
         ValueError: damaged, or already a single file.
     """
     checkpoint = load_checkpoint(source)
@@ -146,7 +148,7 @@ def export_single_file(source: str | Path, target: str | Path) -> None:
         raise ValueError(f"{source} is already a single file: copy it")
     fill_in_head(checkpoint, None)
     del checkpoint["folder"]
-    save_checkpoint(checkpoint, Path(target))
+    save_checkpoint(checkpoint, Path(target), overwrite=overwrite)
 
 
 def _with_kernel(state: dict[str, Any], kernel: Tensor) -> dict[str, Any]:

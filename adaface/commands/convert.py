@@ -27,6 +27,7 @@ from adaface.data.pair_sets import PAPER_SETS
 from adaface.data.sources.folder import listing
 from adaface.records.shards import find_records
 from adaface.system.command_line import DONE_WITH_PROBLEMS, invocation, program_name, run_to_status, warnings_as_notes
+from adaface.system.files import refuse_existing
 from adaface.system.locks import locked
 from adaface.system.option_parser import Parser
 
@@ -178,12 +179,12 @@ def main(words: list[str] | None = None) -> int:
 
 def _run_checkpoint(options: argparse.Namespace) -> int:
     """Write a checkpoint folder as a single file; return 0, nothing is skipped."""
-    if Path(options.output).exists() and not options.overwrite:
-        raise ValueError(f"{options.output} exists; give --overwrite to replace it, or another --output")
+    if not options.overwrite:
+        refuse_existing(Path(options.output))  # before the work
     # importing PyTorch takes seconds, and only this job needs it
     from adaface.checkpoints.sharded import export_single_file
 
-    export_single_file(options.checkpoint, options.output)
+    export_single_file(options.checkpoint, options.output, overwrite=options.overwrite)
     print(f"{options.output}: {Path(options.output).stat().st_size / 1e6:,.1f} MB")
     return 0
 

@@ -19,7 +19,7 @@ from adaface.data.images import decode_image, encode_image, image_suffix
 from adaface.data.pair_pickle import write_bin
 from adaface.data.sources.folder import FolderSource
 from adaface.records import reader as recordio
-from adaface.system.files import atomic_file
+from adaface.system.files import atomic_file, make_writable_folder, refuse_existing
 from adaface.system.progress_bar import progress_bar
 from adaface.system.text_file import read_text
 
@@ -78,12 +78,14 @@ def pack_folder(
     Raises:
         FileNotFoundError: the folder does not exist, or contains no classes.
         FileExistsError: `train.rec` exists.
+        OSError: the output folder is not writable.
         ValueError: a class without images, an image that is not a 112x112 color image, or too many images.
     """
     classes = _class_files(source)
     rec = output / "train.rec"
-    if rec.exists() and not overwrite:
-        raise FileExistsError(f"{rec} exists; use --overwrite to replace it, or another --output")
+    if not overwrite:
+        refuse_existing(rec)  # before the work
+    make_writable_folder(output, "--output")
     skipped: list[str] = []
     if skip_bad:
         classes, skipped = _usable(classes)
@@ -93,8 +95,7 @@ def pack_folder(
         raise ValueError(
             f"{count:,} images are too many: the header record cannot count beyond {_LARGEST_COUNT:,}; split the folder"
         )
-    output.mkdir(parents=True, exist_ok=True)
-    with recordio.RecordWriter(rec) as writer, progress_bar(total=count, unit=" images") as bar:
+    with recordio.RecordWriter(rec, overwrite=overwrite) as writer, progress_bar(total=count, unit=" images") as bar:
         totals = np.array([count + 1, count + 1 + len(classes)], np.float32)
         writer.write(0, recordio.pack(recordio.ImageHeader(totals), b""))
         for label, (files, first) in enumerate(zip(classes, bounds, strict=False)):
@@ -164,13 +165,15 @@ def pack_pairs(
     Raises:
         FileNotFoundError: a file or folder does not exist.
         FileExistsError: the `.bin` exists.
+        OSError: its folder is not writable.
         ValueError: a malformed line, a path outside of the root, or an image that is not a 112x112 color image.
     """
     if not images_root.is_dir():
         raise FileNotFoundError(f"--images_root {images_root} is not a folder")
-    if output.exists() and not overwrite:
-        raise FileExistsError(f"{output} exists; use --overwrite to replace it, or another --output")
+    if not overwrite:
+        refuse_existing(output)  # before the work
     listed = read_pairs(pairs_file, images_root)
+    make_writable_folder(output.parent, f"--output {output}: the folder")
     cache: dict[Path, bytes] = {}  # files occur in several pairs: LFW's 12,000 images are 7,700 files
     images: list[bytes] = []
     for first, second, _ in progress_bar(listed, unit=" pairs"):
@@ -179,8 +182,7 @@ def pack_pairs(
                 cache[path] = _encoded_file(path, swap)
             images.append(cache[path])
     issame = [same for *_, same in listed]
-    output.parent.mkdir(parents=True, exist_ok=True)
-    write_bin(output, images, issame)
+    write_bin(output, images, issame, overwrite=overwrite)
     return sum(issame), len(issame) - sum(issame)
 
 

@@ -151,21 +151,25 @@ def check_counts(image_count: int, pair_count: int, where: str | os.PathLike[str
         raise ValueError(f"{where}: an empty verification set")
 
 
-def write_bin(path: str | os.PathLike[str], images: Sequence[bytes], issame: Iterable[bool]) -> None:
+def write_bin(
+    path: str | os.PathLike[str], images: Sequence[bytes], issame: Iterable[bool], *, overwrite: bool = True
+) -> None:
     """Write a verification set the way InsightFace does: a pickle of (list of encoded images, list of bool).
 
     Args:
         path: the `.bin` to write; replaced only when complete.
         images: 2P encoded images (JPEG or PNG).
         issame: P booleans.
+        overwrite: replace an existing file.
 
     Raises:
         ValueError: counts that do not match, or an image that is not bytes.
+        FileExistsError: the file exists and is not to be replaced, or another process writes it.
     """
     pairs = [bool(value) for value in issame]
     check_counts(len(images), len(pairs), path)
     for index, image in enumerate(images):
         if not isinstance(image, bytes):
             raise ValueError(f"{path}: image {index} is a {type(image).__name__}, expected encoded bytes")
-    with atomic_file(path) as file:
+    with atomic_file(path, overwrite=overwrite) as file:
         pickle.dump((list(images), pairs), file, protocol=4)

@@ -27,12 +27,14 @@ class RecordWriter:
     Args:
         rec_path: the `.rec` to write; its folder must exist.
         idx_path: its `.idx`; None: same folder and name as the `.rec`.
+        overwrite: replace an existing `.rec`; an existing `.idx` always is.
 
     Raises:
         FileNotFoundError: the folder does not exist.
+        FileExistsError: the `.rec` exists and is not to be replaced, or another process writes the files.
     """
 
-    def __init__(self, rec_path: PathLike, idx_path: PathLike | None = None) -> None:
+    def __init__(self, rec_path: PathLike, idx_path: PathLike | None = None, *, overwrite: bool = True) -> None:
         self.rec_path = Path(rec_path)
         self.idx_path = default_idx_path(self.rec_path, idx_path)
         for path in (self.rec_path, self.idx_path):
@@ -40,10 +42,11 @@ class RecordWriter:
                 raise FileNotFoundError(f"no folder {path.parent} to write {path.name} to; create it first")
         self._offset = 0
         self._keys = array("q")
-        # `close` forces both to the disk before it renames either of them
-        self._files = contextlib.ExitStack()
-        self._idx = self._files.enter_context(atomic_file(self.idx_path, to_disk=False))
-        self._rec = self._files.enter_context(atomic_file(self.rec_path, to_disk=False))
+        with contextlib.ExitStack() as files:  # if the second cannot be opened, the first is deleted
+            # `close` forces both to the disk before it renames either of them
+            self._idx = files.enter_context(atomic_file(self.idx_path, to_disk=False))
+            self._rec = files.enter_context(atomic_file(self.rec_path, to_disk=False, overwrite=overwrite))
+            self._files = files.pop_all()
 
     def write(self, key: int, record: bytes) -> None:
         """Append a record.

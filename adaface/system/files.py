@@ -162,9 +162,19 @@ def _delete(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def refuse_existing(path: Path) -> None:
+    """Raise FileExistsError if the output of a command with ``--output`` and ``--overwrite`` exists.
+
+    Args:
+        path: the output.
+    """
+    if path.exists():
+        raise FileExistsError(f"{path} exists; use --overwrite to replace it, or another --output")
+
+
 @contextmanager
 def atomic_file(
-    path: str | os.PathLike[str], *, to_disk: bool = True, several_writers: bool = False
+    path: str | os.PathLike[str], *, to_disk: bool = True, several_writers: bool = False, overwrite: bool = True
 ) -> Iterator[BinaryIO]:
     """Open a file for writing that gets its final name only when it is complete.
 
@@ -173,11 +183,13 @@ def atomic_file(
             raises.
         to_disk: also survive a power failure, not only a killed process (fsync).
         several_writers: allow several processes to write the same file at the same time; the last one wins.
+        overwrite: whether an existing file is replaced; it is looked for when no other process can be writing it.
 
     Yields:
         The open binary file, `.<name>.part` in the same folder.
 
     Raises:
+        FileExistsError: the file exists, and is not to be replaced.
         OSError: it cannot be written, or another process writes the same file at the same time.
     """
     final = Path(path)
@@ -189,6 +201,8 @@ def atomic_file(
         with part.open("xb") as file:
             own = os.fstat(file.fileno())
             lock_open_file(file.fileno())
+            if not overwrite:
+                refuse_existing(final)  # now, since another process may have completed it a moment ago
             yield file
             file.flush()
             if to_disk:

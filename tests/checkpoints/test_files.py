@@ -12,6 +12,7 @@ import torch
 
 from adaface.checkpoints import files
 from adaface.checkpoints.files import check_resumable, load_checkpoint
+from adaface.system.files import atomic_file
 from adaface.training.checkpointing import AtomicCheckpointIO
 from tests.support.checkpoint_files import SMALL, Payload, official, write
 
@@ -148,6 +149,20 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):
         io.save_checkpoint({"state_dict": {}}, target)
     assert load_checkpoint(target)["state_dict"]["a"].tolist() == [1, 1]
     assert [file.name for file in target.parent.iterdir()] == ["last.ckpt"]
+
+
+def test_a_file_of_another_process_is_no_full_disk(tmp_path):
+    target = tmp_path / "one.ckpt"
+    files.save_checkpoint({"a": torch.zeros(1)}, target)
+    whole = target.read_bytes()
+    with pytest.raises(FileExistsError, match=r"one\.ckpt exists; use --overwrite to replace it"):
+        files.save_checkpoint({"a": torch.ones(1)}, target, overwrite=False)
+    with pytest.raises(KeyError), atomic_file(target):
+        with pytest.raises(FileExistsError, match="is writing it: wait for it, or stop it"):
+            files.save_checkpoint({"a": torch.ones(1)}, target)
+        raise KeyError  # the other process fails
+    assert target.read_bytes() == whole
+    assert list(tmp_path.iterdir()) == [target]
 
 
 def test_a_limit_of_the_file_size_is_no_full_disk(tmp_path):

@@ -88,6 +88,10 @@ def test_the_single_file_is_that_of_a_dense_head(of_four, tmp_path):
     dense.load_state_dict({key.removeprefix("head."): value for key, value in saved["state_dict"].items()})
     with pytest.raises(ValueError, match="is already a single file"):
         export_single_file(tmp_path / "single.ckpt", tmp_path / "other.ckpt")
+    (tmp_path / "other.ckpt").write_bytes(b"another's")
+    with pytest.raises(FileExistsError, match=r"other\.ckpt exists; use --overwrite to replace it"):
+        export_single_file(folder, tmp_path / "other.ckpt", overwrite=False)
+    assert (tmp_path / "other.ckpt").read_bytes() == b"another's"
 
 
 def test_a_missing_file_of_the_head_is_told(of_four, tmp_path):

@@ -544,6 +544,67 @@ def test_bad_pairs_files(
     assert not (tmp_path / "pairs.bin").exists()
 
 
+def test_pairs_that_another_process_has_written_meanwhile_are_kept(
+    people: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, encoded_file = tmp_path / "pairs.bin", pack._encoded_file
+
+    def overtaken(path: Path, swap: bool) -> bytes:
+        output.write_bytes(b"another's")
+        return encoded_file(path, swap)
+
+    monkeypatch.setattr(pack, "_encoded_file", overtaken)
+    (tmp_path / "pairs.csv").write_text(CSV_PAIRS)
+    words = ("--pairs", tmp_path / "pairs.csv", "--images_root", people)
+    assert f"{output} exists; use --overwrite to replace it" in error_of(capsys, *words)
+    assert output.read_bytes() == b"another's"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["lfw", "pairs.bin", "pairs.csv"]
+    assert run(*words, "--overwrite") == 0
+    assert len(read_bin(output)[0]) == 8
+
+
+def test_records_that_another_process_has_written_meanwhile_are_kept(
+    people: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, usable = tmp_path / "packed", pack._usable
+
+    def overtaken(classes: list[list[Path]]) -> tuple[list[list[Path]], list[str]]:
+        output.mkdir(exist_ok=True)
+        (output / "train.rec").write_bytes(b"another's")
+        return usable(classes)
+
+    monkeypatch.setattr(pack, "_usable", overtaken)
+    words = ("--pack", people, "--output", output, "--skip_bad_images")
+    assert f"{output / 'train.rec'} exists; use --overwrite to replace it" in error_of(capsys, *words)
+    assert {path.name: path.read_bytes() for path in output.iterdir()} == {"train.rec": b"another's"}
+    assert run(*words, "--overwrite") == 0
+    assert len(range(*reader.RecordFile(output / "train.rec").image_range())) == 4
+
+
+@pytest.mark.parametrize(
+    ("job", "output", "message"),
+    [
+        ("pack", "/proc/x", "--output /proc/x cannot be created (No such file or directory): give another"),
+        ("pack", "/proc", "--output /proc is not writable"),
+        ("pairs", "/proc/x/a.bin", "--output /proc/x/a.bin: the folder /proc/x cannot be created"),
+        ("pairs", "/proc/a.bin", "--output /proc/a.bin: the folder /proc is not writable"),
+    ],
+)
+def test_folders_that_cannot_be_written_to_are_told_before_the_work(
+    people: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    job: str,
+    output: str,
+    message: str,
+) -> None:
+    monkeypatch.setattr(pack, "_encoded_file", lambda *_: pytest.fail("the work has begun"))
+    (tmp_path / "pairs.csv").write_text(CSV_PAIRS)
+    jobs = {"pack": ("--pack", people), "pairs": ("--pairs", tmp_path / "pairs.csv", "--images_root", people)}
+    assert message in error_of(capsys, *jobs[job], "--output", output)
+
+
 def test_single_letter_people_are_different_people(people: Path, tmp_path: Path) -> None:
     """`A 1 A 2` in the four-column form counts as a different pair, whatever the names."""
     (tmp_path / "pairs.txt").write_text("1 1\nA 1 2\nA 1 A 2\n")

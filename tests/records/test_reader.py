@@ -659,6 +659,13 @@ def test_full_disk(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert {path: path.read_bytes() for path in small.parent.iterdir()} == before
 
 
+def test_an_existing_file_is_kept_where_it_is_not_to_be_replaced(small: Path) -> None:
+    before = {path: path.read_bytes() for path in small.parent.iterdir()}
+    with pytest.raises(FileExistsError, match=r"train\.rec exists; use --overwrite to replace it"):
+        RecordWriter(small, overwrite=False)
+    assert {path: path.read_bytes() for path in small.parent.iterdir()} == before
+
+
 def test_nothing_is_there_before_the_end(tmp_path: Path) -> None:
     writer = RecordWriter(tmp_path / "a.rec", tmp_path / "b.idx")
     writer.write(3, b"record")

@@ -93,6 +93,17 @@ def test_several_may_write_the_same_file_where_that_is_allowed(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_file_that_is_not_to_be_replaced_is_kept(tmp_path):
+    path = tmp_path / "x.csv"
+    first, second = atomic_file(path, overwrite=False), atomic_file(path, overwrite=False)
+    first.__enter__().write(b"first")  # the file did not exist when either of them began
+    first.__exit__(None, None, None)
+    with pytest.raises(FileExistsError, match=r"x\.csv exists; use --overwrite to replace it, or another --output$"):
+        second.__enter__()
+    assert path.read_bytes() == b"first"
+    assert list(tmp_path.iterdir()) == [path]
+
+
 @pytest.mark.parametrize("kind", ["file", "folder", "link"])
 def test_what_is_written_to_a_path_is_whole_or_absent(tmp_path, kind):
     path = tmp_path / "x"
