@@ -28,6 +28,7 @@ from adaface.data.sources.cleaned_index import write_index
 from adaface.data.sources.finder import folder_sources
 from adaface.metrics.outcome import EmbedImages
 from adaface.system.command_line import DONE_WITH_PROBLEMS, invocation
+from adaface.system.files import make_writable_folder
 from adaface.system.locks import locked
 from adaface.system.quiet import quiet_error_output
 from adaface.system.text_table import aligned
@@ -85,6 +86,7 @@ def audit(options: AuditOptions, load_embed: LoadEmbed | None = None) -> int:
     Raises:
         FileNotFoundError: data or test sets do not exist.
         ValueError: data or test sets cannot be listed, or the output folder is not suitable.
+        OSError: the output folder is not writable.
         RuntimeError: another audit is writing to the same folder.
     """
     began = time.monotonic()
@@ -163,7 +165,8 @@ def _output_folder(options: AuditOptions, data: AuditedData, tests: Iterable[Tes
         raise ValueError(f"--output {output} is a file, expected a folder")
     if output.is_dir() and not (output / _CACHE).is_dir() and any(output.iterdir()):
         raise ValueError(f"--output {output} contains files that are not from an audit: give a new or an empty folder")
-    (output / _CACHE).mkdir(parents=True, exist_ok=True)
+    make_writable_folder(output, "--output")
+    (output / _CACHE).mkdir(exist_ok=True)
     return output
 
 

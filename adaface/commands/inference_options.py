@@ -206,8 +206,11 @@ def _check_group(command: Parser, options: argparse.Namespace) -> None:
                 f"--{name} {path} lies in {options.folder}, so that the next run would take it for one of the images: "
                 f"give another --{name}"
             )
-    folder = Path(options.folders or "")
-    if options.folders and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if not options.folders:
+        return
+    folder = Path(options.folders)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         command.error(f"--folders {folder} exists, expected a new folder")
-    if options.folders and not folder.absolute().parent.is_dir():
+    if not folder.absolute().parent.is_dir():
         command.error(f"--folders {folder}: there is no folder {folder.parent}")
+    check_writable(folder.absolute().parent, f"--folders {folder}: the folder {folder.parent}")

@@ -451,6 +451,7 @@ def test_too_little_is_left_to_train_on(data, tmp_path, capsys):
         (["empty/../clean", "--test_sets", "clean", "--output", "clean/7/out"], "where it would be taken for an"),
         (["clean", "--output", "a.txt"], "is a file, expected a folder"),
         (["clean", "--output", "full"], "contains files that are not from an audit"),
+        (["clean", "--output", "/proc/x"], "--output /proc/x cannot be created (No such file or directory): give"),
         (["clean", "--checkpoint", "absent.ckpt"], "absent.ckpt"),
         (["clean", "--checkpoint", "a.txt"], "a.txt"),
         (["clean", "--model", "adaface_ir101_webface21m"], "adaface_ir101_webface12m"),

@@ -318,6 +318,7 @@ def test_embeddings_of_another_model_are_refused(run, people, tmp_path):
         (["group", "people", "--folders", "people/x"], "give another --folders"),
         (["group", "people", "--folders", "large.png"], "--folders large.png exists, expected a new folder"),
         (["group", "people", "--folders", "none/x"], "--folders none/x: there is no folder none"),
+        (["group", "people", "--folders", "/proc/x"], "--folders /proc/x: the folder /proc is not writable"),
         (["group", "people", "--csv", "x.txt"], "a file name that ends in .csv"),
         (["group", "people", "--most_unreadable", "2"], "--most_unreadable must be between 0 and 1"),
         (["find", "people"], "invalid choice: 'find'"),
