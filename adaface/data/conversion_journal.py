@@ -192,9 +192,10 @@ def compare_unrecorded(folder: Path, images: int, identities: int) -> str:
 
     Returns:
         A note for the user; empty if the conversion has a journal, or there is no `.rec` of which it is the folder.
+        Images may have been deleted from the folder since.
 
     Raises:
-        ValueError: the `.rec` has other numbers of images or identities.
+        ValueError: the `.rec` has fewer images, or another number of identities.
     """
     if folder.name != IMAGE_FOLDER or (folder / JOURNAL).exists():
         return ""
@@ -211,10 +212,15 @@ def compare_unrecorded(folder: Path, images: int, identities: int) -> str:
         return f"{foreign}, and could not be compared with the {name} beside it: {error}"
     if expected is None:
         return f"{foreign}, and was not compared with the {name} beside it, which has no .idx"
+    counts = (
+        f"{folder} contains {images:,} images of {identities:,} identities, the {name} beside it {expected[0]:,} "
+        f"of {expected[1]:,}"
+    )
+    if images < expected[0] and identities == expected[1]:  # as after a look through the images by hand
+        return f"{counts}: the folder, which another program wrote, lacks {expected[0] - images:,} of them"
     if expected != (images, identities):
         raise ValueError(
-            f"{folder} contains {images:,} images of {identities:,} identities, the {name} beside it {expected[0]:,} "
-            f"of {expected[1]:,}: the folder was made from another file, or not completely. Move it away and convert "
+            f"{counts}: the folder was made from another file, or not completely. Move it away and convert "
             f"with: {_again(folder)}; or move the .rec away; training reads the .rec itself with --use_mxrecord"
         )
     return f"{foreign}; only its numbers of images and identities were compared with the {name} beside it"

@@ -144,7 +144,7 @@ def test_a_journal_with_other_values_is_named(faces, value):
 
 @pytest.mark.parametrize("with_header", [True, False])
 @pytest.mark.parametrize(
-    ("labels", "counts"), [([0, 0, 1, 1, 1], "5 of 2"), ([0, 0, 1, 2], "4 of 3"), ([0, 0, 0, 0], "4 of 1")]
+    ("labels", "counts"), [([0, 0, 1], "3 of 2"), ([0, 0, 1, 2], "4 of 3"), ([0, 0, 0, 0], "4 of 1")]
 )
 def test_images_of_another_program_and_of_another_rec_are_refused(tmp_path, labels, counts, with_header):
     write_foreign_folder(tmp_path, [0, 0, 1, 1])
@@ -159,6 +159,15 @@ def test_images_of_another_program_and_of_another_rec_are_refused(tmp_path, labe
     ):
         open_faces(tmp_path)
     assert len(open_training_source(str(tmp_path), ".", use_mxrecord=True)) == len(labels)
+
+
+def test_images_that_were_deleted_by_hand_are_noted(tmp_path):
+    write_foreign_folder(tmp_path, [0, 0, 1, 1])
+    write_header_and_images(tmp_path, [0, 0, 1, 1, 1], identities=2)
+    assert open_faces(tmp_path).note == (
+        f"{tmp_path / 'imgs'} contains 4 images of 2 identities, the train.rec beside it 5 of 2: the folder, which "
+        "another program wrote, lacks 1 of them"
+    )
 
 
 @pytest.mark.parametrize("identities", [0, 2, 3])
@@ -182,11 +191,13 @@ def test_images_of_another_program_beside_shards_are_compared_too(tmp_path):
         write_rec(tmp_path, JPEGS[:4], f"train_{number}.rec")
     (tmp_path / "property").write_text("2,112,112")
     write_foreign_folder(tmp_path, [0, 0, 1, 1])
-    with pytest.raises(ValueError, match=r"4 images of 2 identities, the train_0\.rec beside it 8 of 2: "):
-        open_faces(tmp_path)
+    assert "the train_0.rec beside it 8 of 2: the folder" in open_faces(tmp_path).note
     for key in range(4):
         (tmp_path / "imgs" / str(key % 2) / f"more-{key}.jpg").write_bytes(JPEGS[key])
-    assert len(open_faces(tmp_path)) == 8
+    assert "only its numbers" in open_faces(tmp_path).note
+    (tmp_path / "imgs" / "0" / "one more.jpg").write_bytes(JPEGS[0])
+    with pytest.raises(ValueError, match=r"9 images of 2 identities, the train_0\.rec beside it 8 of 2: "):
+        open_faces(tmp_path)
 
 
 def test_without_an_index_only_the_header_record_is_compared(tmp_path):
@@ -196,9 +207,9 @@ def test_without_an_index_only_the_header_record_is_compared(tmp_path):
     source = open_faces(tmp_path)
     assert len(source) == 4
     assert source.note.endswith("was not compared with the train.rec beside it, which has no .idx")
-    write_header_and_images(tmp_path, [0, 0, 1, 1, 1], identities=2)
+    write_header_and_images(tmp_path, [0, 0, 1], identities=2)
     (tmp_path / "train.idx").unlink()
-    with pytest.raises(ValueError, match=r"the train\.rec beside it 5 of 2: "):
+    with pytest.raises(ValueError, match=r"the train\.rec beside it 3 of 2: "):
         open_faces(tmp_path)
 
 
