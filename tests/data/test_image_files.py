@@ -162,6 +162,34 @@ def test_links_are_followed_and_loops_refused(tmp_path):
             walk(faces)
 
 
+def test_links_that_meet_again_and_again_are_refused(tmp_path):
+    """Two links in each of 30 folders to the next one: a billion paths, none of which leads back."""
+    for number in range(30):
+        folder = tmp_path / "chain" / str(number)
+        write(folder, f"{number}.jpg")
+        if number < 29:
+            for name in ("left", "right"):
+                (folder / name).symlink_to(tmp_path / "chain" / str(number + 1))
+    faces = tmp_path / "faces"
+    write(faces, "ann/1.jpg")
+    (faces / "ann" / "first").symlink_to(tmp_path / "chain" / "0")
+    for walk in (find_image_files, FolderSource, find_images):
+        with pytest.raises(ValueError, match=r"(left|right): more than 100 paths lead through links to this folder"):
+            walk(faces)
+
+
+def test_a_folder_may_be_linked_from_many_places(tmp_path):
+    write(tmp_path / "elsewhere", "deep/1.jpg")
+    faces = tmp_path / "faces"
+    faces.mkdir()
+    for number in range(100):
+        (faces / f"{number:03}").symlink_to(tmp_path / "elsewhere")
+    assert find_image_files(faces).names == [f"{number:03}/deep/1.jpg" for number in range(100)]
+    (faces / "one_more").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match=r"remove some of the links"):
+        find_image_files(faces)
+
+
 def test_the_order_is_that_of_torchvision(tmp_path):
     names = ["p/a/c/1.jpg", "p/a-b/1.jpg", "p/a/1.jpg", "p/b.jpg", "p/B.jpg", "p/a.jpg"]
     write(tmp_path, *names)
