@@ -1,25 +1,18 @@
 """Embed a list of images with a model, in one or several processes, and cache the embeddings in a file.
 
-The cache is a `.npy` of float32 (N, D + 2) per model and list of images: the embedding, its norm, and a state: pending
-(0), done (1) or unreadable (2). The processes write into that file, so that an interrupted evaluation resumes where it
-stopped.
-
-An unfinished file is named `.<name>.part`; it gets its final name when all rows are filled, so that no incomplete file
-is read. One process at a time fills it and holds its lock; others that need the same file wait until it is complete.
+There is one file (`embedding_table.py`) per model and list of images.
 """
 
-import contextlib
-import errno
 import hashlib
 import multiprocessing
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,23 +22,18 @@ from torch import Tensor
 from adaface.config.choices import MOST_UNREADABLE
 from adaface.data.image_list import ImageList
 from adaface.inference.embedder import FUSED, Embedder
+from adaface.inference.embedding_table import DONE, TO_DO, UNREADABLE, check_rows, load_or_fill, open_table
 from adaface.metrics.outcome import Embedded
 from adaface.system.command_line import mark_incomplete
 from adaface.system.devices import divide_threads
 from adaface.system.files import make_writable_folder
-from adaface.system.locks import locked_when_free
-from adaface.system.numpy_file import read_array
 from adaface.system.progress_bar import progress_bar
 from adaface.system.threads import in_order, usable_cores
 
-_TO_DO, _DONE, _UNREADABLE = 0, 1, 2
-_UNIT_TOLERANCE = 1e-3
-_ROWS_AT_ONCE = 16_384
 _POLL_SEC = 0.2
 _SHOWN = 5
 _KEY_LETTERS = 24
 _LONGEST_NAME = 60  # file systems limit names to 255 bytes
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
@@ -131,8 +119,8 @@ class CachedEmbedding:
                 lambda part: self._embed_all(images, view, part),
                 mapped=self._folder is not None,
             )
-        _check_rows(table, file)
-        readable = table[:, -1] == _DONE
+        check_rows(table, file)
+        readable = table[:, -1] == DONE
         self._check_unreadable(images, readable)
         if not readable.all():
             mark_incomplete()
@@ -140,7 +128,7 @@ class CachedEmbedding:
 
     def _embed_all(self, images: ImageList, view: str, part: Path) -> None:
         table = open_table(part, _table_shape(images, self.embedder))
-        left = np.flatnonzero(table[:, -1] == _TO_DO)
+        left = np.flatnonzero(table[:, -1] == TO_DO)
         with progress_bar(total=len(images), initial=len(images) - len(left), desc=images.name, unit=" images") as bar:
             if self._processes == 1:
                 for done in _embed_some(self.embedder, images, view, table, left, self._batch_size, usable_cores()):
@@ -240,7 +228,7 @@ def _embed_some(
         if good.any():
             embeddings, norms = embedder.embed(pictures, batch_size, view=view)
             table[chosen[good], :-1] = np.concatenate([embeddings, norms], axis=1)
-        table[chosen, -1] = np.where(good, _DONE, _UNREADABLE)
+        table[chosen, -1] = np.where(good, DONE, UNREADABLE)
         yield len(chosen)
 
 
@@ -266,96 +254,3 @@ def _reason(images: ImageList, index: int) -> str:
     except ValueError as error:
         return str(error)
     return ""
-
-
-def load_or_fill(file: Path, shape: tuple[int, int], fill: Callable[[Path], None], *, mapped: bool) -> np.ndarray:
-    """Load a table from a file, or fill it first if the file does not exist.
-
-    Args:
-        file: the file, in an existing folder.
-        shape: shape of the table.
-        fill: called with the path of the unfinished file; opens it with ``open_table`` and fills it.
-        mapped: memory-map the file instead of reading it.
-
-    Raises:
-        ValueError: the file is damaged.
-        OSError: the file cannot be written.
-    """
-    if not file.is_file():
-        _fill(file, shape, fill)
-    return _load(file, shape, mapped)
-
-
-def open_table(part: Path, shape: tuple[int, int]) -> np.memmap:
-    """Open the unfinished file of an interrupted evaluation, or a new one, for writing.
-
-    Args:
-        part: the file.
-        shape: shape of the table.
-
-    Raises:
-        OSError: there is no disk space for it.
-    """
-    with contextlib.suppress(ValueError, OSError):  # absent, or its header is incomplete
-        table = cast(np.memmap, read_array(part, writable=True))
-        if table.shape == shape and table.dtype == np.float32:
-            return table
-    table = np.lib.format.open_memmap(part, mode="w+", dtype=np.float32, shape=shape)
-    _reserve(part)
-    return table
-
-
-def _fill(file: Path, shape: tuple[int, int], fill: Callable[[Path], None]) -> None:
-    """Fill a table, or wait until another process has filled it."""
-    part = file.with_name(f".{file.name}.part")
-    note = f"note: another process is writing {file.name}; waiting for it"
-    with locked_when_free(part, note):
-        if file.is_file():  # the other process has finished
-            part.unlink()
-            return
-        fill(part)
-        part.replace(file)
-
-
-def _load(file: Path, shape: tuple[int, int], mapped: bool) -> np.ndarray:
-    try:
-        table = read_array(file, memory_map=mapped)
-        content = f"shape {table.shape} of {table.dtype}"
-    except ValueError:  # NumPy's message recommends to allow pickles
-        table, content = None, "incomplete"
-    if table is None or table.shape != shape or table.dtype != np.float32:
-        raise ValueError(f"{file} is damaged ({content}, expected shape {shape} of float32): delete it")
-    return table
-
-
-def _check_rows(table: np.ndarray, file: Path) -> None:
-    """Raise ValueError if rows are not filled: a page that a disk has lost is zero."""
-    for start in range(0, len(table), _ROWS_AT_ONCE):
-        rows = table[start : start + _ROWS_AT_ONCE]
-        done = rows[rows[:, -1] == _DONE]
-        lengths, norms = np.linalg.norm(done[:, :-2], axis=1), done[:, -2]
-        whole = np.where(norms == 0, lengths == 0, np.abs(lengths - 1) < _UNIT_TOLERANCE)  # 0: both views cancel out
-        if not (np.isin(rows[:, -1], (_DONE, _UNREADABLE)).all() and whole.all() and np.isfinite(norms).all()):
-            raise ValueError(f"{file} is damaged: its embeddings are no unit vectors, or missing; delete it")
-
-
-def _reserve(part: Path) -> None:
-    """Reserve the disk space of a new file: if it were missing later, writing to the mapping would kill the process."""
-    if not hasattr(os, "posix_fallocate"):  # macOS, Windows
-        return
-    size = part.stat().st_size
-    file = os.open(part, os.O_RDWR)
-    try:
-        os.posix_fallocate(file, 0, size)
-    except OSError as error:
-        if error.errno in _NO_SPACE:
-            part.unlink()
-            what, action = "no space", "free some space"
-            if error.errno == errno.EFBIG:
-                what, action = "the limit of the file size (ulimit -f) is too low", "raise it"
-            raise OSError(
-                f"{what} for {size / 1e6:.1f} MB of embeddings in {part.parent}: {action}, or give another --cache "
-                f"({os.strerror(error.errno)})"
-            ) from error
-    finally:
-        os.close(file)

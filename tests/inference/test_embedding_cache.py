@@ -1,9 +1,7 @@
-import errno
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,13 +17,12 @@ from adaface.data.image_list import ImageFiles, PairSetImages
 from adaface.data.pair_pickle import write_bin
 from adaface.data.pair_sets import open_pair_set
 from adaface.inference.embedder import IMAGE, Embedder
-from adaface.inference.embedding_cache import CachedEmbedding, ModelFile, load_or_fill, open_table
+from adaface.inference.embedding_cache import CachedEmbedding, ModelFile
 from adaface.metrics.outcome import unreadable_note
 from tests.inference.test_embedder import faces, write_checkpoint
 from tests.support.forked import environment_of_server
 
 ROOT = Path(__file__).resolve().parents[2]
-SHAPE = (6, 4)
 WAIT_SEC = 250
 
 
@@ -214,12 +211,6 @@ def test_zeros_inside_of_a_file_of_embeddings_are_found(model, files, tmp_path, 
         embed(model, tmp_path / "cache")(files)
 
 
-def test_half_a_header_is_begun_anew(tmp_path):
-    part = tmp_path / ".x.part"
-    part.write_bytes(b"\x93NUMPY")
-    assert not open_table(part, (2, 3)).any()
-
-
 def test_images_of_a_pair_set(tmp_path, model):
     encoded = [cv2.imencode(".png", image)[1].tobytes() for image in faces(4)]
     write_bin(tmp_path / "lfw.bin", encoded, [True, False])
@@ -267,80 +258,3 @@ def test_a_network_that_is_broken_is_refused_at_once(files, tmp_path, processes)
 
 def test_a_list_of_images_may_have_a_long_name(model, files, tmp_path):
     assert embed(model, tmp_path / "cache")(ImageFiles("n" * 250, files.paths[:2])).readable.all()
-
-
-def fill(part: Path) -> None:
-    open_table(part, SHAPE)[:] = 7
-
-
-def test_a_table_is_filled_once(tmp_path):
-    for how in (fill, lambda _: pytest.fail("filled again")):
-        table = load_or_fill(tmp_path / "a.npy", SHAPE, how, mapped=True)
-        np.testing.assert_array_equal(table, np.full(SHAPE, 7))
-    assert [path.name for path in tmp_path.iterdir()] == ["a.npy"]
-
-
-@pytest.mark.parametrize("left", [0, 20, -4])
-@pytest.mark.parametrize("mapped", [True, False])
-def test_what_is_damaged_is_refused(tmp_path, left, mapped):
-    file = tmp_path / "a.npy"
-    load_or_fill(file, SHAPE, fill, mapped=False)
-    file.write_bytes(file.read_bytes()[:left])
-    with pytest.raises(ValueError, match=r"a\.npy is damaged \(incomplete.*: delete it"):
-        load_or_fill(file, SHAPE, fill, mapped=mapped)
-    file.write_bytes(b"no table at all, but longer than a magic number")
-    with pytest.raises(ValueError, match=r"a\.npy is damaged \(incomplete.*: delete it"):
-        load_or_fill(file, SHAPE, fill, mapped=mapped)
-
-
-@pytest.mark.usefixtures("screen")
-def test_the_second_of_two_at_once_waits_and_takes_what_the_first_has_made(tmp_path, capsys):
-    begun, go_on, second, filled = threading.Event(), threading.Event(), threading.Event(), []
-
-    def slow(part: Path) -> None:
-        filled.append(part)
-        begun.set()
-        assert go_on.wait(WAIT_SEC)
-        fill(part)
-
-    tables = []
-
-    def want() -> None:
-        tables.append(load_or_fill(tmp_path / "a.npy", SHAPE, slow, mapped=True))
-        second.set()
-
-    threads = [threading.Thread(target=want) for _ in range(2)]
-    threads[0].start()
-    assert begun.wait(WAIT_SEC)
-    threads[1].start()
-    told, deadline = "", time.monotonic() + WAIT_SEC
-    while "another process is writing a.npy; waiting for it" not in told:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-        told += capsys.readouterr().err
-    assert not second.is_set()
-    go_on.set()
-    for thread in threads:
-        thread.join(WAIT_SEC)
-    assert len(filled) == 1
-    assert len(tables) == 2
-    np.testing.assert_array_equal(tables[0], tables[1])
-    assert [path.name for path in tmp_path.iterdir()] == ["a.npy"]
-
-
-def test_a_full_disk_is_told_before_the_work(tmp_path, monkeypatch):
-    def refuse(*_):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(os, "posix_fallocate", refuse)
-    with pytest.raises(
-        OSError, match=r"no space for .* MB of embeddings in .*: free some space, or give another --cache"
-    ):
-        load_or_fill(tmp_path / "a.npy", SHAPE, fill, mapped=True)
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("found", [b"", b"\x93NUM", b"junk" * 20])
-def test_what_a_kill_left_is_begun_again(tmp_path, found):
-    (tmp_path / ".a.npy.part").write_bytes(found)
-    assert not open_table(tmp_path / ".a.npy.part", SHAPE).any()
