@@ -21,7 +21,7 @@ import numpy as np
 from adaface.alignment.detector import MTCNN, choose_faces
 from adaface.alignment.warp import warp_face
 from adaface.data.image_header import PHOTOGRAPH_PIXELS, PILLOW_ERRORS, check_header, open_with_pillow
-from adaface.data.image_list import ImageFiles
+from adaface.data.image_list import ImageFiles, NoFaceError
 from adaface.data.images import pillow_to_bgr
 
 _HOW = "the largest face that MTCNN finds, version 1"  # increase the number when crops change
@@ -113,12 +113,13 @@ class Photographs:
         """Return one face, (112, 112, 3) uint8 BGR.
 
         Raises:
-            ValueError: the photograph cannot be read, or has no face.
+            NoFaceError: the photograph has no face.
+            ValueError: it cannot be read.
         """
         image = read_photograph(self.paths[index])
         faces = choose_faces(_detector().detect(image), "largest", image.shape)
         if not faces:
-            raise ValueError(f"no face was found in {self.paths[index]}")
+            raise NoFaceError(f"no face was found in {self.paths[index]}")
         return warp_face(image, faces[0].landmarks)
 
     def fingerprint(self) -> str:

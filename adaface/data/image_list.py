@@ -15,6 +15,10 @@ from adaface.data.images import IMAGE_SHAPE, decode_pixels
 from adaface.data.pair_sets import PairSet
 
 
+class NoFaceError(ValueError):
+    """A photograph was read and shows no face: reading it again does not change that."""
+
+
 class ImageList(Protocol):
     """N aligned face images of (112, 112, 3) uint8 BGR, read on access, by any thread or process."""
 
@@ -28,6 +32,7 @@ class ImageList(Protocol):
         """Return one image, (112, 112, 3) uint8 BGR.
 
         Raises:
+            NoFaceError: it is a photograph without a face; the message names it.
             ValueError: it cannot be read; the message names it.
         """
 

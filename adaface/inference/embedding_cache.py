@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,18 @@ import torch.multiprocessing
 from torch import Tensor
 
 from adaface.config.choices import MOST_UNREADABLE
-from adaface.data.image_list import ImageList
+from adaface.data.image_list import ImageList, NoFaceError
 from adaface.inference.embedder import FUSED, Embedder
-from adaface.inference.embedding_table import DONE, TO_DO, UNREADABLE, check_rows, load_or_fill, open_table
+from adaface.inference.embedding_table import (
+    DONE,
+    FACELESS,
+    TO_DO,
+    UNREADABLE,
+    check_rows,
+    fill_again,
+    load_or_fill,
+    open_table,
+)
 from adaface.metrics.outcome import Embedded
 from adaface.system.command_line import mark_incomplete
 from adaface.system.devices import divide_threads
@@ -93,7 +103,7 @@ class CachedEmbedding:
         self._batch_size, self._most_unreadable = batch_size, most_unreadable
 
     def __call__(self, images: ImageList, view: str = FUSED) -> Embedded:
-        """Embed all images of a list.
+        """Embed all images of a list, or those that could not be read before if the others are cached.
 
         Args:
             images: read in threads, in order.
@@ -106,6 +116,7 @@ class CachedEmbedding:
             ValueError: more images than allowed are unreadable (the message names the first ones), or embeddings are
                 not finite.
             RuntimeError: a process died, or its embeddings are not finite.
+            MemoryError: there was no memory for an image.
             OSError: the cache cannot be written.
         """
         with _cache_folder(self._folder) as folder:
@@ -113,13 +124,11 @@ class CachedEmbedding:
             key = hashlib.sha256(identity.encode()).hexdigest()[:_KEY_LETTERS]
             name = re.sub(r"[^A-Za-z0-9_-]", "_", images.name)[:_LONGEST_NAME]
             file = folder / f"{name}-{key}.npy"
-            table = load_or_fill(
-                file,
-                _table_shape(images, self.embedder),
-                lambda part: self._embed_all(images, view, part),
-                mapped=self._folder is not None,
-            )
-        check_rows(table, file)
+            is_kept, fill = file.is_file(), partial(self._embed_all, images, view)
+            table = load_or_fill(file, _table_shape(images, self.embedder), fill, mapped=self._folder is not None)
+            check_rows(table, file)
+            if is_kept and (table[:, -1] == UNREADABLE).any():
+                fill_again(file, fill)  # the table, which is mapped, shows it
         readable = table[:, -1] == DONE
         self._check_unreadable(images, readable)
         if not readable.all():
@@ -128,9 +137,10 @@ class CachedEmbedding:
 
     def _embed_all(self, images: ImageList, view: str, part: Path) -> None:
         table = open_table(part, _table_shape(images, self.embedder))
-        left = np.flatnonzero(table[:, -1] == TO_DO)
+        left = np.flatnonzero(np.isin(table[:, -1], (TO_DO, UNREADABLE)))
+        are_new = bool((table[:, -1] == TO_DO).any())
         with progress_bar(total=len(images), initial=len(images) - len(left), desc=images.name, unit=" images") as bar:
-            if self._processes == 1:
+            if self._processes == 1 or not are_new:  # the unreadable ones are few: not worth the start of processes
                 for done in _embed_some(self.embedder, images, view, table, left, self._batch_size, usable_cores()):
                     bar.update(done)
             else:
@@ -146,7 +156,9 @@ class CachedEmbedding:
             try:
                 ended = context.join(timeout=_POLL_SEC)
             except torch.multiprocessing.ProcessRaisedException as error:
-                raise RuntimeError(str(error).strip().splitlines()[-1]) from error
+                last = str(error).strip().splitlines()[-1]  # of a traceback
+                kind, _, message = last.partition(": ")
+                raise (MemoryError(message) if kind == "MemoryError" else RuntimeError(last)) from error
             except torch.multiprocessing.ProcessExitedException as error:
                 raise RuntimeError(
                     f"a process that embeds images died ({error}); run the same command to continue"
@@ -217,30 +229,35 @@ def _embed_some(
     """Fill the rows of some images, and yield their number after each batch."""
 
     def read(chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        pictures = [_read_or_none(images, int(index)) for index in chosen]
-        good = np.array([picture is not None for picture in pictures])
-        return good, np.stack([p for p in pictures if p is not None]) if good.any() else np.empty(0)
+        found = [_read(images, int(index)) for index in chosen]
+        pictures = [picture for _, picture in found if picture is not None]
+        return np.array([state for state, _ in found]), np.stack(pictures) if pictures else np.empty(0)
 
     batches = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
-    for chosen, (good, pictures) in zip(
+    for chosen, (states, pictures) in zip(
         batches, in_order(read, batches, threads=threads, ahead=threads + 2), strict=True
     ):
-        if good.any():
+        if len(pictures):
             embeddings, norms = embedder.embed(pictures, batch_size, view=view)
-            table[chosen[good], :-1] = np.concatenate([embeddings, norms], axis=1)
-        table[chosen, -1] = np.where(good, DONE, UNREADABLE)
+            table[chosen[states == DONE], :-1] = np.concatenate([embeddings, norms], axis=1)
+        table[chosen, -1] = states
         yield len(chosen)
 
 
-def _read_or_none(images: ImageList, index: int) -> np.ndarray | None:
+def _read(images: ImageList, index: int) -> tuple[int, np.ndarray | None]:
+    """Return the state of an image, and its pixels if it is read. A lack of memory is not the image's fault."""
     try:
-        return images.read(index)
+        return DONE, images.read(index)
+    except NoFaceError:
+        return FACELESS, None
     except ValueError:
-        return None
+        return UNREADABLE, None
 
 
 def _joined(reasons: list[str], are_more: bool) -> str:
-    """Join reasons, an advice that all of them end with once."""
+    """Join reasons, an advice that all of them end with once; there are none if the images can be read by now."""
+    if not reasons:
+        return "by now the first ones can be: run the same command again"
     parts = [reason.rpartition(": ") for reason in reasons]
     more = "; ..." if are_more else ""
     if len(reasons) > 1 and len({advice for _, _, advice in parts}) == 1 and all(fact for fact, _, _ in parts):

@@ -1,7 +1,10 @@
 """The file of the embeddings of a list of images: a `.npy` of float32 (N, D + 2) that is filled row by row.
 
-A row is an embedding, its norm, and a state, which is written last: to do (0), done (1) or unreadable (2). The
-processes of an evaluation write into the file, so that an interrupted one resumes where it stopped.
+A row is an embedding, its norm, and a state, which is written last: to do (0), done (1), unreadable (2) or without a
+face (3). The processes of an evaluation write into the file, so that an interrupted one resumes where it stopped.
+
+What could not be read is tried again with each evaluation, since it may have been a share that was away for a moment:
+neither the size nor the time of a file tells.
 
 An unfinished file is named `.<name>.part`; it gets its final name when all rows are filled, so that no incomplete file
 is read. One process at a time fills it and holds its lock; others that need the same file wait until it is complete.
@@ -16,10 +19,11 @@ from typing import cast
 
 import numpy as np
 
+from adaface.system.files import part_path
 from adaface.system.locks import locked_when_free
 from adaface.system.numpy_file import read_array
 
-TO_DO, DONE, UNREADABLE = range(3)
+TO_DO, DONE, UNREADABLE, FACELESS = range(4)
 _UNIT_TOLERANCE = 1e-3
 _ROWS_AT_ONCE = 16_384
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -41,6 +45,25 @@ def load_or_fill(file: Path, shape: tuple[int, int], fill: Callable[[Path], None
     if not file.is_file():
         _fill(file, fill)
     return _load(file, shape, mapped)
+
+
+def fill_again(file: Path, fill: Callable[[Path], None]) -> None:
+    """Fill rows of a complete table again, in place: those who have mapped it see complete rows all the time.
+
+    Does nothing if this user may not write into the file.
+
+    Args:
+        file: the file.
+        fill: called with the path of the file; opens it with ``open_table`` and changes rows.
+    """
+    if not os.access(file, os.W_OK):
+        return
+    part = part_path(file)
+    with locked_when_free(part, _waiting_for(file)):
+        try:
+            fill(file)
+        finally:
+            part.unlink(missing_ok=True)  # it was only the lock
 
 
 def open_table(part: Path, shape: tuple[int, int]) -> np.memmap:
@@ -74,20 +97,23 @@ def check_rows(table: np.ndarray, file: Path) -> None:
         done = rows[rows[:, -1] == DONE]
         lengths, norms = np.linalg.norm(done[:, :-2], axis=1), done[:, -2]
         whole = np.where(norms == 0, lengths == 0, np.abs(lengths - 1) < _UNIT_TOLERANCE)  # 0: both views cancel out
-        if not (np.isin(rows[:, -1], (DONE, UNREADABLE)).all() and whole.all() and np.isfinite(norms).all()):
+        if not (np.isin(rows[:, -1], (DONE, UNREADABLE, FACELESS)).all() and whole.all() and np.isfinite(norms).all()):
             raise ValueError(f"{file} is damaged: its embeddings are no unit vectors, or missing; delete it")
 
 
 def _fill(file: Path, fill: Callable[[Path], None]) -> None:
     """Fill a table, or wait until another process has filled it."""
-    part = file.with_name(f".{file.name}.part")
-    note = f"note: another process is writing {file.name}; waiting for it"
-    with locked_when_free(part, note):
+    part = part_path(file)
+    with locked_when_free(part, _waiting_for(file)):
         if file.is_file():  # the other process has finished
             part.unlink()
             return
         fill(part)
         part.replace(file)
+
+
+def _waiting_for(file: Path) -> str:
+    return f"note: another process is writing {file.name}; waiting for it"
 
 
 def _load(file: Path, shape: tuple[int, int], mapped: bool) -> np.ndarray:

@@ -1,3 +1,4 @@
+import errno
 import os
 import signal
 import subprocess
@@ -13,9 +14,10 @@ import numpy as np
 import pytest
 import torch
 
-from adaface.data.image_list import ImageFiles, PairSetImages
+from adaface.data.image_list import ImageFiles, NoFaceError, PairSetImages
 from adaface.data.pair_pickle import write_bin
 from adaface.data.pair_sets import open_pair_set
+from adaface.inference import embedding_cache
 from adaface.inference.embedder import IMAGE, Embedder
 from adaface.inference.embedding_cache import CachedEmbedding, ModelFile
 from adaface.metrics.outcome import unreadable_note
@@ -122,6 +124,86 @@ def test_unreadable_images_are_counted_named_and_left_out(model, files, tmp_path
     assert unreadable_note(got.readable) == ("3 of 21 images could not be read and are left out",)
 
 
+@pytest.fixture
+def refused(monkeypatch) -> set[Path]:
+    """Files that may not be read, to be changed; neither the permission nor its change shows in size and time."""
+    read, refused = Path.read_bytes, set()
+
+    def read_if_allowed(path: Path) -> bytes:
+        if path in refused:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read_if_allowed)
+    return refused
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_what_could_not_be_read_is_tried_again_alone(model, files, tmp_path, monkeypatch, refused, processes):
+    cache = tmp_path / "cache"
+    refused |= {files.paths[4], files.paths[9]}
+    with pytest.raises(
+        ValueError, match=r"2 of 21 .*4\.png cannot be read; .*9\.png cannot be read: Permission denied"
+    ):
+        embed(model, cache)(files)
+    left_out = embed(model, cache, processes=processes, most_unreadable=0.2)(files)
+    assert np.flatnonzero(~left_out.readable).tolist() == [4, 9]
+    refused.clear()
+    tried, read = [], ImageFiles.read
+    monkeypatch.setattr(ImageFiles, "read", lambda images, index: tried.append(index) or read(images, index))
+    again = embed(model, cache, processes=processes)(files)
+    assert again.readable.all()
+    np.testing.assert_allclose(again.embeddings, Embedder.load(model.path).embed(faces(21))[0], atol=1e-5)
+    assert sorted(tried) == [4, 9]
+    embed(model, cache)(files)
+    assert sorted(tried) == [4, 9]
+    assert sorted(cache.iterdir()) == kept(cache)  # no lock is left
+
+
+def test_what_can_be_read_a_moment_later_is_told(model, files, tmp_path, monkeypatch, refused):
+    cache, load = tmp_path / "cache", embedding_cache.load_or_fill
+
+    def back_again(*arguments, **options) -> np.ndarray:
+        table = load(*arguments, **options)
+        refused.clear()
+        return table
+
+    refused.add(files.paths[4])
+    monkeypatch.setattr(embedding_cache, "load_or_fill", back_again)
+    with pytest.raises(
+        ValueError, match=r"--most_unreadable\): by now the first ones can be: run the same command again"
+    ):
+        embed(model, cache)(files)
+    assert embed(model, cache)(files).readable.all()
+
+
+def test_a_file_that_others_own_stays_as_it_is(model, files, tmp_path, monkeypatch, refused):
+    refused.add(files.paths[4])
+    embed(model, tmp_path / "cache", most_unreadable=0.2)(files)
+    refused.clear()
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).suffix != ".npy")
+    got = embed(model, tmp_path / "cache", most_unreadable=0.2)(files)
+    assert np.flatnonzero(~got.readable).tolist() == [4]
+
+
+def test_a_photograph_without_a_face_is_looked_at_once(model, files, tmp_path):
+    looked = []
+
+    def look(image: np.ndarray, index: int) -> np.ndarray:
+        looked.append(index)
+        if index == 3:
+            raise NoFaceError("no face was found in 3.png")
+        return image
+
+    images = ImageFiles("album", files.paths, look, "looked at")
+    for _ in range(2):
+        got = embed(model, tmp_path / "cache", most_unreadable=0.2)(images)
+        assert np.flatnonzero(~got.readable).tolist() == [3]
+    assert sorted(looked) == list(range(21))
+    with pytest.raises(ValueError, match=r"1 of 21 images of album cannot be read .*: no face was found in 3\.png"):
+        embed(model, tmp_path / "cache")(images)
+
+
 @dataclass(frozen=True)
 class SlowImages:
     """Images that take their time, and note that they were read."""
@@ -183,6 +265,22 @@ class DeadlyImages(SlowImages):
 
     def read(self, index: int) -> np.ndarray:
         os._exit(3)
+
+
+@dataclass(frozen=True)
+class HugeImages(SlowImages):
+    """Images for which there is no memory."""
+
+    def read(self, index: int) -> np.ndarray:
+        raise MemoryError("Unable to allocate 8 GiB")
+
+
+@pytest.mark.usefixtures("forked")
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_lack_of_memory_is_not_the_fault_of_an_image(model, tmp_path, processes):
+    with pytest.raises(MemoryError, match="Unable to allocate 8 GiB"):
+        embed(model, tmp_path / "cache", processes=processes, most_unreadable=1)(HugeImages(str(tmp_path / "log")))
+    assert not kept(tmp_path / "cache")
 
 
 @pytest.mark.usefixtures("forked")
