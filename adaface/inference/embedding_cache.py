@@ -7,11 +7,14 @@ import hashlib
 import multiprocessing
 import os
 import re
+import signal
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import resource_tracker
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +40,7 @@ from adaface.metrics.outcome import Embedded
 from adaface.system.command_line import mark_incomplete
 from adaface.system.devices import divide_threads
 from adaface.system.files import make_writable_folder
+from adaface.system.interrupt import STOP_SIGNALS, stop_signals_held
 from adaface.system.progress_bar import progress_bar
 from adaface.system.threads import in_order, usable_cores
 
@@ -151,21 +155,20 @@ class CachedEmbedding:
         done = torch.zeros(self._processes, dtype=torch.int64).share_memory_()
         parts = np.array_split(left, self._processes)
         arguments = (self._model, images, view, str(part), parts, self._batch_size, done)
-        context = torch.multiprocessing.spawn(_process, arguments, nprocs=self._processes, join=False)
-        while True:
-            try:
-                ended = context.join(timeout=_POLL_SEC)
-            except torch.multiprocessing.ProcessRaisedException as error:
-                last = str(error).strip().splitlines()[-1]  # of a traceback
-                kind, _, message = last.partition(": ")
-                raise (MemoryError(message) if kind == "MemoryError" else RuntimeError(last)) from error
-            except torch.multiprocessing.ProcessExitedException as error:
-                raise RuntimeError(
-                    f"a process that embeds images died ({error}); run the same command to continue"
-                ) from error
-            bar.update(len(images) - len(left) + int(done.sum()) - bar.n)
-            if ended:
-                return
+        # before the signals are held: the tracker ignores them itself, but where the first process starts it, Python
+        # unblocks them in this process (bpo-33613)
+        resource_tracker.ensure_running()
+        with ExitStack() as stack:
+            with stop_signals_held():  # one that arrives while a process starts would end it with a traceback
+                # daemons: if not all of them can be started, the end of this process ends the others
+                context = torch.multiprocessing.spawn(
+                    _process, arguments, nprocs=self._processes, join=False, daemon=True
+                )
+                stack.callback(_end, context.processes)
+            ended = False
+            while not ended:
+                ended = _have_ended(context)
+                bar.update(len(images) - len(left) + int(done.sum()) - bar.n)
 
     def _check_unreadable(self, images: ImageList, readable: np.ndarray) -> None:
         bad = np.flatnonzero(~readable)
@@ -195,6 +198,26 @@ def _table_shape(images: ImageList, embedder: Embedder) -> tuple[int, int]:
     return len(images), embedder.embedding_size + 2
 
 
+def _have_ended(context: torch.multiprocessing.ProcessContext) -> bool:
+    """Wait for a moment, and return whether all processes have done their part; raise if one has failed."""
+    try:
+        return bool(context.join(timeout=_POLL_SEC))
+    except torch.multiprocessing.ProcessRaisedException as error:
+        last = str(error).strip().splitlines()[-1]  # of a traceback
+        kind, _, message = last.partition(": ")
+        raise (MemoryError(message) if kind.endswith("MemoryError") else RuntimeError(last)) from error
+    except torch.multiprocessing.ProcessExitedException as error:
+        raise RuntimeError(f"a process that embeds images died ({error}); run the same command to continue") from error
+
+
+def _end(processes: Sequence[BaseProcess]) -> None:
+    """End the processes that still run, after an error or Ctrl-C; what they have written is complete."""
+    for process in processes:
+        process.kill()
+    for process in processes:
+        process.join()
+
+
 def _process(
     rank: int,
     model: ModelFile,
@@ -205,7 +228,14 @@ def _process(
     batch_size: int,
     done: Tensor,
 ) -> None:
-    """Embed one part of the images, in a process of its own."""
+    """Embed one part of the images, in a process of its own.
+
+    Both signals have been held since its start. A terminal sends Ctrl-C to this process too, but it is the parent that
+    ends it; PyTorch sends SIGINT as well if the parent dies, which is noticed after each batch.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     parent = multiprocessing.parent_process()  # not os.getppid(): it may have died during the imports
     divide_threads(len(parts))
     embedder = model.load(rank)

@@ -3,10 +3,12 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import forkserver
 from pathlib import Path
 
 import cv2
@@ -21,6 +23,7 @@ from adaface.inference import embedding_cache
 from adaface.inference.embedder import IMAGE, Embedder
 from adaface.inference.embedding_cache import CachedEmbedding, ModelFile
 from adaface.metrics.outcome import unreadable_note
+from adaface.system.interrupt import STOP_SIGNALS
 from tests.inference.test_embedder import faces, write_checkpoint
 from tests.support.forked import environment_of_server
 
@@ -47,8 +50,17 @@ def forked(monkeypatch) -> Iterator[None]:
     """Spares the processes that embed the seconds of their imports."""
     start = partial(torch.multiprocessing.start_processes, start_method="forkserver")
     monkeypatch.setattr(torch.multiprocessing, "spawn", start)
-    with environment_of_server():  # which they may start
+    with environment_of_server():
+        forkserver.ensure_running()  # not while signals are held, which all its processes would go on doing
         yield
+
+
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Ctrl-C raises KeyboardInterrupt, also where the tests run in the background of a shell."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def embed(model, folder, **options) -> CachedEmbedding:
@@ -127,7 +139,8 @@ def test_unreadable_images_are_counted_named_and_left_out(model, files, tmp_path
 @pytest.fixture
 def refused(monkeypatch) -> set[Path]:
     """Files that may not be read, to be changed; neither the permission nor its change shows in size and time."""
-    read, refused = Path.read_bytes, set()
+    read = Path.read_bytes
+    refused: set[Path] = set()
 
     def read_if_allowed(path: Path) -> bytes:
         if path in refused:
@@ -287,6 +300,64 @@ def test_a_lack_of_memory_is_not_the_fault_of_an_image(model, tmp_path, processe
 def test_the_death_of_a_process_is_told(model, tmp_path):
     with pytest.raises(RuntimeError, match="a process that embeds images died"):
         embed(model, tmp_path, processes=2)(DeadlyImages(str(tmp_path / "log")))
+
+
+@dataclass(frozen=True)
+class InterruptedImages(SlowImages):
+    """Images during whose arrival in a process Ctrl-C is pressed; they note what the signals do when they are read."""
+
+    def __setstate__(self, state: dict[str, str]) -> None:
+        self.__dict__.update(state)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    def read(self, index: int) -> np.ndarray:
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, []) & set(STOP_SIGNALS)
+        effects = [signal.getsignal(number) for number in STOP_SIGNALS]
+        with Path(self.log).open("a") as file:
+            file.write(f"{effects == [signal.SIG_IGN, signal.SIG_DFL]} {sorted(blocked)}\n")
+        return faces(1, seed=index)[0]
+
+
+@pytest.mark.usefixtures("ctrl_c")
+def test_a_process_that_starts_leaves_ctrl_c_to_its_parent(model, tmp_path):
+    log = tmp_path / "log"
+    assert embed(model, tmp_path / "cache", processes=2)(InterruptedImages(str(log))).readable.all()
+    assert log.read_text().splitlines() == ["True []"] * 40
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, []) & set(STOP_SIGNALS)
+
+
+@dataclass(frozen=True)
+class StuckImages(SlowImages):
+    """Images whose reading takes a minute, which note the process."""
+
+    def read(self, index: int) -> np.ndarray:
+        with Path(self.log).open("a") as file:
+            file.write(f"{os.getpid()}\n")
+        time.sleep(60)
+        return faces(1)[0]
+
+
+@pytest.mark.usefixtures("forked", "ctrl_c")
+def test_ctrl_c_ends_the_processes(model, tmp_path):
+    log = tmp_path / "log"
+    log.touch()
+
+    def readers() -> set[int]:
+        return {int(line) for line in log.read_text().splitlines()}
+
+    def press() -> None:
+        deadline = time.monotonic() + WAIT_SEC
+        while len(readers()) < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    finger = threading.Thread(target=press)
+    finger.start()
+    with pytest.raises(KeyboardInterrupt):
+        embed(model, tmp_path / "cache", processes=2)(StuckImages(str(log)))
+    finger.join()
+    assert len(readers()) == 2
+    assert not [pid for pid in readers() if Path(f"/proc/{pid}").exists()]
 
 
 def test_a_damaged_file_of_embeddings_is_refused(model, files, tmp_path):
