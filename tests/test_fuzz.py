@@ -7,8 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
+from adaface.data.image_list import read_color_image
 from bench import fuzz
 from bench._fuzz_targets import TARGETS
 from bench._fuzz_variants import HangError, Variant, WrongResultError
@@ -100,6 +103,17 @@ def test_what_counts_as_a_finding(action, what, monkeypatch):
     assert outcome.cases == 20
     assert outcome.read + outcome.refused + count == 20
     assert count == 0 if what is None else all(what in found for found in outcome.findings) and count > 10
+
+
+def test_memory_that_a_decoder_of_images_lacks_is_a_finding(monkeypatch, tmp_path):
+    def reserve_exabytes(*_):
+        return cv2.copyMakeBorder(np.zeros((1, 1, 3), np.uint8), 0, 1 << 30, 0, 1 << 30, cv2.BORDER_CONSTANT)
+
+    path = tmp_path / f"{fuzz._MARK}picture.png"
+    cv2.imwrite(str(path), np.zeros((112, 112, 3), np.uint8))
+    monkeypatch.setattr(cv2, "imdecode", reserve_exabytes)
+    with pytest.raises(MemoryError, match="Insufficient memory"):
+        fuzz.run_case([Variant(b"content", lambda _: read_color_image(path))], "image", seed=0, case=0)
 
 
 def test_a_case_is_decided_by_target_seed_and_number(monkeypatch):

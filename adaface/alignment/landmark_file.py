@@ -5,6 +5,7 @@
 Separated by blanks; x and y in px of the upright photograph, in the order of ``warp.ARCFACE_TEMPLATE``.
 """
 
+import io
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -102,8 +103,7 @@ def check_landmarks(folder: Path, paths: Sequence[Path], landmarks: np.ndarray) 
 
 def _upright_size(path: Path) -> tuple[int, int]:
     """Return width and height of an image as its header and its EXIF say."""
-    with path.open("rb") as file:
-        image = open_with_pillow(file)
-        stated = image.format != "PNG" or "exif" in image.info  # a PNG without would be decoded
-        turned = stated and image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
-        return image.size[::-1] if turned else image.size
+    image = open_with_pillow(io.BytesIO(path.read_bytes()))  # of a file, Pillow reserves what a damaged header asks for
+    stated = image.format != "PNG" or "exif" in image.info  # a PNG without would be decoded
+    turned = stated and image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+    return image.size[::-1] if turned else image.size

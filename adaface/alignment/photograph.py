@@ -77,6 +77,7 @@ def decode_reduced(
 
     Raises:
         ValueError: not an image, damaged, or too large; the message contains ``name``.
+        MemoryError: there is no memory for its pixels; the message contains ``name``.
     """
     header = check_header(encoded, name, most_pixels)
     size = header.width, header.height
@@ -90,6 +91,8 @@ def decode_reduced(
         pixels = pillow_to_bgr(image)
         rotated = pixels.shape[1::-1] != stored
         return pixels, size[::-1] if rotated else size
+    except MemoryError as error:
+        raise MemoryError(f"for the pixels of {name}, {size[0]}x{size[1]} px") from error
     except PILLOW_ERRORS as error:
         raise ValueError(f"{name} is damaged: {error}") from error
 

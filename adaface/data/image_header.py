@@ -71,9 +71,9 @@ _DCT_MARKERS = (0xC0, 0xC1, 0xC2)  # baseline, extended, progressive
 _SCAN, _END, _JPEG_END = 0xDA, 0xD9, b"\xff\xd9"
 _LONGEST_RUN = 256  # of equal bytes, and one more for each block of 8x8 pixels
 _PNG_CHECKED = (b"IHDR", b"PLTE", b"IDAT", b"tRNS")
-PILLOW_ERRORS = (
-    OSError, SyntaxError, ValueError, TypeError, struct.error, EOFError, KeyError, IndexError, MemoryError,
-    OverflowError, ZeroDivisionError, AttributeError, AssertionError, RuntimeError,
+PILLOW_ERRORS = (  # of damaged files; a MemoryError is not the file's fault
+    OSError, SyntaxError, ValueError, TypeError, struct.error, EOFError, KeyError, IndexError, OverflowError,
+    ZeroDivisionError, AttributeError, AssertionError, RuntimeError,
 )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from PIL import ExifTags, Image, ImageOps
 
 from adaface.data.image_header import PILLOW_ERRORS, open_with_pillow, read_header
 from adaface.data.pair_pickle import EncodedImage
+from adaface.system.command_line import is_out_of_memory
 
 IMAGE_SHAPE = (112, 112, 3)
 _JPEG_START, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
@@ -114,6 +115,9 @@ def decode_pixels(encoded: bytes, format_name: str, flags: int) -> np.ndarray | 
 
     Returns:
         (H, W, 3) uint8 BGR, or (H, W) where the flags allow gray; None if it is damaged.
+
+    Raises:
+        MemoryError: there is no memory for its pixels.
     """
     try:
         if format_name in ("HEIC", "AVIF"):
@@ -122,7 +126,9 @@ def decode_pixels(encoded: bytes, format_name: str, flags: int) -> np.ndarray | 
                 return np.asarray(image)
             return pillow_to_bgr(image)
         return cv2.imdecode(np.frombuffer(encoded, np.uint8), flags)
-    except (cv2.error, *PILLOW_ERRORS):
+    except (cv2.error, *PILLOW_ERRORS) as error:
+        if is_out_of_memory(error):  # OpenCV's code -4
+            raise MemoryError(f"for the pixels of a {format_name} image: {error}") from error
         return None
 
 

@@ -1,3 +1,5 @@
+import struct
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -63,6 +65,14 @@ def test_a_set_of_upright_faces_near_the_middle(tmp_path):
         paths, landmarks = landmarks_of_a_set(tmp_path, orientation=orientation)
         assert check_landmarks(tmp_path, paths, landmarks) == []
         assert check_landmarks(tmp_path, [*paths, tmp_path / "absent.jpg"], landmarks[[*range(24), 0]]) == []
+
+
+def test_a_header_that_asks_for_exabytes_is_left_out(tmp_path):
+    """Pillow would reserve them before it finds that the file ends."""
+    paths, landmarks = landmarks_of_a_set(tmp_path)
+    start = b"\0\0\0\x0cjP  \r\n\x87\n" + struct.pack(">I4s4sI", 16, b"ftyp", b"jp2 ", 0)
+    (tmp_path / "huge.jp2").write_bytes(start + struct.pack(">I4sQ", 1, b"jp2h", 2**62) + bytes(50))
+    assert check_landmarks(tmp_path, [*paths, tmp_path / "huge.jp2"], landmarks[[*range(24), 0]]) == []
 
 
 @pytest.mark.parametrize(

@@ -96,6 +96,29 @@ def test_an_avif_is_upright_and_decoded_by_pillow(monkeypatch: pytest.MonkeyPatc
         decode_image((tmp_path / "gray.avif").read_bytes(), "key 7")
 
 
+def test_a_lack_of_memory_is_no_damage(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Its message would have a good file removed."""
+
+    def reserve_exabytes(*_: object) -> np.ndarray:
+        return cv2.copyMakeBorder(FACE, 0, 1 << 30, 0, 1 << 30, cv2.BORDER_CONSTANT)
+
+    def find_no_memory(*_: object) -> np.ndarray:
+        raise MemoryError
+
+    (tmp_path / "a.png").write_bytes(encode(FACE))
+    Image.fromarray(FACE).save(tmp_path / "a.avif")
+    monkeypatch.setattr(cv2, "imdecode", reserve_exabytes)
+    for read in (lambda: read_color_image(tmp_path / "a.png"), lambda: decode_image(encode(FACE), "it")):
+        with pytest.raises(MemoryError, match=r"for the pixels of a PNG image: .*Insufficient memory"):
+            read()
+    for module in ("adaface.data.images", "adaface.alignment.photograph"):
+        monkeypatch.setattr(f"{module}.pillow_to_bgr", find_no_memory)
+    with pytest.raises(MemoryError):
+        read_color_image(tmp_path / "a.avif")
+    with pytest.raises(MemoryError, match="for the pixels of a photograph, 112x112 px"):
+        decode_photograph(encode(FACE), "a photograph")
+
+
 @pytest.mark.parametrize("lost", [b"\0", b"\xff"])
 @pytest.mark.parametrize("place", [0.3, 0.6, 0.9])
 def test_a_jpeg_that_lacks_a_sector_is_damaged(lost: bytes, place: float) -> None:
