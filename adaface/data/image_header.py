@@ -5,7 +5,7 @@ of the project checks the header first.
 
 Sources: ITU-T T.81, annex B (JPEG: a marker is FF and a code; in the data of a scan, FF is followed by 00 or a restart
 marker), the PNG specification (IHDR), ISO/IEC 14496-12 (the file type box of AVIF and HEIC). Pillow reads the headers
-of the other formats.
+of the other formats, and `decoded_size.py` checks that the decoder finds the same size.
 """
 
 import functools
@@ -19,6 +19,8 @@ import zlib
 from typing import BinaryIO, NamedTuple
 
 from PIL import Image
+
+from adaface.data.decoded_size import is_decoded_to
 
 PHOTOGRAPH_PIXELS = 178_000_000  # 534 MB when decoded
 _PIXELS_PER_BYTE = 2000  # a PNG of one color has up to 1032 with 8 bits per pixel, and 8256 with one bit
@@ -160,7 +162,7 @@ def read_header(data: bytes, what: str) -> ImageHeader:
         raise ValueError(f"{what} is not a readable image ({len(data)} bytes{_first_bytes(data)})")
     if reason := why_unreadable(name):
         raise ValueError(f"{what}: {reason}")
-    size = _png_size(data) if name == "PNG" else _jpeg_size(data) if name == "JPEG" else _size_by_pillow(data)
+    size = _png_size(data) if name == "PNG" else _jpeg_size(data) if name == "JPEG" else _size_by_pillow(data, name)
     if name == "PNG" and not _png_is_whole(data):  # OpenCV does not compare the checksums
         size = None
     if size is None:
@@ -277,7 +279,7 @@ def open_with_pillow(file: BinaryIO) -> Image.Image:
         raise ValueError(f"it has no valid header ({error})") from error
 
 
-def _size_by_pillow(data: bytes) -> tuple[int, int] | None:
+def _size_by_pillow(data: bytes, format_name: str) -> tuple[int, int] | None:
     try:
         image = open_with_pillow(io.BytesIO(data))
     except ValueError:
@@ -286,7 +288,7 @@ def _size_by_pillow(data: bytes) -> tuple[int, int] | None:
     tile = [tags.get(tag, 0) for tag in _TIFF_TILE]
     if all(isinstance(side, int) for side in tile) and math.prod(tile) > _FEW_PIXELS // 4 + math.prod(image.size):
         return None  # a decoder reserves the memory of a whole tile
-    return image.size
+    return image.size if is_decoded_to(image.size, data, format_name) else None
 
 
 def count_scans(jpeg: bytes) -> int:
