@@ -88,7 +88,7 @@ def convert_value(name: str, value: Any) -> Any:
         expected = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}.get(
             kind, "whole numbers such as 12,20,24"
         )
-        raise ValueError(f"--{name} takes {expected}, got {value!r} ({OPTIONS[name].help})") from error
+        raise ValueError(f"--{name} takes {expected}, got {value!r} ({ABOUT[name].help})") from error
 
 
 def _margins_explained() -> str:
