@@ -212,11 +212,12 @@ class PartialFC(Head):
     def _sample(self, local: Tensor, owned: Tensor) -> Tensor:
         """Return the sorted classes of a step: all classes of the batch, filled up with random ones to the rate.
 
-        They are at least as many as the samples of the batch. Differs from InsightFace's PartialFC, which counts the
-        classes of a batch that has more of them than the rate allows: a GPU would be waited for in each step.
+        As in InsightFace's PartialFC, they are more than the rate allows if the batch has more classes.
         """
         device, own = local.device, self.end_class - self.first_class
-        count = min(own, max(int(self.sample_rate * own), len(local)))
+        count = max(1, int(self.sample_rate * own))
+        if count < len(local):  # the batch may have more classes than that; counting them synchronizes a GPU
+            count = max(count, len(local[owned].unique()))
         generator = torch.Generator(device).manual_seed(self.sampling_seed)
         priority = torch.rand(own, device=device, generator=generator)  # (own,), below 1
         # classes of the batch come first; 0 for samples of other processes changes nothing

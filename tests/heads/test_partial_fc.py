@@ -278,18 +278,6 @@ def test_sharding_is_chosen_where_the_dense_head_would_not_fit_or_would_be_slow(
     assert asked == [needed - 1, needed]
 
 
-def test_a_step_has_as_many_classes_as_the_batch_has_samples():
-    """The classes of the batch are not counted, for which a GPU would be waited for."""
-    head = Model("cosface", 40, sharded=True, sample_rate=0.1).head
-    local = torch.tensor([3, 3, 7, 50, 12, 39])  # one of another process
-    chosen = head._sample(local, local < 40)
-    assert len(chosen) == 6
-    assert torch.equal(chosen, chosen.sort().values)
-    assert {3, 7, 12, 39} <= set(chosen.tolist())
-    every = head._sample(torch.arange(80), torch.arange(80) < 40)
-    assert torch.equal(every, torch.arange(40))
-
-
 def test_summed_gradients_have_the_classes_of_all_batches_once():
     model = Model("cosface", 40, sharded=True, sample_rate=0.25)
     chosen = []

@@ -153,12 +153,6 @@ def test_a_process_without_classes_calls_what_the_others_call(monkeypatch):
     assert all(other == first for other in others)
 
 
-def test_a_batch_of_more_samples_than_sampled_classes_does_not_wait_either(monkeypatch):
-    classes = 10 * (W * B - 4)  # a tenth of a shard is less than the batch of all processes
-    first, *others = (calls(rank, monkeypatch, "sampled", "adaface", "sgd", classes=classes) for rank in range(W))
-    assert all(other == first for other in others)
-
-
 def test_the_average_of_the_weights_does_not_wait_either(monkeypatch):
     assert calls(0, monkeypatch, "dense", "arcface", "sgd", world_size=1, averaged=True) == []
 
