@@ -192,8 +192,8 @@ class DeviceOptions(Group):
     )
     matmul_precision: str = option(
         "highest",
-        "precision of float32 matrix products and convolutions: high uses TF32 on GPUs that have it, medium also "
-        "bfloat16 on CPUs that have it; without effect on 16-bit precision",
+        "precision of float32 matrix products and convolutions: high and medium use TF32 on GPUs that have it "
+        "(PyTorch has no faster kernels for medium there); without effect on 16-bit precision",
         choices=("highest", "high", "medium"),
     )
 

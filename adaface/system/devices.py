@@ -39,8 +39,8 @@ def set_matmul_precision(precision: str) -> None:
     Differs from PyTorch: its convolutions use TF32 whatever ``torch.set_float32_matmul_precision`` says.
 
     Args:
-        precision: ``highest`` is float32; ``high`` is TF32; ``medium`` is bfloat16 in matrix products on CPUs that
-            have it, and TF32 on GPUs, as PyTorch has no other kernels there.
+        precision: ``highest`` is float32; ``high`` and ``medium`` are TF32 on GPUs, where PyTorch 2.13 has no
+            other kernels for ``medium``.
     """
     torch.set_float32_matmul_precision(precision)
     torch.backends.cudnn.allow_tf32 = precision != "highest"
