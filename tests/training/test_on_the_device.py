@@ -20,6 +20,7 @@ DEVICE = torch.device("cuda" if GPU else "cpu")
 DTYPES = {"32": None, "16": torch.float16, "bf16": torch.bfloat16}
 TOLERANCE = {"32": 1e-5, "16": 5e-3, "bf16": 4e-2}  # random embeddings: the target cosines are near 0
 KINDS = {"dense": (False, 1.0), "sharded": (True, 1.0), "sampled": (True, 0.1)}
+LEARNING_RATES = {"sgd": 0.1, "adamw": 1e-3}
 B, D, C = 64, 512, 3001
 CLASSES = 500
 
@@ -67,8 +68,11 @@ class Training:
         torch.manual_seed(0)
         module = FaceRecognitionModule(
             small_networks.TRAINED, CLASSES, HeadOptions(sample_rate=rate),
-            OptimizerOptions(optimizer=optimizer, lr=1e-3), sharded=sharded,
+            OptimizerOptions(optimizer=optimizer, lr=LEARNING_RATES[optimizer]), sharded=sharded,
         )  # fmt: skip
+        for layer in module.modules():
+            if isinstance(layer, torch.nn.Dropout):
+                layer.p = 0.0  # the losses of a few steps are compared
         module.configure_model()
         accelerator = "gpu" if GPU else "cpu"
         configure_backbone(module, DeviceOptions(), accelerator=accelerator, processes=1, batch_size=8)
