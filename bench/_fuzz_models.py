@@ -67,7 +67,7 @@ class _ForkedPrograms:
         """Run one program; its output and exit status are those of the fork."""
         if not self._pid:
             self._start()
-        self._requests.write(json.dumps(command[2:]) + "\n")
+        self._requests.write(json.dumps(command[command.index("-c") + 1 :]) + "\n")
         self._requests.flush()
         if answer := self._answers.readline():
             return subprocess.CompletedProcess(command, 0, json.loads(answer).encode())
