@@ -66,7 +66,7 @@ def check_model(path: Path, source: ModelSource) -> None:
             f"delete it and download it again from {source.address}"
         )
     checkpoint = load_checkpoint(path)
-    weights = backbone_state(checkpoint, path)
+    weights = backbone_state(checkpoint, path, "bgr")  # only names and shapes are compared
     stored = stored_architecture(checkpoint)
     arch = source.arch or stored or identify_architecture(weights) or nearest_architecture(weights)[0]
     misfit = key_misfit(weights, expected_shapes(arch))

@@ -26,6 +26,7 @@ Action = Literal["run", "plan", "print_config"]
 # defaults with --finetune: fewer and smaller steps, and the paper's margin
 FINETUNE_DEFAULTS: dict[str, Any] = {"epochs": 8, "batch_size": 64, "lr": 0.01, "lr_schedule": "cosine"}
 FINETUNE_MARGIN: dict[str, Any] = {"m": 0.4, "h": 0.333}  # with --head adaface
+_FOLDERS = ("data_root", "train_data_path", "val_data_path", "output_dir")
 _TRUE = ("true", "yes", "on", "1")
 _FALSE = ("false", "no", "off", "0")
 
@@ -180,9 +181,14 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
         if key not in OPTIONS:
             raise ValueError(f"{path}: unknown option {key!r}; {nearest(str(key), list(OPTIONS))}")
     try:
-        return {key: convert_value(key, value) for key, value in values.items()}
+        return {key: convert_value(key, _null_or_home(key, value)) for key, value in values.items()}
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def _null_or_home(name: str, value: Any) -> Any:
+    """Return None for ``~``, YAML's null, unless the option is a folder: there it is the home folder."""
+    return None if value == "~" and name not in _FOLDERS else value
 
 
 def finetune_defaults(values: Mapping[str, Any]) -> dict[str, Any]:

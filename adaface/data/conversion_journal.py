@@ -1,7 +1,7 @@
 """Progress of a conversion of `.rec` files to an image folder, stored in a small file in that folder.
 
 Training refuses a folder whose conversion is not complete, or that was made from other files than those beside it. Of a
-folder that another program has converted, only the numbers of images and identities can be compared.
+folder that another program has converted, only the numbers of images and identities can be compared, for a note.
 """
 
 import json
@@ -192,10 +192,6 @@ def compare_unrecorded(folder: Path, images: int, identities: int) -> str:
 
     Returns:
         A note for the user; empty if the conversion has a journal, or there is no `.rec` of which it is the folder.
-        Images may have been deleted from the folder since.
-
-    Raises:
-        ValueError: the `.rec` has fewer images, or another number of identities.
     """
     if folder.name != IMAGE_FOLDER or (folder / JOURNAL).exists():
         return ""
@@ -216,12 +212,10 @@ def compare_unrecorded(folder: Path, images: int, identities: int) -> str:
         f"{folder} contains {images:,} images of {identities:,} identities, the {name} beside it {expected[0]:,} "
         f"of {expected[1]:,}"
     )
-    if images < expected[0] and identities == expected[1]:  # as after a look through the images by hand
-        return f"{counts}: the folder, which another program wrote, lacks {expected[0] - images:,} of them"
-    if expected != (images, identities):
-        raise ValueError(
-            f"{counts}: the folder was made from another file, or not completely. Move it away and convert "
-            f"with: {_again(folder)}; or move the .rec away; training reads the .rec itself with --use_mxrecord"
+    if expected != (images, identities):  # not refused: people add and delete images by hand
+        return (
+            f"{counts}: the folder, which another program wrote, was made from another file, or was changed since. It "
+            "is used as it is; --use_mxrecord reads the .rec"
         )
     return f"{foreign}; only its numbers of images and identities were compared with the {name} beside it"
 

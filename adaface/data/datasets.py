@@ -7,6 +7,7 @@ Source: the data sets of the official AdaFace code. Differences: there, every wo
 and images become float32 (four times the bytes) in the workers.
 """
 
+import contextlib
 import multiprocessing
 import multiprocessing.util
 import signal
@@ -245,7 +246,9 @@ class WaitingLoader(DataLoader[Any]):
         return self._timed() if self.copies_to is None else copied_ahead(self._timed(), self.copies_to)
 
     def _timed(self) -> Iterator[Any]:
-        with stop_signals_held():  # a worker that starts would be ended by one before it can ignore it
+        starts = self._iterator is None or not self.persistent_workers
+        # a worker that starts would be ended by a signal before it can ignore it
+        with stop_signals_held() if starts else contextlib.nullcontext():
             batches = super().__iter__()
         while True:
             started = time.monotonic()

@@ -6,7 +6,7 @@ must not open them. Of any other file, the first bytes decide. Links to files an
 
 Source: torchvision's `ImageFolder`, whose order this is.
 Differs from it: files with other extensions are looked at, hidden images are reported, and a link to a folder above is
-an error, as are many links to one folder: two links in each of 30 folders to the next one make a billion paths.
+an error, as are many links below links: two in each of 30 folders to the next one make a billion paths.
 """
 
 import logging
@@ -31,7 +31,7 @@ _LITTER_FILES = frozenset((".ds_store", "thumbs.db", "desktop.ini", ".directory"
 _LITTER_FOLDERS = frozenset(("@eadir", "__macosx", ".ipynb_checkpoints", ".git"))
 _OWN_FILES = frozenset((".convert.json", ".lock", "alignment.csv", "alignment.json"))  # as written by this program
 _SHOWN = 10
-_MOST_LINKS = 100  # that lead to the same folder
+_MOST_LINKS = 100  # below other links, that lead to the same folder
 
 
 class Skipped(NamedTuple):
@@ -78,7 +78,7 @@ def find_image_files(root: str | os.PathLike[str], *, omit: Path | None = None) 
 
     Raises:
         OSError: a folder cannot be read.
-        ValueError: a link leads to a folder above itself, or more than 100 paths lead through links to one folder.
+        ValueError: a link leads to a folder above itself, or more than 100 links below other links to one folder.
     """
     names: list[str] = []
     skipped: list[Skipped] = []
@@ -170,10 +170,10 @@ def report_skipped(found: FolderListing, what: str = "images", count: int | None
 def _walk(root: str, omit: Path | None) -> Iterator[tuple[str, list[os.DirEntry[str]]]]:
     """Yield (prefix of the names, sorted entries that are not searched further) of each folder, in sorted order."""
     omitted = omit.resolve() if omit is not None else None
-    waiting: list[tuple[str, str, tuple[tuple[int, int], ...]]] = [("", root, (_identity(root),))]
-    linked: Counter[tuple[int, int]] = Counter()  # how often a link was found that leads to a folder
+    waiting: list[tuple[str, str, tuple[tuple[int, int], ...], bool]] = [("", root, (_identity(root),), False)]
+    linked: Counter[tuple[int, int]] = Counter()  # how often a link was found below another one that leads to a folder
     while waiting:
-        prefix, folder, above = waiting.pop()
+        prefix, folder, above, below_link = waiting.pop()
         files, folders = [], []
         with os.scandir(folder) as entries:
             for entry in sorted(entries, key=lambda entry: entry.name):
@@ -185,15 +185,15 @@ def _walk(root: str, omit: Path | None) -> Iterator[tuple[str, list[os.DirEntry[
                     files.append(entry)
                 else:
                     own = _identity(entry.path)
-                    folders.append((f"{prefix}{entry.name}/", entry.path, (*above, own)))
-                    if entry.is_symlink():
-                        linked[own] += 1
-        for _, path, (*parents, own) in folders:
+                    is_link = entry.is_symlink()
+                    folders.append((f"{prefix}{entry.name}/", entry.path, (*above, own), below_link or is_link))
+                    linked[own] += below_link and is_link
+        for _, path, (*parents, own), _ in folders:
             if own in parents:
                 raise ValueError(f"{path}: a link leads back to a folder above it; remove the link")
             if linked[own] > _MOST_LINKS:
                 raise ValueError(
-                    f"{path}: more than {_MOST_LINKS} paths lead through links to this folder; remove some of the links"
+                    f"{path}: more than {_MOST_LINKS} links lead to this folder, below other links; remove some"
                 )
         yield prefix, files
         waiting += reversed(folders)

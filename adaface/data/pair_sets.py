@@ -253,9 +253,6 @@ def _compare_unrecorded(folder: Path, name: str, issame: np.ndarray) -> str:
 
     Returns:
         A note for the user; empty if this program has recorded the conversion, or there is no `.bin`.
-
-    Raises:
-        ValueError: the `.bin` has other pairs.
     """
     source = folder / f"{name}.bin"
     if origin_file(folder, name).is_file() or not source.is_file():
@@ -274,10 +271,7 @@ def _compare_unrecorded(folder: Path, name: str, issame: np.ndarray) -> str:
     if len(issame) == len(expected):
         different = np.count_nonzero(issame != expected)
         what = f"{different:,} of {len(issame):,} pairs are the same person in one and different persons in the other"
-    raise ValueError(
-        f"the converted set {folder / name} was not made from the {source.name} beside it: {what}. "
-        f"{_again(folder)}; or move one of the two away"
-    )
+    return f"{foreign}, and not made from the {source.name} beside it: {what}. It is used as it is; {_again(folder)}"
 
 
 def open_pair_set(folder: str | os.PathLike[str], name: str) -> PairSet:
@@ -292,7 +286,7 @@ def open_pair_set(folder: str | os.PathLike[str], name: str) -> PairSet:
 
     Raises:
         FileNotFoundError: no set of that name.
-        ValueError: the files are damaged or do not match, or a converted set is not that of the `.bin` beside it.
+        ValueError: the files are damaged or do not match.
     """
     check_name(name)
     paths = find_pair_sets(folder)
@@ -319,7 +313,7 @@ def open_pair_set(folder: str | os.PathLike[str], name: str) -> PairSet:
 
 def check_name(name: str) -> None:
     """Raise an error for a set name that is not a plain file stem."""
-    if not name or name[0] in ".=+-@" or name != Path(name).name or "\\" in name:  # the last four: of a formula
+    if not name or name.startswith(".") or name != Path(name).name or "\\" in name:
         raise ValueError(f"{name!r} cannot be the name of a verification set; expected a plain name like 'lfw'")
 
 

@@ -96,21 +96,18 @@ def _only_folder(name: str, folders: list[Path], root: Path) -> Path:
     first, *others = folders
     if not others or first == root:
         return first
-    fingerprint = _fingerprint(first, name)
+    advice = "give one of these folders as --root, or move one set away"
     for other in others:
-        if fingerprint is None or _fingerprint(other, name) != fingerprint:
+        try:
+            prints = {fingerprint_of_pairs(open_pair_set(folder, name)) for folder in (first, other)}
+        except (OSError, RuntimeError, ValueError) as error:  # damaged, or bcolz is not installed
             raise ValueError(
-                f"--root {root} has different sets {name}, in {first} and in {other}: give one of these folders as "
-                "--root, or move one set away"
-            )
+                f"--root {root} has two sets {name}, in {first} and in {other}, and whether they are the same cannot "
+                f"be told ({error}): {advice}"
+            ) from error
+        if len(prints) > 1:
+            raise ValueError(f"--root {root} has different sets {name}, in {first} and in {other}: {advice}")
     return first
-
-
-def _fingerprint(folder: Path, name: str) -> str | None:
-    try:
-        return fingerprint_of_pairs(open_pair_set(folder, name))
-    except (OSError, RuntimeError, ValueError):  # damaged, or bcolz is not installed: nothing is known about its pairs
-        return None
 
 
 def run(embed: EmbedImages, root: str | Path, names: Sequence[str] = (), limit: int = 0) -> list[VerifiedSet]:

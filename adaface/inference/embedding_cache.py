@@ -35,6 +35,7 @@ from adaface.inference.embedding_table import (
     fill_again,
     load_or_fill,
     open_table,
+    reopen_table,
 )
 from adaface.metrics.outcome import Embedded
 from adaface.system.command_line import mark_incomplete
@@ -47,6 +48,7 @@ from adaface.system.threads import in_order, usable_cores
 _POLL_SEC = 0.2
 _SHOWN = 5
 _KEY_LETTERS = 24
+_WORTH_PROCESSES = 1000  # images that are tried again; for fewer, no processes are started
 _LONGEST_NAME = 60  # file systems limit names to 255 bytes
 
 
@@ -132,7 +134,7 @@ class CachedEmbedding:
             table = load_or_fill(file, _table_shape(images, self.embedder), fill, mapped=self._folder is not None)
             check_rows(table, file)
             if is_kept and (table[:, -1] == UNREADABLE).any():
-                fill_again(file, fill)  # the table, which is mapped, shows it
+                fill_again(file, partial(self._embed_rest, images, view))  # the table, which is mapped, shows it
         readable = table[:, -1] == DONE
         self._check_unreadable(images, readable)
         if not readable.all():
@@ -140,11 +142,16 @@ class CachedEmbedding:
         return Embedded(table[:, :-2], table[:, -2:-1], readable)
 
     def _embed_all(self, images: ImageList, view: str, part: Path) -> None:
-        table = open_table(part, _table_shape(images, self.embedder))
+        open_table(part, _table_shape(images, self.embedder))
+        self._embed_rest(images, view, part)
+
+    def _embed_rest(self, images: ImageList, view: str, part: Path) -> None:
+        """Fill the rows of an existing table that are to do, and of what could not be read."""
+        table = reopen_table(part)
         left = np.flatnonzero(np.isin(table[:, -1], (TO_DO, UNREADABLE)))
-        are_new = bool((table[:, -1] == TO_DO).any())
+        are_few = len(left) < _WORTH_PROCESSES and not (table[:, -1] == TO_DO).any()
         with progress_bar(total=len(images), initial=len(images) - len(left), desc=images.name, unit=" images") as bar:
-            if self._processes == 1 or not are_new:  # the unreadable ones are few: not worth the start of processes
+            if self._processes == 1 or are_few:
                 for done in _embed_some(self.embedder, images, view, table, left, self._batch_size, usable_cores()):
                     bar.update(done)
             else:
@@ -239,7 +246,7 @@ def _process(
     parent = multiprocessing.parent_process()  # not os.getppid(): it may have died during the imports
     divide_threads(len(parts))
     embedder = model.load(rank)
-    table = open_table(Path(part), _table_shape(images, embedder))
+    table = reopen_table(Path(part))
     threads = max(1, usable_cores() // len(parts))
     for count in _embed_some(embedder, images, view, table, parts[rank], batch_size, threads):
         done[rank] += count

@@ -54,7 +54,7 @@ def fill_again(file: Path, fill: Callable[[Path], None]) -> None:
 
     Args:
         file: the file.
-        fill: called with the path of the file; opens it with ``open_table`` and changes rows.
+        fill: called with the path of the file; opens it with ``reopen_table`` and changes rows.
     """
     if not os.access(file, os.W_OK):
         return
@@ -64,6 +64,19 @@ def fill_again(file: Path, fill: Callable[[Path], None]) -> None:
             fill(file)
         finally:
             part.unlink(missing_ok=True)  # it was only the lock
+
+
+def reopen_table(file: Path) -> np.memmap:
+    """Open a table that another process has made, or that is complete, for writing; it is never made anew.
+
+    Args:
+        file: the file.
+
+    Raises:
+        OSError: it is gone, or cannot be mapped.
+        ValueError: it is damaged.
+    """
+    return cast(np.memmap, read_array(file, writable=True))
 
 
 def open_table(part: Path, shape: tuple[int, int]) -> np.memmap:
@@ -77,7 +90,7 @@ def open_table(part: Path, shape: tuple[int, int]) -> np.memmap:
         OSError: there is no disk space for it.
     """
     with contextlib.suppress(ValueError, OSError):  # absent, or its header is incomplete
-        table = cast(np.memmap, read_array(part, writable=True))
+        table = reopen_table(part)
         if table.shape == shape and table.dtype == np.float32:
             return table
     table = np.lib.format.open_memmap(part, mode="w+", dtype=np.float32, shape=shape)

@@ -29,8 +29,7 @@ def divide_threads(processes: int) -> None:
     if processes > 1 or "OMP_NUM_THREADS" not in os.environ:
         threads = max(1, usable_cores() // processes)
         torch.set_num_threads(threads)
-        if processes > 1:  # Lightning changes it where each process sees one GPU, unless this is set
-            os.environ["OMP_NUM_THREADS"] = str(threads)
+        os.environ["OMP_NUM_THREADS"] = str(threads)  # unless it is set, Lightning divides the cores by its own rule
 
 
 def set_matmul_precision(precision: str) -> None:

@@ -35,6 +35,7 @@ from adaface.metrics.verification import fuse_flip
 from adaface.models.backbone import EMBEDDING_SIZE
 from adaface.models.input_format import normalize_images
 from adaface.models.registry import build_model
+from adaface.system.csv_text import safe
 from adaface.system.lightning_internals import leave_out_of_ddp, position, set_epoch_length, unscales_in_its_step
 from adaface.system.lightning_setup import pl
 from adaface.training.freezing import freeze, frozen_modules, learning_rate_scales
@@ -319,7 +320,7 @@ class FaceRecognitionModule(pl.LightningModule):
         # a single pair cannot be split into folds, so it has no accuracy
         accuracies = {result.name: result.accuracy for result in self.results if np.isfinite(result.accuracy)}
         for name, accuracy in accuracies.items():
-            self.log(f"{name}_acc", accuracy)
+            self.log(safe(f"{name}_acc"), accuracy)  # a column of metrics.csv
         if accuracies:
             self.log("val_acc", float(np.mean(list(accuracies.values()))))
 

@@ -187,3 +187,6 @@ def test_a_file_of_the_hub(folder, monkeypatch):
     with pytest.raises(RuntimeError, match=r"was discarded: .* bytes, the weights of ir_50 alone take"):
         find_model("hf:someone/faces/adaface_ir50_ms1mv2.ckpt")  # a name of the table tells the architecture
     assert locate("hf:someone/faces/adaface_ir50_ms1mv2.ckpt").arch == "ir_50"
+    weights = {f"model.net.{key.removeprefix('model.')}": value for key, value in weights_of("ir_mini").items()}
+    write_official(folder / "hf" / "someone" / "faces" / "net.ckpt", state_dict=weights)
+    assert find_model("hf:someone/faces/net.ckpt").name == "net.ckpt"  # the color order is asked for when it is loaded

@@ -174,7 +174,9 @@ def test_links_that_meet_again_and_again_are_refused(tmp_path):
     write(faces, "ann/1.jpg")
     (faces / "ann" / "first").symlink_to(tmp_path / "chain" / "0")
     for walk in (find_image_files, FolderSource, find_images):
-        with pytest.raises(ValueError, match=r"(left|right): more than 100 paths lead through links to this folder"):
+        with pytest.raises(
+            ValueError, match=r"(left|right): more than 100 links lead to this folder, below other links"
+        ):
             walk(faces)
 
 
@@ -182,12 +184,9 @@ def test_a_folder_may_be_linked_from_many_places(tmp_path):
     write(tmp_path / "elsewhere", "deep/1.jpg")
     faces = tmp_path / "faces"
     faces.mkdir()
-    for number in range(100):
+    for number in range(200):
         (faces / f"{number:03}").symlink_to(tmp_path / "elsewhere")
-    assert find_image_files(faces).names == [f"{number:03}/deep/1.jpg" for number in range(100)]
-    (faces / "one_more").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(ValueError, match=r"remove some of the links"):
-        find_image_files(faces)
+    assert find_image_files(faces).names == [f"{number:03}/deep/1.jpg" for number in range(200)]
 
 
 def test_the_order_is_that_of_torchvision(tmp_path):

@@ -412,7 +412,7 @@ def test_nothing_is_left_of_a_failed_write(tmp_path: Path, write: object, images
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["", "..", "../lfw", "a/b", ".hidden", "a\\b", "=1+1", "@lfw"])
+@pytest.mark.parametrize("name", ["", "..", "../lfw", "a/b", ".hidden", "a\\b"])
 def test_names_do_not_lead_out_of_the_folder(tmp_path: Path, name: str) -> None:
     for call in (
         lambda: pair_writers.write_memfile(tmp_path, name, IMAGES, ISSAME),

@@ -19,7 +19,7 @@ import torch
 from adaface.data.image_list import ImageFiles, NoFaceError, PairSetImages
 from adaface.data.pair_pickle import write_bin
 from adaface.data.pair_sets import open_pair_set
-from adaface.inference import embedding_cache
+from adaface.inference import embedding_cache, embedding_table
 from adaface.inference.embedder import IMAGE, Embedder
 from adaface.inference.embedding_cache import CachedEmbedding, ModelFile
 from adaface.metrics.outcome import unreadable_note
@@ -28,7 +28,6 @@ from tests.inference.test_embedder import faces, write_checkpoint
 from tests.support.forked import environment_of_server
 
 ROOT = Path(__file__).resolve().parents[2]
-WAIT_SEC = 250
 
 
 @pytest.fixture(scope="module")
@@ -171,6 +170,25 @@ def test_what_could_not_be_read_is_tried_again_alone(model, files, tmp_path, mon
     embed(model, cache)(files)
     assert sorted(tried) == [4, 9]
     assert sorted(cache.iterdir()) == kept(cache)  # no lock is left
+
+
+def test_a_table_that_cannot_be_opened_again_keeps_its_embeddings(model, files, tmp_path, monkeypatch, refused):
+    """It is as large as all embeddings, and is mapped a second time."""
+    cache, read = tmp_path / "cache", embedding_table.read_array
+    refused.add(files.paths[4])
+    embed(model, cache, most_unreadable=0.2)(files)
+    before = kept(cache)[0].read_bytes()
+
+    def read_once(path: Path, *, writable: bool = False, **more) -> np.ndarray:
+        if writable:
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM), str(path))
+        return read(path, **more)
+
+    monkeypatch.setattr(embedding_table, "read_array", read_once)
+    with pytest.raises(OSError, match="Cannot allocate memory"):
+        embed(model, cache)(files)
+    assert kept(cache)[0].read_bytes() == before
+    assert sorted(cache.iterdir()) == kept(cache)
 
 
 def test_what_can_be_read_a_moment_later_is_told(model, files, tmp_path, monkeypatch, refused):
@@ -345,17 +363,22 @@ def test_ctrl_c_ends_the_processes(model, tmp_path):
     def readers() -> set[int]:
         return {int(line) for line in log.read_text().splitlines()}
 
+    over = threading.Event()
+
     def press() -> None:
-        deadline = time.monotonic() + WAIT_SEC
-        while len(readers()) < 2 and time.monotonic() < deadline:
-            time.sleep(0.05)
-        os.kill(os.getpid(), signal.SIGINT)
+        while len(readers()) < 2 and not over.wait(0.05):
+            pass
+        if not over.is_set():
+            os.kill(os.getpid(), signal.SIGINT)
 
     finger = threading.Thread(target=press)
     finger.start()
-    with pytest.raises(KeyboardInterrupt):
-        embed(model, tmp_path / "cache", processes=2)(StuckImages(str(log)))
-    finger.join()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            embed(model, tmp_path / "cache", processes=2)(StuckImages(str(log)))
+    finally:
+        over.set()
+        finger.join()
     assert len(readers()) == 2
     assert not [pid for pid in readers() if Path(f"/proc/{pid}").exists()]
 

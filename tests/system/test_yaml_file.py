@@ -78,5 +78,4 @@ def test_the_home_folder_of_a_recipe(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", "/home/ada")
     values = read_recipe(written(tmp_path, "data_root: ~\ntrain_data_path: ~/a,/b,~/c\nprefix: null\n"))
     assert values == {"data_root": "/home/ada", "train_data_path": "/home/ada/a,/b,/home/ada/c", "prefix": ""}
-    with pytest.raises(ValueError, match=r"--seed takes a whole number, got '~'"):
-        read_recipe(written(tmp_path, "seed: ~\n"))
+    assert read_recipe(written(tmp_path, "finetune: ~\nlr_milestones: ~\n")) == {"finetune": "", "lr_milestones": ()}

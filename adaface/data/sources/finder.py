@@ -71,8 +71,7 @@ def open_training_source(
 
     Raises:
         FileNotFoundError: there is no such data; the message lists what is there.
-        ValueError: the data is damaged or ambiguous, a set is given twice, or `imgs` is not that of the `.rec` beside
-            it.
+        ValueError: the data is damaged or ambiguous, or a set is given twice.
     """
     words = split_paths(data_root, train_data_path)
     paths = [Path(data_root, word) for word in words]
