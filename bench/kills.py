@@ -141,6 +141,7 @@ def jobs() -> dict[str, Job]:
         "convert --pairs": job(
             "convert --pairs pairs.csv --images_root people --output pairs.bin", "people", "pairs.csv"
         ),
+        "convert --checkpoint": job("convert --checkpoint sharded.ckpt --output single.ckpt", "sharded.ckpt"),
         "align": job("align photographs aligned", "photographs"),
         "audit": job("audit people --output audit --apply --test_sets faces/lfw.bin", "people", "faces"),
         "audit with a model": job("audit people --output audit --apply", "people", model_of=True),
@@ -159,14 +160,13 @@ def jobs() -> dict[str, Job]:
 
 
 def make_inputs(folder: Path) -> None:
-    """Write the inputs of all jobs: records, images in folders, photographs, and the weights of a model."""
+    """Write the inputs of all jobs: records, images in folders, photographs, weights, and a sharded checkpoint."""
     faces = write_demo_data(folder / "faces", identities=12, images_per_identity=10, pairs=60, seed=3)
     for name in ("cfp_fp", "agedb_30", "cplfw", "calfw"):
         (faces / f"{name}.bin").unlink()
     work = folder / "unpacked"
     shutil.copytree(faces, work)
-    if _Run(["convert", "--rec_path", str(work), "--make_image_files"], folder, folder / "log.txt").wait():
-        raise RuntimeError(f"the images were not unpacked: {(folder / 'log.txt').read_text()}")
+    _prepare(["convert", "--rec_path", str(work), "--make_image_files"], folder)
     people = (work / "imgs").rename(folder / "people")
     images = sorted(path.relative_to(people) for path in people.rglob("*.jpg"))
     pairs = [f"{first},{second},{int(first.parent == second.parent)}\n" for first, second in itertools.pairwise(images)]
@@ -177,6 +177,18 @@ def make_inputs(folder: Path) -> None:
     torch.manual_seed(0)
     state = {f"model.{key}": value for key, value in build_model(_ARCH).state_dict().items()}
     torch.save({"state_dict": state}, folder / "model.ckpt")
+    short = (
+        f"--data_root . --train_data_path faces --gpus 0 --arch {_ARCH} --epochs 1 --sample_rate 0.5 --run_folder run"
+    )
+    _prepare(["train", *short.split(), "--batch_size", "8", "--num_workers", "0"], folder)
+    (folder / "run" / "last.ckpt").resolve().rename(folder / "sharded.ckpt")
+
+
+def _prepare(words: list[str], folder: Path) -> None:
+    """Run a command in a folder, for the inputs of others."""
+    process = _Run(words, folder, folder / "log.txt")
+    if status := process.wait():
+        raise RuntimeError(f"{' '.join(words)}: status {status}: {process.last_line()}")
 
 
 class _Run:

@@ -146,6 +146,27 @@ def test_a_file_that_crashes_its_reader(make, monkeypatch):
         tinyface.run(embedder(BY_HAND | PROBES), root)
 
 
+def test_a_file_that_announces_more_names_than_fit_into_memory(make):
+    root = make(["1_a.jpg"], ["1_p.jpg"], ["x.jpg"])
+    path = root / "tinyface" / "Testing_Set" / "probe_img_ID_pairs.mat"
+    rows_and_columns = np.array([1, 1], "<i4").tobytes()
+    assert path.read_bytes().count(rows_and_columns)  # of the list, then of each name
+    damaged = path.read_bytes().replace(rows_and_columns, np.array([150_000_000, 1], "<i4").tobytes(), 1)
+    path.write_bytes(damaged)
+    with pytest.raises(ValueError, match=r"probe_img_ID_pairs\.mat is not a MATLAB file .*: Memory") as error:
+        read_texts(path, "probe_set")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_a_list_as_long_as_that_of_the_distractors(tmp_path, compressed):
+    names = [f"{number}_{7 * number}.jpg" for number in range(153_428)]
+    path = tmp_path / "names.mat"
+    cells = np.array([[name] for name in names], dtype=object)
+    savemat(path, {"probe_set": cells}, do_compression=compressed)
+    assert read_texts(path, "probe_set") == names
+
+
 def test_modules_of_the_working_folder_are_not_run(make, tmp_path, monkeypatch):
     root = make(["1_a.jpg"], ["1_p.jpg"], ["x.jpg"])
     (tmp_path / "json.py").write_text("import os; os._exit(3)")
