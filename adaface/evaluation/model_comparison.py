@@ -193,7 +193,7 @@ def comparison_csv(comparison: ModelComparison) -> str:
     writer = csv.DictWriter(text, names, lineterminator="\n")
     writer.writeheader()
     for (model, condition), outcome in comparison.outcomes.items():
-        row: dict[str, str | float] = {"model": safe(model), "condition": condition}
+        row: dict[str, str | float] = {"model": safe(model), "condition": safe(condition)}
         for name, value in outcome.numbers.items():
             ends = outcome.intervals.get(name, ("", ""))
             for end, number in zip(("", "_low", "_high"), (value, *ends), strict=True):

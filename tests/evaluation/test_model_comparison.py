@@ -144,6 +144,14 @@ def test_csv_holds_every_number(comparison):
         assert rows[0][f"{number}_difference"] == rows[0][f"{number}_p_value"] == ""  # the first model itself
 
 
+def test_names_that_a_spreadsheet_would_execute(comparison):
+    (outcome, *_) = comparison.outcomes.values()
+    names = ("=cmd|'/c calc'!A1", "@SUM(1)")  # of a checkpoint, and of a verification set
+    odd = replace(comparison, outcomes={names: outcome}, differences={})
+    (row,) = csv.DictReader(io.StringIO(comparison_csv(odd)))
+    assert (row["model"], row["condition"]) == tuple(f"'{name}" for name in names)
+
+
 def test_chart_shows_every_value_and_interval(comparison, tmp_path, monkeypatch):
     figures: list[Figure] = []
     save = model_comparison.save_figure
