@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from adaface.data.image_files import FolderListing, report_skipped
+from adaface.data.image_files import FolderListing, Skipped, find_image_files, list_classes, report_skipped
 from adaface.data.image_list import ImageFiles, read_color_image
 from adaface.data.images import IMAGE_SHAPE
 from adaface.data.sources.folder import FolderSource, listing
@@ -83,8 +83,9 @@ def open_identity_folder(root: Path, limit: int | None = None) -> IdentityFolder
     paths = [Path(sources[part].path(index)) for part, index in zip(part_of[order], within[order], strict=True)]
     images = ImageFiles(root.resolve().name, paths)
     _refuse_unaligned(images)
-    skipped = [entry for source in sources for entry in source.listing.skipped]
-    report_skipped(FolderListing([], skipped, sum(source.listing.litter for source in sources)), count=len(labels))
+    listings = [source.listing for source in sources] + ([_beside(root)] if len(parts) > 1 else [])
+    skipped = [entry for found in listings for entry in found.skipped]
+    report_skipped(FolderListing([], skipped, sum(found.litter for found in listings)), count=len(labels))
     in_gallery = None if len(parts) == 1 else part_of[order] == 0
     return IdentityFolder(images, identities, labels[order], in_gallery, len(skipped))
 
@@ -138,6 +139,19 @@ def _parts(root: Path) -> list[Path]:
             f"{root}, which contains {listing(root)}"
         )
     return parts or [root]
+
+
+def _beside(root: Path) -> FolderListing:
+    """List what is beside the gallery and probe folders, where no image is used."""
+    folders, found = list_classes(root)
+    skipped, litter = list(found.skipped), found.litter
+    for folder in folders:
+        if folder not in (GALLERY, PROBE):
+            inside = find_image_files(root / folder)
+            images = [Skipped(name, f"neither in {GALLERY} nor in {PROBE}", True) for name in inside.names]
+            skipped += [entry._replace(name=f"{folder}/{entry.name}") for entry in [*images, *inside.skipped]]
+            litter += inside.litter
+    return FolderListing([], skipped, litter)
 
 
 def _refuse_unaligned(images: ImageFiles) -> None:

@@ -149,6 +149,7 @@ def _average_linkage(embeddings: np.ndarray, cosine: float) -> np.ndarray:
         for row, line in enumerate(block):
             begin, end = end, end + len(line) - row - 1
             np.subtract(1, line[row + 1 :], out=distances[begin:end])
+    np.maximum(distances, 0, out=distances)  # rounding: the cosine of equal float32 vectors may exceed 1
     return fcluster(linkage(distances, "average"), 1 - cosine, criterion="distance")
 
 

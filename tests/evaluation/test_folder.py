@@ -263,6 +263,23 @@ def test_gallery_without_probes_is_refused(tmp_path):
         run(Angles(), tmp_path)
 
 
+def test_images_beside_gallery_and_probe_are_named(tmp_path, caplog):
+    for part in ("gallery", "probe"):
+        write_people(tmp_path / part, PEOPLE)
+    write_people(tmp_path / "extra", {"dan": (0, 5)})
+    write_face(tmp_path / "stray.png", 0)
+    (tmp_path / "README.txt").write_text("of the data set")
+    (tmp_path / ".DS_Store").touch()
+    with caplog.at_level("INFO"):
+        folder = open_identity_folder(tmp_path)
+    assert (len(folder.images), folder.skipped) == (16, 4)
+    lines = [record.message for record in caplog.records]
+    assert lines[0] == "21 files: 16 images, 4 skipped, 1 system files"
+    assert "  skipped extra/dan/00.png: neither in gallery nor in probe" in lines
+    assert "  skipped stray.png: not in a folder of a class" in lines
+    assert "  skipped README.txt: not an image" in lines
+
+
 def test_probes_of_other_people_alone_are_refused(tmp_path):
     write_people(tmp_path / "x" / "gallery", {"ann": (0,), "bob": (60,)})
     write_people(tmp_path / "x" / "probe", {"Ann": (0,), "Bob": (60,)})

@@ -65,6 +65,17 @@ def test_the_groups_are_those_of_scikit_learn(cosine, rows, monkeypatch):
     assert (np.diff(sizes) <= 0).all() and (sizes > 1).all()
 
 
+def test_copies_of_an_image_are_one_person():
+    """The cosine of equal float32 vectors exceeds 1 for about half of them."""
+    vectors = np.random.default_rng(0).standard_normal((20, 512))
+    faces = named(vectors)
+    assert (np.einsum("nd,nd->n", faces.embeddings, faces.embeddings) > 1).any()
+    for number in range(20):
+        copies = named(vectors[[number, number, (number + 1) % 20]])
+        assert group_faces(copies, 0.5).person.tolist() == [1, 1, NO_GROUP]
+    assert group_faces(named(np.concatenate([vectors, vectors, vectors])), 0.9).people == 20
+
+
 def test_a_mean_that_equals_the_threshold_is_enough():
     faces = named([(1, 0, 0, 0), (0.5, 0.5, 0.5, 0.5)])
     assert group_faces(faces, 0.5).person.tolist() == [1, 1]
