@@ -2,7 +2,7 @@
 
 import sys
 
-from adaface.system.interrupt import end_on_interrupt
+from adaface.system.interrupt import end_on_interrupt, is_process_of_command
 
 if __name__ == "__main__":
     end_on_interrupt()
@@ -70,6 +70,8 @@ def main(words: list[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"adaface: error: {_unknown(name)}", file=sys.stderr)
         return FAILED
+    if name == "serve" and is_process_of_command():
+        end_on_interrupt(in_background=True)
     limit_spinning()
     command = COMMANDS[name]
     words = [name, *rest] if command.named else rest

@@ -236,8 +236,11 @@ def save_checkpoint(checkpoint: dict[str, Any], path: Path, *, overwrite: bool =
             torch.save(checkpoint, file)
     except FileExistsError:  # of another process: the disk is not full
         raise
-    except (OSError, RuntimeError) as error:  # PyTorch's zip writer hides why a write failed
-        raise not_written(path, error.__context__ or error) from error
+    except (OSError, RuntimeError) as error:
+        reason = error.__context__ or error  # PyTorch's zip writer hides why a write failed
+        if not isinstance(reason, Exception):  # Ctrl-C
+            raise reason from None
+        raise not_written(path, reason) from error
 
 
 def not_written(path: Path, reason: object) -> RuntimeError:

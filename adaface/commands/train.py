@@ -67,6 +67,7 @@ from adaface.system.files import write_atomically
 from adaface.system.interrupt import interruptible
 from adaface.system.lightning_setup import pl
 from adaface.system.locks import RunLock
+from adaface.system.quiet import quiet_event_writer
 from adaface.system.screen import log_to_screen
 from adaface.training.build import build, build_run_trainer, facts_of, images_per_update, plan_lines
 from adaface.training.checkpointing import CheckpointKeeper, resume_hint
@@ -181,7 +182,7 @@ def _run(config: Config, notes: list[str], lock: RunLock, *, plan_only: bool = F
         if trainer.is_global_zero:
             _describe(config, devices, data, module, folder)
     check_agreement({})  # otherwise the others would wait for a process that cannot write to the run folder
-    with watch, _errors_kept_in(folder, launch):
+    with watch, quiet_event_writer(), _errors_kept_in(folder, launch):
         if not config.run.evaluate:
             if config.run.finetune and not config.run.resume_from_checkpoint:
                 _test_pretrained(trainer, module, data)

@@ -12,6 +12,7 @@ is read. One process at a time fills it and holds its lock; others that need the
 
 import contextlib
 import errno
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -19,14 +20,13 @@ from typing import cast
 
 import numpy as np
 
-from adaface.system.files import part_path
+from adaface.system.files import CANNOT_GROW, part_path
 from adaface.system.locks import locked_when_free
 from adaface.system.numpy_file import read_array
 
 TO_DO, DONE, UNREADABLE, FACELESS = range(4)
 _UNIT_TOLERANCE = 1e-3
 _ROWS_AT_ONCE = 16_384
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def load_or_fill(file: Path, shape: tuple[int, int], fill: Callable[[Path], None], *, mapped: bool) -> np.ndarray:
@@ -93,8 +93,20 @@ def open_table(part: Path, shape: tuple[int, int]) -> np.memmap:
         table = reopen_table(part)
         if table.shape == shape and table.dtype == np.float32:
             return table
-    table = np.lib.format.open_memmap(part, mode="w+", dtype=np.float32, shape=shape)
-    _reserve(part)
+    try:
+        table = np.lib.format.open_memmap(part, mode="w+", dtype=np.float32, shape=shape)
+        _reserve(part)
+    except OSError as error:
+        if error.errno not in CANNOT_GROW:
+            raise
+        part.unlink()
+        what, action = "no space", "free some space"
+        if error.errno == errno.EFBIG:
+            what, action = "the limit of the file size (ulimit -f) is too low", "raise it"
+        raise OSError(
+            f"{what} for {4e-6 * math.prod(shape):.1f} MB of embeddings in {part.parent}: {action}, or give another "
+            f"--cache ({os.strerror(error.errno)})"
+        ) from error
     return table
 
 
@@ -144,19 +156,8 @@ def _reserve(part: Path) -> None:
     """Reserve the disk space of a new file: if it were missing later, writing to the mapping would kill the process."""
     if not hasattr(os, "posix_fallocate"):  # macOS, Windows
         return
-    size = part.stat().st_size
     file = os.open(part, os.O_RDWR)
     try:
-        os.posix_fallocate(file, 0, size)
-    except OSError as error:
-        if error.errno in _NO_SPACE:
-            part.unlink()
-            what, action = "no space", "free some space"
-            if error.errno == errno.EFBIG:
-                what, action = "the limit of the file size (ulimit -f) is too low", "raise it"
-            raise OSError(
-                f"{what} for {size / 1e6:.1f} MB of embeddings in {part.parent}: {action}, or give another --cache "
-                f"({os.strerror(error.errno)})"
-            ) from error
+        os.posix_fallocate(file, 0, part.stat().st_size)
     finally:
         os.close(file)

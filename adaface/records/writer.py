@@ -15,7 +15,7 @@ import numpy as np
 
 from adaface.records.format import LENGTH_MASK, frame
 from adaface.records.index import PathLike, default_idx_path
-from adaface.system.files import atomic_file
+from adaface.system.files import atomic_file, name_full_file
 
 
 class RecordWriter:
@@ -93,7 +93,8 @@ class RecordWriter:
             for file in (self._rec, self._idx):
                 file.flush()
                 os.fsync(file.fileno())
-        except BaseException:
+        except BaseException as error:
+            name_full_file(error, self.rec_path)
             self.abort()
             raise
         # never leave an old index next to a new file; a missing one is rebuilt
@@ -112,9 +113,10 @@ class RecordWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if kind is None:
+        if error is None:
             self.close()
         else:
+            name_full_file(error, self.rec_path)
             self.abort()
 
 

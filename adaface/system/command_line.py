@@ -251,7 +251,9 @@ def one_line(error: Exception) -> str:
             f"out of memory{f' ({details})' if details else ''}: give a smaller --batch_size if the command has one, "
             "close other programs, or raise the limit (ulimit -v)"
         )
-    message = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
+    message = str(error)
+    if isinstance(error, OSError) and isinstance(error.filename, str | bytes) and error.filename:
+        message = f"{os.fsdecode(error.filename)}: {error.strerror}"
     line = printable(" ".join(message.split()))
     if len(line) > _LONGEST_LINE:  # it quotes a damaged file; what to do stands at the end
         line = f"{line[: _LONGEST_LINE * 2 // 3]} ... {line[-_LONGEST_LINE // 3 :]}"

@@ -18,6 +18,7 @@ from typing import BinaryIO
 from adaface.system.locks import holder_of, lock_open_file
 
 _CHUNK_BYTES = 1 << 20
+CANNOT_GROW = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # codes of writes that found no space
 
 
 def part_path(path: str | os.PathLike[str]) -> Path:
@@ -113,7 +114,8 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         try:
             yield part
             part.replace(path)
-        except BaseException:
+        except BaseException as error:
+            name_full_file(error, Path(path))
             _delete(part)
             raise
 
@@ -213,9 +215,21 @@ def atomic_file(
     except BaseException as error:
         if isinstance(error, OSError) and error.filename == str(part):
             error.filename = str(final)  # the path that the user knows
+        name_full_file(error, final)
         if own is not None and _is(part, own):
             part.unlink()
         raise
+
+
+def name_full_file(error: BaseException, path: Path) -> None:
+    """Name the file in the error of a write that failed for lack of space, which Python does not; others are unchanged.
+
+    Args:
+        error: of the write.
+        path: the file.
+    """
+    if isinstance(error, OSError) and error.filename is None and error.errno in CANNOT_GROW:
+        error.filename = str(path)
 
 
 def _is(path: Path, status: os.stat_result) -> bool:

@@ -1,9 +1,10 @@
 """Ctrl-C in the process of a command: one line and status 130, from its first statement to its last.
 
 Python's own handler ends an import with a traceback, and a second Ctrl-C the cleanup after the first. A process that
-was started with Ctrl-C ignored, as shells do for jobs in the background, goes on ignoring it.
+was started with Ctrl-C ignored, as shells do for jobs in the background, goes on ignoring it, but for a server.
 """
 
+import atexit
 import contextlib
 import os
 import signal
@@ -17,13 +18,23 @@ _STOPPED_TWICE = b"\nadaface: stopped at once; files that were already saved are
 _process = 0  # id of the process that runs a command
 
 
-def end_on_interrupt() -> None:
-    """End this process with a line if Ctrl-C or SIGTERM arrives before its command begins: during imports."""
+def end_on_interrupt(*, in_background: bool = False) -> None:
+    """End this process with a line if Ctrl-C or SIGTERM arrives before its command begins: during imports.
+
+    Args:
+        in_background: also where Ctrl-C is ignored, as in jobs that a shell starts in the background; for a server,
+            which is stopped so.
+    """
     global _process
+    if not _process:
+        # The last of these functions, as it is the first registered. Python then restores the default handlers, with
+        # which a signal would end the process without its exit status.
+        atexit.register(signal.pthread_sigmask, signal.SIG_BLOCK, STOP_SIGNALS)
     _process = os.getpid()
     with contextlib.suppress(ValueError):  # not in the main thread, where no Ctrl-C arrives
         for number, default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
-            if signal.getsignal(number) is default:
+            handler = signal.getsignal(number)
+            if handler is default or (in_background and handler is signal.SIG_IGN):
                 signal.signal(number, _at_start)
 
 

@@ -1,9 +1,10 @@
-"""Suppress the warnings of image decoders, which do not name the damaged file; the commands report it by name."""
+"""Suppress what libraries print although the commands report it: warnings about damaged images, errors of threads."""
 
 import contextlib
 import io
 import os
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,22 @@ def quiet_decoders() -> Iterator[None]:
             yield
     finally:
         cv2.utils.logging.setLogLevel(level)
+
+
+@contextlib.contextmanager
+def quiet_event_writer() -> Iterator[None]:
+    """Suppress the traceback of TensorBoard's thread if it cannot write: the next logged number raises its error."""
+    told = threading.excepthook
+
+    def hook(args: threading.ExceptHookArgs) -> None:
+        if not isinstance(args.exc_value, OSError) or not type(args.thread).__module__.startswith("tensorboard."):
+            told(args)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = told
 
 
 @contextlib.contextmanager

@@ -1,6 +1,8 @@
 """Checkpoint files: whole or not there, and nothing in them is run."""
 
+import contextlib
 import errno
+import io
 import pickle
 import subprocess
 import sys
@@ -149,6 +151,26 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):
         io.save_checkpoint({"state_dict": {}}, target)
     assert load_checkpoint(target)["state_dict"]["a"].tolist() == [1, 1]
     assert [file.name for file in target.parent.iterdir()] == ["last.ckpt"]
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), SystemExit(143)])
+def test_a_signal_during_a_write_is_no_full_disk(tmp_path, monkeypatch, stop):
+    """PyTorch's zip writer may make a RuntimeError of whatever the file raises."""
+
+    class Interrupted(io.BytesIO):
+        def write(self, content: object) -> int:
+            if self.tell():
+                raise stop
+            return super().write(content)
+
+    @contextlib.contextmanager
+    def interrupted(*_args, **_kwargs):
+        yield Interrupted()
+
+    monkeypatch.setattr(files, "atomic_file", interrupted)
+    with pytest.raises(type(stop)) as raised:
+        files.save_checkpoint({"a": torch.zeros(1)}, tmp_path / "last.ckpt")
+    assert raised.value is stop
 
 
 def test_a_file_of_another_process_is_no_full_disk(tmp_path):

@@ -86,6 +86,17 @@ def test_a_full_disk_is_told_before_the_work(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_limit_of_the_file_size_is_told(tmp_path, monkeypatch):
+    def refuse(*_args, **_kwargs):
+        (tmp_path / ".a.npy.part").touch()
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+
+    monkeypatch.setattr(np.lib.format, "open_memmap", refuse)
+    with pytest.raises(OSError, match=r"\(ulimit -f\) is too low for 0\.0 MB of embeddings in .*: raise it, or give"):
+        load_or_fill(tmp_path / "a.npy", SHAPE, fill, mapped=True)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("found", [b"", b"\x93NUM", b"junk" * 20])
 def test_what_a_kill_left_is_begun_again(tmp_path, found):
     (tmp_path / ".a.npy.part").write_bytes(found)

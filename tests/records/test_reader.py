@@ -654,8 +654,12 @@ def test_full_disk(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {path: path.read_bytes() for path in small.parent.iterdir()}
     monkeypatch.setattr("os.fsync", full_disk)
     for name in ("train.rec", "new.rec"):
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(OSError, match="No space left") as error:
             write(small.with_name(name), {0: b"record"})
+        assert error.value.filename == str(small.with_name(name))
+        with pytest.raises(OSError) as error, RecordWriter(small.with_name(name)):
+            full_disk(0)
+        assert error.value.filename == str(small.with_name(name))
     assert {path: path.read_bytes() for path in small.parent.iterdir()} == before
 
 

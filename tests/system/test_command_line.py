@@ -48,6 +48,7 @@ def test_errors_of_the_system_name_their_file(tmp_path):
         write_atomically(tmp_path / "none" / "x.csv", "")
     assert one_line(caught.value) == f"{tmp_path}/none/x.csv: No such file or directory"
     assert one_line(OSError(errno.ENOSPC, "full", "x.npz")).startswith("no space left on the disk for x.npz")
+    assert one_line(FileNotFoundError(errno.ENOENT, "No such file", b"run/events.1")) == "run/events.1: No such file"
     too_large = one_line(OSError(errno.EFBIG, "File too large", "x.npz"))
     assert too_large.startswith("x.npz: the file would be larger than the limit of this shell (ulimit -f)")
     assert one_line(MemoryError()).startswith("out of memory: ")

@@ -1,3 +1,4 @@
+import errno
 import os
 from pathlib import Path
 
@@ -141,3 +142,13 @@ def test_the_home_folder_where_no_shell_has_put_it(tmp_path, monkeypatch):
     (tmp_path / "~").mkdir()
     make_writable_folder(Path("~/c"), "--cache")
     assert (tmp_path / "~" / "c").is_dir()
+
+
+@pytest.mark.parametrize("number", [errno.EFBIG, errno.ENOSPC, errno.EDQUOT])
+def test_a_file_that_cannot_grow_is_named(tmp_path, number):
+    with pytest.raises(OSError) as error, atomic_file(tmp_path / "x.npz"):
+        raise OSError(number, "of a write")
+    assert (error.value.errno, error.value.filename) == (number, str(tmp_path / "x.npz"))
+    with pytest.raises(OSError) as error, atomic_file(tmp_path / "x.npz"):
+        raise OSError(errno.EIO, "of a read")
+    assert error.value.filename is None

@@ -113,6 +113,30 @@ def test_after_the_command(number):
     assert ended(running) == (130, "")
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_while_python_ends(number):
+    """Without handlers, since Python has restored those of the system."""
+    program = f"""
+import os
+from adaface.system.interrupt import end_on_interrupt
+class Last:
+    def __del__(self, kill=os.kill, process=os.getpid()):
+        kill(process, {int(number)})
+last = Last()
+end_on_interrupt()
+raise SystemExit(3)
+"""
+    assert ended(start("-c", program)) == (3, "")
+
+
+def test_a_server_in_the_background_is_stopped(slow_imports):
+    words = ["-m", "adaface", "serve", "--checkpoint", "README.md"]
+    running = start(*words, path=slow_imports, ignored=True)
+    assert running.stdout.readline() == "importing\n"
+    running.send_signal(signal.SIGINT)
+    assert ended(running) == (130, "\nadaface: stopped; nothing was done\n")
+
+
 def test_in_the_background_sigterm_stops():
     """Shells start jobs with Ctrl-C ignored, which is kept."""
     running = start(*command(), ignored=True)
