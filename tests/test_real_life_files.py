@@ -82,6 +82,8 @@ rows(
     pairs_with_semicolons=TABLE.replace(",", ";").encode(),
     pairs_with_tabs=TABLE.replace(",", "\t").encode(),
     pairs_in_quotes=TABLE.replace(",", '","').replace("\n", '"\n"').join(('"', "")).removesuffix('"').encode(),
+    pairs_with_decimals=TABLE.replace(",1\n", ",1.0\n").replace(",0\n", ",0.0\n").encode(),
+    pairs_with_minus_one=TABLE.replace(",0\n", ",-1\n").encode(),
     pairs_with_words=TABLE.replace(",1\n", ", True\n").replace(",0\n", ", False\n").encode(),
 )
 
@@ -228,6 +230,9 @@ rows(
     rec_of_several_labels=([np.float32([c, 9, 0.5]) for c in (0, 0, 1, 1)],),
     rec_of_one_label_in_a_list=([np.float32([c]) for c in (0, 0, 1, 1)], "JPEG", "im2rec", None, 0),
     idx_with_crlf=([0.0, 0.0, 1.0, 1.0], "JPEG", "insightface", lambda lines: in_lines(lines, "\r\n")),
+    idx_with_a_byte_order_mark=(
+        [0.0, 0.0, 1.0, 1.0], "JPEG", "insightface", lambda lines: "\ufeff" + in_lines(lines),
+    ),
     idx_with_blanks=(
         [0.0, 0.0, 1.0, 1.0], "JPEG", "insightface", lambda lines: in_lines(lines).replace("\t", " "),
     ),

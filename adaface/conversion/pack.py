@@ -25,7 +25,7 @@ from adaface.system.text_file import read_text
 
 # The header record stores the counts as float32, which is exact up to this number.
 _LARGEST_COUNT = 2**24
-_TRUE, _FALSE = ("1", "true", "yes"), ("0", "false", "no")
+_TRUE, _FALSE = ("1", "1.0", "true", "yes"), ("0", "0.0", "-1", "false", "no")
 _SAME_COLUMN = ("same", "issame", "is_same", "label")
 
 

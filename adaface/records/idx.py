@@ -5,6 +5,7 @@ Differences: lines of equal form (the same number of digits in the key and in th
 digits at a time; the form changes only about a dozen times in a sorted file.
 """
 
+import codecs
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -48,9 +49,11 @@ def read_idx(idx_path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _parts(file: BinaryIO) -> Iterator[bytes]:
-    """Cut a file into parts of whole lines."""
+    """Cut a file into parts of whole lines; a byte order mark, as Windows editors write it, is left out."""
+    mark = codecs.BOM_UTF8
     while text := file.read(_BYTES_AT_ONCE):
-        yield text + file.readline()
+        yield text.removeprefix(mark) + file.readline()
+        mark = b""
 
 
 def _try_blocks(text: bytes) -> tuple[bytes, tuple[np.ndarray, np.ndarray] | None]:
