@@ -32,6 +32,12 @@ KINDS = {
     "skipped image": Kind(
         WARNING, "Images that are not read", "Their format, name or place keeps them out of training: see each one."
     ),
+    "missing image": Kind(
+        WARNING,
+        "Fewer images than announced",
+        "The file was cut off, or images were removed from it. Training uses the others; copy the file again if nobody "
+        "removed them.",
+    ),
     "empty identity": Kind(ERROR, "Identities without images", "Training fails on empty folders. Left out."),
     "label gap": Kind(
         ERROR, "Labels without images", "Training fails on the file; the index renumbers the classes."

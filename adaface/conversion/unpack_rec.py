@@ -22,6 +22,7 @@ import numpy as np
 from adaface.data.conversion_journal import JOURNAL, Journal, checksum, checksum_of_images, plan_conversion
 from adaface.data.images import image_suffix, swap_red_blue
 from adaface.records.shards import RecordShards
+from adaface.system.command_line import counted, mark_incomplete
 from adaface.system.progress_bar import progress_bar
 from adaface.system.threads import in_order, usable_cores
 
@@ -50,7 +51,8 @@ def convert_images(
         overwrite: delete the output of an earlier conversion in `folder` and start again.
 
     Returns:
-        Number of records that were skipped, by an earlier call too.
+        Number of records that were skipped, by an earlier call too. If images are missing that the header record
+        announces, the running command ends with status 1.
 
     Raises:
         ValueError: a damaged `.rec`, a label that is not a class number, several files that each number their own
@@ -64,6 +66,7 @@ def convert_images(
     now = (size_bytes, mtime_ns, swap)
     if journal and journal.complete and now == (journal.rec_bytes, journal.rec_mtime_ns, journal.swap_color_channel):
         logger.info(f"{folder}: already converted ({_counts(journal)}); nothing to do")
+        _mark_missing(journal)
         return len(journal.skipped)
     records = RecordShards(recs)
     positions, labels = plan_conversion(records)
@@ -78,6 +81,7 @@ def convert_images(
         len(positions),
         identities,
         images_crc=checksum_of_images(records, positions),
+        missing=records.missing,
     )
     journal, unsure = _resume(journal, fresh, folder)
     already = journal.done
@@ -85,6 +89,7 @@ def convert_images(
     journal.save(folder)
     _write_images(records, positions, labels, journal, folder, unsure, skip_bad)
     _report_images(journal, already, records, labels, folder, time.monotonic() - started)
+    _mark_missing(journal)
     return len(journal.skipped)
 
 
@@ -107,6 +112,7 @@ def _resume(journal: Journal | None, fresh: Journal, folder: Path) -> tuple[Jour
         what = "with another --swap_color_channel" if same else "from another train.rec"
         raise ValueError(f"{folder} was converted {what}; use --overwrite to convert it again")
     journal.rec_mtime_ns, journal.images_crc = fresh.rec_mtime_ns, fresh.images_crc
+    journal.missing = fresh.missing
     return journal, _UNSURE
 
 
@@ -224,7 +230,15 @@ def _delete_images(folder: Path) -> None:
 
 def _counts(journal: Journal) -> str:
     """Return the number of images and identities of a conversion as text."""
-    return f"{journal.images - len(journal.skipped):,} images, {journal.identities:,} identities"
+    announced = counted(journal.missing, "announced image", "announced images")
+    missing = f", {announced} missing" if journal.missing else ""
+    return f"{journal.images - len(journal.skipped):,} images, {journal.identities:,} identities{missing}"
+
+
+def _mark_missing(journal: Journal) -> None:
+    """Let the command end with status 1 if images are missing that the header record announces."""
+    if journal.missing:
+        mark_incomplete()
 
 
 def _report_images(

@@ -32,6 +32,7 @@ class Journal:
         swap_color_channel: whether red and blue were swapped.
         index_crc: checksum over keys, offsets and labels; identifies the `.rec` after a copy changed its time.
         images_crc: checksum over up to 256 encoded images, spread over the `.rec`; -1 in an older journal.
+        missing: images that the header record announces, but the `.rec` does not contain; 0 in an older journal.
         images: image records in the `.rec`.
         identities: number of distinct labels.
         done: records processed, in file order.
@@ -47,6 +48,7 @@ class Journal:
     done: int = 0
     skipped: list[int | str] = field(default_factory=list)
     images_crc: int = -1
+    missing: int = 0
 
     @property
     def complete(self) -> bool:

@@ -7,6 +7,8 @@ offset (`records/format.py`).
 """
 
 import os
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,6 +53,13 @@ class AnnouncedCounts(NamedTuple):
     identities: int
     slack: int
 
+    @classmethod
+    def of(cls, totals: tuple[float, float]) -> "AnnouncedCounts":
+        """Return the counts of the two numbers of a header record."""
+        first, past = map(int, totals)
+        slack = 0 if past < _EXACT_FLOAT32 else int(np.spacing(np.float32(past)))
+        return cls(first - 1, past - first, slack)
+
     def fit(self, images: int, identities: int) -> bool:
         """Return whether these may be the numbers that the record announces."""
         return max(abs(self.images - images), abs(self.identities - identities)) <= self.slack
@@ -74,11 +83,7 @@ def announced_counts(rec_path: PathLike) -> AnnouncedCounts | None:
         totals = announced(join(data, 0)[0])
     except ValueError as error:
         raise ValueError(f"{rec_path}: {error}") from None
-    if totals is None:
-        return None
-    first, past = map(int, totals)
-    slack = 0 if past < _EXACT_FLOAT32 else int(np.spacing(np.float32(past)))
-    return AnnouncedCounts(first - 1, past - first, slack)
+    return None if totals is None else AnnouncedCounts.of(totals)
 
 
 class RecordFile:
@@ -87,13 +92,14 @@ class RecordFile:
     Processes share the index after a fork, and also after pickling if it is in a sidecar (`records/sidecar.py`), which
     the copy maps again. Reads do not use a file position, so processes and threads do not interfere with each other.
     The records are not memory-mapped, because a file that is truncated while it is mapped would kill the process
-    without a message.
+    without a message. If there are fewer images than the header record announces, a warning says so.
 
     Args:
         rec_path: the `.rec`.
         idx_path: its `.idx`; None: same folder and name as the `.rec`. If it is missing or belongs to another file, the
             index is rebuilt in memory by a scan; the keys are then the ids in the image headers if possible, otherwise
             consecutive numbers.
+        part: it is one of the files of a set, whose images the caller compares with the header records.
 
     Attributes:
         keys: uint32 (N,), ascending; int64 where one is too large.
@@ -108,12 +114,14 @@ class RecordFile:
             to another record is reported when that record is read.
     """
 
-    def __init__(self, rec_path: PathLike, idx_path: PathLike | None = None) -> None:
+    def __init__(self, rec_path: PathLike, idx_path: PathLike | None = None, *, part: bool = False) -> None:
         self.rec_path = Path(rec_path)
         self.idx_path = default_idx_path(self.rec_path, idx_path)
         (self.keys, self.offsets, self.labels), self._size, self.stamp = open_index(self.rec_path, self.idx_path)
         self._handle = -1
         self._open()
+        if not part:
+            warn_of_missing_images([self], str(rec_path))
 
     def _open(self) -> None:
         self._handle = os.open(self.rec_path, os.O_RDONLY | os.O_CLOEXEC)
@@ -196,6 +204,11 @@ class RecordFile:
         bound = self._first_identity_key()
         return (0, len(self.keys)) if bound is None else (self._position(1), self._position(bound))
 
+    def announced_counts(self) -> AnnouncedCounts | None:
+        """Return what the header record, that of key 0, announces; None without one."""
+        totals = self._header_record()
+        return None if totals is None else AnnouncedCounts.of(totals)
+
     def num_identities(self) -> int | None:
         """Return the number of identities that the header record announces; None without one.
 
@@ -251,7 +264,8 @@ class RecordFile:
 
     def _position(self, key: int) -> int:
         """Return the position of a key, or of the next one."""
-        return int(np.searchsorted(self.keys, self.keys.dtype.type(key)))
+        kind = self.keys.dtype
+        return len(self.keys) if key > np.iinfo(kind).max else int(np.searchsorted(self.keys, kind.type(key)))
 
     def _where(self, position: int) -> str:
         return f"{self.rec_path}, key {self.keys[position]}, offset {self.offsets[position]:,}"
@@ -278,3 +292,34 @@ class RecordFile:
                 f"the next one starts. Copy the file again, or pack it again"
             )
         return bytes(PART.size) + record
+
+
+def warn_of_missing_images(files: Sequence[RecordFile], location: str) -> int:
+    """Warn if files have fewer images than their header records announce.
+
+    This is certain only if every file of a set has a header record, and none of these is that of the whole set.
+
+    Args:
+        files: the files of one set.
+        location: the files, for the warning.
+
+    Returns:
+        Number of missing images; 0 if it is uncertain, or if a header record is damaged, which `image_range` reports.
+    """
+    try:
+        announced = [counts for file in files if (counts := file.announced_counts()) is not None]
+        images = sum(past - first for first, past in (file.image_range() for file in files))
+    except ValueError:
+        return 0
+    if len(announced) < len(files) or any(abs(counts.images - images) <= counts.slack for counts in announced):
+        return 0
+    total = sum(counts.images for counts in announced)
+    if total - images <= sum(counts.slack for counts in announced):
+        return 0
+    # not the line of the caller: wherever the files are opened again, Python then shows the same warning only once
+    warnings.warn(
+        f"{location}: the header record announces {total:,} images, there are {images:,}. The others were removed, or "
+        "the file was cut off; if nobody removed them, copy it again",
+        stacklevel=1,
+    )
+    return total - images

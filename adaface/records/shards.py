@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from adaface.records import sidecar
-from adaface.records.reader import RecordFile
+from adaface.records.reader import RecordFile, warn_of_missing_images
 from adaface.records.sidecar import Stamp
 from adaface.system.text_file import read_text
 
@@ -99,7 +99,7 @@ class Shard(NamedTuple):
 
 
 class RecordShards:
-    """Several `.rec` files as one, with consecutive positions.
+    """Several `.rec` files as one, with consecutive positions; a warning says if announced images are missing.
 
     Args:
         rec_paths: at least one file, sorted by name (as text).
@@ -108,6 +108,7 @@ class RecordShards:
         files: the files, in the same order.
         stamp: stamp of all files; None if the index of one of them is not in a sidecar.
         location: paths, for messages.
+        missing: number of images that the header records announce, but the files do not contain; 0 if unknown.
 
     Raises:
         FileNotFoundError: a file does not exist.
@@ -115,11 +116,12 @@ class RecordShards:
     """
 
     def __init__(self, rec_paths: Sequence[Path]) -> None:
-        self.files = [RecordFile(path) for path in rec_paths]
+        self.files = [RecordFile(path, part=True) for path in rec_paths]
         self._starts = [0, *itertools.accumulate(map(len, self.files))]
         first, last = rec_paths[0], rec_paths[-1]
         self.folder = first.parent
         self.location = str(first) if first == last else f"{first}, ..., {last.name} ({len(rec_paths)} files)"
+        self.missing = warn_of_missing_images(self.files, self.location)
         stamps = [file.stamp for file in self.files if file.stamp is not None]
         self.stamp: Stamp | None = None
         if len(stamps) == len(self.files):

@@ -164,6 +164,20 @@ def test_gaps_and_damaged_labels_of_records(data, tmp_path):
     assert module.dataset.source.labels.tolist() == [0, 0, 1, 1, 2, 2, 2]
 
 
+def test_images_that_the_header_record_announces_are_missing(data, tmp_path):
+    source = FolderSource(data.clean)
+    (tmp_path / "rec").mkdir()
+    with RecordWriter(tmp_path / "rec" / "train.rec") as writer:
+        writer.write(0, pack(ImageHeader(np.array([7, 9], np.float32)), b""))
+        for key in (1, 2, 4, 5):
+            writer.write(key, pack(ImageHeader(float(key > 2), key), source.read(12 * key)))
+    assert audit(tmp_path / "rec", tmp_path / "out") == 1
+    rows = [row for row in read_findings(tmp_path / "out") if row["kind"] == "missing image"]
+    assert [(row["level"], row["text"]) for row in rows] == [
+        ("warning", f"{tmp_path / 'rec' / 'train.rec'}: the header record announces 6 images, there are 4")
+    ]
+
+
 def test_a_data_set_with_red_and_blue_swapped_everywhere(data, tmp_path):
     source = FolderSource(data.clean)
     images = []

@@ -308,6 +308,26 @@ def test_another_number_of_identities_is_said(tmp_path: Path, capsys: pytest.Cap
     assert "announces 3 identities, its images have 2" in capsys.readouterr().out
 
 
+def test_announced_images_that_are_missing_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_rec(tmp_path / "faces", ENCODED, LABELS)
+    file = reader.RecordFile(folder / "train.rec")
+    with reader.RecordWriter(folder / "train.rec") as writer:
+        for key in (0, 1, 2, 4):
+            writer.write(key, file.read(key))
+    assert run("--rec_path", folder) == 1
+    out = capsys.readouterr().out
+    assert out.count("the header record announces 6 images, there are 3.") == 1
+    assert "3 images, 2 identities, 3 announced images missing" in out
+    assert run("--rec_path", folder) == 1  # nothing to do
+    assert "3 announced images missing); nothing to do" in capsys.readouterr().out
+    journal = folder / "imgs" / unpack_rec.JOURNAL
+    old = {name: value for name, value in json.loads(journal.read_text()).items() if name != "missing"}
+    journal.write_text(json.dumps(old))  # of an earlier version
+    assert run("--rec_path", folder) == 0
+    journal.write_text(json.dumps(old | {"done": 1}))
+    assert run("--rec_path", folder) == 1
+
+
 def test_a_truncated_rec(faces: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rec = faces / "train.rec"
     rec.write_bytes(rec.read_bytes()[:3000])

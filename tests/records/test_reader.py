@@ -317,7 +317,8 @@ def test_header_record_of_tens_of_millions(tmp_path: Path, images: int, with_ide
     records |= {key: image(1.0, key) for key in range(images - 8, images + 1)}
     if with_identities:
         records |= {images + 1 + i: image(several(i, i + 1), images + 1 + i, b"") for i in range(3)}
-    file = RecordFile(write(tmp_path / "a.rec", records))
+    with pytest.warns(UserWarning, match="images, there are 9"):
+        file = RecordFile(write(tmp_path / "a.rec", records))
     assert file.keys[np.arange(*file.image_range())].tolist() == list(range(images - 8, images + 1))
     exact = images + 1 + 3 < 2**24
     assert file.num_identities() == (3 if with_identities or exact else None)
@@ -446,6 +447,56 @@ def test_idx_that_lists_a_part_of_a_file_without_header_record(tmp_path: Path) -
     idx.write_text("".join(lines[:1] + lines[2:]))
     with pytest.warns(UserWarning, match=r"no line for some records, the first at offset \d+: they are left out"):
         assert RecordFile(rec).keys.tolist() == [3, 5, 6]
+
+
+def without(rec: Path, *keys: int) -> Path:
+    """A copy of a file without some records, in both files."""
+    file = RecordFile(rec)
+    kept = {int(key): file.read(i) for i, key in enumerate(file.keys) if key not in keys}
+    (rec.parent / "less").mkdir()
+    return write(rec.parent / "less" / "train.rec", kept)
+
+
+@pytest.mark.parametrize("with_idx", [True, False])
+@pytest.mark.parametrize(
+    ("removed", "left"), [((2,), 3), ((3, 4, 5, 6), 2), ((4,), 3)], ids=["in the middle", "cut off", "the last image"]
+)
+def test_missing_images_are_announced_but_not_there(
+    small: Path, removed: tuple[int, ...], left: int, with_idx: bool
+) -> None:
+    rec = without(small, *removed)
+    if not with_idx:
+        rec.with_suffix(".idx").unlink()
+    with pytest.warns(UserWarning, match=f"train.rec: the header record announces 4 images, there are {left}") as said:
+        file = RecordFile(rec)
+    assert len(said) == (1 if with_idx else 2)
+    assert [int(key) for key in file.keys] == [key for key in range(7) if key not in removed]
+    assert len(range(*file.image_range())) == left
+
+
+def test_keys_with_gaps_are_read(tmp_path: Path) -> None:
+    """Images were removed on purpose, and the header record was kept."""
+    header = {0: image(several(31, 31), 0, b"")}
+    with pytest.warns(UserWarning, match="announces 30 images, there are 3. .* if nobody removed them, copy it again"):
+        file = RecordFile(write(tmp_path / "a.rec", header | {key: image(0.0, key) for key in (1, 7, 30)}))
+    assert file.image_range() == (1, 4)
+
+
+def test_a_file_with_all_announced_images_causes_no_warning(small: Path, tmp_path: Path) -> None:
+    images = {key: image(0.0, key) for key in (1, 2)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        RecordFile(small)
+        RecordFile(without(small, 5, 6))  # only the identity records are gone
+        RecordFile(write(tmp_path / "a.rec", images))
+        RecordFile(write(tmp_path / "a.rec", {0: image(several(3, 3), 0, b"")} | images))
+        RecordFile(write(tmp_path / "a.rec", {0: image(several(2.5, 3), 0, b"")} | images))  # `image_range` reports it
+
+
+def test_more_images_announced_than_keys_can_count(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match=r"announces 1,099,511,627,775 images, there are 1\."):
+        file = RecordFile(write(tmp_path / "a.rec", {0: image(several(2**40, 2**40), 0, b""), 1: image(0.0, 1)}))
+    assert file.image_range() == (1, 2)
 
 
 def test_announced_counts_are_read_without_the_index(small: Path, tmp_path: Path) -> None:

@@ -1,9 +1,12 @@
 """A set in several `.rec`: found, numbered through, and refused where it is not whole."""
 
+import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from adaface.records.reader import ImageHeader, RecordWriter, pack
 from adaface.records.shards import RecordShards, find_records, holds_records
 from tests.support.sharded_records import face, write_chunks, write_parts
 
@@ -75,6 +78,33 @@ def test_positions_go_on_from_file_to_file(tmp_path: Path, write) -> None:
         f"{tmp_path / f'train_{shard}.rec'}, key {key}" for shard, key in zip(shards, keys, strict=True)
     ]
     assert records.location == f"{tmp_path / 'train_0.rec'}, ..., train_2.rec (3 files)"
+
+
+def test_images_that_the_header_records_announce_are_missing(tmp_path: Path) -> None:
+    recs = find_records(write_parts(tmp_path, [[0, 0, 1], [1, 2], [2, 3, 3, 3]]))
+    offset = int(RecordShards(recs).files[2].offsets[2])
+    with recs[2].open("r+b") as file:
+        file.truncate(offset)
+    idx = recs[2].with_suffix(".idx")
+    idx.write_text("".join(idx.read_text().splitlines(keepends=True)[:2]))
+    with pytest.warns(UserWarning, match=r"train_2.rec \(3 files\): the header .* 9 images, there are 6\.") as said:
+        assert RecordShards(recs).missing == 3
+    assert len(said) == 1
+
+
+@pytest.mark.parametrize("headers", [1, 2])
+def test_a_header_record_of_the_whole_set_is_not_that_of_a_part(tmp_path: Path, headers: int) -> None:
+    """A file that was split without its identity records."""
+    totals = pack(ImageHeader(np.array([5, 7], np.float32), 0), b"")
+    for part, keys in enumerate([(1, 2), (3, 4)]):
+        with RecordWriter(tmp_path / f"train_{part}.rec") as writer:
+            if part < headers:
+                writer.write(0, totals)
+            for key in keys:
+                writer.write(key, pack(ImageHeader(float(part), key), face(key)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert RecordShards(find_records(tmp_path)).missing == 0
 
 
 def test_names_ascend_as_text_with_many_files(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from adaface.data.sources import records as record_source
 from adaface.data.sources.folder import FolderSource
 from adaface.data.sources.records import RecordSource
 from adaface.records import index, sidecar
-from adaface.records.reader import RecordFile
+from adaface.records.reader import ImageHeader, RecordFile, RecordWriter, pack
 from tests.support.large_records import IDENTITIES, IMAGES, PAST, large, records, write
 
 __all__ = ["large"]
@@ -48,6 +48,14 @@ def labels_in(source: RecordSource) -> list[float]:
     keys = [int(source.describe(i).split("key ")[1].split(",")[0]) for i in range(len(source))]
     found = {key: float(source.class_names[label]) for key, label in zip(keys, source.labels, strict=True)}
     return [found[key] for key in range(1, PAST)]
+
+
+def write_less(rec: Path, *keys: int) -> None:
+    """Write the file again, without some records."""
+    with RecordWriter(rec) as writer:
+        for key, (label, image) in records().items():
+            if key not in keys:
+                writer.write(key, pack(ImageHeader(label, key), image))
 
 
 def in_child(source: RecordSource) -> tuple[bool, bytes, int]:
@@ -123,6 +131,15 @@ def test_another_file_has_another_sidecar(opened: RecordSource, large: Path, wha
     assert (large.parent / INDEX).read_bytes() != before
     assert file.read_image(IMAGES).startswith(b"longer" if "size" in what else records()[IMAGES][1])
     assert same(file, RecordFile(large))
+
+
+def test_missing_images_are_said_with_the_sidecar_too(large: Path) -> None:
+    write_less(large, 700)
+    for _ in range(2):
+        with pytest.warns(UserWarning, match=f"announces {IMAGES:,} images, there are {IMAGES - 1:,}") as said:
+            source = RecordSource(large)
+        assert len(said) == 1 and len(source) == IMAGES - 1
+    assert names(large.parent) == sorted([INDEX, ORDER, "train.idx", "train.rec"])
 
 
 @pytest.mark.parametrize("name", [INDEX, ORDER])

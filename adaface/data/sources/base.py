@@ -23,7 +23,7 @@ class Flaw(NamedTuple):
     """A defect of the data that prevents training and was skipped on request.
 
     Attributes:
-        kind: ``empty identity``, ``skipped image``, ``label gap`` or ``damaged label``.
+        kind: ``empty identity``, ``skipped image``, ``missing image``, ``label gap`` or ``damaged label``.
         identity: name of the class; empty if there is none.
         text: description for the user.
     """

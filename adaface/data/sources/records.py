@@ -262,7 +262,7 @@ class FlawedRecordSource(_RecordImages):
         order = self._in_files(positions, classes)
         self._positions, self.labels = positions[order], classes[order]
         self.class_names = [str(number) for number in names.tolist()]
-        self.flaws += _gaps(numbers, self._records.declared_identities())
+        self.flaws += _gaps(numbers, self._records.declared_identities()) + _missing(self._records)
 
     def _in_files(self, positions: np.ndarray, classes: np.ndarray) -> np.ndarray:
         """Return the order by class, file, then key as text."""
@@ -315,3 +315,12 @@ def _gaps(numbers: np.ndarray, declared: tuple[int, str] | None) -> list[Flaw]:
         text = f"labels 0 to {numbers[-1]}, but {declared[1]} declares {declared[0]} identities"
         flaws.append(Flaw("label gap", "", text))
     return flaws
+
+
+def _missing(records: RecordShards) -> list[Flaw]:
+    """List images that the header record announces, but the files do not contain."""
+    if not records.missing:
+        return []
+    images = sum(past - first for _, _, (first, past) in records.shards())
+    announced = f"the header record announces {images + records.missing:,} images, there are {images:,}"
+    return [Flaw("missing image", "", f"{records.location}: {announced}")]
