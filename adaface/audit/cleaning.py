@@ -13,6 +13,7 @@ _DROPPED = (
     "unreadable image",
     "wrong size",
     "grey image",
+    "other label",
     "blank image",
     "leaked image",
     "leaked identity",

@@ -43,6 +43,11 @@ KINDS = {
         ERROR, "Labels without images", "Training fails on the file; the index renumbers the classes."
     ),
     "damaged label": Kind(ERROR, "Damaged labels", "The record has no valid label; the index drops it."),
+    "other label": Kind(
+        ERROR,
+        "Labels that contradict the identity records",
+        "The label in the record is not that of the identity record, which training uses: one is wrong. Dropped.",
+    ),
     "leaked image": Kind(
         ERROR,
         "Images of a test set",

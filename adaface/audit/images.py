@@ -65,6 +65,18 @@ class AuditedData:
         """
         return self.source.read(index)
 
+    def other_label(self, index: int) -> float | None:
+        """Return the label in a sample's record if it is not the one that is trained with; None for image files.
+
+        Raises:
+            OSError: the file cannot be read.
+            ValueError: the record is damaged.
+        """
+        source = self.source
+        if isinstance(source, CombinedSource):
+            source, index = source.locate(index)
+        return source.other_label(index) if isinstance(source, FlawedRecordSource) else None
+
     def read(self, index: int) -> np.ndarray:
         """Return an image, (112, 112, 3) uint8 BGR.
 
@@ -154,6 +166,9 @@ class TestImages:
     def encoded(self, index: int) -> EncodedImage:
         """Return an image, either encoded or decoded to (112, 112, 3) uint8 RGB."""
         return self.get(index)
+
+    def other_label(self, index: int) -> None:
+        """Return None: the images of a test set have no labels."""
 
     def read(self, index: int) -> np.ndarray:
         """Return an image, (112, 112, 3) uint8 BGR.

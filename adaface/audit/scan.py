@@ -1,4 +1,4 @@
-"""The first pass of an audit: read and decode every image once, and store 73 bytes of features per image.
+"""The first pass of an audit: read and decode every image once, and store 74 bytes of features per image.
 
 The features are rows of one file, from which an interrupted audit resumes. A row depends on its image and on the
 reference frequencies of the data, not on the number of threads or on interruptions.
@@ -40,6 +40,7 @@ ROW = np.dtype(
         ("colour", "<f4"),
         ("width", "<u4"),
         ("height", "<u4"),
+        ("relabeled", "u1"),  # whether the record has another label than the index
         ("state", "u1"),
     ]
 )
@@ -62,6 +63,9 @@ class Images(Protocol):
 
     def encoded(self, index: int) -> EncodedImage:
         """Return an image as it is stored; raises OSError or ValueError."""
+
+    def other_label(self, index: int) -> float | None:
+        """Return the label in an image's record if it is not that of the index; raises OSError or ValueError."""
 
 
 def scan(
@@ -171,6 +175,7 @@ def _look(images: Images, index: int, usual: np.ndarray, swapped: bool) -> np.nd
         row["state"] = UNREADABLE
         return row
     row["height"], row["width"] = image.shape[:2]
+    row["relabeled"] = images.other_label(index) is not None
     if image.shape[:2] != IMAGE_SHAPE[:2]:
         row["state"] = WRONG_SIZE
     elif image.shape != IMAGE_SHAPE:
@@ -219,7 +224,7 @@ def states(table: np.ndarray, *chosen: int) -> np.ndarray:
 
 
 def counted_findings(data: AuditedData, table: np.ndarray) -> Iterator[Finding]:
-    """Find flaws of the listing, images that training cannot use, blank images, and identities with a single image.
+    """Find flaws of the listing, contradicting labels, unusable and blank images, and identities with a single image.
 
     Args:
         data: training data.
@@ -229,6 +234,9 @@ def counted_findings(data: AuditedData, table: np.ndarray) -> Iterator[Finding]:
         yield Finding(flaw.kind, flaw.identity, flaw.text)
     for sample in states(table, UNREADABLE).tolist():
         yield Finding("unreadable image", data.identity(sample), why_unreadable(data, sample), samples=(sample,))
+    for sample in np.flatnonzero(table["relabeled"]).tolist():
+        text = f"the label in its record is {data.other_label(sample):g}"
+        yield Finding("other label", data.identity(sample), text, samples=(sample,))
     side = IMAGE_SHAPE[0]
     for sample in states(table, WRONG_SIZE).tolist():
         text = f"{table['width'][sample]}x{table['height'][sample]} px, expected {side}x{side}"

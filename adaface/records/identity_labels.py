@@ -28,7 +28,7 @@ def labels_by_identity(data: mmap.mmap, keys: np.ndarray, offsets: np.ndarray) -
     where the next one starts and have the number of their identity as label; and the last record ends at the end of the
     file. An `.idx` of another file does not pass these checks. They do not detect a damaged header or a wrong offset
     between the sampled records (reading that record reports it, unless another record starts at the wrong offset), nor
-    a few images whose label is not the number of their identity.
+    a few images whose label is not the number of their identity (the audit reports them).
 
     Args:
         data: the mapped `.rec`.

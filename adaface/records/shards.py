@@ -145,6 +145,20 @@ class RecordShards:
         number = bisect.bisect_right(self._starts, position) - 1
         return self.files[number].read_image(position - self._starts[number])
 
+    def other_label(self, position: int) -> float | None:
+        """Return the first label in a record if it is not that of the index, which may be from the identity records.
+
+        Args:
+            position: 0 to N - 1 over all files.
+
+        Raises:
+            ValueError: the file is damaged there.
+        """
+        number = bisect.bisect_right(self._starts, position) - 1
+        file, place = self.files[number], position - self._starts[number]
+        label = float(np.ravel(file.header(place).label)[0])
+        return None if label == file.labels[place] else label
+
     def name(self, position: int) -> str:
         """Return the name of a record's image file, without suffix: its key, or `<shard>-<key>` with several files.
 

@@ -32,7 +32,7 @@ def test_nothing_found_changes_nothing():
     "kind",
     [
         "unreadable image", "wrong size", "grey image", "blank image", "leaked image", "leaked identity",
-        "duplicate inside", "red and blue swapped", "split",
+        "duplicate inside", "red and blue swapped", "split", "other label",
     ],
 )  # fmt: skip
 def test_images_that_are_wrong_are_dropped_with_the_reason(kind):

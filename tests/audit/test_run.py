@@ -29,6 +29,8 @@ from adaface.data.sources.base import fingerprint_of
 from adaface.data.sources.folder import FolderSource
 from adaface.metrics.outcome import Embedded
 from adaface.models.registry import build_model
+from adaface.records import identity_labels
+from adaface.records import index as record_index
 from adaface.records.reader import ImageHeader, RecordWriter, pack
 from tests.support.opened_data import data_module
 from tests.support.planted_faults import (
@@ -176,6 +178,31 @@ def test_images_that_the_header_record_announces_are_missing(data, tmp_path):
     assert [(row["level"], row["text"]) for row in rows] == [
         ("warning", f"{tmp_path / 'rec' / 'train.rec'}: the header record announces 6 images, there are 4")
     ]
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_records_with_another_label_than_their_identity_record(data, tmp_path, monkeypatch, several):
+    """A large file is opened by its identity records and a sample of the headers; key 9 is not in the sample."""
+    monkeypatch.setattr(record_index, "_LARGE", 12)
+    monkeypatch.setattr(identity_labels, "_SAMPLED", 2)
+    source = FolderSource(data.clean)
+    folder = write_rec(tmp_path / "other", [(label, source.read(144 + 12 * label)) for label in (0, 1)])
+    (tmp_path / "rec").mkdir()
+    with RecordWriter(tmp_path / "rec" / "train.rec") as writer:
+        writer.write(0, pack(ImageHeader(np.array([13, 15], np.float32)), b""))
+        for key in range(1, 13):
+            label = 0.0 if key == 9 else float(key > 6)
+            writer.write(key, pack(ImageHeader(label, key), source.read(key)))
+        for key, pair in ((13, (1, 7)), (14, (7, 13))):
+            writer.write(key, pack(ImageHeader(np.array(pair, np.float32), key), b""))
+    path = f"{folder},{tmp_path / 'rec'}" if several else tmp_path / "rec"
+    for _ in range(2):  # the second audit takes it from the cache
+        assert audit(path, tmp_path / "out", "--apply") == 1
+        (row,) = [row for row in read_findings(tmp_path / "out") if row["kind"] == "other label"]
+        assert (row["level"], row["identity"]) == ("error", "rec/1" if several else "1")
+        assert row["text"] == "the label in its record is 0"
+        assert "train.rec, key 9, " in row["image"]
+    assert ",other label: the label in its record is 0" in (tmp_path / "out" / "cleaned_index.csv").read_text()
 
 
 def test_a_data_set_with_red_and_blue_swapped_everywhere(data, tmp_path):

@@ -57,6 +57,11 @@ class CombinedSource:
             np.add(part.labels, first_class, out=labels[start : start + len(part)], casting="unsafe")
         return labels
 
+    def locate(self, index: int) -> tuple[TrainingSource, int]:
+        """Return the source of one sample, and its index there."""
+        number = self._part_of(index)
+        return self._parts[number], index - self._starts[number]
+
     def label(self, index: int) -> int:
         """Return the class of one sample."""
         number = self._part_of(index)
@@ -64,8 +69,8 @@ class CombinedSource:
 
     def read(self, index: int) -> bytes:
         """Return the encoded image of one sample."""
-        number = self._part_of(index)
-        return self._parts[number].read(index - self._starts[number])
+        part, place = self.locate(index)
+        return part.read(place)
 
     def describe(self, index: int) -> str:
         """Return the set and location of one sample, for messages."""

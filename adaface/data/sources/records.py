@@ -264,6 +264,10 @@ class FlawedRecordSource(_RecordImages):
         self.class_names = [str(number) for number in names.tolist()]
         self.flaws += _gaps(numbers, self._records.declared_identities()) + _missing(self._records)
 
+    def other_label(self, index: int) -> float | None:
+        """Return the label in the record of one sample if it is not that of the index, see `RecordShards`."""
+        return self._records.other_label(int(self._positions[index]))
+
     def _in_files(self, positions: np.ndarray, classes: np.ndarray) -> np.ndarray:
         """Return the order by class, file, then key as text."""
         parts = []
