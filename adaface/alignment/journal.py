@@ -11,8 +11,8 @@ import hashlib
 import io
 import json
 import os
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,6 +96,29 @@ class Journal:
     def __exit__(self, *error: object) -> None:
         """Close the file."""
         self._file.close()
+
+    def forget_renamed(self, names: Iterable[str], crop_name: Callable[[str, int], str]) -> None:
+        """Forget photographs whose crops have other names now, and delete these crops.
+
+        Since another photograph of almost the same name was added or removed. Tables of earlier versions may list a
+        crop for two photographs: both are forgotten, as it is the face of only one of them.
+
+        Args:
+            names: names of all photographs.
+            crop_name: name of a photograph and number of the face -> name of the crop.
+        """
+        before = {**self._before, **self._rows}
+        owners = Counter(row["crop"] for rows in before.values() for row in rows)
+        renamed = {
+            name
+            for name in names
+            for number, row in enumerate(before.get(name, []))
+            if row["crop"] and (row["crop"] != crop_name(name, number) or owners[row["crop"]] > 1)
+        }
+        gone = [row for name in renamed for row in before.pop(name)]
+        self._before = {name: rows for name, rows in self._before.items() if name in before}
+        self._rows = {name: rows for name, rows in self._rows.items() if name in before}
+        self._delete_crops(gone, keep={row["crop"] for rows in before.values() for row in rows})
 
     def is_done(self, name: str, path: Path) -> bool:
         """Return whether a photograph is done, and is the same file or the same content as then.

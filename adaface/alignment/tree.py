@@ -90,21 +90,14 @@ class Outcome:
 
 
 def crop_stems(names: Sequence[str]) -> dict[str, str]:
-    """Return the file names of the crops of each photograph, without suffix.
+    """Return the file names of the crops of each photograph, without suffix; no two are equal.
 
     Args:
         names: names of the photographs. ``a.jpg`` gives ``a``; if there is an ``a.png`` too, ``a.jpg`` and ``a.png``.
-
-    Raises:
-        ValueError: two photographs would still get the same file name.
     """
     stems = {name: str(Path(name).with_suffix("")) for name in names}
-    counts = Counter(stems.values())
-    stems = {name: stem if counts[stem] == 1 else name for name, stem in stems.items()}
-    if len(set(stems.values())) < len(stems):
-        twice = Counter(stems.values()).most_common(1)[0][0]
-        both = " and ".join(name for name, stem in stems.items() if stem == twice)
-        raise ValueError(f"the crops of {both} would have the same name: rename one of them")
+    while len(counts := Counter(stems.values())) < len(stems):  # a full name may be the stem of a third photograph
+        stems = {name: stem if counts[stem] == 1 else name for name, stem in stems.items()}
     return stems
 
 
@@ -119,6 +112,7 @@ def align_tree(job: AlignmentJob, journal: Journal) -> Outcome:
         OSError: a crop cannot be written.
     """
     stems = crop_stems(job.names)
+    journal.forget_renamed(job.names, lambda name, number: _crop_name(job, stems[name], number))
     waiting = [name for name in job.names if not journal.is_done(name, job.source / name)]
     work = partial(_align, job, stems)
     done_before = len(job.names) - len(waiting)
@@ -157,9 +151,12 @@ def _align(job: AlignmentJob, stems: dict[str, str], name: str) -> tuple[int, li
     if not faces:
         return 0, [Line(NO_FACE)], state
     chosen = choose_faces(faces, job.which_faces, image.shape)
-    numbered = job.which_faces == "all"
-    crops = [f"{stems[name]}{f'_{number}' if numbered else ''}{job.suffix}" for number in range(len(chosen))]
+    crops = [_crop_name(job, stems[name], number) for number in range(len(chosen))]
     return len(faces), list(_write_crops(job, image, zip(chosen, crops, strict=True))), state
+
+
+def _crop_name(job: AlignmentJob, stem: str, number: int) -> str:
+    return f"{stem}{f'_{number}' if job.which_faces == 'all' else ''}{job.suffix}"
 
 
 def _write_crops(job: AlignmentJob, image: np.ndarray, faces: Iterator[tuple[Face, str]]) -> Iterator[Line]:

@@ -253,8 +253,46 @@ def test_the_output_may_lie_in_the_folder_of_the_photographs(tmp_path):
 def test_photographs_of_the_same_name_and_other_suffixes():
     names = ["x/a.jpg", "x/a.png", "x/b.jpg", "a.jpg"]
     assert crop_stems(names) == {"x/a.jpg": "x/a.jpg", "x/a.png": "x/a.png", "x/b.jpg": "x/b", "a.jpg": "a"}
-    with pytest.raises(ValueError, match=r"a\.jpg and a\.jpg\.tif would have the same name"):
-        crop_stems(["a.jpg", "a.jpg.tif", "a.png"])
+    for names in (["a.jpg", "a.jpg.tif", "a.png"], ["x.jpg", "x.y", "x.y.jpg"]):
+        assert crop_stems(names) == {name: name for name in names}
+
+
+@pytest.mark.parametrize("faces", ["largest", "all"])
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_a_second_photograph_of_the_same_stem(faces, suffix, tmp_path, capsys):
+    source, output, number = tmp_path / "in", tmp_path / "out", "_0" if faces == "all" else ""
+    write(source / f"x{suffix}", head())
+    write(source / "y.png", head())
+    assert align(source, output, "--faces", faces) == 0
+    first = (output / f"x{number}.png").read_bytes()
+    write(tmp_path / "other.png", cv2.flip(head(), 1))
+    (tmp_path / "other.png").rename(source / "x")
+    capsys.readouterr()
+    for done in (1, 3):
+        assert align(source, output, "--faces", faces) == 0
+        assert f"3 photographs, {done} of them before: 3 faces" in capsys.readouterr().out
+        crops = [f"x{number}.png", f"x{suffix}{number}.png", f"y{number}.png"]
+        assert [row["crop"] for row in table(output)] == crops
+        assert sorted(path.name for path in output.glob("*.png")) == sorted(crops)
+        assert (output / crops[1]).read_bytes() == first != (output / crops[0]).read_bytes()
+    (source / "x").unlink()
+    assert align(source, output, "--faces", faces) == 0
+    assert [row["crop"] for row in table(output)] == [f"x{number}.png", f"y{number}.png"]
+    assert (output / f"x{number}.png").read_bytes() == first
+
+
+def test_a_crop_that_a_table_of_before_lists_twice_is_made_again(tmp_path):
+    """It shows the face of the second photograph, which is gone."""
+    source, output = tmp_path / "in", tmp_path / "out"
+    write(source / "x.png", head())
+    assert align(source, output) == 0
+    right = (output / "x.png").read_bytes()
+    lines = (output / "alignment.csv").read_text().splitlines()
+    (output / "alignment.csv").write_text("\n".join([lines[0], lines[1].replace("x.png", "x", 1), lines[1], ""]))
+    (output / "x.png").write_bytes(b"another face")
+    assert align(source, output) == 0
+    assert [row["file"] for row in table(output)] == ["x.png"]
+    assert (output / "x.png").read_bytes() == right
 
 
 def test_two_alignments_into_one_folder(tmp_path, monkeypatch, capsys):
