@@ -2,7 +2,8 @@
 
 Each file is an image, is skipped with a reason, or is litter (files that operating systems and this program leave).
 Files with one of the usual extensions are images without a look at their content, since a listing of millions of files
-must not open them. Of any other file, the first bytes decide. Links to files and folders are followed.
+must not open them. Of any other file, the first bytes decide; if they are of no image, but the extension is of one,
+such as ``.heic``, the image is missed. Links to files and folders are followed.
 
 Source: torchvision's `ImageFolder`, whose order this is.
 Differs from it: files with other extensions are looked at, hidden images are reported, and a link to a folder above is
@@ -23,6 +24,10 @@ from adaface.system.command_line import mark_incomplete, printable
 logger = logging.getLogger(__name__)
 
 USUAL_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
+_OTHER_EXTENSIONS = (  # a file of these is an image too, but its content decides which
+    ".heic", ".heif", ".hif", ".avif", ".gif", ".mpo", ".jfif", ".jfi", ".jif", ".jpe", ".jp2", ".j2k", ".j2c", ".jpf",
+    ".jpx", ".jxl", ".jxr",
+)  # fmt: skip
 _RAW_EXTENSIONS = (  # their content begins like a TIFF file, in which decoders find a small preview
     ".dng", ".nef", ".nrw", ".cr2", ".arw", ".sr2", ".srf", ".pef", ".srw", ".rw2", ".orf", ".3fr", ".iiq", ".erf",
     ".kdc", ".dcr", ".mos",
@@ -216,13 +221,16 @@ def _problem(entry: os.DirEntry[str]) -> tuple[str, bool] | None:
         return ("a link to nothing", True) if entry.is_symlink() else ("not a regular file", False)
     try:
         with open(entry.path, "rb") as file:  # noqa: PTH123 - as above
-            found = image_format(file.read(SIGNATURE_BYTES))
+            start = file.read(SIGNATURE_BYTES)
     except OSError as error:
         return (f"cannot be read: {error.strerror or error}", True)
+    found = image_format(start)
     if lower.endswith(_RAW_EXTENSIONS):
         found = "camera raw"
     elif lower.endswith(".tga"):  # it has no signature
         found = "TGA"
+    if not found and lower.endswith(_OTHER_EXTENSIONS):
+        return ("damaged: its content is not an image" if start else "an empty file", True)
     if reason := why_unreadable(found):
         return (reason, bool(found))
     return ("a hidden file", True) if hidden else None

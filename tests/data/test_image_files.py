@@ -135,6 +135,27 @@ def test_images_of_formats_that_are_not_read_are_missed(tmp_path):
     assert all(reason.endswith("image: convert it to JPEG or PNG") for reason, _ in skipped(found).values())
 
 
+def test_damaged_images_are_missed_whatever_their_extension(tmp_path):
+    write(tmp_path / "in", "empty.HEIC", "empty.txt", content=b"")
+    write(tmp_path / "in", "zeros.jfif", "zeros.avif", "zeros.gif", "zeros.bin", content=bytes(1000))
+    write(tmp_path / "in", "whole.png", content=cv2.imencode(".png", head())[1].tobytes())
+    found = find_image_files(tmp_path / "in")
+    damaged = ("damaged: its content is not an image", True)
+    assert (found.names, skipped(found)) == (
+        ["whole.png"],
+        {
+            "empty.HEIC": ("an empty file", True),
+            "empty.txt": ("not an image", False),
+            "zeros.avif": damaged,
+            "zeros.bin": ("not an image", False),
+            "zeros.gif": damaged,
+            "zeros.jfif": damaged,
+        },
+    )
+    assert align_command.main([str(tmp_path / "in"), str(tmp_path / "out")]) == 1
+    assert "zeros.avif,skipped,0,1," in (tmp_path / "out" / "alignment.csv").read_text()
+
+
 def test_a_long_list_of_skipped_files_names_photographs_first(tmp_path, without_heif):
     write(tmp_path, *(f"{number:02}.txt" for number in range(14)), content=b"text")
     write(tmp_path, "z.heic", content=HEIC)
