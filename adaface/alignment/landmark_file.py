@@ -14,7 +14,7 @@ import numpy as np
 from PIL import ExifTags
 
 from adaface.alignment.detector import Face
-from adaface.alignment.warp import similarity_to_template
+from adaface.alignment.warp import outside_of_image, similarity_to_template
 from adaface.data.image_header import PILLOW_ERRORS, open_with_pillow
 from adaface.system.text_table import read_table
 
@@ -22,6 +22,10 @@ _COMPARED = 500  # faces, spread over the set
 _FEWEST = 20
 _OFF_CENTER = 0.08  # median distance of the faces from the middle, in both directions, that is told
 _FAR_OFF_CENTER = 0.15  # and that is refused: crops of twice or half the size have 0.18 and more
+_FAR_OFF_ONE_AXIS = 0.18  # that is told, except above the middle: crops of 112x112 have 0.14 below it
+_CUT_OFF = 0.08  # median share of the aligned face beyond one edge of the image that is told
+_MOST_CUT_OFF = 0.2  # and that is refused
+_EDGES = (("left", "right"), ("upper", "lower"))
 _TURNED = 60.0  # median angle, in degrees, that is refused
 _POINTS = [f"{axis}{number}" for number in range(1, 6) for axis in "xy"]
 
@@ -59,9 +63,9 @@ def read_landmarks(path: Path) -> dict[str, list[Face]]:
 def check_landmarks(folder: Path, paths: Sequence[Path], landmarks: np.ndarray) -> list[str]:
     """Check that the landmarks of a set have the scale and the direction of its images.
 
-    Most faces are near the middle of an image, and upright. Landmarks that were found at a smaller size of the images
-    lie inside of them too, but in a corner; of points in reverse order, and of images that were turned later, each
-    single face could be right.
+    Most faces are near the middle of an image, upright, and inside of it. Landmarks that were found at a smaller size
+    of the images lie inside of them too, but in a corner; if one coordinate is wrong, faces are cut off at an edge; of
+    points in reverse order, and of images that were turned later, each single face could be right.
 
     Args:
         folder: of the images, for messages.
@@ -72,15 +76,18 @@ def check_landmarks(folder: Path, paths: Sequence[Path], landmarks: np.ndarray) 
         A note if most faces are off the middle; otherwise nothing.
 
     Raises:
-        ValueError: they are so far from it that the scale is another one, or most faces are turned.
+        ValueError: they are so far from it that the scale is another one, or most faces are turned or cut off.
     """
-    places, angles = [], []
+    places, cuts, angles = [], [], []
     for index in np.unique(np.linspace(0, len(paths) - 1, _COMPARED).astype(int)).tolist():
         try:
             matrix = similarity_to_template(landmarks[index])
-            places.append(landmarks[index].mean(axis=0) / _upright_size(paths[index]))
+            size = _upright_size(paths[index])
         except PILLOW_ERRORS:  # counted when it is aligned
             continue
+        places.append(landmarks[index].mean(axis=0) / size)
+        before, behind = outside_of_image(matrix, *size).mean(axis=1)
+        cuts.append(before - behind)  # a face that fills the image is cut off at both edges
         angles.append(abs(np.degrees(np.arctan2(matrix[1, 0], matrix[0, 0]))))
     if len(angles) < _FEWEST:
         return []
@@ -90,15 +97,34 @@ def check_landmarks(folder: Path, paths: Sequence[Path], landmarks: np.ndarray) 
             "are the points of the landmark file in the order left eye, right eye, nose, left and right corner of "
             "the mouth, as the viewer sees them, and its images upright?"
         )
-    x, y = np.median(places, axis=0).tolist()
+    return _check_places(folder, np.median(places, axis=0), np.median(cuts, axis=0), len(places))
+
+
+def _check_places(folder: Path, place: np.ndarray, cut: np.ndarray, count: int) -> list[str]:
+    """Check medians of a set: the middles of the faces, and the shares that are cut off at the left and at the top."""
+    x, y = place.tolist()
     off = max(min(0.5 - x, 0.5 - y), min(x - 0.5, y - 0.5))  # to the upper left, or to the lower right
     where = f"the middle of the landmarks is at {100 * x:.0f} % of the width and {100 * y:.0f} % of the height"
     if off > _FAR_OFF_CENTER:
         raise ValueError(
             f"the images in {folder} have another scale than the landmark file: {where} (median of "
-            f"{len(places):,} images), expected about 50 %. Use the images that belong to it, at their original size"
+            f"{count:,} images), expected about 50 %. Use the images that belong to it, at their original size"
         )
-    return [f"{where} of the images, expected about 50 %: is this their original size?"] if off > _OFF_CENTER else []
+    toward = np.where(place < 0.5, cut, -cut)  # (2,) cut off at the edge that the faces are nearer to
+    toward[np.abs(place - 0.5) < _OFF_CENTER] = 0
+    axis = int(toward.argmax())
+    edge = _EDGES[axis][int(place[axis] > 0.5)]
+    cut_off = f"{100 * toward[axis]:.0f} % of the aligned faces lie beyond the {edge} edge of the image"
+    if toward[axis] > _MOST_CUT_OFF:
+        raise ValueError(
+            f"the {'xy'[axis]} of the landmark file does not fit the images in {folder}: {cut_off} (median of "
+            f"{count:,} images), expected about 0 %. Use the images that belong to it, at their original size"
+        )
+    if toward[axis] > _CUT_OFF:
+        return [f"{cut_off}, expected about 0 %: is the {'xy'[axis]} of the landmark file right?"]
+    if off > _OFF_CENTER or max(abs(x - 0.5), y - 0.5) > _FAR_OFF_ONE_AXIS:
+        return [f"{where} of the images, expected about 50 %: is this their original size?"]
+    return []
 
 
 def _upright_size(path: Path) -> tuple[int, int]:

@@ -104,15 +104,24 @@ def warp_listed_face(image: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
             f"the landmarks do not fit a face (residual {residual:.0f} px of 112): left and right, or x and y, are "
             "exchanged, or the points are in another order"
         )
-    black = _share_outside(matrix, width, height)
+    black = float(outside_of_image(matrix, width, height).any(axis=(0, 2)).mean())
     if black > _MOST_BLACK:
         raise ValueError(f"{100 * black:.0f} % of the aligned face lie outside of the image, {width}x{height} px")
     return warp_face(image, landmarks)
 
 
-def _share_outside(matrix: np.ndarray, width: int, height: int) -> float:
-    """Return the share of the aligned face whose source lies outside of an image, on a grid of 16x16 points."""
+def outside_of_image(matrix: np.ndarray, width: int, height: int) -> np.ndarray:
+    """Return which of 16x16 points of an aligned face have their source outside of the image.
+
+    Args:
+        matrix: (2, 3), from ``similarity_to_template``.
+        width: of the image in px.
+        height: of the image in px.
+
+    Returns:
+        (2, 256, 2) bool: before the left and the upper edge, and behind the right and the lower one.
+    """
     middles = (np.arange(_GRID) + 0.5) * SIDE_PX / _GRID
     places = np.stack(np.meshgrid(middles, middles), axis=-1).reshape(-1, 2)  # (256, 2), x and y in the aligned face
-    x, y = np.linalg.solve(matrix[:, :2], (places - matrix[:, 2]).T)
-    return float(np.mean((x < 0) | (y < 0) | (x >= width) | (y >= height)))
+    sources = np.linalg.solve(matrix[:, :2], (places - matrix[:, 2]).T).T  # (256, 2), in the image
+    return np.stack((sources < 0, sources >= (width, height)))

@@ -1,3 +1,4 @@
+import re
 import struct
 
 import numpy as np
@@ -95,3 +96,45 @@ def test_a_set_of_other_images_or_in_another_order(scale, change, message, tmp_p
     with pytest.raises(ValueError, match=message):
         check_landmarks(tmp_path, paths, change(landmarks))
     assert check_landmarks(tmp_path, paths[:19], change(landmarks)[:19]) == []  # too few to tell
+
+
+WRONG_Y = "the y of the landmark file does not fit the images in .*: (2|3)[0-9] % of the aligned faces lie beyond the "
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda points: (points - (0, 85)) * (1, 0.4), WRONG_Y + "upper edge"),
+        (lambda points: points - (0, 120), WRONG_Y + "upper edge"),
+        (lambda points: points - (0, -240), WRONG_Y + "lower edge"),
+        (lambda points: points - (-110, 0), WRONG_Y.replace("y of", "x of") + "right edge"),
+    ],
+    ids=["y at another scale", "too high", "too low", "too far to the right"],
+)
+def test_a_set_with_one_wrong_coordinate(change, message, tmp_path):
+    paths, landmarks = landmarks_of_a_set(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        check_landmarks(tmp_path, paths, change(landmarks))
+
+
+@pytest.mark.parametrize(
+    ("change", "note"),
+    [
+        (lambda points: points - (0, 95), "1. % of the aligned faces lie beyond the upper edge of the image, expected"),
+        (lambda points: (points - (0, -40)) * (0.5, 1), "the middle of the landmarks is at 2. % of the width"),
+    ],
+)
+def test_a_note_on_one_coordinate(change, note, tmp_path):
+    paths, landmarks = landmarks_of_a_set(tmp_path)
+    (told,) = check_landmarks(tmp_path, paths, change(landmarks))
+    assert re.search(note, told)
+
+
+@pytest.mark.parametrize(
+    ("size", "shift"),
+    [((112, 112), (0, 0)), ((96, 112), (-8, 0)), ((76, 80), (-18, -32)), ((80, 100), (-16, -10)), ((112, 300), (0, 0))],
+    ids=["aligned", "SphereFace", "from brow to chin", "a tight box", "a portrait"],
+)
+def test_crops_that_faces_fill_are_right(size, shift, tmp_path):
+    paths, _ = landmarks_of_a_set(tmp_path, size)
+    assert check_landmarks(tmp_path, paths, np.repeat([ARCFACE_TEMPLATE + shift], 24, axis=0)) == []

@@ -208,6 +208,22 @@ def test_landmarks_in_reverse_order_are_told(root, features):
         ijb.run(lambda images: embedded(features), root, "IJBC")
 
 
+def test_a_wrong_coordinate_of_the_landmarks_is_told(root, features):
+    metadata = read_metadata(root, "IJBC")
+    for name in metadata.file_names:
+        encoded = cv2.imencode(".png", np.zeros((120, 110, 3), np.uint8))[1]
+        (root / "IJBC" / "loose_crop" / name).write_bytes(encoded.tobytes())
+
+    def higher(line):
+        name, *numbers, score = line.split(" ")
+        moved = [f"{float(number) - 40 * (place % 2)}" for place, number in enumerate(numbers)]
+        return " ".join([name, *moved, score])
+
+    edit(metadata_files(root, "IJBC")["landmarks"], lambda lines: list(map(higher, lines)))
+    with pytest.raises(ValueError, match=r"the y of the landmark file does not fit .*loose_crop: \d\d % of"):
+        ijb.run(lambda images: embedded(features), root, "IJBC")
+
+
 def test_fingerprints_change_with_the_landmarks_and_the_side(root):
     images = ijb.aligned_images(read_metadata(root, "IJBC"))
     edit(metadata_files(root, "IJBC")["landmarks"], lambda lines: [lines[0].replace(" 38.5781 ", " 38.6 "), *lines[1:]])
