@@ -52,14 +52,28 @@ _SIGNATURES = (
     (b"\x59\xa6\x6a\x95", "Sun raster"),
     (b"\x01\xda\x00\x01", "SGI"),
     (b"\x01\xda\x01\x01", "SGI"),
-    (b"\n\x05\x01\x08", "PCX"),
+    (b"\xb1\x68\xde\x3a", "DCX"),
+    (b"icns", "ICNS"),
+    (b"BLP1", "BLP"),
+    (b"BLP2", "BLP"),
+    (b"DanM", "MSP"),
+    (b"LinS", "MSP"),
+    (b"/* XPM */", "XPM"),
+    (b"\xc5\xd0\xd3\xc6", "EPS"),
     (b"FUJIFILMCCD-RAW", "camera raw"),
     (b"IIRO", "camera raw"),
     (b"IIRS", "camera raw"),
     (b"IIU\x00", "camera raw"),
 )
 _BITMAP_HEADER_SIZES = (12, 40, 52, 56, 64, 108, 124)  # of Windows and OS/2; "BM" alone starts many texts
-_PORTABLE = re.compile(rb"P[1-6]\s")
+_PATTERNS = (
+    (re.compile(rb"P[1-6]\s"), "PPM"),
+    (re.compile(rb"\n[\x00\x02-\x05]\x01[\x01\x02\x04\x08]"), "PCX"),  # version, compressed, bits
+    (re.compile(rb"\x00\x00[\x01\x02]\x00[^\x00]\x00.{3}\x00", re.DOTALL), "ICO"),  # or a cursor; number of pictures
+    (re.compile(rb"\x28\x00{3}.{8}\x01\x00[\x01\x04\x08\x10\x18\x20]\x00[\x00-\x06]\x00{3}", re.DOTALL), "DIB"),
+    (re.compile(rb"%!PS-Adobe-\d\.\d EPSF"), "EPS"),  # others are documents
+    (re.compile(rb"\s*#define[ \t]+\S*_width[ \t]+\d"), "XBM"),
+)
 _AVIF_BRANDS = (b"avif", b"avis")
 _HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
 _READABLE = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "PPM", "GIF", "JPEG 2000", "AVIF")
@@ -109,8 +123,9 @@ def image_format(start: bytes) -> str:
         return "WEBP"
     if start[:2] == b"BM" and int.from_bytes(start[14:18], "little") in _BITMAP_HEADER_SIZES:
         return "BMP"
-    if _PORTABLE.match(start):
-        return "PPM"
+    for pattern, name in _PATTERNS:
+        if pattern.match(start):
+            return name
     return _container_format(start) if start[4:8] == b"ftyp" else ""
 
 
@@ -141,7 +156,8 @@ def why_unreadable(format_name: str) -> str:
         return ""
     if not format_name:
         return "not an image"
-    what = f"a {format_name} {'file' if format_name == 'camera raw' else 'image'}"
+    article = "an" if format_name.startswith(("A", "E", "I", "O", "MSP", "SGI", "X")) else "a"
+    what = f"{article} {format_name} {'file' if format_name == 'camera raw' else 'image'}"
     if format_name == "HEIC":
         return f"{what}: pip install pillow-heif to read it, or convert it to JPEG"
     return f"{what}: convert it to JPEG or PNG"

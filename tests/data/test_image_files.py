@@ -126,13 +126,35 @@ def test_every_file_is_an_image_skipped_or_litter(tmp_path, without_heif):
 def test_images_of_formats_that_are_not_read_are_missed(tmp_path):
     """Such as Pillow and OpenCV write; a TARGA has no signature."""
     picture = Image.new("RGB", (8, 8), "red")
-    for kind in ("SGI", "PCX", "DDS", "TGA"):
+    for kind in ("SGI", "PCX", "DDS", "TGA", "ICO", "ICNS", "DIB", "EPS"):
         picture.save(tmp_path / f"1.{kind.lower()}", kind)
+    for kind in ("PCX", "MSP", "XBM", "DIB"):
+        picture.convert("1").save(tmp_path / f"1bit.{kind.lower()}", kind)
+    picture.convert("P").save(tmp_path / "1.blp", "BLP")
+    (tmp_path / "1.xpm").write_text("/* XPM */\nstatic char *red[] = {")
+    (tmp_path / "1.dcx").write_bytes(b"\xb1\x68\xde\x3a" + bytes(60))
+    (tmp_path / "1.cur").write_bytes(b"\0\0\2\0\1\0\x20\x20\0\0" + bytes(60))
     for suffix, pixels in ((".ras", np.uint8), (".hdr", np.float32), (".pfm", np.float32), (".pam", np.uint8)):
         assert cv2.imwrite(str(tmp_path / f"2{suffix}"), np.ones((8, 8, 3), pixels))
     found = find_image_files(tmp_path)
-    assert (found.names, found.photographs_skipped) == ([], 8)
+    assert (found.names, found.photographs_skipped) == ([], 20)
     assert all(reason.endswith("image: convert it to JPEG or PNG") for reason, _ in skipped(found).values())
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"%!PS-Adobe-3.0\n",
+        b"#define WIDTH 3\n",
+        b"\0\0\1\0" + bytes(60),
+        b"\x28\0\0\0" + bytes(60),
+        b"\n\5 text",
+        b"\0",
+    ],
+)
+def test_what_begins_almost_like_an_image_is_none(tmp_path, content):
+    write(tmp_path, "a", content=content)
+    assert skipped(find_image_files(tmp_path)) == {"a": ("not an image", False)}
 
 
 def test_damaged_images_are_missed_whatever_their_extension(tmp_path):
