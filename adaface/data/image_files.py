@@ -33,7 +33,10 @@ _RAW_EXTENSIONS = (  # their content begins like a TIFF file, in which decoders 
     ".kdc", ".dcr", ".mos",
 )  # fmt: skip
 _LITTER_FILES = frozenset((".ds_store", "thumbs.db", "desktop.ini", ".directory", ".gitkeep", ".gitignore"))
-_LITTER_FOLDERS = frozenset(("@eadir", "__macosx", ".ipynb_checkpoints", ".git"))
+_LITTER_FOLDERS = frozenset((
+    "@eadir", "__macosx", ".ipynb_checkpoints", ".git", ".hg", ".svn", ".dvc", ".cache", ".thumbnails",
+    ".spotlight-v100", ".fseventsd",
+))  # fmt: skip
 _OWN_FILES = frozenset((".convert.json", ".lock", "alignment.csv", "alignment.json"))  # as written by this program
 _SHOWN = 10
 _MOST_LINKS = 100  # below other links, that lead to the same folder
@@ -88,10 +91,15 @@ def find_image_files(root: str | os.PathLike[str], *, omit: Path | None = None) 
     names: list[str] = []
     skipped: list[Skipped] = []
     litter = 0
-    for prefix, entries in sorted(_walk(os.fspath(root), omit), key=lambda part: part[0][:-1]):
+    omitted = omit.resolve() if omit is not None else None
+    for prefix, entries in sorted(_walk(os.fspath(root), omitted), key=lambda part: part[0][:-1]):
         for entry in entries:
             if is_litter(entry.name):
                 litter += 1
+            elif _is_hidden_folder(entry):
+                hidden = _list_hidden(entry, prefix + entry.name, omitted)
+                skipped += hidden.skipped
+                litter += hidden.litter
             elif problem := _problem(entry):
                 skipped.append(Skipped(prefix + entry.name, *problem))
             else:
@@ -114,10 +122,14 @@ def list_classes(root: str | os.PathLike[str]) -> tuple[list[str], FolderListing
     classes, skipped, litter = [], [], 0
     with os.scandir(root) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
-            if is_litter(entry.name) or entry.name.lower() in _LITTER_FOLDERS:
+            if is_litter(entry.name) or (entry.is_dir() and _is_passed_over(entry, None)):
                 litter += 1
             elif entry.is_dir() and not entry.name.startswith("."):
                 classes.append(entry.name)
+            elif _is_hidden_folder(entry):
+                hidden = _list_hidden(entry, entry.name)
+                skipped += hidden.skipped
+                litter += hidden.litter
             else:
                 reason, photograph = _problem(entry) or ("not in a folder of a class", True)
                 skipped.append(Skipped(entry.name, reason, photograph))
@@ -129,7 +141,8 @@ def is_litter(name: str) -> bool:
 
     They are ``.DS_Store``, ``Thumbs.db``, ``desktop.ini``, ``.directory``, ``._*``, ``.gitkeep``, ``.gitignore``, and
     the journals, locks and temporary files of this program. Folders: ``@eaDir``, ``__MACOSX``,
-    ``.ipynb_checkpoints``, ``.git``.
+    ``.ipynb_checkpoints``, ``.git``, ``.hg``, ``.svn``, ``.dvc``, ``.cache``, ``.thumbnails``,
+    ``.Trash*``, and those of macOS.
     """
     own = name in _OWN_FILES or (name.startswith(".") and name.endswith((".part", ".part.lock")))
     return own or name.startswith("._") or name.lower() in _LITTER_FILES
@@ -172,9 +185,8 @@ def report_skipped(found: FolderListing, what: str = "images", count: int | None
         mark_incomplete()
 
 
-def _walk(root: str, omit: Path | None) -> Iterator[tuple[str, list[os.DirEntry[str]]]]:
+def _walk(root: str, omitted: Path | None) -> Iterator[tuple[str, list[os.DirEntry[str]]]]:
     """Yield (prefix of the names, sorted entries that are not searched further) of each folder, in sorted order."""
-    omitted = omit.resolve() if omit is not None else None
     waiting: list[tuple[str, str, tuple[tuple[int, int], ...], bool]] = [("", root, (_identity(root),), False)]
     linked: Counter[tuple[int, int]] = Counter()  # how often a link was found below another one that leads to a folder
     while waiting:
@@ -184,7 +196,7 @@ def _walk(root: str, omit: Path | None) -> Iterator[tuple[str, list[os.DirEntry[
             for entry in sorted(entries, key=lambda entry: entry.name):
                 if not entry.is_dir():
                     files.append(entry)
-                elif entry.name.lower() in _LITTER_FOLDERS or (omitted and Path(entry.path).resolve() == omitted):
+                elif _is_passed_over(entry, omitted):
                     continue
                 elif entry.name.startswith("."):
                     files.append(entry)
@@ -204,6 +216,39 @@ def _walk(root: str, omit: Path | None) -> Iterator[tuple[str, list[os.DirEntry[
         waiting += reversed(folders)
 
 
+def _is_passed_over(folder: os.DirEntry[str], omitted: Path | None) -> bool:
+    name = folder.name.lower()
+    litter = name in _LITTER_FOLDERS or name.startswith(".trash")  # such as .Trash-1000
+    return litter or (omitted is not None and Path(folder.path).resolve() == omitted)
+
+
+def _is_hidden_folder(entry: os.DirEntry[str]) -> bool:
+    return entry.name.startswith(".") and entry.is_dir(follow_symlinks=False)
+
+
+def _list_hidden(folder: os.DirEntry[str], name: str, omitted: Path | None = None) -> FolderListing:
+    """List the files below a hidden folder, none of which is read; links to folders are not followed."""
+    skipped, litter = [], 0
+    waiting = [(name, folder)]
+    while waiting:
+        name, entry = waiting.pop()
+        if is_litter(entry.name):
+            litter += 1
+        elif not entry.is_dir(follow_symlinks=False):
+            problem = _problem(entry)
+            skipped.append(Skipped(name, "in a hidden folder", problem is None or problem[1]))
+        elif not _is_passed_over(entry, omitted):
+            try:
+                with os.scandir(entry.path) as inside:
+                    entries = sorted(inside, key=lambda inner: inner.name, reverse=True)
+            except OSError as error:
+                reason = f"a hidden folder that cannot be read: {error.strerror or error}"
+                skipped.append(Skipped(name, reason, photograph=False))
+                continue
+            waiting += [(f"{name}/{inner.name}", inner) for inner in entries]
+    return FolderListing([], skipped, litter)
+
+
 def _identity(folder: str) -> tuple[int, int]:
     status = os.stat(folder)  # noqa: PTH116 - once for each of a million folders
     return status.st_dev, status.st_ino
@@ -213,7 +258,7 @@ def _problem(entry: os.DirEntry[str]) -> tuple[str, bool] | None:
     """Return why an entry is not an image to read, and whether something is missing without it; None for an image."""
     hidden = entry.name.startswith(".")
     if entry.is_dir():
-        return ("a hidden folder", False)
+        return ("a hidden link to a folder", False)
     lower = entry.name.lower()
     if lower.endswith(USUAL_EXTENSIONS) and entry.is_file():
         return ("a hidden file", True) if hidden else None

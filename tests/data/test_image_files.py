@@ -107,7 +107,7 @@ def test_every_file_is_an_image_skipped_or_litter(tmp_path, without_heif):
     assert found.litter == 4
     assert skipped(found) == {
         ".hidden.jpg": ("a hidden file", True),
-        ".thumbs": ("a hidden folder", False),
+        ".thumbs/4.jpg": ("in a hidden folder", True),
         "notes.txt": ("not an image", False),
         "empty": ("not an image", False),
         "phone.heic": ("a HEIC image: pip install pillow-heif to read it, or convert it to JPEG", True),
@@ -116,7 +116,7 @@ def test_every_file_is_an_image_skipped_or_litter(tmp_path, without_heif):
         "lost.jpg": ("a link to nothing", True),
         "pipe": ("not a regular file", False),
     }
-    assert found.photographs_skipped == 5
+    assert found.photographs_skipped == 6
     lines = summary(found, "photographs")
     assert lines[0] == "16 files: 3 photographs, 9 skipped, 4 system files"
     assert len(lines) == 10
@@ -253,9 +253,50 @@ def test_images_beside_the_class_folders_are_skipped_and_named(tmp_path):
     assert outside.litter == 1
     assert skipped(outside) == {
         "stray.jpg": ("not in a folder of a class", True),
-        ".hidden": ("a hidden folder", False),
+        ".hidden/1.jpg": ("in a hidden folder", True),
         "list.csv": ("not an image", False),
     }
+
+
+def test_each_file_below_a_hidden_folder_is_skipped(tmp_path, monkeypatch):
+    faces = tmp_path / "faces"
+    write(
+        faces,
+        "ann/1.jpg",
+        "ann/.old/2.jpg",
+        "ann/.old/deep/3",
+        ".svn/4.jpg",
+        ".Trash-1000/4.jpg",
+        ".old/.cache/5.jpg",
+        ".old/out/6.png",
+    )
+    write(faces, "ann/.old/notes.txt", "ann/.old/Thumbs.db", content=b"text")
+    (faces / "ann" / ".old" / "again").symlink_to(faces)
+    (faces / ".link").symlink_to(faces)
+    (faces / ".locked").mkdir()
+    scan = os.scandir
+
+    def scandir(path):
+        if os.fspath(path).endswith(".locked"):
+            raise PermissionError(13, "Permission denied")
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    found = find_image_files(faces, omit=faces / ".old" / "out")
+    beside = {
+        ".link": ("a hidden link to a folder", False),
+        ".locked": ("a hidden folder that cannot be read: Permission denied", False),
+    }
+    in_class = {
+        "ann/.old/2.jpg": ("in a hidden folder", True),
+        "ann/.old/again": ("in a hidden folder", False),
+        "ann/.old/deep/3": ("in a hidden folder", True),
+        "ann/.old/notes.txt": ("in a hidden folder", False),
+    }
+    assert (found.names, skipped(found), found.litter) == (["ann/1.jpg"], beside | in_class, 1)
+    source = FolderSource(faces)
+    assert skipped(source.listing) == beside | in_class | {".old/out/6.png": ("in a hidden folder", True)}
+    assert (len(source), len(source.flaws)) == (1, 3)
 
 
 def test_names_longer_than_255_bytes(tmp_path):
