@@ -210,7 +210,8 @@ class Journal:
     def _is_complete(self, rows: list[dict[str, str]]) -> bool:
         if str(len(rows)) != rows[0]["faces_listed"] or rows[0]["status"] in (UNREADABLE, SKIPPED):
             return False
-        return all((self._folder / row["crop"]).is_file() for row in rows if row["crop"])
+        crops = [self._folder / row["crop"] for row in rows if row["crop"]]
+        return all(crop.is_file() and crop.stat().st_size for crop in crops)  # a full disk can leave an empty file
 
     def _write(self, rows: Mapping[str, list[dict[str, str]]]) -> None:
         caption = ",".join(COLUMNS) + "\n"

@@ -12,13 +12,14 @@ import argparse
 import hashlib
 import sys
 import time
-from pathlib import Path
+from collections import Counter
+from pathlib import Path, PurePosixPath
 
 import cv2
 import numpy as np
 
 from adaface.alignment.detector import MTCNN, SMALLEST_FACE_PX, WHICH_FACES, Face
-from adaface.alignment.journal import TABLE, Journal
+from adaface.alignment.journal import SETTINGS, TABLE, Journal
 from adaface.alignment.landmark_file import check_landmarks, read_landmarks
 from adaface.alignment.tree import (
     CROP_SUFFIXES,
@@ -163,6 +164,8 @@ def _run(options: argparse.Namespace) -> int:
     names = sorted(found.names)
     if not names:
         raise FileNotFoundError(f"no photographs in {source}; readable are {', '.join(readable_formats())}")
+    for note in _notes_on_earlier_faces(source, names):
+        print(f"note: {note}")
     find_faces = _detector(options, settings, set(names))
     job = AlignmentJob(
         source,
@@ -194,6 +197,19 @@ def _run(options: argparse.Namespace) -> int:
             "gives the reason of each"
         )
     return DONE_WITH_PROBLEMS if outcome.without else 0
+
+
+def _notes_on_earlier_faces(source: Path, names: list[str]) -> list[str]:
+    """Return a note on each folder among the photographs that an earlier alignment has written."""
+    counts = Counter(name.rpartition("/")[0] for name in names)
+    folders = {above.as_posix() for folder in counts for above in PurePosixPath(folder, "_").parents} - {".", "/"}
+    notes = []
+    for folder in sorted(folders):
+        if (source / folder / TABLE).is_file() and (source / folder / SETTINGS).is_file():
+            count = sum(count for place, count in counts.items() if f"{place}/".startswith(f"{folder}/"))
+            faces = counted(count, "face in it is aligned as a photograph", "faces in it are aligned as photographs")
+            notes.append(f"{printable(str(source / folder))} is the output of an earlier alignment: {faces}")
+    return notes
 
 
 def _detector(options: argparse.Namespace, settings: dict[str, str | int], names: set[str]) -> FindFaces:

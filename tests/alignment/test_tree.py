@@ -250,6 +250,29 @@ def test_the_output_may_lie_in_the_folder_of_the_photographs(tmp_path):
     assert [row["file"] for row in table(tmp_path / "faces")] == ["a.png"]
 
 
+def test_faces_of_an_earlier_alignment_among_the_photographs_are_told(tmp_path, capsys):
+    write(tmp_path / "in" / "ann" / "a.png", head())
+    assert align(tmp_path / "in", tmp_path / "in" / "faces") == 0
+    assert "note" not in capsys.readouterr().out
+    align(tmp_path / "in", tmp_path / "in" / "faces2")
+    told = f"note: {tmp_path / 'in' / 'faces'} is the output of an earlier alignment: 1 face in it is aligned"
+    assert told in capsys.readouterr().out
+    align(tmp_path / "in" / "faces", tmp_path / "out")  # as the user says
+    assert "note" not in capsys.readouterr().out
+
+
+def test_an_empty_crop_is_made_again(tmp_path, capsys):
+    source, output = tmp_path / "in", tmp_path / "out"
+    write(source / "a.png", head())
+    assert align(source, output) == 0
+    whole = (output / "a.png").read_bytes()
+    (output / "a.png").write_bytes(b"")
+    capsys.readouterr()
+    assert align(source, output) == 0
+    assert "1 photograph: 1 face in" in capsys.readouterr().out
+    assert (output / "a.png").read_bytes() == whole
+
+
 def test_photographs_of_the_same_name_and_other_suffixes():
     names = ["x/a.jpg", "x/a.png", "x/b.jpg", "a.jpg"]
     assert crop_stems(names) == {"x/a.jpg": "x/a.jpg", "x/a.png": "x/a.png", "x/b.jpg": "x/b", "a.jpg": "a"}
