@@ -181,8 +181,9 @@ _NEEDED: dict[str, Callable[[dict[str, Any]], bool]] = {
     "`adaface.config`": lambda c: isinstance(c["adaface"]["config"], dict),
     "`adaface.given`": lambda c: all(isinstance(name, str) for name in c["adaface"]["given"]),
     "`adaface.position`": lambda c: _is_position(c["adaface"]["position"]),
-    "`adaface.first_images`": lambda c: all(
-        _is_count(number) and isinstance(digest, str) for number, digest in c["adaface"].get("first_images", {}).items()
+    "`adaface.class_images`": lambda c: all(
+        _is_count(number) and digests and all(isinstance(digest, str) for digest in digests)
+        for number, digests in c["adaface"].get("class_images", {}).items()
     ),
     f"`adaface.{SHARDED_HEAD}` (or the folder with its files)": _is_sharded_head,
     "`epoch` or `global_step`": lambda c: _is_count(c["epoch"]) and _is_count(c["global_step"]),

@@ -31,7 +31,8 @@ from adaface.data.held_out import hold_out, open_sets
 from adaface.data.image_files import summary
 from adaface.data.pair_sets import PairSet
 from adaface.data.sampler import EpochBatchSampler, ShardedBatchSampler
-from adaface.data.sources.base import TrainingSource, fingerprint_of, first_images
+from adaface.data.sources.base import TrainingSource, fingerprint_of
+from adaface.data.sources.class_images import sample_classes
 from adaface.data.sources.cleaned_index import select_indexed
 from adaface.data.sources.finder import folder_sources, open_training_source, split_paths
 from adaface.data.sources.selection import SUBSET_LIST, SelectedSource, read_subset_list, select_subset
@@ -101,7 +102,7 @@ class FaceDataModule(pl.LightningDataModule):
         self.missing_sets: list[str] = []
         self._dataset: TrainingDataset | None = None
         self._fingerprint: str | None = None  # takes seconds for millions of images
-        self._first_images: dict[int, str] | None = None
+        self._class_images: dict[int, list[str]] | None = None
 
     def open(self) -> None:
         """Find, open and check all data, before the model is built.
@@ -175,7 +176,7 @@ class FaceDataModule(pl.LightningDataModule):
         number_of = np.array([place[name] for name in source.class_names], np.int32)
         every = np.arange(len(source), dtype=np.uint32 if len(source) < 2**32 else np.int64)
         self.dataset.source = SelectedSource(source, every, number_of[source.labels], list(names), source.location)
-        self._fingerprint = self._first_images = None
+        self._fingerprint = self._class_images = None
 
     @property
     def num_classes(self) -> int:
@@ -239,11 +240,11 @@ class FaceDataModule(pl.LightningDataModule):
             self._fingerprint = "" if self._dataset is None else fingerprint_of(self._dataset.source)
         return self._fingerprint
 
-    def first_images(self) -> dict[int, str]:
-        """Return digests of the first images of classes, see ``data.sources.base``; empty in evaluation."""
-        if self._first_images is None:
-            self._first_images = {} if self._dataset is None else first_images(self._dataset.source)
-        return self._first_images
+    def class_images(self) -> dict[int, list[str]]:
+        """Return digests of some images of classes, see ``data.sources.class_images``; empty in evaluation."""
+        if self._class_images is None:
+            self._class_images = {} if self._dataset is None else sample_classes(self._dataset.source)
+        return self._class_images
 
     # loaders
 

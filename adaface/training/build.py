@@ -15,8 +15,9 @@ from adaface.config.options import HOST_SPECIFIC_OPTIONS, Config
 from adaface.data.held_out import HELD_OUT
 from adaface.data.module import FaceDataModule
 from adaface.data.pair_sets import fingerprint_of_pairs
-from adaface.data.sources.class_order import describe_change, describe_exchange
-from adaface.distributed.launch import Launch, rank_zero_info
+from adaface.data.sources.class_images import describe_moved
+from adaface.data.sources.class_order import describe_change
+from adaface.distributed.launch import Launch, find_launch, rank_zero_info
 from adaface.distributed.watch import ProcessWatch
 from adaface.evaluation.before_after import comparable_sets
 from adaface.heads.partial_fc import reason_to_shard
@@ -124,10 +125,11 @@ def _check_checkpoint(config: Config, data: FaceDataModule, module: FaceRecognit
             "resume with the same data, --seed and --held_out_share, or start a new run"
         )
     _match_classes(names, data, module, path)
-    if exchange := describe_exchange(saved.get("first_images", {}), data.first_images(), data.class_names):
+    # an older checkpoint has none
+    if moved := describe_moved(saved.get("class_images", {}), data.dataset.source, shown=find_launch().rank == 0):
         raise ValueError(
-            f"identities have exchanged their images since the run of {path}, whose head has one row for each: "
-            f"{exchange}. Restore the data, or start a new run with --start_from_model_statedict"
+            f"identities have the images of others since the run of {path}, whose head has one row for each: "
+            f"{moved}. Restore the data, or start a new run with --start_from_model_statedict"
         )
     before, now = saved.get("validation_sets"), module.metadata["validation_sets"]
     if before is not None and before != now:
@@ -167,7 +169,7 @@ def _match_classes(saved: list[str], data: FaceDataModule, module: FaceRecogniti
             "Restore the data, or start a new run with --start_from_model_statedict"
         )
     data.order_classes_as(saved)
-    module.metadata |= {"class_names": saved, "first_images": data.first_images()}
+    module.metadata |= {"class_names": saved, "class_images": data.class_images()}
     rank_zero_info("note: the identities come in another order than in the resumed run: they keep their classes")
 
 
@@ -277,7 +279,7 @@ def build_module(config: Config, data: FaceDataModule, sharded: bool) -> FaceRec
             "given": sorted(config.given),
             "class_names": [] if config.run.evaluate else data.class_names,
             "data_fingerprint": data.fingerprint(),
-            "first_images": data.first_images(),
+            "class_images": data.class_images(),
             "validation_sets": {name: fingerprint_of_pairs(one) for name, one in data.pair_sets.items()},
             "pretrained": (
                 fingerprint_to_finetune(config.run.finetune, config.run.arch, config.run.color)

@@ -88,6 +88,9 @@ def resumable() -> dict:
         (("adaface", "position"), {"epoch": 0, "batch": -1}),
         (("adaface", "position"), {"epoch": "0", "batch": 1}),
         (("adaface", "position"), {"epoch": 0, "batch": 1, "path": "/etc"}),
+        (("adaface", "class_images"), {0: []}),
+        (("adaface", "class_images"), {-1: ["a"]}),
+        (("adaface", "class_images"), {0: [1]}),
         (("adaface", "sharded_head"), {"shape": [8, 3]}),
         (
             ("adaface", "sharded_head"),

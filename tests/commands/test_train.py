@@ -410,6 +410,29 @@ def test_a_resume_with_exchanged_identities_is_refused(whole_run, faces, tmp_pat
     assert "0 has those of 3, 3 has those of 0. Restore the data, or start a new run" in told
 
 
+def test_a_resume_with_identities_that_moved_up_is_refused(whole_run, faces, tmp_path, capsys):
+    """2 was removed, and those after it were numbered anew; runs of earlier versions cannot tell."""
+    shutil.copytree(faces / "imgs", tmp_path / "imgs")
+    shutil.move(tmp_path / "imgs" / "2", tmp_path / "new")
+    for old in ("3", "4", "5"):
+        (tmp_path / "imgs" / old).rename(tmp_path / "imgs" / str(int(old) - 1))
+    (tmp_path / "imgs" / "5").mkdir()
+    for path in (tmp_path / "new").iterdir():  # another person, whose images are other bytes
+        (tmp_path / "imgs" / "5" / path.name).write_bytes(path.read_bytes() + b"x")
+    checkpoint = torch.load(whole_run / "last.ckpt", weights_only=True)
+    words = ["--resume_from_checkpoint", str(tmp_path / "last.ckpt"), "--train_data_path", str(tmp_path / "imgs")]
+    torch.save(checkpoint, tmp_path / "last.ckpt")
+    assert main.main([*words, "--epochs", "9", "--plan"]) == 2
+    told = capsys.readouterr().err
+    assert "identities have the images of others since the run of" in told
+    assert ": 2 has those of 3, 3 has those of 4, 4 has those of 5. Restore the data, or start a new run" in told
+    del checkpoint["adaface"]["class_images"]
+    checkpoint["adaface"]["first_images"] = {0: "0123456789abcdef"}
+    torch.save(checkpoint, tmp_path / "last.ckpt")
+    assert main.main([*words, "--epochs", "9", "--plan"]) == 0
+    assert "the training data has changed since the start of the run" in capsys.readouterr().out
+
+
 def test_without_words_and_data_it_says_what_a_training_needs(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main.main([]) == 2

@@ -16,7 +16,6 @@ import numpy as np
 
 _FINGERPRINT_IMAGES = 256
 _NAMES_AT_ONCE = 1 << 14
-_CLASSES_AT_EACH_END = 200
 
 
 class Flaw(NamedTuple):
@@ -83,30 +82,17 @@ def fingerprint_of(source: TrainingSource) -> str:
         digest.update(("\n" + text if start else text).encode("utf-8", "surrogateescape"))
     digest.update(np.ascontiguousarray(source.labels, "<i4").data)
     for index in np.unique(np.linspace(0, len(source) - 1, _FINGERPRINT_IMAGES).astype(int)).tolist():
-        digest.update(hashlib.sha256(_image(source, index)).digest())
+        digest.update(hashlib.sha256(read_if_possible(source, index)).digest())
     return digest.hexdigest()
 
 
-def first_images(source: TrainingSource) -> dict[int, str]:
-    """Return digests of the first images of classes, to see whether classes have exchanged their images.
+def read_if_possible(source: TrainingSource, index: int) -> bytes:
+    """Return the encoded image of one sample; empty if it is damaged, which training reports or skips.
 
     Args:
         source: all samples.
-
-    Returns:
-        By class, for the first and the last 200 classes: 16 hexadecimal digits. Images that cannot be read are left
-        out.
+        index: of the sample.
     """
-    labels, count = source.labels, len(source.class_names)
-    ends = (labels < _CLASSES_AT_EACH_END) | (labels >= count - _CLASSES_AT_EACH_END)
-    samples = np.flatnonzero(ends)
-    chosen, first = np.unique(labels[samples], return_index=True)
-    images = zip(chosen.tolist(), (_image(source, index) for index in samples[first].tolist()), strict=True)
-    return {number: hashlib.sha256(image).hexdigest()[:16] for number, image in images if image}
-
-
-def _image(source: TrainingSource, index: int) -> bytes:
-    """Return an encoded image; empty if it is damaged, which training reports or skips."""
     try:
         return source.read(index)
     except (OSError, ValueError):

@@ -11,8 +11,7 @@ contiguous.
 import abc
 import bisect
 import itertools
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, overload
 
 import numpy as np
@@ -190,36 +189,6 @@ def describe_change(before: Iterable[str], now: Iterable[str]) -> str:
     before, now = set(before), set(now)
     gone, new = sorted(before - now), sorted(now - before)
     return f"{_some('gone', gone)}, {_some('new', new)}" if gone or new else ""
-
-
-def describe_exchange(before: Mapping[int, str], now: Mapping[int, str], names: Sequence[str]) -> str:
-    """Return which classes have the images of others, such as "Ada has those of Bob, Bob has those of Ada".
-
-    Empty if no classes have exchanged their images among themselves and not more than half of them have those of
-    others: single images may have been moved, to correct their labels.
-
-    Args:
-        before: ``first_images`` of some classes, earlier.
-        now: those of today; the numbers of the classes are the same.
-        names: of all classes.
-    """
-    often = Counter(before.values())
-    owner = {digest: number for number, digest in before.items() if often[digest] == 1 and number < len(names)}
-    moved = {number: owner[digest] for number, digest in now.items() if owner.get(digest, number) != number}
-    if 2 * len(moved) <= len(now):
-        moved = _cycles(moved)
-    shown = [f"{names[new]} has those of {names[old]}" for new, old in sorted(moved.items())]
-    rest = f", and {len(shown) - _SHOWN_NAMES} more" if len(shown) > _SHOWN_NAMES else ""
-    return ", ".join(shown[:_SHOWN_NAMES]) + rest
-
-
-def _cycles(moved: Mapping[int, int]) -> dict[int, int]:
-    """Return the part of a mapping that maps its own keys to each other."""
-    closed = dict(moved)
-    while open_ends := [new for new in closed if closed[new] not in closed or new not in closed.values()]:
-        for new in open_ends:
-            del closed[new]
-    return closed
 
 
 def _some(what: str, names: list[str]) -> str:

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from adaface.data.sources.class_order import (
     NumberedNames,
     PrefixedNames,
-    describe_exchange,
     lexicographic_order,
     order_by_class,
 )
@@ -90,29 +89,3 @@ def test_prefixes_say_whose_name_it_is() -> None:
     assert list(names) == expected and names == expected and len(names) == 14
     assert [names[i] for i in range(14)] == expected and names[-2:] == expected[-2:]
     assert pickle.loads(pickle.dumps(names)) == expected
-
-
-NAMES = ["Ada", "Bob", "Cem", "Dan", "Eve"]
-
-
-@pytest.mark.parametrize(
-    ("now", "expected"),
-    [
-        ("abcde", ""),
-        ("bacde", "Ada has those of Bob, Bob has those of Ada"),
-        ("bcdae", "Ada has those of Bob, Bob has those of Cem, Cem has those of Dan, and 1 more"),
-        # each has moved on by one
-        ("bcdex", "Ada has those of Bob, Bob has those of Cem, Cem has those of Dan, and 1 more"),
-        ("xbcde", ""),  # a new image
-        ("aacde", ""),  # one image at another person: a label was corrected
-        ("aaccx", ""),  # two labels
-        ("bccde", ""),  # a chain of two that does not close
-        ("vwxyz", ""),  # all images were made again
-    ],
-)
-def test_identities_that_exchanged_their_images_are_named(now, expected):
-    assert describe_exchange(dict(enumerate("abcde")), dict(enumerate(now)), NAMES) == expected
-
-
-def test_images_of_two_identities_tell_nothing():
-    assert describe_exchange(dict(enumerate("aabb")), dict(enumerate("bbaa")), NAMES) == ""
