@@ -162,8 +162,8 @@ def main(words: list[str] | None = None) -> int:
         words: command-line arguments after the program's name; None: those of the process.
 
     Returns:
-        Exit status: 0 success, 1 unusable images skipped or announced images missing, 2 error (one line on stderr), 130
-        interrupted.
+        Exit status: 0 success, 1 unusable images skipped, announced images missing or converted ones gone, 2 error (one
+        line on stderr), 130 interrupted.
     """
 
     def run() -> int:

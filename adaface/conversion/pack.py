@@ -6,6 +6,7 @@ Differences: JPEG and PNG files are copied byte for byte; only other formats are
 """
 
 import csv
+import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ from adaface.records import reader as recordio
 from adaface.system.files import atomic_file, make_writable_folder, refuse_existing
 from adaface.system.progress_bar import progress_bar
 from adaface.system.text_file import read_text
+
+logger = logging.getLogger(__name__)
 
 # The header record stores the counts as float32, which is exact up to this number.
 _LARGEST_COUNT = 2**24
@@ -117,6 +120,8 @@ def _class_files(source: Path) -> list[list[Path]]:
         raise FileNotFoundError(f"{source} is not a folder; expected a folder with one subfolder per identity")
     folder = FolderSource(source)
     report_skipped(folder.listing, count=len(folder))
+    if folder.note:
+        logger.info(f"note: {folder.note}")
     paths = [Path(folder.path(index)) for index in range(len(folder))]
     ends = np.cumsum(np.bincount(folder.labels)).tolist()
     return [paths[first:past] for first, past in pairwise([0, *ends])]

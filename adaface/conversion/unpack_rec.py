@@ -5,7 +5,8 @@ Differences: encoded images are copied byte for byte, whereas the official conve
 finished work is detected and not repeated. Images are written directly under their final names, because renaming takes
 as long as writing. A journal records how many images are complete, a resumed conversion checks the files after that
 point, and training refuses a folder whose journal is incomplete. A conversion resumes correctly after the program was
-killed, but not necessarily after a power failure.
+killed, but not necessarily after a power failure. Images that were deleted after they were converted are reported, not
+written again.
 """
 
 import contextlib
@@ -20,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from adaface.data.conversion_journal import JOURNAL, Journal, checksum, checksum_of_images, plan_conversion
+from adaface.data.image_files import find_image_files, list_classes
 from adaface.data.images import image_suffix, swap_red_blue
 from adaface.records.shards import RecordShards
 from adaface.system.command_line import counted, mark_incomplete
@@ -45,7 +47,8 @@ def convert_images(
 
     Args:
         recs: the `.rec` files of one set, each with its `.idx` in the same folder.
-        folder: image folder to write; an interrupted conversion is resumed, a finished one is kept.
+        folder: image folder to write; an interrupted conversion is resumed, a finished one is kept, with a
+            message if images of it are gone.
         swap: swap red and blue, which decodes and encodes the images again.
         skip_bad: count records without a usable image instead of stopping at the first one.
         overwrite: delete the output of an earlier conversion in `folder` and start again.
@@ -65,7 +68,8 @@ def convert_images(
     journal = None if overwrite else Journal.load(folder)
     now = (size_bytes, mtime_ns, swap)
     if journal and journal.complete and now == (journal.rec_bytes, journal.rec_mtime_ns, journal.swap_color_channel):
-        logger.info(f"{folder}: already converted ({_counts(journal)}); nothing to do")
+        if not _report_gone(journal, folder):
+            logger.info(f"{folder}: already converted ({_counts(journal)}); nothing to do")
         _mark_missing(journal)
         return len(journal.skipped)
     records = RecordShards(recs)
@@ -89,6 +93,8 @@ def convert_images(
     journal.save(folder)
     _write_images(records, positions, labels, journal, folder, unsure, skip_bad)
     _report_images(journal, already, records, labels, folder, time.monotonic() - started)
+    if already:
+        _report_gone(journal, folder)
     _mark_missing(journal)
     return len(journal.skipped)
 
@@ -232,13 +238,27 @@ def _counts(journal: Journal) -> str:
     """Return the number of images and identities of a conversion as text."""
     announced = counted(journal.missing, "announced image", "announced images")
     missing = f", {announced} missing" if journal.missing else ""
-    return f"{journal.images - len(journal.skipped):,} images, {journal.identities:,} identities{missing}"
+    return f"{journal.images_written:,} images, {journal.identities:,} identities{missing}"
 
 
 def _mark_missing(journal: Journal) -> None:
     """Let the command end with status 1 if images are missing that the header record announces."""
     if journal.missing:
         mark_incomplete()
+
+
+def _report_gone(journal: Journal, folder: Path) -> bool:
+    """Log if images of an earlier conversion are gone, and let the command end with status 1; return whether."""
+    counts = [len(find_image_files(folder / name).names) for name in list_classes(folder)[0]]
+    images, identities = sum(counts), sum(map(bool, counts))
+    if not journal.lacks(images, identities):
+        return False
+    logger.warning(
+        f"{folder}: only {images:,} of the {journal.images_written:,} converted images are there, of {identities:,} of "
+        f"the {journal.identities:,} identities; --overwrite converts all again"
+    )
+    mark_incomplete()
+    return True
 
 
 def _report_images(

@@ -1,7 +1,8 @@
 """Progress of a conversion of `.rec` files to an image folder, stored in a small file in that folder.
 
-Training refuses a folder whose conversion is not complete, or that was made from other files than those beside it. Of a
-folder that another program has converted, only the numbers of images and identities can be compared, for a note.
+Training refuses a folder whose conversion is not complete, or that was made from other files than those beside it. A
+note says if it no longer holds as many images and identities as were converted. Of a folder that another program has
+converted, only these numbers can be compared.
 """
 
 import json
@@ -54,6 +55,39 @@ class Journal:
     def complete(self) -> bool:
         """Whether all records are processed."""
         return self.done == self.images
+
+    @property
+    def images_written(self) -> int:
+        """Number of images in the folder after a complete conversion."""
+        return self.images - len(self.skipped)
+
+    def lacks(self, images: int, identities: int) -> bool:
+        """Return whether a folder holds less than was converted.
+
+        Args:
+            images: number of its images.
+            identities: number of its identities that have images.
+        """
+        # perhaps all images of an identity were skipped
+        return images < self.images_written or identities < self.identities - len(self.skipped)
+
+    def compare(self, folder: Path, images: int, identities: int) -> str:
+        """Compare an image folder with its complete conversion.
+
+        Args:
+            folder: the image folder.
+            images: number of its images.
+            identities: number of its identities that have images.
+
+        Returns:
+            A note for the user; empty if the numbers are those of the conversion.
+        """
+        if images == self.images_written and identities <= self.identities and not self.lacks(images, identities):
+            return ""
+        return (  # not refused: people add and delete images by hand
+            f"{folder} contains {images:,} images of {identities:,} identities, its conversion wrote "
+            f"{self.images_written:,} of {self.identities:,}: it was changed since, and is used as it is"
+        )
 
     @classmethod
     def load(cls, folder: Path) -> "Journal | None":
@@ -138,18 +172,21 @@ def checksum_of_images(records: RecordShards, positions: np.ndarray) -> int:
     return crc
 
 
-def check_conversion(folder: Path) -> None:
+def check_conversion(folder: Path) -> Journal | None:
     """Check that an image folder, if it was converted, is complete and made from the `.rec` beside it.
 
     Args:
         folder: image folder.
+
+    Returns:
+        Its journal, or None if there is none.
 
     Raises:
         ValueError: it is not complete, the `.rec` has changed since, or the journal is damaged.
     """
     journal = Journal.load(folder)
     if journal is None:
-        return
+        return None
     again = _again(folder)
     if not journal.complete:
         raise ValueError(
@@ -159,12 +196,13 @@ def check_conversion(folder: Path) -> None:
     try:
         recs = find_records(folder.parent)
     except ValueError:  # some shards are gone: there is nothing to compare with
-        return
+        return journal
     if recs and not _is_made_from(journal, recs):
         raise ValueError(
             f"{folder} was converted from another {recs[0].name} than the one in {folder.parent} now. Convert again "
             f"with: {again} --overwrite; or move one of them away; training reads the .rec itself with --use_mxrecord"
         )
+    return journal
 
 
 def _again(folder: Path) -> str:

@@ -148,6 +148,31 @@ def test_finished_work_is_left_alone(faces: Path, capsys: pytest.CaptureFixture[
     assert changed == {"train.rec", "lfw.bin", "mine.bin", ".convert.json"}
 
 
+@pytest.mark.parametrize("another_time", [False, True])
+@pytest.mark.parametrize(("gone", "left"), [("1", "5 of the 6"), ("10", "4 of the 6")])
+def test_finished_work_of_which_images_are_gone_is_told(
+    faces: Path, capsys, gone: str, left: str, another_time
+) -> None:
+    words = ["--rec_path", str(faces), "--make_image_files"]
+    assert run(*words) == 0
+    for path in (faces / "imgs" / gone).iterdir():  # the folder of the identity stays
+        path.unlink()
+    if another_time:
+        os.utime(faces / "train.rec", ns=(1, 1))
+    capsys.readouterr()
+    assert run(*words) == 1
+    told = capsys.readouterr()
+    assert "nothing to do" not in told.out
+    assert (
+        f"{faces / 'imgs'}: only {left} converted images are there, of 3 of the 4 identities; --overwrite converts all "
+        "again" in told.out + told.err
+    )
+    assert not list((faces / "imgs" / gone).iterdir())
+    assert run(*words, "--overwrite") == 0
+    assert run(*words) == 0
+    assert "already converted (6 images, 4 identities); nothing to do" in capsys.readouterr().out
+
+
 def test_records_without_header_record(tmp_path: Path) -> None:
     """Record 0 with flag 0: every key is an image."""
     with reader.RecordWriter(tmp_path / "train.rec") as writer:

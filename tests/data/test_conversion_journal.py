@@ -225,6 +225,40 @@ def test_converted_images_have_no_note(faces):
     assert open_faces(faces).note == ""
 
 
+def test_deleted_and_added_images_of_a_complete_conversion_are_told(faces, tmp_path, capsys):
+    changed = "it was changed since, and is used as it is"
+    (faces / "imgs" / "1" / "1.jpg").unlink()
+    source = open_faces(faces)
+    assert source.note == (
+        f"{faces / 'imgs'} contains 3 images of 2 identities, its conversion wrote 4 of 2: {changed}"
+    )
+    assert convert.main(["--pack", str(faces / "imgs"), "--output", str(tmp_path / "packed")]) == 0
+    assert f"note: {source.note}" in capsys.readouterr().out
+    (faces / "imgs" / "1" / "3.jpg").unlink()
+    with pytest.raises(FileNotFoundError, match=r"1 of 2 class folders in .* hold no images: 1"):
+        open_faces(faces)
+    told = open_training_source(str(faces), ".", flawed=True).note  # as the audit opens it
+    assert f"contains 2 images of 1 identities, its conversion wrote 4 of 2: {changed}" in told
+    shutil.rmtree(faces / "imgs" / "1")
+    (faces / "train.rec").unlink()
+    assert open_faces(faces).note == told
+    for key in range(3):
+        (faces / "imgs" / "0" / f"more-{key}.jpg").write_bytes(JPEGS[key])
+    assert "contains 5 images of 1 identities, its conversion wrote 4 of 2: " in open_faces(faces).note
+
+
+def test_skipped_images_and_their_identity_are_not_missed(tmp_path, capsys):
+    faces = tmp_path / "faces"
+    write_rec(faces, [JPEGS[0], b"damaged"])
+    words = ["--rec_path", str(faces), "--make_image_files"]
+    assert convert.main([*words, "--skip_bad_images"]) == 1
+    (faces / "imgs" / "0").rmdir()
+    assert open_faces(faces).note == ""
+    capsys.readouterr()
+    assert convert.main(words) == 1  # skipped by the earlier command
+    assert "already converted (1 images, 2 identities); nothing to do" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("form", ["memfile", "bcolz"])
 def test_a_set_of_another_program_is_compared_with_the_bin_beside_it(tmp_path, form):
     write_bin(tmp_path / "mine.bin", JPEGS[:4], [True, False])

@@ -44,7 +44,7 @@ class _DataSet(NamedTuple):
         """Open the data set."""
         if self.is_folder:
             source = FolderSource(self.paths[0], flawed=flawed)
-            source.note = compare_unrecorded(source.root, len(source), len(source.class_names))
+            source.note = source.note or compare_unrecorded(source.root, len(source), len(source.class_names))
             return source
         return FlawedRecordSource(*self.paths) if flawed else RecordSource(*self.paths)
 

@@ -36,10 +36,9 @@ class FolderSource:
     def __init__(self, root: str | os.PathLike[str], *, flawed: bool = False) -> None:
         self.root = Path(root)
         self.location = str(root)
-        self.note = ""  # set by the finder, which prefers the folder to the `.rec` beside it
         if not self.root.is_dir():
             raise FileNotFoundError(f"{self.root} is not a folder; expected <class>/<image> in it")
-        check_conversion(self.root)
+        journal = check_conversion(self.root)
         self.class_names, outside = list_classes(self.root)
         if not self.class_names:
             raise FileNotFoundError(f"no class folders in {self.root}; it holds {listing(self.root)}")
@@ -66,6 +65,8 @@ class FolderSource:
         self._names = b"".join(names)
         self._ends = np.cumsum(np.concatenate(lengths), dtype=np.uint32 if len(self._names) < 2**32 else np.uint64)
         self.labels = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+        # the finder sets it otherwise, because it prefers the folder to the `.rec` beside it
+        self.note = journal.compare(self.root, len(self), len(counts)) if journal else ""
 
     def __len__(self) -> int:
         return len(self.labels)
