@@ -27,7 +27,7 @@ from adaface.audit.scan import GOOD, counted_findings, open_table, scan, states,
 from adaface.data.sources.cleaned_index import write_index
 from adaface.data.sources.finder import folder_sources
 from adaface.metrics.outcome import EmbedImages
-from adaface.system.command_line import DONE_WITH_PROBLEMS, invocation
+from adaface.system.command_line import DONE_WITH_PROBLEMS, counted, invocation
 from adaface.system.files import make_writable_folder
 from adaface.system.locks import locked
 from adaface.system.quiet import quiet_error_output
@@ -95,7 +95,10 @@ def audit(options: AuditOptions, load_embed: LoadEmbed | None = None) -> int:
     tests = _named(open_test_sets(options.test_sets)) if options.test_sets else {}
     output = _output_folder(options, data, tests.values())
     model = load_embed(output / _CACHE) if load_embed else None
-    logger.info(f"{data.source.location}: {len(data):,} images of {len(data.source.class_names):,} identities")
+    logger.info(
+        f"{data.source.location}: {counted(len(data), 'image', 'images')} of "
+        f"{counted(len(data.source.class_names), 'identity', 'identities')}"
+    )
     busy = f"another audit is writing to {output}; wait for it, stop it, or give another --output"
     with locked(output / _CACHE / _LOCK, busy):
         notes = [folder.note for folder in folder_sources(data.source) if folder.note]

@@ -26,7 +26,14 @@ from adaface.conversion.unpack_rec import convert_images
 from adaface.data.pair_sets import PAPER_SETS
 from adaface.data.sources.folder import listing
 from adaface.records.shards import find_records
-from adaface.system.command_line import DONE_WITH_PROBLEMS, invocation, program_name, run_to_status, warnings_as_notes
+from adaface.system.command_line import (
+    DONE_WITH_PROBLEMS,
+    counted,
+    invocation,
+    program_name,
+    run_to_status,
+    warnings_as_notes,
+)
 from adaface.system.files import refuse_existing
 from adaface.system.locks import locked
 from adaface.system.option_parser import Parser
@@ -252,7 +259,8 @@ def _run_pack(options: argparse.Namespace) -> int:
         source, output, swap=options.swap_color_channel, skip_bad=options.skip_bad_images, overwrite=options.overwrite
     )
     print(
-        f"{output / 'train.rec'}: {result.images:,} images, {result.identities:,} identities, "
+        f"{output / 'train.rec'}: {counted(result.images, 'image', 'images')}, "
+        f"{counted(result.identities, 'identity', 'identities')}, "
         f"{time.monotonic() - started:.1f} s, {len(result.skipped)} skipped"
     )
     for reason in result.skipped[:_LISTED]:

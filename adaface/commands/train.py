@@ -194,7 +194,7 @@ def _run(config: Config, notes: list[str], lock: RunLock, *, plan_only: bool = F
         compared: tuple[ReportTable, list[str]] | tuple[()] = ()
         if config.run.finetune and not config.run.fast_dev_run:
             compared = _compare_with_pretrained(config, devices, data, keeper)
-        write_run_report(folder, module.results, data.pair_sets, *compared)
+        write_run_report(folder, module.results, data.pair_sets, *compared, warnings=data.warnings)
         print(f"results are in {folder}; start with report.html")
     return 0
 

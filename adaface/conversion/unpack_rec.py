@@ -238,7 +238,7 @@ def _counts(journal: Journal) -> str:
     """Return the number of images and identities of a conversion as text."""
     announced = counted(journal.missing, "announced image", "announced images")
     missing = f", {announced} missing" if journal.missing else ""
-    return f"{journal.images_written:,} images, {journal.identities:,} identities{missing}"
+    return f"{journal.images_written:,} images, {counted(journal.identities, 'identity', 'identities')}{missing}"
 
 
 def _mark_missing(journal: Journal) -> None:

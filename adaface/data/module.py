@@ -29,13 +29,14 @@ from adaface.data.datasets import (
 )
 from adaface.data.held_out import hold_out, open_sets
 from adaface.data.image_files import summary
-from adaface.data.pair_sets import PairSet
+from adaface.data.pair_sets import PairSet, one_kind_warnings
 from adaface.data.sampler import EpochBatchSampler, ShardedBatchSampler
 from adaface.data.sources.base import TrainingSource, fingerprint_of
 from adaface.data.sources.class_images import sample_classes
 from adaface.data.sources.cleaned_index import select_indexed
 from adaface.data.sources.finder import folder_sources, open_training_source, split_paths
 from adaface.data.sources.selection import SUBSET_LIST, SelectedSource, read_subset_list, select_subset
+from adaface.system.command_line import counted
 from adaface.system.lightning_setup import pl
 from adaface.system.threads import usable_cores
 
@@ -62,6 +63,7 @@ class FaceDataModule(pl.LightningDataModule):
         pair_sets: name -> verification set, only existing ones, the paper's first.
         missing_sets: sets of the paper that are missing.
         notes: information for the user, one line each.
+        warnings: why numbers of the run mean nothing, one line each; for the report too.
         sharing: processes that share this machine's CPU cores; set it before the data are opened.
         equal_batches: whether an epoch ends with its last full batch; set it before the data are opened.
         start_epoch: epoch at which an interrupted run resumes.
@@ -93,6 +95,7 @@ class FaceDataModule(pl.LightningDataModule):
             more=augmentation.more_augmentations,
         )
         self.notes: list[str] = []
+        self.warnings: list[str] = []
         self.batch_size_per_process = _divided(batch_size, devices)
         self.sharing = devices
         self.num_workers = options.num_workers
@@ -119,6 +122,7 @@ class FaceDataModule(pl.LightningDataModule):
         )
         self.pair_sets, self.missing_sets = sets.opened, sets.missing
         self.notes += [note for note in (sets.note, *(found.note for found in sets.opened.values())) if note]
+        self.warnings += one_kind_warnings({name: found.issame for name, found in sets.opened.items()})
         if not self.evaluate_only:
             source = self._open_source()
             if sets.held_out:
@@ -226,12 +230,15 @@ class FaceDataModule(pl.LightningDataModule):
         if self._dataset is not None:
             source = self._dataset.source
             lines.append(
-                f"training data: {len(source):,} images of {len(self.class_names):,} identities, {source.location}"
+                f"training data: {counted(len(source), 'image', 'images')} of "
+                f"{counted(len(self.class_names), 'identity', 'identities')}, {source.location}"
             )
         if self.pair_sets:
-            sets = ", ".join(f"{name} ({len(pair_set.issame):,} pairs)" for name, pair_set in self.pair_sets.items())
+            sizes = {name: counted(len(pair_set.issame), "pair", "pairs") for name, pair_set in self.pair_sets.items()}
+            sets = ", ".join(f"{name} ({size})" for name, size in sizes.items())
             missing = f"; missing: {', '.join(self.missing_sets)}" if self.missing_sets else ""
             lines.append(f"validation sets: {sets}{missing}")
+        lines += [f"warning: {warning}" for warning in self.warnings]
         return "\n".join(lines + [f"note: {note}" for note in self.notes])
 
     def fingerprint(self) -> str:
@@ -350,7 +357,9 @@ class FaceDataModule(pl.LightningDataModule):
                 f"give {classes} or more, or omit the option"
             )
         if classes == 1:
-            self.notes.append("the training data has one identity: there is nothing to tell apart")
+            self.warnings.append(
+                "the training data has one identity: there is nothing to tell apart, and a model cannot learn from it"
+            )
 
     def _batches(self, rank: int, world_size: int) -> EpochBatchSampler:
         batches = EpochBatchSampler(

@@ -12,7 +12,7 @@ Differences: a `.bin` is read by an unpickler that can only build lists, bytes, 
 import hashlib
 import os
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -160,6 +160,19 @@ def find_pair_sets(folder: str | os.PathLike[str]) -> dict[str, Path]:
             paths[stem] = folder / stem
     order = {name: rank for rank, name in enumerate(PAPER_SETS)}
     return {name: paths[name] for name in sorted(paths, key=lambda name: (order.get(name, len(order)), name))}
+
+
+def one_kind_warnings(issame: Mapping[str, np.ndarray]) -> list[str]:
+    """Return a line on each set whose pairs are all genuine, or all impostor pairs.
+
+    Args:
+        issame: bool (P,) by name of the set.
+    """
+    return [
+        f"{name} has no {'impostor' if same.all() else 'genuine'} pairs: its accuracy says nothing about the model"
+        for name, same in issame.items()
+        if len(same) and same.all() == same.any()
+    ]
 
 
 def fingerprint_of_pairs(pair_set: PairSet) -> str:

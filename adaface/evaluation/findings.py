@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from adaface.checkpoints.run_folder import MANIFEST, describe_environment
+from adaface.data.pair_sets import one_kind_warnings
 from adaface.evaluation.degradation import DegradedImages, draw_samples
 from adaface.evaluation.model_comparison import (
     ModelComparison,
@@ -127,6 +128,7 @@ def write_findings(folder: Path, findings: Findings, evaluated: Evaluated, *, re
 
 
 def _report(findings: Findings, evaluated: Evaluated) -> ReportContent:
+    results = [verified.result for verified in findings.sets]
     outcomes = list(findings.outcomes)
     if findings.comparison:
         outcomes += [
@@ -137,7 +139,7 @@ def _report(findings: Findings, evaluated: Evaluated) -> ReportContent:
         title=evaluated.title,
         date=evaluated.started,
         evaluated=evaluated.model,
-        sets=[verified.result for verified in findings.sets],
+        sets=results,
         outcomes=outcomes,
         comparison=comparison_table(findings.comparison) if findings.comparison else None,
         tables=findings.tables,
@@ -160,7 +162,7 @@ def _report(findings: Findings, evaluated: Evaluated) -> ReportContent:
         ],
         options=evaluated.options,
         manifest=evaluated.manifest(),
-        warnings=findings.warnings,
+        warnings=[*findings.warnings, *one_kind_warnings({one.name: one.issame for one in results})],
     )
 
 

@@ -16,6 +16,7 @@ from adaface.data.image_files import FolderListing, Skipped, find_image_files, l
 from adaface.data.image_list import ImageFiles, read_color_image
 from adaface.data.images import IMAGE_SHAPE
 from adaface.data.sources.folder import FolderSource, listing
+from adaface.system.command_line import counted
 
 GALLERY, PROBE = "gallery", "probe"
 _TRIED = 16
@@ -205,8 +206,8 @@ def _by_folder(folder: IdentityFolder, readable: np.ndarray) -> Roles:
     notes: tuple[str, ...] = ()
     if without_gallery.any():  # these are not unknown people, and must not count as non-mated
         notes = (
-            f"{len(lost):,} identities have no readable gallery image: their {int(without_gallery.sum()):,} probes are "
-            "left out",
+            f"{counted(len(lost), 'identity has', 'identities have')} no readable gallery image: "
+            f"{counted(int(without_gallery.sum()), 'probe is', 'probes are')} left out",
         )
     return Roles(gallery, probes & ~without_gallery, notes)
 
@@ -215,7 +216,8 @@ def _refuse_unusable(folder: IdentityFolder, roles: Roles, gallery_images: int) 
     known, probed = np.unique(folder.labels[roles.gallery]), np.unique(folder.labels[roles.probes])
     if len(known) < 2:
         raise ValueError(
-            f"the gallery of {folder.images.name} has {len(known)} identities, identification needs at least 2"
+            f"the gallery of {folder.images.name} has {counted(len(known), 'identity', 'identities')}, identification "
+            "needs at least 2"
         )
     if len(np.intersect1d(known, probed)):
         return

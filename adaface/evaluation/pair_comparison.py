@@ -88,10 +88,11 @@ def _check_enough(result: SetResult, far: float | None) -> None:
         return
     far = FAR if far is None else far
     if not result.genuine or result.pairs < 2 or far * result.impostors < 1:
+        both = result.genuine and result.impostors  # no rate is measured without
         raise ValueError(
             f"{result.name} has {result.genuine:,} genuine and {result.impostors:,} impostor pairs; a comparison at "
             f"FAR {far:g} needs genuine pairs and at least {int(np.ceil(1 / far)):,} impostor pairs: "
-            "use a higher --target_far"
+            f"{'use a higher --target_far' if both else 'leave the set out'}, or add pairs"
         )
 
 

@@ -145,6 +145,7 @@ def _evaluate_set(
             ends["accuracy"] = accuracy_interval(embeddings, issame, thresholds, identities)
         if folds < _FOLDS:
             notes.append(f"{folds} folds instead of {_FOLDS}, because there are only {pairs} pairs")
+        notes += _one_kind_folds(issame, folds)
 
     tars, area, equal_error = dict.fromkeys(FARS, math.nan), math.nan, math.nan
     if pairs > 1 and np.ptp(similarity) < _EQUAL:
@@ -177,6 +178,20 @@ def _evaluate_set(
         issame=issame,
         correct=correct,
     )
+
+
+def _one_kind_folds(issame: np.ndarray, folds: int) -> list[str]:
+    """Return a note if more folds than necessary have pairs of one kind only, though the set has both."""
+    rarest = min(int(issame.sum()), int((~issame).sum()))
+    if not rarest or len(issame) < 2 * folds:
+        return []
+    single = sum(part.all() == part.any() for part in np.array_split(issame, folds))
+    if single <= max(0, folds - rarest):
+        return []
+    return [
+        f"{single} of {folds} folds have genuine or impostor pairs only, which distorts the accuracy: folds are "
+        "consecutive pairs, so mix both kinds in the file"
+    ]
 
 
 def results_table(results: Sequence[SetResult]) -> str:

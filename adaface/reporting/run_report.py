@@ -28,6 +28,8 @@ def write_run_report(
     pair_sets: Mapping[str, PairSet],
     comparison: ReportTable | None = None,
     verdict: Sequence[str] = (),
+    *,
+    warnings: Sequence[str] = (),
 ) -> None:
     """Write ``report.html`` into a run folder.
 
@@ -37,6 +39,7 @@ def write_run_report(
         pair_sets: verification sets by name, to show their hardest pairs.
         comparison: of a fine-tuned model with the pretrained one.
         verdict: its result in words, shown at the top.
+        warnings: why numbers mean nothing, such as those of the data (``FaceDataModule.warnings``).
 
     Raises:
         OSError: it cannot be written.
@@ -55,6 +58,7 @@ def write_run_report(
             sets=results,
             comparison=comparison,
             notes=verdict,
+            warnings=warnings,
             metrics=None if metrics.empty else metrics,
             hardest=[
                 hardest_pairs(

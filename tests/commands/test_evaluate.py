@@ -178,6 +178,22 @@ def test_too_few_pairs_for_a_comparison(run, root, two_models):
     assert "for one model: leave out --compare" in run(*words, "--quality", model=None, expected=2)
 
 
+def test_a_set_without_impostors_is_not_compared_at_a_higher_far(run, root, tmp_path, two_models):
+    images = [np.full((112, 112, 3), 20 * number, np.uint8) for number in range(8)]
+    write_memfile(tmp_path, "mine", images, np.ones(4, bool))
+    error = run("pairs", "--root", str(tmp_path), "--compare", *two_models, model=None, expected=2)
+    assert "4 genuine and 0 impostor pairs" in error and "leave the set out, or add pairs" in error
+    assert "--target_far" not in error
+
+
+def test_a_report_warns_of_a_set_without_impostors(run, tmp_path):
+    images = [np.full((112, 112, 3), 20 * number, np.uint8) for number in range(8)]
+    write_memfile(tmp_path, "mine", images, np.ones(4, bool))
+    run("pairs", "--root", str(tmp_path), "--report")
+    report = (folder_in(tmp_path) / "report.html").read_text(encoding="utf-8")
+    assert "mine has no impostor pairs: its accuracy says nothing about the model" in report
+
+
 def test_two_models_on_clear_and_blurred_images(run, root, tmp_path, two_models):
     out = run("folder", "--root", str(root / "people"), "--compare", *two_models, "--report", model=None)
     assert (folder_in(tmp_path) / "degraded.png").stat().st_size

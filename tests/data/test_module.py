@@ -644,6 +644,19 @@ def test_custom_num_class_overrides_upward_only(small: Path) -> None:
 def test_one_identity_is_noted(tmp_path: Path) -> None:
     write_folder(tmp_path / "imgs", {f"ann/{number}.jpg": jpeg(face(number)) for number in range(4)})
     assert "the training data has one identity: there is nothing to tell apart" in module(tmp_path).summary()
+    assert "training data: 4 images of 1 identity," in module(tmp_path).summary()
+
+
+def test_a_set_of_one_kind_of_pairs_is_warned_of(small: Path) -> None:
+    for name, same in (("all_same", True), ("all_different", False)):
+        write_memfile(small, name, [face(number) for number in range(8)], [same] * 4)
+    write_memfile(small, "lfw", [face(number) for number in range(8)], [True, False] * 2)
+    data = module(small)
+    assert sorted(data.warnings) == [
+        "all_different has no genuine pairs: its accuracy says nothing about the model",
+        "all_same has no impostor pairs: its accuracy says nothing about the model",
+    ]
+    assert all(f"warning: {warning}" in data.summary() for warning in data.warnings)
 
 
 def test_batch_size_must_divide() -> None:

@@ -203,7 +203,7 @@ def test_probes_of_a_gallery_that_cannot_be_read_are_not_unknown_people(tmp_path
     (tmp_path / "gallery" / "ann" / "00.png").write_bytes(b"broken")
     outcome = run(Angles(), tmp_path)
     assert "TPIR at FPIR 0.1" not in outcome.numbers
-    assert "1 identities have no readable gallery image: their 2 probes are left out" in outcome.notes
+    assert "1 identity has no readable gallery image: 2 probes are left out" in outcome.notes
 
 
 # bad input
@@ -233,7 +233,7 @@ def test_images_that_are_not_aligned_are_refused_before_anything_is_embedded(tmp
             {"split": FolderSplit(unknown_share=0.9)},
             "gallery of people has 0 identities, identification needs at least 2",
         ),
-        ({"ann": (0, 10)}, {}, "gallery of people has 1 identities, identification needs at least 2"),
+        ({"ann": (0, 10)}, {}, "gallery of people has 1 identity, identification needs at least 2"),
         (PEOPLE, {"split": FolderSplit(limit=0)}, "the limit must be at least 1 image, got 0"),
         (PEOPLE, {"degrade": "noise"}, "got the degradation 'noise' of 'all', expected None or one of blur"),
         (PEOPLE, {"degrade": "blur", "degraded_part": "gallery"}, "and one of all, probe"),

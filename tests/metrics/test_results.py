@@ -54,6 +54,24 @@ def test_few_pairs_take_fewer_folds_and_say_so():
     assert result.notes == ("4 folds instead of 10, because there are only 4 pairs",)
 
 
+@pytest.mark.parametrize(
+    ("issame", "single"),
+    [
+        ([True] * 36 + [False] * 11, 9),  # folds of 5 and 4 pairs: the eighth has both kinds
+        ([True] * 36 + [False] * 5, 9),
+        (([True] * 5 + [False] * 5) * 6, 0),
+        (([True] * 300 + [False] * 300) * 10, 0),  # as LFW and AgeDB
+        (([True] * 350 + [False] * 350) * 10, 0),  # as CFP-FP
+        ([True] * 4 + [False] + [True] * 42, 0),  # one impostor pair can only be in one fold
+        ([True] * 8 + [False] * 8, 0),  # folds of a single pair
+    ],
+)
+def test_folds_of_one_kind_of_pairs_are_noted(issame, single):
+    notes = [note for note in result_of(len(issame), np.array(issame)).notes if "folds have" in note]
+    assert len(notes) == (single > 0)
+    assert all(note.startswith(f"{single} of 10 folds have genuine or impostor pairs only") for note in notes)
+
+
 def test_a_single_pair_has_no_accuracy():
     result = result_of(1, np.array([True]))
     assert math.isnan(result.accuracy)

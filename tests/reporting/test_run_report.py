@@ -49,6 +49,12 @@ def test_a_training_from_its_folder(folder, tmp_path):
     assert len(page.having("img")) == 2 * (8 + 8)
 
 
+def test_what_the_numbers_do_not_mean_is_said(folder):
+    write_run_report(folder, [], {}, warnings=["the training data has one identity"])
+    page = page_of(folder)
+    assert "the training data has one identity" in page.text and page.source.count('class="warnings"') == 1
+
+
 def test_one_epoch_is_no_plural(folder):
     metrics_file(folder / "metrics" / "version_0" / "metrics.csv", epochs=range(1))
     write_run_report(folder, [], {})

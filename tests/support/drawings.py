@@ -14,5 +14,5 @@ def undrawn() -> Iterator[None]:
     """Draw nothing at the end of the trainings of this process."""
     with ExitStack() as patches:
         for name in _NAMES:
-            patches.enter_context(mock.patch.object(train, name, lambda *_: None))
+            patches.enter_context(mock.patch.object(train, name, lambda *_, **__: None))
         yield

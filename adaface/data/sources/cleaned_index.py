@@ -30,7 +30,7 @@ import numpy as np
 from adaface.data.sources.base import TrainingSource, fingerprint_of
 from adaface.data.sources.class_order import describe_change
 from adaface.data.sources.selection import SelectedSource
-from adaface.system.command_line import nearest
+from adaface.system.command_line import counted, nearest
 from adaface.system.csv_text import SafeWriter, original
 from adaface.system.files import atomic_file
 
@@ -117,7 +117,9 @@ def select_indexed(source: TrainingSource, path: str | os.PathLike[str]) -> Sele
     classes, checksums = _read(Path(path), source)
     kept = np.unique(classes[classes >= 0])
     if len(kept) < 2:
-        raise ValueError(f"{path} uses images of {len(kept)} identities, training needs at least 2")
+        raise ValueError(
+            f"{path} uses images of {counted(len(kept), 'identity', 'identities')}, training needs at least 2"
+        )
     chosen = np.flatnonzero(classes >= 0)
     names = [source.class_names[number] for number in kept.tolist()]
     small = np.uint32 if len(source) < 2**32 else np.int64

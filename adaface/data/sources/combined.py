@@ -12,6 +12,7 @@ import numpy as np
 
 from adaface.data.sources.base import TrainingSource
 from adaface.data.sources.class_order import PrefixedNames
+from adaface.system.command_line import counted
 
 
 class CombinedSource:
@@ -32,7 +33,8 @@ class CombinedSource:
         self._first_classes = [0, *itertools.accumulate(len(part.class_names) for part in self._parts)]
         self.class_names: Sequence[str] = PrefixedNames([(name, part.class_names) for name, part in parts])
         described = (
-            f"{name} ({len(part):,} images of {len(part.class_names):,} identities, {part.location})"
+            f"{name} ({counted(len(part), 'image', 'images')} of "
+            f"{counted(len(part.class_names), 'identity', 'identities')}, {part.location})"
             for name, part in parts
         )
         self.location = " + ".join(described)

@@ -128,7 +128,7 @@ def test_an_index_that_was_cut_off_is_refused(source, index):
 
 def test_an_index_of_one_identity_is_refused(tmp_path, source):
     write_index(tmp_path / "index.csv", source, TrainingIndex(np.where(source.labels == 2, 2, -1), {}))
-    with pytest.raises(ValueError, match="uses images of 1 identities"):
+    with pytest.raises(ValueError, match="uses images of 1 identity"):
         select_indexed(source, tmp_path / "index.csv")
 
 
