@@ -194,6 +194,12 @@ class FaceDataModule(pl.LightningDataModule):
         return min(self.batch_size_per_process, images)
 
     @property
+    def images_per_step(self) -> int:
+        """Images of the largest step of all processes: the batch size, or all images if there are fewer."""
+        batch_size = self.batch_size_per_process * self.processes
+        return batch_size if self._dataset is None else min(batch_size, len(self._dataset))
+
+    @property
     def steps_per_epoch(self) -> int:
         """Number of batches of one process in one epoch."""
         return len(self._batches(0, self.processes))

@@ -338,5 +338,6 @@ def build_run_trainer(
         config.run,
         config.optimizer,
         steps_per_epoch=0 if config.run.evaluate else data.steps_per_epoch,
+        images_per_step=data.images_per_step,
         more_callbacks=[watch, *([HeadFromClassMeans(data)] if fine_tuned else [])],
     )

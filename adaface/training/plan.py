@@ -40,7 +40,7 @@ class Workload:
         steps_per_epoch: batches of one process.
         evaluations: of all verification sets, the final test included.
         evaluation_batches: batches of one process in one evaluation.
-        batch_size: images of one step, over all processes.
+        batch_size: images of the largest step, over all processes.
         world_size: number of processes.
         accumulate_grad_batches: batches whose gradients are accumulated per optimizer step.
     """
@@ -75,7 +75,7 @@ def count_work(data: FaceDataModule, devices: DevicePlan, run: RunOptions, optim
         steps_per_epoch=batches,
         evaluations=epochs * per_epoch + 1 if data.pair_sets else 0,
         evaluation_batches=-(-images // (devices.world_size * data.batch_size_per_process)),
-        batch_size=optimizer.batch_size * devices.options.num_nodes,
+        batch_size=data.images_per_step,
         world_size=devices.world_size,
         accumulate_grad_batches=optimizer.accumulate_grad_batches,
     )
@@ -197,7 +197,7 @@ def describe(
         lines.append(_row("measured peak, libraries included", measured.peak_bytes))
     lines.append(
         f"steps: {workload.steps_per_epoch:,} per epoch, {workload.epochs * workload.steps_per_epoch:,} in "
-        f"{workload.epochs} epochs, {workload.batch_size} images each; {workload.evaluations} evaluations"
+        f"{workload.epochs} epochs, {workload.batch_size:,} images each; {workload.evaluations} evaluations"
     )
     return "\n".join(lines + ([] if measured is None else _times(workload, measured)))
 

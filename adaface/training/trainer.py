@@ -114,6 +114,7 @@ def build_trainer(
     optimizer: OptimizerOptions,
     *,
     steps_per_epoch: int,
+    images_per_step: int,
     more_callbacks: list["pl.Callback"],
 ) -> "pl.Trainer":
     """Build the trainer of a run.
@@ -124,6 +125,7 @@ def build_trainer(
         run: options of the run.
         optimizer: options of the optimizer.
         steps_per_epoch: batches of one process in one epoch of the data; 0 without training.
+        images_per_step: images of the largest step, over all processes.
         more_callbacks: callbacks to call after the others.
 
     Raises:
@@ -141,7 +143,7 @@ def build_trainer(
         logger=_loggers(folder, use_wandb=run.use_wandb),
         log_every_n_steps=min(_LOG_EVERY_STEPS, max(1, steps_per_epoch // optimizer.accumulate_grad_batches)),
         callbacks=[
-            ProgressLine(optimizer.batch_size * arguments["num_nodes"]),
+            ProgressLine(images_per_step),
             NonFiniteLossGuard(folder),
             HealthMonitor(),
             *([StalledLossWarning(run.stalled_after_steps)] if run.stalled_after_steps else []),

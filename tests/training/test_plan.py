@@ -117,6 +117,14 @@ def test_a_plan_measures_and_writes_nothing(words, capsys):
     assert not Path(words[7]).parent.joinpath("runs").exists()
 
 
+def test_a_batch_larger_than_the_data_is_planned_as_it_is(words, capsys, monkeypatch):
+    monkeypatch.setattr(plan, "measure", lambda *_: MEASURED)
+    assert main.main([*words, "--batch_size", "100000"]) == 0
+    out = capsys.readouterr().out
+    assert "steps: 1 per epoch, 24 in 24 epochs, 30 images each" in out
+    assert "time: 0.5 s per step (60 images/s)" in out and "data loading: 300 images/s" in out
+
+
 def test_a_short_run_is_planned_as_it_is_validated(words, capsys):
     assert main.main([*words, "--epochs", "2", "--head_memory", "small", "--gradient_checkpointing"]) == 0
     assert "8 in 2 epochs, 8 images each; 3 evaluations" in capsys.readouterr().out  # after each epoch, and the test
