@@ -76,7 +76,7 @@ from adaface.training.module import FaceRecognitionModule
 from adaface.training.optimization import scaled_learning_rate
 from adaface.training.plan import check_memory
 from adaface.training.resume import check_folders_agree, check_still_new, with_checkpoint_options, with_run_folder
-from adaface.training.trainer import batches_of_epoch
+from adaface.training.trainer import batches_of_epoch, validation_note
 
 logger = logging.getLogger(__name__)
 
@@ -168,6 +168,8 @@ def _run(config: Config, notes: list[str], lock: RunLock, *, plan_only: bool = F
             f"{batches} batches of an epoch: the gradient of its single optimizer step is scaled by "
             f"{batches}/{config.optimizer.accumulate_grad_batches}"
         )
+    if not config.run.evaluate and (note := validation_note(data.steps_per_epoch, config.run, config.optimizer)):
+        rank_zero_info(f"note: {note}")
     if plan_only:
         for line in plan_lines(config, devices, launch, data, module):
             rank_zero_info(line)

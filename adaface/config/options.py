@@ -251,8 +251,8 @@ class OptimizerOptions(Group):
     )
     val_every_epochs: float = _neutral(
         0.0,
-        "fraction of an epoch between two validations, such as 0.1; 0: validate after each epoch, and in runs of up to "
-        "four epochs ten times per epoch, at least 10 optimizer steps apart",
+        "fraction of an epoch between two validations, such as 0.1, but at least 2 optimizer steps; 0: validate after "
+        "each epoch, and in runs of up to four epochs ten times per epoch, at least 10 optimizer steps apart",
         unit="epochs",
         minimum=0,
         maximum=1,

@@ -10,6 +10,7 @@ from adaface.config.options import OptimizerOptions, RunOptions
 from adaface.distributed.launch import Launch, lightning_environment
 from adaface.distributed.startup import collective_timeout
 from adaface.heads.sharded_optimizer import AgreedGradScaler
+from adaface.system.command_line import counted
 from adaface.system.lightning_internals import DataParallelStrategy, let_the_watch_report_first
 from adaface.system.lightning_setup import pl
 from adaface.training.checkpointing import AtomicCheckpointIO, CheckpointKeeper
@@ -22,7 +23,8 @@ _COMPRESSION = {"off": None, "fp16": fp16_compress_hook, "bf16": bf16_compress_h
 _TEST_RUN_BATCHES = 50
 _LOG_EVERY_STEPS = 10
 _SHORT_RUN_EPOCHS, _OF_SHORT_RUN = 4, 0.1  # as in the official code
-_STEPS_BETWEEN_VALIDATIONS = 10
+_STEPS_BETWEEN_VALIDATIONS = 10  # by default
+_FEWEST_STEPS_BETWEEN = 2  # whoever asks
 _ROUNDING = 1e-6  # 0.29 x 100 is below 29
 
 
@@ -42,7 +44,8 @@ def validation_interval(steps_per_epoch: int, run: RunOptions, optimizer: Optimi
     """Return how often to validate: after each epoch (1.0), or the batches from one validation to the next.
 
     The interval in batches is a multiple of the accumulation window, because checkpoints do not contain accumulated
-    gradients. By default, short runs on small sets are validated less often than ten times, not after every few steps.
+    gradients. By default, short runs on small sets are validated less often than ten times, not after every few steps;
+    and no run is validated after every step.
 
     Args:
         steps_per_epoch: batches of one process in one epoch of the data.
@@ -53,11 +56,31 @@ def validation_interval(steps_per_epoch: int, run: RunOptions, optimizer: Optimi
     if run.evaluate or run.fast_dev_run or fraction == 1:
         return 1.0
     batches, window = batches_of_epoch(steps_per_epoch, run), optimizer.accumulate_grad_batches
-    steps = max(1, int(batches * fraction + _ROUNDING) // window)
+    steps = max(_FEWEST_STEPS_BETWEEN, int(batches * fraction + _ROUNDING) // window)
     if not optimizer.val_every_epochs and steps < _STEPS_BETWEEN_VALIDATIONS:
         validations = batches // window // _STEPS_BETWEEN_VALIDATIONS
         steps = batches // window // validations if validations > 1 else 0
     return steps * window if 0 < steps * window <= batches else 1.0
+
+
+def validation_note(steps_per_epoch: int, run: RunOptions, optimizer: OptimizerOptions) -> str:
+    """Return a note if validations are further apart than ``val_every_epochs`` asks for; "" if not.
+
+    Args:
+        steps_per_epoch: as in ``validation_interval``.
+        run: as in ``validation_interval``.
+        optimizer: as in ``validation_interval``.
+    """
+    batches = batches_of_epoch(steps_per_epoch, run)
+    interval, wanted = validation_interval(steps_per_epoch, run, optimizer), batches * optimizer.val_every_epochs
+    apart = batches if isinstance(interval, float) else interval
+    if run.fast_dev_run or not wanted or apart <= wanted + _ROUNDING:
+        return ""
+    return (
+        f"--val_every_epochs {optimizer.val_every_epochs:g} is every {wanted:.2g} of the "
+        f"{counted(batches, 'batch', 'batches')} of an epoch: validations are {counted(apart, 'batch', 'batches')} "
+        f"apart, as at least {_FEWEST_STEPS_BETWEEN} optimizer steps, or an epoch, are between them"
+    )
 
 
 def device_arguments(

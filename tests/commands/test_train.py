@@ -288,8 +288,8 @@ def test_started_again_in_its_folder_a_killed_run_goes_on_by_itself(
 
 @pytest.mark.usefixtures("undrawn")
 def test_accumulated_gradients_are_never_cut_by_a_checkpoint(accumulated_run, tmp_path):
-    first, *_ = sorted(accumulated_run.glob("epoch=000-step=0000001-*.ckpt"))  # inside the first epoch of 8 batches
-    assert torch.load(first, weights_only=True)["adaface"]["position"] == {"epoch": 0, "batch": 3, "samples": 12}
+    first, *_ = sorted(accumulated_run.glob("epoch=000-step=0000002-*.ckpt"))  # inside the first epoch of 8 batches
+    assert torch.load(first, weights_only=True)["adaface"]["position"] == {"epoch": 0, "batch": 6, "samples": 24}
     (tmp_path / "resumed").mkdir()
     shutil.copy(first, tmp_path / "resumed" / "last.ckpt")
     assert main.main(["--resume_from_checkpoint", str(tmp_path / "resumed" / "last.ckpt")]) == 0
@@ -320,7 +320,7 @@ def test_every_schedule_resumes_inside_an_epoch_to_the_same_bits(faces, tmp_path
             "learning rate 0.02: --lr 0.01 x 12 images per update / --lr_base_batch_size 6" in capsys.readouterr().out
         )
     assert (whole / "health.png").is_file()
-    (middle,) = whole.glob("epoch=000-step=0000001-*.ckpt")
+    (middle,) = whole.glob("epoch=000-step=0000002-*.ckpt")
     (tmp_path / "resumed").mkdir()
     shutil.copy(middle, tmp_path / "resumed" / "last.ckpt")
     with undrawn():
@@ -621,7 +621,7 @@ def test_a_checkpoint_every_few_steps_resumes_to_the_same_bits(faces, tmp_path, 
     monkeypatch.setattr(folders, "publish", keep_the_first)
     whole = run(faces, tmp_path / "whole", *common)
     checkpoint = load_checkpoint(kept)
-    assert checkpoint["adaface"]["position"] == {"epoch": 0, "batch": 3, "samples": 12}
+    assert checkpoint["adaface"]["position"] == {"epoch": 0, "batch": 6, "samples": 24}
     resumed = tmp_path / "resumed"
     shutil.copytree(kept, resumed / "checkpoints" / "step")
     folders.link(resumed / "checkpoints" / "step", resumed / "last.ckpt")
@@ -714,14 +714,14 @@ def test_early_stopping_without_validation_sets_is_refused(faces, tmp_path, caps
 
 @pytest.mark.usefixtures("undrawn")
 def test_an_epoch_is_finished_with_other_batches(accumulated_run, tmp_path, capsys):
-    """30 images: 12 in batches of 4, the other 18 in batches of 9, and the next epoch in batches of 9."""
-    (middle,) = accumulated_run.glob("epoch=000-step=0000001-*.ckpt")
+    """30 images: 24 in batches of 4, the other 6 in a batch of up to 9, and the next epoch in batches of 9."""
+    (middle,) = accumulated_run.glob("epoch=000-step=0000002-*.ckpt")
     (tmp_path / "resumed").mkdir()
     shutil.copy(middle, tmp_path / "resumed" / "last.ckpt")
     words_ = ["--resume_from_checkpoint", str(tmp_path / "resumed" / "last.ckpt"), "--batch_size", "9"]
     assert main.main([*words_, "--accumulate_grad_batches", "1"]) == 0
     printed = capsys.readouterr().out
-    assert "epoch 1/2 batch 5/5" in printed  # 3 before, 2 after
+    assert "epoch 1/2 batch 7/7" in printed  # 6 before, 1 after
     assert "epoch 2/2 batch 4/4" in printed  # 30 in batches of 9
     position = torch.load(tmp_path / "resumed" / "last.ckpt", weights_only=True)["adaface"]["position"]
     assert position == {"epoch": 2, "batch": 0, "samples": 0}

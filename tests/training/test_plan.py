@@ -131,7 +131,9 @@ def test_a_short_run_is_planned_as_it_is_validated(words, capsys):
     assert main.main([*words, "--epochs", "5", "--batch_size", "2", "--val_every_epochs", "0.7"]) == 0
     assert "75 in 5 epochs, 2 images each; 6 evaluations" in capsys.readouterr().out  # after 10 of 15 batches
     assert main.main([*words, "--epochs", "5", "--val_every_epochs", "0.3"]) == 0
-    assert "20 in 5 epochs, 8 images each; 21 evaluations" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "20 in 5 epochs, 8 images each; 11 evaluations" in out  # after 2 of 4 batches, not after each
+    assert "note: --val_every_epochs 0.3 is every 1.2 of the 4 batches of an epoch: validations are 2 batches" in out
 
 
 def test_where_it_does_not_fit_nothing_is_measured(words, capsys, monkeypatch):

@@ -1,7 +1,7 @@
 import pytest
 
 from adaface.config.options import OptimizerOptions, RunOptions
-from adaface.training.trainer import validation_interval
+from adaface.training.trainer import validation_interval, validation_note
 
 
 @pytest.mark.parametrize(
@@ -16,8 +16,12 @@ from adaface.training.trainer import validation_interval
         (1200, 1, 1, 0.5, 600),
         (100, 1, 1, 0.29, 29),
         (9, 1, 1, 0.0, 1.0),  # a tiny set is not validated after every step
-        (9, 1, 9, 0.1, 1),  # unless asked to
-        (8, 3, 9, 0.1, 3),
+        (9, 1, 9, 0.1, 2),  # even if asked to
+        (4, 1, 9, 0.1, 2),
+        (4, 1, 9, 0.75, 3),
+        (1, 1, 9, 0.1, 1.0),
+        (3, 2, 9, 0.1, 1.0),
+        (8, 3, 9, 0.1, 6),
         (2, 3, 9, 0.1, 1.0),
         (19, 1, 1, 0.0, 1.0),
         (25, 1, 1, 0.0, 12),
@@ -30,6 +34,24 @@ from adaface.training.trainer import validation_interval
 def test_validations_are_a_fraction_of_an_epoch_apart(batches, window, epochs, fraction, expected):
     options = OptimizerOptions(epochs=epochs, accumulate_grad_batches=window, val_every_epochs=fraction)
     assert validation_interval(batches, RunOptions(), options) == expected
+
+
+@pytest.mark.parametrize(
+    ("batches", "window", "fraction", "apart"),
+    [
+        (9, 1, 0.1, "every 0.9 of the 9 batches of an epoch: validations are 2 batches apart"),
+        (8, 3, 0.1, "every 0.8 of the 8 batches of an epoch: validations are 6 batches apart"),
+        (1, 1, 0.1, "every 0.1 of the 1 batch of an epoch: validations are 1 batch apart"),
+        (20, 1, 0.1, ""),
+        (25, 1, 0.1, ""),
+        (9, 1, 0.0, ""),
+        (9, 1, 1.0, ""),
+    ],
+)
+def test_fewer_validations_than_asked_for_are_noted(batches, window, fraction, apart):
+    options = OptimizerOptions(epochs=9, accumulate_grad_batches=window, val_every_epochs=fraction)
+    note = validation_note(batches, RunOptions(), options)
+    assert apart in note and bool(note) == bool(apart)
 
 
 def test_trial_runs_and_evaluations():
