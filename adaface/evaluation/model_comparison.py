@@ -28,7 +28,20 @@ from adaface.inference.comparison import distinct_names
 from adaface.metrics.comparison import Comparison, compare_decisions
 from adaface.metrics.identification import compare_macro_f1, macro_f1
 from adaface.metrics.outcome import EmbedImages, Outcome
-from adaface.reporting.style import BLACK, BLUE, DPI, GREEN, ORANGE, PURPLE, SKY, VERMILION, dress, plain, save_figure
+from adaface.reporting.style import (
+    BLACK,
+    BLUE,
+    DPI,
+    GREEN,
+    ORANGE,
+    PURPLE,
+    SKY,
+    VERMILION,
+    drawable,
+    dress,
+    plain,
+    save_figure,
+)
 from adaface.reporting.tables import Cell, ReportTable, Row, interval_text
 from adaface.system.csv_text import safe
 from adaface.system.files import write_atomically
@@ -293,14 +306,14 @@ def _draw_bars(axes: Axes, comparison: ModelComparison, number: str) -> None:
         values = np.array([outcome.numbers[number] for outcome in outcomes])
         ends = np.array([outcome.intervals.get(number, (v, v)) for outcome, v in zip(outcomes, values, strict=True)])
         middles = places + (bar - (len(comparison.models) - 1) / 2) * width
-        axes.bar(middles, values, 0.92 * width, color=color, hatch=hatch, edgecolor="white", label=model)
+        axes.bar(middles, values, 0.92 * width, color=color, hatch=hatch, edgecolor="white", label=plain(model))
         beyond = np.abs(ends.T - values)  # (2, conditions): below, above
         axes.errorbar(middles, values, beyond, fmt="none", ecolor=BLACK, elinewidth=1.4, capsize=4)
         for place, value, top in zip(middles, values, ends[:, 1], strict=True):
             axes.annotate(
                 f"{value:.1f}", (place, top), xytext=(0, 4), textcoords="offset points", ha="center", fontsize=10
             )
-    axes.set_xticks(places, comparison.conditions)
+    axes.set_xticks(places, [plain(drawable(name)) for name in comparison.conditions])
     axes.set_ylim(0, 108)
     axes.set_yticks(range(0, 101, 20))
     dress(axes, number, "", "percent")

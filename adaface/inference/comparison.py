@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from textwrap import wrap
 from typing import Any
+from unicodedata import east_asian_width
 
 import cv2
 import numpy as np
@@ -19,7 +20,7 @@ from adaface.alignment.detector import MTCNN, Face, choose_faces
 from adaface.alignment.photograph import decode_reduced
 from adaface.alignment.warp import warp_face
 from adaface.inference.embedder import Embedder
-from adaface.reporting.style import BLACK, DPI, GREEN, luminance, plain, save_figure
+from adaface.reporting.style import BLACK, DPI, GREEN, drawable, luminance, plain, save_figure
 from adaface.system.command_line import printable
 from adaface.system.text_table import aligned
 
@@ -221,8 +222,9 @@ def _lower(parts: tuple[str, ...]) -> tuple[str, ...]:
 
 def _label(name: str) -> str:
     """Return the name of an image in lines that fit into the margin."""
-    parts = printable(name).split("/")
-    lines = [line for part in (*(f"{folder}/" for folder in parts[:-1]), parts[-1]) for line in wrap(part, _LINE)]
+    parts = drawable(printable(name)).split("/")
+    length = _LINE // 2 if any(east_asian_width(letter) in "WF" for letter in "".join(parts)) else _LINE
+    lines = [line for part in (*(f"{folder}/" for folder in parts[:-1]), parts[-1]) for line in wrap(part, length)]
     return _in_lines(lines if len(lines) <= _MOST_LINES else ["...", *lines[1 - _MOST_LINES :]])
 
 

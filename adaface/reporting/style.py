@@ -7,6 +7,7 @@ could notice. The palette is that of Okabe and Ito, which is safe for color-blin
 import io
 import math
 from collections.abc import Iterable
+from functools import cache
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, fontManager, get_font
+from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter
 
 from adaface.system.command_line import printable
@@ -28,6 +31,9 @@ POWER_OF_TEN = FuncFormatter(lambda value, _: power_of_ten(value))
 _PALETTE = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK)
 _LINE_STYLES = ("-", "--", ":", "-.")
 _WRITTEN_OUT_FROM = 0.01
+_DEFAULT_FAMILY = "DejaVu Sans"  # matplotlib brings it
+_REGULAR = 400  # weight
+_BOXES = "Last Resort"  # a font with a box for every letter
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -80,6 +86,36 @@ def luminance(color: Iterable[float]) -> float:
     return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=False))
 
 
+def drawable(text: str) -> str:
+    r"""Escape letters that no installed font has, such as Chinese ones: ``\u5f35``.
+
+    Args:
+        text: any text; ``save_figure`` chooses the fonts of the other letters.
+    """
+    return "".join(
+        letter if letter.isascii() or _family_with(letter) else letter.encode("unicode_escape").decode("ascii")
+        for letter in text
+    )
+
+
+@cache
+def _family_with(letter: str) -> str | None:
+    """Return a font family that has a letter, the default one if possible; None if no installed one has it."""
+    upright = (font.name for font in fontManager.ttflist if (font.style, font.weight) == ("normal", _REGULAR))
+    families = sorted({name for name in upright if not name.startswith(_BOXES)})
+    return next((one for one in (_DEFAULT_FAMILY, *families) if ord(letter) in _letters_of(one)), None)
+
+
+@cache
+def _letters_of(family: str) -> frozenset[int]:
+    """Return the code points of a font family; none if matplotlib cannot draw it, such as colored emoji."""
+    try:
+        font = get_font(fontManager.findfont(FontProperties(family=family), fallback_to_default=False))
+    except (OSError, RuntimeError, ValueError):
+        return frozenset()
+    return frozenset(font.get_charmap()) if font.scalable else frozenset()
+
+
 def power_of_ten(value: float) -> str:
     """Format a rate: 1, 0.1, 0.01, then 10⁻³.
 
@@ -93,12 +129,20 @@ def power_of_ten(value: float) -> str:
 
 
 def save_figure(figure: Figure, path: str | Path) -> None:
-    """Write a figure as a PNG file, atomically.
+    """Write a figure as a PNG file, atomically; letters that the default font lacks are drawn in others, or escaped.
 
     Args:
         figure: figure to write.
         path: PNG file to write.
     """
+    for text in figure.findobj(Text):
+        shown = text.get_text()
+        if not shown.isascii():
+            text.set_text(drawable(shown))
+            families = (_family_with(letter) for letter in shown if not letter.isascii())
+            others = dict.fromkeys(family for family in families if family and family != _DEFAULT_FAMILY)
+            if others:  # they need not be there in bold
+                text.set(fontfamily=[_DEFAULT_FAMILY, *others], fontweight="normal")
     content = io.BytesIO()
     FigureCanvasAgg(figure).print_png(content)
     write_atomically(path, content.getvalue())

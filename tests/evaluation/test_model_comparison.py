@@ -194,6 +194,13 @@ def test_chart_of_many_models_has_a_look_for_each(tmp_path, monkeypatch):
     assert len(looks) == 9
 
 
+def test_names_are_no_formulas_and_need_no_font(tmp_path, recwarn):
+    name = "張 $張$"
+    chart = with_numbers({(name, name): (50.0, 60.0), ("b", name): (50.0, 60.0)})
+    plot_comparison(chart, tmp_path / "chart.png")
+    assert not recwarn.list
+
+
 def test_three_files_are_written(comparison, tmp_path):
     folder = tmp_path / "out"
     folder.mkdir()

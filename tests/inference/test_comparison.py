@@ -106,6 +106,16 @@ def test_a_plot_shows_folders_the_whole_caption_and_readable_numbers(tmp_path, m
     assert (colors["1.000"], colors["0.200"]) == ("white", "#222222")  # on dark and on light blue
 
 
+def test_a_name_in_other_letters_fits_and_nothing_is_warned_of(tmp_path, monkeypatch, recwarn):
+    drawn = figures_saved_by(comparison, monkeypatch)
+    name = "\u5f35" * 30 + ".png"
+    compared = FaceComparison([name, "b.png"], np.eye(2), np.array([20.0, 21.0]), None)
+    draw_comparison(compared, np.zeros((2, 112, 112, 3), np.uint8), tmp_path / "plot.png")
+    assert not recwarn.list
+    for label in drawn[0].axes[0].get_yticklabels():
+        assert label.get_window_extent().x0 >= 0
+
+
 def test_names_are_as_long_as_necessary_to_differ():
     assert distinct_names(["x/a.png", "y/b.png"]) == ["a.png", "b.png"]
     assert distinct_names(["x/a.png", "./y/a.png", "y/b.png"]) == ["x/a.png", "y/a.png", "b.png"]
