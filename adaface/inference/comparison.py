@@ -6,6 +6,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from textwrap import wrap
 from typing import Any
@@ -20,7 +21,7 @@ from adaface.alignment.detector import MTCNN, Face, choose_faces
 from adaface.alignment.photograph import decode_reduced
 from adaface.alignment.warp import warp_face
 from adaface.inference.embedder import Embedder
-from adaface.reporting.style import BLACK, DPI, GREEN, drawable, luminance, plain, save_figure
+from adaface.reporting.style import BLACK, DPI, GREEN, drawable, plain, save_figure
 from adaface.system.command_line import printable
 from adaface.system.text_table import aligned
 
@@ -31,7 +32,6 @@ NO_THRESHOLD = (
 _CELL_INCHES, _NAME_INCHES, _EDGE_INCHES = 1.1, 1.3, 0.12
 _LETTERS_PER_INCH = 14  # of the caption
 _LINE, _MOST_LINES = 20, 7  # letters and lines of a name in the margin
-_LIGHT = 0.21  # luminance above which dark text has more contrast than white text
 _LONGEST_NAME = 40
 MOST_PIXELS = 50_000_000  # of a photograph
 ENOUGH_PIXELS = 8_000_000  # a JPEG of four times as many is decoded at half its size
@@ -171,21 +171,21 @@ def draw_comparison(comparison: FaceComparison, images: np.ndarray, path: Path) 
     count = len(images)
     side = _CELL_INCHES * (count + 1)
     width = _NAME_INCHES + side + _EDGE_INCHES
-    caption = wrap(_caption(comparison.threshold), int(width * _LETTERS_PER_INCH))
+    caption = wrap(_caption(comparison), int(width * _LETTERS_PER_INCH))
     below = 0.15 * (1 + len(caption))
     height = 0.3 + side + below
     figure = Figure(figsize=(width, height), dpi=DPI)
     axes = figure.add_axes((_NAME_INCHES / width, below / height, side / width, side / height))
-    colors = axes.imshow(comparison.similarity, cmap="Blues", vmin=-0.2, vmax=1.4, extent=(0, count, count, 0))
+    # up to a color that black text can be read on
+    axes.imshow(comparison.similarity, cmap="Blues", vmin=-0.2, vmax=2.0, extent=(0, count, count, 0))
     for place, image in enumerate(images):
         picture = image[..., ::-1]  # BGR -> RGB
         axes.imshow(picture, extent=(place, place + 1, 0, -1))
         axes.imshow(picture, extent=(-1, 0, place + 1, place))
         axes.text(place + 0.5, -1.05, f"quality {comparison.norms[place]:.1f}", ha="center", va="bottom", fontsize=7)
     for row, column in np.ndindex(count, count):
-        similarity = comparison.similarity[row, column]
-        color = BLACK if luminance(colors.cmap(colors.norm(similarity))) > _LIGHT else "white"
-        axes.text(column + 0.5, row + 0.5, f"{similarity:.3f}", ha="center", va="center", color=color)
+        similarity = f"{comparison.similarity[row, column]:.3f}"
+        axes.text(column + 0.5, row + 0.5, similarity, ha="center", va="center", color=BLACK)
         if row != column and comparison.same(row, column):
             axes.add_patch(Rectangle((column + 0.04, row + 0.04), 0.92, 0.92, fill=False, edgecolor=GREEN, linewidth=3))
     axes.set(xlim=(-1, count), ylim=(count, -1), xticks=[])
@@ -232,8 +232,12 @@ def _in_lines(lines: Sequence[str]) -> str:
     return "\n".join(map(plain, lines))
 
 
-def _caption(threshold: Threshold | None) -> str:
-    return "no threshold" if threshold is None else f"framed: cosine at least {threshold_text(threshold)}"
+def _caption(comparison: FaceComparison) -> str:
+    if comparison.threshold is None:
+        return "no threshold"
+    framed = any(comparison.same(*pair) for pair in combinations(range(len(comparison.names)), 2))
+    cosine = threshold_text(comparison.threshold)
+    return f"framed: cosine at least {cosine}" if framed else f"no two faces have a cosine of at least {cosine}"
 
 
 @dataclass(frozen=True)

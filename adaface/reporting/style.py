@@ -76,16 +76,6 @@ def plain(text: str) -> str:
     return printable(text).replace("$", r"\$")
 
 
-def luminance(color: Iterable[float]) -> float:
-    """Return how light a color is: its relative luminance (WCAG 2), from 0 to 1.
-
-    Args:
-        color: red, green and blue, each from 0 to 1; what follows them is ignored.
-    """
-    linear = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in color)
-    return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=False))
-
-
 def drawable(text: str) -> str:
     r"""Escape letters that no installed font has, such as Chinese ones: ``\u5f35``.
 

@@ -1,6 +1,7 @@
 import cv2
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
 
 from adaface.alignment.detector import MTCNN
 from adaface.alignment.warp import warp_face
@@ -98,12 +99,40 @@ def test_a_plot_shows_folders_the_whole_caption_and_readable_numbers(tmp_path, m
     shown = texts(figure)
     assert "ann/\nIMG_0000.png" in shown
     assert "a person with a long\nname/\nIMG_0000.png" in shown
-    assert f"framed: cosine at least 0.50 ({origin})" in " ".join(figure.texts[0].get_text().split())
+    caption = " ".join(figure.texts[0].get_text().split())
+    assert caption == f"no two faces have a cosine of at least 0.50 ({origin})"
     for text in (*figure.texts, *figure.axes[0].texts, *figure.axes[0].get_yticklabels()):
         box = text.get_window_extent()
         assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= figure.bbox.width and box.y1 <= figure.bbox.height, text
-    colors = {text.get_text(): text.get_color() for text in figure.axes[0].texts}
-    assert (colors["1.000"], colors["0.200"]) == ("white", "#222222")  # on dark and on light blue
+
+
+def luminance(color) -> float:
+    """Relative luminance (WCAG 2) of red, green and blue in [0, 1]."""
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in color]
+    return float(np.dot((0.2126, 0.7152, 0.0722), linear))
+
+
+def test_every_similarity_can_be_read(tmp_path, monkeypatch):
+    drawn = figures_saved_by(comparison, monkeypatch)
+    compared = FaceComparison(["a", "b"], np.array([[1, -1], [-1, 1]]), np.array([20.0, 21.0]), None)
+    draw_comparison(compared, np.zeros((2, 112, 112, 3), np.uint8), tmp_path / "plot.png")
+    axes = drawn[0].axes[0]
+    cells = axes.images[0]
+    (text,) = {text.get_color() for text in axes.texts if text.get_text() in ("1.000", "-1.000")}
+    for similarity in np.linspace(-1, 1, 2001):
+        back = luminance(cells.cmap(cells.norm(similarity))[:3]) + 0.05
+        front = luminance(to_rgb(text)) + 0.05
+        assert max(back, front) / min(back, front) >= 4.5, similarity
+
+
+def test_the_caption_tells_what_the_frames_are(tmp_path, monkeypatch):
+    drawn = figures_saved_by(comparison, monkeypatch)
+    for similarity, caption in ((0.5, "framed: cosine at least 0.50 (x)"), (0.4, "no two faces have a cosine of")):
+        compared = FaceComparison(
+            ["a", "b"], np.array([[1, similarity], [similarity, 1]]), np.array([20.0, 21.0]), Threshold(0.5, "x")
+        )
+        draw_comparison(compared, np.zeros((2, 112, 112, 3), np.uint8), tmp_path / "plot.png")
+        assert drawn[-1].texts[0].get_text().startswith(caption)
 
 
 def test_a_name_in_other_letters_fits_and_nothing_is_warned_of(tmp_path, monkeypatch, recwarn):
