@@ -172,7 +172,7 @@ def _card(data: AuditedData, finding: Finding, tests: Mapping[str, TestImages]) 
             pictures += [(_uri(data, sample), f"of {data.source.class_names[label]}") for sample in some]
     return {
         "identity": _printable(finding.identity),
-        "text": _printable(finding.text),
+        "text": _printable(finding.text.replace(f"{data.source.location}/", "")),
         "pictures": [(uri, _printable(place)) for uri, place in pictures],
         "more": max(0, len(finding.samples) - _SHOWN_OF_FINDING),
     }

@@ -1,4 +1,4 @@
-"""Templates of HTML pages: what they show is escaped, and long paths break after slashes."""
+"""Templates of HTML pages: what they show is escaped, and long paths break between their words."""
 
 import html
 import re
@@ -7,7 +7,8 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, Template
 from jinja2.filters import do_mark_safe
 
-_SEPARATORS = re.compile(r"([/\\]+)(?=[^/\\])")
+# after slashes, underscores, hyphens inside of names, and the dot of an extension, but not inside of numbers and dates
+_SEPARATORS = re.compile(r"([/\\_]+|(?<=[^\W\d])-+|(?<=\d)-+(?!\d)|(?<=\w)\.(?=[^\W\d]))(?=[^/\\_\s])")
 
 
 def page_template(path: Path) -> Template:
@@ -24,5 +25,5 @@ def page_template(path: Path) -> Template:
 
 
 def _breakable(text: str) -> str:
-    """Escape a text and let lines break after slashes, rather than inside of names."""
+    """Escape a text and let lines break after slashes and between the words of names, rather than inside of words."""
     return do_mark_safe(_SEPARATORS.sub(r"\1<wbr>", html.escape(text)))

@@ -363,7 +363,8 @@ def test_the_page_needs_nothing_else_and_escapes_names(data, tmp_path):
     )
     assert "&lt;script&gt;alert(1)" in page
     assert "copy of &lt;i&gt;.jpg" in page
-    assert "{{ 7 * 7 }}/<wbr>37.jpg" in page  # lines break between folders, not inside of a name
+    assert "{{ 7 * 7 }}/<wbr>37.<wbr>jpg" in page  # lines break between folders and words, not inside of a word
+    assert "the same pixels as" in page and f"as {faces}" not in page  # the folder is in the title
     assert re.findall(r'(?:src|href)="(?!data:image/jpeg;base64,|#)[^"]*', page) == []
     assert "http" not in re.sub(r"base64,\S+", "", page).replace("http-equiv", "")
     assert {row["kind"] for row in read_findings(tmp_path / "out")} == {"unreadable image", "duplicate inside"}

@@ -10,6 +10,7 @@ import pytest
 from adaface.metrics.outcome import Outcome
 from adaface.metrics.results import SetResult, evaluate_set
 from adaface.reporting.hardest_pairs import hardest_pairs
+from adaface.reporting.page import page_template
 from adaface.reporting.report import ReportContent, write_report
 from adaface.reporting.tables import Cell, ReportTable, Row
 from tests.reporting.test_hardest_pairs import Images
@@ -28,6 +29,7 @@ class Page(HTMLParser):
         self.open: list[str] = []
         self.starts: list[tuple[str, dict[str, str]]] = []
         self.words: list[str] = []
+        self.in_word = False  # after <wbr>, a place to break, not a space
         self.source = text
         self.feed(text)
         self.close()
@@ -35,6 +37,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag, attributes):
         self.starts.append((tag, dict(attributes)))
+        self.in_word = tag == "wbr" and bool(self.words)
         if tag not in VOID:
             self.open.append(tag)
 
@@ -44,10 +47,16 @@ class Page(HTMLParser):
     def handle_endtag(self, tag):
         assert self.open and self.open[-1] == tag, f"</{tag}> while {self.open} are open"
         self.open.pop()
+        self.in_word = False
 
     def handle_data(self, data):
-        if "style" not in self.open:
+        if "style" in self.open:
+            return
+        if self.in_word:
+            self.words[-1] += data
+        else:
             self.words.append(data)
+        self.in_word = False
 
     @property
     def text(self) -> str:
@@ -59,6 +68,22 @@ class Page(HTMLParser):
     @property
     def headings(self) -> list[str]:
         return [attributes["id"] for attributes in self.having("h2")]
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("/data/a b/c.png", "/<wbr>data/<wbr>a b/<wbr>c.<wbr>png"),
+        ("Ann_von_der-Au_000123.jpg", "Ann_<wbr>von_<wbr>der-<wbr>Au_<wbr>000123.<wbr>jpg"),
+        ("correlation 0.993, -1.5 <b> ...", "correlation 0.993, -1.5 &lt;b&gt; ..."),
+        ("--arch on 2026-11-30, a-1, 1-a", "--arch on 2026-11-30, a-<wbr>1, 1-<wbr>a"),
+        ("C:\\x\\", "C:\\<wbr>x\\"),
+        ('a&b\'s_"c"', "a&amp;b&#x27;s_<wbr>&quot;c&quot;"),
+    ],
+)
+def test_names_break_between_their_words(tmp_path, text, shown):
+    (tmp_path / "page").write_text("{{ text | breakable }}")
+    assert page_template(tmp_path / "page").render(text=text) == shown
 
 
 def page_of(folder: Path, content: ReportContent) -> Page:
