@@ -33,7 +33,7 @@ from adaface.serving.server import build_server, is_open, listen, page_url
 from tests.inference.test_comparison import png
 from tests.inference.test_embedder import write_checkpoint
 from tests.serving.test_app import FORM, form
-from tests.support.browser import Browser, needs_webdriver
+from tests.support.browser import Browser, in_browser, needs_chromium, needs_webdriver
 from tests.support.photographs import astronaut, head, turned, two_heads
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -556,6 +556,27 @@ def bar_of(browser: Browser) -> tuple[float, float]:
     )
 
 
+@needs_chromium
+def test_texts_below_the_bar_do_not_overlap_and_a_third_photograph_is_told(tmp_path):
+    page = Path(app.__file__).with_name("face_page.html").read_text(encoding="utf-8")
+    script = """<style>#bar { font-size: 18px; }</style><script>
+    byId("result").hidden = false;
+    const found = [0.966, 0.9999, 0.0123, -0.9876, -0.4444, 0.4444, 0.2751, 0.7249, 0.5].map((threshold) => {
+      drawBar(0.5, threshold);
+      const boxes = [...document.querySelectorAll("#bar text")].map((text) => text.getBBox());
+      return boxes.map((box) => [box.x, box.x + box.width]);
+    });
+    take(["a", "b", "c", "d"].map((name) => new File([new Uint8Array([1])], name + ".png", { type: "image/png" })));
+    document.body.innerHTML = `<pre>${JSON.stringify([found, byId("status").textContent])}</pre>`;
+    </script></body>"""
+    (tmp_path / "page.html").write_text(page.replace("</body>", script), encoding="utf-8")
+    shown = in_browser(tmp_path / "page.html").stdout
+    bars, status = json.loads(shown.partition("<pre>")[2].partition("</pre>")[0])
+    for low, name, one in bars:
+        assert low[0] < low[1] < name[0] < name[1] < one[0] < one[1]
+    assert status == "Two photographs are compared: c.png, d.png are left out."
+
+
 @needs_webdriver
 def test_photographs_are_dropped_and_pasted(embedder, tmp_path):
     """On a field, beside the fields, two at once; the next empty field is filled, then the second one."""
@@ -581,6 +602,10 @@ def test_photographs_are_dropped_and_pasted(embedder, tmp_path):
             browser.script(files.replace("NAMES", json.dumps(names)) + event.replace("PLACE", place))
             assert browser.script(chosen) == expected
         assert browser.text("#status") == ""
+        names = ["g.png", "h.png", "i.png"]
+        browser.script(files.replace("NAMES", json.dumps(names)) + dropped.replace("PLACE", "h1"))
+        assert browser.script(chosen) == ["g.png", "h.png"]
+        assert browser.text("#status") == "Two photographs are compared: i.png is left out."
         browser.click("#compare")
         assert browser.until(lambda: browser.text("#first-error")).startswith("The file is not a readable image")
         browser.script("drawBar(-0.25, -0.5)")
