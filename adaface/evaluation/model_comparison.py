@@ -233,6 +233,7 @@ def plot_comparison(comparison: ModelComparison, path: str | Path) -> None:
     figure = Figure(figsize=(width, 5.4), dpi=DPI, layout="constrained")
     for axes, number in zip(figure.subplots(1, len(comparison.shown), sharey=True), comparison.shown, strict=True):
         _draw_bars(axes, comparison, number)
+        axes.label_outer()  # the panels share their y axis
     figure.suptitle(plain(f"{comparison.heading}, with 95 % intervals"), fontsize=14, fontweight="bold")
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 3), fontsize=11, frameon=False)

@@ -165,6 +165,7 @@ def test_chart_shows_every_value_and_interval(comparison, tmp_path, monkeypatch)
     assert min(image.shape[:2]) > 500
     assert (image < 128).any(axis=2).mean() > 0.05
     f1_axes = figures[0].axes[0]
+    assert [axes.get_ylabel() for axes in figures[0].axes] == ["percent", ""]  # without ticks, no label
     assert sorted(bar.get_height() for bar in f1_axes.patches) == sorted(f1 for f1, _ in USERS_TABLE.values())
     assert all(bar.get_y() == 0 for bar in f1_axes.patches)
     segments = [s for c in f1_axes.findobj(matplotlib.collections.LineCollection) for s in c.get_segments()]
