@@ -22,10 +22,17 @@ from adaface.system.command_line import check_packages, invocation, program_name
 from adaface.system.option_parser import Parser
 
 SHELLS = ("bash", "zsh", "tcsh")
+_MODELS = [model.stem for model in PUBLISHED]
 
 
-def parser_of_all() -> argparse.ArgumentParser:
-    """Return one parser with all commands and their options."""
+def parser_of_all(shell: str) -> argparse.ArgumentParser:
+    """Return one parser with all commands and their options.
+
+    Args:
+        shell: one of ``SHELLS``.
+    """
+    # the name of a published model or a file, which shtab can only complete both in bash
+    file_or_model = [*importlib.import_module("shtab").Required.FILE, *_MODELS] if shell == "bash" else []
     parser = argparse.ArgumentParser("adaface")
     commands = parser.add_subparsers(dest="command")
     for name, command in COMMANDS.items():
@@ -36,7 +43,7 @@ def parser_of_all() -> argparse.ArgumentParser:
             continue
         module = importlib.import_module(command.options or command.module)
         if name == "train":
-            _add(commands, name, command.summary, train_parser())
+            _add(commands, name, command.summary, train_parser(), finetune=file_or_model)
         elif command.named:
             _add(commands, name, command.summary, module.build_parsers()[1][name])
         else:
@@ -44,10 +51,17 @@ def parser_of_all() -> argparse.ArgumentParser:
     return parser
 
 
-def _add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, text: str, parser: Parser) -> None:
-    """Add a command; options complete their choices, or else file names if they take a text."""
+def _add(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    name: str,
+    text: str,
+    parser: Parser,
+    **more: Sequence[str],
+) -> None:
+    """Add a command; options complete their choices, ``more`` included, or else file names if they take a text."""
     choices: dict[str, Sequence[str]] = {option: about.choices for option, about in ABOUT.items() if about.choices}
-    choices |= {"arch": ARCHITECTURE_NAMES, "model": [model.stem for model in PUBLISHED]}
+    choices |= {option: some for option, some in more.items() if some}
+    choices |= {"arch": ARCHITECTURE_NAMES, "model": _MODELS}
     for action in parser._actions:
         if action.type is None and action.choices is None and action.nargs != 0:
             if action.dest in choices:
@@ -79,7 +93,7 @@ def main(words: list[str] | None = None) -> int:
     def job() -> int:
         shell = build_parser().parse(sys.argv[1:] if words is None else words).shell
         check_packages("completion", {"shtab": "shtab"})
-        print(importlib.import_module("shtab").complete(parser_of_all(), shell))
+        print(importlib.import_module("shtab").complete(parser_of_all(shell), shell))
         return 0
 
     return run_to_status(program_name("completion"), job, stopped="nothing was written")

@@ -28,17 +28,19 @@ def script(tmp_path_factory) -> str:
         (["train", "--lr_schedule", ""], {"multistep", "cosine", "poly"}),
         (["compare", "--arch", ""], set(ARCHITECTURE_NAMES)),
         (["evaluate", "ij"], {"ijbb", "ijbc"}),
+        (["train", "--finetune", "adaface_ir18_w"], {"adaface_ir18_webface4m", "adaface_ir18_web.ckpt"}),
         (["evaluate", "pairs", "--qu"], {"--quality"}),
         (["evaluate", "ijbc", "--qu"], set()),
     ],
 )
-def test_bash_completes_commands_options_and_choices(script, words, expected):
+def test_bash_completes_commands_options_and_choices(script, words, expected, tmp_path):
+    (tmp_path / "adaface_ir18_web.ckpt").touch()
     program = f"""{script}
 COMP_WORDS=(adaface {" ".join(word or "''" for word in words)}); COMP_CWORD={len(words)}
 _shtab_adaface
 printf '%s\\n' "${{COMPREPLY[@]}}"
 """
-    done = subprocess.run(["bash", "--norc", "-c", program], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(["bash", "--norc", "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert set(done.stdout.split()) - {"-h", "--help"} == expected, done.stderr
 
 
