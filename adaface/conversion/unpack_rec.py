@@ -238,7 +238,8 @@ def _counts(journal: Journal) -> str:
     """Return the number of images and identities of a conversion as text."""
     announced = counted(journal.missing, "announced image", "announced images")
     missing = f", {announced} missing" if journal.missing else ""
-    return f"{journal.images_written:,} images, {counted(journal.identities, 'identity', 'identities')}{missing}"
+    images = counted(journal.images_written, "image", "images")
+    return f"{images}, {counted(journal.identities, 'identity', 'identities')}{missing}"
 
 
 def _mark_missing(journal: Journal) -> None:

@@ -183,7 +183,8 @@ def test_other_files_are_left_out_and_counted(tmp_path):
     for name in ("ann/.hidden.png", "ann/notes.txt", "bob/Thumbs.db", "list.csv"):
         (root / name).write_text("no image")
     Journal(0, 0, False, images=8, done=8).save(root)
-    (root / ".cache").mkdir()
+    (root / ".old").mkdir()
+    (root / ".old" / "list.csv").touch()
     outcome = run(Angles(), root)
     assert outcome.numbers["f1_score"] == plain.numbers["f1_score"]
     assert "4 files are skipped" in outcome.notes
