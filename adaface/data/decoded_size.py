@@ -9,14 +9,26 @@ was checked as a face of 112x112 px is decoded to gigabytes. Here is what that l
 
 BMP, GIF and WEBP state their size once, or OpenCV compares: its decoders refuse a frame that does not fit the canvas.
 
-Sources: ITU-T T.800, A.5.1 (SIZ) and annex I (boxes); TIFF 6.0, section 2, and its 64-bit variant; netpbm's ppm(5).
+A JPEG 2000 of 100 bytes can also divide its pixels into billions of packets, each of which takes memory and time.
+
+Sources: ITU-T T.800, annex A (segments; tile-parts: A.4.2), B.6 (precincts) and annex I (boxes); TIFF 6.0, section 2,
+and its 64-bit variant; netpbm's ppm(5).
 """
 
+import math
 import re
 import struct
+from collections.abc import Iterator
 
 _CODESTREAM = b"\xff\x4f\xff\x51"  # start of codestream, SIZ
 _MOST_COMPONENTS = 4  # of a codestream: each takes as much memory as the image
+_FEW_TILES, _FEW_PRECINCTS, _FEW_PACKETS = 4096, 200_000, 1_000_000  # 9 kB, 1 kB and 60 ns each
+_TILE_PIXELS, _PRECINCT_PIXELS, _PACKET_PIXELS = 64 * 64, 128, 16  # one more is allowed for each so many pixels
+_MOST_SEGMENTS = 2**17  # of the headers of a codestream and of its tile-parts
+_COD, _COC, _TILE_PART, _DATA = 0xFF52, 0xFF53, 0xFF90, 0xFF93
+_SEGMENTS = frozenset(  # those that OpenJPEG knows; it looks for them behind others in steps of two bytes
+    bytes.fromhex("50 51 52 53 55 57 58 59 5c 5d 5e 5f 60 61 63 64 74 75 77 78 90")
+)
 _TIFF_SIZES = (256, 257, 322, 323)  # width, height, width and height of a tile
 _TIFF_INTEGERS = (3, 4, 6, 8, 9, 16)  # types that Pillow knows too: all but SLONG8
 _MOST_TAGS = 4096  # as in libtiff
@@ -39,19 +51,88 @@ def is_decoded_to(size: tuple[int, int], data: bytes, format_name: str) -> bool:
         if format_name == "PPM":
             numbers = _PORTABLE_HEADER.match(data)
             return numbers is not None and (int(numbers[1]), int(numbers[2])) == size
-    except (struct.error, OverflowError):  # the file ends before
+    except (struct.error, OverflowError, IndexError):  # the file, or one of its parts, ends before
         return False
     return True
 
 
 def _codestream_size(data: bytes) -> tuple[int, int] | None:
-    """Return width and height of the first codestream of a JPEG 2000; None for more components than colors."""
+    """Return width and height of the first codestream of a JPEG 2000.
+
+    None for more components than colors, or for parts so small that they take more memory and time than the pixels.
+    """
     start = 0 if data.startswith(_CODESTREAM) else _first_codestream(data)
     if not data.startswith(_CODESTREAM, start):
         return None
-    # length of the segment, profile; size and offset of the image, size and offset of a tile; components
-    right, bottom, left, top, *_, components = struct.unpack_from(">8IH", data, start + 8)
-    return (right - left, bottom - top) if components <= _MOST_COMPONENTS else None
+    # after length and profile; left, top: what is cut off; a tile; the same of the tiles
+    right, bottom, left, top, width, height, first_left, first_top, components = struct.unpack_from(
+        ">8IH", data, start + 8
+    )
+    size = right - left, bottom - top
+    if components > _MOST_COMPONENTS or not width or not height:
+        return None
+    pixels = math.prod(size)
+    tiles = -(-(right - first_left) // width) * -(-(bottom - first_top) // height)
+    precincts, layers = 0, 1
+    for code, content, is_of_tile in _coding_styles(data, start + 4):
+        if code == _COD:
+            layers = max(layers, *struct.unpack_from(">H", content, 2))
+        tile = _precincts(
+            content[1:] if code == _COC else content[:1] + content[5:], min(size[0], width), min(size[1], height)
+        )
+        precincts += tile * (1 if code == _COC else components) * (1 if is_of_tile else tiles)
+    is_small = (
+        tiles <= _FEW_TILES + pixels // _TILE_PIXELS
+        and precincts <= _FEW_PRECINCTS + pixels // _PRECINCT_PIXELS
+        and precincts * layers <= _FEW_PACKETS + pixels // _PACKET_PIXELS
+    )
+    return size if is_small else None
+
+
+def _precincts(style: bytes, width: int, height: int) -> int:
+    """Return at how many places a decoder looks for the precincts of one component of a tile: as many or more.
+
+    Args:
+        style: whether sizes are given, the number of levels, four other bytes, and a size for each resolution, the
+            lowest first: the exponents of height and width, four bits each.
+        width: of the tile, in px.
+        height: of the tile, in px.
+    """
+    levels = style[1]
+    sizes = style[6 : 7 + levels] if style[0] & 1 else b"\xff" * (levels + 1)
+    # For some orders of packets it goes through all columns and rows, of whatever resolution.
+    columns = max(-(-width >> (size & 15) + levels - number) for number, size in enumerate(sizes))
+    rows = max(-(-height >> (size >> 4) + levels - number) for number, size in enumerate(sizes))
+    return columns * rows * (levels + 1)
+
+
+def _coding_styles(data: bytes, position: int) -> Iterator[tuple[int, bytes, bool]]:
+    """Yield code and content of each segment of a coding style, and whether it is one of a tile.
+
+    Args:
+        data: the whole image.
+        position: where a segment of the codestream starts, but for its code.
+    """
+    position += int.from_bytes(data[position : position + 2], "big")
+    tile_part = -1
+    for _ in range(_MOST_SEGMENTS):
+        code, length = struct.unpack_from(">HH", data, position)
+        if code == _DATA and tile_part >= 0:
+            (tile_part_length,) = struct.unpack_from(">I", data, tile_part + 6)
+            end = tile_part + max(14, tile_part_length)  # 12 is written for an empty one
+            if tile_part_length and end < position + 2:
+                raise IndexError("a tile-part ends before its data")
+            if not tile_part_length or data[end : end + 2] != _TILE_PART.to_bytes(2, "big"):  # 0: the last one
+                return
+            position = end
+            continue
+        if code in (_COD, _COC):
+            yield code, data[position + 4 : position + 2 + length], tile_part >= 0
+        elif code == _TILE_PART:
+            tile_part = position
+        is_known = code >> 8 == 0xFF and code & 0xFF in _SEGMENTS
+        position += 2 + length if is_known else 2
+    raise IndexError("a codestream of too many segments")
 
 
 def _first_codestream(data: bytes) -> int:

@@ -131,6 +131,95 @@ def test_a_codestream_with_more_components_than_colors_is_damaged():
     assert not is_decoded_to((SIDE, SIDE), whole[:place] + b"\x40\0" + whole[place + 2 :], "JPEG 2000")
 
 
+def segment(code: int, content: bytes) -> bytes:
+    return struct.pack(">HH", code, 2 + len(content)) + content
+
+
+def coding_style(layers: int = 1, precinct: int | None = None) -> bytes:
+    """The content of a COD: no levels; the exponents of the size of a precinct, or 2^15."""
+    start = struct.pack(">BBHB", precinct is not None, 0, layers, 0) + b"\0\2\2\0\1"
+    return start if precinct is None else start + bytes([precinct])
+
+
+def codestream(side: int, main: bytes, tile: bytes = b"", tile_side: int = 0, length: int | None = None) -> bytes:
+    """A JPEG 2000 whose tile has no pixels: a decoder makes them gray.
+
+    Args:
+        side: of the image.
+        main: the COD of the header.
+        tile: segments of the header of the first tile-part.
+        tile_side: 0 for one tile.
+        length: of the first tile-part, instead of the right one.
+    """
+    size = (
+        struct.pack(">HIIIIIIIIH", 0, side, side, 0, 0, tile_side or side, tile_side or side, 0, 0, 3) + b"\7\1\1" * 3
+    )
+    header = b"\xff\x4f" + segment(0xFF51, size) + segment(0xFF52, main) + segment(0xFF5C, b"\x40\x40")
+    body = tile + b"\xff\x93" + bytes(16)
+    start = segment(0xFF90, struct.pack(">HIBB", 0, 12 + len(body) if length is None else length, 0, 1))
+    return header + start + body + b"\xff\xd9"
+
+
+def as_jp2(stream: bytes, side: int) -> bytes:
+    start = box(b"jP  ", b"\r\n\x87\n") + box(b"ftyp", b"jp2 \0\0\0\0jp2 ")
+    color = box(b"colr", b"\1\0\0" + struct.pack(">I", 16))
+    return start + box(b"jp2h", image_header_box(side) + color) + box(b"jp2c", stream)
+
+
+PLAIN, TINY = coding_style(), coding_style(65_535, 0x00)
+MANY_PARTS = {
+    "packets": codestream(SIDE, TINY),
+    "precincts": codestream(4000, coding_style(1, 0x00)),
+    "precincts of a component of a tile": codestream(
+        4000, coding_style(1, 0xF0), segment(0xFF53, b"\0\1\0\2\2\0\1\x00")
+    ),
+    "tiles": codestream(4000, PLAIN, tile_side=16),
+    "packets of a tile": codestream(SIDE, PLAIN, segment(0xFF52, TINY)),
+    "packets of a tile without a length": codestream(SIDE, PLAIN, segment(0xFF52, TINY), length=0),
+    "packets behind an unknown segment": codestream(SIDE, PLAIN, b"\xff\x30\0\x20" + segment(0xFF52, TINY)),
+    "a tile-part that ends in its header": codestream(SIDE, PLAIN, segment(0xFF64, b"\0\1hello"), length=13),
+    "tile-parts": codestream(SIDE, PLAIN)[:-2] + codestream(SIDE, PLAIN)[-32:-2] * 70_000,
+}
+
+
+@pytest.mark.parametrize("is_jp2", [False, True])
+@pytest.mark.parametrize("what", MANY_PARTS)
+def test_a_jpeg_2000_of_too_many_parts_is_damaged(what, is_jp2, monkeypatch):
+    """A decoder takes gigabytes, or hours, for a file of 100 bytes."""
+    monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("it is decoded"))
+    data = MANY_PARTS[what]
+    (side,) = struct.unpack_from(">I", data, 8)
+    data = as_jp2(data, side) if is_jp2 else data
+    for read in (decode_image, decode_photograph):
+        with pytest.raises(ValueError, match="the data is damaged"):
+            read(data, "it")
+
+
+@pytest.mark.parametrize("is_jp2", [False, True])
+def test_a_jpeg_2000_of_few_parts_is_read(is_jp2):
+    for stream in (
+        codestream(SIDE, PLAIN),
+        codestream(SIDE, coding_style(20, 0x66), length=0),
+        codestream(SIDE, coding_style(1, 0x00)),
+    ):
+        data = as_jp2(stream, SIDE) if is_jp2 else stream
+        assert read_header(data, "it")[1:] == (SIDE, SIDE)
+        assert decode_image(data, "it").shape == (SIDE, SIDE, 3)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"precinct_size": (32, 32), "codeblock_size": (16, 16)},
+        {"tile_size": (64, 64), "progression": "RPCL", "plt": True},
+        {"quality_mode": "rates", "quality_layers": list(range(40, 0, -2)), "precinct_size": (64, 64)},
+    ],
+)
+def test_small_parts_of_an_ordinary_jpeg_2000_are_no_damage(options):
+    data = saved(PICTURE, "JPEG2000", **options)
+    np.testing.assert_array_equal(decode_photograph(data, "it"), decoded(data))
+
+
 @pytest.mark.parametrize("flags", [0, 2])
 def test_a_frame_on_a_smaller_canvas_is_refused_by_the_decoder(flags):
     """WEBP, still and animated, and GIF need no check."""
