@@ -9,7 +9,8 @@ was checked as a face of 112x112 px is decoded to gigabytes. Here is what that l
 
 BMP, GIF and WEBP state their size once, or OpenCV compares: its decoders refuse a frame that does not fit the canvas.
 
-A JPEG 2000 of 100 bytes can also divide its pixels into billions of packets, each of which takes memory and time.
+A JPEG 2000 of 100 bytes can also divide its pixels into billions of packets, each of which takes memory and time; and
+thousands of tags of a TIFF can have the whole file as their content, of which libtiff makes as many copies.
 
 Sources: ITU-T T.800, annex A (segments; tile-parts: A.4.2), B.6 (precincts) and annex I (boxes); TIFF 6.0, section 2,
 and its 64-bit variant; netpbm's ppm(5).
@@ -31,6 +32,7 @@ _SEGMENTS = frozenset(  # those that OpenJPEG knows; it looks for them behind ot
 )
 _TIFF_SIZES = (256, 257, 322, 323)  # width, height, width and height of a tile
 _TIFF_INTEGERS = (3, 4, 6, 8, 9, 16)  # types that Pillow knows too: all but SLONG8
+_TIFF_TYPE_BYTES = (0, 1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4, 0, 0, 8, 8, 8)
 _MOST_TAGS = 4096  # as in libtiff
 _PORTABLE_HEADER = re.compile(rb"P[1-6]\s(?:\s|#[^\r\n]*[\r\n])*([0-9]{1,10})\s(?:\s|#[^\r\n]*[\r\n])*([0-9]{1,10})\s")
 
@@ -47,11 +49,11 @@ def is_decoded_to(size: tuple[int, int], data: bytes, format_name: str) -> bool:
         if format_name == "JPEG 2000":
             return _codestream_size(data) == size
         if format_name == "TIFF":
-            return _states_sizes_once(data)
+            return _states_sizes_once(data) and _tag_bytes(data) <= 2 * len(data)  # two tags may share their content
         if format_name == "PPM":
             numbers = _PORTABLE_HEADER.match(data)
             return numbers is not None and (int(numbers[1]), int(numbers[2])) == size
-    except (struct.error, OverflowError, IndexError):  # the file, or one of its parts, ends before
+    except (struct.error, OverflowError, IndexError):  # the file, or one of its parts, ends before, or never
         return False
     return True
 
@@ -153,12 +155,25 @@ def _first_codestream(data: bytes) -> int:
 
 def _states_sizes_once(tiff: bytes) -> bool:
     """Return whether the first directory of a TIFF has each tag of a size once at most, of a type that all read."""
+    sizes = [(tag, kind) for tag, kind, _, _ in _tags(tiff) if tag in _TIFF_SIZES]
+    return len(dict(sizes)) == len(sizes) and all(kind in _TIFF_INTEGERS for _, kind in sizes)
+
+
+def _tag_bytes(tiff: bytes) -> int:
+    """Return how many bytes the tags of the first directory have together, but for those that are not in the file."""
+    sizes = [
+        (count * _TIFF_TYPE_BYTES[kind], place) for _, kind, count, place in _tags(tiff) if kind < len(_TIFF_TYPE_BYTES)
+    ]
+    return sum(size for size, place in sizes if place + size <= len(tiff))
+
+
+def _tags(tiff: bytes) -> list[tuple[int, int, int, int]]:
+    """Return number, type, count and place of the tags of the first directory."""
     order, is_big = "<" if tiff[:2] == b"II" else ">", b"+" in tiff[2:4]
     (start,) = struct.unpack_from(f"{order}Q" if is_big else f"{order}I", tiff, 8 if is_big else 4)
     (count,) = struct.unpack_from(f"{order}Q" if is_big else f"{order}H", tiff, start)
-    first, step = (start + 8, 20) if is_big else (start + 2, 12)
     if count > _MOST_TAGS:
-        return False
-    tags = [struct.unpack_from(f"{order}HH", tiff, first + number * step) for number in range(count)]
-    sizes = [(tag, kind) for tag, kind in tags if tag in _TIFF_SIZES]
-    return len(dict(sizes)) == len(sizes) and all(kind in _TIFF_INTEGERS for _, kind in sizes)
+        raise IndexError(f"a directory of {count} tags")
+    tag = struct.Struct(f"{order}HHQQ" if is_big else f"{order}HHII")
+    first = start + (8 if is_big else 2)
+    return [tag.unpack_from(tiff, first + number * tag.size) for number in range(count)]

@@ -122,6 +122,28 @@ def test_each_size_in_a_tiff_counts(monkeypatch):
             decode_image(tiff([*size, *more]), "it")
 
 
+@pytest.mark.filterwarnings("ignore:Tag data larger than file")
+@pytest.mark.parametrize("order, is_big", [("<", False), (">", False), ("<", True)])
+def test_a_tiff_whose_tags_have_the_whole_file_each_is_damaged(order, is_big, monkeypatch):
+    """OpenCV's library makes a copy for each, 4 GB of a file of 1 MB."""
+    monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("it is decoded"))
+    size = [(256, SHORT, SIDE), (257, SHORT, SIDE)]
+
+    def with_tags(number: int, kind: int, count: int) -> bytes:
+        data = bytearray(tiff([*size, *((40_000 + n, LONG, 0) for n in range(number))], order, is_big))
+        start, step, form = (24, 20, "HHQQ") if is_big else (10, 12, "HHII")
+        for n in range(number):  # behind those of a gray image
+            struct.pack_into(f"{order}{form}", data, start + (9 + n) * step, 40_000 + n, kind, count, 8)
+        return bytes(data)
+
+    whole = len(tiff(size)) // 8
+    assert read_header(with_tags(1, 12, whole), "it")[1:] == (SIDE, SIDE)
+    assert read_header(with_tags(3, 12, 8 * whole), "it")[1:] == (SIDE, SIDE)  # there is no such content to copy
+    for kind in (5, 12):  # fractions and doubles
+        with pytest.raises(ValueError, match="the data is damaged"):
+            decode_image(with_tags(3, kind, whole), "it")
+
+
 def test_a_codestream_with_more_components_than_colors_is_damaged():
     """OpenJPEG decodes all of them, whatever the box around says."""
     whole = saved(FACE, "JPEG2000")
