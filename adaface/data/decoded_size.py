@@ -19,7 +19,7 @@ and its 64-bit variant; netpbm's ppm(5).
 import math
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 _CODESTREAM = b"\xff\x4f\xff\x51"  # start of codestream, SIZ
 _MOST_COMPONENTS = 4  # of a codestream: each takes as much memory as the image
@@ -63,7 +63,8 @@ def _codestream_size(data: bytes) -> tuple[int, int] | None:
 
     None for more components than colors, or for parts so small that they take more memory and time than the pixels.
     """
-    start = 0 if data.startswith(_CODESTREAM) else _first_codestream(data)
+    contents = (content for kind, content in boxes(data) if kind == b"jp2c")
+    start = 0 if data.startswith(_CODESTREAM) else next(contents, len(data))
     if not data.startswith(_CODESTREAM, start):
         return None
     # after length and profile; left, top: what is cut off; a tile; the same of the tiles
@@ -137,20 +138,23 @@ def _coding_styles(data: bytes, position: int) -> Iterator[tuple[int, bytes, boo
     raise IndexError("a codestream of too many segments")
 
 
-def _first_codestream(data: bytes) -> int:
-    """Return where the content of the first box of a codestream starts; the end of the file if there is none."""
+def boxes(data: bytes, opened: Collection[bytes] = ()) -> Iterator[tuple[bytes, int]]:
+    """Yield the kind of each box of a JP2, and where its content starts.
+
+    Args:
+        data: the whole image.
+        opened: kinds of boxes whose content is boxes, which follow.
+    """
     position = 0
-    while position < len(data):
+    while position + 8 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, position)
-        header = 16 if length == 1 else 8
-        if kind == b"jp2c":
-            return position + header
+        header = 8
         if length == 1:
-            (length,) = struct.unpack_from(">Q", data, position + 8)
+            header, length = 16, int.from_bytes(data[position + 8 : position + 16], "big")
+        yield kind, position + header
         if length < header:  # 0: it takes the rest of the file
-            break
-        position += length
-    return len(data)
+            return
+        position += header if kind in opened else length
 
 
 def _states_sizes_once(tiff: bytes) -> bool:

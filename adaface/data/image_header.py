@@ -16,11 +16,12 @@ import math
 import re
 import struct
 import zlib
+from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
 from PIL import Image
 
-from adaface.data.decoded_size import is_decoded_to
+from adaface.data.decoded_size import boxes, is_decoded_to
 
 PHOTOGRAPH_PIXELS = 178_000_000  # 534 MB when decoded
 _PIXELS_PER_BYTE = 2000  # a PNG of one color has up to 1032 with 8 bits per pixel, and 8256 with one bit
@@ -86,6 +87,14 @@ _TIFF_TILE = (322, 323)  # width and height
 _DCT_MARKERS = (0xC0, 0xC1, 0xC2)  # baseline, extended, progressive
 _SCAN, _END, _JPEG_END = 0xDA, 0xD9, b"\xff\xd9"
 _LONGEST_RUN = 256  # of equal bytes, and one more for each block of 8x8 pixels
+_MOST_PARTS, _MOST_FILLING = (
+    20_000,
+    2**16,
+)  # of a header; Pillow takes 2 microseconds for each, and for a byte of filling
+_SMALL_CHUNK = 256  # bytes of pixels
+_PORTABLE_HEADER = re.compile(  # width, height, and the largest value of what is not black or white
+    rb"P[14](?:(?:\s|#[^\r\n]*[\r\n])+[0-9]+){2}|P[2356](?:(?:\s|#[^\r\n]*[\r\n])+[0-9]+){3}"
+)
 _PNG_CHECKED = (b"IHDR", b"PLTE", b"IDAT", b"tRNS")
 PILLOW_ERRORS = (  # of damaged files; a MemoryError is not the file's fault
     OSError, SyntaxError, ValueError, TypeError, struct.error, EOFError, KeyError, IndexError, OverflowError,
@@ -178,8 +187,11 @@ def read_header(data: bytes, what: str) -> ImageHeader:
         raise ValueError(f"{what} is not a readable image ({len(data)} bytes{_first_bytes(data)})")
     if reason := why_unreadable(name):
         raise ValueError(f"{what}: {reason}")
-    size = _png_size(data) if name == "PNG" else _jpeg_size(data) if name == "JPEG" else _size_by_pillow(data, name)
-    if name == "PNG" and not _png_is_whole(data):  # OpenCV does not compare the checksums
+    if len(data) > _MOST_FILLING and _is_buried(data, name):
+        size = None
+    else:
+        size = _png_size(data) if name == "PNG" else _jpeg_size(data) if name == "JPEG" else _size_by_pillow(data, name)
+    if name == "PNG" and size is not None and not _png_is_whole(data):  # OpenCV does not compare the checksums
         size = None
     if size is None:
         raise ValueError(f"{what} is not a readable image ({len(data)} bytes); the data is damaged")
@@ -218,6 +230,48 @@ def check_header(data: bytes, what: str, most_pixels: int = PHOTOGRAPH_PIXELS) -
 
 def _first_bytes(data: bytes) -> str:
     return f" that start with {data[:4].hex(' ')}" if data else ""
+
+
+def _is_buried(data: bytes, format_name: str) -> bool:
+    """Return whether so much stands before the pixels, or between them, that it takes seconds to pass it."""
+    if format_name == "PPM":
+        return not _PORTABLE_HEADER.match(data, 0, _MOST_FILLING)
+    walks = {"JPEG": _segments_before_scan, "PNG": _chunks_without_pixels, "JPEG 2000": _boxes_before_codestream}
+    filling = 0
+    for number, skipped in enumerate(walks[format_name](data) if format_name in walks else ()):
+        filling += skipped
+        if number > _MOST_PARTS or filling > _MOST_FILLING:
+            return True
+    return False
+
+
+def _segments_before_scan(jpeg: bytes) -> Iterator[int]:
+    """Yield the number of bytes before each segment that belong to none."""
+    position = 2
+    while marker := _MARKER.search(jpeg, position):
+        yield marker.start() - position
+        start = marker.end()
+        if jpeg[start - 1] in (_SCAN, _END):
+            break
+        position = start + max(2, int.from_bytes(jpeg[start : start + 2], "big"))
+
+
+def _chunks_without_pixels(png: bytes) -> Iterator[int]:
+    """Yield 0 for each chunk of a PNG with few or no pixels."""
+    position = 8
+    while (kind := png[position + 4 : position + 8]) and kind != b"IEND":
+        length = int.from_bytes(png[position : position + 4], "big")
+        if kind not in (b"IDAT", b"fdAT") or length < _SMALL_CHUNK:
+            yield 0
+        position += 12 + length
+
+
+def _boxes_before_codestream(jp2: bytes) -> Iterator[int]:
+    """Yield 0 for each box that Pillow reads."""
+    for kind, _ in boxes(jp2, opened=(b"jp2h",)):
+        yield 0
+        if kind == b"jp2c":
+            break
 
 
 def _png_size(data: bytes) -> tuple[int, int] | None:

@@ -3,6 +3,7 @@
 import io
 import itertools
 import struct
+import zlib
 from pathlib import Path
 
 import cv2
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image
 
 from adaface.alignment.photograph import decode_photograph
+from adaface.data.image_header import read_header
 from adaface.data.image_list import read_color_image
 from adaface.data.images import LazyImages, as_bgr, decode_image
 
@@ -63,6 +65,57 @@ def test_a_png_with_a_wrong_checksum_is_damaged(chunk: bytes) -> None:
     damaged[start + 4 + size // 2] ^= 1
     with pytest.raises(ValueError, match=r"key 7 is not a readable image .* the data is damaged"):
         decode_image(bytes(damaged), "key 7")
+
+
+def buried(kind: str, parts: int, filling: int = 0) -> bytes:
+    """Return an image with so many parts without pixels, and bytes of filling, before its pixels."""
+    picture = np.random.default_rng(0).integers(0, 256, (112, 112, 3), np.uint8)
+    if kind == "PPM":
+        return b"P6 112\n#" + b"x" * filling + b"\n112\n255\n" + picture.tobytes()
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, kind)
+    whole = file.getvalue()
+    if kind == "JPEG":
+        first = whole.index(b"\xff\xc4")  # behind the size
+        return whole[:2] + b"\xff" * filling + whole[2:first] + b"\xff\xfe\0\2" * parts + whole[first:]
+    if kind == "PNG":
+        place, chunk = whole.index(b"IDAT") - 4, struct.pack(">I", 0) + b"puRe"
+        return whole[:place] + (chunk + struct.pack(">I", zlib.crc32(chunk[4:]))) * parts + whole[place:]
+    place, box = whole.index(b"jp2h") - 4, struct.pack(">I4s", 8, b"free")
+    length = int.from_bytes(whole[place : place + 4], "big")
+    inside = struct.pack(">I", length + 8 * (parts // 2)) + whole[place + 4 : place + length] + box * (parts // 2)
+    return whole[:place] + box * (parts - parts // 2) + inside + whole[place + length :]
+
+
+@pytest.mark.parametrize(
+    "kind, few, many",
+    [
+        ("PPM", (0, 60_000), (0, 70_000)),
+        ("JPEG", (19_000, 60_000), (0, 70_000)),
+        ("JPEG", (19_000, 60_000), (21_000, 0)),
+        ("PNG", (19_000, 0), (21_000, 0)),
+        ("JPEG2000", (19_000, 0), (21_000, 0)),
+    ],
+)
+def test_pixels_behind_much_else_are_damaged(
+    kind: str, few: tuple[int, int], many: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pillow would pass 30 MB of it in 14 seconds."""
+    np.testing.assert_array_equal(decode_image(buried(kind, *few), "it"), decode_image(buried(kind, 0), "it"))
+    for opener in ("adaface.data.image_header.open_with_pillow", "adaface.alignment.photograph.open_with_pillow"):
+        monkeypatch.setattr(opener, lambda _: pytest.fail("it is opened"))
+    monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("it is decoded"))
+    for read in (decode_image, decode_photograph):
+        with pytest.raises(ValueError, match="the data is damaged"):
+            read(buried(kind, *many), "it")
+
+
+def test_a_png_of_many_chunks_of_pixels_is_read() -> None:
+    start = cv2.imencode(".png", np.zeros((2, 2, 3), np.uint8))[1].tobytes()
+    content = b"IDAT" + bytes(256)
+    chunk = struct.pack(">I", 256) + content + struct.pack(">I", zlib.crc32(content))
+    place = start.index(b"IDAT") - 4
+    assert read_header(start[:place] + chunk * 21_000 + start[place:], "it")[1:] == (2, 2)
 
 
 def test_a_png_that_gives_its_size_twice_is_damaged() -> None:
