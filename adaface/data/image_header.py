@@ -81,6 +81,8 @@ _READABLE = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "PPM", "GIF", "JPEG 2000", "A
 _PILLOW_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "PPM", "GIF", "JPEG2000", "AVIF")
 
 MOST_SCANS = 100  # each is as slow to decode as a whole image; a progressive photograph has about ten
+_USUAL_SCANS, _MOST_SCANNED_PIXELS = 20, 1_500_000_000  # more scans than usual are read up to so many pixels in all
+_SHORT_FILE, _FACE_PIXELS = 2**16, 112 * 112  # neither header nor scans of a face so short take long
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")  # except those without a length
 _SIZE_MARKERS = frozenset((*range(0xC0, 0xD0),)) - {0xC4, 0xC8, 0xCC}  # SOF0 to SOF15
 _TIFF_TILE = (322, 323)  # width and height
@@ -180,14 +182,14 @@ def read_header(data: bytes, what: str) -> ImageHeader:
         what: name of the image, for messages.
 
     Raises:
-        ValueError: not an image, of a format that is not read, or without a valid header.
+        ValueError: not an image, of a format that is not read, without a valid header, or a JPEG with too many scans.
     """
     name = image_format(data[:SIGNATURE_BYTES])
     if not name:
         raise ValueError(f"{what} is not a readable image ({len(data)} bytes{_first_bytes(data)})")
     if reason := why_unreadable(name):
         raise ValueError(f"{what}: {reason}")
-    if len(data) > _MOST_FILLING and _is_buried(data, name):
+    if len(data) > _SHORT_FILE and _is_buried(data, name):
         size = None
     else:
         size = _png_size(data) if name == "PNG" else _jpeg_size(data) if name == "JPEG" else _size_by_pillow(data, name)
@@ -195,6 +197,8 @@ def read_header(data: bytes, what: str) -> ImageHeader:
         size = None
     if size is None:
         raise ValueError(f"{what} is not a readable image ({len(data)} bytes); the data is damaged")
+    if name == "JPEG" and (len(data) > _SHORT_FILE or math.prod(size) > _FACE_PIXELS):
+        _check_scans(count_scans(data), *size, what)
     return ImageHeader(name, *size)
 
 
@@ -221,11 +225,17 @@ def check_header(data: bytes, what: str, most_pixels: int = PHOTOGRAPH_PIXELS) -
             f"{what} is {header.width}x{header.height} px, more than the maximum of {most_pixels:,} pixels: make it "
             "smaller first"
         )
-    if header.format == "JPEG" and count_scans(data) > MOST_SCANS:
-        raise ValueError(
-            f"{what} has more than {MOST_SCANS} scans, each as slow to decode as a whole image: save it again"
-        )
     return header
+
+
+def _check_scans(scans: int, width: int, height: int, what: str) -> None:
+    if scans > MOST_SCANS:
+        number = f"more than {MOST_SCANS} scans"
+    elif scans > _USUAL_SCANS and scans * width * height > _MOST_SCANNED_PIXELS:
+        number = f"{scans} scans of {width}x{height} px"
+    else:
+        return
+    raise ValueError(f"{what} has {number}, each as slow to decode as a whole image: save it again")
 
 
 def _first_bytes(data: bytes) -> str:
@@ -362,16 +372,16 @@ def _size_by_pillow(data: bytes, format_name: str) -> tuple[int, int] | None:
 
 
 def count_scans(jpeg: bytes) -> int:
-    """Count the scans of a JPEG, up to one more than ``MOST_SCANS``.
+    """Count the scans of a JPEG, up to one more than ``MOST_SCANS``; as many are 20,000 other segments.
 
     Args:
         jpeg: content of the file; data after its end, such as a video, is ignored.
     """
     position, scans = 0, 0
-    while scans <= MOST_SCANS and (marker := _MARKER.search(jpeg, position)):
-        code, length = jpeg[marker.end() - 1], jpeg[marker.end() : marker.end() + 2]
-        if code == _END:
-            break
-        scans += code == _SCAN
-        position = marker.end() + max(2, int.from_bytes(length, "big"))
-    return scans
+    for _ in range(_MOST_PARTS):
+        marker = _MARKER.search(jpeg, position)
+        if scans > MOST_SCANS or marker is None or jpeg[marker.end() - 1] == _END:
+            return scans
+        scans += jpeg[marker.end() - 1] == _SCAN
+        position = marker.end() + max(2, int.from_bytes(jpeg[marker.end() : marker.end() + 2], "big"))
+    return MOST_SCANS + 1

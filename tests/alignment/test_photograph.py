@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from adaface.alignment.photograph import decode_photograph, decode_reduced, read_photograph
-from adaface.data.image_header import MOST_SCANS, count_scans
+from adaface.data.image_header import MOST_SCANS, check_header, count_scans
+from adaface.data.images import decode_image
 from tests.support.photographs import astronaut
 
 ORIENTATION = 0x0112
@@ -228,6 +229,39 @@ def test_a_file_of_thousands_of_scans_is_refused_before_it_is_decoded(monkeypatc
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", never)
     with pytest.raises(ValueError, match=r"^bomb\.jpg has more than 100 scans, .*: save it again$"):
         decode_photograph(bomb, "bomb.jpg")
+
+
+def test_many_scans_of_many_pixels_are_refused_before_they_are_decoded(monkeypatch):
+    """The header is all that counts, so that of the file here announces more than it has."""
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda _: pytest.fail("decoded"))
+    few, many = scan_bomb(10), scan_bomb(90)
+    assert (count_scans(few), count_scans(many)) == (19, 99)
+
+    def enlarged(data: bytes) -> bytes:
+        place = data.index(b"\xff\xc2") + 5
+        return data[:place] + struct.pack(">HH", 4000, 4000) + data[place + 4 :]
+
+    assert check_header(enlarged(few), "large.jpg")[1:] == (4000, 4000)
+    with pytest.raises(ValueError, match=r"^large\.jpg has 99 scans of 4000x4000 px, each .*: save it again$"):
+        decode_photograph(enlarged(many), "large.jpg")
+
+
+def test_the_scans_of_a_face_are_counted(monkeypatch):
+    file = io.BytesIO()
+    Image.new("RGB", (112, 112)).save(file, "JPEG", progressive=True)
+    whole = file.getvalue()
+    last = whole[whole.rindex(b"\xff\xda") : -2]
+    assert decode_image(whole[:-2] + last * 50 + whole[-2:], "face").shape == (112, 112, 3)
+    monkeypatch.setattr("cv2.imdecode", lambda *_: pytest.fail("decoded"))
+    with pytest.raises(ValueError, match="face has more than 100 scans"):
+        decode_image(whole[:-2] + last * 10_000 + whole[-2:], "face")
+
+
+def test_thousands_of_segments_between_scans_are_as_slow():
+    whole = jpeg(progressive=True)
+    last = whole.rindex(b"\xff\xda")
+    assert count_scans(whole[:last] + b"\xff\xfe\0\2" * 19_000 + whole[last:]) == 10
+    assert count_scans(whole[:last] + b"\xff\xfe\0\2" * 20_000 + whole[last:]) == MOST_SCANS + 1
 
 
 @pytest.mark.parametrize(
