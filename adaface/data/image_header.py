@@ -97,6 +97,7 @@ _SMALL_CHUNK = 256  # bytes of pixels
 _PORTABLE_HEADER = re.compile(  # width, height, and the largest value of what is not black or white
     rb"P[14](?:(?:\s|#[^\r\n]*[\r\n])+[0-9]+){2}|P[2356](?:(?:\s|#[^\r\n]*[\r\n])+[0-9]+){3}"
 )
+_PNG_INFLATED = (b"iCCP", b"zTXt", b"iTXt")
 _PNG_CHECKED = (b"IHDR", b"PLTE", b"IDAT", b"tRNS")
 PILLOW_ERRORS = (  # of damaged files; a MemoryError is not the file's fault
     OSError, SyntaxError, ValueError, TypeError, struct.error, EOFError, KeyError, IndexError, OverflowError,
@@ -267,12 +268,12 @@ def _segments_before_scan(jpeg: bytes) -> Iterator[int]:
 
 
 def _chunks_without_pixels(png: bytes) -> Iterator[int]:
-    """Yield 0 for each chunk of a PNG with few or no pixels."""
+    """Yield 0 for each chunk of a PNG with few or no pixels; some filling if it may be inflated a thousandfold."""
     position = 8
     while (kind := png[position + 4 : position + 8]) and kind != b"IEND":
         length = int.from_bytes(png[position : position + 4], "big")
         if kind not in (b"IDAT", b"fdAT") or length < _SMALL_CHUNK:
-            yield 0
+            yield min(length, 512) // 2 if kind in _PNG_INFLATED else 0  # 256 may be of any length
         position += 12 + length
 
 

@@ -110,6 +110,18 @@ def test_pixels_behind_much_else_are_damaged(
             read(buried(kind, *many), "it")
 
 
+@pytest.mark.parametrize("start", [b"iCCPk\0\0", b"zTXtk\0\0", b"iTXtk\0\1\0\0\0"])
+def test_a_png_of_hundreds_of_chunks_that_inflate_is_damaged(start: bytes) -> None:
+    """Each of 1 kB takes a megabyte, and a millisecond."""
+    content = start + zlib.compress(bytes(1_000_000), 9)
+    chunk = struct.pack(">I", len(content) - 4) + content + struct.pack(">I", zlib.crc32(content))
+    whole = encode(FACE)
+    place = whole.index(b"IDAT") - 4
+    assert read_header(whole[:place] + chunk * 250 + whole[place:], "it")[1:] == (112, 112)
+    with pytest.raises(ValueError, match="the data is damaged"):
+        read_header(whole[:place] + chunk * 260 + whole[place:], "it")
+
+
 def test_a_png_of_many_chunks_of_pixels_is_read() -> None:
     start = cv2.imencode(".png", np.zeros((2, 2, 3), np.uint8))[1].tobytes()
     content = b"IDAT" + bytes(256)
