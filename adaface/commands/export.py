@@ -64,7 +64,7 @@ def export(options: argparse.Namespace) -> None:
         parity.check()
         return f"against PyTorch, {'' if chosen else 'synthetic faces, '}{parity.line()}"
 
-    _write(graph, output, same_as_pytorch)
+    _write(graph, output, same_as_pytorch, overwrite=options.overwrite)
     if calibration is None:
         return
     reference = load_network(output)[0]
@@ -85,7 +85,7 @@ def export(options: argparse.Namespace) -> None:
             lines.append(_accuracies(reference, network, test_set, description, options.most_accuracy_loss))
         return "\n  ".join(lines)
 
-    _write(quantized, int8_file(output), near_fp32)
+    _write(quantized, int8_file(output), near_fp32, overwrite=options.overwrite)
 
 
 def _to_network_order(description: Description) -> Callable[[np.ndarray], np.ndarray]:
@@ -110,9 +110,9 @@ def _metadata(description: Description, precision: str) -> dict[str, Any]:
     }
 
 
-def _write(graph: onnx.ModelProto, path: Path, check: Callable[[OnnxNetwork], str]) -> None:
+def _write(graph: onnx.ModelProto, path: Path, check: Callable[[OnnxNetwork], str], *, overwrite: bool) -> None:
     """Write a file under a temporary name, load and check it, and rename it."""
-    with atomic_file(path) as file:
+    with atomic_file(path, overwrite=overwrite) as file:
         file.write(graph.SerializeToString())
         file.flush()
         found = check(load_network(Path(file.name))[0])

@@ -1,6 +1,7 @@
 """Use a trained or published model on faces; the options and their help are in ``inference_options.py``."""
 
 import argparse
+import contextlib
 import shutil
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from adaface.alignment.detector import MTCNN
 from adaface.alignment.photograph import Photographs
 from adaface.checkpoints.files import load_checkpoint
 from adaface.checkpoints.weights import describe_foreign
-from adaface.commands.inference_options import BATCH_SIZE, check_paths, parse
+from adaface.commands.inference_options import BATCH_SIZE, check_new_folder, check_paths, parse
 from adaface.commands.model_options import chosen_accelerator, model_path
 from adaface.config.choices import EMBEDDINGS_SUFFIX, MOST_UNREADABLE
 from adaface.data.image_list import ImageFiles
@@ -33,7 +34,7 @@ from adaface.inference.face_folders import (
     read_faces,
 )
 from adaface.inference.gallery import FoundFaces, found_csv, found_text, write_embeddings
-from adaface.inference.grouping import NO_GROUP, draw_groups, group_faces, groups_csv, groups_text
+from adaface.inference.grouping import NO_GROUP, FaceGroups, draw_groups, group_faces, groups_csv, groups_text
 from adaface.inference.search import most_similar
 from adaface.system.command_line import counted, program_name, run_to_status
 from adaface.system.files import atomic_path, write_atomically
@@ -133,18 +134,27 @@ def _group(options: argparse.Namespace, model: CachedEmbedding) -> None:
     groups = group_faces(faces, threshold.cosine)
     print(groups_text(groups))
     print(f"same person if the mean cosine is at least {threshold_text(threshold)}")
-    write_atomically(options.csv, groups_csv(groups))
-    print(f"table saved to {options.csv}")
-    files = [folder / name for name in faces.names]
-    drawn = draw_groups(groups, open_faces(folder.resolve().name, files), Path(options.save))
-    print(f"contact sheet with {drawn:,} of {len(faces):,} faces saved to {options.save}")
+    with atomic_path(options.folders) if options.folders else contextlib.nullcontext() as part:
+        if part:
+            check_new_folder(Path(options.folders))  # again: another process may have completed it a moment ago
+        write_atomically(options.csv, groups_csv(groups))
+        print(f"table saved to {options.csv}")
+        files = [folder / name for name in faces.names]
+        drawn = draw_groups(groups, open_faces(folder.resolve().name, files), Path(options.save))
+        print(f"contact sheet with {drawn:,} of {len(faces):,} faces saved to {options.save}")
+        if part:
+            _copy_images(groups, files, part)
     if options.folders:
-        with atomic_path(options.folders) as part:
-            for index in np.flatnonzero(groups.person != NO_GROUP):
-                copy = part / f"person_{groups.person[index]:04d}" / faces.names[int(index)]
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(files[index], copy)
         print(f"images of {counted(groups.people, 'person', 'people')} copied to {options.folders}")
+
+
+def _copy_images(groups: FaceGroups, files: list[Path], target: Path) -> None:
+    """Copy the images of each person into a subfolder of a new folder."""
+    target.mkdir()
+    for index in np.flatnonzero(groups.person != NO_GROUP):
+        copy = target / f"person_{groups.person[index]:04d}" / groups.faces.names[int(index)]
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(files[index], copy)
 
 
 def _serve(options: argparse.Namespace, model: CachedEmbedding) -> None:

@@ -166,6 +166,16 @@ def check_paths(options: argparse.Namespace) -> None:
         raise FileNotFoundError(f"there is no folder {options.folder}")
 
 
+def check_new_folder(folder: Path) -> None:
+    """Raise FileExistsError if the folder of ``--folders`` exists and is not empty.
+
+    Args:
+        folder: path given by the user.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"--folders {folder} exists, expected a new folder")
+
+
 def _check_values(command: Parser, options: argparse.Namespace) -> None:
     if not -1 <= (getattr(options, "threshold", None) or 0) <= 1:
         command.error(f"the threshold {options.threshold} (set by --threshold) is not a cosine from -1 to 1")
@@ -209,8 +219,7 @@ def _check_group(command: Parser, options: argparse.Namespace) -> None:
     if not options.folders:
         return
     folder = Path(options.folders)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        command.error(f"--folders {folder} exists, expected a new folder")
+    check_new_folder(folder)
     if not folder.absolute().parent.is_dir():
         command.error(f"--folders {folder}: there is no folder {folder.parent}")
     check_writable(folder.absolute().parent, f"--folders {folder}: the folder {folder.parent}")

@@ -303,6 +303,24 @@ def test_an_export_that_computes_something_else_leaves_no_file(files, tmp_path, 
     assert (tmp_path / "model.onnx").read_bytes() == b"what was there before"
 
 
+@pytest.mark.parametrize("name", ["model.onnx", "model_int8.onnx"])
+def test_a_file_that_another_process_has_completed_meanwhile_is_kept(name, files, tmp_path, capsys, monkeypatch):
+    of_other = tmp_path / name
+
+    def slowly(made):
+        if made == name:
+            of_other.write_bytes(b"another's")
+        return onnx.load(files / made)
+
+    monkeypatch.setattr(export, "to_onnx", lambda *_: slowly("model.onnx"))
+    monkeypatch.setattr(export, "quantize", lambda *_: slowly("model_int8.onnx"))
+    words = ["--checkpoint", str(files / "model.ckpt"), "--output", str(tmp_path / "model.onnx"), "--int8"]
+    words += ["--calibration_images", str(files / "faces" / "lfw.bin")]
+    assert main(words) == 2
+    assert f"{of_other} exists; use --overwrite to replace it, or another --output" in capsys.readouterr().err
+    assert of_other.read_bytes() == b"another's"
+
+
 def test_weights_that_are_not_finite_are_refused(exported_before, tmp_path, capsys):
     path = write_checkpoint(tmp_path / "model.ckpt")
     checkpoint = torch.load(path, weights_only=True)

@@ -21,6 +21,7 @@ from adaface.commands.inference_options import build_parsers
 from adaface.data.image_list import ImageFiles
 from adaface.inference.embedder import Embedder
 from adaface.inference.gallery import read_embeddings
+from adaface.inference.grouping import group_faces
 from tests.checkpoints.test_download import write_official
 from tests.inference.test_embedder import faces, write_checkpoint
 from tests.support.photographs import astronaut
@@ -215,6 +216,28 @@ def test_group(run, people, monkeypatch):
     monkeypatch.setattr(Embedder, "embed", lambda *_, **__: pytest.fail("embedded again"))
     assert "7 faces: 6 of 3 people" in run("group", "people", "--threshold", "0.99")
     assert "--folders by person exists" in run("group", "people", "--folders", "by person", expected=2)
+
+
+def test_a_folder_that_another_process_has_just_filled_is_told_before_any_file_is_written(run, people, monkeypatch):
+    def group_slowly(*arguments):
+        Path("by person/person_0001").mkdir(parents=True)
+        Path("by person/person_0001/0.png").write_bytes(b"another's")
+        return group_faces(*arguments)
+
+    monkeypatch.setattr(inference, "group_faces", group_slowly)
+    before = set(Path().rglob("*.csv")) | set(Path().rglob("*.png"))
+    error = run("group", "people", "--folders", "by person", expected=2)
+    assert error.endswith("--folders by person exists, expected a new folder\n") and error.count("\n") == 1
+    added = (set(Path().rglob("*.csv")) | set(Path().rglob("*.png"))) - before
+    assert added == {Path("by person/person_0001/0.png")}
+
+
+def test_a_folder_of_nobody_is_empty(run, people):
+    for image in people.glob("*/1.png"):
+        image.unlink()
+    out = run("group", "people", "--threshold", "1", "--folders", "by person")
+    assert "images of 0 people copied to by person" in out
+    assert list(Path("by person").iterdir()) == []
 
 
 def test_group_needs_a_threshold_and_names_what_it_skips(run, people, tmp_path):
