@@ -24,7 +24,8 @@ from adaface.checkpoints.files import REST, check_resumable, load_checkpoint
 from adaface.checkpoints.sharded import fill_in_head, strip_head, write_head
 from adaface.checkpoints.weights import check_fits
 from adaface.evaluation.matlab_file import read_texts
-from adaface.export.network import ONNX_METADATA, load_network
+from adaface.export.graph import set_metadata, to_file
+from adaface.export.network import CHECKSUM, load_network
 from adaface.heads.partial_fc import build_sharded_head
 from adaface.system.files import checksum_of
 from bench._fuzz_mutations import any_bytes, change_pickle, change_zip_field, inside_zip, set_token
@@ -242,7 +243,10 @@ def safetensors_variants(folder: Path) -> list[Variant]:
 
 
 def onnx_variants(folder: Path) -> list[Variant]:
-    """`.onnx`: what opens gives finite embeddings of the announced size, or an error; there is no checksum."""
+    """`.onnx`: the file has a checksum: embeddings that come out are those of the network.
+
+    Exports of older versions have none: what opens gives embeddings of the announced size, or an error.
+    """
     path = folder / "model.onnx"
     weight = helper.make_tensor("weight", TensorProto.FLOAT, [3, 4], np.linspace(-1, 1, 12))
     nodes = [
@@ -251,21 +255,27 @@ def onnx_variants(folder: Path) -> list[Variant]:
         helper.make_node("MatMul", ["flat", "weight"], ["embedding"]),
         helper.make_node("ReduceL2", ["embedding"], ["norm"], axes=[1], keepdims=1),
     ]
-    images = helper.make_tensor_value_info("images", TensorProto.FLOAT, ["B", 3, 112, 112])
+    image = helper.make_tensor_value_info("images", TensorProto.FLOAT, ["B", 3, 112, 112])
     outputs = [
         helper.make_tensor_value_info(n, TensorProto.FLOAT, ["B", d]) for n, d in (("embedding", 4), ("norm", 1))
     ]
-    graph = helper.make_graph(nodes, "net", [images], outputs, [weight])
+    graph = helper.make_graph(nodes, "net", [image], outputs, [weight])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    model.metadata_props.add(key=ONNX_METADATA, value=json.dumps({"color": "BGR", "fingerprint": "0"}))
     onnx.checker.check_model(model)
+    metadata, images = {"color": "BGR", "fingerprint": "0"}, np.stack([face(9), face(99)])
+    with_checksum = to_file(model, metadata)
+    path.write_bytes(with_checksum)
+    right = load_network(path)[0](images)
 
     def read(data: bytes) -> None:
         path.write_bytes(data)
-        network, _, _ = load_network(path)
-        embeddings, norms = network(np.stack([face(9), face(99)]))
+        network, _, found = load_network(path)
+        embeddings, norms = network(images)
+        same = np.array_equal(embeddings, right[0]) and np.array_equal(norms, right[1])
+        require(CHECKSUM not in found or same, "a damaged network is read")
         require(
             embeddings.shape == (2, network.embedding_size) and norms.shape == (2, 1), "other shapes than announced"
         )
 
-    return [Variant(model.SerializeToString(), read, (set_token,))]
+    set_metadata(model, metadata)
+    return [Variant(content, read, (set_token,)) for content in (with_checksum, model.SerializeToString())]

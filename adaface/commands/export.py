@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 
 from adaface.alignment.warp import ARCFACE_TEMPLATE
 from adaface.checkpoints.run_folder import describe_environment
 from adaface.commands.export_options import VERIFIED, check_paths, int8_file, parse
 from adaface.config.choices import MOST_IMAGES
 from adaface.data.pair_sets import PairSet
-from adaface.export.graph import OPSET, set_metadata, to_onnx
+from adaface.export.graph import OPSET, to_file, to_onnx
 from adaface.export.int8 import LEAST_MEAN_COSINE, check_enough, quantize
 from adaface.export.network import OnnxNetwork, load_network
 from adaface.export.parity import compare_networks, compare_with_pytorch
@@ -57,20 +56,18 @@ def export(options: argparse.Namespace) -> None:
 
     output = Path(options.output)
     graph = to_onnx(model)
-    set_metadata(graph, _metadata(description, "fp32"))
 
     def same_as_pytorch(network: OnnxNetwork) -> str:
         parity = compare_with_pytorch(model, network, faces, description.input_format)
         parity.check()
         return f"against PyTorch, {'' if chosen else 'synthetic faces, '}{parity.line()}"
 
-    _write(graph, output, same_as_pytorch, overwrite=options.overwrite)
+    _write(to_file(graph, _metadata(description, "fp32")), output, same_as_pytorch, overwrite=options.overwrite)
     if calibration is None:
         return
     reference = load_network(output)[0]
     print(f"calibrating on {len(calibration)} images ...", flush=True)
     quantized = quantize(graph, calibration, reference)
-    set_metadata(quantized, _metadata(description, "int8"))
 
     def near_fp32(network: OnnxNetwork) -> str:
         parity = compare_networks(reference, network, faces)
@@ -85,7 +82,9 @@ def export(options: argparse.Namespace) -> None:
             lines.append(_accuracies(reference, network, test_set, description, options.most_accuracy_loss))
         return "\n  ".join(lines)
 
-    _write(quantized, int8_file(output), near_fp32, overwrite=options.overwrite)
+    _write(
+        to_file(quantized, _metadata(description, "int8")), int8_file(output), near_fp32, overwrite=options.overwrite
+    )
 
 
 def _to_network_order(description: Description) -> Callable[[np.ndarray], np.ndarray]:
@@ -110,10 +109,10 @@ def _metadata(description: Description, precision: str) -> dict[str, Any]:
     }
 
 
-def _write(graph: onnx.ModelProto, path: Path, check: Callable[[OnnxNetwork], str], *, overwrite: bool) -> None:
+def _write(content: bytes, path: Path, check: Callable[[OnnxNetwork], str], *, overwrite: bool) -> None:
     """Write a file under a temporary name, load and check it, and rename it."""
     with atomic_file(path, overwrite=overwrite) as file:
-        file.write(graph.SerializeToString())
+        file.write(content)
         file.flush()
         found = check(load_network(Path(file.name))[0])
     print(f"{path}: {path.stat().st_size / 1e6:,.1f} MB, opset {OPSET}\n  {found}", flush=True)

@@ -18,7 +18,7 @@ from typing import Any
 import onnx
 import torch
 
-from adaface.export.network import ONNX_METADATA
+from adaface.export.network import BLANK, CHECKSUM, ONNX_METADATA, checksum_of_export
 from adaface.models.backbone import IMAGE_SIZE, Backbone
 from adaface.models.layers import fold_batch_norms
 
@@ -69,6 +69,19 @@ def set_metadata(graph: onnx.ModelProto, metadata: Mapping[str, Any]) -> None:
     """
     del graph.metadata_props[:]
     graph.metadata_props.add(key=ONNX_METADATA, value=json.dumps(metadata, ensure_ascii=False))
+
+
+def to_file(graph: onnx.ModelProto, metadata: Mapping[str, Any]) -> bytes:
+    """Return the file of a graph, with the metadata that the embedder reads and a checksum among them.
+
+    Args:
+        graph: changed in place; existing metadata is removed.
+        metadata: plain values.
+    """
+    set_metadata(graph, {**metadata, CHECKSUM: BLANK})
+    content = graph.SerializeToString()
+    before, _, after = content.rpartition(BLANK.encode())
+    return before + checksum_of_export(content, BLANK).encode() + after
 
 
 def _remove_debug_information(graph: onnx.ModelProto) -> None:

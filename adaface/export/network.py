@@ -1,5 +1,6 @@
 """An exported network in ONNX Runtime: open it, check that it was exported by this project, compute embeddings."""
 
+import hashlib
 import importlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,8 @@ from adaface.models.input_format import InputFormat
 from adaface.system.json_file import parse_object
 
 ONNX_METADATA = "adaface"  # key of this project's metadata in the ONNX file, as JSON
+CHECKSUM = "sha256"  # key in these metadata: of the file with ``BLANK`` in place of the checksum
+BLANK = "0" * 64
 _ERRORS_ONLY = 3  # ONNX Runtime's level of messages
 
 
@@ -60,15 +63,36 @@ def load_network(path: Path) -> tuple[OnnxNetwork, InputFormat, Mapping[str, Any
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: not an ONNX file, or not one of ``adaface export``.
+        ValueError: not an ONNX file, not one of ``adaface export``, or damaged; files of older versions have no
+            checksum.
         RuntimeError: the package onnxruntime is missing.
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no ONNX file {path}")
     session = _open_session(path)
     metadata = _onnx_metadata(session, path)
+    stored = metadata.get(CHECKSUM)
+    if stored is not None and stored != checksum_of_export(path.read_bytes(), str(stored)):
+        raise ValueError(
+            f"{path} is damaged, or changed by another program: its checksum is not the one it was written with; copy "
+            "it again, or export it again"
+        )
     input_format = InputFormat.of(metadata, path)
     return OnnxNetwork(session, input_format, path), input_format, metadata
+
+
+def checksum_of_export(content: bytes, stored: str) -> str:
+    """Return the SHA-256 of an ONNX file with ``BLANK`` in place of its stored checksum.
+
+    Args:
+        content: of the file.
+        stored: 64 hexadecimal digits in the metadata, which follow the graph.
+    """
+    place, view = content.rfind(stored.encode("utf-8", "replace")), memoryview(content)
+    digest = hashlib.sha256(view[:place])
+    digest.update(BLANK.encode())
+    digest.update(view[place + len(BLANK) :])
+    return digest.hexdigest()
 
 
 def _open_session(path: Path) -> Any:

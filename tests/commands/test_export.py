@@ -22,7 +22,7 @@ from adaface.config.choices import FEWEST_IMAGES
 from adaface.demo.dataset import write_demo_data
 from adaface.export.graph import set_metadata, to_onnx
 from adaface.export.int8 import quantize
-from adaface.export.network import ONNX_METADATA, load_network
+from adaface.export.network import CHECKSUM, ONNX_METADATA, load_network
 from adaface.export.parity import compare_networks, compare_with_pytorch
 from adaface.inference.embedder import Embedder
 from adaface.inference.sample_images import drawn_faces, read_pair_set, read_sample
@@ -431,6 +431,35 @@ def foreign_graph(path: Path, metadata: str | None) -> Path:
         model.metadata_props.add(key=ONNX_METADATA, value=metadata)
     onnx.save(model, path)
     return path
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model_int8.onnx"])
+def test_a_damaged_export_is_told(name, files, tmp_path):
+    content = (files / name).read_bytes()
+    middle, path = len(content) // 2, tmp_path / "model.onnx"
+    path.write_bytes(content[:middle] + bytes(1 << 19) + content[middle + (1 << 19) :])
+    with pytest.raises(ValueError, match=r"model\.onnx is damaged, or changed by another program: .* export it again"):
+        Embedder.load(path)
+
+
+@pytest.mark.parametrize("stored", [0, "", "\ud800", "f" * 64])
+def test_a_checksum_that_is_none_is_told(stored, files, tmp_path):
+    graph = onnx.load(files / "model.onnx")
+    metadata = json.loads(graph.metadata_props[0].value) | {CHECKSUM: stored}
+    graph.metadata_props[0].value = json.dumps(metadata)
+    onnx.save(graph, tmp_path / "model.onnx")
+    with pytest.raises(ValueError, match="its checksum is not the one it was written with"):
+        load_network(tmp_path / "model.onnx")
+
+
+def test_an_export_of_an_older_version_has_no_checksum(files, tmp_path):
+    graph = onnx.load(files / "model.onnx")
+    metadata = json.loads(graph.metadata_props[0].value)
+    del metadata[CHECKSUM]
+    set_metadata(graph, metadata)
+    onnx.save(graph, tmp_path / "model.onnx")
+    found = Embedder.load(tmp_path / "model.onnx").embed(drawn_faces(2))[0]
+    np.testing.assert_array_equal(found, Embedder.load(files / "model.onnx").embed(drawn_faces(2))[0])
 
 
 def test_the_embedder_refuses_files_that_are_not_ours(files, tmp_path):
