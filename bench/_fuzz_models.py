@@ -21,7 +21,7 @@ from safetensors.torch import save
 from scipy.io import savemat
 
 from adaface.checkpoints.files import REST, check_resumable, load_checkpoint
-from adaface.checkpoints.sharded import fill_in_head, strip_head, write_head
+from adaface.checkpoints.sharded import fill_in_head, name_save, strip_head, write_head
 from adaface.checkpoints.weights import check_fits
 from adaface.evaluation.matlab_file import read_texts
 from adaface.export.graph import set_metadata, to_file
@@ -181,6 +181,7 @@ def sharded_variants(folder: Path) -> list[Variant]:
     shapes = {key: tuple(value.shape) for key, value in _weights().items()} | {"head.kernel": (4, 5)}
     content["optimizer_states"] = [optimizer.state_dict()]
     strip_head(content, head, optimizer)
+    name_save(content, Path("save"))  # the same in every process
     rest = io.BytesIO()
     torch.save(content, rest)
     (folder / REST).write_bytes(rest.getvalue())
@@ -191,7 +192,7 @@ def sharded_variants(folder: Path) -> list[Variant]:
     header = json.dumps(json.loads(stored[8:start]), sort_keys=True, separators=(",", ":"))  # written in any order
     shard.write_bytes(stored[:8] + header.ljust(start - 8).encode() + stored[start:])
     checksum = shard.with_name(f"{shard.name}.crc32")
-    checksum.write_text(f"{checksum_of(shard):08x}\n")
+    checksum.write_text(f"{checksum_of(shard):08x} save\n")
     whole = {path: path.read_bytes() for path in sorted(folder.iterdir())}
     right = head.kernel.data.t()
 

@@ -1,7 +1,8 @@
 """Checkpoints of a sharded head: every process writes its own classes and reads those it needs.
 
 Format: a folder with ``rest.ckpt`` (an ordinary checkpoint without the head's matrices, read with ``weights_only``) and
-one safetensors file per process, written by torch.distributed.checkpoint, with its CRC-32 in a text file beside it.
+one safetensors file per process, written by torch.distributed.checkpoint, with a text file beside it: its CRC-32 and
+the name of the save, which ``rest.ckpt`` has too, so that parts of different checkpoints are not mixed.
 These hold ``head.kernel`` and the optimizer states of the same shape, (D, C) each, split by columns; for a head with
 sub-centers (D * sub_centers, C), so that no class is split. Apart from the restricted pickle in ``rest.ckpt`` there is
 no pickle. No process holds more than it trains, and any number of processes, sharded or not, can read the folder. A
@@ -25,13 +26,14 @@ from torch.distributed.checkpoint._hf_utils import CUSTOM_METADATA_KEY, SAVED_OF
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 
-from adaface.checkpoints.files import KERNEL, SHARDED_HEAD, load_checkpoint, save_checkpoint
+from adaface.checkpoints.files import KERNEL, REST, SHARDED_HEAD, load_checkpoint, save_checkpoint
 from adaface.checkpoints.weights import head_shape
 from adaface.distributed.collectives import rank, world_size
 from adaface.heads.partial_fc import PartialFC
 from adaface.system.files import checksum_of, write_atomically
 
 _FILES = "*.safetensors"
+_SAVE = "save"  # key in the description of the head: the name of the save
 _INSTEAD = "take another checkpoint, or start a new run with --start_from_model_statedict, which needs no head"
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}  # names in a file are looked up here alone
 
@@ -61,6 +63,18 @@ def strip_head(checkpoint: dict[str, Any], head: PartialFC, optimizer: torch.opt
     }
 
 
+def name_save(checkpoint: dict[str, Any], folder: Path) -> None:
+    """Store the name of the save in a checkpoint, if its head was stripped.
+
+    Args:
+        checkpoint: changed in place.
+        folder: the one given to ``write_head``, with a name that no other save has had.
+    """
+    sharded = checkpoint.get("adaface", {}).get(SHARDED_HEAD)
+    if sharded is not None:
+        sharded[_SAVE] = folder.name
+
+
 def write_head(folder: Path, head: PartialFC, optimizer: torch.optim.Optimizer) -> None:
     """Write the head's matrices; called by all processes.
 
@@ -86,7 +100,7 @@ def write_head(folder: Path, head: PartialFC, optimizer: torch.optim.Optimizer) 
             "previous checkpoint, if any, is intact: free some space, then resume with --resume_from_checkpoint"
         ) from error
     for file in folder.glob(f"shard-{rank() + 1:05d}-{_FILES}"):  # this process's
-        write_atomically(_checksum_file(file), f"{checksum_of(file):08x}\n")
+        write_atomically(_checksum_file(file), f"{checksum_of(file):08x} {folder.name}\n")
 
 
 def fill_in_head(checkpoint: dict[str, Any], head: PartialFC | None) -> None:
@@ -111,7 +125,7 @@ def fill_in_head(checkpoint: dict[str, Any], head: PartialFC | None) -> None:
     centers = sharded.get("sub_centers", 1)
     rows, C = sharded["shape"][0] * centers, sharded["shape"][1] // centers
     _check_files(folder, sharded, rows, C)
-    _check_checksums(folder)
+    _check_checksums(folder, sharded.get(_SAVE, ""))
     width = C if head is None else head.end_class - head.first_class
     dtype = _DTYPES[sharded["dtype"]]
     columns = {name: torch.empty(rows, width, dtype=dtype) for name in (KERNEL, *sharded["states"])}
@@ -238,27 +252,30 @@ def _checksum_file(file: Path) -> Path:
     return file.with_name(f"{file.name}.crc32")
 
 
-def _check_checksums(folder: Path) -> None:
-    """Raise ValueError in all processes if a file is not as it was written; each process checks some of the files.
+def _check_checksums(folder: Path, save: str) -> None:
+    """Raise ValueError in all processes if a file is not as it was written, or not of this save.
 
-    Files of older versions have no checksum.
+    Each process checks some of the files. Older versions wrote no checksum, and no name of the save.
     """
-    damaged = [_first_damaged(sorted(folder.glob(_FILES))[rank() :: world_size()])]
+    faults = [_first_fault(sorted(folder.glob(_FILES))[rank() :: world_size()], save)]
     if world_size() > 1:
-        damaged *= world_size()
-        dist.all_gather_object(damaged, damaged[rank()])
-    for file in damaged:
-        if file:
-            raise ValueError(f"{file} is damaged: its checksum is not the one it was written with; {_INSTEAD}")
+        faults *= world_size()
+        dist.all_gather_object(faults, faults[rank()])
+    for fault in faults:
+        if fault:
+            raise ValueError(f"{fault}; {_INSTEAD}")
 
 
-def _first_damaged(files: Sequence[Path]) -> str:
-    """Return the first file that is not as it was written, empty if there is none."""
+def _first_fault(files: Sequence[Path], save: str) -> str:
+    """Return what is wrong with the first file that is not as it was written, or of another save; empty if none is."""
     for file in files:
         with suppress(FileNotFoundError):
-            written = _checksum_file(file).read_text(encoding="ascii", errors="replace").strip()
-            if written != f"{checksum_of(file):08x}":
-                return str(file)
+            written = _checksum_file(file).read_text(encoding="utf-8", errors="replace").strip()
+            checksum, _, of_save = written.partition(" ")
+            if checksum != f"{checksum_of(file):08x}":
+                return f"{file} is damaged: its checksum is not the one it was written with"
+            if save and of_save != save:
+                return f"{file} and {REST} beside it belong to different checkpoints"
     return ""
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from adaface.checkpoints import folders
 from adaface.checkpoints.files import REST, load_checkpoint, not_written, save_checkpoint
-from adaface.checkpoints.sharded import write_head
+from adaface.checkpoints.sharded import name_save, write_head
 from adaface.system.command_line import invocation
 from adaface.system.files import atomic_file, atomic_path
 from adaface.system.lightning_internals import in_the_middle_of_an_epoch
@@ -172,6 +172,7 @@ class AtomicCheckpointIO(pl.plugins.io.TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write ``checkpoint`` with ``checkpoints.files.save_checkpoint``."""
+        name_save(checkpoint, Path(path).parent)
         save_checkpoint(checkpoint, Path(path))
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: Any = None) -> dict[str, Any]:

@@ -8,8 +8,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from adaface.checkpoints.files import KERNEL, REST, load_checkpoint
-from adaface.checkpoints.sharded import export_single_file, fill_in_head, strip_head, write_head
+from adaface.checkpoints.files import KERNEL, REST, SHARDED_HEAD, load_checkpoint
+from adaface.checkpoints.sharded import export_single_file, fill_in_head, name_save, strip_head, write_head
 from adaface.checkpoints.weights import check_fits
 from adaface.heads.margins import build_head
 from tests.support import sharded_checkpoint_worker as worker
@@ -125,6 +125,32 @@ def test_zeros_in_a_file_of_the_head_are_told(of_four, tmp_path):
     fill_in_head(load_checkpoint(tmp_path / "copy"), None)
 
 
+@pytest.mark.parametrize("parts", ["*.safetensors*", REST])
+def test_parts_of_another_checkpoint_are_told(parts, tmp_path):
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        start("write", 1, ODD, tmp_path / name, tmp_path / f"store_{name}")
+    for part in (tmp_path / "other").glob(parts):
+        shutil.copy(part, tmp_path / "one")
+    with pytest.raises(ValueError, match=rf"and {REST} beside it belong to different checkpoints; take another"):
+        fill_in_head(load_checkpoint(tmp_path / "one"), None)
+
+
+def test_checkpoints_of_older_versions_do_not_name_their_save(of_four, tmp_path):
+    _, folder = of_four
+    shutil.copytree(folder, tmp_path / "copy")
+    rest = torch.load(folder / REST, weights_only=True)
+    del rest["adaface"][SHARDED_HEAD]["save"]
+    torch.save(rest, tmp_path / "copy" / REST)
+    fill_in_head(load_checkpoint(tmp_path / "copy"), None)
+    for checksum in (tmp_path / "copy").glob("*.crc32"):
+        checksum.write_text(checksum.read_text().partition(" ")[0] + "\n")
+    read, expected = load_checkpoint(tmp_path / "copy"), load_checkpoint(folder)
+    fill_in_head(read, None)
+    fill_in_head(expected, None)
+    assert torch.equal(read["state_dict"][KERNEL], expected["state_dict"][KERNEL])
+
+
 def test_a_damaged_file_is_told_in_all_processes(of_four, tmp_path):
     """One of the two checks the damaged file, and the other would wait for it."""
     classes, folder = of_four
@@ -235,6 +261,7 @@ def test_all_that_adam_keeps_is_kept(tmp_path):
     head, optimizer = trained(ODD, "adamw")
     checkpoint = checkpoint_of(head, optimizer)
     strip_head(checkpoint, head, optimizer)
+    name_save(checkpoint, tmp_path)
     torch.save(checkpoint, tmp_path / REST)
     write_head(tmp_path, head, optimizer)
     assert optimizer.state[head.kernel]["exp_avg"].shape == (ODD, D), "what runs on is not touched"

@@ -15,7 +15,7 @@ from adaface.config.device_plan import DevicePlan
 from adaface.config.options import Config
 from adaface.distributed.launch import find_launch
 from adaface.system.lightning_setup import pl
-from adaface.training.checkpointing import CheckpointKeeper
+from adaface.training.checkpointing import AtomicCheckpointIO, CheckpointKeeper
 from adaface.training.trainer import device_arguments
 from train_val import FaceRecognitionModule
 
@@ -80,6 +80,7 @@ def train(
     if sync_buffers is not None:
         arguments["strategy"]._ddp_kwargs["forward_sync_buffers"] = sync_buffers
     losses = Losses()
+    arguments["plugins"] = [*arguments["plugins"], AtomicCheckpointIO()]
     trainer = pl.Trainer(
         **arguments, max_epochs=1, accumulate_grad_batches=accumulate, callbacks=[losses], logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder,

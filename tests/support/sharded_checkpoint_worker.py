@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from adaface.checkpoints import sharded
 from adaface.checkpoints.files import REST, load_checkpoint
-from adaface.checkpoints.sharded import fill_in_head, strip_head, write_head
+from adaface.checkpoints.sharded import fill_in_head, name_save, strip_head, write_head
 from adaface.heads.partial_fc import build_sharded_head
 
 D, B = 8, 12
@@ -63,6 +63,7 @@ def main(action: str, rank: int, world: int, classes: int, folder: Path, store: 
     if action == "write":
         checkpoint = checkpoint_of(head, optimizer)
         strip_head(checkpoint, head, optimizer)
+        name_save(checkpoint, folder)
         if rank == 0:
             torch.save(checkpoint, folder / REST)
         write_head(folder, head, optimizer)

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from adaface.checkpoints.files import load_checkpoint
+from adaface.checkpoints.files import SHARDED_HEAD, load_checkpoint
 from adaface.checkpoints.sharded import fill_in_head
 from adaface.config.device_plan import DevicePlan
 from adaface.config.options import HeadOptions
@@ -62,6 +62,9 @@ def test_two_processes_train_as_one_with_twice_the_batch(tmp_path, options):
         assert means == pytest.approx(expected["losses"], rel=1e-5)
     got, wanted = load_checkpoint(two / "last.ckpt"), load_checkpoint(one / "last.ckpt")
     assert (two / "last.ckpt").is_dir() == options["sharded"]
+    if options["sharded"]:
+        checksums = [file.read_text().split() for file in (two / "last.ckpt").glob("*.crc32")]
+        assert [save for _, save in checksums] == [got["adaface"][SHARDED_HEAD]["save"]] * 2
     fill_in_head(got, None)
     assert list(got["state_dict"]) == list(wanted["state_dict"])
     for key, value in wanted["state_dict"].items():
