@@ -55,13 +55,26 @@ def check_paths(parsed: tuple[Config, Action]) -> None:
     (config, action), run = parsed, parsed[0].run
     check_name(run.arch)
     check_files(run, config.data.train_data_index)
-    if action == "print_config" or run.evaluate or run.resume_from_checkpoint or run.run_folder:
+    if action == "print_config" or run.resume_from_checkpoint or run.run_folder:
         return  # no data, or those of the checkpoint
+    _check_sets(config)
+    if run.evaluate:
+        return
     root, path = config.data.data_root, config.data.train_data_path
     if not any(Path(root, word).exists() for word in (path, *path.split(","))):
         from adaface.data.sources.finder import open_training_source  # with NumPy and OpenCV
 
         open_training_source(root, path)  # raises the error
+
+
+def _check_sets(config: Config) -> None:
+    from adaface.data.chosen_sets import check_folder_of_sets, choose_sets  # with NumPy and OpenCV
+
+    data, run = config.data, config.run
+    if "val_data_path" in config.given:
+        check_folder_of_sets(data)
+    folder = Path(data.data_root, data.val_data_path)
+    choose_sets(folder, data.val_sets, held_out_otherwise=bool(run.finetune), compulsory=run.evaluate)
 
 
 def check_files(run: RunOptions, train_data_index: str) -> None:

@@ -39,7 +39,9 @@ class DataOptions(Group):
         "training images: a folder with one subfolder per identity, or a folder with train.rec or train_0.rec, "
         "train_1.rec, ...; several data sets are separated by commas",
     )
-    val_data_path: str = _neutral("faces_emore", "folder of the validation sets, converted or as .bin files")
+    val_data_path: str = _neutral(
+        "faces_emore", "folder of the validation sets, converted or as .bin files; none: no sets"
+    )
     val_sets: str = _neutral(
         "",
         "names of the validation sets to use, such as lfw,mine; empty: all in the folder; held_out: pairs of "

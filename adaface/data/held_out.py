@@ -1,4 +1,4 @@
-"""The verification sets of a run: those of ``--val_data_path``, and one of identities held out of the training data.
+"""A verification set of identities held out of the training data.
 
 The held-out pairs follow LFW: as many genuine as impostor pairs, each pair once, alternating, so that each fold of the
 cross-validation has both. The identities are stored with the images, because pairs of few identities are dependent, and
@@ -10,77 +10,23 @@ and the same pairs.
 Source: the balance of the two kinds is that of LFW (Huang et al., 2007); the rest is not from a paper.
 """
 
-from dataclasses import dataclass
-from pathlib import Path
-
 import numpy as np
 
+from adaface.data.chosen_sets import HELD_OUT
 from adaface.data.datasets import decode_sample
 from adaface.data.images import LazyImages
-from adaface.data.pair_sets import PAPER_SETS, PairSet, find_pair_sets, open_pair_set
+from adaface.data.pair_sets import PairSet
 from adaface.data.sampler import RandomStreams
 from adaface.data.sources.base import TrainingSource
 from adaface.data.sources.selection import SelectedSource, select_classes
-from adaface.system.command_line import invocation, nearest
+from adaface.system.command_line import invocation
 
-HELD_OUT = "held_out"  # name of the verification set of held-out identities
 FEWEST_PEOPLE = 4
 MOST_PAIRS = 3000  # per kind, as in LFW
 _MOST_OF_ONE_PERSON = 45  # genuine pairs: all pairs of ten images
 _MOST_IMAGES_OF_ONE_PERSON = 200  # from which these pairs are drawn
 _SPLIT, _GENUINE, _IMPOSTOR = range(3)  # keys of the random streams
 _EPOCH = 2**32 - 1  # of those streams: never reached by training
-
-
-@dataclass(frozen=True)
-class ChosenSets:
-    """Verification sets of a run.
-
-    Attributes:
-        opened: name -> set, of those on the disk, the paper's first.
-        missing: the paper's sets that are missing, if no sets were chosen by name.
-        held_out: whether identities must be held out of the training data.
-        note: information for the user; may be empty.
-    """
-
-    opened: dict[str, PairSet]
-    missing: list[str]
-    held_out: bool
-    note: str = ""
-
-
-def open_sets(folder: Path, val_sets: str, *, held_out_otherwise: bool, compulsory: bool) -> ChosenSets:
-    """Choose and open verification sets.
-
-    Args:
-        folder: of the sets; may be absent.
-        val_sets: comma-separated names, possibly with ``held_out``; all sets in the folder when empty.
-        held_out_otherwise: hold identities out if ``val_sets`` is empty and the folder has no sets.
-        compulsory: whether at least one set on disk is required.
-
-    Raises:
-        FileNotFoundError: a requested or required set is missing.
-        ValueError: a damaged set, or ``held_out`` although a set on disk is required.
-    """
-    present = list(find_pair_sets(folder)) if folder.is_dir() else []
-    names = [name for word in val_sets.split(",") if (name := word.strip())]
-    for name in names:
-        if name not in (*present, HELD_OUT):
-            known = nearest(name, [*present, HELD_OUT])
-            raise FileNotFoundError(f"--val_sets {val_sets}: there is no set {name} in {folder.absolute()}; {known}")
-    opened = {name: open_pair_set(folder, name) for name in present if not names or name in names}
-    missing = [name for name in PAPER_SETS if name not in present] if present and not names else []
-    held_out = HELD_OUT in names and HELD_OUT not in present if names else held_out_otherwise and not present
-    if compulsory and held_out:
-        raise ValueError(f"--val_sets {HELD_OUT} needs the training data, which --evaluate does not read: omit it")
-    why = "it has no sets" if folder.is_dir() else "no such folder"
-    none = f"no validation sets in {folder.absolute()} ({why}; looked for .bin files and converted sets)"
-    if compulsory and not opened:
-        raise FileNotFoundError(f"{none}. Check --data_root and --val_data_path")
-    if opened or names:
-        return ChosenSets(opened, missing, held_out)
-    instead = "identities of the training data are held out" if held_out else "training without validation"
-    return ChosenSets(opened, missing, held_out, f"{none}: {instead}")
 
 
 def hold_out(

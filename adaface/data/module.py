@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from adaface.augmentation.paper import Augmenter
 from adaface.config.options import AugmentationOptions, DataOptions
+from adaface.data.chosen_sets import choose_sets
 from adaface.data.datasets import (
     PlainDataset,
     TrainingDataset,
@@ -27,9 +28,9 @@ from adaface.data.datasets import (
     as_it_is,
     start_worker,
 )
-from adaface.data.held_out import hold_out, open_sets
+from adaface.data.held_out import hold_out
 from adaface.data.image_files import summary
-from adaface.data.pair_sets import PairSet, one_kind_warnings
+from adaface.data.pair_sets import PairSet, one_kind_warnings, open_pair_set
 from adaface.data.sampler import EpochBatchSampler, ShardedBatchSampler
 from adaface.data.sources.base import TrainingSource, fingerprint_of
 from adaface.data.sources.class_images import sample_classes
@@ -117,12 +118,13 @@ class FaceDataModule(pl.LightningDataModule):
         options = self.options
         self.num_workers = self._capped(options.num_workers)
         folder = Path(options.data_root, options.val_data_path)
-        sets = open_sets(
+        sets = choose_sets(
             folder, self.options.val_sets, held_out_otherwise=self.needs_validation, compulsory=self.evaluate_only
         )
-        self.pair_sets, self.missing_sets = sets.opened, sets.missing
-        self.notes += [note for note in (sets.note, *(found.note for found in sets.opened.values())) if note]
-        self.warnings += one_kind_warnings({name: found.issame for name, found in sets.opened.items()})
+        self.pair_sets = {name: open_pair_set(folder, name) for name in sets.names}
+        self.missing_sets = sets.missing
+        self.notes += [note for note in (sets.note, *(found.note for found in self.pair_sets.values())) if note]
+        self.warnings += one_kind_warnings({name: found.issame for name, found in self.pair_sets.items()})
         if not self.evaluate_only:
             source = self._open_source()
             if sets.held_out:

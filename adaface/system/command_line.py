@@ -6,6 +6,7 @@ import difflib
 import errno
 import importlib.util
 import io
+import itertools
 import logging
 import os
 import re
@@ -33,6 +34,7 @@ EXPECTED_ERRORS = (ValueError, FileNotFoundError, RuntimeError, OSError, MemoryE
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _LONGEST_LINE = 1500  # letters of a message
 _LONGEST_DETAILS = 300
+_MOST_COMPARED = 10_000  # names of a folder with a misspelled one
 _OUT_OF_MEMORY = re.compile(  # of PyTorch, oneDNN, ONNX Runtime, C++ and the system
     r"can't allocate memory|Cannot allocate memory|could not create a (memory object|primitive(?! desc))|bad_alloc"
     r"|Failed to allocate memory|Insufficient memory|can't start new thread|failed to map segment"
@@ -87,12 +89,44 @@ def nearest(name: str, known: Iterable[str], *, count: int = 1, always: str = ""
         count: maximum number of similar names.
         always: text after the similar names, and instead of the list of all names if none is similar.
     """
-    by_lower = {one.lower(): one for one in known}
-    close = [by_lower[lower] for lower in difflib.get_close_matches(name.lower(), by_lower, n=count, cutoff=0.5)]
+    known = list(known)
+    close = _most_similar(name, known, count)
     hint = f"did you mean {' or '.join(close)}?" if close else ""
     if always:
         return f"{hint} {always}".lstrip()
-    return hint or f"choose from: {', '.join(by_lower.values())}"
+    return hint or f"choose from: {', '.join(known)}"
+
+
+def _most_similar(name: str, known: Iterable[str], count: int) -> list[str]:
+    by_lower = {one.lower(): one for one in known}
+    return [by_lower[lower] for lower in difflib.get_close_matches(name.lower(), by_lower, n=count, cutoff=0.5)]
+
+
+def nearest_path(word: str, *, root: str = "", files: bool = False, always: str = "") -> str:
+    """Return a hint with the path that exists and is most similar to a misspelled one.
+
+    Args:
+        word: path that does not exist, or is of the wrong kind.
+        root: folder that it is relative to.
+        files: look for a file instead of a folder.
+        always: text after the hint, and alone if there is no similar path.
+    """
+    path = Path(root, word)
+    wrong = next((one for one in (path, *path.parents) if one.parent.is_dir()), path)  # its first part that is wrong
+    rest = path.relative_to(wrong).parts
+    with contextlib.suppress(OSError), os.scandir(wrong.parent) as entries:
+        names = [
+            entry.name
+            for entry in itertools.islice(entries, _MOST_COMPARED)
+            if not entry.name.startswith(".") and entry.name != wrong.name
+            if (entry.is_file() if files and not rest else entry.is_dir())
+        ]
+        for name in _most_similar(wrong.name, sorted(names), 1):
+            found = wrong.with_name(name)
+            found = found.joinpath(*rest) if found.joinpath(*rest).exists() else found
+            shown = found.relative_to(root) if found.is_relative_to(root) else found
+            return f"did you mean {shown}? {always}".rstrip()
+    return always
 
 
 @interruptible()

@@ -12,7 +12,7 @@ from adaface.checkpoints.run_folder import describe_environment
 from adaface.checkpoints.weights import check_fits, describe_foreign, load_backbone
 from adaface.config.device_plan import DevicePlan
 from adaface.config.options import HOST_SPECIFIC_OPTIONS, Config
-from adaface.data.held_out import HELD_OUT
+from adaface.data.chosen_sets import HELD_OUT, check_folder_of_sets
 from adaface.data.module import FaceDataModule
 from adaface.data.pair_sets import fingerprint_of_pairs
 from adaface.data.sources.class_images import describe_moved
@@ -201,6 +201,8 @@ def open_data(config: Config, devices: DevicePlan) -> FaceDataModule:
         FileNotFoundError: data are missing.
         ValueError: data are damaged, or do not fit the options.
     """
+    if "val_data_path" in config.given and not config.run.resume_from_checkpoint:
+        check_folder_of_sets(config.data)
     data = FaceDataModule(
         config.data,
         config.augmentation,

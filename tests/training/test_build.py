@@ -34,6 +34,18 @@ def test_a_compiled_backbone_gets_no_shorter_batch(faces, more, steps):
     assert build.open_data(config, DevicePlan("cpu", 1, "32-true", config.devices)).steps_per_epoch == steps
 
 
+def test_a_folder_of_verification_sets_that_is_given_must_exist(faces, tmp_path):
+    devices = DevicePlan("cpu", 1, "32-true")
+    with pytest.raises(FileNotFoundError, match=r"--val_data_path facez: .*; did you mean faces\?"):
+        build.open_data(config_of(faces, "--val_data_path", "facez"), devices)
+    (tmp_path / "recipe.yaml").write_text("val_data_path: facez\n")
+    words = ["--data_root", str(faces.parent), "--train_data_path", "faces", "--batch_size", "4", "--num_workers", "0"]
+    with pytest.raises(FileNotFoundError, match=r"--val_data_path facez: .*; did you mean faces\?"):
+        build.open_data(parse([*words, "--config", str(tmp_path / "recipe.yaml")])[0], devices)
+    assert "no such folder" in build.open_data(parse(words)[0], devices).summary(), "the default may be absent"
+    assert "no such folder" in build.open_data(parse([*words, "--val_data_path", "none"])[0], devices).summary()
+
+
 @pytest.mark.parametrize(("arch", "processes", "looked"), [("timm:x", 2, True), ("timm:x", 1, False), ("", 2, False)])
 def test_unused_parameters_are_looked_for_where_their_gradients_would_be_waited_for(
     faces, arch, processes, looked, monkeypatch
