@@ -9,6 +9,7 @@ from adaface.system.command_line import invocation
 from adaface.system.option_parser import Parser
 
 _SEEDS = 2**64
+_HELP = ("-h", "--help")
 PROTOCOLS = {
     "pairs": "verification sets (.bin, or converted): 10-fold accuracy, TAR at FAR, AUC, EER",
     "ijbb": "IJB-B, 1:1 and 1:N: <root>/IJBB/meta and <root>/IJBB/loose_crop",
@@ -32,6 +33,7 @@ def build_parser(protocol: str = "") -> Parser:
         usage=f"{name} --root DIR (--checkpoint FILE | --model NAME{comparing}) [options]",
         description=PROTOCOLS.get(protocol, ""),
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        listed="options" if protocol else "protocols",
     )
     if not protocol:
         parser.add_argument("protocol", choices=PROTOCOLS, help="evaluation protocol")
@@ -196,12 +198,15 @@ def parse(words: list[str]) -> argparse.Namespace:
     Raises:
         ValueError: an unknown option, a value out of range, or contradictory options.
     """
-    if {"-h", "--help"} & set(words):
-        protocol = next((word for word in words if word in PROTOCOLS), "")
+    protocol = next((word for word in words if word in PROTOCOLS), "")
+    others = [word for word in words if word not in _HELP]
+    if len(others) < len(words) and (protocol or not others or others[0].startswith("-")):
         print(build_parser(protocol).format_help() if protocol else overview())
         raise SystemExit(0)
     parser = build_parser()
-    options = parser.parse(words)
+    if protocol:  # the hint of an error names its help
+        parser.prog, parser.listed = invocation(f"evaluate {protocol}"), "options"
+    options = parser.parse(others)
     for name, takers in _OF_PROTOCOL.items():
         if options.protocol not in takers and getattr(options, name) != parser.get_default(name):
             parser.error(f"--{name} has no effect with {options.protocol}, it is for {', '.join(takers)}")

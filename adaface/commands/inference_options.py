@@ -33,7 +33,12 @@ _IMAGES_TEXT = "Images must be faces aligned to 112x112 px, or photographs with 
 
 def build_parsers() -> tuple[Parser, dict[str, Parser]]:
     """Build the command line's parser, and those of its commands by name."""
-    parser = Parser(prog=invocation(""), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(
+        prog=invocation(""),
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        listed="commands",
+    )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     compare = commands.add_parser(
         "compare", help="similarities of face images, and decisions",

@@ -24,15 +24,17 @@ class Parser(argparse.ArgumentParser):
     """An argument parser without abbreviations that suggests the nearest name for a misspelled option or choice.
 
     Args:
+        listed: what its help lists, for the hint of an error.
         options: as of ``argparse.ArgumentParser``.
     """
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, *, listed: str = "options", **options: Any) -> None:
         super().__init__(**options, allow_abbrev=False)
+        self.listed = listed
 
     def error(self, message: str) -> NoReturn:
         """Raise ValueError instead of exiting, so that all errors are reported in the same way."""
-        raise ValueError(f"{message} ({self.prog} --help lists the options)")
+        raise ValueError(f"{message} ({self.prog} --help lists the {self.listed})")
 
     def hide(self, names: Iterable[str]) -> None:
         """Leave options out of the help; they are parsed as before.

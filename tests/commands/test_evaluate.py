@@ -376,6 +376,26 @@ def test_a_protocol_has_its_own_help(protocol, own, others, capsys):
     assert f"  {protocol} " in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (
+            ["pairs", "--targetfar", "3", "--root", "x"],
+            r"\(python -m adaface evaluate pairs --help lists the options\)",
+        ),
+        (["folder", "--seed"], r"\(python -m adaface evaluate folder --help lists the options\)"),
+        (["folder", "--root", ""], r"\(python -m adaface evaluate folder --help lists the options\)"),
+        (["ijb", "--root", "x"], r"did you mean ijbc\? .* \(python -m adaface evaluate --help lists the protocols\)"),
+        (["--root", "x"], r"required: protocol \(python -m adaface evaluate --help lists the protocols\)"),
+        (["ijb", "--help"], r"did you mean ijbc\? .* \(python -m adaface evaluate --help lists the protocols\)"),
+        (["--help", "ijb"], r"did you mean ijbc\? .* \(python -m adaface evaluate --help lists the protocols\)"),
+    ],
+)
+def test_a_mistake_names_the_help_that_lists_what_was_wrong(words, hint):
+    with pytest.raises(ValueError, match=hint):
+        parse(words)
+
+
 def test_sets_are_found_below_the_root(root):
     assert find_sets(root) == {"agedb_30": root / "faces_emore", "lfw": root / "faces_emore"}
     assert parse(["pairs", "--checkpoint", "x", "--root", "y", "--sets", "lfw,cfp_fp"]).sets == ["lfw", "cfp_fp"]
