@@ -40,6 +40,7 @@ from adaface.system.command_line import (
     program_name,
     run_to_status,
 )
+from adaface.system.files import make_writable_folder
 from adaface.system.locks import RunLock
 from adaface.system.option_parser import Parser
 from adaface.system.quiet import quiet_decoders
@@ -178,7 +179,7 @@ def _run(options: argparse.Namespace) -> int:
         suffix=f".{options.format}",
         threads=options.threads,
     )
-    output.mkdir(parents=True, exist_ok=True)
+    make_writable_folder(output, "FACES")
     with RunLock() as lock:
         try:
             lock.take(output)

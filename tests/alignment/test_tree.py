@@ -335,6 +335,7 @@ def test_two_alignments_into_one_folder(tmp_path, monkeypatch, capsys):
         (["absent", "out"], "absent is not there, expected a folder of photographs"),
         (["file.jpg", "out"], "file.jpg is a file, expected a folder of photographs"),
         (["in", "file.jpg"], "file.jpg is a file, expected a folder for the faces"),
+        (["in", "/proc/out"], "FACES /proc/out cannot be created (No such file or directory): give another"),
         (["empty", "out"], "no photographs in empty; readable are JPEG, PNG"),
         (["in", "in"], "in is given for both photographs and faces"),
         (["in", "out", "--threads", "0"], "--threads must be at least 1, got 0"),
