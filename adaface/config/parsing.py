@@ -15,7 +15,7 @@ from typing import Any, Literal
 from adaface.config.options import ABOUT, GROUPS, OPTIONS, Config
 from adaface.config.rules import check_combinations, check_head_options, check_optimizer
 from adaface.heads.names import MARGINS
-from adaface.system.command_line import invocation, nearest
+from adaface.system.command_line import invocation, nearest, nearest_path
 from adaface.system.files import with_home
 from adaface.system.option_parser import HelpLines, Parser
 from adaface.system.yaml_file import read_yaml
@@ -171,7 +171,8 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     """
     if not Path(path).is_file():
         advice = "give the path of a YAML file, such as those in recipes/ of the repository"
-        raise FileNotFoundError(f"--config: there is no recipe {path}: {advice}")
+        hint = nearest_path(str(path), files=True, always=advice)
+        raise FileNotFoundError(f"--config: there is no recipe {path}: {hint}")
     values = read_yaml(path)
     if values is None:
         return {}

@@ -176,7 +176,12 @@ def test_wrong_recipes_are_refused_naming_the_file(tmp_path, text, message):
     assert "wrong.yaml" in str(caught.value)
 
 
-def test_a_missing_or_empty_recipe(tmp_path):
+def test_a_missing_or_empty_recipe(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for word, right in (("ms1mv2_ir10.yaml", "ms1mv2_ir101"), ("demo_cpu.yml", "demo_cpu")):
+        hint = f"there is no recipe recipes/{word}: did you mean recipes/{right}.yaml? give the path of a YAML file"
+        with pytest.raises(FileNotFoundError, match=re.escape(hint)):
+            parse(["--config", f"recipes/{word}"])
     with pytest.raises(FileNotFoundError, match=r"there is no recipe .*none\.yaml: give the path of a YAML file"):
         parse(["--config", str(tmp_path / "none.yaml")])
     empty = tmp_path / "empty.yaml"

@@ -20,6 +20,7 @@ from adaface.data.sources.combined import CombinedSource
 from adaface.data.sources.folder import FolderSource, listing
 from adaface.data.sources.records import FlawedRecordSource, RecordSource
 from adaface.records.shards import IMAGE_FOLDER, RECORD_FILE, find_records, holds_records
+from adaface.system.command_line import nearest_path
 
 
 class _DataSet(NamedTuple):
@@ -198,8 +199,11 @@ def _image_folder(path: Path) -> Path | None:
 
 
 def _nearest_folder(path: Path) -> str:
-    """Describe the deepest existing folder of ``path``."""
-    path = path.absolute()
-    folder = next(p for p in (path, *path.parents) if p.is_dir())
-    why = "it is a file, not a folder" if path.is_file() else "it does not exist"
-    return f"{'it' if folder == path else f'{why}; {folder}'} holds {listing(folder)}"
+    """Describe the deepest existing folder of ``path``, and name the most similar one."""
+    whole = path.absolute()
+    folder = next(p for p in (whole, *whole.parents) if p.is_dir())
+    if folder == whole:
+        return f"it holds {listing(folder)}"
+    wrong = folder / whole.relative_to(folder).parts[0]
+    why = f"{'it' if wrong == whole else wrong} is a file, not a folder" if wrong.is_file() else "it does not exist"
+    return f"{why}; {nearest_path(str(path), always=f'{folder} holds {listing(folder)}')}"

@@ -105,6 +105,8 @@ def _refuse_empty_classes(root: Path, empty: list[str], count: int) -> None:
 
 
 def listing(folder: Path) -> str:
-    """List the first few entries of a folder, for messages."""
-    names = sorted(entry.name for entry in folder.iterdir())
+    """List the first few entries of a folder, folders first and no hidden ones, for messages."""
+    with os.scandir(folder) as entries:
+        shown = [(entry.is_file(), entry.name) for entry in entries if not entry.name.startswith(".")]
+    names = [name for _, name in sorted(shown)]
     return (", ".join(names[:_SHOWN]) + (f", ... ({len(names)} entries)" if len(names) > _SHOWN else "")) or "nothing"

@@ -1,5 +1,6 @@
 """What `--train_data_path` may name: one set or several, folders, `.rec`, shards, names with commas."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -118,12 +119,29 @@ def test_errors_name_the_set(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "why"), [("d/0/0.jpg", "it is a file, not a folder; .* holds 0.jpg"), ("d/x", "it does not exist; ")]
+    ("path", "why"),
+    [
+        ("d/0/0.jpg", "it is a file, not a folder; .*/d/0 holds 0.jpg"),
+        ("d/0/0.jpg/faces/imgs", "/d/0/0.jpg is a file, not a folder; .*/d/0 holds 0.jpg"),
+        ("d/x", "it does not exist; "),
+    ],
 )
 def test_what_is_no_folder_is_told_from_what_is_not_there(tmp_path: Path, path: str, why: str) -> None:
     write_images(tmp_path / "d", "0")
     with pytest.raises(FileNotFoundError, match=why):
         open_training_source(tmp_path, path)
+
+
+def test_a_misspelled_path_gets_the_nearest_folder(tmp_path: Path) -> None:
+    write_images(tmp_path / "faces" / "imgs", "0")
+    for name in (".agedb_30.convert.json", "agedb_30.bin", "imgz.txt"):
+        (tmp_path / "faces" / name).touch()
+    faces = tmp_path / "faces"
+    told = f"it does not exist; did you mean {faces}/imgs? {faces} holds imgs, agedb_30.bin, imgz.txt. Check"
+    with pytest.raises(FileNotFoundError, match=re.escape(told)):
+        open_training_source(tmp_path, "faces/imgz")
+    with pytest.raises(FileNotFoundError, match=re.escape(f"did you mean {faces}/imgs? {tmp_path} holds faces. Check")):
+        open_training_source(tmp_path, "facez/imgs")
 
 
 def test_commas_separate_unless_they_belong_to_a_name(tmp_path: Path) -> None:
