@@ -67,7 +67,7 @@ def plan_devices(options: DeviceOptions, *, launched: int = 0, own_cores: bool =
         notes += note
     if accelerator == "gpu":
         if not devices and options.gpus < 0 and available > 1:
-            notes.append(f"training on {launched or 'all'} of {available} GPUs (--gpus N for another number)")
+            notes.append(f"running on {launched or 'all'} of {available} GPUs (--gpus N for another number)")
         devices = devices or (options.gpus if options.gpus > 0 else launched or available or 1)
         if available == 1 < launched == devices:
             visible = 1
@@ -97,8 +97,8 @@ def _choose_accelerator(gpus: int, devices: int, available: int) -> tuple[str, l
     if available:
         return "gpu", []
     if torch.backends.mps.is_available() and devices < 2:
-        return "mps", ["no CUDA GPU found: training on the Apple GPU"]
-    return "cpu", ["no GPU found: training on the CPU (--gpus 0 disables this note)"]
+        return "mps", ["no CUDA GPU found: running on the Apple GPU"]
+    return "cpu", ["no GPU found: running on the CPU (--gpus 0 disables this note)"]
 
 
 def _choose_precision(accelerator: str, use_16bit: bool, precision: str) -> tuple[str, list[str]]:

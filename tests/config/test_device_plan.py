@@ -41,7 +41,7 @@ def test_more_gpus_than_there_are(two_gpus):
 def test_the_default_is_all_gpus(two_gpus):
     for chosen in (plan(), plan("gpu")):
         assert (chosen.accelerator, chosen.devices) == ("gpu", 2)
-        assert chosen.notes == ("training on all of 2 GPUs (--gpus N for another number)",)
+        assert chosen.notes == ("running on all of 2 GPUs (--gpus N for another number)",)
     one = plan(gpus=1)
     assert (one.accelerator, one.devices, one.notes) == ("gpu", 1, ())
     assert plan("cpu").accelerator == "cpu"
@@ -49,7 +49,7 @@ def test_the_default_is_all_gpus(two_gpus):
 
 def test_the_default_is_as_many_gpus_as_a_launcher_has_started_processes(two_gpus):
     chosen = plan(launched=1)
-    assert (chosen.devices, chosen.notes) == (1, ("training on 1 of 2 GPUs (--gpus N for another number)",))
+    assert (chosen.devices, chosen.notes) == (1, ("running on 1 of 2 GPUs (--gpus N for another number)",))
     assert plan(gpus=2, launched=1).devices == 2, "check_launch refuses it"
     with pytest.raises(RuntimeError, match=r"3 GPU\(s\) requested, but PyTorch finds 2"):
         plan(launched=3)
@@ -69,7 +69,7 @@ def test_each_process_of_a_launcher_may_see_a_gpu_of_its_own(gpus, monkeypatch):
 def test_the_default_falls_back_to_the_cpu_and_says_so(no_gpu):
     chosen = plan()
     assert (chosen.accelerator, chosen.devices) == ("cpu", 1)
-    assert chosen.notes == ("no GPU found: training on the CPU (--gpus 0 disables this note)",)
+    assert chosen.notes == ("no GPU found: running on the CPU (--gpus 0 disables this note)",)
     asked = plan(gpus=0)
     assert (asked.accelerator, asked.notes) == ("cpu", ())
 
