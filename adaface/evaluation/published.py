@@ -66,7 +66,9 @@ def find_published(name: str, *, arch: str = "", file: str = "") -> PublishedMod
     hint = nearest(
         repr(name) if name else "",
         (f"{model.name!r}" for model in PUBLISHED),
-        always=f"set --published to the row to compare with: {known or 'none of this arch'}",
+        always=f"set --published to the row to compare with: {known}"
+        if known
+        else f"no model of {arch} is published: evaluate it with the protocols pairs, ijbb, ijbc and tinyface",
     )
     raise ValueError(f"{problem}: {hint}")
 

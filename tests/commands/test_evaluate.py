@@ -300,7 +300,15 @@ def test_a_checkpoint_of_the_wrong_kind(run, root, tmp_path):
 
 def test_an_unknown_checkpoint_needs_a_row_of_the_table(run, root, tmp_path):
     error = run("paper", "--root", str(root), model=write_checkpoint(tmp_path / "mine.ckpt"), expected=2)
-    assert "mine.ckpt is not a published checkpoint's name: set --published" in error
+    assert (
+        "mine.ckpt is not a published checkpoint's name: no model of ir_mini is published: evaluate it with " in error
+    )
+
+
+def test_a_model_of_a_published_architecture_gets_the_rows_of_it():
+    rows = "'ir_18 CASIA-WebFace', 'ir_18 VGGFace2', 'ir_18 WebFace4M'"
+    with pytest.raises(ValueError, match=f"published checkpoint's name: set --published to the row .* with: {rows}$"):
+        find_published("", arch="ir_18", file="mine.ckpt")
 
 
 def test_quality_leaves_out_what_cannot_be_read(run, tmp_path, monkeypatch):
