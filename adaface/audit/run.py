@@ -110,6 +110,10 @@ def audit(options: AuditOptions, load_embed: LoadEmbed | None = None) -> int:
             more, model_notes = model_findings(data, table, model[0], scanned)
             found, notes = found + more, notes + model_notes
         findings = in_order_of_level(found)
+        if any(finding.kind == "wrong size" for finding in findings):
+            notes.append(
+                f"{invocation('align')} <PHOTOGRAPHS> <FACES> aligns photographs to the size of training images."
+            )
         with quiet_error_output():
             _report(data, findings, tests, output, model[1] if model else "", notes)
         logger.info(f"{output / HTML}, {output / CSV}: {time.monotonic() - began:.1f} s")

@@ -447,6 +447,16 @@ def test_images_of_another_program_are_noted(data, tmp_path):
     assert notes[0].startswith(f"{faces / 'imgs'} was written by another program; only its numbers")
 
 
+def test_photographs_that_are_not_aligned_get_the_command_that_aligns_them(data, tmp_path, capsys):
+    few = tmp_path / "few"
+    shutil.copytree(data.clean / "1", few / "1")
+    assert audit(few, tmp_path / "before") == 0
+    assert "adaface align" not in capsys.readouterr().out
+    cv2.imwrite(str(few / "1" / "photograph.png"), np.full((300, 200, 3), 90, np.uint8))
+    assert audit(few, tmp_path / "out") == 1
+    assert "note: python -m adaface align <PHOTOGRAPHS> <FACES> aligns photographs" in capsys.readouterr().out
+
+
 def png_that_says(side: int) -> bytes:
     """A file of less than a hundred bytes whose head tells of side x side pixels."""
 
