@@ -143,7 +143,7 @@ def imports(package: str, *words: str) -> bool:
     program = f"import sys; sys.argv = {['adaface', *words]!r}\nfrom adaface.__main__ import main\n"
     program += f"try:\n    main()\nexcept SystemExit:\n    pass\nprint({package!r} in sys.modules, file=sys.stderr)"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
-    return done.stderr.strip() == "True"
+    return done.stderr.splitlines()[-1] == "True"
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,23 @@ def imports(package: str, *words: str) -> bool:
         ["train", "--val_data_path", "recipez"],
         ["train", "--val_data_path", "recipes", "--val_sets", "lwf"],
         ["train", "--evaluate", "--val_data_path", "recipes", "--start_from_model_statedict", "main.py"],
+        ["train", "--train_data_path", "recipes"],
+        ["train", "--val_data_path", "none", "--finetune", "README.md"],
         ["evaluate", "fodler"],
+        ["evaluate", "folder", "--root", "docs", "--checkpoint", "README.md"],
+        ["evaluate", "pairs", "--root", "docs", "--checkpoint", "MODEL"],
+        ["evaluate", "ijbc", "--root", "docs", "--checkpoint", "MODEL"],
+        ["evaluate", "tinyface", "--root", "docs", "--checkpoint", "MODEL"],
+        ["evaluate", "folder", "--root", "README.md", "--checkpoint", "MODEL"],
+        ["evaluate", "folder", "--root", "docs", "--checkpoint", "MODEL"],
+        ["evaluate", "folder", "--root", "tests", "--checkpoint", "MODEL", "--output_dir", "README.md"],
+        ["compare", "docs", "docs", "--checkpoint", "MODEL"],
+        ["compare", "README.md", "main.py", "--checkpoint", "MODEL"],
+        ["compare", "main.py", "main.py", "--checkpoint", "docs"],
+        ["embed", "README.md", "--out", "a.npz", "--checkpoint", "MODEL"],
+        ["embed", "docs", "--out", "a.npz", "--checkpoint", "MODEL", "--cache", "README.md"],
+        ["group", "README.md", "--checkpoint", "MODEL"],
+        ["search", "README.md", "a.png", "--checkpoint", "MODEL"],
         ["evaluate", "pairs", "--help"],
         ["evaluate", "pairs", "--root", "nowhere", "--model", "adaface_ir50_ms1mv2"],
         ["compare", "a.png", "b.png", "--model", "adaface_ir50_ms1mv2"],
@@ -171,8 +187,9 @@ def imports(package: str, *words: str) -> bool:
     ],
     ids=" ".join,
 )
-def test_a_wrong_word_or_path_is_told_before_pytorch_is_imported(words):
-    assert not imports("torch", *words)
+def test_a_wrong_word_or_path_is_told_before_pytorch_is_imported(words, tmp_path):
+    (tmp_path / "model.onnx").touch()
+    assert not imports("torch", *(str(tmp_path / "model.onnx") if word == "MODEL" else word for word in words))
 
 
 @pytest.mark.parametrize("words", [["--help"], ["--no_such_option"], ["nowhere"]], ids=" ".join)

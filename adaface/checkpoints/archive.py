@@ -15,13 +15,66 @@ import zlib
 from pathlib import Path
 from typing import BinaryIO
 
-from adaface.system.pickle_walk import CHECKPOINT_OPCODES, walk_pickle
+from adaface.system.pickle_walk import CHECKPOINT_OPCODES, UnsafePickleError, walk_pickle
 
+REST = "rest.ckpt"  # in a checkpoint folder of a sharded head: everything except the head's matrices
 _PICKLE = "data.pkl"
 _ZIP = b"PK\x03\x04"
 _PICKLES_OF_OLD_FORMAT = 5  # magic number, version, system, object, keys of the storages
 _CHUNK_BYTES = 1 << 20
 _DOS_FOLDER = 0x10  # in the attributes of a member; torch reads such a member as if it had no bytes
+
+
+def file_of_checkpoint(path: Path) -> Path:
+    """Return the file of a checkpoint: itself, or that in the folder of a sharded head's checkpoint.
+
+    Args:
+        path: the checkpoint.
+
+    Raises:
+        FileNotFoundError: there is no such file, or it is another folder; the message names a checkpoint in it.
+    """
+    if path.is_dir():
+        if not (path / REST).is_file():
+            found = next((name for name in ("best.ckpt", "last.ckpt") if (path / name).exists()), "")
+            advice = f"give {path / found}" if found else "give best.ckpt or last.ckpt of a run folder"
+            raise FileNotFoundError(f"{path} is a folder without {REST}, not a checkpoint: {advice}")
+        return path / REST
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no checkpoint {path}")
+    return path
+
+
+def check_checkpoint(path: Path) -> None:
+    """Check what can be checked of a checkpoint without PyTorch.
+
+    Args:
+        path: as of ``load_checkpoint``.
+
+    Raises:
+        FileNotFoundError: as of ``file_of_checkpoint``.
+        ValueError: not a checkpoint, or damaged.
+    """
+    file = file_of_checkpoint(path)
+    if file.suffix == ".safetensors":
+        return
+    try:
+        check_archive(file)
+    except Exception as error:  # a damaged pickle fails in many ways
+        raise refusal(file, error) from error
+
+
+def refusal(path: str | Path, error: Exception) -> ValueError:
+    """Return the error for a file that is not a checkpoint, or damaged.
+
+    Args:
+        path: the file.
+        error: why.
+    """
+    if isinstance(error, UnsafePickleError):
+        return ValueError(f"{path} is refused: {error}. Nothing in it was executed")
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return ValueError(f"{path} is damaged or not a checkpoint ({reason})")
 
 
 def check_archive(path: Path) -> None:

@@ -94,15 +94,11 @@ def _least_bytes(arch: str) -> int:
 
 def _download(source: ModelSource) -> None:
     """Download a file to a temporary name, check it, and rename it."""
-    by_hand = f"download it from {source.address} and save it as {source.path}"
-    package = "gdown" if source.drive_id else "huggingface_hub"
+    by_hand = source.by_hand
     try:
-        program = importlib.import_module(package)
+        program = importlib.import_module(source.package)
     except ModuleNotFoundError as error:
-        raise RuntimeError(
-            f"{source.name} is not on this machine, and downloading needs a package: pip install {package}; or "
-            f"{by_hand}"
-        ) from error
+        raise source.not_downloadable() from error
     source.path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=source.path.parent, prefix=".download_") as folder:
         try:

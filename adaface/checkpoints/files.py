@@ -23,10 +23,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from adaface.checkpoints.archive import check_archive
+from adaface.checkpoints.archive import REST as REST
+from adaface.checkpoints.archive import check_archive, file_of_checkpoint, refusal
 from adaface.system.files import atomic_file
 from adaface.system.pickle_stand_ins import stand_ins_of_numbers
-from adaface.system.pickle_walk import UnsafePickleError
 
 # classes that old Lightning checkpoints name in their pickle; both are dictionaries
 _OLD_LIGHTNING_CLASSES = (
@@ -36,7 +36,6 @@ _OLD_LIGHTNING_CLASSES = (
 _REFUSED_GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
 KERNEL = "head.kernel"  # key in the state dict: weights of the head, (D, C)
 SHARDED_HEAD = "sharded_head"  # key under ``adaface``: contents of the head's files
-REST = "rest.ckpt"  # in a checkpoint folder of a sharded head: everything except the head's matrices
 FOUND_IN = "found_in"  # key next to the state dict of other programs' files
 _PARTS = ("model", "backbone", "model_state_dict", "net", "network", "module", "weights", "params", "state_dict")
 _EXPANDED_BYTES = 10_000_000
@@ -59,14 +58,9 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         FileNotFoundError: there is no such file.
         ValueError: damaged, not a checkpoint, or contains objects other than tensors and plain values.
     """
+    file = file_of_checkpoint(Path(path))
     if Path(path).is_dir():
-        if not Path(path, REST).is_file():
-            found = next((name for name in ("best.ckpt", "last.ckpt") if Path(path, name).exists()), "")
-            advice = f"give {Path(path, found)}" if found else "give best.ckpt or last.ckpt of a run folder"
-            raise FileNotFoundError(f"{path} is a folder without {REST}, not a checkpoint: {advice}")
-        return {**load_checkpoint(Path(path, REST)), "folder": str(path)}
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"there is no checkpoint {path}")
+        return {**load_checkpoint(file), "folder": str(path)}
     if Path(path).suffix == ".safetensors":
         return {"state_dict": _read_safetensors(Path(path)), FOUND_IN: "safetensors"}
     try:
@@ -83,11 +77,8 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
             f"{path} is refused: it holds more than tensors and plain values ({reason}). Nothing in it was executed; "
             "export its state_dict with the program that wrote it"
         ) from None
-    except UnsafePickleError as error:
-        raise ValueError(f"{path} is refused: {error}. Nothing in it was executed") from None
     except Exception as error:  # a damaged pickle fails in many ways
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path} is damaged or not a checkpoint ({reason})") from error
+        raise refusal(path, error) from error
     checkpoint = _with_state_dict(checkpoint)
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
         raise ValueError(f"{path} is not a training checkpoint: it has no `state_dict`")

@@ -4,8 +4,10 @@ Source: the tables of the official AdaFace repository (accuracy, TAR at FAR 1e-4
 the Google Drive files that it links to; the numbers of identities are those of its training code.
 """
 
+import importlib.util
 import os
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,6 +131,23 @@ class ModelSource:
     drive_id: str = ""
     hub: tuple[str, str] = ("", "")
 
+    @property
+    def package(self) -> str:
+        """The optional package that downloads the file."""
+        return "gdown" if self.drive_id else "huggingface_hub"
+
+    @property
+    def by_hand(self) -> str:
+        """What to do without it."""
+        return f"download it from {self.address} and save it as {self.path}"
+
+    def not_downloadable(self) -> RuntimeError:
+        """Return the error for a file that does not exist, without the package."""
+        return RuntimeError(
+            f"{self.name} is not on this machine, and downloading needs a package: pip install {self.package}; or "
+            f"{self.by_hand}"
+        )
+
 
 def models_folder() -> Path:
     """Return the folder of the published models: ``ADAFACE_MODELS``, or ``~/.cache/adaface/models``."""
@@ -156,3 +175,21 @@ def locate(name: str) -> ModelSource:
     arch = {model.file: model.arch for model in PUBLISHED}.get(Path(file).name)
     address = f"https://huggingface.co/{repository}/resolve/main/{file}"
     return ModelSource(name, folder / "hf" / repository / file, arch, None, address, hub=(repository, file))
+
+
+def check_available(name: str) -> ModelSource:
+    """Return the location of a named model whose file exists, or can be downloaded.
+
+    Args:
+        name: as of ``locate``.
+
+    Raises:
+        ValueError: unknown name.
+        RuntimeError: the file does not exist, and the package that downloads it is not installed.
+    """
+    source = locate(name)
+    imported = source.package in sys.modules
+    spec = sys.modules[source.package] if imported else importlib.util.find_spec(source.package)
+    if spec is None and not source.path.exists():
+        raise source.not_downloadable()
+    return source

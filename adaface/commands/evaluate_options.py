@@ -6,6 +6,7 @@ from pathlib import Path
 from adaface.commands import model_options
 from adaface.config.choices import CACHE, DEGRADATIONS, DEGRADED_PARTS, FAR, MOST_UNREADABLE, POOLINGS
 from adaface.system.command_line import invocation
+from adaface.system.files import check_output_folder
 from adaface.system.option_parser import Parser
 
 _SEEDS = 2**64
@@ -232,17 +233,50 @@ def parse(words: list[str]) -> argparse.Namespace:
 
 
 def check_paths(options: argparse.Namespace) -> None:
-    """Raise FileNotFoundError if the models or the data do not exist, before PyTorch is imported.
+    """Raise an error for models, data or folders that cannot be used, before PyTorch is imported.
 
     Args:
         options: of ``parse``.
+
+    Raises:
+        FileNotFoundError: the models or the data do not exist.
+        ValueError: a file is not what it is given for.
+        RuntimeError: a published model cannot be downloaded.
+        OSError: a folder to write to is not writable.
     """
     model_options.check_model_file(options)
     for path in options.compare:
-        if not Path(path).exists():
-            raise FileNotFoundError(f"there is no checkpoint {path}")
+        model_options.check_model_path(Path(path))
     if not Path(options.root).exists():
         raise FileNotFoundError(f"--root {options.root} does not exist")
+    _check_data(options.protocol, Path(options.root), options.sets)
+    check_output_folder(Path(options.output_dir), "--output_dir")
+    if options.cache:
+        check_output_folder(Path(options.cache), "--cache")
+
+
+def _check_data(protocol: str, root: Path, sets: list[str]) -> None:
+    """Raise the error of a protocol for data that it does not find; what it imports loads no PyTorch."""
+    if protocol == "pairs":
+        from adaface.data.chosen_sets import folders_of_sets
+
+        folders_of_sets(root, sets)
+    elif protocol in ("ijbb", "ijbc"):
+        from adaface.evaluation.ijb_metadata import find_files
+
+        find_files(root, protocol.upper())
+    elif protocol == "tinyface":
+        from adaface.evaluation.tinyface import lists_and_folders
+
+        lists_and_folders(root)
+    elif protocol == "folder":
+        from adaface.data.sources.folder import find_classes
+        from adaface.evaluation.identity_folder import parts_of
+
+        for part in parts_of(root):
+            find_classes(part)
+    elif not root.is_dir():
+        raise FileNotFoundError(f"--root {root} is not a folder")
 
 
 def _check_ranges(parser: Parser, options: argparse.Namespace) -> None:

@@ -22,7 +22,7 @@ from adaface.commands.model_options import (
 )
 from adaface.config.choices import CACHE, EMBEDDINGS_SUFFIX, MOST_DRAWN, MOST_UNREADABLE
 from adaface.system.command_line import check_packages, invocation
-from adaface.system.files import check_writable
+from adaface.system.files import check_output_folder, check_writable
 from adaface.system.option_parser import Parser
 
 HOST, PORT, MOST_PORT = "127.0.0.1", 8000, 65535
@@ -155,20 +155,46 @@ def parse(words: list[str]) -> argparse.Namespace:
 
 
 def check_paths(options: argparse.Namespace) -> None:
-    """Raise FileNotFoundError if the model or the images do not exist, before PyTorch is imported.
+    """Raise an error for a model, images or a cache that cannot be used, before PyTorch is imported.
 
     Args:
         options: of ``parse``.
+
+    Raises:
+        FileNotFoundError: the model or the images do not exist.
+        ValueError: a file is not what it is given for.
+        RuntimeError: a published model cannot be downloaded.
+        OSError: the cache is not writable.
     """
     check_model_file(options)
-    for path in getattr(options, "images", []):
-        if not Path(path).exists():
-            raise FileNotFoundError(f"there is no image {path}")
-    for path in (*getattr(options, "probes", []), getattr(options, "gallery", ".")):
-        if not Path(path).exists():
-            raise FileNotFoundError(f"there is no {path}")
-    if not Path(getattr(options, "folder", ".")).exists():
-        raise FileNotFoundError(f"there is no folder {options.folder}")
+    if options.command == "serve":
+        return
+    from adaface.inference.sample_images import check_gallery, check_image_file, check_image_folder  # with OpenCV
+
+    if options.command == "compare":
+        _check_images(options)
+    elif options.command == "search":
+        check_gallery(Path(options.gallery))
+        for path in map(Path, options.probes):
+            (check_gallery if path.is_dir() or path.suffix == EMBEDDINGS_SUFFIX else check_image_file)(path)
+    else:
+        check_image_folder(Path(options.folder))
+    if getattr(options, "cache", ""):
+        check_output_folder(Path(options.cache), "--cache")
+
+
+def _check_images(options: argparse.Namespace) -> None:
+    """Read the faces of ``compare``, few and small files; photographs take longer."""
+    from adaface.data.image_list import ImageFiles
+    from adaface.inference.sample_images import check_image_file
+    from adaface.system.quiet import quiet_decoders
+
+    paths = [Path(path) for path in options.images]
+    for path in paths:
+        check_image_file(path)
+    with quiet_decoders():
+        for index in range(0 if options.align else len(paths)):
+            ImageFiles("images", paths).read(index)
 
 
 def check_new_folder(folder: Path) -> None:

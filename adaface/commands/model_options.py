@@ -3,7 +3,8 @@
 import argparse
 from pathlib import Path
 
-from adaface.checkpoints.published import FOLDER_VARIABLE, locate
+from adaface.checkpoints.archive import check_checkpoint
+from adaface.checkpoints.published import FOLDER_VARIABLE, check_available, locate
 from adaface.config.choices import COLORS
 from adaface.config.options import DeviceOptions
 from adaface.models.names import check_name
@@ -82,19 +83,36 @@ def check_model_options(options: argparse.Namespace) -> None:
 
 
 def check_model_file(options: argparse.Namespace) -> None:
-    """Raise an error for a checkpoint that does not exist, or an unknown architecture, before PyTorch is imported.
+    """Raise an error for a model that cannot be read, or an unknown architecture, before PyTorch is imported.
 
     Args:
         options: parsed options.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: an unknown architecture.
+        ValueError: not a checkpoint, or an unknown architecture.
+        RuntimeError: a published model is not on this machine, and the package that downloads it is not installed.
     """
-    if options.checkpoint and not Path(options.checkpoint).exists():
-        raise FileNotFoundError(f"there is no checkpoint {options.checkpoint}")
+    if options.checkpoint:
+        check_model_path(Path(options.checkpoint))
+    if getattr(options, "model", ""):  # export has no such option
+        check_available(options.model)
     if options.arch:
         check_name(options.arch)
+
+
+def check_model_path(path: Path) -> None:
+    """Raise an error for a file that is neither a checkpoint nor an exported model, before PyTorch is imported.
+
+    Args:
+        path: the file, or the folder of a sharded head's checkpoint.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: not a checkpoint, or damaged.
+    """
+    if path.suffix != ".onnx" or not path.exists():
+        check_checkpoint(path)
 
 
 def model_path(options: argparse.Namespace) -> Path:

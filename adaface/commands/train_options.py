@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
-from adaface.checkpoints.published import published_by_name
+from adaface.checkpoints.published import check_available, published_by_name
+from adaface.commands.model_options import check_model_path
 from adaface.config.options import Config, RunOptions
 from adaface.config.parsing import Action
 from adaface.config.parsing import parse as parse_config
 from adaface.models.names import check_name
 from adaface.system.command_line import invocation
+from adaface.system.files import check_output_folder
 
 
 def parse(words: list[str]) -> tuple[Config, Action]:
@@ -43,28 +45,35 @@ def _what_it_needs() -> FileNotFoundError:
 
 
 def check_paths(parsed: tuple[Config, Action]) -> None:
-    """Raise an error if data, models, checkpoints or lists do not exist, or the architecture is unknown.
+    """Raise an error if data, models, checkpoints or lists cannot be read, or the architecture is unknown.
 
     Args:
         parsed: of ``parse``.
 
     Raises:
         FileNotFoundError: there is no such file, and no published model of this name.
-        ValueError: an unknown architecture.
+        ValueError: an unknown architecture, or a file that is not what it is given for.
+        RuntimeError: a published model cannot be downloaded.
+        OSError: the output folder is not writable.
     """
     (config, action), run = parsed, parsed[0].run
     check_name(run.arch)
     check_files(run, config.data.train_data_index)
     if action == "print_config" or run.resume_from_checkpoint or run.run_folder:
         return  # no data, or those of the checkpoint
+    for word in filter(None, (run.start_from_model_statedict, run.finetune)):
+        if Path(word).exists():
+            check_model_path(Path(word))
+        else:
+            check_available(word)
+    if action == "run":
+        check_output_folder(Path(run.output_dir), "--output_dir")
     _check_sets(config)
     if run.evaluate:
         return
-    root, path = config.data.data_root, config.data.train_data_path
-    if not any(Path(root, word).exists() for word in (path, *path.split(","))):
-        from adaface.data.sources.finder import open_training_source  # with NumPy and OpenCV
+    from adaface.data.sources.finder import find_data_sets  # with NumPy and OpenCV
 
-        open_training_source(root, path)  # raises the error
+    find_data_sets(config.data.data_root, config.data.train_data_path, use_mxrecord=config.data.use_mxrecord)
 
 
 def _check_sets(config: Config) -> None:

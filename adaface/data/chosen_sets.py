@@ -1,10 +1,12 @@
-"""The choice of a run's verification sets, by ``--val_data_path`` and ``--val_sets``; without PyTorch."""
+"""Which verification sets a run uses, and which an evaluation finds; without PyTorch."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from adaface.config.options import DataOptions
-from adaface.data.pair_sets import PAPER_SETS, find_pair_sets
+from adaface.data.pair_sets import PAPER_SETS, find_pair_sets, fingerprint_of_pairs, open_pair_set
+from adaface.data.sources.folder import listing
 from adaface.system.command_line import nearest, nearest_path
 
 HELD_OUT = "held_out"  # name of the verification set of held-out identities
@@ -74,3 +76,75 @@ def choose_sets(folder: Path, val_sets: str, *, held_out_otherwise: bool, compul
         return ChosenSets(chosen, missing, held_out)
     instead = "identities of the training data are held out" if held_out else "training without validation"
     return ChosenSets(chosen, missing, held_out, f"{none}: {instead}")
+
+
+def find_sets(root: str | Path, names: Sequence[str] = ()) -> dict[str, Path]:
+    """Find verification sets: a ``.bin``, a folder of sets in any format, or a folder of such folders.
+
+    Args:
+        root: file or folder to search.
+        names: names of the sets; empty for all.
+
+    Returns:
+        Folder of each set by name, the paper's sets first. A set directly in ``root`` comes before those of the same
+        name in its subfolders.
+
+    Raises:
+        FileNotFoundError: there are no sets, or not all of the named ones.
+        ValueError: several subfolders have different sets of one name.
+    """
+    root = Path(root)
+    folders = folders_of_sets(root, names)
+    order = {name: rank for rank, name in enumerate(PAPER_SETS)}
+    chosen = sorted(names or folders, key=lambda name: (order.get(name, len(order)), name))
+    return {name: _only_folder(name, folders[name], root) for name in chosen}
+
+
+def folders_of_sets(root: Path, names: Sequence[str] = ()) -> dict[str, list[Path]]:
+    """Return the folders with a verification set of each name, without opening them.
+
+    Args:
+        root: as in ``find_sets``.
+        names: as in ``find_sets``.
+
+    Raises:
+        FileNotFoundError: there are no sets, or not all of the named ones.
+    """
+    folders: dict[str, list[Path]]
+    if root.is_file() and root.suffix == ".bin":
+        folders = {root.stem: [root.parent]}
+    elif root.is_dir():
+        folders = {}
+        for folder in (root, *sorted(entry for entry in root.iterdir() if entry.is_dir())):
+            for name in find_pair_sets(folder):
+                folders.setdefault(name, []).append(folder)
+    else:
+        raise FileNotFoundError(f"--root {root} is neither a folder nor a .bin file")
+    missing = [name for name in names if name not in folders]
+    if missing or not folders:
+        absent = f"set {', '.join(missing)}" if missing else "verification sets (lfw.bin, ... or converted ones)"
+        present = ", ".join(folders) or (listing(root) if root.is_dir() else root.name)
+        raise FileNotFoundError(f"no {absent} in {root}; found: {present}")
+    return folders
+
+
+def _only_folder(name: str, folders: list[Path], root: Path) -> Path:
+    """Return the folder of a set; raise ValueError if others have a different set of that name.
+
+    Several data sets of InsightFace come with the same ``lfw.bin``.
+    """
+    first, *others = folders
+    if not others or first == root:
+        return first
+    advice = "give one of these folders as --root, or move one set away"
+    for other in others:
+        try:
+            prints = {fingerprint_of_pairs(open_pair_set(folder, name)) for folder in (first, other)}
+        except (OSError, RuntimeError, ValueError) as error:  # damaged, or bcolz is not installed
+            raise ValueError(
+                f"--root {root} has two sets {name}, in {first} and in {other}, and whether they are the same cannot "
+                f"be told ({error}): {advice}"
+            ) from error
+        if len(prints) > 1:
+            raise ValueError(f"--root {root} has different sets {name}, in {first} and in {other}: {advice}")
+    return first

@@ -71,7 +71,7 @@ def open_identity_folder(root: Path, limit: int | None = None) -> IdentityFolder
     """
     if limit is not None and limit < 1:
         raise ValueError(f"the limit must be at least 1 image, got {limit}")
-    parts = _parts(root)
+    parts = parts_of(root)
     sources = [FolderSource(part) for part in parts]
     identities = tuple(sorted({name for source in sources for name in source.class_names}))
     place = {name: number for number, name in enumerate(identities)}
@@ -129,8 +129,15 @@ def assign_roles(
     return roles
 
 
-def _parts(root: Path) -> list[Path]:
-    """Return the folder itself, or its gallery and probe folders."""
+def parts_of(root: Path) -> list[Path]:
+    """Return the folder itself, or its gallery and probe folders.
+
+    Args:
+        root: as in ``open_identity_folder``.
+
+    Raises:
+        FileNotFoundError: only one of the two folders has identities.
+    """
     trees = [root / GALLERY, root / PROBE]
     parts = [tree for tree in trees if tree.is_dir() and any(entry.is_dir() for entry in tree.iterdir())]
     if len(parts) == 1:

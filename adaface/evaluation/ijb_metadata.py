@@ -79,17 +79,8 @@ def read_metadata(root: Path, name: str) -> IJBMetadata:
         FileNotFoundError: files of 1:1 are missing; the message names all missing ones.
         ValueError: an unknown name, a malformed line (the message names file and line), or inconsistent files.
     """
-    if name not in GALLERY_PARTS:
-        raise ValueError(f"got the set {name!r}, expected {' or '.join(GALLERY_PARTS)}")
-    files = metadata_files(root, name)
+    files, missing = find_files(root, name)
     folder = root / name / "loose_crop"
-    of_search = [path for key, path in files.items() if key not in ("landmarks", "templates", "pairs")]
-    missing = [path for path in (*files.values(), folder) if not path.exists()]
-    if set(missing) - set(of_search):
-        raise FileNotFoundError(
-            f"{TITLES[name]} is incomplete in {root}, missing: {', '.join(map(str, missing))}. Expected the layout of "
-            f"InsightFace's IJB evaluation: {name}/meta/ and {name}/loose_crop/"
-        )
     file_names, landmarks = _read_landmarks(files["landmarks"])
     template_ids, media_ids = _read_templates(files["templates"], files["landmarks"], file_names)
     known = np.unique(template_ids)
@@ -103,6 +94,30 @@ def read_metadata(root: Path, name: str) -> IJBMetadata:
     probes = _read_subjects([files["probes"]], known)
     _check_mates(probes, gallery, files["probes"])
     return IJBMetadata(name, folder, file_names, landmarks, template_ids, media_ids, pairs, issame, gallery, probes)
+
+
+def find_files(root: Path, name: str) -> tuple[Mapping[str, Path], list[Path]]:
+    """Return the metadata files of a set, and those of 1:N that are missing.
+
+    Args:
+        root: as in ``read_metadata``.
+        name: as in ``read_metadata``.
+
+    Raises:
+        FileNotFoundError: files of 1:1 are missing; the message names all missing ones.
+        ValueError: an unknown name.
+    """
+    if name not in GALLERY_PARTS:
+        raise ValueError(f"got the set {name!r}, expected {' or '.join(GALLERY_PARTS)}")
+    files = metadata_files(root, name)
+    of_search = [path for key, path in files.items() if key not in ("landmarks", "templates", "pairs")]
+    missing = [path for path in (*files.values(), root / name / "loose_crop") if not path.exists()]
+    if set(missing) - set(of_search):
+        raise FileNotFoundError(
+            f"{TITLES[name]} is incomplete in {root}, missing: {', '.join(map(str, missing))}. Expected the layout of "
+            f"InsightFace's IJB evaluation: {name}/meta/ and {name}/loose_crop/"
+        )
+    return files, missing
 
 
 def with_fewer_pairs(metadata: IJBMetadata, limit: int) -> IJBMetadata:

@@ -9,6 +9,7 @@ import numpy as np
 from adaface.checkpoints.files import store_threshold
 from adaface.checkpoints.published import RANK_1, RANK_5
 from adaface.config.choices import FAR, POOLINGS
+from adaface.data.chosen_sets import find_sets
 from adaface.data.image_list import ChosenImages
 from adaface.evaluation import folder, ijb, tinyface, verification
 from adaface.evaluation.degradation import DegradedImages
@@ -205,7 +206,7 @@ def _available(root: Path, sets: list[str]) -> dict[str, list[str]]:
     if not root.is_dir():
         raise FileNotFoundError(f"--root {root} is not a folder")
     try:
-        available["pairs"] = list(verification.find_sets(root, sets))
+        available["pairs"] = list(find_sets(root, sets))
     except FileNotFoundError:
         if sets:
             raise

@@ -46,7 +46,7 @@ def run(embed: EmbedImages, root: Path, limit: int = 0) -> Outcome:
         FileNotFoundError: files or folders are missing; the message names all of them.
         ValueError: lists cannot be read or do not match, or a probe has no mate in the gallery.
     """
-    lists, folders = _lists_and_folders(root)
+    lists, folders = lists_and_folders(root)
     match, probes = (read_texts(path, key) for path, key in zip(lists, ("gallery_set", "probe_set"), strict=True))
     found = find_image_files(folders[2])
     report_skipped(found, "distractors")
@@ -105,8 +105,15 @@ def _identity(name: str) -> str:
     return name.partition("_")[0]
 
 
-def _lists_and_folders(root: Path) -> tuple[list[Path], list[Path]]:
-    """Return the two lists and the three folders of images."""
+def lists_and_folders(root: Path) -> tuple[list[Path], list[Path]]:
+    """Return the two lists and the three folders of images.
+
+    Args:
+        root: as in ``run``.
+
+    Raises:
+        FileNotFoundError: files or folders are missing; the message names all of them.
+    """
     testing = root / "tinyface" / "Testing_Set"
     lists = [testing / f"{part}_img_ID_pairs.mat" for part in ("gallery_match", "probe")]
     folders = [root / _ALIGNED / part for part in _PARTS]

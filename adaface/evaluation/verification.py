@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
+from adaface.data.chosen_sets import find_sets
 from adaface.data.image_list import ChosenImages, ImageList, PairSetImages
-from adaface.data.pair_sets import PAPER_SETS, find_pair_sets, fingerprint_of_pairs, open_pair_set
-from adaface.data.sources.folder import listing
+from adaface.data.pair_sets import find_pair_sets, open_pair_set
 from adaface.metrics.outcome import EmbedImages, unreadable_note
 from adaface.metrics.results import SetResult, evaluate_set
 
@@ -51,63 +51,6 @@ class VerifiedSet:
     places: np.ndarray
     norms: np.ndarray
     identities: np.ndarray | None = None
-
-
-def find_sets(root: str | Path, names: Sequence[str] = ()) -> dict[str, Path]:
-    """Find verification sets: a ``.bin``, a folder of sets in any format, or a folder of such folders.
-
-    Args:
-        root: file or folder to search.
-        names: names of the sets; empty for all.
-
-    Returns:
-        Folder of each set by name, the paper's sets first. A set directly in ``root`` comes before those of the same
-        name in its subfolders.
-
-    Raises:
-        FileNotFoundError: there are no sets, or not all of the named ones.
-        ValueError: several subfolders have different sets of one name.
-    """
-    root = Path(root)
-    if root.is_file() and root.suffix == ".bin":
-        folders = {root.stem: [root.parent]}
-    elif root.is_dir():
-        folders = {}
-        for folder in (root, *sorted(entry for entry in root.iterdir() if entry.is_dir())):
-            for name in find_pair_sets(folder):
-                folders.setdefault(name, []).append(folder)
-    else:
-        raise FileNotFoundError(f"--root {root} is neither a folder nor a .bin file")
-    missing = [name for name in names if name not in folders]
-    if missing or not folders:
-        absent = f"set {', '.join(missing)}" if missing else "verification sets (lfw.bin, ... or converted ones)"
-        present = ", ".join(folders) or (listing(root) if root.is_dir() else root.name)
-        raise FileNotFoundError(f"no {absent} in {root}; found: {present}")
-    order = {name: rank for rank, name in enumerate(PAPER_SETS)}
-    chosen = sorted(names or folders, key=lambda name: (order.get(name, len(order)), name))
-    return {name: _only_folder(name, folders[name], root) for name in chosen}
-
-
-def _only_folder(name: str, folders: list[Path], root: Path) -> Path:
-    """Return the folder of a set; raise ValueError if others have a different set of that name.
-
-    Several data sets of InsightFace come with the same ``lfw.bin``.
-    """
-    first, *others = folders
-    if not others or first == root:
-        return first
-    advice = "give one of these folders as --root, or move one set away"
-    for other in others:
-        try:
-            prints = {fingerprint_of_pairs(open_pair_set(folder, name)) for folder in (first, other)}
-        except (OSError, RuntimeError, ValueError) as error:  # damaged, or bcolz is not installed
-            raise ValueError(
-                f"--root {root} has two sets {name}, in {first} and in {other}, and whether they are the same cannot "
-                f"be told ({error}): {advice}"
-            ) from error
-        if len(prints) > 1:
-            raise ValueError(f"--root {root} has different sets {name}, in {first} and in {other}: {advice}")
-    return first
 
 
 def run(embed: EmbedImages, root: str | Path, names: Sequence[str] = (), limit: int = 0) -> list[VerifiedSet]:

@@ -8,11 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from adaface.alignment.photograph import Photographs
-from adaface.config.choices import EMBEDDINGS_SUFFIX
 from adaface.data.image_list import ImageList
 from adaface.inference.embedding_cache import CachedEmbedding
 from adaface.inference.gallery import NamedEmbeddings, read_embeddings
-from adaface.inference.sample_images import find_images
+from adaface.inference.sample_images import check_gallery, check_image_file, find_images
 from adaface.system.command_line import mark_incomplete, printable
 from adaface.system.files import FileState, state_of
 
@@ -35,20 +34,17 @@ def named_faces(path: Path, model: CachedEmbedding, open_faces: OpenFaces) -> Na
         FileNotFoundError: there is no such path, or no image in the folder.
         ValueError: neither a folder nor an ``.npz``; or as ``faces_of_folder`` and ``read_embeddings``.
     """
+    check_gallery(path)
     if path.is_dir():
         return faces_of_folder(path, model, open_faces)
-    if path.suffix == EMBEDDINGS_SUFFIX:
-        faces = read_embeddings(path, model.embedder.fingerprint)
-        if changed := faces.changed():
-            mark_incomplete()
-            logger.info(
-                f"note: {len(changed):,} of {len(faces):,} images of {path} have changed in {faces.folder} since, or "
-                f"are gone ({_some(changed)}): embed the folder again"
-            )
-        return faces
-    if path.exists():
-        raise ValueError(f"{path} is not a gallery: expected a folder of images, or an .npz of `embed`")
-    raise FileNotFoundError(f"there is no {path}")
+    faces = read_embeddings(path, model.embedder.fingerprint)
+    if changed := faces.changed():
+        mark_incomplete()
+        logger.info(
+            f"note: {len(changed):,} of {len(faces):,} images of {path} have changed in {faces.folder} since, or "
+            f"are gone ({_some(changed)}): embed the folder again"
+        )
+    return faces
 
 
 def faces_of_folder(
@@ -141,10 +137,7 @@ def read_faces(paths: Sequence[str], open_faces: OpenFaces) -> np.ndarray:
         ValueError: a file is a folder, or not a face.
     """
     for path in map(Path, paths):
-        if path.is_dir():
-            raise ValueError(f"{path} is a folder, expected an image file (`embed` and `search` take folders)")
-        if not path.exists():
-            raise FileNotFoundError(f"there is no image {path}")
+        check_image_file(path)
     images = open_faces("images", [Path(path) for path in paths])
     return np.stack([images.read(index) for index in range(len(paths))])
 

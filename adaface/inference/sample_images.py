@@ -1,10 +1,12 @@
 """A few aligned faces to try a model on: from a folder, from a verification set, or synthetic ones."""
 
 import logging
+import os
 from pathlib import Path
 
 import numpy as np
 
+from adaface.config.choices import EMBEDDINGS_SUFFIX
 from adaface.data.image_files import find_image_files, report_skipped
 from adaface.data.image_list import ImageFiles, ImageList, PairSetImages
 from adaface.data.pair_sets import PairSet, open_pair_set
@@ -83,15 +85,70 @@ def find_images(folder: Path) -> list[Path]:
         FileNotFoundError: there is no such folder, or no image in it.
         ValueError: the path is a file.
     """
+    check_image_folder(folder)
+    found = find_image_files(folder)
+    report_skipped(found)
+    if not found.names:
+        raise _no_images(folder)
+    return sorted(folder / name for name in found.names)
+
+
+def check_image_folder(folder: Path) -> None:
+    """Raise the error of ``find_images`` for what is no folder, or a folder without any file; nothing is listed.
+
+    Args:
+        folder: folder to search.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or no file in it.
+        ValueError: the path is a file.
+    """
     if not folder.is_dir():
         if folder.exists():
             raise ValueError(f"{folder} is a file, expected a folder of images")
         raise FileNotFoundError(f"there is no folder {folder}")
-    found = find_image_files(folder)
-    report_skipped(found)
-    if not found.names:
-        raise FileNotFoundError(f"no images in {folder}; it contains {listing(folder)}: give a folder of images")
-    return sorted(folder / name for name in found.names)
+    for place, folders, files in os.walk(folder):
+        if files or any(Path(place, name).is_symlink() for name in folders):
+            return
+    raise _no_images(folder)
+
+
+def check_image_file(path: Path) -> None:
+    """Raise an error for what is no file.
+
+    Args:
+        path: of an image.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the path is a folder.
+    """
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder, expected an image file (`embed` and `search` take folders)")
+    if not path.exists():
+        raise FileNotFoundError(f"there is no image {path}")
+
+
+def check_gallery(path: Path) -> None:
+    """Raise an error for what is neither a folder of images nor named as a file of embeddings.
+
+    Args:
+        path: of a gallery.
+
+    Raises:
+        FileNotFoundError: there is no such path, or no file in the folder.
+        ValueError: another file.
+    """
+    if path.is_dir():
+        check_image_folder(path)
+    elif not path.exists():
+        raise FileNotFoundError(f"there is no {path}")
+    elif path.suffix != EMBEDDINGS_SUFFIX:
+        raise ValueError(f"{path} is not a gallery: expected a folder of images, or an .npz of `embed`")
+
+
+def _no_images(folder: Path) -> FileNotFoundError:
+    return FileNotFoundError(f"no images in {folder}; it contains {listing(folder)}: give a folder of images")
 
 
 def _open(path: Path) -> ImageList:

@@ -286,6 +286,24 @@ def make_writable_folder(folder: Path, option: str) -> None:
     check_writable(folder, f"{option} {folder}")
 
 
+def check_output_folder(folder: Path, option: str) -> None:
+    """Raise the error of ``make_writable_folder`` if it can be foreseen; create nothing.
+
+    Args:
+        folder: path given by the user.
+        option: as in ``make_writable_folder``.
+
+    Raises:
+        ValueError: it is a file, or begins with ``~``.
+        OSError: it cannot be created, or is not writable.
+    """
+    absolute = folder.absolute()
+    existing = next(path for path in (absolute, *absolute.parents) if path.exists())
+    may_fail = not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK) or folder.parts[:1] == ("~",)
+    if existing == absolute or may_fail:
+        make_writable_folder(folder, option)
+
+
 def check_writable(folder: Path, description: str, *, advice: str = "give another") -> None:
     """Check before a long computation that files can be created in a folder.
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from adaface.checkpoints.download import find_model
-from adaface.checkpoints.published import PUBLISHED, locate, models_folder, published_by_name
+from adaface.checkpoints.published import PUBLISHED, check_available, locate, models_folder, published_by_name
 from adaface.checkpoints.weights import expected_shapes
 from adaface.models import registry
 from adaface.system import lightning_setup  # noqa: F401  (Lightning is imported safely by it)
@@ -71,6 +71,20 @@ def test_a_file_in_place_of_a_name_is_told_with_the_option_for_it(tmp_path):
     file.touch()
     with pytest.raises(ValueError, match=r"best\.ckpt is a file, not the name of .*: give --checkpoint .*best\.ckpt"):
         published_by_name(str(file))
+
+
+def test_whether_a_model_can_be_had_is_told_without_a_download(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gdown", None)  # as if it were not installed
+    told = f"adaface_ir18_casia is not on this machine, .*: pip install gdown; or download it .* {folder}/"
+    with pytest.raises(RuntimeError, match=told):
+        check_available("adaface_ir18_casia")
+    with pytest.raises(ValueError, match="there is no published model 'adaface_ir18_caisa'; did you mean"):
+        check_available("adaface_ir18_caisa")
+    folder.mkdir(exist_ok=True)
+    (folder / "adaface_ir18_casia.ckpt").touch()
+    assert check_available("adaface_ir18_casia").path == folder / "adaface_ir18_casia.ckpt"
+    monkeypatch.setitem(sys.modules, "gdown", sys)
+    assert check_available("adaface_ir50_casia").arch == "ir_50"
 
 
 def test_every_published_model_has_a_file_of_its_own():

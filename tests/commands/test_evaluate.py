@@ -16,6 +16,7 @@ import torch
 from adaface.checkpoints.published import PUBLISHED, RANK_1
 from adaface.commands.evaluate import main, parse
 from adaface.commands.evaluate_options import PROTOCOLS, build_parser
+from adaface.data.chosen_sets import find_sets
 from adaface.data.pair_pickle import write_bin
 from adaface.data.pair_writers import write_memfile
 from adaface.evaluation.published import (
@@ -24,7 +25,7 @@ from adaface.evaluation.published import (
     comparison_table,
     find_published,
 )
-from adaface.evaluation.verification import find_sets, open_pair_lists
+from adaface.evaluation.verification import open_pair_lists
 from adaface.inference.embedder import Embedder
 from tests.inference.test_embedder import faces, write_checkpoint
 
@@ -347,6 +348,7 @@ def test_a_model_by_its_name(run, root, checkpoint, tmp_path, monkeypatch):
     monkeypatch.setenv("ADAFACE_MODELS", str(tmp_path))
     monkeypatch.setitem(sys.modules, "gdown", None)  # as if it were not installed
     assert f"save it as {tmp_path / 'adaface_ir18_casia.ckpt'}" in run(*words, model=None, expected=2)
+    monkeypatch.setitem(sys.modules, "gdown", sys)
     monkeypatch.setattr(
         "adaface.checkpoints.download.find_model", lambda name: checkpoint
     )  # of the published name, but small

@@ -12,7 +12,7 @@ from adaface.data.image_files import find_image_files, is_litter, list_classes, 
 from adaface.data.image_list import ImageFiles, read_color_image
 from adaface.data.images import decode_image, decode_pixels
 from adaface.data.sources.folder import FolderSource
-from adaface.inference.sample_images import find_images
+from adaface.inference.sample_images import check_image_folder, find_images
 from tests.support.photographs import head
 
 IMAGE = np.full((112, 112, 3), 90, np.uint8)
@@ -331,3 +331,19 @@ def test_pictures_in_a_multi_picture_file_of_a_phone(tmp_path):
     first, second = Image.new("RGB", (64, 48), "red"), Image.new("RGB", (64, 48), "blue")
     first.save(tmp_path / "a.mpo", format="MPO", save_all=True, append_images=[second])
     assert find_image_files(tmp_path).names == ["a.mpo"]
+
+
+def test_a_folder_without_any_file_is_told_before_it_is_listed(tmp_path):
+    for name in ("empty/below", "linked", "photos"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "photos" / "a.jpg").touch()
+    (tmp_path / "linked" / "there").symlink_to(tmp_path / "photos")
+    for check in (check_image_folder, find_images):
+        with pytest.raises(FileNotFoundError, match=r"no images in .*empty; it contains below: give a folder"):
+            check(tmp_path / "empty")
+        with pytest.raises(ValueError, match=r"a\.jpg is a file, expected a folder of images"):
+            check(tmp_path / "photos" / "a.jpg")
+        with pytest.raises(FileNotFoundError, match=r"there is no folder .*absent"):
+            check(tmp_path / "absent")
+    check_image_folder(tmp_path / "linked")
+    assert find_images(tmp_path / "linked") == [tmp_path / "linked" / "there" / "a.jpg"]

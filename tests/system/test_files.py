@@ -7,6 +7,7 @@ import pytest
 from adaface.system.files import (
     atomic_file,
     atomic_path,
+    check_output_folder,
     check_writable,
     make_writable_folder,
     part_path,
@@ -152,3 +153,14 @@ def test_a_file_that_cannot_grow_is_named(tmp_path, number):
     with pytest.raises(OSError) as error, atomic_file(tmp_path / "x.npz"):
         raise OSError(errno.EIO, "of a read")
     assert error.value.filename is None
+
+
+def test_an_output_folder_is_checked_without_creating_it(tmp_path):
+    check_output_folder(tmp_path, "--cache")
+    check_output_folder(tmp_path / "a" / "b", "--cache")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"--cache .*/file is a file: give a folder"):
+        check_output_folder(tmp_path / "file", "--cache")
+    with pytest.raises(OSError, match=r"--cache .*/file/b cannot be created \(Not a directory\): give another"):
+        check_output_folder(tmp_path / "file" / "b", "--cache")

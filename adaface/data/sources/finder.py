@@ -23,7 +23,7 @@ from adaface.records.shards import IMAGE_FOLDER, RECORD_FILE, find_records, hold
 from adaface.system.command_line import nearest_path
 
 
-class _DataSet(NamedTuple):
+class DataSet(NamedTuple):
     """The location of one data set.
 
     Attributes:
@@ -75,18 +75,35 @@ def open_training_source(
         ValueError: the data is damaged or ambiguous, or a set is given twice.
     """
     words = split_paths(data_root, train_data_path)
-    paths = [Path(data_root, word) for word in words]
-    if len(paths) == 1:
-        return _find(paths[0], use_mxrecord).open(flawed)
-    data_sets, sources = [], []
-    for number, path in enumerate(paths):
-        with _naming(number, words):
-            data_sets.append(_find(path, use_mxrecord))
-            _refuse_duplicate(data_sets)
+    data_sets = find_data_sets(data_root, train_data_path, use_mxrecord=use_mxrecord)
+    if len(data_sets) == 1:
+        return data_sets[0].open(flawed)
+    sources = []
     for number, data_set in enumerate(data_sets):
         with _naming(number, words):
             sources.append(data_set.open(flawed))
     return CombinedSource(list(zip(_names([data_set.home for data_set in data_sets]), sources, strict=True)))
+
+
+def find_data_sets(
+    data_root: str | os.PathLike[str], train_data_path: str | os.PathLike[str], *, use_mxrecord: bool = False
+) -> list[DataSet]:
+    """Find the training data without opening it; for the arguments see ``open_training_source``.
+
+    Raises:
+        FileNotFoundError: there is no such data; the message lists what is there.
+        ValueError: an empty path, or a set that is given twice.
+    """
+    words = split_paths(data_root, train_data_path)
+    paths = [Path(data_root, word) for word in words]
+    if len(paths) == 1:
+        return [_find(paths[0], use_mxrecord)]
+    data_sets: list[DataSet] = []
+    for number, path in enumerate(paths):
+        with _naming(number, words):
+            data_sets.append(_find(path, use_mxrecord))
+            _refuse_duplicate(data_sets)
+    return data_sets
 
 
 def folder_sources(source: TrainingSource) -> list[FolderSource]:
@@ -147,7 +164,7 @@ def _exists(path: Path) -> bool:
     return path.exists() or (path.name == IMAGE_FOLDER and path.parent.is_dir())
 
 
-def _refuse_duplicate(data_sets: list[_DataSet]) -> None:
+def _refuse_duplicate(data_sets: list[DataSet]) -> None:
     """Raise an error if the last set is given twice, because every identity would become two classes."""
     last = data_sets[-1]
     for earlier in data_sets[:-1]:
@@ -167,18 +184,18 @@ def _names(homes: list[Path]) -> list[str]:
     return names
 
 
-def _find(path: Path, use_mxrecord: bool) -> _DataSet:
+def _find(path: Path, use_mxrecord: bool) -> DataSet:
     """Find one data set."""
     if path.suffix == ".rec" and path.is_file():
-        return _DataSet(path.parent if path.name == RECORD_FILE else path.with_suffix(""), [path], is_folder=False)
+        return DataSet(path.parent if path.name == RECORD_FILE else path.with_suffix(""), [path], is_folder=False)
     images = None if use_mxrecord else _image_folder(path)
     if images is not None:
-        return _DataSet(images.parent if images.name == IMAGE_FOLDER else images, [images], is_folder=True)
+        return DataSet(images.parent if images.name == IMAGE_FOLDER else images, [images], is_folder=True)
     # `faces_emore/imgs` before the conversion, but not the parent of any other folder, which could be another data set
     above = [path.parent] if use_mxrecord or path.name == IMAGE_FOLDER else []
     for folder in (path, *above):
         if records := find_records(folder):
-            return _DataSet(folder, records, is_folder=False)
+            return DataSet(folder, records, is_folder=False)
     expected = f"{RECORD_FILE} in it or in the folder above (--use_mxrecord)"
     if not use_mxrecord:
         expected = f"{IMAGE_FOLDER}/<class>/<image>, <class>/<image> or {RECORD_FILE} in it"

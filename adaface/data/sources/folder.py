@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from adaface.data.conversion_journal import check_conversion
+from adaface.data.conversion_journal import Journal, check_conversion
 from adaface.data.image_files import FolderListing, find_image_files, list_classes
 from adaface.data.sources.base import Flaw
 
@@ -36,12 +36,7 @@ class FolderSource:
     def __init__(self, root: str | os.PathLike[str], *, flawed: bool = False) -> None:
         self.root = Path(root)
         self.location = str(root)
-        if not self.root.is_dir():
-            raise FileNotFoundError(f"{self.root} is not a folder; expected <class>/<image> in it")
-        journal = check_conversion(self.root)
-        self.class_names, outside = list_classes(self.root)
-        if not self.class_names:
-            raise FileNotFoundError(f"no class folders in {self.root}; it holds {listing(self.root)}")
+        self.class_names, outside = find_classes(self.root)
         # File names in one buffer: a list of millions of strings would take ten times the memory, in every worker.
         names, lengths, counts = [], [], []
         skipped, litter = outside.skipped, outside.litter
@@ -66,6 +61,7 @@ class FolderSource:
         self._ends = np.cumsum(np.concatenate(lengths), dtype=np.uint32 if len(self._names) < 2**32 else np.uint64)
         self.labels = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
         # the finder sets it otherwise, because it prefers the folder to the `.rec` beside it
+        journal = Journal.load(self.root)
         self.note = journal.compare(self.root, len(self), len(counts)) if journal else ""
 
     def __len__(self) -> int:
@@ -89,6 +85,25 @@ class FolderSource:
     def describe(self, index: int) -> str:
         """Return the path of one sample, for messages."""
         return self.path(index)
+
+
+def find_classes(root: Path) -> tuple[list[str], FolderListing]:
+    """List the class folders of an image folder, as ``list_classes`` does, after a check.
+
+    Args:
+        root: the folder.
+
+    Raises:
+        FileNotFoundError: no such folder, or no class folders in it.
+        ValueError: the conversion is not complete.
+    """
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root} is not a folder; expected <class>/<image> in it")
+    check_conversion(root)
+    class_names, outside = list_classes(root)
+    if not class_names:
+        raise FileNotFoundError(f"no class folders in {root}; it holds {listing(root)}")
+    return class_names, outside
 
 
 def _class_of(name: str) -> str:
