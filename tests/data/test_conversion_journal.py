@@ -256,7 +256,7 @@ def test_skipped_images_and_their_identity_are_not_missed(tmp_path, capsys):
     assert open_faces(faces).note == ""
     capsys.readouterr()
     assert convert.main(words) == 1  # skipped by the earlier command
-    assert "already converted (1 images, 2 identities); nothing to do" in capsys.readouterr().out
+    assert "already converted (1 image, 2 identities); nothing to do" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("form", ["memfile", "bcolz"])
