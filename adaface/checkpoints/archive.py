@@ -2,13 +2,16 @@
 
 ``torch.load(weights_only=True)`` calls no foreign code, but it does not notice damaged weights, unpacks a compressed
 tensor of gigabytes, and its unpickler can be crashed. Here the checksums of the zip are compared, compressed members
-are refused, and the opcodes of the pickle are walked.
+are refused, and the opcodes of the pickle are walked. Python and torch read a zip differently: torch ignores the case
+of names and takes the place of the directory literally, Python corrects it. So the end of the zip has to be as both
+understand it, and the pickle is the one that torch finds.
 
 Format: what ``torch.save`` writes, a zip of uncompressed members with one ``data.pkl``; and that of before torch 1.6,
-five pickles followed by the weights, which has no checksums.
+five pickles followed by the weights, which has no checksums. The end of a zip: APPNOTE, 4.3.14 to 4.3.16.
 """
 
 import functools
+import io
 import struct
 import zipfile
 import zlib
@@ -22,6 +25,9 @@ _PICKLE = "data.pkl"
 _ZIP = b"PK\x03\x04"
 _PICKLES_OF_OLD_FORMAT = 5  # magic number, version, system, object, keys of the storages
 _CHUNK_BYTES = 1 << 20
+_END = struct.Struct("<4s8xLLH")  # signature, bytes and place of the directory, bytes of the comment
+_LOCATOR_64 = struct.Struct("<4s4xQ4x")  # signature, place of the next one
+_END_64 = struct.Struct("<4s36xQQ")  # signature, bytes and place of the directory
 _DOS_FOLDER = 0x10  # in the attributes of a member; torch reads such a member as if it had no bytes
 
 
@@ -59,7 +65,7 @@ def check_checkpoint(path: Path) -> None:
     if file.suffix == ".safetensors":
         return
     try:
-        check_archive(file)
+        _check_file(*_identity(file))
     except Exception as error:  # a damaged pickle fails in many ways
         raise refusal(file, error) from error
 
@@ -88,24 +94,58 @@ def check_archive(path: Path) -> None:
         UnsafePickleError: its pickle is not built as that of a checkpoint.
         ValueError: damaged, or members that are compressed or larger than the file.
     """
+    if _check_file(*_identity(path)):
+        _check_pickle(*_identity(path))
+
+
+def _identity(path: Path) -> tuple[str, int, int]:
     status = path.stat()
-    _check(str(path.resolve()), status.st_size, status.st_mtime_ns)
+    return str(path.resolve()), status.st_size, status.st_mtime_ns
 
 
 @functools.lru_cache(maxsize=64)
-def _check(path: str, size: int, modified_ns: int) -> None:
+def _check_file(path: str, size: int, modified_ns: int) -> bool:
+    """Check all but the pickle of a zip, for which torch is needed; return whether it is a zip."""
     with Path(path).open("rb") as file:
         if file.read(len(_ZIP)) != _ZIP:
             file.seek(0)
             for _ in range(_PICKLES_OF_OLD_FORMAT):
                 walk_pickle(file, size - file.tell(), CHECKPOINT_OPCODES)
-            return
+            return False
         try:
             with zipfile.ZipFile(file) as archive:
                 members = archive.infolist()
+                _check_end(file, size - _END.size - len(archive.comment))
             _check_members(file, members, size)
-        except (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError, UnicodeError) as error:
+        except (zipfile.BadZipFile, struct.error, NotImplementedError, EOFError, RuntimeError, UnicodeError) as error:
             raise ValueError(f"the zip is damaged: {error}") from error
+    return True
+
+
+@functools.lru_cache(maxsize=64)
+def _check_pickle(path: str, size: int, modified_ns: int) -> None:
+    import torch  # takes seconds; what is no checkpoint is told before
+
+    try:
+        pickle = torch._C.PyTorchFileReader(path).get_record(_PICKLE)
+    except RuntimeError as error:
+        raise ValueError(f"the zip is damaged: {error}") from error
+    walk_pickle(io.BytesIO(pickle), len(pickle), CHECKPOINT_OPCODES)
+
+
+def _check_end(file: BinaryIO, end: int) -> None:
+    """Raise ValueError if the directory of the zip does not lie right in front of the end record, at ``end``."""
+    file.seek(max(end - _LOCATOR_64.size, 0))
+    locator = file.read(_LOCATOR_64.size)
+    signature, length, start, _ = _END.unpack(file.read(_END.size))
+    right = signature == b"PK\5\6"
+    if locator.startswith(b"PK\6\7"):
+        end -= _LOCATOR_64.size + _END_64.size
+        file.seek(max(end, 0))
+        signature, length, start = _END_64.unpack(file.read(_END_64.size))
+        right = right and signature == b"PK\6\6" and _LOCATOR_64.unpack(locator)[1] == end
+    if not right or start + length != end:
+        raise ValueError("its zip directory is not where its end record says, or bytes follow the zip")
 
 
 def _check_members(file: BinaryIO, members: list[zipfile.ZipInfo], size: int) -> None:
@@ -115,14 +155,12 @@ def _check_members(file: BinaryIO, members: list[zipfile.ZipInfo], size: int) ->
         raise ValueError("its members announce more bytes than the file has")
     if any(member.is_dir() or member.external_attr & _DOS_FOLDER for member in members):
         raise ValueError("one of its members is a folder, which torch never writes")
-    pickles = [member for member in members if member.filename.rpartition("/")[2] == _PICKLE]
-    if len(pickles) != 1:
-        raise ValueError(f"it has {len(pickles)} members {_PICKLE}, expected 1")
+    pickles = sum(member.filename.rpartition("/")[2].lower() == _PICKLE for member in members)
+    if pickles != 1:
+        raise ValueError(f"it has {pickles} members {_PICKLE}, expected 1")
     damaged = [member.filename for member in members if _checksum(file, member) != member.CRC]
     if damaged and len(damaged) < len(members):  # all: torch.serialization.set_crc32_options(False) wrote it
         raise ValueError(f"the checksum of {damaged[0]} is wrong ({len(damaged)} of {len(members)} members)")
-    _go_to_content(file, pickles[0])
-    walk_pickle(file, pickles[0].file_size, CHECKPOINT_OPCODES)
 
 
 def _checksum(file: BinaryIO, member: zipfile.ZipInfo) -> int:

@@ -3,6 +3,7 @@
 import collections
 import io
 import pickle
+import struct
 import time
 import zipfile
 
@@ -16,6 +17,13 @@ from tests.support.checkpoint_files import SMALL, official, write
 
 def checkpoint(tmp_path):
     return write(tmp_path / "a.ckpt", {"state_dict": official(SMALL), "hyper_parameters": {"lr": 0.1}})
+
+
+def check_and_load(path):
+    """Read a file that could crash the process if it passed the check."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "load", lambda *_, **__: pytest.fail("it passed the check"))
+        load_checkpoint(path)
 
 
 def with_pickle(path, content, compression=zipfile.ZIP_STORED):
@@ -100,6 +108,71 @@ def test_compressed_members_are_refused(tmp_path):
         content = archive.read(next(name for name in archive.namelist() if name.endswith("data.pkl")))
     with pytest.raises(ValueError, match="it has compressed members, which torch never writes"):
         load_checkpoint(with_pickle(path, content, zipfile.ZIP_DEFLATED))
+
+
+def members_of(path):
+    with zipfile.ZipFile(path) as archive:
+        return {member.filename: archive.read(member) for member in archive.infolist()}
+
+
+def test_names_that_differ_in_case_are_refused(tmp_path):
+    """torch ignores the case of names and reads the first of the two."""
+    members = members_of(checkpoint(tmp_path))
+    path = tmp_path / "case.ckpt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a/DATA.PKL", NESTED + b".")
+        for name, content in members.items():
+            archive.writestr(name, content)
+    with pytest.raises(ValueError, match=r"case\.ckpt is damaged .*it has 2 members data\.pkl, expected 1"):
+        check_and_load(path)
+
+
+def test_a_second_directory_is_refused(tmp_path):
+    """Python would read the directory in front of the end record, torch the one at the place that the record gives."""
+    first, second = io.BytesIO(), io.BytesIO()
+    members = members_of(checkpoint(tmp_path))
+    for file, more in ((first, {"b/other": bytes(3)}), (second, {})):
+        with zipfile.ZipFile(file, "w") as archive:
+            for name, content in (members | more).items():
+                archive.writestr(name, content)
+    path = tmp_path / "two.ckpt"
+    content = first.getvalue() + second.getvalue()
+    length, start = struct.unpack("<LL", content[-10:-2])
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        assert archive.start_dir == len(content) - 22 - length != start  # as Python reads it
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="its zip directory is not where its end record says"):
+        check_and_load(path)
+    path.write_bytes(second.getvalue() + b"more")
+    with pytest.raises(ValueError, match="or bytes follow the zip"):
+        check_and_load(path)
+
+
+def test_the_end_record_of_64_bits_has_to_give_the_same_place(tmp_path):
+    path = checkpoint(tmp_path)
+    content = path.read_bytes()
+    place = content.rindex(b"PK\6\6")
+    for at in (
+        place + 40,
+        place + 48,
+        content.rindex(b"PK\6\7") + 8,
+    ):  # bytes and place of the directory, of the record
+        changed = bytearray(content)
+        changed[at] ^= 1
+        path.write_bytes(changed)
+        with pytest.raises(ValueError, match=r"its zip directory is not where its end record says|zip is damaged"):
+            check_and_load(path)
+
+
+def test_zips_of_other_programs_are_read(tmp_path):
+    """Without an end record of 64 bits, and with a comment."""
+    members = members_of(checkpoint(tmp_path))
+    path = tmp_path / "zipped.ckpt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.comment = b"written again"
+        for name, content in members.items():
+            archive.writestr(name, content)
+    assert set(load_checkpoint(path)["state_dict"]) == set(official(SMALL))
 
 
 NESTED = b"\x80\x02)" + b"\x85" * 200_000
