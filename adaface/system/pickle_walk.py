@@ -23,7 +23,6 @@ _PUSHED = {  # values without parts
 _EMPTY = {"EMPTY_LIST", "EMPTY_TUPLE", "EMPTY_DICT", "EMPTY_SET"}
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 _PUTS, _GETS = {"PUT", "BINPUT", "LONG_BINPUT"}, {"GET", "BINGET", "LONG_BINGET"}
-_TEXTS = {"UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "STRING", "BINSTRING", "SHORT_BINSTRING"}
 _PLAIN = frozenset(_PUSHED | _EMPTY | set(_TUPLES) | _PUTS | _GETS) | {
     "PROTO", "FRAME", "STOP", "MARK", "MEMOIZE", "LIST", "APPEND", "APPENDS", "TUPLE", "DICT", "SETITEM", "SETITEMS",
     "ADDITEMS", "STACK_GLOBAL", "REDUCE", "BUILD", "POP_MARK",
@@ -33,7 +32,8 @@ CHECKPOINT_OPCODES = _PLAIN | {"NEWOBJ", "BINPERSID"}
 _MOST_PARTS = 20_000_000  # of an object, in addition to those in the file
 _CALL_PARTS = {"collections OrderedDict": 1_000_000}  # what a call in a checkpoint gets: Python 2 gives all items
 _MOST_CALL_PARTS = 10_000  # others: the description of a tensor, a number
-_MOST_NUMBERS_AS_KEYS = 20_000  # their hashes are no secret: many could be chosen to collide
+_MOST_CHOSEN = 5_000  # floats and large numbers as keys: their hashes are no secret, and could be chosen to collide
+_SMALL = 2**31  # optimizers have such numbers as keys, a million of which hardly collide
 _NO_EFFECT = {"PROTO", "FRAME", "STOP"}
 _FROM_NUMBERS = {"__builtin__ bytearray", "builtins bytearray"}  # bytearray(10**10) fills the memory
 
@@ -114,16 +114,16 @@ class _Value:
 
     Attributes:
         depth: levels of containers in it; 0 for a plain value.
-        is_text: it is a text.
+        chosen: floats and large numbers in it that would be hashed if a call got it.
         parts: in it, a shared part as often as it occurs; in a checkpoint, a text counts by its length.
         name: module and name of a global.
         used: it is a part of another object, and must not grow any more.
     """
 
-    __slots__ = ("depth", "is_text", "name", "parts", "used")
+    __slots__ = ("chosen", "depth", "name", "parts", "used")
 
-    def __init__(self, depth: int, is_text: bool = False) -> None:
-        self.depth, self.is_text, self.parts, self.name, self.used = depth, is_text, 1, "", False
+    def __init__(self, depth: int, chosen: int = 0) -> None:
+        self.depth, self.chosen, self.parts, self.name, self.used = depth, chosen, 1, "", False
 
 
 _MARK = _Value(0)
@@ -141,7 +141,7 @@ class _Walk:
         self._most_parts, self._calls_are_short = size + _MOST_PARTS, calls_are_short
         self._stack: list[_Value] = []
         self._memo: dict[int, _Value] = {}
-        self._steps = self._numbers_as_keys = 0
+        self._steps = self._chosen = 0
 
     def step(self, name: str, argument: Any) -> None:
         """Do what an opcode does to the stack."""
@@ -162,7 +162,8 @@ class _Walk:
             getattr(self, f"_{name.lower()}")()
 
     def _push(self, name: str, argument: Any) -> None:
-        value = _Value(0, name in _TEXTS)
+        large = isinstance(argument, float) or (isinstance(argument, int) and abs(argument) >= _SMALL)
+        value = _Value(0, chosen=int(large))
         if self._calls_are_short and isinstance(argument, (str, bytes, bytearray)):
             value.parts += len(argument)
         if name == "GLOBAL":
@@ -192,8 +193,8 @@ class _Walk:
         del self._stack[start:]
         return parts
 
-    def _combine(self, parts: list[_Value], container: _Value | None = None) -> None:
-        """Push a new container of parts, or a given one that gets more parts."""
+    def _combine(self, parts: list[_Value], container: _Value | None = None, keys: list[_Value] | None = None) -> None:
+        """Push a new container of parts, or a given one that gets more parts; of a dictionary, with its new keys."""
         if container is not None and container.used:
             raise UnsafePickleError("it changes an object that is a part of another one")
         container = container or _Value(1)
@@ -201,6 +202,7 @@ class _Walk:
             part.used = part.depth > 0
             container.depth = max(container.depth, 1 + part.depth)
             container.parts += part.parts
+        container.chosen += sum(part.chosen for part in (parts if keys is None else keys))
         if container.depth > _DEEPEST:
             raise UnsafePickleError(f"its objects are nested more than {_DEEPEST} levels deep")
         if container.parts > self._most_parts:
@@ -216,7 +218,11 @@ class _Walk:
         part = self._pop()
         self._combine([part], self._pop())
 
-    _build = _append
+    def _build(self) -> None:
+        state = self._pop()
+        if self._calls_are_short:
+            self._hash(state.chosen)  # of pairs, it becomes a dictionary
+        self._combine([state], self._pop())
 
     def _appends(self) -> None:
         parts = self._pop_to_mark()
@@ -225,17 +231,17 @@ class _Walk:
     def _dict(self) -> None:
         parts = self._pop_to_mark()
         self._check_keys(parts[::2])
-        self._combine(parts)
+        self._combine(parts, keys=parts[::2])
 
     def _setitems(self) -> None:
         parts = self._pop_to_mark()
         self._check_keys(parts[::2])
-        self._combine(parts, self._pop())
+        self._combine(parts, self._pop(), keys=parts[::2])
 
     def _setitem(self) -> None:
         value, key = self._pop(), self._pop()
         self._check_keys([key])
-        self._combine([value], self._pop())
+        self._combine([value], self._pop(), keys=[key])
 
     def _additems(self) -> None:
         parts = self._pop_to_mark()
@@ -245,18 +251,23 @@ class _Walk:
     def _check_keys(self, keys: list[_Value]) -> None:
         if any(key.depth for key in keys):
             raise UnsafePickleError("it has a key that is neither a text nor a number")
-        self._numbers_as_keys += sum(not key.is_text for key in keys)
-        if self._numbers_as_keys > _MOST_NUMBERS_AS_KEYS:
-            raise UnsafePickleError(f"it has more than {_MOST_NUMBERS_AS_KEYS:,} numbers as keys")
+        self._hash(sum(key.chosen for key in keys))
+
+    def _hash(self, chosen: int) -> None:
+        self._chosen += chosen
+        if self._chosen > _MOST_CHOSEN:
+            raise UnsafePickleError(f"it has more than {_MOST_CHOSEN:,} floats or large numbers as keys")
 
     def _reduce(self) -> None:
         arguments, function = self._pop(), self._pop()
         most = _CALL_PARTS.get(function.name, _MOST_CALL_PARTS)
         if self._calls_are_short and arguments.parts > most:
             raise UnsafePickleError(f"it calls a function with more than {most:,} parts or letters")
+        if self._calls_are_short:
+            self._hash(arguments.chosen)  # of an OrderedDict or a set, they are keys
         result = _Value(1)
         self._combine([arguments] if arguments.depth > 1 else [], result)
-        result.parts = 1 + arguments.parts
+        result.parts, result.chosen = 1 + arguments.parts, arguments.chosen
 
     _newobj = _reduce
 

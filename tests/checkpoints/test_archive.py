@@ -178,7 +178,23 @@ def test_zips_of_other_programs_are_read(tmp_path):
 NESTED = b"\x80\x02)" + b"\x85" * 200_000
 SHARED = b")" + b"".join(b"q" + bytes([n]) + b"h" + bytes([n]) + b"\x86" for n in range(90))  # 2**90 parts
 ENCODES = b"\x80\2c_codecs\nencode\nq\0X\x40\x42\x0f\0" + b"a" * 10**6 + b"q\1X\6\0\0\0latin1q\2"
+
+
+def colliding(count):
+    """Return opcodes of numbers that all have the same hash."""
+    numbers = [pickle.encode_long(number * (2**61 - 1)) for number in range(1, count + 1)]
+    return [b"\x8a" + bytes([len(number)]) + number for number in numbers]
+
+
+ORDERED = b"\x80\2ccollections\nOrderedDict\n"
+PAIRS = b"](" + b"".join(number + b"N\x86" for number in colliding(6_000)) + b"e"
+TWICE = b"".join(number + b"N" for number in colliding(3_000))
+FLOATS = b"".join(b"G" + struct.pack(">d", number * 2.0**61) for number in range(1, 6_001))
 HOSTILE = {
+    "pairs with keys of one hash": (ORDERED + PAIRS + b"\x85R.", "5,000 floats or large numbers as keys"),
+    "a state of such pairs": (ORDERED + b")R" + PAIRS + b"b.", "5,000 floats or large numbers as keys"),
+    "a dictionary of one hash, copied": (ORDERED + b"}(" + TWICE + b"u\x85R.", "5,000 floats or large numbers as keys"),
+    "a set of one hash": (b"\x80\x04\x8f(" + FLOATS + b"\x90.", "5,000 floats or large numbers as keys"),
     "nested tuples": (NESTED + b".", "nested more than 100 levels"),
     "nested tuples as a key": (b"\x80\x02}" + NESTED[2:] + b"Ns.", "nested more than 100 levels"),
     "a tuple as a key": (b"\x80\x02}))s.", "neither a text nor a number"),
@@ -221,6 +237,17 @@ def test_collections_are_walked(tmp_path):
     items = collections.OrderedDict((f"layer{n}.weight", n) for n in range(2000))
     torch.save({"state_dict": {}, "milestones": collections.Counter({12: 1}), "items": items}, tmp_path / "a.ckpt")
     assert load_checkpoint(tmp_path / "a.ckpt")["items"] == items
+
+
+def test_numbers_as_keys_are_read(tmp_path):
+    """Of the states of optimizers: an index, or of old ones the place in memory."""
+    states = {
+        "indices": {number: number for number in range(30_000)},
+        "places": {140_000_000_000_000 + 64 * number: 0 for number in range(4_000)},
+        "values": collections.OrderedDict((str(number), number + 0.5) for number in range(30_000)),
+    }
+    torch.save({"state_dict": {}, **states}, tmp_path / "a.ckpt")
+    assert load_checkpoint(tmp_path / "a.ckpt") == {"state_dict": {}, **states}
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
