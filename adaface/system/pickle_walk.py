@@ -1,10 +1,11 @@
 """Walk the opcodes of a pickle without building anything, and refuse what could crash or exhaust an unpickler.
 
 Even an unpickler that calls no foreign code can be misused: a tuple nested a million times overflows the stack when it
-is hashed, nine bytes announce a string of two gigabytes, a memo index makes a table of that size. A pickle that
-passed the walk is built of the given opcodes, its strings are inside the file, its memo is no larger than its number of
-opcodes, its containers are nested a few levels deep, have few parts even if shared ones are counted again each time,
-and only plain values are hashed. What calls in a checkpoint get is short, so that they cannot produce gigabytes.
+is hashed, nine bytes announce a string of two gigabytes, a memo index makes a table of that size. A pickle that passed
+the walk is built of the given opcodes, so few for its size that the walk takes seconds; its strings are inside the
+file, its memo is no larger than its number of opcodes, its containers are nested a few levels deep, have few parts even
+if shared ones are counted again each time, and only plain values are hashed. What calls in a checkpoint get is short,
+so that they cannot produce gigabytes.
 
 Source: ``pickletools`` of the standard library lists opcodes and their arguments.
 """
@@ -13,7 +14,7 @@ import pickletools
 from collections.abc import Iterator
 from typing import Any, BinaryIO, cast
 
-_BY_CODE = {opcode.code: opcode for opcode in pickletools.opcodes}
+_BY_CODE = {opcode.code.encode("latin-1"): opcode for opcode in pickletools.opcodes}
 _DEEPEST = 100  # a checkpoint has about ten levels
 _PUSHED = {  # values without parts
     "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT", "NONE", "NEWTRUE", "NEWFALSE",
@@ -29,6 +30,7 @@ _PLAIN = frozenset(_PUSHED | _EMPTY | set(_TUPLES) | _PUTS | _GETS) | {
 }  # fmt: skip
 PAIR_SET_OPCODES = _PLAIN
 CHECKPOINT_OPCODES = _PLAIN | {"NEWOBJ", "BINPERSID"}
+_MOST_OPCODES = 2_000_000  # in addition to one in 4 bytes; those of plain values count half, as in lists of booleans
 _MOST_PARTS = 20_000_000  # of an object, in addition to those in the file
 _CALL_PARTS = {"collections OrderedDict": 1_000_000}  # what a call in a checkpoint gets: Python 2 gives all items
 _MOST_CALL_PARTS = 10_000  # others: the description of a tensor, a number
@@ -76,7 +78,7 @@ def _opcodes(file: BinaryIO) -> Iterator[tuple[pickletools.OpcodeInfo, Any]]:
     """Yield opcodes with their arguments, as ``pickletools.genops``, which takes every STRING of Python 2 for ASCII."""
     opcode = None
     while opcode is None or opcode.name != "STOP":
-        opcode = _BY_CODE[file.read(1).decode("latin-1")]
+        opcode = _BY_CODE[file.read(1)]
         if opcode.name == "STRING":
             yield opcode, pickletools.read_stringnl(file, decode=False)
         else:
@@ -127,6 +129,7 @@ class _Value:
 
 
 _MARK = _Value(0)
+_SHORT = _Value(0)  # all plain values of which nothing more is known, a pickle can have millions
 
 
 class _Walk:
@@ -139,13 +142,18 @@ class _Walk:
 
     def __init__(self, size: int, calls_are_short: bool) -> None:
         self._most_parts, self._calls_are_short = size + _MOST_PARTS, calls_are_short
+        self._most_opcodes = size / 4 + _MOST_OPCODES
         self._stack: list[_Value] = []
         self._memo: dict[int, _Value] = {}
         self._steps = self._chosen = 0
+        self._opcodes = 0.0
 
     def step(self, name: str, argument: Any) -> None:
         """Do what an opcode does to the stack."""
         self._steps += 1
+        self._opcodes += 0.5 if name in _PUSHED or name in _GETS else 1
+        if self._opcodes > self._most_opcodes:
+            raise UnsafePickleError(f"it has more than {self._most_opcodes:,.0f} opcodes, too many for its size")
         if name in _PUSHED:
             self._push(name, argument)
         elif name in _EMPTY:
@@ -162,10 +170,13 @@ class _Walk:
             getattr(self, f"_{name.lower()}")()
 
     def _push(self, name: str, argument: Any) -> None:
-        large = isinstance(argument, float) or (isinstance(argument, int) and abs(argument) >= _SMALL)
-        value = _Value(0, chosen=int(large))
-        if self._calls_are_short and isinstance(argument, (str, bytes, bytearray)):
-            value.parts += len(argument)
+        value = _SHORT
+        if isinstance(argument, float) or (isinstance(argument, int) and abs(argument) >= _SMALL):
+            value = _Value(0, chosen=1)
+        elif name == "GLOBAL" or (self._calls_are_short and isinstance(argument, (str, bytes, bytearray))):
+            value = _Value(0)
+            if self._calls_are_short:
+                value.parts += len(argument)
         if name == "GLOBAL":
             value.name = argument
             if self._calls_are_short and argument in _FROM_NUMBERS:
