@@ -10,6 +10,7 @@ so that they cannot produce gigabytes.
 Source: ``pickletools`` of the standard library lists opcodes and their arguments.
 """
 
+import os
 import pickletools
 from collections.abc import Iterator
 from typing import Any, BinaryIO, cast
@@ -30,6 +31,7 @@ _PLAIN = frozenset(_PUSHED | _EMPTY | set(_TUPLES) | _PUTS | _GETS) | {
 }  # fmt: skip
 PAIR_SET_OPCODES = _PLAIN
 CHECKPOINT_OPCODES = _PLAIN | {"NEWOBJ", "BINPERSID"}
+_START_BYTES = 64
 _MOST_OPCODES = 2_000_000  # in addition to one in 4 bytes; those of plain values count half, as in lists of booleans
 _MOST_PARTS = 20_000_000  # of an object, in addition to those in the file
 _CALL_PARTS = {"collections OrderedDict": 1_000_000}  # what a call in a checkpoint gets: Python 2 gives all items
@@ -60,6 +62,10 @@ def walk_pickle(file: BinaryIO, size: int, opcodes: frozenset[str]) -> None:
         UnsafePickleError: another opcode, or built as no such file is.
         DamagedPickleError: damaged, truncated, or no pickle.
     """
+    start = file.read(min(size, _START_BYTES))
+    if start[:1] not in _BY_CODE:
+        raise DamagedPickleError(_describe_start(start))
+    file.seek(-len(start), os.SEEK_CUR)
     walk = _Walk(size, calls_are_short="NEWOBJ" in opcodes)
     try:
         for opcode, argument in _opcodes(cast(BinaryIO, _Bounded(file, size))):
@@ -74,11 +80,27 @@ def walk_pickle(file: BinaryIO, size: int, opcodes: frozenset[str]) -> None:
         raise DamagedPickleError(str(error)[:80] or type(error).__name__) from None
 
 
+def _describe_start(start: bytes) -> str:
+    """Return in words what a file is that is no pickle."""
+    if not start:
+        return "it is empty"
+    if start.lstrip().startswith(b"<"):
+        return "it is a web page, download the file itself"
+    if start.startswith(b"version https://git-lfs"):
+        return "it is a Git LFS pointer, run: git lfs pull"
+    if start.startswith(b"\x1f\x8b"):
+        return "it is compressed by gzip, unpack it first"
+    return f"it begins with {start[:8]!r}"
+
+
 def _opcodes(file: BinaryIO) -> Iterator[tuple[pickletools.OpcodeInfo, Any]]:
     """Yield opcodes with their arguments, as ``pickletools.genops``, which takes every STRING of Python 2 for ASCII."""
     opcode = None
     while opcode is None or opcode.name != "STOP":
-        opcode = _BY_CODE[file.read(1)]
+        code = file.read(1)
+        if code not in _BY_CODE:
+            raise DamagedPickleError(f"it has the unknown opcode {code!r}")
+        opcode = _BY_CODE[code]
         if opcode.name == "STRING":
             yield opcode, pickletools.read_stringnl(file, decode=False)
         else:
@@ -159,7 +181,7 @@ class _Walk:
         elif name in _EMPTY:
             self._stack.append(_Value(1))
         elif name in _GETS:
-            self._stack.append(self._memo[int(argument)])
+            self._get(int(argument))
         elif name in _PUTS or name == "MEMOIZE":
             self._put(len(self._memo) if name == "MEMOIZE" else int(argument))
         elif name == "MARK":
@@ -187,6 +209,11 @@ class _Walk:
         if not 0 <= index <= self._steps:
             raise UnsafePickleError(f"it has the memo index {index} after {self._steps} opcodes")
         self._memo[index] = self._stack[-1]
+
+    def _get(self, index: int) -> None:
+        if index not in self._memo:
+            raise DamagedPickleError(f"it has no object {index} in its memo")
+        self._stack.append(self._memo[index])
 
     def _pop(self) -> _Value:
         value = self._stack.pop()

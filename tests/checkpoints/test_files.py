@@ -50,7 +50,7 @@ def test_files_that_are_no_checkpoints(tmp_path):
     with pytest.raises(ValueError, match=r"text\.ckpt"):
         load_checkpoint(tmp_path / "text.ckpt")
     (tmp_path / "empty.ckpt").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"empty\.ckpt is damaged or not a checkpoint"):
+    with pytest.raises(ValueError, match=r"empty\.ckpt is damaged or not a checkpoint \(it is empty\)"):
         load_checkpoint(tmp_path / "empty.ckpt")
     whole = write(tmp_path / "whole.ckpt", {"state_dict": official(SMALL)}).read_bytes()
     (tmp_path / "cut.ckpt").write_bytes(whole[: len(whole) // 2])

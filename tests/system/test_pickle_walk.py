@@ -7,7 +7,7 @@ import tracemalloc
 import pytest
 
 from adaface.system import pickle_walk
-from adaface.system.pickle_walk import PAIR_SET_OPCODES, UnsafePickleError, walk_pickle
+from adaface.system.pickle_walk import PAIR_SET_OPCODES, DamagedPickleError, UnsafePickleError, walk_pickle
 
 
 def walk(content: bytes) -> None:
@@ -41,3 +41,29 @@ def test_plain_values_share_their_memory():
     finally:
         tracemalloc.stop()
     assert peak < 25 * len(content)  # the stack and a copy of it
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "it is empty"),
+        (b"\n<!DOCTYPE html><html>quota exceeded", "it is a web page, download the file itself"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\n", "it is a Git LFS pointer, run: git lfs pull"),
+        (b"\x1f\x8b\x08\x00", "it is compressed by gzip, unpack it first"),
+        (b"\x7fELF\x02\x01\x01\x00\x00", r"it begins with b'\x7fELF\x02\x01\x01\x00'"),
+        (b"(N\xff.", r"it has the unknown opcode b'\xff'"),
+        (b"hello", "it has no object 101 in its memo"),
+    ],
+)
+def test_files_that_are_no_pickles_are_named(content, message):
+    with pytest.raises(DamagedPickleError) as caught:
+        walk(content)
+    assert str(caught.value) == message
+
+
+def test_the_file_is_left_behind_the_pickle():
+    first, second = pickle.dumps([1, 2]), pickle.dumps("x" * 100)
+    file = io.BytesIO(first + second)
+    for end in (len(first), len(first) + len(second)):
+        walk_pickle(file, len(first + second) - file.tell(), PAIR_SET_OPCODES)
+        assert file.tell() == end
