@@ -25,6 +25,7 @@ _PICKLE = "data.pkl"
 _ZIP = b"PK\x03\x04"
 _PICKLES_OF_OLD_FORMAT = 5  # magic number, version, system, object, keys of the storages
 _CHUNK_BYTES = 1 << 20
+_LENGTH_BYTES = 8  # of safetensors' length of the header
 _END = struct.Struct("<4s8xLLH")  # signature, bytes and place of the directory, bytes of the comment
 _LOCATOR_64 = struct.Struct("<4s4xQ4x")  # signature, place of the next one
 _END_64 = struct.Struct("<4s36xQQ")  # signature, bytes and place of the directory
@@ -51,6 +52,16 @@ def file_of_checkpoint(path: Path) -> Path:
     return path
 
 
+def is_safetensors(path: Path) -> bool:
+    """Return whether a file begins as one of safetensors: the length of its header, then JSON.
+
+    Args:
+        path: an existing file.
+    """
+    with path.open("rb") as file:
+        return file.read(_LENGTH_BYTES + 1)[_LENGTH_BYTES:] == b"{"
+
+
 def check_checkpoint(path: Path) -> None:
     """Check what can be checked of a checkpoint without PyTorch.
 
@@ -62,7 +73,7 @@ def check_checkpoint(path: Path) -> None:
         ValueError: not a checkpoint, or damaged.
     """
     file = file_of_checkpoint(path)
-    if file.suffix == ".safetensors":
+    if is_safetensors(file):
         return
     try:
         _check_file(*_identity(file))

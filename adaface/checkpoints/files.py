@@ -24,7 +24,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from adaface.checkpoints.archive import REST as REST
-from adaface.checkpoints.archive import check_archive, file_of_checkpoint, refusal
+from adaface.checkpoints.archive import check_archive, file_of_checkpoint, is_safetensors, refusal
+from adaface.checkpoints.parts import FOUND_IN, with_state_dict
 from adaface.system.files import atomic_file
 from adaface.system.pickle_stand_ins import stand_ins_of_numbers
 
@@ -36,10 +37,8 @@ _OLD_LIGHTNING_CLASSES = (
 _REFUSED_GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
 KERNEL = "head.kernel"  # key in the state dict: weights of the head, (D, C)
 SHARDED_HEAD = "sharded_head"  # key under ``adaface``: contents of the head's files
-FOUND_IN = "found_in"  # key next to the state dict of other programs' files
-_PARTS = ("model", "backbone", "model_state_dict", "net", "network", "module", "weights", "params", "state_dict")
+_SHOWN_KEYS, _LONGEST_KEY = 8, 60
 _EXPANDED_BYTES = 10_000_000
-_FEWEST_WEIGHTS = 10  # of a network
 THRESHOLD = "adaface_threshold"  # key next to the state dict: from this cosine on, two faces are the same person
 
 
@@ -47,8 +46,8 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint to the CPU without executing anything in it.
 
     Args:
-        path: a ``.ckpt`` file of this project or the official code, other files with weights by name (bare, under
-            ``model``, ``backbone`` or the like, or ``.safetensors``); or the folder of a sharded head's checkpoint.
+        path: a ``.ckpt`` file of this project or the official code, other files with weights by name (bare, in a
+            part such as ``model``, or as safetensors); or the folder of a sharded head's checkpoint.
 
     Returns:
         The checkpoint's dictionary; of other files, ``state_dict`` and ``found_in``, the name of the part. For a
@@ -56,19 +55,24 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: damaged, not a checkpoint, or contains objects other than tensors and plain values.
+        ValueError: damaged, not a checkpoint, several networks, or contains objects other than tensors and plain
+            values.
     """
     file = file_of_checkpoint(Path(path))
     if Path(path).is_dir():
         return {**load_checkpoint(file), "folder": str(path)}
-    if Path(path).suffix == ".safetensors":
+    if is_safetensors(file):
         return {"state_dict": _read_safetensors(Path(path)), FOUND_IN: "safetensors"}
     try:
         check_archive(Path(path))
         known: list[Any] = [(dict, name) for name in _OLD_LIGHTNING_CLASSES]
         known += stand_ins_of_numbers(Path(path).stat().st_size)
-        with torch.serialization.safe_globals(known), warnings.catch_warnings(action="ignore"):
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        with (
+            Path(path).open("rb") as file,  # of a path, torch looks at the extension
+            torch.serialization.safe_globals(known),
+            warnings.catch_warnings(action="ignore"),
+        ):
+            checkpoint = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         # PyTorch's own message recommends weights_only=False, so it is not shown
         culprit = _REFUSED_GLOBAL.search(str(error))
@@ -79,9 +83,13 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         ) from None
     except Exception as error:  # a damaged pickle fails in many ways
         raise refusal(path, error) from error
-    checkpoint = _with_state_dict(checkpoint)
+    checkpoint = with_state_dict(checkpoint, Path(path))
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
-        raise ValueError(f"{path} is not a training checkpoint: it has no `state_dict`")
+        keys = (
+            [str(key)[:_LONGEST_KEY] for key in list(checkpoint)[:_SHOWN_KEYS]] if isinstance(checkpoint, dict) else []
+        )
+        found = f"its keys are {keys}" if keys else f"it holds one {type(checkpoint).__name__}"
+        raise ValueError(f"{path} is not a training checkpoint: it has no `state_dict`, {found}")
     if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in checkpoint["state_dict"].items()):
         raise ValueError(f"{path} is not a training checkpoint: its `state_dict` has entries that are not tensors")
     odd = [key for key, value in checkpoint["state_dict"].items() if not _is_plain(value)]
@@ -98,26 +106,6 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         raise ValueError(
             f"{path} is damaged or not a safetensors file ({' '.join(str(error).split())[:200]})"
         ) from error
-
-
-def _with_state_dict(loaded: Any) -> Any:
-    """Return the weights of other programs' files, also a part of a part, as ``state_dict``; others unchanged."""
-    state = loaded.get("state_dict") if isinstance(loaded, dict) else None
-    if not isinstance(loaded, dict) or (isinstance(state, dict) and not any(map(_is_weights, state.values()))):
-        return loaded
-    for name in _PARTS:
-        part = loaded.get(name)
-        inner = [part, *(part.get(other) for other in _PARTS)] if isinstance(part, dict) else []
-        weights = next(filter(_is_weights, inner), None)
-        if weights is not None:
-            return {"state_dict": dict(weights), FOUND_IN: name}
-    return {"state_dict": dict(loaded), FOUND_IN: "the file itself"} if _is_weights(loaded) else loaded
-
-
-def _is_weights(part: Any) -> bool:
-    if not isinstance(part, dict) or len(part) < _FEWEST_WEIGHTS:
-        return False
-    return all(isinstance(key, str) and isinstance(value, Tensor) for key, value in part.items())
 
 
 def _is_plain(weight: Tensor) -> bool:

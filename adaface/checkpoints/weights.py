@@ -1,17 +1,17 @@
 """The weights in a checkpoint: finding their architecture, checking that they fit a network, and loading them."""
 
-import functools
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from adaface.checkpoints.files import FOUND_IN, KERNEL, SHARDED_HEAD, load_checkpoint
+from adaface.checkpoints.files import KERNEL, SHARDED_HEAD, load_checkpoint
+from adaface.checkpoints.parts import FOUND_IN, prefix_of
 from adaface.config.choices import COLORS
 from adaface.models import registry
+from adaface.models.registry import expected_shapes
 
 _BACKBONE_PREFIX = "model."
 # names that other programs and PyTorch's wrappers put in front of a network's keys
@@ -76,7 +76,7 @@ def describe_foreign(checkpoint: dict[str, Any], path: str | Path) -> str:
 def _without_prefix(checkpoint: dict[str, Any], path: str | Path) -> tuple[dict[str, Tensor], str]:
     """Return the backbone's weights without the prefix of their keys, and the prefix."""
     state = checkpoint["state_dict"]
-    for prefix in _prefixes(state):
+    for prefix in _prefixes(state, path):
         weights = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
         if weights:
             return _with_counters(weights), prefix
@@ -100,20 +100,19 @@ def _with_counters(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return weights | {key: torch.tensor(0) for key in counters if key not in weights}
 
 
-def _prefixes(state: Mapping[str, Tensor]) -> list[str]:
+def _prefixes(state: Mapping[str, Tensor], path: str | Path) -> list[str]:
     """Return the prefixes under which a known network may be, such as ``model.module.``; ``model.`` is the last one."""
-    found = {
-        key[: -len(first)]
-        for first in _first_keys()
-        for key in state
-        if key.endswith(first) and set(key[: -len(first)].split(".")) <= _WRAPPERS
-    }
-    return [*sorted(found, key=len), _BACKBONE_PREFIX]
-
-
-@functools.cache
-def _first_keys() -> frozenset[str]:
-    return frozenset(next(iter(expected_shapes(name))) for name in registry.ARCHITECTURES)
+    prefixes = {prefix for prefix in map(prefix_of, state) if prefix is not None}
+    found = sorted(prefixes, key=lambda prefix: (len(prefix), prefix))
+    usual = [prefix for prefix in found if set(prefix.split(".")) <= _WRAPPERS]
+    has_model = any(key.startswith(_BACKBONE_PREFIX) for key in state)
+    others = [prefix for prefix in found if prefix.startswith(_BACKBONE_PREFIX) or not has_model]
+    if not usual and len(others) > 1:
+        raise ValueError(
+            f"{path} holds several networks, under the prefixes {others[:_SHOWN_KEYS]}: save the weights of one of "
+            "them alone, with torch.save"
+        )
+    return [*(usual or others), _BACKBONE_PREFIX]
 
 
 def stored_architecture(checkpoint: Mapping[str, Any]) -> str | None:
@@ -148,22 +147,6 @@ def find_architecture(checkpoint: dict[str, Any], path: str | Path) -> str:
             "--arch timm:<name>, because it cannot be recognized by its weights"
         )
     return architecture
-
-
-@functools.cache
-def expected_shapes(arch: str) -> Mapping[str, tuple[int, ...]]:
-    """Return the shapes of an architecture's weights by key.
-
-    Args:
-        arch: a name that ``models.registry.build_model`` takes.
-
-    Raises:
-        ValueError: unknown architecture.
-        RuntimeError: a network of timm, which is not installed.
-    """
-    with torch.device("meta"):
-        shapes = {key: tuple(value.shape) for key, value in registry.build_model(arch).state_dict().items()}
-    return MappingProxyType(shapes)
 
 
 def key_misfit(weights: dict[str, Tensor], expected: Mapping[str, tuple[int, ...]]) -> str:

@@ -1,8 +1,10 @@
 """The backbones by name: what ``build_model`` builds, and how much arithmetic a network takes."""
 
 import copy
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 from functools import partial
+from types import MappingProxyType
 
 import torch
 from torch import nn
@@ -52,6 +54,22 @@ def check_architecture(name: str) -> None:
         check_timm_name(name)
     elif name not in ARCHITECTURES:
         raise unknown_architecture(name, tuple(ARCHITECTURES))
+
+
+@functools.cache
+def expected_shapes(arch: str) -> Mapping[str, tuple[int, ...]]:
+    """Return the shapes of an architecture's weights by key.
+
+    Args:
+        arch: a name that ``build_model`` takes.
+
+    Raises:
+        ValueError: unknown architecture.
+        RuntimeError: a network of timm, which is not installed.
+    """
+    with torch.device("meta"):
+        shapes = {key: tuple(value.shape) for key, value in build_model(arch).state_dict().items()}
+    return MappingProxyType(shapes)
 
 
 def build_model(model_name: str) -> Backbone:

@@ -49,6 +49,20 @@ FOREIGN = {
     "state_dict of a wrapper around net": lambda w: {"state_dict": under("model.net.", w)},
     "state_dict of a wrapper around backbone": lambda w: {"state_dict": under("model.module.backbone.", w)},
     "compiled": lambda w: under("_orig_mod.", w),
+    "state_dict_backbone, as of arcface_torch": lambda w: {
+        "epoch": 2,
+        "state_dict_backbone": under("module.", w),
+        "state_dict_softmax_fc": {"weight": torch.zeros(5, 512)},
+    },
+    "ema alone": lambda w: {"ema": w},
+    "the same object twice": lambda w: {"generator": w, "shadow": w},
+    "model of checkpoint": lambda w: {"checkpoint": {"model": w}},
+    "a list": lambda w: [w],
+    "weights and an epoch": lambda w: {**w, "epoch": 3},
+    "face_model": lambda w: under("face_model.", w),
+    "model.student": lambda w: {"state_dict": under("model.student.", w)},
+    "encoder_q of module": lambda w: under("module.encoder_q.", w),
+    "sharded": lambda w: under("_fsdp_wrapped_module.", w),
     "module, with a head": lambda w: {**under("module.", w), "fc.kernel": torch.zeros(512, 5)},
 }
 OURS = {
@@ -73,6 +87,36 @@ def test_the_same_network_under_another_prefix(tmp_path, network, images, name):
     expected, _ = Embedder.load(saved_official(tmp_path, network)).embed(images)
     np.testing.assert_allclose(Embedder.load(path, color="bgr").embed(images)[0], expected, atol=1e-6)
     assert "weights under" in describe_foreign(load_checkpoint(path), path)
+
+
+@pytest.mark.parametrize(
+    ("content", "names"),
+    [
+        (lambda w: {"ema": w, "student": dict(w)}, "`ema`, `student`"),
+        (lambda w: [w, dict(w)], "`0`, `1`"),
+        (
+            lambda w: {**under("student.", w), **under("teacher.", w)},
+            r"under the prefixes \['student\.', 'teacher\.'\]",
+        ),
+    ],
+)
+def test_one_of_several_networks_is_not_guessed(tmp_path, network, content, names):
+    path = saved(tmp_path, content(network))
+    with pytest.raises(ValueError, match=rf"weights\.pth holds several networks, {names}: save the weights of one"):
+        Embedder.load(path, color="bgr")
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        ({"a": 1, "b\nc": 2}, r"its keys are \['a', 'b\\nc'\]"),
+        ([1, 2], "it holds one list"),
+        (torch.zeros(3), "it holds one Tensor"),
+    ],
+)
+def test_files_without_weights_say_what_they_hold(tmp_path, content, found):
+    with pytest.raises(ValueError, match=rf"is not a training checkpoint: it has no `state_dict`, {found}$"):
+        load_checkpoint(saved(tmp_path, content))
 
 
 def test_weights_without_batch_counters_are_counted_as_they_are(tmp_path, network):
@@ -118,6 +162,18 @@ def test_safetensors(tmp_path, network, images):
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(ValueError, match=r"w\.safetensors is damaged or not a safetensors file"):
         load_checkpoint(path)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "W.SAFETENSORS", "w"])
+def test_safetensors_are_recognized_by_their_content(tmp_path, network, name):
+    save_file(network, tmp_path / name)
+    state = load_checkpoint(tmp_path / name)["state_dict"]
+    assert all(torch.equal(state[key], value) for key, value in network.items())
+
+
+def test_a_checkpoint_with_the_extension_of_safetensors(tmp_path, network):
+    path = saved_official(tmp_path, network).rename(tmp_path / "official.safetensors")
+    assert set(load_checkpoint(path)["state_dict"]) == set(under("model.", network))
 
 
 @pytest.mark.parametrize(
