@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from adaface.checkpoints.files import KERNEL, SHARDED_HEAD, load_checkpoint
-from adaface.checkpoints.parts import FOUND_IN, prefix_of
+from adaface.checkpoints.parts import FOUND_IN, describe_part, prefix_of
 from adaface.config.choices import COLORS
 from adaface.models import registry
 from adaface.models.registry import expected_shapes
@@ -58,7 +58,7 @@ def backbone_state(checkpoint: dict[str, Any], path: str | Path, color: str | No
 
 
 def describe_foreign(checkpoint: dict[str, Any], path: str | Path) -> str:
-    """Return which weights of another program's file are taken; empty for a checkpoint of this project.
+    """Return which weights of another program's file are taken, and what is ignored; empty for a checkpoint of ours.
 
     Args:
         checkpoint: what ``load_checkpoint`` returned.
@@ -69,8 +69,11 @@ def describe_foreign(checkpoint: dict[str, Any], path: str | Path) -> str:
         return ""
     taken = _count(checkpoint, prefix)
     ignored = len(checkpoint["state_dict"]) - taken
+    part, others = describe_part(checkpoint)
+    where = (f"`{prefix}`" if prefix else "no prefix") + (f" of its part {part}" if part else "")
     rest = f"; {ignored} other entries are ignored" if ignored else ""
-    return f"{path}: {taken} weights under {f'`{prefix}`' if prefix else 'no prefix'} are taken{rest}"
+    rest += f"; the weights in {others} are ignored" if others else ""
+    return f"{path}: {taken} weights under {where} are taken{rest}"
 
 
 def _without_prefix(checkpoint: dict[str, Any], path: str | Path) -> tuple[dict[str, Tensor], str]:

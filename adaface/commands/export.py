@@ -14,6 +14,7 @@ import numpy as np
 from adaface.alignment.warp import ARCFACE_TEMPLATE
 from adaface.checkpoints.run_folder import describe_environment
 from adaface.commands.export_options import VERIFIED, check_paths, int8_file, parse
+from adaface.commands.model_options import print_foreign
 from adaface.config.choices import MOST_IMAGES
 from adaface.data.pair_sets import PairSet
 from adaface.export.graph import OPSET, to_file, to_onnx
@@ -46,6 +47,7 @@ def export(options: argparse.Namespace) -> None:
     """
     check_packages("the export", {"onnxscript": "onnxscript"})
     model, description = read_model(options.checkpoint, options.arch, options.color)
+    print_foreign(options.checkpoint, options.color)
     in_order = _to_network_order(description)
     chosen = options.verify_images
     faces = in_order(read_sample(chosen, VERIFIED) if chosen else drawn_faces(VERIFIED))

@@ -10,10 +10,8 @@ import numpy as np
 
 from adaface.alignment.detector import MTCNN
 from adaface.alignment.photograph import Photographs
-from adaface.checkpoints.files import load_checkpoint
-from adaface.checkpoints.weights import describe_foreign
 from adaface.commands.inference_options import BATCH_SIZE, check_new_folder, check_paths, parse
-from adaface.commands.model_options import chosen_accelerator, model_path
+from adaface.commands.model_options import chosen_accelerator, model_path, print_foreign
 from adaface.config.choices import EMBEDDINGS_SUFFIX, MOST_UNREADABLE
 from adaface.data.image_list import ImageFiles
 from adaface.inference.comparison import (
@@ -76,8 +74,7 @@ def _open_model(options: argparse.Namespace) -> CachedEmbedding:
         most_unreadable=_most_unreadable(options),
     )
     print(f"model: {path} ({model.embedder.arch})")
-    if foreign := describe_foreign(load_checkpoint(path), path) if path.suffix != ".onnx" else "":
-        print(f"note: {foreign}; {options.color} images")
+    print_foreign(path, options.color)
     return model
 
 

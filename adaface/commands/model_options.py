@@ -40,6 +40,22 @@ def add_model_options(group: argparse._ArgumentGroup) -> None:
     )
 
 
+def print_foreign(path: str | Path, color: str | None) -> None:
+    """Print which weights of another program's file are taken; nothing for other models.
+
+    Args:
+        path: a model that was loaded.
+        color: ``--color``.
+    """
+    if Path(path).suffix == ".onnx":
+        return
+    from adaface.checkpoints.files import load_checkpoint  # PyTorch
+    from adaface.checkpoints.weights import describe_foreign
+
+    if foreign := describe_foreign(load_checkpoint(path), path):
+        print(f"note: {foreign}; {color} images", flush=True)
+
+
 def add_accelerator_option(group: argparse._ArgumentGroup) -> None:
     """Add the option on the device that runs the model.
 

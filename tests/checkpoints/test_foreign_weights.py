@@ -126,6 +126,31 @@ def test_weights_without_batch_counters_are_counted_as_they_are(tmp_path, networ
     assert f": {len(without)} weights under `net.` are taken; 1 other entries are ignored" in described
 
 
+@pytest.mark.parametrize(
+    ("content", "described"),
+    [
+        (
+            lambda w: {"ema": dict(w), "model": w},
+            "no prefix of its part `model` are taken; the weights in `ema` are ignored",
+        ),
+        (lambda w: {"ema": under("module.", w), "step": 1}, "`module.` of its part `ema` are taken"),
+        (
+            lambda w: {"state_dict": under("module.", w), "state_dict_ema": w},
+            "`module.` are taken; the weights in `state_dict_ema` are ignored",
+        ),
+        (lambda w: {**w, "epoch": 3}, "no prefix are taken"),
+    ],
+)
+def test_the_part_that_was_taken_is_named(tmp_path, network, content, described):
+    path = saved(tmp_path, content(network))
+    assert describe_foreign(load_checkpoint(path), path) == f"{path}: {len(network)} weights under {described}"
+
+
+def test_names_of_parts_that_the_file_itself_gives(tmp_path, network):
+    path = saved(tmp_path, {"state_dict": network, "found_in": 5, "other_parts": {"a": 1}})
+    assert describe_foreign(load_checkpoint(path), path) == f"{path}: {len(network)} weights under no prefix are taken"
+
+
 def saved_official(tmp_path, network):
     torch.save({"state_dict": under("model.", network)}, tmp_path / "official.ckpt")
     return tmp_path / "official.ckpt"

@@ -290,6 +290,15 @@ def test_a_threshold_of_a_read_only_file_is_told_before_the_work(run, root, monk
     )
 
 
+def test_what_was_taken_of_another_programs_weights_is_said(run, root, checkpoint, tmp_path):
+    state = torch.load(checkpoint, weights_only=True)["state_dict"]
+    weights = {key.removeprefix("model."): value for key, value in state.items() if key.startswith("model.")}
+    path = tmp_path / "other.pth"
+    torch.save({"model": weights}, path)
+    out = run("pairs", "--root", str(root), "--color", "bgr", model=path)
+    assert f"note: {path}: {len(weights)} weights under no prefix of its part `model` are taken; bgr images" in out
+
+
 def test_a_checkpoint_of_the_wrong_kind(run, root, tmp_path):
     torch.save({"state_dict": {"weight": torch.zeros(2)}}, tmp_path / "other.ckpt")
     assert "has no `model.*` weights" in run("pairs", "--root", str(root), model=tmp_path / "other.ckpt", expected=2)

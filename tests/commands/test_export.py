@@ -550,3 +550,12 @@ def test_help_explains_every_option(capsys):
     text = capsys.readouterr().out
     for name in vars(parse(["--checkpoint", "x", "--output", "x.onnx"])):
         assert f"--{name}" in text
+
+
+def test_what_was_taken_of_another_programs_weights_is_said(exported_before, tmp_path, capsys):
+    weights = fill_state_dict(build_model("ir_mini").state_dict())
+    path = tmp_path / "other.pth"
+    torch.save({"model": weights}, path)
+    assert main(["--checkpoint", str(path), "--color", "bgr", "--output", str(tmp_path / "a.onnx")]) == 0
+    said = capsys.readouterr().out
+    assert f"note: {path}: {len(weights)} weights under no prefix of its part `model` are taken; bgr images" in said
