@@ -68,11 +68,11 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         known: list[Any] = [(dict, name) for name in _OLD_LIGHTNING_CLASSES]
         known += stand_ins_of_numbers(Path(path).stat().st_size)
         with (
-            Path(path).open("rb") as file,  # of a path, torch looks at the extension
+            file.open("rb") as opened,  # of a path, torch looks at the extension
             torch.serialization.safe_globals(known),
             warnings.catch_warnings(action="ignore"),
         ):
-            checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+            checkpoint = torch.load(opened, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         # PyTorch's own message recommends weights_only=False, so it is not shown
         culprit = _REFUSED_GLOBAL.search(str(error))

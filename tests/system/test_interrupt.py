@@ -58,6 +58,7 @@ def command(wait: str = "wait('running')", cleaning: bool = False, at_exit: bool
 @pytest.fixture
 def slow_imports(tmp_path) -> Path:
     """A folder with a module of the name of NumPy, whose import never ends."""
+    (tmp_path / "model.onnx").touch()
     (tmp_path / "numpy.py").write_text(f"import time\nprint('importing', flush=True)\n{SLEEP}\n")
     return tmp_path
 
@@ -68,17 +69,18 @@ def slow_imports(tmp_path) -> Path:
     [
         ["main.py", "--arch", "ir_mini"],
         ["convert.py", "--rec_path", "x"],
-        ["inference.py", "serve", "--checkpoint", "README.md"],
+        ["inference.py", "serve", "--checkpoint", "MODEL"],
         ["-m", "adaface.demo.dataset", "--output", "x"],
         ["-m", "adaface.commands.demo_baseline", "x"],
         ["-m", "adaface", "train", "--arch", "ir_mini"],
-        ["-m", "adaface", "serve", "--checkpoint", "README.md"],
-        ["-m", "adaface", "evaluate", "pairs", "--checkpoint", "README.md", "--root", "docs"],
+        ["-m", "adaface", "serve", "--checkpoint", "MODEL"],
+        ["-m", "adaface", "evaluate", "pairs", "--checkpoint", "MODEL", "--root", "docs"],
         ["-c", "import sys; from adaface.__main__ import main; sys.argv[1:] = ['align', 'a', 'b']; sys.exit(main())"],
     ],
 )
 def test_during_imports(slow_imports, words, number):
-    running = start(*words, path=slow_imports)
+    model = str(slow_imports / "model.onnx")  # read later
+    running = start(*(model if word == "MODEL" else word for word in words), path=slow_imports)
     assert running.stdout.readline() == "importing\n"
     running.send_signal(number)
     assert ended(running) == (130, "\nadaface: stopped; nothing was done\n")
@@ -130,7 +132,7 @@ raise SystemExit(3)
 
 
 def test_a_server_in_the_background_is_stopped(slow_imports):
-    words = ["-m", "adaface", "serve", "--checkpoint", "README.md"]
+    words = ["-m", "adaface", "serve", "--checkpoint", str(slow_imports / "model.onnx")]
     running = start(*words, path=slow_imports, ignored=True)
     assert running.stdout.readline() == "importing\n"
     running.send_signal(signal.SIGINT)
