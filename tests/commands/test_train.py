@@ -621,7 +621,7 @@ def test_a_checkpoint_every_few_steps_resumes_to_the_same_bits(faces, tmp_path, 
     monkeypatch.setattr(folders, "publish", keep_the_first)
     whole = run(faces, tmp_path / "whole", *common)
     checkpoint = load_checkpoint(kept)
-    assert checkpoint["adaface"]["position"] == {"epoch": 0, "batch": 6, "samples": 24}
+    assert checkpoint["adaface"]["position"] == {"epoch": 0, "batch": 3, "samples": 12}
     resumed = tmp_path / "resumed"
     shutil.copytree(kept, resumed / "checkpoints" / "step")
     folders.link(resumed / "checkpoints" / "step", resumed / "last.ckpt")
