@@ -115,6 +115,8 @@ class Journal:
             for number, row in enumerate(before.get(name, []))
             if row["crop"] and (row["crop"] != crop_name(name, number) or owners[row["crop"]] > 1)
         }
+        if not renamed:
+            return
         gone = [row for name in renamed for row in before.pop(name)]
         self._before = {name: rows for name, rows in self._before.items() if name in before}
         self._rows = {name: rows for name, rows in self._rows.items() if name in before}

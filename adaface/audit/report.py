@@ -8,6 +8,7 @@ import base64
 import io
 import itertools
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -172,10 +173,15 @@ def _card(data: AuditedData, finding: Finding, tests: Mapping[str, TestImages]) 
             pictures += [(_uri(data, sample), f"of {data.source.class_names[label]}") for sample in some]
     return {
         "identity": _printable(finding.identity),
-        "text": _printable(finding.text.replace(f"{data.source.location}/", "")),
+        "text": _printable(_without_location(finding.text, data.source.location)),
         "pictures": [(uri, _printable(place)) for uri, place in pictures],
         "more": max(0, len(finding.samples) - _SHOWN_OF_FINDING),
     }
+
+
+def _without_location(text: str, location: str) -> str:
+    """Return a text whose paths begin in the folder of the data."""
+    return re.sub(rf"(?<![^\s(]){re.escape(location)}/", "", text)
 
 
 def _place(data: AuditedData, sample: int) -> str:

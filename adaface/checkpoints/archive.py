@@ -138,7 +138,8 @@ def _check_pickle(path: str, size: int, modified_ns: int) -> None:
     import torch  # takes seconds; what is no checkpoint is told before
 
     try:
-        pickle = torch._C.PyTorchFileReader(path).get_record(_PICKLE)
+        with Path(path).open("rb") as file:  # not by its path: torch knows only UTF-8
+            pickle = torch._C.PyTorchFileReader(file).get_record(_PICKLE)
     except RuntimeError as error:
         raise ValueError(f"the zip is damaged: {error}") from error
     walk_pickle(io.BytesIO(pickle), len(pickle), CHECKPOINT_OPCODES)

@@ -38,6 +38,7 @@ _REFUSED_GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
 KERNEL = "head.kernel"  # key in the state dict: weights of the head, (D, C)
 SHARDED_HEAD = "sharded_head"  # key under ``adaface``: contents of the head's files
 _SHOWN_KEYS, _LONGEST_KEY = 8, 60
+_LONGEST_HEADER = 5_000_000  # of safetensors: 150 bytes for each weight
 _EXPANDED_BYTES = 10_000_000
 THRESHOLD = "adaface_threshold"  # key next to the state dict: from this cosine on, two faces are the same person
 
@@ -101,6 +102,10 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+        if length > _LONGEST_HEADER:
+            raise ValueError(f"its header of {length:,} bytes is too long")
         return load_file(path)
     except Exception as error:  # a damaged header fails in many ways
         raise ValueError(

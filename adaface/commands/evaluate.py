@@ -52,7 +52,7 @@ def _run(options: argparse.Namespace, words: list[str]) -> int:
     models = [_open_model(options, path) for path in paths]
     for path, model in zip(paths, models, strict=True):
         print(f"model: {path} ({model.embedder.arch})")
-        model_options.print_foreign(path, options.color)
+        model_options.print_foreign(model.embedder.foreign, options.color)
     findings = _compare(options, models) if options.compare else _RUN[options.protocol](options, models[0])
     print(text_of(findings))
     _keep(findings, options, words, paths, models)

@@ -47,7 +47,7 @@ def export(options: argparse.Namespace) -> None:
     """
     check_packages("the export", {"onnxscript": "onnxscript"})
     model, description = read_model(options.checkpoint, options.arch, options.color)
-    print_foreign(options.checkpoint, options.color)
+    print_foreign(description.foreign, options.color)
     in_order = _to_network_order(description)
     chosen = options.verify_images
     faces = in_order(read_sample(chosen, VERIFIED) if chosen else drawn_faces(VERIFIED))

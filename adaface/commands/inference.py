@@ -74,7 +74,7 @@ def _open_model(options: argparse.Namespace) -> CachedEmbedding:
         most_unreadable=_most_unreadable(options),
     )
     print(f"model: {path} ({model.embedder.arch})")
-    print_foreign(path, options.color)
+    print_foreign(model.embedder.foreign, options.color)
     return model
 
 

@@ -193,8 +193,9 @@ def _check_images(options: argparse.Namespace) -> None:
     for path in paths:
         check_image_file(path)
     with quiet_decoders():
-        for index in range(0 if options.align else len(paths)):
-            ImageFiles("images", paths).read(index)
+        for index, path in enumerate(paths):
+            if path.is_file() and not options.align:  # a pipe can be read only once
+                ImageFiles("images", paths).read(index)
 
 
 def check_new_folder(folder: Path) -> None:

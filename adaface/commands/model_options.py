@@ -40,19 +40,14 @@ def add_model_options(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def print_foreign(path: str | Path, color: str | None) -> None:
+def print_foreign(foreign: str, color: str | None) -> None:
     """Print which weights of another program's file are taken; nothing for other models.
 
     Args:
-        path: a model that was loaded.
+        foreign: as of the embedder.
         color: ``--color``.
     """
-    if Path(path).suffix == ".onnx":
-        return
-    from adaface.checkpoints.files import load_checkpoint  # PyTorch
-    from adaface.checkpoints.weights import describe_foreign
-
-    if foreign := describe_foreign(load_checkpoint(path), path):
+    if foreign:
         print(f"note: {foreign}; {color} images", flush=True)
 
 

@@ -68,12 +68,11 @@ def check_paths(parsed: tuple[Config, Action]) -> None:
             check_available(word)
     if action == "run":
         check_output_folder(Path(run.output_dir), "--output_dir")
-    _check_sets(config)
-    if run.evaluate:
-        return
-    from adaface.data.sources.finder import find_data_sets  # with NumPy and OpenCV
+    if not run.evaluate:
+        from adaface.data.sources.finder import find_data_sets  # with NumPy and OpenCV
 
-    find_data_sets(config.data.data_root, config.data.train_data_path, use_mxrecord=config.data.use_mxrecord)
+        find_data_sets(config.data.data_root, config.data.train_data_path, use_mxrecord=config.data.use_mxrecord)
+    _check_sets(config)
 
 
 def _check_sets(config: Config) -> None:

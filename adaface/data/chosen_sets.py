@@ -31,13 +31,14 @@ class ChosenSets:
 
 
 def check_folder_of_sets(options: DataOptions) -> None:
-    """Raise FileNotFoundError unless the folder of the verification sets exists, or is ``none``.
+    """Raise FileNotFoundError unless the folder of the verification sets exists, is ``none``, or the default.
 
     Args:
-        options: with a ``val_data_path`` that the user has given.
+        options: with a ``val_data_path`` that the user has given. The default stands in many recipes; without this
+            folder, training has no sets.
     """
     word, folder = options.val_data_path, Path(options.data_root, options.val_data_path)
-    if word != NO_SETS and not folder.is_dir():
+    if word not in (NO_SETS, DataOptions().val_data_path) and not folder.is_dir():
         why = "it is a file" if folder.exists() else "there is no such folder"
         advice = f"give the folder of the verification sets, or {NO_SETS}"
         hint = nearest_path(word, root=options.data_root, always=advice)

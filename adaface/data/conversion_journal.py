@@ -172,21 +172,18 @@ def checksum_of_images(records: RecordShards, positions: np.ndarray) -> int:
     return crc
 
 
-def check_conversion(folder: Path) -> Journal | None:
+def check_conversion(folder: Path) -> None:
     """Check that an image folder, if it was converted, is complete and made from the `.rec` beside it.
 
     Args:
         folder: image folder.
-
-    Returns:
-        Its journal, or None if there is none.
 
     Raises:
         ValueError: it is not complete, the `.rec` has changed since, or the journal is damaged.
     """
     journal = Journal.load(folder)
     if journal is None:
-        return None
+        return
     again = _again(folder)
     if not journal.complete:
         raise ValueError(
@@ -196,13 +193,12 @@ def check_conversion(folder: Path) -> Journal | None:
     try:
         recs = find_records(folder.parent)
     except ValueError:  # some shards are gone: there is nothing to compare with
-        return journal
+        return
     if recs and not _is_made_from(journal, recs):
         raise ValueError(
             f"{folder} was converted from another {recs[0].name} than the one in {folder.parent} now. Convert again "
             f"with: {again} --overwrite; or move one of them away; training reads the .rec itself with --use_mxrecord"
         )
-    return journal
 
 
 def _again(folder: Path) -> str:

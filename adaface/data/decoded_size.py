@@ -103,6 +103,8 @@ def _precincts(style: bytes, width: int, height: int) -> int:
     """
     levels = style[1]
     sizes = style[6 : 7 + levels] if style[0] & 1 else b"\xff" * (levels + 1)
+    if len(sizes) <= levels:
+        raise IndexError("a coding style ends before its sizes")
     # For some orders of packets it goes through all columns and rows, of whatever resolution.
     columns = max(-(-width >> (size & 15) + levels - number) for number, size in enumerate(sizes))
     rows = max(-(-height >> (size >> 4) + levels - number) for number, size in enumerate(sizes))

@@ -10,6 +10,7 @@ Differs from it: files with other extensions are looked at, hidden images are re
 an error, as are many links below links: two in each of 30 folders to the next one make a billion paths.
 """
 
+import itertools
 import logging
 import os
 from collections import Counter
@@ -34,10 +35,12 @@ _RAW_EXTENSIONS = (  # their content begins like a TIFF file, in which decoders 
 )  # fmt: skip
 _LITTER_FILES = frozenset((".ds_store", "thumbs.db", "desktop.ini", ".directory", ".gitkeep", ".gitignore"))
 _LITTER_FOLDERS = frozenset((
-    "@eadir", "__macosx", ".ipynb_checkpoints", ".git", ".hg", ".svn", ".dvc", ".cache", ".thumbnails",
-    ".spotlight-v100", ".fseventsd",
+    "@eadir", "__macosx", ".ipynb_checkpoints", ".git", ".hg", ".svn", ".dvc", ".cache", ".thumbnails", ".thumbs",
+    ".spotlight-v100", ".fseventsd", ".documentrevisions-v100", ".temporaryitems", ".appledouble", ".picasaoriginals",
+    ".dtrash", ".stversions", ".snapshot", ".zfs", ".idea", ".vscode", ".venv",
 ))  # fmt: skip
 _OWN_FILES = frozenset((".convert.json", ".lock", "alignment.csv", "alignment.json"))  # as written by this program
+_ICONS = frozenset(("ICO", "ICNS", "XBM", "XPM"))  # nobody misses a face without them
 _SHOWN = 10
 _MOST_LINKS = 100  # below other links, that lead to the same folder
 
@@ -107,6 +110,19 @@ def find_image_files(root: str | os.PathLike[str], *, omit: Path | None = None) 
     return FolderListing(names, skipped, litter)
 
 
+def holds_images(root: str | os.PathLike[str]) -> bool:
+    """Return whether there is an image in a folder, at any depth; the search ends at the first one.
+
+    Args:
+        root: the folder.
+
+    Raises:
+        OSError: a folder cannot be read.
+    """
+    entries = itertools.chain.from_iterable(entries for _, entries in _walk(os.fspath(root), None))
+    return any(not is_litter(e.name) and not _is_hidden_folder(e) and _problem(e) is None for e in entries)
+
+
 def list_classes(root: str | os.PathLike[str]) -> tuple[list[str], FolderListing]:
     """List the class folders of an image folder.
 
@@ -141,8 +157,7 @@ def is_litter(name: str) -> bool:
 
     They are ``.DS_Store``, ``Thumbs.db``, ``desktop.ini``, ``.directory``, ``._*``, ``.gitkeep``, ``.gitignore``, and
     the journals, locks and temporary files of this program. Folders: ``@eaDir``, ``__MACOSX``,
-    ``.ipynb_checkpoints``, ``.git``, ``.hg``, ``.svn``, ``.dvc``, ``.cache``, ``.thumbnails``,
-    ``.Trash*``, and those of macOS.
+    ``.ipynb_checkpoints``, ``.Trash*``, and hidden ones of version control, caches, earlier versions and editors.
     """
     own = name in _OWN_FILES or (name.startswith(".") and name.endswith((".part", ".part.lock")))
     return own or name.startswith("._") or name.lower() in _LITTER_FILES
@@ -277,5 +292,5 @@ def _problem(entry: os.DirEntry[str]) -> tuple[str, bool] | None:
     if not found and lower.endswith(_OTHER_EXTENSIONS):
         return ("damaged: its content is not an image" if start else "an empty file", True)
     if reason := why_unreadable(found):
-        return (reason, bool(found))
+        return (reason, bool(found) and found not in _ICONS)
     return ("a hidden file", True) if hidden else None

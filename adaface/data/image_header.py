@@ -273,8 +273,15 @@ def _chunks_without_pixels(png: bytes) -> Iterator[int]:
     while (kind := png[position + 4 : position + 8]) and kind != b"IEND":
         length = int.from_bytes(png[position : position + 4], "big")
         if kind not in (b"IDAT", b"fdAT") or length < _SMALL_CHUNK:
-            yield min(length, 512) // 2 if kind in _PNG_INFLATED else 0  # 256 may be of any length
+            is_inflated = kind in _PNG_INFLATED and not (kind == b"iTXt" and _is_plain_text(png[position + 8 :][:81]))
+            yield min(length, 512) // 2 if is_inflated else 0  # 256 may be of any length
         position += 12 + length
+
+
+def _is_plain_text(start: bytes) -> bool:
+    """Return whether an ``iTXt`` is not compressed: its keyword of up to 79 bytes and a zero are followed by a zero."""
+    keyword, _, rest = start.partition(b"\0")
+    return rest[:1] == b"\0" and 0 < len(keyword) < 80
 
 
 def _boxes_before_codestream(jp2: bytes) -> Iterator[int]:

@@ -79,8 +79,8 @@ def as_bgr(image: Any, what: str) -> np.ndarray:
 def pillow_to_bgr(image: Image.Image) -> np.ndarray:
     """Return a Pillow image of any mode as (H, W, 3) uint8 BGR, upright.
 
-    Gray images get three equal channels, 16 bits are divided by 256 (in mode "I" only if there are levels above 255),
-    transparent areas are black, and the orientation in EXIF is applied if it can be read.
+    Gray images get three equal channels, 16 bits are divided by 256, transparent areas are black, and the orientation
+    in EXIF is applied if it can be read. Mode "I" without a file has 8 bits if no level is above 255.
 
     Args:
         image: it is not changed.
@@ -89,12 +89,13 @@ def pillow_to_bgr(image: Image.Image) -> np.ndarray:
         ValueError: floating-point pixels. Other errors of Pillow: it is damaged.
     """
     image.load()  # an error here is not one of EXIF
+    of_file = bool(image.format)
     with contextlib.suppress(*PILLOW_ERRORS):
         if image.getexif().get(_ORIENTATION, 1) != 1:  # an upright image would be copied
             image = ImageOps.exif_transpose(image)
     if image.mode in _DEEP:
         gray = np.asarray(image).astype(np.int64).clip(0, 65535)
-        if image.mode != "I" or gray.max() > 255:  # mode "I" is also what 8 bits are converted to
+        if image.mode != "I" or of_file or gray.max() > 255:  # without a file, it may have been 8 bits
             gray >>= 8
         return np.repeat(gray.astype(np.uint8)[..., None], 3, axis=2)
     if image.mode == "F":

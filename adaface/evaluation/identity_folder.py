@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from adaface.data.image_files import FolderListing, Skipped, find_image_files, list_classes, report_skipped
+from adaface.data.image_files import FolderListing, Skipped, holds_images, list_classes, report_skipped
 from adaface.data.image_list import ImageFiles, read_color_image
 from adaface.data.images import IMAGE_SHAPE
 from adaface.data.sources.folder import FolderSource, listing
@@ -152,14 +152,10 @@ def parts_of(root: Path) -> list[Path]:
 def _beside(root: Path) -> FolderListing:
     """List what is beside the gallery and probe folders, where no image is used."""
     folders, found = list_classes(root)
-    skipped, litter = list(found.skipped), found.litter
-    for folder in folders:
-        if folder not in (GALLERY, PROBE):
-            inside = find_image_files(root / folder)
-            images = [Skipped(name, f"neither in {GALLERY} nor in {PROBE}", True) for name in inside.names]
-            skipped += [entry._replace(name=f"{folder}/{entry.name}") for entry in [*images, *inside.skipped]]
-            litter += inside.litter
-    return FolderListing([], skipped, litter)
+    others = [folder for folder in folders if folder not in (GALLERY, PROBE)]
+    reason = f"a folder beside {GALLERY} and {PROBE}"
+    skipped = [Skipped(folder, reason, holds_images(root / folder)) for folder in others]
+    return FolderListing([], [*found.skipped, *skipped], found.litter)
 
 
 def _refuse_unaligned(images: ImageFiles) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from adaface.models.input_format import InputFormat
 from adaface.system.json_file import parse_object
 
 ONNX_METADATA = "adaface"  # key of this project's metadata in the ONNX file, as JSON
-CHECKSUM = "sha256"  # key in these metadata: of the file with ``BLANK`` in place of the checksum
-BLANK = "0" * 64
+CHECKSUM = "bytes_and_sha256"  # key in these metadata: of the file with ``BLANK`` in place of the value
+BLANK = f"{0:020}-{0:064}"
+_CHECKSUM = re.compile(r"([0-9]{20})-[0-9a-f]{64}")
 _ERRORS_ONLY = 3  # ONNX Runtime's level of messages
 
 
@@ -63,36 +65,43 @@ def load_network(path: Path) -> tuple[OnnxNetwork, InputFormat, Mapping[str, Any
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: not an ONNX file, not one of ``adaface export``, or damaged; files of older versions have no
-            checksum.
+        ValueError: not an ONNX file, not one of ``adaface export``, or damaged. Files of older versions have no
+            checksum, and those that an optimizer wrote anew none that fits; they are not compared.
         RuntimeError: the package onnxruntime is missing.
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no ONNX file {path}")
     session = _open_session(path)
     metadata = _onnx_metadata(session, path)
-    stored = metadata.get(CHECKSUM)
-    if stored is not None and stored != checksum_of_export(path.read_bytes(), str(stored)):
-        raise ValueError(
-            f"{path} is damaged, or changed by another program: its checksum is not the one it was written with; copy "
-            "it again, or export it again"
-        )
+    if CHECKSUM in metadata:
+        _check(path, str(metadata[CHECKSUM]))
     input_format = InputFormat.of(metadata, path)
     return OnnxNetwork(session, input_format, path), input_format, metadata
 
 
 def checksum_of_export(content: bytes, stored: str) -> str:
-    """Return the SHA-256 of an ONNX file with ``BLANK`` in place of its stored checksum.
+    """Return the number of bytes and the SHA-256 of an ONNX file with ``BLANK`` in place of its stored checksum.
 
     Args:
         content: of the file.
-        stored: 64 hexadecimal digits in the metadata, which follow the graph.
+        stored: as long as ``BLANK``, in the metadata, which follow the graph.
     """
-    place, view = content.rfind(stored.encode("utf-8", "replace")), memoryview(content)
+    place, view = content.rfind(stored.encode()), memoryview(content)
     digest = hashlib.sha256(view[:place])
     digest.update(BLANK.encode())
     digest.update(view[place + len(BLANK) :])
-    return digest.hexdigest()
+    return f"{len(content):020}-{digest.hexdigest()}"
+
+
+def _check(path: Path, stored: str) -> None:
+    """Raise ValueError if a file is not as it was written; one that another program wrote anew has another size."""
+    parts = _CHECKSUM.fullmatch(stored)
+    if parts and int(parts[1]) != path.stat().st_size:
+        return
+    if not parts or stored != checksum_of_export(path.read_bytes(), stored):
+        raise ValueError(
+            f"{path} is damaged: its checksum is not the one it was written with; copy it again, or export it again"
+        )
 
 
 def _open_session(path: Path) -> Any:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from adaface.checkpoints.download import find_model
 from adaface.checkpoints.files import THRESHOLD, load_checkpoint
-from adaface.checkpoints.weights import backbone_state, find_architecture, load_backbone
+from adaface.checkpoints.weights import backbone_state, describe_foreign, find_architecture, load_backbone
 from adaface.data.images import as_bgr
 from adaface.export.network import load_network
 from adaface.metrics.verification import fuse_flip
@@ -109,6 +109,7 @@ class Embedder:
         input_format: input that the network expects.
         fingerprint: identifies the weights and the input format.
         threshold: threshold calibrated by ``metrics.calibration`` for this model, as plain values; None without one.
+        foreign: which weights of another program's file were taken; empty for other models.
     """
 
     def __init__(
@@ -120,8 +121,10 @@ class Embedder:
         input_format: InputFormat,
         fingerprint: str,
         threshold: Mapping[str, Any] | None = None,
+        foreign: str = "",
     ) -> None:
         self.name, self.arch, self.fingerprint, self.threshold = name, arch, fingerprint, threshold
+        self.foreign = foreign
         self._network, self._format = network, input_format
 
     @classmethod
@@ -229,12 +232,14 @@ class Description:
         input_format: input that the network expects.
         fingerprint: identifies the weights and the input format.
         threshold: threshold calibrated by ``metrics.calibration`` for this model, as plain values; None without one.
+        foreign: which weights of another program's file were taken; empty for other models.
     """
 
     arch: str
     input_format: InputFormat
     fingerprint: str
     threshold: Mapping[str, Any] | None
+    foreign: str = ""
 
 
 def read_model(path: str | Path, arch: str | None = None, color: str | None = None) -> tuple[Backbone, Description]:
@@ -260,6 +265,7 @@ def read_model(path: str | Path, arch: str | None = None, color: str | None = No
         input_format=input_format,
         fingerprint=f"{arch}-{_digest(backbone_state(checkpoint, path, color))}{_of_format(input_format)}",
         threshold=checkpoint.get(THRESHOLD),
+        foreign=describe_foreign(checkpoint, path),
     )
 
 
@@ -272,6 +278,7 @@ def _load_checkpoint(path: Path, arch: str | None, device: str, color: str | Non
         input_format=description.input_format,
         fingerprint=description.fingerprint,
         threshold=description.threshold,
+        foreign=description.foreign,
     )
 
 

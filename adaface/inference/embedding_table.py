@@ -99,7 +99,7 @@ def open_table(part: Path, shape: tuple[int, int]) -> np.memmap:
     except OSError as error:
         if error.errno not in CANNOT_GROW:
             raise
-        part.unlink()
+        part.unlink(missing_ok=True)
         what, action = "no space", "free some space"
         if error.errno == errno.EFBIG:
             what, action = "the limit of the file size (ulimit -f) is too low", "raise it"

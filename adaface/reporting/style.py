@@ -6,6 +6,7 @@ could notice. The palette is that of Okabe and Ito, which is safe for color-blin
 
 import io
 import math
+import re
 from collections.abc import Iterable
 from functools import cache
 from itertools import cycle
@@ -33,7 +34,7 @@ _LINE_STYLES = ("-", "--", ":", "-.")
 _WRITTEN_OUT_FROM = 0.01
 _DEFAULT_FAMILY = "DejaVu Sans"  # matplotlib brings it
 _REGULAR = 400  # weight
-_BOXES = "Last Resort"  # a font with a box for every letter
+_BOXES = "lastresort"  # "Last Resort" of matplotlib and ".LastResort" of macOS have a box for every letter
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -92,7 +93,7 @@ def drawable(text: str) -> str:
 def _family_with(letter: str) -> str | None:
     """Return a font family that has a letter, the default one if possible; None if no installed one has it."""
     upright = (font.name for font in fontManager.ttflist if (font.style, font.weight) == ("normal", _REGULAR))
-    families = sorted({name for name in upright if not name.startswith(_BOXES)})
+    families = sorted({name for name in upright if not re.sub(r"[ .]", "", name).lower().startswith(_BOXES)})
     return next((one for one in (_DEFAULT_FAMILY, *families) if ord(letter) in _letters_of(one)), None)
 
 

@@ -28,8 +28,8 @@ def end_on_interrupt(*, in_background: bool = False) -> None:
     global _process
     if not _process:
         # The last of these functions, as it is the first registered. Python then restores the default handlers, with
-        # which a signal would end the process without its exit status.
-        atexit.register(signal.pthread_sigmask, signal.SIG_BLOCK, STOP_SIGNALS)
+        # which Ctrl-C would end the process without its exit status. SIGTERM still ends it, if it hangs.
+        atexit.register(signal.pthread_sigmask, signal.SIG_BLOCK, [signal.SIGINT])
     _process = os.getpid()
     with contextlib.suppress(ValueError):  # not in the main thread, where no Ctrl-C arrives
         for number, default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):

@@ -24,7 +24,9 @@ _PUSHED = {  # values without parts
 }  # fmt: skip
 _EMPTY = {"EMPTY_LIST", "EMPTY_TUPLE", "EMPTY_DICT", "EMPTY_SET"}
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+_BUILT = frozenset({*_EMPTY, *_TUPLES, "TUPLE", "LIST", "DICT"})
 _PUTS, _GETS = {"PUT", "BINPUT", "LONG_BINPUT"}, {"GET", "BINGET", "LONG_BINGET"}
+_CHEAP = frozenset({*_PUSHED, *_PUTS, *_GETS, "MEMOIZE"})
 _PLAIN = frozenset(_PUSHED | _EMPTY | set(_TUPLES) | _PUTS | _GETS) | {
     "PROTO", "FRAME", "STOP", "MARK", "MEMOIZE", "LIST", "APPEND", "APPENDS", "TUPLE", "DICT", "SETITEM", "SETITEMS",
     "ADDITEMS", "STACK_GLOBAL", "REDUCE", "BUILD", "POP_MARK",
@@ -32,7 +34,8 @@ _PLAIN = frozenset(_PUSHED | _EMPTY | set(_TUPLES) | _PUTS | _GETS) | {
 PAIR_SET_OPCODES = _PLAIN
 CHECKPOINT_OPCODES = _PLAIN | {"NEWOBJ", "BINPERSID"}
 _START_BYTES = 64
-_MOST_OPCODES = 2_000_000  # in addition to one in 4 bytes; those of plain values count half, as in lists of booleans
+_MOST_OPCODES = 4_000_000  # in addition to one in 16 bytes; plain values and the memo count half: lists of booleans
+_MOST_CONTAINERS = 1_000_000  # in addition to one in 64 bytes; they take 100 bytes each
 _MOST_PARTS = 20_000_000  # of an object, in addition to those in the file
 _CALL_PARTS = {"collections OrderedDict": 1_000_000}  # what a call in a checkpoint gets: Python 2 gives all items
 _MOST_CALL_PARTS = 10_000  # others: the description of a tensor, a number
@@ -164,18 +167,21 @@ class _Walk:
 
     def __init__(self, size: int, calls_are_short: bool) -> None:
         self._most_parts, self._calls_are_short = size + _MOST_PARTS, calls_are_short
-        self._most_opcodes = size / 4 + _MOST_OPCODES
+        self._most_opcodes, self._most_containers = size / 16 + _MOST_OPCODES, size // 64 + _MOST_CONTAINERS
         self._stack: list[_Value] = []
         self._memo: dict[int, _Value] = {}
-        self._steps = self._chosen = 0
+        self._steps = self._chosen = self._containers = 0
         self._opcodes = 0.0
 
     def step(self, name: str, argument: Any) -> None:
         """Do what an opcode does to the stack."""
         self._steps += 1
-        self._opcodes += 0.5 if name in _PUSHED or name in _GETS else 1
+        self._opcodes += 0.5 if name in _CHEAP else 1
+        self._containers += name in _BUILT
         if self._opcodes > self._most_opcodes:
             raise UnsafePickleError(f"it has more than {self._most_opcodes:,.0f} opcodes, too many for its size")
+        if self._containers > self._most_containers:
+            raise UnsafePickleError(f"it has more than {self._most_containers:,} containers, too many for its size")
         if name in _PUSHED:
             self._push(name, argument)
         elif name in _EMPTY:

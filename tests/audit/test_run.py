@@ -19,7 +19,7 @@ import pytest
 import torch
 
 import main
-from adaface.audit import run
+from adaface.audit import report, run
 from adaface.audit.run import AuditOptions
 from adaface.commands import audit as audit_command
 from adaface.commands import convert
@@ -338,6 +338,16 @@ def test_ctrl_c_ends_with_130(data, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("adaface.audit.run.duplicate_findings", stop)
     assert audit(data.clean, tmp_path / "out") == 130
     assert "run the same command to continue" in capsys.readouterr().err
+
+
+def test_paths_in_findings_begin_in_the_folder_of_the_data():
+    text = "imgs/old_imgs/.3.jpg: a hidden file, the same pixels as imgs/0/1.jpg (imgs/x/imgs/2.jpg)"
+    assert report._without_location(text, "imgs") == (
+        "old_imgs/.3.jpg: a hidden file, the same pixels as 0/1.jpg (x/imgs/2.jpg)"
+    )
+    assert report._without_location("/a+b/imgs/0/1.jpg of /a+b/imgs2/0/1.jpg", "/a+b/imgs") == (
+        "0/1.jpg of /a+b/imgs2/0/1.jpg"
+    )
 
 
 # --- the page -----------------------------------------------------------------------------------------------------

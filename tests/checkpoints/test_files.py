@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import io
+import os
 import pickle
 import subprocess
 import sys
@@ -174,6 +175,20 @@ def test_a_signal_during_a_write_is_no_full_disk(tmp_path, monkeypatch, stop):
     with pytest.raises(type(stop)) as raised:
         files.save_checkpoint({"a": torch.zeros(1)}, tmp_path / "last.ckpt")
     assert raised.value is stop
+
+
+def test_a_name_that_is_no_text(tmp_path):
+    name = tmp_path / os.fsdecode(b"caf\xe9.ckpt")
+    files.save_checkpoint({"state_dict": {"a": torch.ones(2)}}, name)
+    assert load_checkpoint(name)["state_dict"]["a"].tolist() == [1, 1]
+
+
+def test_a_header_of_safetensors_that_is_too_long(tmp_path):
+    """Of millions of empty tensors it would take gigabytes."""
+    content = b"{" + b" " * 6_000_000 + b"}"
+    (tmp_path / "x.safetensors").write_bytes(len(content).to_bytes(8, "little") + content)
+    with pytest.raises(ValueError, match=r"x\.safetensors is damaged .*its header of 6,000,002 bytes is too long"):
+        load_checkpoint(tmp_path / "x.safetensors")
 
 
 def test_a_file_of_another_process_is_no_full_disk(tmp_path):

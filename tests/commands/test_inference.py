@@ -17,7 +17,7 @@ from adaface.alignment.detector import MTCNN
 from adaface.alignment.warp import warp_face
 from adaface.commands import inference
 from adaface.commands.inference import main
-from adaface.commands.inference_options import build_parsers
+from adaface.commands.inference_options import build_parsers, check_paths, parse
 from adaface.data.image_list import ImageFiles
 from adaface.inference.embedder import Embedder
 from adaface.inference.gallery import read_embeddings
@@ -425,3 +425,9 @@ def test_inference_is_the_command_line(people, checkpoint):
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith("decision: same person\n")
     assert done.stderr == ""
+
+
+def test_a_pipe_is_read_once(tmp_path, checkpoint):
+    """Such as <(curl ...) of a shell; here nobody would ever write to it."""
+    os.mkfifo(tmp_path / "pipe")
+    check_paths(parse(["compare", str(tmp_path / "pipe"), str(tmp_path / "pipe"), "--checkpoint", str(checkpoint)]))

@@ -200,6 +200,7 @@ MANY_PARTS = {
     "packets of a tile without a length": codestream(SIDE, PLAIN, segment(0xFF52, TINY), length=0),
     "packets behind an unknown segment": codestream(SIDE, PLAIN, b"\xff\x30\0\x20" + segment(0xFF52, TINY)),
     "a tile-part that ends in its header": codestream(SIDE, PLAIN, segment(0xFF64, b"\0\1hello"), length=13),
+    "no size for a level": codestream(SIDE, b"\1" + PLAIN[1:5] + b"\1" + PLAIN[6:]),
     "tile-parts": codestream(SIDE, PLAIN)[:-2] + codestream(SIDE, PLAIN)[-32:-2] * 70_000,
 }
 

@@ -122,6 +122,14 @@ def test_a_png_of_hundreds_of_chunks_that_inflate_is_damaged(start: bytes) -> No
         read_header(whole[:place] + chunk * 260 + whole[place:], "it")
 
 
+def test_a_png_of_hundreds_of_plain_texts_is_read() -> None:
+    content = b"iTXtComment\0\0\0\0\0" + b"a" * 900
+    chunk = struct.pack(">I", len(content) - 4) + content + struct.pack(">I", zlib.crc32(content))
+    whole = encode(FACE)
+    place = whole.index(b"IDAT") - 4
+    np.testing.assert_array_equal(decode_image(whole[:place] + chunk * 300 + whole[place:], "it"), FACE)
+
+
 def test_a_png_of_many_chunks_of_pixels_is_read() -> None:
     start = cv2.imencode(".png", np.zeros((2, 2, 3), np.uint8))[1].tobytes()
     content = b"IDAT" + bytes(256)

@@ -7,6 +7,7 @@ import pytest
 from sklearn.metrics import f1_score
 
 from adaface.data.conversion_journal import Journal
+from adaface.data.image_files import holds_images
 from adaface.data.image_list import ImageList
 from adaface.evaluation.degradation import DegradedImages
 from adaface.evaluation.folder import FolderSplit, identify, run, run_and_show
@@ -270,13 +271,17 @@ def test_images_beside_gallery_and_probe_are_named(tmp_path, caplog):
     write_people(tmp_path / "extra", {"dan": (0, 5)})
     write_face(tmp_path / "stray.png", 0)
     (tmp_path / "README.txt").write_text("of the data set")
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "table.csv").touch()
     (tmp_path / ".DS_Store").touch()
     with caplog.at_level("INFO"):
         folder = open_identity_folder(tmp_path)
     assert (len(folder.images), folder.skipped) == (16, 4)
     lines = [record.message for record in caplog.records]
     assert lines[0] == "21 files: 16 images, 4 skipped, 1 system files"
-    assert "  skipped extra/dan/00.png: neither in gallery nor in probe" in lines
+    assert "  skipped extra: a folder beside gallery and probe" in lines
+    assert "  skipped results: a folder beside gallery and probe" in lines
+    assert not holds_images(tmp_path / "results") and holds_images(tmp_path / "extra")
     assert "  skipped stray.png: not in a folder of a class" in lines
     assert "  skipped README.txt: not an image" in lines
 

@@ -1,9 +1,11 @@
 """Letters that the default font lacks."""
 
+import dataclasses
 import warnings
 
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.font_manager import fontManager
 from matplotlib.text import Text
 
 from adaface.reporting import style
@@ -47,8 +49,12 @@ def test_a_letter_that_no_font_has_is_escaped(tmp_path, no_other_fonts):
     assert drawable("\u5f35\n$") == "\\u5f35\n$"
 
 
-def test_a_font_with_a_box_for_every_letter_has_none(tmp_path):
-    assert style._family_with("\U0003fffd") is None  # of no script
+@pytest.mark.parametrize("name", ["Last Resort", ".LastResort"])
+def test_a_font_with_a_box_for_every_letter_has_none(name, monkeypatch):
+    boxes = next(font for font in fontManager.ttflist if font.name.startswith("Last Resort"))
+    entry = dataclasses.replace(boxes, name=name)
+    monkeypatch.setattr(fontManager, "ttflist", [entry, *fontManager.ttflist])
+    assert style._family_with.__wrapped__("\U0003fffd") is None  # of no script
 
 
 def test_other_plots_keep_their_font(tmp_path):

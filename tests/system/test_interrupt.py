@@ -115,15 +115,14 @@ def test_after_the_command(number):
     assert ended(running) == (130, "")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_while_python_ends(number):
+def test_while_python_ends():
     """Without handlers, since Python has restored those of the system."""
     program = f"""
 import os
 from adaface.system.interrupt import end_on_interrupt
 class Last:
     def __del__(self, kill=os.kill, process=os.getpid()):
-        kill(process, {int(number)})
+        kill(process, {int(signal.SIGINT)})
 last = Last()
 end_on_interrupt()
 raise SystemExit(3)

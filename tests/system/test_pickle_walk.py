@@ -24,11 +24,23 @@ def test_more_opcodes_than_a_file_of_its_size_needs(content, monkeypatch):
         walk(content)
 
 
+@pytest.mark.parametrize("part", [b"]", b")", b"}", b"N\x85", b"NN\x86", b"(Nt", b"(t", b"(l"])
+def test_more_containers_than_a_file_of_its_size_needs(part, monkeypatch):
+    content = b"(" + part * 3000 + b"t."
+    walk(content)
+    monkeypatch.setattr(pickle_walk, "_MOST_CONTAINERS", 1000)
+    with pytest.raises(UnsafePickleError, match=r"it has more than 1,\d+ containers, too many for its size"):
+        walk(content)
+
+
 @pytest.mark.parametrize("protocol", range(6))
 def test_the_opcodes_of_a_verification_set_and_of_names_are_enough(protocol, monkeypatch):
     monkeypatch.setattr(pickle_walk, "_MOST_OPCODES", 100)
+    monkeypatch.setattr(pickle_walk, "_MOST_CONTAINERS", 100)
     image = bytes(range(128, 256)) * 8
     walk(pickle.dumps(([image + bytes([number]) for number in range(200)], [True, False] * 50), protocol))
+    # as two million names for the whole limit
+    monkeypatch.setattr(pickle_walk, "_MOST_OPCODES", 2000)
     walk(pickle.dumps([f"class {number}" for number in range(1000)], protocol))
 
 

@@ -43,6 +43,9 @@ def test_a_folder_of_verification_sets_that_is_given_must_exist(faces, tmp_path)
     with pytest.raises(FileNotFoundError, match=r"--val_data_path facez: .*; did you mean faces\?"):
         build.open_data(parse([*words, "--config", str(tmp_path / "recipe.yaml")])[0], devices)
     assert "no such folder" in build.open_data(parse(words)[0], devices).summary(), "the default may be absent"
+    (tmp_path / "recipe.yaml").write_text("val_data_path: faces_emore\n")  # as in many recipes
+    given = parse([*words, "--config", str(tmp_path / "recipe.yaml")])[0]
+    assert "no such folder" in build.open_data(given, devices).summary()
     assert "no such folder" in build.open_data(parse([*words, "--val_data_path", "none"])[0], devices).summary()
 
 
