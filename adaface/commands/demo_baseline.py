@@ -98,9 +98,10 @@ def comparison_table(baseline: dict[str, float], kind: str, run: Path | None) ->
 
 
 def _accuracies(results: Path) -> dict[str, float]:
+    content = read_object(results)
     try:
-        return {row["set"]: float(row["accuracy"]) for row in read_object(results)["sets"]}
-    except (KeyError, TypeError, OverflowError) as error:
+        return {row["set"]: float(row["accuracy"]) for row in content["sets"]}
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{results} does not hold the accuracies of a run ({error}): choose another run") from error
 
 

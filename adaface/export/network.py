@@ -3,6 +3,7 @@
 import hashlib
 import importlib
 import re
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,9 @@ from adaface.models.input_format import InputFormat
 from adaface.system.json_file import parse_object
 
 ONNX_METADATA = "adaface"  # key of this project's metadata in the ONNX file, as JSON
-CHECKSUM = "bytes_and_sha256"  # key in these metadata: of the file with ``BLANK`` in place of the value
-BLANK = f"{0:020}-{0:064}"
-_CHECKSUM = re.compile(r"([0-9]{20})-[0-9a-f]{64}")
+CHECKSUM = "checksum"  # key in these metadata: size, its CRC-32, SHA-256 of the file with ``BLANK`` for the value
+BLANK = f"{0:020}-{0:08}-{0:064}"
+_CHECKSUM = re.compile(r"([0-9]{20})-([0-9a-f]{8})-[0-9a-f]{64}")
 _ERRORS_ONLY = 3  # ONNX Runtime's level of messages
 
 
@@ -80,7 +81,7 @@ def load_network(path: Path) -> tuple[OnnxNetwork, InputFormat, Mapping[str, Any
 
 
 def checksum_of_export(content: bytes, stored: str) -> str:
-    """Return the number of bytes and the SHA-256 of an ONNX file with ``BLANK`` in place of its stored checksum.
+    """Return the checksum of an ONNX file, computed with ``BLANK`` in place of the stored one.
 
     Args:
         content: of the file.
@@ -90,15 +91,17 @@ def checksum_of_export(content: bytes, stored: str) -> str:
     digest = hashlib.sha256(view[:place])
     digest.update(BLANK.encode())
     digest.update(view[place + len(BLANK) :])
-    return f"{len(content):020}-{digest.hexdigest()}"
+    size = f"{len(content):020}"
+    return f"{size}-{zlib.crc32(size.encode()):08x}-{digest.hexdigest()}"
 
 
 def _check(path: Path, stored: str) -> None:
     """Raise ValueError if a file is not as it was written; one that another program wrote anew has another size."""
     parts = _CHECKSUM.fullmatch(stored)
-    if parts and int(parts[1]) != path.stat().st_size:
+    size = int(parts[1]) if parts and int(parts[2], 16) == zlib.crc32(parts[1].encode()) else None
+    if size not in (None, path.stat().st_size):
         return
-    if not parts or stored != checksum_of_export(path.read_bytes(), stored):
+    if size is None or stored != checksum_of_export(path.read_bytes(), stored):
         raise ValueError(
             f"{path} is damaged: its checksum is not the one it was written with; copy it again, or export it again"
         )

@@ -129,7 +129,7 @@ def _only_writer(lock: Path, final: Path) -> Iterator[None]:
         if not held:
             raise _is_written(file, final)
         if not _is(lock, os.fstat(file)):  # deleted by its last holder in this moment
-            raise FileExistsError(errno.EEXIST, "another process writes it at the same time", str(final))
+            raise _begun_at_once(final)
         yield
     finally:
         if held and _is(lock, os.fstat(file)):
@@ -141,16 +141,25 @@ def _delete_left_over(path: Path, final: Path) -> None:
     """Delete the temporary file of a killed process; raise FileExistsError if its writer is alive."""
     try:
         file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:  # absent, or a link: nobody is writing to it
-        file = -1
+    except FileNotFoundError:
+        return  # and nothing is deleted: another process may have created it by now
+    except OSError:  # a link: nobody is writing to it
+        path.unlink(missing_ok=True)
+        return
     try:
-        # another name of a file in use is no part of ours
-        if file >= 0 and os.fstat(file).st_nlink == 1 and not lock_open_file(file):
-            raise _is_written(file, final)
+        status = os.fstat(file)
+        if status.st_nlink <= 1:  # another name of a file in use is no part of ours
+            if not lock_open_file(file):
+                raise _is_written(file, final)
+            if not _is(path, status):  # another process has just deleted it, and creates its own
+                raise _begun_at_once(final)
         path.unlink(missing_ok=True)
     finally:
-        if file >= 0:
-            os.close(file)
+        os.close(file)
+
+
+def _begun_at_once(final: Path) -> FileExistsError:
+    return FileExistsError(errno.EEXIST, "another process writes it at the same time", str(final))
 
 
 def _is_written(file: int, final: Path) -> FileExistsError:
@@ -200,17 +209,18 @@ def atomic_file(
     try:
         # not opened for writing: it may be a hard or symbolic link to a file that is in use
         _delete_left_over(part, final)
-        with part.open("xb") as file:
+        with _created(part, final) as file:
             own = os.fstat(file.fileno())
-            lock_open_file(file.fileno())
+            if not lock_open_file(file.fileno()) or not _is(part, own):  # before it was locked, another one came
+                raise _begun_at_once(final)
             if not overwrite:
                 refuse_existing(final)  # now, since another process may have completed it a moment ago
             yield file
             file.flush()
             if to_disk:
                 os.fsync(file.fileno())
-            if not _is(part, own):  # two began in the same moment; the other's incomplete file must not get the name
-                raise FileExistsError(errno.EEXIST, "another process writes it at the same time", str(final))
+            if not _is(part, own):  # where there are no locks; the other's incomplete file must not get the name
+                raise _begun_at_once(final)
             part.replace(final)
     except BaseException as error:
         if isinstance(error, OSError) and error.filename == str(part):
@@ -219,6 +229,13 @@ def atomic_file(
         if own is not None and _is(part, own):
             part.unlink()
         raise
+
+
+def _created(part: Path, final: Path) -> BinaryIO:
+    try:
+        return part.open("xb")
+    except FileExistsError as error:
+        raise _begun_at_once(final) from error
 
 
 def name_full_file(error: BaseException, path: Path) -> None:

@@ -70,6 +70,7 @@ def test_baseline_and_run_stand_beside_each_other(tmp_path: Path) -> None:
         "{}",
         '{"sets": 3}',
         '{"sets": [{"set": "lfw"}]}',
+        '{"sets": [{"set": "lfw", "accuracy": "lfw"}]}',
         f'{{"sets": [{{"set": "lfw", "accuracy": {"9" * 400}}}]}}',
         "[" * 100_000,
     ],

@@ -442,7 +442,7 @@ def test_a_damaged_export_is_told(name, files, tmp_path):
         Embedder.load(path)
 
 
-@pytest.mark.parametrize("stored", [0, "", "\ud800", "f" * 64, "ab" + "a" * 100_000])
+@pytest.mark.parametrize("stored", [0, "", "\ud800", "f" * 64, "ab" + "a" * 100_000, f"{8:020}-{0:08}-{0:064}"])
 def test_a_checksum_that_is_none_is_told(stored, files, tmp_path):
     graph = onnx.load(files / "model.onnx")
     metadata = json.loads(graph.metadata_props[0].value) | {CHECKSUM: stored}

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from adaface.system import files
 from adaface.system.files import (
     atomic_file,
     atomic_path,
@@ -129,6 +130,64 @@ def test_a_folder_is_tried_before_the_work(tmp_path):
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(OSError, match=r"--output_dir x is not writable \(No such file"):
         check_writable(tmp_path / "none", "--output_dir x")
+
+
+@pytest.mark.parametrize("moment", ["before it is created", "before it is locked", "while it is locked by the other"])
+def test_of_two_writers_that_begin_at_once_one_goes_on(tmp_path, monkeypatch, moment):
+    """The other one comes between two steps of this one, and is not harmed."""
+    path, part, others = tmp_path / "x.rec", tmp_path / ".x.rec.part", []
+    lock, open_file = files.lock_open_file, os.open
+
+    def other() -> None:
+        part.unlink(missing_ok=True)
+        others.append(part.open("xb"))
+        lock(others[0].fileno())
+
+    def open_after_the_other(*words, **options):
+        try:
+            return open_file(*words, **options)
+        except FileNotFoundError:
+            other()
+            raise
+
+    def lock_after_the_other(file: int) -> bool:
+        if moment == "before it is locked":
+            other()
+        else:
+            others.append(part.open("rb"))
+            assert lock(others[0].fileno())
+        return lock(file)
+
+    if moment == "before it is created":
+        monkeypatch.setattr(files.os, "open", open_after_the_other)
+    else:
+        monkeypatch.setattr(files, "lock_open_file", lock_after_the_other)
+    with pytest.raises(FileExistsError, match="another process writes it at the same time"), atomic_file(path):
+        pytest.fail("both go on")
+    monkeypatch.undo()
+    if moment != "while it is locked by the other":  # which has not yet deleted it
+        with pytest.raises(FileExistsError, match="is writing it"), atomic_file(path):
+            pytest.fail("both go on")
+        assert part.samefile(others[0].name) and os.fstat(others[0].fileno()).st_nlink == 1
+    others[0].close()
+    write_atomically(path, "whole")
+    assert [file.name for file in tmp_path.iterdir()] == ["x.rec"]
+
+
+def test_a_left_over_that_another_process_deletes_at_once(tmp_path, monkeypatch):
+    path, part = tmp_path / "x.rec", tmp_path / ".x.rec.part"
+    part.write_bytes(b"of a killed process")
+    lock = files.lock_open_file
+
+    def lock_after_the_other(file: int) -> bool:
+        part.unlink()
+        part.write_bytes(b"of the other")
+        return lock(file)
+
+    monkeypatch.setattr(files, "lock_open_file", lock_after_the_other)
+    with pytest.raises(FileExistsError, match="another process writes it at the same time"), atomic_file(path):
+        pytest.fail("both go on")
+    assert part.read_bytes() == b"of the other"
 
 
 def test_the_home_folder_where_no_shell_has_put_it(tmp_path, monkeypatch):
