@@ -109,8 +109,9 @@ def pack_folder(
         for label, (first, past) in enumerate(pairwise(bounds)):
             header = recordio.ImageHeader(np.array([first, past], np.float32), count + 1 + label)
             writer.write(count + 1 + label, recordio.pack(header, b""))
-    with atomic_file(output / "property") as file:
-        file.write(f"{len(classes)},112,112\n".encode())
+        # before the `.rec` gets its name, which is not replaced if a killed command is started again
+        with atomic_file(output / "property") as file:
+            file.write(f"{len(classes)},112,112\n".encode())
     return PackResult(count, len(classes), skipped)
 
 

@@ -43,8 +43,9 @@ class RecordWriter:
         self._offset = 0
         self._keys = array("q")
         with contextlib.ExitStack() as files:  # if the second cannot be opened, the first is deleted
+            self._idx_file = files.enter_context(contextlib.ExitStack())
             # `close` forces both to the disk before it renames either of them
-            self._idx = files.enter_context(atomic_file(self.idx_path, to_disk=False))
+            self._idx = self._idx_file.enter_context(atomic_file(self.idx_path, to_disk=False))
             self._rec = files.enter_context(atomic_file(self.rec_path, to_disk=False, overwrite=overwrite))
             self._files = files.pop_all()
 
@@ -99,6 +100,8 @@ class RecordWriter:
             raise
         # never leave an old index next to a new file; a missing one is rebuilt
         self.idx_path.unlink(missing_ok=True)
+        if not self.rec_path.exists():  # a killed command that is started again keeps a `.rec`, and so needs both
+            self._idx_file.close()
         self._files.close()  # renames the `.rec` first
 
     def abort(self) -> None:

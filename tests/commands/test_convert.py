@@ -734,3 +734,31 @@ def test_help_runs_as_a_script() -> None:
     )
     assert wrong.returncode == 2
     assert len(wrong.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("moment", ["property", "train.idx", "train.rec"])
+def test_a_pack_that_is_killed_between_its_files_can_be_started_again(moment, tmp_path):
+    source = tmp_path / "people"
+    for name in ("ann", "bob"):
+        (source / name).mkdir(parents=True)
+        cv2.imwrite(str(source / name / "1.png"), np.full((112, 112, 3), len(name), np.uint8))
+    words = ["--pack", str(source), "--output"]
+    assert convert.main([*words, str(tmp_path / "whole")]) == 0
+    program = f"""
+import os
+from pathlib import Path
+from adaface.commands import convert
+replace = Path.replace
+def replace_and_die(self, target):
+    replace(self, target)
+    if Path(target).name == {moment!r}:
+        os._exit(9)
+Path.replace = replace_and_die
+convert.main({[*words, str(tmp_path / "killed")]})
+"""
+    assert subprocess.run([sys.executable, "-c", program], cwd=PROJECT, check=False).returncode == 9
+    kept = moment == "train.rec"
+    assert (tmp_path / "killed" / "train.rec").exists() == kept
+    assert convert.main([*words, str(tmp_path / "killed")]) == (2 if kept else 0)
+    for file in (tmp_path / "whole").iterdir():
+        assert (tmp_path / "killed" / file.name).read_bytes() == file.read_bytes()
