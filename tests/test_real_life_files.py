@@ -70,6 +70,7 @@ rows(
     lfw_pairs_with_folds=LFW.encode(),
     lfw_pairs_for_development=LFW.replace("1\t2\n", "2\n", 1).encode(),
     lfw_pairs_with_blanks=LFW.replace("\t", "  ").encode(),
+    lfw_pairs_with_odd_blanks=LFW.replace("Ada\t1\t2", "Ada\t\x1f1\t2\x1f").encode(),
     lfw_pairs_with_crlf=LFW.replace("\n", "\r\n").encode(),
     lfw_pairs_without_a_last_line_end=LFW.strip().encode(),
     lfw_pairs_in_latin_1=LFW.encode("latin-1"),

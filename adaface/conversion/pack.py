@@ -286,9 +286,9 @@ def _is_number(text: str) -> bool:
 
 def _lfw_file(root: Path, name: str, number: str, where: str) -> Path:
     """Return the path of a person's image with a number."""
-    if not _is_number(number.strip()):
+    name, number = name.strip(), number.strip()
+    if not _is_number(number):
         raise ValueError(f"{where}: {number!r} is not an image number")
-    name = name.strip()
     stem = _inside(root, f"{name}/{name}_{int(number):04d}", where)
     for suffix in (".jpg", ".png", ".jpeg", ".JPG", ".PNG", ".JPEG"):
         path = stem.with_name(stem.name + suffix)

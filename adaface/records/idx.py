@@ -52,7 +52,8 @@ def _parts(file: BinaryIO) -> Iterator[bytes]:
     """Cut a file into parts of whole lines; a byte order mark, as Windows editors write it, is left out."""
     mark = codecs.BOM_UTF8
     while text := file.read(_BYTES_AT_ONCE):
-        yield text.removeprefix(mark) + file.readline()
+        if part := text.removeprefix(mark) + file.readline():
+            yield part
         mark = b""
 
 

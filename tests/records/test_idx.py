@@ -53,3 +53,8 @@ def test_one_bad_line_of_many_is_named(tmp_path: Path, old: str, new: str) -> No
     path.write_text(text[:at] + new + text[at + len(old) :])
     with pytest.raises(ValueError, match=r"a\.idx, line 77[89]: expected `key<TAB>offset`"):
         read_idx(path)
+
+
+def test_a_byte_order_mark_alone(tmp_path: Path) -> None:
+    (tmp_path / "a.idx").write_bytes(b"\xef\xbb\xbf")
+    assert [len(column) for column in read_idx(tmp_path / "a.idx")] == [0, 0]
