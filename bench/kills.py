@@ -155,7 +155,7 @@ def jobs() -> dict[str, Job]:
             model_of=True,
         ),
         "compare": job(f"compare {face} people/1/11.jpg --save compared.png", "people", model_of=True),
-        "export": job("export --output model.onnx", model_of=True),
+        "export": job("export --output model.onnx --int8 --calibration_images faces/lfw.bin", "faces", model_of=True),
     }
 
 

@@ -148,5 +148,6 @@ def _check_outputs(options: argparse.Namespace) -> None:
     for file in [output, int8_file(output)] if options.int8 else [output]:
         if file.is_dir():
             raise ValueError(f"{file} is a folder, but --output must be a file")
-        if file.exists() and not options.overwrite:
+        of_killed_export = options.int8 and file == output and not int8_file(output).exists()  # compared when written
+        if file.exists() and not options.overwrite and not of_killed_export:
             raise ValueError(f"{file} exists; give --overwrite to replace it, or another --output")

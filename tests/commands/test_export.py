@@ -321,6 +321,29 @@ def test_a_file_that_another_process_has_completed_meanwhile_is_kept(name, files
     assert of_other.read_bytes() == b"another's"
 
 
+def test_an_export_that_was_killed_before_the_int8_file_is_started_again(files, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(export, "to_onnx", lambda _: onnx.load(files / "model.onnx"))
+    monkeypatch.setattr(export, "quantize", lambda *_: onnx.load(files / "model_int8.onnx"))
+    output = tmp_path / "model.onnx"
+    words = ["--checkpoint", str(files / "model.ckpt"), "--output", str(output)]
+    to_int8 = [*words, "--int8", "--calibration_images", str(files / "faces" / "lfw.bin")]
+    assert main(words) == 0
+    before = output.stat()
+    capsys.readouterr()
+    assert main(to_int8) == 0
+    assert f"{output} is complete\n" in capsys.readouterr().out
+    assert (output.stat().st_mtime_ns, output.stat().st_ino) == (before.st_mtime_ns, before.st_ino)
+    assert (tmp_path / "model_int8.onnx").is_file()
+    assert main(to_int8) == 2
+    assert f"{output} exists; give --overwrite" in capsys.readouterr().err
+
+    (tmp_path / "model_int8.onnx").unlink()
+    output.write_bytes(b"another model")
+    assert main(to_int8) == 2
+    assert f"{output} exists; use --overwrite to replace it" in capsys.readouterr().err
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("model.onnx", b"another model")]
+
+
 def test_weights_that_are_not_finite_are_refused(exported_before, tmp_path, capsys):
     path = write_checkpoint(tmp_path / "model.ckpt")
     checkpoint = torch.load(path, weights_only=True)
