@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adaface.checkpoints.files import KERNEL, SHARDED_HEAD, load_checkpoint
+from adaface.checkpoints.files import KERNEL, SHARDED_HEAD
 from adaface.checkpoints.parts import FOUND_IN, describe_part, prefix_of
 from adaface.config.choices import COLORS
 from adaface.models import registry
@@ -191,19 +191,21 @@ def nearest_architecture(weights: dict[str, Tensor]) -> tuple[str, str]:
     return nearest, key_misfit(weights, expected_shapes(nearest))
 
 
-def load_backbone(model: nn.Module, path: str | Path, arch: str, color: str | None = None) -> None:
+def load_backbone(
+    model: nn.Module, checkpoint: dict[str, Any], path: str | Path, arch: str, color: str | None = None
+) -> None:
     """Load the backbone weights of a checkpoint into ``model``.
 
     Args:
         model: a network of ``registry.build_model(arch)``; changed in place.
-        path: checkpoint of this project or of the official code.
+        checkpoint: what ``load_checkpoint`` returned.
+        path: its file, for the message.
         arch: its architecture's name, for the message.
         color: as in ``backbone_state``.
 
     Raises:
         ValueError: the checkpoint has another architecture (which the message names), or other keys.
     """
-    checkpoint = load_checkpoint(path)
     weights = backbone_state(checkpoint, path, color)
     misfit = key_misfit(weights, {key: tuple(value.shape) for key, value in model.state_dict().items()})
     if misfit:

@@ -52,9 +52,14 @@ def load_pretrained_model(architecture: str | None, path: str | Path, color: str
         FileNotFoundError: there is no such file.
         ValueError: not a checkpoint, or of another or an unknown architecture.
     """
-    architecture = architecture or find_architecture(load_checkpoint(path), path)
+    checkpoint = load_checkpoint(path)
+    return _build(architecture or find_architecture(checkpoint, path), checkpoint, path, color)
+
+
+def _build(architecture: str, checkpoint: dict[str, Any], path: str | Path, color: str | None) -> Backbone:
+    """Build a backbone in evaluation mode, with the weights of a checkpoint that was read from ``path``."""
     model = build_model(architecture)
-    load_backbone(model, path, architecture, color)
+    load_backbone(model, checkpoint, path, architecture, color)
     return model.eval()
 
 
@@ -260,7 +265,7 @@ def read_model(path: str | Path, arch: str | None = None, color: str | None = No
     checkpoint = load_checkpoint(path)
     arch = arch or find_architecture(checkpoint, path)
     input_format = InputFormat.of(_metadata(checkpoint).get("input", {}), path)
-    return load_pretrained_model(arch, path, color), Description(
+    return _build(arch, checkpoint, path, color), Description(
         arch=arch,
         input_format=input_format,
         fingerprint=f"{arch}-{_digest(backbone_state(checkpoint, path, color))}{_of_format(input_format)}",

@@ -295,8 +295,9 @@ def build_module(config: Config, data: FaceDataModule, sharded: bool) -> FaceRec
     word = config.run.finetune or config.run.start_from_model_statedict
     if word and not config.run.resume_from_checkpoint:
         path = find_pretrained(word)
-        load_backbone(module.model, path, config.run.arch, config.run.color)
-        if foreign := describe_foreign(load_checkpoint(path), path):
+        checkpoint = load_checkpoint(path)
+        load_backbone(module.model, checkpoint, path, config.run.arch, config.run.color)
+        if foreign := describe_foreign(checkpoint, path):
             rank_zero_info(f"note: {foreign}")
     return module
 

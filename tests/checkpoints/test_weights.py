@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from adaface.checkpoints.files import load_checkpoint
 from adaface.checkpoints.weights import backbone_state, check_fits, identify_architecture, load_backbone
 from adaface.models.registry import build_model
 from tests.support.checkpoint_files import SMALL, official, write
@@ -12,7 +13,7 @@ def test_an_official_checkpoint_loads(tmp_path):
     state = official(SMALL)
     file = write(tmp_path / "a.ckpt", {"state_dict": {**state, "head.kernel": torch.zeros(512, 3)}})
     model = build_model(SMALL)
-    load_backbone(model, file, SMALL)
+    load_backbone(model, load_checkpoint(file), file, SMALL)
     assert all(torch.equal(value, state[f"model.{key}"]) for key, value in model.state_dict().items())
 
 
@@ -33,7 +34,7 @@ def test_architectures_are_recognized(arch):
 def test_weights_of_another_architecture_are_named(tmp_path):
     file = write(tmp_path / "a.ckpt", {"state_dict": official(SMALL)})
     with pytest.raises(ValueError, match=f"holds weights of {SMALL}, the run uses --arch ir_18: give --arch {SMALL}"):
-        load_backbone(build_model("ir_18"), file, "ir_18")
+        load_backbone(build_model("ir_18"), load_checkpoint(file), file, "ir_18")
 
 
 def test_missing_and_extra_weights_are_listed(tmp_path):
@@ -42,7 +43,7 @@ def test_missing_and_extra_weights_are_listed(tmp_path):
     state["model.extra"] = torch.zeros(1)
     file = write(tmp_path / "a.ckpt", {"state_dict": state})
     with pytest.raises(ValueError, match=r"1 entries missing .*input_layer\.0\.weight.*1 entries unexpected.*extra"):
-        load_backbone(build_model(SMALL), file, SMALL)
+        load_backbone(build_model(SMALL), load_checkpoint(file), file, SMALL)
 
 
 def test_weights_of_a_run_that_is_resumed_are_checked_before_anything_is_written():
