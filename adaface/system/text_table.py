@@ -4,6 +4,7 @@ Errors name the file and the line number.
 """
 
 import csv
+import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -126,6 +127,8 @@ def _first_misfit(path: Path, columns: Mapping[str, str], commas: bool) -> str:
                 convert, what = _KINDS[kind]
                 try:
                     value = convert(field)
+                    if isinstance(value, float) and math.isnan(value):  # pandas does not read it
+                        raise ValueError(field)
                 except ValueError:
                     return f"{path}, line {number}: {name} must be {what}, got {field[:_SHOWN_LETTERS]!r}"
                 if kind == "int64" and not -(2**63) <= value < 2**63:

@@ -33,6 +33,7 @@ def test_lines_without_a_score(tmp_path):
     [
         (f"a.jpg {POINTS} 1\nb.jpg 1 2\n", "line 2: got 3 fields, expected 12"),
         (f"a.jpg {POINTS}\nb.jpg {POINTS.replace('7', 'seven')}\n", "line 2: y5 must be a number, got 'seven'"),
+        (f"a.jpg {POINTS}\nb.jpg {POINTS.replace('7', 'nan')}\n", "line 2: y5 must be a number, got 'nan'"),
         ("\n", "lists no faces"),
     ],
 )
@@ -88,14 +89,18 @@ def test_a_header_that_asks_for_exabytes_is_left_out(tmp_path):
         ),
         (1, lambda points: (300, 400) - points, "are turned by 180 degrees"),
         (1, lambda points: (0, 300) + points[..., ::-1] * (1, -1), "are turned by 90 degrees"),
+        (1, lambda points: points[:, [0, 1, 3, 2, 4]], "in most of 24 faces in .*, the nose is not between the eyes"),
+        (1, lambda points: points[:, [0, 2, 1, 3, 4]], "the nose is not between the eyes and the mouth"),
+        (1, lambda points: points.transpose(0, 2, 1).reshape(-1, 5, 2), "x and y of each together"),
     ],
-    ids=["enlarged", "shrunk", "reverse order", "upside down", "not upright"],
+    ids=["enlarged", "shrunk", "reverse order", "upside down", "not upright", "mouth first", "nose second", "all x"],
 )
 def test_a_set_of_other_images_or_in_another_order(scale, change, message, tmp_path):
     paths, landmarks = landmarks_of_a_set(tmp_path, (int(300 * scale), int(400 * scale)))
     with pytest.raises(ValueError, match=message):
         check_landmarks(tmp_path, paths, change(landmarks))
-    assert check_landmarks(tmp_path, paths[:19], change(landmarks)[:19]) == []  # too few to tell
+    (note,) = check_landmarks(tmp_path, paths[:19], change(landmarks)[:19])  # too few to tell
+    assert re.search(f"^perhaps .*{message.replace('24', '19')}", note)
 
 
 WRONG_Y = "the y of the landmark file does not fit the images in .*: (2|3)[0-9] % of the aligned faces lie beyond the "
@@ -128,6 +133,15 @@ def test_a_note_on_one_coordinate(change, note, tmp_path):
     paths, landmarks = landmarks_of_a_set(tmp_path)
     (told,) = check_landmarks(tmp_path, paths, change(landmarks))
     assert re.search(note, told)
+
+
+def test_profiles_and_faces_that_look_down(tmp_path):
+    """In a full profile the eyes and the corners of the mouth coincide, and the nose is far in front of them."""
+    paths, _ = landmarks_of_a_set(tmp_path)
+    profile = np.array([(150, 150), (151, 150), (190, 190), (155, 225), (156, 225)], float)
+    down = np.array([(115, 175), (185, 175), (150, 215), (120, 226), (180, 226)], float)
+    assert check_landmarks(tmp_path, paths, np.repeat([profile], 24, axis=0)) == []
+    assert check_landmarks(tmp_path, paths, np.repeat([down], 24, axis=0)) == []
 
 
 @pytest.mark.parametrize(
