@@ -6,6 +6,7 @@ The lines of a photograph are appended when its crops are complete. At the end t
 photographs, so that a resumed alignment writes the same file as an uninterrupted one.
 """
 
+import contextlib
 import csv
 import hashlib
 import io
@@ -87,6 +88,7 @@ class Journal:
         self._before: dict[str, list[dict[str, str]]] = {}  # rows of photographs to do again
         self._rows = self._read()
         self.crops_deleted = 0
+        self._folders_to_tidy: set[Path] = set()
         self._write(self._rows)  # without a line that was cut off
         self._file = self._path.open("a", newline="", **_ENCODING)
 
@@ -160,7 +162,8 @@ class Journal:
     ) -> dict[str, list[dict[str, str]]]:
         """Rewrite the table in the order of the photographs, and return its rows by photograph.
 
-        Photographs that are gone are dropped from the table, and their crops are deleted.
+        Photographs that are gone are dropped from the table, and their crops are deleted, with folders that are empty
+        then: training takes an empty folder for a person without images.
 
         Args:
             names: names of all photographs.
@@ -172,6 +175,11 @@ class Journal:
         used = {row["crop"] for some in rows.values() for row in some}
         gone = [row for name, some in {**self._before, **self._rows}.items() if name not in rows for row in some]
         self.crops_deleted = self._delete_crops(gone, keep=used)
+        for folder in self._folders_to_tidy:  # not before: a thread may be about to write into one
+            with contextlib.suppress(OSError):  # it is not empty
+                while folder != self._folder:
+                    folder.rmdir()
+                    folder = folder.parent
         self._write(rows)
         return rows
 
@@ -182,6 +190,7 @@ class Journal:
             path = self._folder / crop
             if path.is_file() and path.resolve().is_relative_to(self._folder.resolve()):  # a table can be edited
                 path.unlink()
+                self._folders_to_tidy.add(path.parent)
                 deleted += 1
         return deleted
 

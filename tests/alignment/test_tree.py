@@ -231,6 +231,23 @@ def test_the_face_of_a_deleted_photograph_is_deleted(tmp_path, capsys):
     assert sorted(path.name for path in output.glob("*.png")) == ["b.png", "mine.png"]
 
 
+def test_folders_of_people_whose_faces_are_gone_are_deleted(tmp_path):
+    """Training takes an empty folder for a person without images."""
+    source, output = tmp_path / "in", tmp_path / "out"
+    write(source / "ann" / "a.png", head())
+    write(source / "ben" / "deep" / "b.png", head())
+    write(source / "cat" / "c.png", head())
+    write(source / "dan" / "d.png", head())
+    assert align(source, output) == 0
+    (output / "cat" / "mine.txt").write_text("not of this program")
+    (source / "ann").rename(source / "eve")
+    (source / "ben" / "deep" / "b.png").unlink()
+    (source / "cat" / "c.png").unlink()
+    write(source / "dan" / "d.png", np.zeros_like(head()))  # no face
+    assert align(source, output) == 1
+    assert sorted(path.name for path in output.iterdir() if path.is_dir()) == ["cat", "eve"]
+
+
 def test_a_table_of_version_0_2_is_done_again(tmp_path, capsys):
     source, output = tmp_path / "in", tmp_path / "out"
     write(source / "a.png", head())
