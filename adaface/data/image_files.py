@@ -10,6 +10,7 @@ Differs from it: files with other extensions are looked at, hidden images are re
 an error, as are many links below links: two in each of 30 folders to the next one make a billion paths.
 """
 
+import errno
 import itertools
 import logging
 import os
@@ -26,12 +27,13 @@ logger = logging.getLogger(__name__)
 
 USUAL_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 _OTHER_EXTENSIONS = (  # a file of these is an image too, but its content decides which
-    ".heic", ".heif", ".hif", ".avif", ".gif", ".mpo", ".jfif", ".jfi", ".jif", ".jpe", ".jp2", ".j2k", ".j2c", ".jpf",
-    ".jpx", ".jxl", ".jxr",
+    ".heic", ".heif", ".hif", ".heics", ".heifs", ".avif", ".avifs", ".gif", ".apng", ".mpo", ".jps", ".jfif", ".jfi",
+    ".jif", ".jpe", ".jpg_large", ".jpeg_large", ".png_large", ".jpg_original", ".jp2", ".j2k", ".j2c", ".jpf", ".jpx",
+    ".jxl", ".jxr", ".pnm", ".pbm", ".dib",
 )  # fmt: skip
-_RAW_EXTENSIONS = (  # their content begins like a TIFF file, in which decoders find a small preview
-    ".dng", ".nef", ".nrw", ".cr2", ".arw", ".sr2", ".srf", ".pef", ".srw", ".rw2", ".orf", ".3fr", ".iiq", ".erf",
-    ".kdc", ".dcr", ".mos",
+_RAW_EXTENSIONS = (  # the content of most begins like a TIFF file, in which decoders find a small preview
+    ".dng", ".nef", ".nrw", ".cr2", ".crw", ".arw", ".sr2", ".srf", ".pef", ".srw", ".rw2", ".rwl", ".orf", ".3fr",
+    ".fff", ".iiq", ".erf", ".kdc", ".dcr", ".mos", ".mef", ".mrw", ".gpr", ".x3f",
 )  # fmt: skip
 _LITTER_FILES = frozenset((".ds_store", "thumbs.db", "desktop.ini", ".directory", ".gitkeep", ".gitignore"))
 _LITTER_FOLDERS = frozenset((
@@ -138,9 +140,9 @@ def list_classes(root: str | os.PathLike[str]) -> tuple[list[str], FolderListing
     classes, skipped, litter = [], [], 0
     with os.scandir(root) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
-            if is_litter(entry.name) or (entry.is_dir() and _is_passed_over(entry, None)):
+            if is_litter(entry.name) or (is_folder(entry) and _is_passed_over(entry, None)):
                 litter += 1
-            elif entry.is_dir() and not entry.name.startswith("."):
+            elif is_folder(entry) and not entry.name.startswith("."):
                 classes.append(entry.name)
             elif _is_hidden_folder(entry):
                 hidden = _list_hidden(entry, entry.name)
@@ -209,7 +211,7 @@ def _walk(root: str, omitted: Path | None) -> Iterator[tuple[str, list[os.DirEnt
         files, folders = [], []
         with os.scandir(folder) as entries:
             for entry in sorted(entries, key=lambda entry: entry.name):
-                if not entry.is_dir():
+                if not is_folder(entry):
                     files.append(entry)
                 elif _is_passed_over(entry, omitted):
                     continue
@@ -229,6 +231,24 @@ def _walk(root: str, omitted: Path | None) -> Iterator[tuple[str, list[os.DirEnt
                 )
         yield prefix, files
         waiting += reversed(folders)
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Return whether an entry is a folder, or a link that leads to one.
+
+    Args:
+        entry: of a folder that is searched.
+
+    Raises:
+        OSError: the folder of a link's target cannot be searched.
+        ValueError: a link leads to itself.
+    """
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise ValueError(f"{entry.path}: a link leads back to itself; remove the link") from error
+        raise
 
 
 def _is_passed_over(folder: os.DirEntry[str], omitted: Path | None) -> bool:
@@ -272,7 +292,7 @@ def _identity(folder: str) -> tuple[int, int]:
 def _problem(entry: os.DirEntry[str]) -> tuple[str, bool] | None:
     """Return why an entry is not an image to read, and whether something is missing without it; None for an image."""
     hidden = entry.name.startswith(".")
-    if entry.is_dir():
+    if is_folder(entry):
         return ("a hidden link to a folder", False)
     lower = entry.name.lower()
     if lower.endswith(USUAL_EXTENSIONS) and entry.is_file():

@@ -97,7 +97,7 @@ def test_every_file_is_an_image_skipped_or_litter(tmp_path, without_heif):
     write(tmp_path, "notes.txt", "alignment.csv", ".DS_Store", "sub/Thumbs.db", "sub/._2.png", content=b"text")
     write(tmp_path, "@eaDir/1.jpg", "__MACOSX/1.jpg", "sub/.ipynb_checkpoints/2.png")
     write(tmp_path, "phone.heic", content=HEIC)
-    write(tmp_path, "camera.NEF", content=b"II*\x00" + bytes(60))
+    write(tmp_path, "camera.NEF", "camera.gpr", content=b"II*\x00" + bytes(60))
     write(tmp_path, "new.jxl", content=b"\xff\x0a" + bytes(60))
     write(tmp_path, "empty", content=b"")
     (tmp_path / "lost.jpg").symlink_to(tmp_path / "nowhere.jpg")
@@ -112,14 +112,15 @@ def test_every_file_is_an_image_skipped_or_litter(tmp_path, without_heif):
         "empty": ("not an image", False),
         "phone.heic": ("a HEIC image: pip install pillow-heif to read it, or convert it to JPEG", True),
         "camera.NEF": ("a camera raw file: convert it to JPEG or PNG", True),
+        "camera.gpr": ("a camera raw file: convert it to JPEG or PNG", True),
         "new.jxl": ("a JPEG XL image: convert it to JPEG or PNG", True),
         "lost.jpg": ("a link to nothing", True),
         "pipe": ("not a regular file", False),
     }
-    assert found.photographs_skipped == 6
+    assert found.photographs_skipped == 7
     lines = summary(found, "photographs")
-    assert lines[0] == "16 files: 3 photographs, 9 skipped, 4 system files"
-    assert len(lines) == 10
+    assert lines[0] == "17 files: 3 photographs, 10 skipped, 4 system files"
+    assert len(lines) == 11
     assert all("skipped" in line for line in lines)
 
 
@@ -160,6 +161,7 @@ def test_what_begins_almost_like_an_image_is_none(tmp_path, content):
 def test_damaged_images_are_missed_whatever_their_extension(tmp_path):
     write(tmp_path / "in", "empty.HEIC", "empty.txt", content=b"")
     write(tmp_path / "in", "zeros.jfif", "zeros.avif", "zeros.gif", "zeros.bin", content=bytes(1000))
+    write(tmp_path / "in", "page.jpg_large", "page.PNG_large", content=b"<html>404")
     write(tmp_path / "in", "whole.png", content=cv2.imencode(".png", head())[1].tobytes())
     found = find_image_files(tmp_path / "in")
     damaged = ("damaged: its content is not an image", True)
@@ -168,6 +170,8 @@ def test_damaged_images_are_missed_whatever_their_extension(tmp_path):
         {
             "empty.HEIC": ("an empty file", True),
             "empty.txt": ("not an image", False),
+            "page.PNG_large": damaged,
+            "page.jpg_large": damaged,
             "zeros.avif": damaged,
             "zeros.bin": ("not an image", False),
             "zeros.gif": damaged,
@@ -202,6 +206,11 @@ def test_links_are_followed_and_loops_refused(tmp_path):
     (faces / "cat" / "again").symlink_to(faces)
     for walk in (find_image_files, FolderSource, find_images):
         with pytest.raises(ValueError, match=r"again.*: a link leads back to a folder above it; remove the link"):
+            walk(faces)
+    (faces / "cat" / "again").unlink()
+    (faces / "dan").symlink_to(faces / "dan")
+    for walk in (find_image_files, FolderSource, find_images):
+        with pytest.raises(ValueError, match=r"dan: a link leads back to itself; remove the link"):
             walk(faces)
 
 

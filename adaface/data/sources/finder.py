@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from adaface.data.conversion_journal import compare_unrecorded
+from adaface.data.image_files import is_folder
 from adaface.data.sources.base import TrainingSource
 from adaface.data.sources.combined import CombinedSource
 from adaface.data.sources.folder import FolderSource, listing
@@ -212,7 +213,7 @@ def _image_folder(path: Path) -> Path | None:
     if not path.is_dir() or holds_records(path):  # folders next to a `.rec` are validation sets, not classes
         return None
     with os.scandir(path) as entries:
-        return path if any(e.is_dir() for e in entries if not e.name.startswith(".")) else None
+        return path if any(is_folder(e) for e in entries if not e.name.startswith(".")) else None
 
 
 def _nearest_folder(path: Path) -> str:
