@@ -83,7 +83,7 @@ def warp_listed_face(image: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
     Raises:
         ValueError: the landmarks do not belong to this image, or do not determine a transform.
     """
-    matrix = similarity_to_template(landmarks)
+    image, matrix = as_bgr(image, "the image"), similarity_to_template(landmarks)
     height, width = image.shape[:2]
     margin = _OUTSIDE_SHARE * float(np.ptp(landmarks, axis=0).max())
     low, high = landmarks.min(axis=0), landmarks.max(axis=0)

@@ -80,7 +80,7 @@ def pillow_to_bgr(image: Image.Image) -> np.ndarray:
     """Return a Pillow image of any mode as (H, W, 3) uint8 BGR, upright.
 
     Gray images get three equal channels, 16 bits are divided by 256, transparent areas are black, and the orientation
-    in EXIF is applied if it can be read. Mode "I" without a file has 8 bits if no level is above 255.
+    in EXIF is applied if it can be read. A deep image without a file has 8 bits if no level is above 255.
 
     Args:
         image: it is not changed.
@@ -95,7 +95,7 @@ def pillow_to_bgr(image: Image.Image) -> np.ndarray:
             image = ImageOps.exif_transpose(image)
     if image.mode in _DEEP:
         gray = np.asarray(image).astype(np.int64).clip(0, 65535)
-        if image.mode != "I" or of_file or gray.max() > 255:  # without a file, it may have been 8 bits
+        if of_file or gray.max() > 255:  # without a file, it may be a converted image of 8 bits
             gray >>= 8
         return np.repeat(gray.astype(np.uint8)[..., None], 3, axis=2)
     if image.mode == "F":

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from adaface.alignment.warp import ARCFACE_TEMPLATE, similarity_to_template, warp_face, warp_listed_face
 
@@ -76,6 +77,7 @@ def test_listed_faces_in_any_rotation_are_aligned(degrees):
     image, landmarks = on(400)
     landmarks = turned(landmarks, degrees)
     np.testing.assert_array_equal(warp_listed_face(image, landmarks), warp_face(image, landmarks))
+    np.testing.assert_array_equal(warp_listed_face(Image.fromarray(image), landmarks), warp_face(image, landmarks))
 
 
 def test_a_listed_profile_and_a_face_that_is_cut_off_are_aligned():

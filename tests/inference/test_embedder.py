@@ -86,8 +86,8 @@ def test_a_pillow_image_is_converted_from_the_mode_it_states(checkpoint):
     deep = Image.fromarray(np.asarray(pictures[0].convert("L")).astype(np.uint16) << 8)
     assert deep.mode == "I;16"
     np.testing.assert_array_equal(embedder.embed([deep])[0], gray)
-    for wide in (pictures[0].convert("L").convert("I"), deep.convert("I")):
-        assert wide.mode == "I"
+    for wide in (*(pictures[0].convert("L").convert(mode) for mode in ("I", "I;16")), deep.convert("I")):
+        assert wide.mode in ("I", "I;16")
         np.testing.assert_array_equal(embedder.embed([wide])[0], gray)
     assert torch.equal(to_input(pictures[0]), to_input(images[0][..., ::-1]))
     assert torch.equal(to_input(pictures[0].convert("RGBA")), to_input(pictures[0]))
