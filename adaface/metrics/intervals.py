@@ -45,7 +45,8 @@ def wilson(rate: float, size: float) -> Interval:
     """
     middle = (rate + _Z**2 / (2 * size)) / (1 + _Z**2 / size)
     half = _Z / (1 + _Z**2 / size) * np.sqrt(rate * (1 - rate) / size + _Z**2 / (4 * size**2))
-    return max(0.0, float(middle - half)), min(1.0, float(middle + half))
+    ends = max(0.0, float(middle - half)), min(1.0, float(middle + half))
+    return including(ends, rate)  # rounding may exclude 0 and 1
 
 
 def exact(rate: float, size: float) -> Interval:

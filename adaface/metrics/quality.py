@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import hypergeom, norm, spearmanr
 
-from adaface.metrics.intervals import Interval
+from adaface.metrics.intervals import Interval, including
 from adaface.metrics.verification import roc
 
 _TAILS = (0.025, 0.975)
@@ -143,7 +143,7 @@ def rank_correlation(norms: np.ndarray, levels: np.ndarray) -> Correlation:
     inner = np.clip(rho, -1 + 1e-9, 1 - 1e-9)
     half = norm.ppf(_TAILS[1]) * np.sqrt((1 + inner**2 / 2) / (len(norms) - 3))
     low, high = np.tanh(np.arctanh(inner) + np.array([-half, half]))
-    return Correlation(rho, (float(low), float(high)), len(norms))
+    return Correlation(rho, including((float(low), float(high)), rho), len(norms))
 
 
 def quality_conclusion(correlation: Correlation) -> str:

@@ -20,6 +20,9 @@ FARS = (1e-1, 1e-2)
 def test_wilson_by_hand():
     assert wilson(0.0, 10) == pytest.approx((0, 3.8415 / 13.8415), abs=1e-4)
     assert wilson(1.0, 10) == pytest.approx((10 / 13.8415, 1), abs=1e-4)
+    for size in range(1, 300):  # rounding must not exclude the rate
+        assert wilson(0.0, size)[0] == 0
+        assert wilson(1.0, size)[1] == 1
     assert wilson(0.5, 100) == pytest.approx((0.4038, 0.5962), abs=1e-4)
 
 

@@ -73,7 +73,10 @@ def test_the_norm_against_a_degradation():
     assert quality_warning(correlation=falling) is None
     rising = rank_correlation(level + generator.standard_normal(200), level)
     assert "it rises with the degradation" in quality_warning(correlation=rising)
-    assert rank_correlation(level, level).rho == pytest.approx(1)
+    for levels in (level, -level):
+        straight = rank_correlation(level, levels)
+        assert abs(straight.rho) == pytest.approx(1)
+        assert straight.interval[0] <= straight.rho <= straight.interval[1]
     assert math.isnan(rank_correlation(np.ones(8), np.arange(8)).rho)
     assert quality_warning(correlation=rank_correlation(np.ones(8), np.arange(8))) is None
 
