@@ -39,7 +39,8 @@ _LITTER_FILES = frozenset((".ds_store", "thumbs.db", "desktop.ini", ".directory"
 _LITTER_FOLDERS = frozenset((
     "@eadir", "__macosx", ".ipynb_checkpoints", ".git", ".hg", ".svn", ".dvc", ".cache", ".thumbnails", ".thumbs",
     ".spotlight-v100", ".fseventsd", ".documentrevisions-v100", ".temporaryitems", ".appledouble", ".picasaoriginals",
-    ".dtrash", ".stversions", ".snapshot", ".zfs", ".idea", ".vscode", ".venv",
+    ".dtrash", ".stversions", ".snapshot", ".zfs", ".idea", ".vscode", ".venv", "$recycle.bin",
+    "system volume information", "lost+found", "#recycle", "#snapshot", "@recycle", ".@__thumb",
 ))  # fmt: skip
 _OWN_FILES = frozenset((".convert.json", ".lock", "alignment.csv", "alignment.json"))  # as written by this program
 _ICONS = frozenset(("ICO", "ICNS", "XBM", "XPM"))  # nobody misses a face without them
@@ -159,7 +160,8 @@ def is_litter(name: str) -> bool:
 
     They are ``.DS_Store``, ``Thumbs.db``, ``desktop.ini``, ``.directory``, ``._*``, ``.gitkeep``, ``.gitignore``, and
     the journals, locks and temporary files of this program. Folders: ``@eaDir``, ``__MACOSX``,
-    ``.ipynb_checkpoints``, ``.Trash*``, and hidden ones of version control, caches, earlier versions and editors.
+    ``.ipynb_checkpoints``, ``.Trash*`` and other recycle bins, ``System Volume Information``, ``lost+found``, and
+    hidden ones of version control, caches, earlier versions and editors.
     """
     own = name in _OWN_FILES or (name.startswith(".") and name.endswith((".part", ".part.lock")))
     return own or name.startswith("._") or name.lower() in _LITTER_FILES

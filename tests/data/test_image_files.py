@@ -276,6 +276,12 @@ def test_each_file_below_a_hidden_folder_is_skipped(tmp_path, monkeypatch):
         "ann/.old/deep/3",
         ".svn/4.jpg",
         ".Trash-1000/4.jpg",
+        "$RECYCLE.BIN/S-1-5/4.jpg",
+        "System Volume Information/4.jpg",
+        "lost+found/4.jpg",
+        "#recycle/4.jpg",
+        "@Recycle/4.jpg",
+        ".@__thumb/s1004.jpg",
         ".old/.cache/5.jpg",
         ".old/out/6.png",
     )
