@@ -76,7 +76,7 @@ class Journal:
         settings: options that the crops depend on; texts and numbers.
 
     Attributes:
-        crops_deleted: number of crops whose photographs are gone; after ``finish``.
+        crops_deleted: number of crops whose photographs are gone or skipped; after ``finish``.
 
     Raises:
         ValueError: the folder was started with other settings, or contains a table of another program.
@@ -162,16 +162,14 @@ class Journal:
     ) -> dict[str, list[dict[str, str]]]:
         """Rewrite the table in the order of the photographs, and return its rows by photograph.
 
-        Photographs that are gone are dropped from the table, and their crops are deleted, with folders that are empty
-        then: training takes an empty folder for a person without images.
+        Crops of photographs that are gone or skipped now are deleted, with folders that are empty then: training takes
+        an empty folder for a person without images.
 
         Args:
             names: names of all photographs.
             skipped: lines of those that were not read, by name.
         """
-        skipped = skipped or {}
-        self._rows |= {name: [_row(name, 0, 1, line, None)] for name, line in skipped.items()}
-        rows = {name: self._rows[name] for name in [*names, *skipped]}
+        rows = {name: self._rows[name] for name in names}
         used = {row["crop"] for some in rows.values() for row in some}
         gone = [row for name, some in {**self._before, **self._rows}.items() if name not in rows for row in some]
         self.crops_deleted = self._delete_crops(gone, keep=used)
@@ -180,6 +178,7 @@ class Journal:
                 while folder != self._folder:
                     folder.rmdir()
                     folder = folder.parent
+        rows |= {name: [_row(name, 0, 1, line, None)] for name, line in (skipped or {}).items()}
         self._write(rows)
         return rows
 

@@ -77,7 +77,7 @@ class Outcome:
         without: name and reason of each photograph without an aligned face.
         by_status: number of photographs without an aligned face, by status.
         misplaced: number of faces whose landmarks do not fit the photograph.
-        crops_deleted: number of faces of earlier runs whose photographs are gone.
+        crops_deleted: number of faces of earlier runs whose photographs are gone or skipped.
     """
 
     photographs: int

@@ -250,7 +250,8 @@ def _tell(outcome: Outcome, seconds: float, output: Path) -> None:
     photographs, faces = _photographs(outcome.photographs), counted(outcome.crops, "face", "faces")
     print(f"{photographs}{before}: {faces} in {output}{rate}")
     if outcome.crops_deleted:
-        print(f"deleted {outcome.crops_deleted:,} faces of earlier runs whose photographs are gone")
+        faces = counted(outcome.crops_deleted, "face", "faces")
+        print(f"deleted {faces} of earlier runs whose photographs are gone or skipped")
     if not outcome.without:
         return
     kinds = ", ".join(f"{count:,} {status}" for status, count in outcome.by_status.most_common())

@@ -227,8 +227,25 @@ def test_the_face_of_a_deleted_photograph_is_deleted(tmp_path, capsys):
     (source / "a.png").unlink()
     capsys.readouterr()
     assert align(source, output) == 0
-    assert "deleted 1 faces of earlier runs whose photographs are gone" in capsys.readouterr().out
+    assert "deleted 1 face of earlier runs whose photographs are gone or skipped" in capsys.readouterr().out
     assert sorted(path.name for path in output.glob("*.png")) == ["b.png", "mine.png"]
+
+
+def test_the_face_of_a_photograph_that_is_skipped_now_is_deleted(tmp_path, capsys):
+    source, output = tmp_path / "in", tmp_path / "out"
+    write(tmp_path / "elsewhere.png", head())
+    write(source / "whole.png", head())
+    (source / "link.png").symlink_to(tmp_path / "elsewhere.png")
+    (source / "replaced.jfif").write_bytes((source / "whole.png").read_bytes())
+    assert align(source, output) == 0
+    (tmp_path / "elsewhere.png").unlink()
+    (source / "replaced.jfif").write_bytes(b"<html>404")
+    capsys.readouterr()
+    for deleted in (True, False):
+        assert align(source, output) == 1
+        assert ("deleted 2 faces" in capsys.readouterr().out) == deleted
+        assert [path.name for path in output.glob("*.png")] == ["whole.png"]
+        assert [row["status"] for row in table(output)] == ["aligned", "skipped", "skipped"]
 
 
 def test_folders_of_people_whose_faces_are_gone_are_deleted(tmp_path):
