@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from adaface.data.image_files import report_skipped
+from adaface.data.image_files import find_image_files, report_skipped
 from adaface.data.images import decode_image, encode_image, image_suffix
 from adaface.data.pair_pickle import write_bin
 from adaface.data.sources.folder import FolderSource
@@ -290,11 +290,14 @@ def _lfw_file(root: Path, name: str, number: str, where: str) -> Path:
     if not _is_number(number):
         raise ValueError(f"{where}: {number!r} is not an image number")
     stem = _inside(root, f"{name}/{name}_{int(number):04d}", where)
-    for suffix in (".jpg", ".png", ".jpeg", ".JPG", ".PNG", ".JPEG"):
+    for suffix in (".jpg", ".png"):  # without a look into the folder
         path = stem.with_name(stem.name + suffix)
         if path.is_file():
             return path
-    raise FileNotFoundError(f"{where}: neither {stem}.jpg nor .png exists")
+    for image in find_image_files(stem.parent).names if stem.parent.is_dir() else ():
+        if stem.name in (image, image.rpartition(".")[0]):
+            return stem.parent / image
+    raise FileNotFoundError(f"{where}: neither {stem}.jpg nor .png exists, nor another image of this name")
 
 
 def _inside(root: Path, path: str, where: str) -> Path:

@@ -557,6 +557,21 @@ def test_pairs_files(people: Path, tmp_path: Path, text: str) -> None:
     assert issame.tolist() == [True, True, False, False]
 
 
+def test_pairs_of_images_of_any_extension(people: Path, tmp_path: Path) -> None:
+    for before, name in (
+        ("A/A_0001.jpg", "A_0001.JPG"),
+        ("A/A_0002.jpg", "A_0002.jfif"),
+        ("B_C/B_C_0001.png", "B_C_0001"),
+        ("B_C/B_C_0012.jpg", "B_C_0012.jpg_large"),
+    ):
+        (people / before).rename((people / before).with_name(name))
+        (people / before).with_suffix(".txt").write_text("no image")
+    listed = tmp_path / "pairs.txt"
+    listed.write_text(LFW_PAIRS)
+    assert run("--pairs", listed, "--images_root", people) == 0
+    assert read_bin(tmp_path / "pairs.bin")[0] == [ENCODED[i] for i in (0, 1, 2, 3, 0, 2, 1, 3)]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
