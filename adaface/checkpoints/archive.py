@@ -21,6 +21,8 @@ from typing import BinaryIO
 from adaface.system.pickle_walk import CHECKPOINT_OPCODES, UnsafePickleError, walk_pickle
 
 REST = "rest.ckpt"  # in a checkpoint folder of a sharded head: everything except the head's matrices
+# in run folders, and in folders of the Hugging Face Hub
+_USUAL_NAMES = ("best.ckpt", "last.ckpt", "model.safetensors", "pytorch_model.bin", "model.pt")
 _PICKLE = "data.pkl"
 _ZIP = b"PK\x03\x04"
 _PICKLES_OF_OLD_FORMAT = 5  # magic number, version, system, object, keys of the storages
@@ -43,7 +45,7 @@ def file_of_checkpoint(path: Path) -> Path:
     """
     if path.is_dir():
         if not (path / REST).is_file():
-            found = next((name for name in ("best.ckpt", "last.ckpt") if (path / name).exists()), "")
+            found = next((name for name in _USUAL_NAMES if (path / name).exists()), "")
             advice = f"give {path / found}" if found else "give best.ckpt or last.ckpt of a run folder"
             raise FileNotFoundError(f"{path} is a folder without {REST}, not a checkpoint: {advice}")
         return path / REST

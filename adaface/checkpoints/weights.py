@@ -18,6 +18,8 @@ _BACKBONE_PREFIX = "model."
 _WRAPPERS = {"", "model", "module", "net", "network", "backbone", "_orig_mod", "encoder", "features"}
 _OURS = {"model", "module", "_orig_mod"}  # of this project and the official code, parallel or compiled
 _RUNNING_MEAN = "running_mean"
+_KEY_OF_INSIGHTFACE = "layer1.0.prelu.weight"
+_OF_INSIGHTFACE = ", as of InsightFace's iresnet, whose shortcuts differ, so its weights fit none here"
 _SHOWN_KEYS = 5
 
 
@@ -83,7 +85,12 @@ def _without_prefix(checkpoint: dict[str, Any], path: str | Path) -> tuple[dict[
         weights = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
         if weights:
             return _with_counters(weights), prefix
-    raise ValueError(f"{path} has no `model.*` weights; its keys begin with {list(state)[:_SHOWN_KEYS]}")
+    keys = list(state)
+    raise ValueError(
+        f"{path} has no `model.*` weights; its keys begin with {keys[:_SHOWN_KEYS]}"
+        + (_OF_INSIGHTFACE if any(key.endswith(_KEY_OF_INSIGHTFACE) for key in keys) else "")
+        + ". `adaface models` lists the networks whose weights are read, under any prefix"
+    )
 
 
 def _is_ours(checkpoint: Mapping[str, Any], prefix: str) -> bool:
@@ -110,12 +117,13 @@ def _prefixes(state: Mapping[str, Tensor], path: str | Path) -> list[str]:
     usual = [prefix for prefix in found if set(prefix.split(".")) <= _WRAPPERS]
     has_model = any(key.startswith(_BACKBONE_PREFIX) for key in state)
     others = [prefix for prefix in found if prefix.startswith(_BACKBONE_PREFIX) or not has_model]
-    if not usual and len(others) > 1:
+    chosen = usual or others
+    if len(chosen) > 1:
         raise ValueError(
-            f"{path} holds several networks, under the prefixes {others[:_SHOWN_KEYS]}: save the weights of one of "
+            f"{path} holds several networks, under the prefixes {chosen[:_SHOWN_KEYS]}: save the weights of one of "
             "them alone, with torch.save"
         )
-    return [*(usual or others), _BACKBONE_PREFIX]
+    return [*chosen, _BACKBONE_PREFIX]
 
 
 def stored_architecture(checkpoint: Mapping[str, Any]) -> str | None:

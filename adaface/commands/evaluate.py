@@ -15,8 +15,9 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from adaface.checkpoints.files import file_of_threshold
+from adaface.checkpoints.files import file_of_threshold, load_checkpoint
 from adaface.checkpoints.run_folder import choose_run_folder
+from adaface.checkpoints.weights import describe_foreign
 from adaface.commands import model_options
 from adaface.commands.evaluate_options import check_paths, parse
 from adaface.commands.model_options import model_path
@@ -53,6 +54,8 @@ def _run(options: argparse.Namespace, words: list[str]) -> int:
     for path, model in zip(paths, models, strict=True):
         print(f"model: {path} ({model.embedder.arch})")
         model_options.print_foreign(model.embedder.foreign, options.color)
+    if options.compare and options.color and not any(model.embedder.foreign for model in models):
+        raise ValueError("--color is for weights of other programs, and none of the models is: omit it")
     findings = _compare(options, models) if options.compare else _RUN[options.protocol](options, models[0])
     print(text_of(findings))
     _keep(findings, options, words, paths, models)
@@ -79,13 +82,20 @@ def _open_model(options: argparse.Namespace, path: str) -> CachedEmbedding:
             path,
             options.arch,
             model_options.chosen_accelerator(options.accelerator, options.devices),
-            options.color,
+            _color_of(options, path),
         ),
         folder=Path(options.cache) if options.cache else None,
         processes=options.devices,
         batch_size=options.batch_size,
         most_unreadable=options.most_unreadable,
     )
+
+
+def _color_of(options: argparse.Namespace, path: str) -> str | None:
+    """Return ``--color`` for a model; of several models, it belongs to those of other programs."""
+    if not options.compare or not options.color or path.endswith(".onnx"):
+        return options.color
+    return options.color if describe_foreign(load_checkpoint(path), path) else None
 
 
 def _keep(

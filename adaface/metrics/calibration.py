@@ -112,8 +112,11 @@ def stored_threshold(results: Sequence[SetResult], wanted_far: float) -> dict[st
     """
     similarity = np.concatenate([result.similarity for result in results])
     issame = np.concatenate([result.issame for result in results])
-    calibration = calibrate(similarity, issame, wanted_far)
     names = ", ".join(result.name for result in results)
+    try:
+        calibration = calibrate(similarity, issame, wanted_far)
+    except ValueError as error:
+        raise ValueError(f"no threshold from {names}: {error}") from error
     return {"cosine": calibration.threshold, "sets": names, **calibration.as_dict()}
 
 

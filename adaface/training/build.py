@@ -3,6 +3,7 @@
 Only this module and ``commands/train.py``, which runs the training, use the whole configuration.
 """
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,8 @@ def build(config: Config, devices: DevicePlan) -> tuple[FaceDataModule, FaceReco
     pl.seed_everything(config.run.seed, verbose=False)
     data = open_data(config, devices)
     sharded, notes = choose_head_sharding(config, devices, data)
+    if not sharded and not config.run.evaluate:
+        plan.check_head_memory(data.num_classes * _sub_centers(config), devices)
     module = build_module(config, data, sharded)
     for note in notes + configure_backbone(
         module,
@@ -175,8 +178,8 @@ def _match_classes(saved: list[str], data: FaceDataModule, module: FaceRecogniti
 
 def plan_lines(
     config: Config, devices: DevicePlan, launch: Launch, data: FaceDataModule, module: FaceRecognitionModule
-) -> list[str]:
-    """Return the plan of the training, as lines.
+) -> Iterator[str]:
+    """Return the plan of the training, line by line.
 
     Args:
         config: resolved.
@@ -187,7 +190,7 @@ def plan_lines(
     """
     workload = plan.count_work(data, devices, config.run, config.optimizer)
     arguments = device_arguments(devices, launch, module, deterministic=config.run.deterministic)
-    return list(plan.lines(module, data, devices, launch, workload, arguments))
+    return plan.lines(module, data, devices, launch, workload, arguments)
 
 
 def open_data(config: Config, devices: DevicePlan) -> FaceDataModule:
@@ -246,7 +249,7 @@ def choose_head_sharding(config: Config, devices: DevicePlan, data: FaceDataModu
         return True, [f"--sample_rate {config.head.sample_rate} needs a sharded head: --head_sharding on"]
     if config.head.batch_statistics == "process":
         return False, []
-    columns = data.num_classes * int(config.head.margin_options.get("sub_centers", 1))
+    columns = data.num_classes * _sub_centers(config)
     reason = reason_to_shard(
         columns=columns,
         embedding_size=EMBEDDING_SIZE,
@@ -300,6 +303,10 @@ def build_module(config: Config, data: FaceDataModule, sharded: bool) -> FaceRec
         if foreign := describe_foreign(checkpoint, path):
             rank_zero_info(f"note: {foreign}")
     return module
+
+
+def _sub_centers(config: Config) -> int:
+    return int(config.head.margin_options.get("sub_centers", 1))
 
 
 def images_per_update(config: Config) -> int:

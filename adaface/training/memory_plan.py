@@ -24,7 +24,7 @@ from adaface.models.input_format import normalize_images
 from adaface.training.module import FaceRecognitionModule
 
 _COUNTED_IMAGES = (2, 4)  # batch norm cannot train on one
-_FLOAT32_BYTES = 4
+FLOAT32_BYTES = 4
 # a backward pass also holds the gradients of the input and output of the largest layer
 _LARGEST_AT_ONCE = 2
 _WORTH_IT = 0.99  # options that reduce the memory by less are not suggested
@@ -163,7 +163,7 @@ def step_memory(
         sample_rate=module.head_options.sample_rate,
         accumulated=accumulated,
         optimizer_numbers=_numbers_per_weight(module.configure_optimizers()["optimizer"]),
-        bytes_per_number=8 if precision.startswith("64") else _FLOAT32_BYTES,
+        bytes_per_number=8 if precision.startswith("64") else FLOAT32_BYTES,
         processes=processes,
         activations=activations,
         gradient_checkpointing=module.model.gradient_checkpointing,

@@ -14,9 +14,11 @@ from adaface.config.options import OptimizerOptions, RunOptions
 from adaface.data.module import FaceDataModule
 from adaface.distributed.launch import Launch, rank_zero_info
 from adaface.distributed.startup import decided_by_rank_0
+from adaface.models.backbone import EMBEDDING_SIZE
 from adaface.system.command_line import one_line
 from adaface.system.devices import available_memory, device_memory, free_swap
 from adaface.training.memory_plan import (
+    FLOAT32_BYTES,
     StepMemory,
     count_activations,
     expected_activations,
@@ -121,6 +123,26 @@ def lines(
     yield data.summary()
     yield describe(module, memory, available, workload, measured)
     yield from does_not_fit(memory, available, devices=devices.devices, tried="so no step was measured")
+
+
+def check_head_memory(columns: int, devices: DevicePlan) -> None:
+    """Check, before a head is built, that its weights fit into the memory of this machine.
+
+    Args:
+        columns: weight vectors of the head, which is not sharded: each process of this machine builds all of them.
+        devices: of this machine.
+
+    Raises:
+        ValueError: the weights need more memory than there is.
+    """
+    needed = columns * EMBEDDING_SIZE * FLOAT32_BYTES
+    most = available_memory("cpu", devices.devices) + free_swap(devices.devices)
+    if devices.options.check_memory and needed > most:
+        raise ValueError(
+            f"the weights of the head, {columns:,} x {EMBEDDING_SIZE}, need {_gb(needed)} of memory per process, "
+            f"{_gb(most)} are available: check the number of identities (--custom_num_class), or shard the head over "
+            "several devices (--head_sharding on). --no-check_memory builds it all the same"
+        )
 
 
 def check_memory(module: FaceRecognitionModule, data: FaceDataModule, devices: DevicePlan, accumulated: int) -> None:

@@ -98,6 +98,10 @@ def test_the_same_network_under_another_prefix(tmp_path, network, images, name):
             lambda w: {**under("student.", w), **under("teacher.", w)},
             r"under the prefixes \['student\.', 'teacher\.'\]",
         ),
+        (
+            lambda w: {**under("model.", w), **under("net.", w)},
+            r"under the prefixes \['net\.', 'model\.'\]",
+        ),
     ],
 )
 def test_one_of_several_networks_is_not_guessed(tmp_path, network, content, names):
@@ -223,3 +227,12 @@ def test_the_commands_take_a_color_and_say_what_was_taken(tmp_path, network, cap
     assert "give --color rgb or --color bgr (networks of CVLface take RGB)" in capsys.readouterr().err
     assert inference.main(["compare", *faces, "--checkpoint", str(path), "--color", "rgb"]) == 0
     assert f"note: {path}: {len(network)} weights under `net.` are taken; rgb images" in capsys.readouterr().out
+
+
+def test_weights_of_insightface_are_told_as_another_network(tmp_path):
+    keys = ["conv1.weight", "bn1.weight", "prelu.weight", "layer1.0.bn1.weight", "layer1.0.prelu.weight", "fc.weight"]
+    path = saved(tmp_path, under("module.", {f"{key}{more}": torch.zeros(1) for key in keys for more in ("", ".a")}))
+    with pytest.raises(
+        ValueError, match=r"as of InsightFace's iresnet, whose .*`adaface models` lists the networks whose"
+    ):
+        Embedder.load(path, color="rgb")

@@ -299,6 +299,19 @@ def test_what_was_taken_of_another_programs_weights_is_said(run, root, checkpoin
     assert f"note: {path}: {len(weights)} weights under no prefix of its part `model` are taken; bgr images" in out
 
 
+def test_a_model_of_another_program_is_compared_with_one_of_ours(run, root, checkpoint, tmp_path):
+    state = torch.load(checkpoint, weights_only=True)["state_dict"]
+    weights = {key.removeprefix("model."): value for key, value in state.items() if key.startswith("model.")}
+    first = next(key for key, value in weights.items() if value.ndim == 4)
+    path = tmp_path / "rgb.pth"
+    torch.save(weights | {first: weights[first].flip(1)}, path)
+    words = ["pairs", "--root", str(root), "--cache", "", "--color", "rgb", "--compare", str(checkpoint)]
+    out = run(*words, str(path))
+    assert f"note: {path}: {len(weights)} weights under no prefix are taken; rgb images" in out
+    assert "the same embeddings" in out
+    assert "none of the models is: omit it" in run(*words, str(checkpoint), expected=2)
+
+
 def test_a_checkpoint_of_the_wrong_kind(run, root, tmp_path):
     torch.save({"state_dict": {"weight": torch.zeros(2)}}, tmp_path / "other.ckpt")
     assert "has no `model.*` weights" in run("pairs", "--root", str(root), model=tmp_path / "other.ckpt", expected=2)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from adaface.metrics.calibration import calibrate, default_threshold, describe_threshold
+from adaface.metrics.calibration import calibrate, default_threshold, describe_threshold, stored_threshold
 from adaface.metrics.results import evaluate_set
 
 
@@ -81,3 +81,8 @@ def test_the_stored_threshold_is_for_the_rate_that_the_pairs_allow():
     )
     impostor = np.sort(np.concatenate([of.similarity[~of.issame] for of in [*of_two, of_pairs(1, 1, "c")]]))
     assert impostor[-2] < stored["cosine"] < impostor[-1]  # one of 1,000 is accepted
+
+
+def test_without_a_threshold_the_sets_are_named():
+    with pytest.raises(ValueError, match="no threshold from a, b: got 0 genuine and 6 impostor pairs"):
+        stored_threshold([of_pairs(3, 0, "a"), of_pairs(3, 0, "b")], 0.1)

@@ -17,6 +17,7 @@ from adaface.commands import convert
 from adaface.config.device_plan import plan_devices
 from adaface.config.parsing import parse
 from adaface.demo.dataset import write_demo_data
+from adaface.distributed.launch import find_launch
 from adaface.training import build, plan, step_timing
 from adaface.training.plan import Workload
 from adaface.training.step_timing import Measured
@@ -158,6 +159,26 @@ def test_a_training_that_cannot_fit_is_not_started(words, capsys, monkeypatch):
     out = capsys.readouterr().out
     assert "it does not fit, the system may kill it" in out
     assert "--batch_size is larger than the data: 100,000 images, but there are 30, so an epoch has one batch" in out
+
+
+def test_a_head_that_cannot_fit_is_not_built(words, capsys, monkeypatch):
+    monkeypatch.setattr(plan, "available_memory", lambda accelerator, processes: 5e9)
+    monkeypatch.setattr(plan, "free_swap", lambda processes: 0.0)
+    for more in (["--fast_dev_run"], ["--plan"]):
+        training = [word for word in words if word != "--plan"]
+        assert main.main([*training, "--custom_num_class", "10000000", *more]) == 2
+        error = capsys.readouterr().err
+        assert "the weights of the head, 10,000,000 x 512, need 20.48 GB of memory per process, 5.00 GB are" in error
+        assert "--custom_num_class" in error
+
+
+def test_a_plan_says_that_it_measures_before_it_does(words):
+    config = parse(words)[0]
+    devices = plan_devices(config.devices)
+    data, module = build.build(config, devices)
+    assert next(iter(build.plan_lines(config, devices, find_launch(), data, module))) == "measuring a few steps ..."
+    assert module.threshold is None
+    assert not next(module.parameters()).grad, "no step was made yet"
 
 
 def test_where_the_memory_is_uncertain_a_training_starts_with_a_warning(words, capsys, monkeypatch):
