@@ -189,7 +189,9 @@ def draw_learning_rate(axes: Axes, table: pd.DataFrame) -> None:
     if rates.empty:
         axes.text(0.5, 0.5, "not logged", transform=axes.transAxes, ha="center", va="center", color=GRAY)
     else:
-        axes.plot(rates["step"] + 1, rates["lr"], color=VERMILION, linewidth=2, drawstyle="steps-pre")
+        # each logged rate is that of the steps before it, the first one since step 0
+        steps, values = np.append(0, rates["step"] + 1), np.append(rates["lr"].iloc[0], rates["lr"])
+        axes.plot(steps, values, color=VERMILION, linewidth=2, drawstyle="steps-pre")
         lowest, highest = rates["lr"].min(), rates["lr"].max()
         levels = sorted(set(rates["lr"].round(12)))
         if lowest > 0 and len(levels) <= _MOST_LEVELS:
@@ -346,6 +348,7 @@ def draw_feature_norm(axes: Axes, rows: pd.DataFrame) -> None:
 
 def _dress_by_step(axes: Axes, table: pd.DataFrame, title: str, y_label: str) -> None:
     axes.set_xlim(0, _MARGIN * (_last_step(table) + 1))
+    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
     axes.xaxis.set_major_formatter(_THOUSANDS)
     dress(axes, title, "training step", y_label)
 

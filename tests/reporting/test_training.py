@@ -82,6 +82,16 @@ def test_one_set_has_one_line_and_one_entry_in_the_legend(tmp_path, drawn, epoch
     assert [text.get_text() for text in legend.get_texts()] == ["held_out, best 70.00 %"]
 
 
+def test_a_training_of_two_steps_has_whole_steps_and_its_first_rate(tmp_path, drawn):
+    table = pd.DataFrame({"step": [0, 1], "epoch": [0, 1], "train_loss": [3.0, 2.0], "lr": [0.1, 0.01]})
+    assert plot_loss(table, tmp_path / "loss.png")
+    loss, rate = drawn[0].axes
+    assert all(tick == round(tick) for tick in loss.get_xticks())
+    assert rate.lines[0].get_drawstyle() == "steps-pre"
+    assert rate.lines[0].get_xdata().tolist() == [0, 1, 2]
+    assert rate.lines[0].get_ydata().tolist() == [0.1, 0.1, 0.01]
+
+
 def test_a_single_validation_of_several_sets_is_visible(tmp_path, drawn):
     table = pd.DataFrame({"step": [9], "epoch": [0], "val_acc": [70.0], "lfw_acc": [80.0], "calfw_acc": [60.0]})
     assert plot_loss(table, tmp_path / "loss.png")
