@@ -17,6 +17,7 @@ from adaface.metrics.verification import roc
 
 DEFAULT_FARS = (1e-3, 1e-2)  # the second for sets with too few impostor pairs for the first
 _ROUNDING = 1e-9
+_HIGHEST = 1.0  # cosine that a decision can use
 _WRITTEN_OUT = 1e12
 
 
@@ -108,8 +109,18 @@ def stored_threshold(results: Sequence[SetResult], wanted_far: float) -> dict[st
         Plain values: ``cosine``, ``sets`` and those of ``Calibration.as_dict``.
 
     Raises:
-        ValueError: as ``calibrate``.
+        ValueError: as ``calibrate``; or impostor pairs with a cosine of 1, which no cosine rejects.
     """
+    stored = _pooled(results, wanted_far)
+    if stored["cosine"] > _HIGHEST:
+        raise ValueError(
+            f"no threshold from {stored['sets']}: more impostor pairs than a false accept rate of {wanted_far:g} "
+            "allows have a cosine of 1: either they show the same images, or the network is broken"
+        )
+    return stored
+
+
+def _pooled(results: Sequence[SetResult], wanted_far: float) -> dict[str, Any]:
     similarity = np.concatenate([result.similarity for result in results])
     issame = np.concatenate([result.issame for result in results])
     names = ", ".join(result.name for result in results)
@@ -128,7 +139,8 @@ def default_threshold(results: Sequence[SetResult]) -> dict[str, Any] | None:
     """
     genuine, impostors = sum(result.genuine for result in results), sum(result.impostors for result in results)
     fars = [far for far in DEFAULT_FARS if genuine and impostors * far >= 1 - _ROUNDING]
-    return stored_threshold(results, fars[0]) if fars else None
+    stored = _pooled(results, fars[0]) if fars else None
+    return stored if stored and stored["cosine"] <= _HIGHEST else None
 
 
 def describe_threshold(stored: Mapping[str, Any] | None) -> list[str]:

@@ -86,3 +86,12 @@ def test_the_stored_threshold_is_for_the_rate_that_the_pairs_allow():
 def test_without_a_threshold_the_sets_are_named():
     with pytest.raises(ValueError, match="no threshold from a, b: got 0 genuine and 6 impostor pairs"):
         stored_threshold([of_pairs(3, 0, "a"), of_pairs(3, 0, "b")], 0.1)
+
+
+def test_a_threshold_above_every_cosine_is_not_stored():
+    collapsed = evaluate_set("a", np.tile(np.float32([[0, 1]]), (600, 1)), np.arange(300) < 100)
+    assert default_threshold([collapsed]) is None
+    with pytest.raises(
+        ValueError, match=r"no threshold from a: more impostor pairs than a false accept rate of 0\.01 "
+    ):
+        stored_threshold([collapsed], 1e-2)
