@@ -8,6 +8,8 @@ import torch
 from adaface.config.options import DeviceOptions
 from adaface.system.threads import usable_cores
 
+_MOST_PER_CORE = 16  # processes on a CPU; each takes more than 100 MB, and more than one per core gain nothing
+
 
 @dataclass(frozen=True)
 class DevicePlan:
@@ -57,6 +59,7 @@ def plan_devices(options: DeviceOptions, *, launched: int = 0, own_cores: bool =
         own_cores: whether it has given each of them CPU cores of its own.
 
     Raises:
+        ValueError: so many processes on a CPU that it is a mistake.
         RuntimeError: this machine does not have the requested devices.
     """
     notes: list[str] = []
@@ -85,8 +88,11 @@ def plan_devices(options: DeviceOptions, *, launched: int = 0, own_cores: bool =
         devices = 1
     else:
         devices = devices or 1
-        if devices > usable_cores() and not own_cores:
-            notes.append(f"{devices} CPU processes share {usable_cores()} cores: expect no speedup")
+        cores = usable_cores()
+        if devices > _MOST_PER_CORE * cores and not own_cores:
+            raise ValueError(f"{devices} processes on {cores} CPU cores: expected at most {cores}, with --devices N")
+        if devices > cores and not own_cores:
+            notes.append(f"{devices} CPU processes share {cores} cores: expect no speedup")
     precision, note = _choose_precision(accelerator, options.use_16bit, options.precision)
     return DevicePlan(accelerator, devices, precision, options, tuple(notes + note), visible, own_cores)
 

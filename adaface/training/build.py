@@ -67,7 +67,7 @@ def build(config: Config, devices: DevicePlan) -> tuple[FaceDataModule, FaceReco
     pl.seed_everything(config.run.seed, verbose=False)
     data = open_data(config, devices)
     sharded, notes = choose_head_sharding(config, devices, data)
-    if not sharded and not config.run.evaluate:
+    if not sharded and not config.run.evaluate and find_launch().local_rank == 0:
         plan.check_head_memory(data.num_classes * _sub_centers(config), devices)
     module = build_module(config, data, sharded)
     for note in notes + configure_backbone(

@@ -74,11 +74,14 @@ def test_the_default_falls_back_to_the_cpu_and_says_so(no_gpu):
     assert (asked.accelerator, asked.notes) == ("cpu", ())
 
 
-def test_cpu_processes(no_gpu):
+def test_cpu_processes(no_gpu, monkeypatch):
+    monkeypatch.setattr("adaface.config.device_plan.usable_cores", lambda: 2)
     chosen = plan("cpu", processes=2)
     assert (chosen.accelerator, chosen.devices) == ("cpu", 2)
-    crowded = plan("cpu", processes=10_000)
-    assert "expect no speedup" in crowded.notes[0]
+    crowded = plan("cpu", processes=32)
+    assert crowded.notes == ("32 CPU processes share 2 cores: expect no speedup",)
+    with pytest.raises(ValueError, match="33 processes on 2 CPU cores: expected at most 2, with --devices N"):
+        plan("cpu", processes=33)
 
 
 def test_cores_of_its_own_are_not_shared(no_gpu, monkeypatch):
@@ -86,6 +89,7 @@ def test_cores_of_its_own_are_not_shared(no_gpu, monkeypatch):
     shared, own = plan("cpu", processes=4), plan("cpu", processes=4, own_cores=True)
     assert (shared.sharing, own.sharing) == (4, 1)
     assert (len(shared.notes), own.notes) == (1, ())
+    assert plan("cpu", processes=64, own_cores=True).devices == 64
 
 
 def test_apple_gpu(no_gpu, monkeypatch):
