@@ -97,6 +97,8 @@ def _plain_images(stored: object, path: Path) -> list[EncodedImage]:
     """Turn the first half of the pickle into bytes and uint8 arrays."""
     if isinstance(stored, StoredArray):
         value = stored.value
+        if isinstance(value, np.ndarray) and value.dtype.kind == "S":  # without the zeros behind shorter images
+            value = value.ravel().tolist()
         stored = list(value) if isinstance(value, list) or (value is not None and value.ndim == 4) else stored
     if not isinstance(stored, (list, tuple)):
         raise ValueError(f"{path} {_NOT_A_SET}: its images are {_describe(stored)}, expected a list")

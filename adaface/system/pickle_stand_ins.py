@@ -10,6 +10,7 @@ Source: numpy's pickles of arrays and scalars, as Python 2 and 3 write them.
 
 import math
 import pickle
+import re
 from typing import Any
 
 import numpy as np
@@ -82,10 +83,11 @@ class _Bytes(_Builder):
 _DTYPES = {"u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f2", "f4", "f8", "b1", "O8"}
 _DTYPE_NAMES = {"uint8": "u1", "int64": "i8", "bool": "b1"}
 _OBJECTS = "O8"
+_BYTES = re.compile("S[1-9][0-9]{0,6}")  # encoded images in one array, each as long as the longest
 
 
 class _Dtype:
-    """Stands in for one numpy dtype: a number, a boolean, or `object` for a list."""
+    """Stands in for one numpy dtype: a number, a boolean, bytes, or `object` for a list."""
 
     __slots__ = ("name", "order")
 
@@ -95,7 +97,7 @@ class _Dtype:
             raise RefusedPickleError("the pickle contains an array of an unknown type, expected numbers")
         text = _DTYPE_NAMES.get(text, text)
         self.order, self.name = (text[0], text[1:]) if text[:1] in ("<", ">", "|") else ("|", text)
-        if self.name not in _DTYPES:
+        if self.name not in _DTYPES and not _BYTES.fullmatch(self.name):
             raise RefusedPickleError(f"the pickle contains an array of type {self.name!r}, expected numbers")
 
     def __setstate__(self, state: object) -> None:
@@ -193,22 +195,26 @@ class _FromBuffer(_Builder):
         self, data: object, dtype: object, shape: object, order: object = "C", axes: object = None
     ) -> StoredArray:
         """Build an array."""
-        known = isinstance(data, (bytes, bytearray)) and isinstance(dtype, _Dtype) and isinstance(order, (str, bytes))
-        if not known or axes is not None:
+        if not isinstance(data, (bytes, bytearray)) or not isinstance(dtype, _Dtype):
             raise RefusedPickleError("the pickle contains an array in an unknown form")
-        assert isinstance(data, (bytes, bytearray)) and isinstance(dtype, _Dtype)
-        return StoredArray(_array_of(data, dtype, _checked_shape(shape), "F" if order in ("F", b"F") else "C"))
+        array = _array_of(data, dtype, _checked_shape(shape), "F" if order in ("F", b"F") else "C")
+        if isinstance(axes, tuple) and len(axes) == array.ndim:  # order "K": the shape is that before axes were moved
+            array = array.transpose(axes)
+        elif axes is not None:
+            raise RefusedPickleError("the pickle contains an array in an unknown form")
+        return StoredArray(array)
 
 
 class _Scalar(_Builder):
-    """Stands in for numpy's `scalar`: one number or boolean."""
+    """Stands in for numpy's `scalar`: one number, boolean, or bytes."""
 
     __slots__ = ()
 
-    def __call__(self, dtype: object, data: object = b"") -> bool | int | float:
+    def __call__(self, dtype: object, data: object = b"") -> bool | int | float | bytes:
         """Read one value."""
         if not isinstance(dtype, _Dtype) or not isinstance(data, bytes):
             raise RefusedPickleError("the pickle contains a number in an unknown form")
+        self.budget.spend(len(data))
         value = _array_of(data, dtype, (1,), "C").tolist()[0]
         return bool(value) if dtype.name == "b1" else value
 
