@@ -23,6 +23,7 @@ from adaface.system.pickle_walk import CHECKPOINT_OPCODES, UnsafePickleError, wa
 REST = "rest.ckpt"  # in a checkpoint folder of a sharded head: everything except the head's matrices
 # in run folders, and in folders of the Hugging Face Hub
 _USUAL_NAMES = ("best.ckpt", "last.ckpt", "model.safetensors", "pytorch_model.bin", "model.pt")
+NOTHING_EXECUTED = "Nothing in it was executed; export its state_dict with the program that wrote it"
 _PICKLE = "data.pkl"
 _ZIP = b"PK\x03\x04"
 _PICKLES_OF_OLD_FORMAT = 5  # magic number, version, system, object, keys of the storages
@@ -91,7 +92,7 @@ def refusal(path: str | Path, error: Exception) -> ValueError:
         error: why.
     """
     if isinstance(error, UnsafePickleError):
-        return ValueError(f"{path} is refused: {error}. Nothing in it was executed")
+        return ValueError(f"{path} is refused: {error}. {NOTHING_EXECUTED}")
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     return ValueError(f"{path} is damaged or not a checkpoint ({reason})")
 

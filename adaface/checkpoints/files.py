@@ -15,6 +15,7 @@ import pickle
 import re
 import shutil
 import warnings
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from adaface.checkpoints.archive import NOTHING_EXECUTED, check_archive, file_of_checkpoint, is_safetensors, refusal
 from adaface.checkpoints.archive import REST as REST
-from adaface.checkpoints.archive import check_archive, file_of_checkpoint, is_safetensors, refusal
 from adaface.checkpoints.parts import FOUND_IN, with_state_dict
 from adaface.system.files import atomic_file
-from adaface.system.pickle_stand_ins import stand_ins_of_numbers
+from adaface.system.pickle_stand_ins import stand_ins_of_numpy
 
 # classes that old Lightning checkpoints name in their pickle; both are dictionaries
 _OLD_LIGHTNING_CLASSES = (
@@ -67,7 +68,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         check_archive(Path(path))
         known: list[Any] = [(dict, name) for name in _OLD_LIGHTNING_CLASSES]
-        known += stand_ins_of_numbers(Path(path).stat().st_size)
+        known += [Namespace, *stand_ins_of_numpy(Path(path).stat().st_size)]
         with (
             file.open("rb") as opened,  # of a path, torch looks at the extension
             torch.serialization.safe_globals(known),
@@ -79,8 +80,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         culprit = _REFUSED_GLOBAL.search(str(error))
         reason = f"it names {culprit.group(1)}" if culprit else "or it is damaged"
         raise ValueError(
-            f"{path} is refused: it holds more than tensors and plain values ({reason}). Nothing in it was executed; "
-            "export its state_dict with the program that wrote it"
+            f"{path} is refused: it holds more than tensors and plain values ({reason}). {NOTHING_EXECUTED}"
         ) from None
     except Exception as error:  # a damaged pickle fails in many ways
         raise refusal(path, error) from error

@@ -241,12 +241,13 @@ def stand_ins(size: int) -> dict[tuple[str, str], Any]:
     }
 
 
-def stand_ins_of_numbers(size: int) -> list[tuple[Any, str]]:
-    """Return stand-ins by name for what a pickle of NumPy's numbers and booleans refers to.
+def stand_ins_of_numpy(size: int) -> list[tuple[Any, str]]:
+    """Return stand-ins by name for what a pickle of NumPy's numbers and arrays refers to.
 
     Args:
         size: of the file in bytes.
     """
     names = {".".join(name): builder for name, builder in stand_ins(size).items()}
-    chosen = ("numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
-    return [*((names[name], name) for name in chosen), (_Dtype, f"{__name__}.{_Dtype.__name__}")]
+    chosen = [name for name in names if name.startswith("numpy") and not name.endswith("._frombuffer")]
+    classes = [(kind, f"{__name__}.{kind.__name__}") for kind in (_Dtype, StoredArray)]
+    return [*((names[name], name) for name in chosen), *classes]

@@ -1,5 +1,7 @@
 """Weights of other programs: the same network under another prefix, of a color order that has to be given."""
 
+import argparse
+
 import cv2
 import numpy as np
 import pytest
@@ -55,6 +57,12 @@ FOREIGN = {
         "state_dict_softmax_fc": {"weight": torch.zeros(5, 512)},
     },
     "ema alone": lambda w: {"ema": w},
+    "options and generators": lambda w: {
+        "model": w,
+        "args": argparse.Namespace(lr=0.1, milestones=[8, 12]),
+        "numpy": np.random.default_rng(0).integers(0, 9, 624, np.uint32),
+        "classes": np.array(["a", None], dtype=object),
+    },
     "the same object twice": lambda w: {"generator": w, "shadow": w},
     "model of checkpoint": lambda w: {"checkpoint": {"model": w}},
     "a list": lambda w: [w],

@@ -228,7 +228,8 @@ HOSTILE = {
     "a text copied again and again": b"\x80\x02c_codecs\nencode\nq\x000X" + (10**5).to_bytes(4, "little") + b"a" * 10**5
     + b"q\x010X\x06\x00\x00\x00latin1q\x020](" + b"h\x00h\x01h\x02\x86R" * 1000 + b"e.",
     "bytes scalars of the same bytes": b"\x80\2cnumpy.core.multiarray\nscalar\nq\0"
-    b"cnumpy\ndtype\nX\7\0\0\0S100000K\0K\1\x87Rq\1" + b"T" + (10**5).to_bytes(4, "little") + b"a" * 10**5 + b"q\2](" + b"h\0h\1h\2\x86R" * 1000 + b"e.",
+    b"cnumpy\ndtype\nX\7\0\0\0S100000K\0K\1\x87Rq\1"
+    b"T" + (10**5).to_bytes(4, "little") + b"a" * 10**5 + b"q\2](" + b"h\0h\1h\2\x86R" * 1000 + b"e.",
     "a list that grows in a tuple": b"\x80\x04]\x94\x85h\x00Na.",
     "an array with a zero side": pickle.dumps(([np.zeros((2**20, 0), np.uint8)] * 2, [True]), 4),
 }  # fmt: skip
