@@ -63,7 +63,7 @@ def _to_ints(value: Any) -> tuple[int, ...]:
 def _to_str(value: Any) -> str:
     if value is None:
         return ""
-    if isinstance(value, (list, dict)):
+    if isinstance(value, (list, dict, bool)):
         raise ValueError("expected a string")
     return ",".join(map(with_home, str(value).split(",")))  # of each path of a list
 

@@ -1,8 +1,9 @@
 """Read a YAML file of simple values strictly.
 
 A recipe needs plain scalars, and lists of them. Aliases (which can expand to any size), explicit tags, keys that occur
-twice (the later one would silently override the earlier) and deep nesting are errors; dates, `<<`, `010`, `1:30`
-and `~`, which is a home folder to most people, are texts.
+twice (the later one would silently override the earlier) and deep nesting are errors; dates, `<<`, `010`, `1:30`,
+`on`, `2024_01`, `1.50` and `~`, which is a home folder to most people, are texts: what would not be written the same
+way again may be a name.
 
 Source: YAML 1.1 as PyYAML's ``SafeLoader`` reads it.
 """
@@ -19,7 +20,11 @@ from adaface.system.text_file import read_text
 _MOST_BYTES = 100_000
 _DEEPEST = 10
 _NOT_RESOLVED = {f"tag:yaml.org,2002:{name}" for name in ("timestamp", "merge", "value")}
-_INTEGER = re.compile(r"[-+]?(0|[1-9][0-9_]*|0x[0-9a-fA-F_]+)$")  # 010 would be 8, and 1:30 would be 90
+_RESOLVED = {
+    "tag:yaml.org,2002:bool": re.compile(r"(true|True|TRUE|false|False|FALSE)$"),
+    "tag:yaml.org,2002:int": re.compile(r"[-+]?(0|[1-9][0-9]*|0x[0-9a-fA-F]+)$"),  # 010 would be 8
+    "tag:yaml.org,2002:float": re.compile(r"[-+]?((0|[1-9][0-9]*)\.(0|[0-9]*[1-9])|\.inf|\.nan)$"),
+}
 _INNER_TAB = re.compile(r"(?<=\S)[ \t]*\t[ \t]*|^[ \t]+(?=#)")
 
 
@@ -39,9 +44,7 @@ class _StrictLoader(yaml.SafeLoader):
 
 
 _StrictLoader.yaml_implicit_resolvers = {
-    first: [
-        (tag, _INTEGER if tag.endswith(":int") else pattern) for tag, pattern in resolvers if tag not in _NOT_RESOLVED
-    ]
+    first: [(tag, _RESOLVED.get(tag, pattern)) for tag, pattern in resolvers if tag not in _NOT_RESOLVED]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     if first != "~"  # YAML's other name of null
 }

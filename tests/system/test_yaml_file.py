@@ -55,6 +55,23 @@ def test_no_number_is_read_as_another(tmp_path):
             read_recipe(written(tmp_path, text))
 
 
+def test_names_that_yaml_takes_for_something_else(tmp_path):
+    text = "head_sharding: on\ngradient_compression: off\nprefix: no\ntrain_data_path: 2024_01\nval_sets: 1.50\n"
+    assert read_recipe(written(tmp_path, text)) == {
+        "head_sharding": "on",
+        "gradient_compression": "off",
+        "prefix": "no",
+        "train_data_path": "2024_01",
+        "val_sets": "1.50",
+    }
+    numbers = "use_16bit: on\nsave_all_models: no\nlr: 1.50\nh: .5\nbatch_size: 8.0\nmomentum: 9.0e-1\n"
+    assert read_recipe(written(tmp_path, numbers)) == {
+        "use_16bit": True, "save_all_models": False, "lr": 1.5, "h": 0.5, "batch_size": 8, "momentum": 0.9,
+    }  # fmt: skip
+    with pytest.raises(ValueError, match="--prefix takes a string, got True"):
+        read_recipe(written(tmp_path, "prefix: true\n"))
+
+
 def test_dates_are_texts_and_bytes_that_are_no_text_are_named(tmp_path):
     assert read_yaml(written(tmp_path, "a: 2026-13-45\nb: 2026-01-02\n")) == {"a": "2026-13-45", "b": "2026-01-02"}
     (tmp_path / "recipe.yaml").write_bytes(b"lr: \xff\xfe")
