@@ -229,10 +229,10 @@ def _check_gap(data: mmap.mmap, keys: np.ndarray, offsets: np.ndarray, rec_path:
     Raises:
         _StaleIndexError: the header record announces more records.
     """
-    if keys.min() == 0:
-        totals = _announced(data, int(offsets[np.argmin(keys)]))
-        if totals is not None and len(keys) < totals[1]:
-            raise _StaleIndexError(f"it has {len(keys):,} lines, the header record announces {totals[1]:,.0f} records")
+    # the line of the header record itself can be the one that is missing: it is the first record
+    totals = _announced(data, int(offsets[np.argmin(keys)]) if keys.min() == 0 else 0)
+    if totals is not None and len(keys) < totals[1]:
+        raise _StaleIndexError(f"it has {len(keys):,} lines, the header record announces {totals[1]:,.0f} records")
     warnings.warn(
         f"the .idx of {rec_path} has no line for some records, the first at offset {gap:,}: they are left out. Delete "
         "the .idx to read them too",

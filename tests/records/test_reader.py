@@ -434,6 +434,9 @@ def test_idx_that_lists_a_part(small: Path, where: str) -> None:
         idx.write_text("".join(lines[:2] + lines[4:]))
         with pytest.warns(UserWarning, match="it has 5 lines, the header record announces 7 records"):
             assert same_index(RecordFile(small), whole)
+        idx.write_text("".join(lines[2:]))  # without the line of the header record
+        with pytest.warns(UserWarning, match="it has 5 lines, the header record announces 7 records"):
+            assert same_index(RecordFile(small), whole)
         return
     idx.write_text("".join(lines[:-1]))
     with pytest.warns(UserWarning, match="its last record ends at"):
