@@ -133,7 +133,10 @@ def _read(path: Path, source: TrainingSource) -> tuple[np.ndarray, np.ndarray]:
     if not path.is_file():
         raise FileNotFoundError(f"--train_data_index: there is no file {path}")
     with path.open(**_ENCODING | {"encoding": _FROM_SPREADSHEET}) as file:
-        rows = csv.reader(file)
+        start = file.readline() + file.readline()
+        file.seek(0)
+        saved_with = re.search(rf'{COLUMNS[0]}"?([;\t])', start)  # where a comma is part of a number
+        rows = csv.reader(file, delimiter=saved_with[1] if saved_with else ",")
         _check_first_line(path, rows, source)
         names, labels = source.class_names, source.labels
         place = {name: number for number, name in enumerate(names)}

@@ -70,13 +70,14 @@ def test_a_line_edited_by_hand_counts(source, index):
 
 
 @pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_ALL])
-def test_what_a_spreadsheet_has_saved_is_read(source, index, quoting):
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_what_a_spreadsheet_has_saved_is_read(source, index, quoting, delimiter):
     told = select_indexed(source, index).labels
     with index.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
         rows = list(csv.reader(file))
     filled = [row + [""] * (6 - len(row)) for row in [*rows, []]]  # each line as long as the longest
     with index.open("w", encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        csv.writer(file, quoting=quoting, lineterminator="\r\n").writerows(filled)
+        csv.writer(file, delimiter=delimiter, quoting=quoting, lineterminator="\r\n").writerows(filled)
     assert select_indexed(source, index).labels.tolist() == told.tolist()
 
 
