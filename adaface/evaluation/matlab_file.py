@@ -63,7 +63,8 @@ def read_texts(path: Path, key: str) -> list[str]:
         answer = {}
     if not answer or "error" in answer:
         reason = answer.get("error", "it is damaged: its reader ended")
-        raise ValueError(f"{path} is not a MATLAB file of version 4 to 7.2: {reason}")
+        advice = "download it again; in MATLAB, save -v7 writes such a file"
+        raise ValueError(f"{path} is not a MATLAB file of version 4 to 7.2: {reason} ({advice})")
     if answer.get("absent"):
         raise ValueError(f"{path} has no `{key}`: expected the lists of TinyFace's Testing_Set")
     if answer["odd"] or not answer["names"]:
