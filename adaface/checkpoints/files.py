@@ -14,6 +14,7 @@ import errno
 import pickle
 import re
 import shutil
+import sys
 import warnings
 from argparse import Namespace
 from collections.abc import Callable
@@ -216,15 +217,19 @@ def save_checkpoint(checkpoint: dict[str, Any], path: Path, *, overwrite: bool =
         RuntimeError: the file cannot be written (no space left); an existing file is unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    handled = sys.exception()  # of the caller, such as a Ctrl-C that the checkpoint is written for
     try:
         with atomic_file(path, overwrite=overwrite) as file:
             torch.save(checkpoint, file)
     except FileExistsError:  # of another process: the disk is not full
         raise
     except (OSError, RuntimeError) as error:
-        reason = error.__context__ or error  # PyTorch's zip writer hides why a write failed
-        if not isinstance(reason, Exception):  # Ctrl-C
-            raise reason from None
+        reasons: list[BaseException] = [error]  # PyTorch's zip writer hides why a write failed: the first one tells
+        while (earlier := reasons[-1].__context__) not in (None, handled):
+            reasons.append(earlier)
+        reason = next((one for one in reversed(reasons) if isinstance(one, OSError)), reasons[-1])
+        if not isinstance(reasons[-1], Exception):  # Ctrl-C
+            raise reasons[-1] from None
         raise not_written(path, reason) from error
 
 

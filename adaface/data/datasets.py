@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from adaface.augmentation.paper import Augmenter
 from adaface.data.copy_ahead import copied_ahead
@@ -231,6 +232,20 @@ class ValidationDataset(Dataset[tuple[Tensor, int, int]]):
         return torch.stack(images), torch.tensor(numbers), torch.tensor(places)
 
 
+class _Workers(_MultiProcessingDataLoaderIter):
+    """PyTorch's iterator over the batches of worker processes, which may be deleted before all of it has started."""
+
+    _has_started = False
+
+    def __init__(self, loader: DataLoader[Any]) -> None:
+        super().__init__(loader)
+        self._has_started = True
+
+    def _shutdown_workers(self) -> None:
+        if self._has_started:  # `_end_workers` ends those of others
+            super()._shutdown_workers()
+
+
 class WaitingLoader(DataLoader[Any]):
     """A data loader that measures the time spent waiting for batches.
 
@@ -244,6 +259,9 @@ class WaitingLoader(DataLoader[Any]):
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         return self._timed() if self.copies_to is None else copied_ahead(self._timed(), self.copies_to)
+
+    def _get_iterator(self) -> Any:
+        return _Workers(self) if self.num_workers else super()._get_iterator()
 
     def _timed(self) -> Iterator[Any]:
         starts = self._iterator is None or not self.persistent_workers

@@ -279,6 +279,8 @@ def one_line(error: Exception) -> str:
         return (
             f"{place}the file would be larger than the limit of this shell (ulimit -f) or file system allows: raise it"
         )
+    if isinstance(error, OSError) and error.errno == errno.EMFILE:
+        return "too many open files: raise the limit of this shell (ulimit -n), or use fewer workers and processes"
     if is_out_of_memory(error):
         details = printable(" ".join(str(error).split()))[:_LONGEST_DETAILS]
         return (

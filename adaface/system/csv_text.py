@@ -1,8 +1,8 @@
 """CSV files whose texts a spreadsheet does not execute.
 
-A cell that begins with ``=``, ``+``, ``-``, ``@``, a tab or a carriage return is a formula for a spreadsheet, and names
-of files and identities may begin so. Such texts are written with ``'`` in front, which spreadsheets hide; numbers stay
-as they are. ``original`` takes it away again.
+A cell that begins with ``=``, ``+``, ``-``, ``@`` (or one of their full-width forms), a tab or the end of a line is a
+formula for a spreadsheet, and names of files and identities may begin so. Such texts are written with ``'`` in front,
+which spreadsheets hide; numbers stay as they are. ``original`` takes it away again.
 
 Source: OWASP, "CSV injection".
 """
@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from types import SimpleNamespace
 from typing import Any, TextIO
 
-_FORMULA = re.compile(r"'*[=+\-@\t\r]")
+_FORMULA = re.compile(r"'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
 
 
 def safe(cell: Any) -> Any:

@@ -205,12 +205,13 @@ def test_a_file_of_another_process_is_no_full_disk(tmp_path):
     assert list(tmp_path.iterdir()) == [target]
 
 
-def test_a_limit_of_the_file_size_is_no_full_disk(tmp_path):
+@pytest.mark.parametrize("limit", [100, 100_000, 400_700])  # in the pickle, in a tensor, at the end of the zip
+def test_a_limit_of_the_file_size_is_no_full_disk(tmp_path, limit):
     program = f"""
 import resource, torch
 from pathlib import Path
 from adaface.checkpoints.files import save_checkpoint
-resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
 try:
     save_checkpoint({{"a": torch.zeros(100_000)}}, Path({str(tmp_path / "last.ckpt")!r}))
 except RuntimeError as error:

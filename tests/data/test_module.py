@@ -530,9 +530,10 @@ ForkingPickler.register(torch.Tensor, broken)
 }
 
 
+@pytest.mark.parametrize("is_kept", [True, False])
 @pytest.mark.parametrize("point", BREAKS)
-def test_an_error_while_workers_start_ends_the_program(small: Path, point: str) -> None:
-    """As with a limit of memory; the error's traceback holds the loader until the end."""
+def test_an_error_while_workers_start_ends_the_program(small: Path, point: str, is_kept: bool) -> None:
+    """As with a limit of memory; the error's traceback can hold the loader until the end."""
     program = f"""
 import sys, threading
 import torch
@@ -545,9 +546,9 @@ data.open()
 try:
     next(iter(data.train_dataloader()))
 except Exception as error:
-    kept = error
+    kept = error if {is_kept} else None
     print(str(error).splitlines()[-1])
-    sys.exit(2)
+sys.exit(2)
 """
     command = [sys.executable, "-c", program]
     with subprocess.Popen(

@@ -51,6 +51,7 @@ def test_errors_of_the_system_name_their_file(tmp_path):
     assert one_line(FileNotFoundError(errno.ENOENT, "No such file", b"run/events.1")) == "run/events.1: No such file"
     too_large = one_line(OSError(errno.EFBIG, "File too large", "x.npz"))
     assert too_large.startswith("x.npz: the file would be larger than the limit of this shell (ulimit -f)")
+    assert one_line(OSError(errno.EMFILE, "Too many open files")).startswith("too many open files: raise the limit")
     assert one_line(MemoryError()).startswith("out of memory: ")
     assert one_line(MemoryError("Unable to allocate\n8 GiB")).startswith("out of memory (Unable to allocate 8 GiB): ")
     assert one_line(RuntimeError("could not create a memory object")) == (

@@ -7,8 +7,23 @@ from hypothesis import strategies as st
 
 from adaface.system.csv_text import SafeWriter, original, safe
 
+FORMULAS = [
+    "=cmd|' /C calc'!A0",
+    "+1+1",
+    "-2+3",
+    "@SUM(1)",
+    "\t=1",
+    "\r=1",
+    "\n=1",
+    "'=1",
+    "-",
+    "=1",
+    "\uff1d1",
+    "\uff201",
+]
 
-@pytest.mark.parametrize("text", ["=cmd|' /C calc'!A0", "+1+1", "-2+3", "@SUM(1)", "\t=1", "\r=1", "'=1", "-", "=1"])
+
+@pytest.mark.parametrize("text", FORMULAS)
 def test_formulas_become_texts(text):
     assert safe(text) == f"'{text}"
     assert original(safe(text)) == text
