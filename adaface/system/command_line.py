@@ -346,9 +346,13 @@ def terminated_as_interrupted() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def warnings_as_notes() -> Iterator[None]:
-    """Show warnings (such as a stale .idx) as one line each, without the source line that raised them."""
+def warnings_as_notes(*, shown: bool = True) -> Iterator[None]:
+    """Show warnings (such as a stale .idx) as one line each, without the source line that raised them.
+
+    Args:
+        shown: whether to show them; one of several processes is enough.
+    """
     with warnings.catch_warnings():
-        warnings.simplefilter("always", UserWarning)
+        warnings.simplefilter("always" if shown else "ignore", UserWarning)
         warnings.showwarning = lambda message, *_, **__: logger.info(f"note: {message}")
         yield

@@ -25,6 +25,7 @@ from adaface.heads.partial_fc import reason_to_shard
 from adaface.models.backbone import EMBEDDING_SIZE
 from adaface.models.names import TIMM_PREFIX
 from adaface.models.registry import check_architecture
+from adaface.system.command_line import warnings_as_notes
 from adaface.system.devices import device_memory, divide_threads, set_matmul_precision
 from adaface.system.lightning_setup import pl
 from adaface.training import plan
@@ -218,7 +219,8 @@ def open_data(config: Config, devices: DevicePlan) -> FaceDataModule:
     )
     data.sharing = devices.sharing
     data.equal_batches = config.devices.compile  # the backbone would be compiled again for a smaller batch
-    data.open()
+    with warnings_as_notes(shown=find_launch().rank == 0):
+        data.open()
     if config.run.finetune:
         comparable_sets(data.pair_sets)
     patience, folder = config.optimizer.early_stopping_patience, Path(config.data.data_root, config.data.val_data_path)

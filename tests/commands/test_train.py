@@ -270,7 +270,7 @@ def test_started_again_in_its_folder_a_killed_run_goes_on_by_itself(
     assert main.main(again) == 0
     output = capsys.readouterr().out
     assert f"run folder: {folder}\n" in output
-    assert "note" not in output
+    assert "note: " not in output
     assert_equal_weights(folder / "last.ckpt", whole_run_of_processes / "last.ckpt")
     assert not (tmp_path / "unused").exists()
     # once more: there is nothing left to train

@@ -1,5 +1,6 @@
 """What is decided for a run reaches the parts that it is about."""
 
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -49,6 +50,18 @@ def test_a_folder_of_verification_sets_that_is_given_must_exist(faces, tmp_path)
     assert "no such folder" in build.open_data(parse([*words, "--val_data_path", "none"])[0], devices).summary()
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_warnings_on_the_data_are_notes_of_process_0(faces, tmp_path, rank, monkeypatch, recwarn, caplog):
+    shutil.copy(faces / "train.rec", tmp_path)
+    monkeypatch.setattr(build, "find_launch", lambda: Launch(TORCHRUN, world_size=2, rank=rank))
+    config = config_of(faces, "--data_root", str(tmp_path), "--train_data_path", ".")
+    with caplog.at_level("INFO", "adaface"):
+        build.open_data(config, DevicePlan("cpu", 1, "32-true"))
+    notes = [line for line in caplog.messages if "train.idx is missing" in line]
+    assert [line.startswith("note: ") for line in notes] == [True] * (rank == 0)
+    assert not [one for one in recwarn if "train.idx" in str(one.message)]
+
+
 @pytest.mark.parametrize(("arch", "processes", "looked"), [("timm:x", 2, True), ("timm:x", 1, False), ("", 2, False)])
 def test_unused_parameters_are_looked_for_where_their_gradients_would_be_waited_for(
     faces, arch, processes, looked, monkeypatch
@@ -78,7 +91,7 @@ def test_a_plan_measures_steps_with_the_agreed_loss_scale(faces, monkeypatch):
         config = config_of(faces, "--arch", small_networks.TRAINED, "--head_sharding", "on")
         devices = DevicePlan("gpu", 2, "16-mixed", config.devices)
         data = build.open_data(config, devices)
-        build.plan_lines(config, devices, TWO, data, build.build_module(config, data, sharded=True))
+        list(build.plan_lines(config, devices, TWO, data, build.build_module(config, data, sharded=True)))
     (precision,) = [plugin for plugin in made["plugins"] if hasattr(plugin, "scaler")]
     assert isinstance(precision.scaler, AgreedGradScaler)
     assert made["precision"] is None
