@@ -187,9 +187,11 @@ class Journal:
         deleted = 0
         for crop in {row["crop"] for row in rows} - keep - {""}:
             path = self._folder / crop
-            if path.is_file() and path.resolve().is_relative_to(self._folder.resolve()):  # a table can be edited
+            if not path.resolve().is_relative_to(self._folder.resolve()):  # a table can be edited
+                continue
+            self._folders_to_tidy.add(path.parent)
+            if path.is_file():
                 path.unlink()
-                self._folders_to_tidy.add(path.parent)
                 deleted += 1
         return deleted
 

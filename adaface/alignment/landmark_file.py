@@ -16,6 +16,7 @@ from PIL import ExifTags
 from adaface.alignment.detector import Face
 from adaface.alignment.warp import outside_of_image, similarity_to_template
 from adaface.data.image_header import PILLOW_ERRORS, open_with_pillow
+from adaface.system.command_line import counted
 from adaface.system.text_table import read_table
 
 _COMPARED = 500  # faces, spread over the set
@@ -108,10 +109,11 @@ def check_landmarks(folder: Path, paths: Sequence[Path], landmarks: np.ndarray) 
 
 def _check_order(folder: Path, angle: float, drop_px: float, count: int) -> None:
     """Check medians of a set: the angle in degrees, and how much lower the nose is than the eyes, and the mouth."""
+    faces = counted(count, "face", "faces")
     if angle > _TURNED:
-        fault = f"the faces in {folder} are turned by {angle:.0f} degrees (median of {count:,} faces), expected 0"
+        fault = f"the faces in {folder} are turned by {angle:.0f} degrees (median of {faces}), expected 0"
     elif drop_px < _LEAST_DROP_PX:
-        fault = f"in most of {count:,} faces in {folder}, the nose is not between the eyes and the mouth"
+        fault = f"in most of {faces} in {folder}, the nose is not between the eyes and the mouth"
     else:
         return
     raise ValueError(

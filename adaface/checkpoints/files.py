@@ -197,11 +197,29 @@ def store_threshold(path: str | Path, threshold: dict[str, float | str]) -> None
         threshold: plain values: ``cosine``, and how it was determined.
 
     Raises:
-        ValueError: not a checkpoint.
+        ValueError: not a checkpoint, or one that no threshold is stored in.
         RuntimeError: the file cannot be written; the checkpoint is untouched.
     """
     file = file_of_threshold(path)
-    save_checkpoint({**load_checkpoint(file), THRESHOLD: threshold}, file)
+    save_checkpoint({**load_for_threshold(file), THRESHOLD: threshold}, file)
+
+
+def load_for_threshold(file: Path) -> dict[str, Any]:
+    """Read a checkpoint in which ``store_threshold`` can store a threshold.
+
+    Args:
+        file: of the checkpoint.
+
+    Raises:
+        ValueError: not a checkpoint, or weights of another program, whose other contents are not read.
+    """
+    checkpoint = load_checkpoint(file)
+    if FOUND_IN in checkpoint:
+        raise ValueError(
+            f"{file} is a file of another program, in which no threshold can be stored: leave --store_threshold out, "
+            "and give the threshold that is printed to the other commands, with --threshold"
+        )
+    return checkpoint
 
 
 def save_checkpoint(checkpoint: dict[str, Any], path: Path, *, overwrite: bool = True) -> None:
@@ -227,9 +245,10 @@ def save_checkpoint(checkpoint: dict[str, Any], path: Path, *, overwrite: bool =
         reasons: list[BaseException] = [error]  # PyTorch's zip writer hides why a write failed: the first one tells
         while (earlier := reasons[-1].__context__) not in (None, handled):
             reasons.append(earlier)
+        for stop in reasons:
+            if not isinstance(stop, Exception):  # Ctrl-C
+                raise stop from None
         reason = next((one for one in reversed(reasons) if isinstance(one, OSError)), reasons[-1])
-        if not isinstance(reasons[-1], Exception):  # Ctrl-C
-            raise reasons[-1] from None
         raise not_written(path, reason) from error
 
 

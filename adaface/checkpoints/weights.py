@@ -118,12 +118,21 @@ def _prefixes(state: Mapping[str, Tensor], path: str | Path) -> list[str]:
     has_model = any(key.startswith(_BACKBONE_PREFIX) for key in state)
     others = [prefix for prefix in found if prefix.startswith(_BACKBONE_PREFIX) or not has_model]
     chosen = usual or others
-    if len(chosen) > 1:
+    if not all(_same_weights(state, chosen[0], prefix) for prefix in chosen[1:]):
         raise ValueError(
             f"{path} holds several networks, under the prefixes {chosen[:_SHOWN_KEYS]}: save the weights of one of "
             "them alone, with torch.save"
         )
     return [*chosen, _BACKBONE_PREFIX]
+
+
+def _same_weights(state: Mapping[str, Tensor], first: str, second: str) -> bool:
+    """Return whether the same network is stored under two prefixes, as by modules that share it."""
+    one, other = (
+        {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        for prefix in (first, second)
+    )
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
 def stored_architecture(checkpoint: Mapping[str, Any]) -> str | None:

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from adaface.checkpoints.files import file_of_threshold, load_checkpoint
+from adaface.checkpoints.files import file_of_threshold, load_checkpoint, load_for_threshold
 from adaface.checkpoints.run_folder import choose_run_folder
 from adaface.checkpoints.weights import describe_foreign
 from adaface.commands import model_options
@@ -74,6 +74,8 @@ def _check_folders(options: argparse.Namespace, paths: list[str]) -> None:
             check_writable(file.parent, what, advice=advice)
         if file.exists() and not os.access(file, os.W_OK):
             raise OSError(f"--store_threshold writes to the checkpoint, but {file} is read-only: {advice}")
+        if file.exists():
+            load_for_threshold(file)
 
 
 def _open_model(options: argparse.Namespace, path: str) -> CachedEmbedding:

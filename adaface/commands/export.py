@@ -114,7 +114,7 @@ def _metadata(description: Description, precision: str) -> dict[str, Any]:
 def _write(content: bytes, path: Path, check: Callable[[OnnxNetwork], str], *, overwrite: bool) -> None:
     """Write a file under a temporary name, load and check it, and rename it; keep one of the same content."""
     if not overwrite and path.is_file() and path.read_bytes() == content:  # an export was killed before the INT8 file
-        print(f"{path} is complete", flush=True)
+        print(f"{path} is complete\n  {check(load_network(path)[0])}", flush=True)
         return
     with atomic_file(path, overwrite=overwrite) as file:
         file.write(content)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from adaface.config.options import DeviceOptions
+from adaface.system.command_line import counted
 from adaface.system.threads import usable_cores
 
 _MOST_PER_CORE = 16  # processes on a CPU; each takes more than 100 MB, and more than one per core gain nothing
@@ -90,7 +91,10 @@ def plan_devices(options: DeviceOptions, *, launched: int = 0, own_cores: bool =
         devices = devices or 1
         cores = usable_cores()
         if devices > _MOST_PER_CORE * cores and not own_cores:
-            raise ValueError(f"{devices} processes on {cores} CPU cores: expected at most {cores}, with --devices N")
+            raise ValueError(
+                f"--devices {devices}: expected at most {_MOST_PER_CORE * cores} processes on a machine with "
+                f"{counted(cores, 'CPU core', 'CPU cores')}, and more than {cores} are no faster"
+            )
         if devices > cores and not own_cores:
             notes.append(f"{devices} CPU processes share {cores} cores: expect no speedup")
     precision, note = _choose_precision(accelerator, options.use_16bit, options.precision)

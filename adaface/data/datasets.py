@@ -235,15 +235,10 @@ class ValidationDataset(Dataset[tuple[Tensor, int, int]]):
 class _Workers(_MultiProcessingDataLoaderIter):
     """PyTorch's iterator over the batches of worker processes, which may be deleted before all of it has started."""
 
-    _has_started = False
-
-    def __init__(self, loader: DataLoader[Any]) -> None:
-        super().__init__(loader)
-        self._has_started = True
-
     def _shutdown_workers(self) -> None:
-        if self._has_started:  # `_end_workers` ends those of others
-            super()._shutdown_workers()
+        if getattr(self, "_worker_pids_set", False):  # all have started; `_end_workers` ends those of others
+            with contextlib.suppress(RuntimeError):  # no thread sends them the end: they are then killed
+                super()._shutdown_workers()
 
 
 class WaitingLoader(DataLoader[Any]):

@@ -249,7 +249,9 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
         return entry.is_dir()
     except OSError as error:
         if error.errno == errno.ELOOP:
-            raise ValueError(f"{entry.path}: a link leads back to itself; remove the link") from error
+            raise ValueError(
+                f"{entry.path}: this link leads back to itself, or through too many others; remove it"
+            ) from error
         raise
 
 

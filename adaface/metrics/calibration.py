@@ -152,8 +152,8 @@ def describe_threshold(stored: Mapping[str, Any] | None) -> list[str]:
     if stored is None:
         pairs = math.ceil(1 / DEFAULT_FARS[-1])
         return [
-            f"  no threshold stored: a FAR of {DEFAULT_FARS[-1]:g} needs at least {pairs} impostor pairs, and genuine "
-            "pairs; use --threshold, or evaluate more pairs with --store_threshold"
+            f"  no threshold stored: a FAR of {DEFAULT_FARS[-1]:g} needs genuine pairs, and at least {pairs} impostor "
+            "pairs, nearly all with a cosine below 1; use --threshold, or evaluate more pairs with --store_threshold"
         ]
     low, high = (100 * end for end in stored["far_interval"])
     return [

@@ -189,8 +189,9 @@ def draw_learning_rate(axes: Axes, table: pd.DataFrame) -> None:
     if rates.empty:
         axes.text(0.5, 0.5, "not logged", transform=axes.transAxes, ha="center", va="center", color=GRAY)
     else:
-        # each logged rate is that of the steps before it, the first one since step 0
+        # each logged rate is that of the steps before it, the first one since the beginning
         steps, values = np.append(0, rates["step"] + 1), np.append(rates["lr"].iloc[0], rates["lr"])
+        steps[0] = max(0, 2 * steps[1] - steps[2]) if len(rates) > 1 else 0  # a table may begin at a resume
         axes.plot(steps, values, color=VERMILION, linewidth=2, drawstyle="steps-pre")
         lowest, highest = rates["lr"].min(), rates["lr"].max()
         levels = sorted(set(rates["lr"].round(12)))

@@ -159,19 +159,30 @@ class StoredArray:
         value: the checked array; a list of its items if it is one of objects; None before its state is read.
     """
 
-    __slots__ = ("value",)
+    __slots__ = ("_dtype", "value")
 
-    def __init__(self, value: np.ndarray | None = None) -> None:
+    def __init__(self, value: np.ndarray | None = None, dtype: np.dtype[Any] | None = None) -> None:
         self.value: np.ndarray | list[object] | None = value
+        self._dtype = dtype
 
     def __setstate__(self, state: object) -> None:
         match state:
             case (int(), tuple() as shape, _Dtype() as dtype, bool() | int() as fortran, bytes() | bytearray() as data):
                 self.value = _array_of(data, dtype, _checked_shape(shape), "F" if fortran else "C")
+                self._dtype = dtype.numpy()
             case (int(), (int() as count,), _Dtype(name="O8"), _, list() as items) if count == len(items):
                 self.value = list(items)
             case _:
                 raise RefusedPickleError("the pickle contains an array in an unknown form")
+
+    def __reduce__(self) -> Any:
+        """Return numpy's own pickle of the array, so that a checkpoint can be written again."""
+        if isinstance(self.value, np.ndarray) and self._dtype is not None:
+            return self.value.view(self._dtype).__reduce__()  # booleans were read as numbers
+        objects = np.empty(len(self.value or ()), object)
+        for place, item in enumerate(self.value or ()):
+            objects[place] = item
+        return objects.__reduce__()
 
 
 class _Reconstruct(_Builder):
@@ -202,7 +213,7 @@ class _FromBuffer(_Builder):
             array = array.transpose(axes)
         elif axes is not None:
             raise RefusedPickleError("the pickle contains an array in an unknown form")
-        return StoredArray(array)
+        return StoredArray(array, dtype.numpy())
 
 
 class _Scalar(_Builder):

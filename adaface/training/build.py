@@ -219,7 +219,7 @@ def open_data(config: Config, devices: DevicePlan) -> FaceDataModule:
     )
     data.sharing = devices.sharing
     data.equal_batches = config.devices.compile  # the backbone would be compiled again for a smaller batch
-    with warnings_as_notes(shown=find_launch().rank == 0):
+    with warnings_as_notes(shown=find_launch().local_rank == 0):
         data.open()
     if config.run.finetune:
         comparable_sets(data.pair_sets)

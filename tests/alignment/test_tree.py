@@ -1,5 +1,6 @@
 import csv
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -263,6 +264,18 @@ def test_folders_of_people_whose_faces_are_gone_are_deleted(tmp_path):
     write(source / "dan" / "d.png", np.zeros_like(head()))  # no face
     assert align(source, output) == 1
     assert sorted(path.name for path in output.iterdir() if path.is_dir()) == ["cat", "eve"]
+
+
+def test_a_folder_is_deleted_after_a_kill_between_its_faces_and_itself(tmp_path):
+    source, output = tmp_path / "in", tmp_path / "out"
+    write(source / "ann" / "a.png", head())
+    write(source / "ben" / "b.png", head())
+    assert align(source, output) == 0
+    shutil.rmtree(source / "ann")
+    for crop in (output / "ann").iterdir():
+        crop.unlink()
+    assert align(source, output) == 0
+    assert [path.name for path in output.iterdir() if path.is_dir()] == ["ben"]
 
 
 def test_a_table_of_version_0_2_is_done_again(tmp_path, capsys):

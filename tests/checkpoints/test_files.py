@@ -10,6 +10,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -175,6 +176,42 @@ def test_a_signal_during_a_write_is_no_full_disk(tmp_path, monkeypatch, stop):
     with pytest.raises(type(stop)) as raised:
         files.save_checkpoint({"a": torch.zeros(1)}, tmp_path / "last.ckpt")
     assert raised.value is stop
+
+
+def test_a_signal_while_a_full_disk_is_handled_is_a_signal(tmp_path, monkeypatch):
+    def save(*_):
+        try:
+            try:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            except OSError as error:
+                raise KeyboardInterrupt from error
+        except KeyboardInterrupt as error:
+            raise RuntimeError("unexpected position") from error
+
+    monkeypatch.setattr(files.torch, "save", save)
+    with pytest.raises(KeyboardInterrupt):
+        files.save_checkpoint({"a": torch.zeros(1)}, tmp_path / "last.ckpt")
+
+
+def test_a_threshold_leaves_numpy_arrays_as_they_are(tmp_path):
+    arrays = [np.arange(6.0).reshape(2, 3).T, np.array([True, False]), np.array([(1, "a"), None], object)]
+    path = write(tmp_path / "a.ckpt", {"state_dict": official(SMALL), "arrays": arrays})
+    files.store_threshold(path, {"cosine": 0.5})
+    files.store_threshold(path, {"cosine": 0.25})
+    stored = torch.load(path, weights_only=False)
+    assert stored["adaface_threshold"] == {"cosine": 0.25}
+    for before, after in zip(arrays, stored["arrays"], strict=True):
+        assert after.dtype == before.dtype
+        assert after.tolist() == before.tolist()
+
+
+def test_no_threshold_is_stored_in_a_file_of_another_program(tmp_path):
+    """Of such a file, only the weights are read."""
+    path = write(tmp_path / "a.pth", {"model": official(SMALL), "ema": torch.zeros(1)})
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=r"a\.pth is a file of another program, in which no threshold can be stored"):
+        files.store_threshold(path, {"cosine": 0.5})
+    assert path.read_bytes() == before
 
 
 def test_a_name_that_is_no_text(tmp_path):

@@ -32,6 +32,10 @@ def under(prefix, weights):
     return {prefix + key: value for key, value in weights.items()}
 
 
+def other(weights):
+    return {key: value + 1 for key, value in weights.items()}
+
+
 FOREIGN = {
     "bare": lambda w: w,
     "module": lambda w: under("module.", w),
@@ -103,11 +107,11 @@ def test_the_same_network_under_another_prefix(tmp_path, network, images, name):
         (lambda w: {"ema": w, "student": dict(w)}, "`ema`, `student`"),
         (lambda w: [w, dict(w)], "`0`, `1`"),
         (
-            lambda w: {**under("student.", w), **under("teacher.", w)},
+            lambda w: {**under("student.", w), **under("teacher.", other(w))},
             r"under the prefixes \['student\.', 'teacher\.'\]",
         ),
         (
-            lambda w: {**under("model.", w), **under("net.", w)},
+            lambda w: {**under("model.", w), **under("net.", other(w))},
             r"under the prefixes \['net\.', 'model\.'\]",
         ),
     ],
@@ -116,6 +120,11 @@ def test_one_of_several_networks_is_not_guessed(tmp_path, network, content, name
     path = saved(tmp_path, content(network))
     with pytest.raises(ValueError, match=rf"weights\.pth holds several networks, {names}: save the weights of one"):
         Embedder.load(path, color="bgr")
+
+
+def test_modules_that_share_a_network_hold_one(tmp_path, network):
+    path = saved(tmp_path, {**under("model.", network), **under("backbone.", network)})
+    assert "under `model.` are taken; " in Embedder.load(path, color="bgr").foreign
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,7 @@ def test_cpu_processes(no_gpu, monkeypatch):
     assert (chosen.accelerator, chosen.devices) == ("cpu", 2)
     crowded = plan("cpu", processes=32)
     assert crowded.notes == ("32 CPU processes share 2 cores: expect no speedup",)
-    with pytest.raises(ValueError, match="33 processes on 2 CPU cores: expected at most 2, with --devices N"):
+    with pytest.raises(ValueError, match="--devices 33: expected at most 32 processes on a machine with 2 CPU cores"):
         plan("cpu", processes=33)
 
 

@@ -69,6 +69,14 @@ def test_print_config_round_trips(tmp_path):
     assert yaml.safe_load(parsed.as_yaml())["lr_milestones"] == [1, 2]
 
 
+def test_whole_numbers_may_be_written_as_decimals(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("batch_size: 8.00\nepochs: 2.\nlr_milestones: [12.0, 20.]\n")
+    config, _ = parse(["--config", str(recipe)])
+    assert (config.optimizer.batch_size, config.optimizer.epochs) == (8, 2)
+    assert config.optimizer.lr_milestones == (12, 20)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -69,7 +69,10 @@ def test_the_stored_threshold_is_for_the_rate_that_the_pairs_allow():
     assert default_threshold([of_pairs(99, 50, "a")]) is None
     assert default_threshold([of_pairs(100, 0, "a")]) is None  # no genuine pairs
     (line,) = describe_threshold(None)
-    assert "a FAR of 0.01 needs at least 100 impostor pairs, and genuine pairs; use --threshold, or" in line
+    assert (
+        "needs genuine pairs, and at least 100 impostor pairs, nearly all with a cosine below 1; use --threshold"
+        in line
+    )
     of_two = [of_pairs(500, 50, "a"), of_pairs(499, 50, "b")]
     assert default_threshold(of_two)["wanted_far"] == 1e-2
     stored = default_threshold([*of_two, of_pairs(1, 1, "c")])

@@ -51,9 +51,11 @@ def test_a_folder_of_verification_sets_that_is_given_must_exist(faces, tmp_path)
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_warnings_on_the_data_are_notes_of_process_0(faces, tmp_path, rank, monkeypatch, recwarn, caplog):
+def test_warnings_on_the_data_are_notes_of_one_process_of_each_machine(
+    faces, tmp_path, rank, monkeypatch, recwarn, caplog
+):
     shutil.copy(faces / "train.rec", tmp_path)
-    monkeypatch.setattr(build, "find_launch", lambda: Launch(TORCHRUN, world_size=2, rank=rank))
+    monkeypatch.setattr(build, "find_launch", lambda: Launch(TORCHRUN, world_size=2, local_rank=rank))
     config = config_of(faces, "--data_root", str(tmp_path), "--train_data_path", ".")
     with caplog.at_level("INFO", "adaface"):
         build.open_data(config, DevicePlan("cpu", 1, "32-true"))

@@ -178,7 +178,7 @@ def test_a_plan_says_that_it_measures_before_it_does(words):
     data, module = build.build(config, devices)
     assert next(iter(build.plan_lines(config, devices, find_launch(), data, module))) == "measuring a few steps ..."
     assert module.threshold is None
-    assert not next(module.parameters()).grad, "no step was made yet"
+    assert next(module.parameters()).grad is None, "no step was made yet"
 
 
 def test_where_the_memory_is_uncertain_a_training_starts_with_a_warning(words, capsys, monkeypatch):
