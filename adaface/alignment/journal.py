@@ -187,7 +187,8 @@ class Journal:
         deleted = 0
         for crop in {row["crop"] for row in rows} - keep - {""}:
             path = self._folder / crop
-            if not path.resolve().is_relative_to(self._folder.resolve()):  # a table can be edited
+            # a table can be edited, and hold what is no name of a file
+            if "\0" in crop or not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(self._folder)):
                 continue
             self._folders_to_tidy.add(path.parent)
             if path.is_file():

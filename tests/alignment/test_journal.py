@@ -134,11 +134,15 @@ def test_size_time_and_then_content_decide_whether_a_photograph_is_done(tmp_path
         assert not journal.is_done("a.jpg", path)
 
 
-def test_a_table_that_was_edited_deletes_nothing_elsewhere(tmp_path):
+@pytest.mark.parametrize("crop", ["../mine.png", "link/mine.png", ".", "loop", "a\0.png"])
+def test_a_table_that_was_edited_deletes_nothing_elsewhere(tmp_path, crop):
     folder = tmp_path / "faces"
     folder.mkdir()
+    (folder / "link").symlink_to(tmp_path)
+    (folder / "loop").symlink_to("loop")
     (tmp_path / "mine.png").write_bytes(b"mine")
     with Journal(folder, SETTING) as journal:
-        journal.add("gone.jpg", 1, [Line(ALIGNED, "../mine.png", FACE)], STATE)
+        journal.add("gone.jpg", 1, [Line(ALIGNED, crop, FACE)], STATE)
         journal.finish([])
+    assert journal.crops_deleted == 0
     assert (tmp_path / "mine.png").exists()
